@@ -1,0 +1,163 @@
+"""The records that travel between the rooms of saccade, and the protocols the rooms keep.
+
+Letters for shapes, used everywhere: B batch, V views, N tokens, D width, H heads, C channels,
+T depth (z), Y rows, X columns. This file imports no torch: tensors appear in annotations only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+Role = Literal["global", "local"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one image without opening it.
+
+    id      stable name inside the source (relative path, or ``train/000123`` for arrays)
+    label   class name, or None
+    group   patient, slide or source tile: what must never be split between train and test
+    split   "train" | "val" | "test", or None where the source does not say
+    extra   every other manifest column, as text
+    """
+
+    id: str
+    label: str | None = None
+    group: str | None = None
+    split: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded image: ``pixels`` [C Y X] (or [C T Y X]) in the file's own type and range.
+
+    Nothing is rescaled or clipped here: uint8 stays uint8, 16-bit stays uint16, floats stay float32.
+    """
+
+    pixels: np.ndarray
+    record: Record
+    spacing_um: tuple[float, ...] | None = None
+    mask: np.ndarray | None = None
+
+
+class Source(Protocol):
+    """Images in a stable order. A Source never knows views, models or tensors."""
+
+    name: str
+    records: Sequence[Record]
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Sample:
+        """Decode one image. Raises DamagedFile, naming the file, when that is not possible."""
+        ...
+
+    def content_hash(self, index: int) -> str:
+        """SHA-256 (hex) of what is stored: the encoded bytes of a file, the pixels of an array."""
+        ...
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How pixels become a network's input; saved with every model so that it is never guessed later.
+
+    ``x = ((pixels - offset) / scale - mean) / std`` per channel, after conversion to ``channels``
+    and resizing of the whole image to ``size_px``. offset and scale bring the file's range to 0..1
+    (0 and 255 for 8-bit data; the observed range for 16-bit and float data).
+    grey: the image is first turned to luminance (ITU-R BT.601) and repeated over the channels.
+    """
+
+    channels: int
+    size_px: int
+    offset: float
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    grey: bool = False
+
+
+@dataclass
+class Batch:
+    """Decoded images of one step. ``pixels`` [B C Y X] float32 in 0..1, padded to the largest image.
+
+    sizes_px  [B 2] long: the valid rows and columns of each image inside the padding
+    indices   [B] long: position of each image in the source
+    """
+
+    pixels: Tensor
+    sizes_px: Tensor
+    indices: Tensor
+
+
+@dataclass
+class View:
+    """One augmented crop of every image of a batch.
+
+    pixels  [B C Y X] float32, normalised as the InputSpec says
+    box     [B 4] float32: top, left, height, width of the crop in pixels of the source image
+    """
+
+    role: Role
+    pixels: Tensor
+    box: Tensor
+
+
+@dataclass
+class Features:
+    """What a backbone returns.
+
+    cls     [B D] one vector an image: the class token of a ViT, the pooled map of a CNN
+    tokens  [B N D] without class and register tokens
+    grid    (rows, columns) with rows * columns = N
+    """
+
+    cls: Tensor
+    tokens: Tensor
+    grid: tuple[int, ...]
+
+
+@dataclass
+class StepOutput:
+    """What a method returns: ``loss`` scalar float32 with gradient, ``logs`` plain 0-d tensors or floats."""
+
+    loss: Tensor
+    logs: dict[str, Tensor | float]
+
+
+class Backbone(Protocol):
+    """A network from pixels to Features. Concrete ones are final nn.Modules (see backbones/build.py)."""
+
+    name: str
+    dim: int
+    channels: int
+
+    def __call__(self, pixels: Tensor) -> Features: ...
+
+    def config(self) -> dict[str, object]:
+        """Everything ``backbones.build.build`` needs to make the same network again."""
+        ...
+
+    def parameter_groups(self) -> object: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: ``step`` counts optimiser steps done, ``total`` planned; ``epoch`` is a fraction."""
+
+    step: int
+    total: int
+    epoch: float
+    epochs: float
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.step / max(1, self.total))
+

@@ -1,0 +1,111 @@
+"""Every error that saccade raises on purpose, and how it speaks.
+
+The tree::
+
+    SaccadeError                what, got, expected, hint
+      UsageError                a wrong option, key or combination; exit code 2
+      DataError                 something about the images or their table
+        DamagedFile             one file that cannot be decoded; skipped, counted, named
+        TooManyDamaged          more damaged files than --max-bad allows
+      ModelError                a model, checkpoint or weights file that does not fit
+      TrainingError             a run that had to stop; the message names the last good checkpoint
+        NonFiniteLoss
+        StorageError            a full disk or an unwritable folder
+      EvaluationError           a table that could not be trusted
+        ContaminationError      test images or groups were seen in pretraining
+      MissingDependency         an optional package; the message is the command that installs it
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class SaccadeError(Exception):
+    """An error a person can act on: what happened, what was found, what was expected, what to do."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, hint: str | None = None):
+        self.what, self.got, self.expected, self.hint = what, got, expected, hint
+        lines = [what]
+        if got is not None:
+            lines.append(f"  got:      {got}")
+        if expected is not None:
+            lines.append(f"  expected: {expected}")
+        if hint is not None:
+            lines.append(f"  hint: {hint}")
+        super().__init__("\n".join(lines))
+
+
+class UsageError(SaccadeError):
+    exit_code = 2
+
+
+class DataError(SaccadeError):
+    pass
+
+
+class DamagedFile(DataError):
+    pass
+
+
+class TooManyDamaged(DataError):
+    pass
+
+
+class ModelError(SaccadeError):
+    pass
+
+
+class TrainingError(SaccadeError):
+    pass
+
+
+class NonFiniteLoss(TrainingError):
+    pass
+
+
+class StorageError(TrainingError):
+    pass
+
+
+class EvaluationError(SaccadeError):
+    pass
+
+
+class ContaminationError(EvaluationError):
+    pass
+
+
+class MissingDependency(SaccadeError):
+    pass
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """A "did you mean" for an unknown word, or None when nothing is near."""
+    known = [str(k) for k in known]
+    hits = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {hits[0]!r}?" if hits else None
+
+
+def unknown(kind: str, word: str, known: Iterable[str]) -> UsageError:
+    """The one way an unknown name, key or value is reported."""
+    known = sorted(str(k) for k in known)
+    return UsageError(
+        f"unknown {kind} {word!r}", expected="one of " + ", ".join(known), hint=closest(word, known)
+    )
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional dependency where it is used, or say the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependency(
+            f"{purpose} needs the package {module!r}, which is not installed",
+            hint=f'pip install "saccade[{extra}]"',
+        ) from error

@@ -1,0 +1,158 @@
+"""Where a run runs: device, precision, processes. The only file that touches torch.distributed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from saccade.errors import UsageError
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or the best there is: CUDA (this process's own card), Apple MPS, CPU."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device {name!r} cannot be used here", got=str(error).splitlines()[0], hint="saccade doctor lists devices"
+        ) from error
+    return device
+
+
+def gains_from_bf16(device: torch.device) -> bool:
+    """True where bf16 products run on hardware: Ampere or newer, or a CPU with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    flags = torch.backends.cpu.get_cpu_capability()
+    return flags.startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has("avx512_bf16")
+
+
+def _cpu_has(flag: str) -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+            return any(flag in line for line in file if line.startswith("flags"))
+    except OSError:
+        return False
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast for ``precision="bf16"``, nothing for ``"fp32"``."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+# --- processes ---------------------------------------------------------------------------------
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Join the group that ``torchrun`` describes in the environment; a single process needs no port."""
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of a tensor over all processes (no gradient); the tensor itself for one process."""
+    if world_size() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x / world_size()
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of a tensor over all processes (no gradient); the tensor itself for one process."""
+    if world_size() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x
+
+
+def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Average gradients over processes in one flat message, after the last micro-batch (DDP's result)."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    flat = torch._utils._flatten_dense_tensors(gradients)
+    dist.all_reduce(flat)
+    flat /= world_size()
+    torch._foreach_copy_(gradients, list(torch._utils._unflatten_dense_tensors(flat, gradients)))
+
+
+def any_rank(flag: bool) -> bool:
+    """True on every process if it is true on any: stop decisions must be taken together."""
+    if world_size() == 1:
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    x = torch.tensor(float(flag), device=device)
+    dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return bool(x.item())
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+# --- what to write down about this machine -----------------------------------------------------
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory so far: the allocator's on CUDA, the process's resident set elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, for env.json. No user or host name, no path."""
+    packages = ("saccade", "torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow")
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "bf16": gains_from_bf16(device),
+        "processes": world_size(),
+        "versions": {name: metadata.version(name) for name in packages},
+    }
