@@ -1,0 +1,104 @@
+"""The folder of a run: every file in it, written so that a crash or a full disk loses nothing.
+
+    config.yaml  env.json  data.json  metrics.jsonl  checkpoints/  model/  evaluation.json  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saccade.errors import StorageError, UsageError
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write to a temporary name, flush to disk, rename: a reader sees the old file or the new, never half."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {path}", got=error.strerror or str(error), hint=_space_hint(path.parent)
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("file of a run not found", got=path, hint="is this a saccade run folder?") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not valid JSON", got=str(error)) from error
+
+
+def _space_hint(folder: Path) -> str:
+    try:
+        free = shutil.disk_usage(folder).free / 2**20
+        return f"{free:,.0f} MiB are free there; make room or choose another --out, then use --resume"
+    except OSError:
+        return "choose another --out"
+
+
+class Metrics:
+    """metrics.jsonl: one line a logged step. A line that cannot be written is reported once, not fatal."""
+
+    def __init__(self, run: Path):
+        self.path = run / "metrics.jsonl"
+        self.failed = False
+
+    def drop_after(self, step: int) -> None:
+        """Forget lines beyond the checkpoint a resumed run continues from, and a torn last line."""
+        if self.path.exists():
+            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def append(self, line: Mapping[str, Any]) -> str | None:
+        """Add a line; returns a message the first time the disk refuses it."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(line)) + "\n")
+        except OSError as error:
+            if not self.failed:
+                self.failed = True
+                return f"metrics are not being written ({error.strerror}); training goes on"
+        return None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; a line cut off by a crash is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def prepare(run: Path, *, resume: bool) -> None:
+    """Make the folder, or refuse one that already holds a run."""
+    if (run / "config.yaml").exists() and not resume:
+        raise UsageError(
+            "this folder already holds a run", got=run, hint="add --resume to continue it, or choose another --out"
+        )
+    if resume and not (run / "config.yaml").exists():
+        raise UsageError("no run to resume here", got=run, hint="leave out --resume to start one")
+    if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UsageError("--out is not an empty folder", got=run, hint="choose a new folder")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the run folder {run}", got=error.strerror) from error
