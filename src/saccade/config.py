@@ -21,13 +21,14 @@ from saccade.errors import UsageError, unknown
 Sections = dict[str, Any]
 
 
-def _parse(text: str, annotation: Any, key: str) -> Any:
-    """Turn the text of ``--set key=value`` into the field's declared type, or say what was expected."""
-    value = yaml.safe_load(text) if isinstance(text, str) else text
-    return _coerce(value, annotation, key)
+class Text(str):
+    """A value typed by a person after ``key=``: read as YAML, unless the setting is a text itself."""
 
 
 def _coerce(value: Any, annotation: Any, key: str) -> Any:
+    """Turn a value into the field's declared type, or say what was expected."""
+    if isinstance(value, Text):
+        value = str(value) if annotation is str else yaml.safe_load(value)
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(annotation)
@@ -63,8 +64,8 @@ def _coerce(value: Any, annotation: Any, key: str) -> Any:
             return float(value)
         except ValueError:
             raise _wrong(key, value, annotation) from None
-    if annotation is str and value is not None:
-        return str(value)
+    if annotation is str and isinstance(value, str):
+        return value
     raise _wrong(key, value, annotation)
 
 
@@ -81,26 +82,27 @@ def all_keys(sections: Sections) -> list[str]:
 
 
 def override(sections: Sections, pairs: Mapping[str, Any] | Iterable[str]) -> Sections:
-    """A copy of the sections with ``key=value`` pairs applied. Text values are read as YAML.
+    """A copy of the sections with ``key=value`` pairs applied.
 
     A key is ``section.field``, or a bare field name when only one section has it.
     """
     if not isinstance(pairs, Mapping):
-        pairs = dict(_split_pair(pair) for pair in pairs)
+        pairs = dict(split_pair(pair) for pair in pairs)
     result = dict(sections)
-    for key, text in pairs.items():
+    for key, value in pairs.items():
         name, field = _locate(result, key)
         hints = typing.get_type_hints(type(result[name]))
-        value = _parse(text, hints[field], f"{name}.{field}")
+        value = _coerce(value, hints[field], f"{name}.{field}")
         result[name] = dataclasses.replace(result[name], **{field: value})
     return result
 
 
-def _split_pair(pair: str) -> tuple[str, str]:
+def split_pair(pair: str) -> tuple[str, Text]:
+    """``key=value`` as typed on the command line."""
     key, sign, value = pair.partition("=")
     if not sign:
         raise UsageError("--set takes key=value", got=repr(pair), hint="for example --set views.local_count=4")
-    return key.strip(), value.strip()
+    return key.strip(), Text(value.strip())
 
 
 def _locate(sections: Sections, key: str) -> tuple[str, str]:

@@ -145,8 +145,6 @@ class Backbone(Protocol):
         """Everything ``backbones.build.build`` needs to make the same network again."""
         ...
 
-    def parameter_groups(self) -> object: ...
-
 
 @dataclass(frozen=True)
 class Progress:

@@ -59,11 +59,16 @@ class Metrics:
         self.path = run / "metrics.jsonl"
         self.failed = False
 
-    def drop_after(self, step: int) -> None:
-        """Forget lines beyond the checkpoint a resumed run continues from, and a torn last line."""
-        if self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-            write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+    def continue_from(self, step: int) -> float:
+        """Forget lines from ``step`` on (they will be written again) and a torn last line.
+
+        Returns the training seconds spent before ``step``.
+        """
+        if not self.path.exists():
+            return 0.0
+        kept = [line for line in read_metrics(self.path) if line["step"] < step]
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        return float(kept[-1]["seconds"]) if kept else 0.0
 
     def append(self, line: Mapping[str, Any]) -> str | None:
         """Add a line; returns a message the first time the disk refuses it."""
@@ -86,6 +91,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def require_run(run: Path) -> None:
+    """Raise UsageError unless the folder holds a run."""
+    if not (run / "config.yaml").exists():
+        raise UsageError("not a run folder", got=run, hint="a run folder holds config.yaml")
 
 
 def prepare(run: Path, *, resume: bool) -> None:

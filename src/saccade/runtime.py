@@ -100,6 +100,15 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
+def max_over_ranks(value: float) -> float:
+    """The largest of a number over all processes: a plan must fit the slowest."""
+    if world_size() == 1:
+        return value
+    x = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return float(x)
+
+
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Average gradients over processes in one flat message, after the last micro-batch (DDP's result)."""
     if world_size() == 1:
@@ -115,12 +124,7 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 def any_rank(flag: bool) -> bool:
     """True on every process if it is true on any: stop decisions must be taken together."""
-    if world_size() == 1:
-        return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    x = torch.tensor(float(flag), device=device)
-    dist.all_reduce(x, op=dist.ReduceOp.MAX)
-    return bool(x.item())
+    return bool(max_over_ranks(float(flag)))
 
 
 def barrier() -> None:

@@ -29,3 +29,25 @@ def torch_generator(*words: int | str) -> torch.Generator:
 
     state = int(_sequence(words).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(state & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele et al. 2014): every input bit moves every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniforms(seed: int, step: int, items: np.ndarray, count: int, stream: str) -> np.ndarray:
+    """[B count] float64 in [0, 1), counter-based: row b depends on (seed, stream, step, items[b]) alone.
+
+    So a sample's numbers are the same in any batch, any order, any process.
+    """
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        key = _mix(np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF) * golden + np.uint64(zlib.crc32(stream.encode())))
+        key = _mix(key + np.uint64(step) * golden)
+        rows = _mix(key ^ _mix(np.asarray(items, dtype=np.uint64) * golden + golden))
+        slots = np.arange(1, count + 1, dtype=np.uint64) * golden
+        bits = _mix(rows[:, None] + slots[None, :])
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

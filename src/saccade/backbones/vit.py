@@ -1,0 +1,203 @@
+"""The vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), initialised as in DINO and timm.
+
+Registers are Darcet et al. 2024 (arXiv:2309.16588), attention rollout Abnar and Zuidema 2020
+(arXiv:2005.00928). Attention is computed on request, for the rows asked for, on the model as trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from saccade.contracts import Features
+from saccade.errors import UsageError, unknown
+from saccade.nn.attention import attention_rows
+from saccade.nn.blocks import NORM_EPS, Block, Norm
+from saccade.nn.positions import Grid, Kind, Positions, Rotation
+from saccade.nn.tokens import PatchEmbed, Stem
+
+HeadFusion = Literal["mean", "max", "min"]
+CHUNK_ELEMENTS = 2**24  # attention weights held at once by rollout: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class ViTSettings:
+    """Everything that makes one ViT. ``size_px`` is the side the learned positions are made for.
+
+    layer_scale  start value of LayerScale, None to leave it out
+    drop_path    stochastic depth of the last layer; the first has 0, those between rise evenly
+    """
+
+    name: str
+    dim: int
+    depth: int
+    heads: int
+    patch: int
+    channels: int = 3
+    size_px: int = 224
+    stem: Stem = "linear"
+    positions: Kind = "learned"
+    norm: Norm = "pre"
+    registers: int = 0
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+
+
+class ViT(nn.Module):
+    """Patches, a class token, registers if wanted, and an encoder. Any image size that patches divide.
+
+    Raises UsageError and ModelError for settings that do not fit together.
+    """
+
+    def __init__(self, settings: ViTSettings):
+        super().__init__()
+        s = self.settings = settings
+        if s.registers < 0 or not 0 <= s.drop_path < 1:
+            raise UsageError(
+                "registers and drop_path are out of range",
+                got=f"registers {s.registers}, drop_path {s.drop_path}",
+                expected="registers >= 0, 0 <= drop_path < 1",
+            )
+        self.name, self.dim, self.depth, self.heads = s.name, s.dim, s.depth, s.heads
+        self.channels, self.patch = s.channels, s.patch
+        self.prefix = 1 + s.registers
+        self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch, stem=s.stem)
+        # A position for prefix tokens would only be a second name for the token itself: they have none.
+        self.cls_token = nn.Parameter(torch.empty(1, 1, s.dim))
+        self.reg_token = nn.Parameter(torch.empty(1, s.registers, s.dim)) if s.registers else None
+        grid = self.patch_embed.grid((s.size_px,) * self.patch_embed.axes)
+        self.positions = Positions(s.positions, grid, s.dim, s.heads, self.prefix)
+        self.blocks = nn.ModuleList(
+            Block(
+                s.dim,
+                s.heads,
+                norm=s.norm,
+                layer_scale=s.layer_scale,
+                drop_path=s.drop_path * layer / max(1, s.depth - 1),
+            )
+            for layer in range(s.depth)
+        )
+        # A post-norm encoder already ends in a norm.
+        self.norm = nn.LayerNorm(s.dim, eps=NORM_EPS) if s.norm == "pre" else nn.Identity()
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.reg_token is not None:
+            nn.init.trunc_normal_(self.reg_token, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def config(self) -> dict[str, object]:
+        """Arguments of ``backbones.build.build`` that make this network again."""
+        s = self.settings
+        options = {
+            "positions": s.positions,
+            "norm": s.norm,
+            "registers": s.registers,
+            "layer_scale": s.layer_scale,
+            "drop_path": s.drop_path,
+        }
+        return {"name": s.name, "channels": s.channels, "size_px": s.size_px, "options": options}
+
+    def _enter(self, pixels: Tensor) -> tuple[Float[Tensor, "B N_all D"], Grid, Rotation | None]:
+        """Tokens as the first block gets them: class token, registers, patches in row-major order."""
+        tokens = self.patch_embed(pixels)
+        grid = self.patch_embed.grid(tuple(pixels.shape[2:]))
+        added = self.positions.added(grid, tokens)
+        if added is not None:
+            tokens = tokens + added
+        first = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
+        tokens = torch.cat([*(t.expand(len(tokens), -1, -1) for t in first), tokens], dim=1)
+        return tokens, grid, self.positions.rotation(grid, tokens)
+
+    def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
+        """Features after the final norm; ModelError when the pixels do not fit."""
+        x, grid, rotation = self._enter(pixels)
+        for block in self.blocks:
+            x = block(x, rotation)
+        x = self.norm(x)
+        return Features(cls=x[:, 0], tokens=x[:, self.prefix :], grid=grid)
+
+    def attention(
+        self, pixels: Float[Tensor, "B C Y X"], *, layer: int = -1, rows: Int[Tensor, "R"]
+    ) -> Float[Tensor, "B H R N_all"]:
+        """Attention weights of a few queries in one layer: 0 the class token, then registers, then patches.
+
+        Every layer runs on its usual path; weights exist for the asked rows only. Raises UsageError for a
+        layer or row that is not there.
+        """
+        if not -self.depth <= layer < self.depth:
+            raise UsageError("no such layer", got=layer, expected=f"{-self.depth} to {self.depth - 1}")
+        x, _, rotation = self._enter(pixels)
+        self._check_rows(rows, x.shape[1])
+        layer %= self.depth
+        for index in range(layer):
+            x = self.blocks[index](x, rotation)
+        query, key = self._block(layer).queries_and_keys(x, rotation)
+        return attention_rows(query, key, rows)
+
+    def rollout(
+        self, pixels: Float[Tensor, "B C Y X"], row: int, *, head_fusion: HeadFusion = "mean"
+    ) -> Float[Tensor, "B N_all"]:
+        """What one token of the last layer draws from every input token: row of the product of (A + I) / 2.
+
+        Taken from the last layer to the first as vector times matrix, in chunks of matrix rows, so no
+        N x N matrix is ever held; queries and keys of all layers are. Rows of fused heads are scaled to
+        sum 1. Raises UsageError for a row that is not there or an unknown fusion.
+        """
+        if head_fusion not in get_args(HeadFusion):
+            raise unknown("head fusion", str(head_fusion), get_args(HeadFusion))
+        x, _, rotation = self._enter(pixels)
+        batch, count = x.shape[:2]
+        self._check_rows(torch.tensor([row]), count)
+        compared = []
+        for index in range(self.depth):
+            compared.append(self._block(index).queries_and_keys(x, rotation))
+            if index + 1 < self.depth:
+                x = self.blocks[index](x, rotation)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weights = torch.zeros(batch, count, device=x.device, dtype=dtype)
+        weights[:, row] = 1.0
+        for query, key in reversed(compared):
+            weights = 0.5 * weights + 0.5 * _through(weights, query, key, head_fusion)
+        return weights
+
+    def _block(self, index: int) -> Block:
+        block = self.blocks[index]
+        assert isinstance(block, Block)
+        return block
+
+    def _check_rows(self, rows: Tensor, count: int) -> None:
+        if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= count):
+            raise UsageError(
+                "no such token",
+                got=f"rows {int(rows.min())} to {int(rows.max())}",
+                expected=f"0 to {count - 1}: {self.prefix} class and register tokens, then patches",
+            )
+
+
+def _fuse(weights: Float[Tensor, "B H R N"], head_fusion: HeadFusion) -> Float[Tensor, "B R N"]:
+    if head_fusion == "mean":
+        return weights.mean(dim=1)
+    fused = weights.amax(dim=1) if head_fusion == "max" else weights.amin(dim=1)
+    return fused / fused.sum(dim=-1, keepdim=True)
+
+
+def _through(weights: Tensor, query: Tensor, key: Tensor, head_fusion: HeadFusion) -> Float[Tensor, "B N"]:
+    """``weights`` [B N] times the attention matrix [B N N], built a few rows at a time."""
+    batch, heads, count, _ = query.shape
+    size = max(1, CHUNK_ELEMENTS // (batch * heads * count))
+    total = torch.zeros_like(weights)
+    for start in range(0, count, size):
+        rows = torch.arange(start, min(start + size, count), device=query.device)
+        part = attention_rows(query, key, rows)
+        fused = _fuse(part, head_fusion)
+        total += torch.einsum("br,brn->bn", weights[:, rows], fused)
+    return total

@@ -1,0 +1,290 @@
+"""The command line: thin, with the same words as the Python functions. Heavy imports happen inside commands.
+
+Data go to stdout, progress and messages to stderr; exit code 0 is success, 1 a failure, 2 a wrong call.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saccade.errors import SaccadeError
+
+app = typer.Typer(
+    name="saccade",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Learn from unlabelled biomedical images, measure it with few labels, see where it looks.\n\n"
+    "Start with: saccade quickstart",
+    epilog="DATA: a folder, .zip, .tar[.gz|.xz], .npz, a manifest CSV or Parquet, or synthetic:tissue. "
+    "MODEL: a run folder, a weights file, random:NAME or timm:NAME.",
+)
+
+Data = Annotated[str, typer.Argument(metavar="DATA", help="Images: folder, archive, .npz, manifest, synthetic:tissue.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, weights file, random:NAME or timm:NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Grey = Annotated[bool, typer.Option("--grey", help="Show the images without colour.")]
+MaxBad = Annotated[float, typer.Option("--max-bad", help="Stop when a larger fraction of the files is damaged.")]
+Group = Annotated[str | None, typer.Option("--group", help="Column that names patient, slide or source tile.")]
+
+
+class Bar:
+    """Progress on stderr: a bar with images/s and time left, and messages above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=False,
+        )
+        self.tasks: dict[int, Any] = {}
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        self.bar.console.print(text, markup=False)
+
+    def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
+        kind = "training" if logs else "reading "
+        key = hash((kind, total))
+        if key not in self.tasks:
+            self.tasks[key] = self.bar.add_task(kind, total=total, figures="")
+        figures = ""
+        if logs:
+            figures = f"{logs['images_per_second']:.0f} images/s  loss {logs['loss']:.3f}"
+        self.bar.update(self.tasks[key], completed=step, figures=figures)
+
+
+def _print(value: object) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="New folder for data, run and report.")] = Path("saccade-quickstart"),
+    minutes: Annotated[float, typer.Option("--minutes", help="Time for pretraining; more buys better features.")] = 4.5,
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", help="Another network, e.g. vit_micro_patch8 to see a plain ViT.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The main job end to end, on tissue images that saccade draws itself: under 8 minutes on two cores."""
+    from saccade.quickstart import quickstart as run
+
+    with Bar() as bar:
+        found = run(out, minutes=minutes, backbone=backbone, console=bar)
+    _print(found.to_dict()) if as_json else typer.echo(found.text())
+
+
+@app.command()
+def show(
+    data: Data,
+    group: Group = None,
+    max_bad: MaxBad = 0.05,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG) here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What is in there: counts, sizes, bit depth, labels, groups, damaged or duplicate files."""
+    from saccade.api import show as run
+    from saccade.data.audit import render
+
+    found = run(data, group=group, max_bad=max_bad, sheet=sheet)
+    _print(found.to_dict()) if as_json else typer.echo(render(found))
+
+
+@app.command()
+def pretrain(
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Images to learn from, labels unused.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="New folder for the run.")] = ...,  # type: ignore[assignment]
+    method: Annotated[str, typer.Option(help="dino: two views of one image agree, student and teacher.")] = "dino",
+    backbone: Annotated[str | None, typer.Option(help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the images.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a micro-batch.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same run.")] = 0,
+    recipe: Annotated[str, typer.Option(help="microscopy, stain, grey, natural or xray.")] = "microscopy",
+    weights: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")] = None,
+    group: Group = None,
+    max_bad: MaxBad = 0.05,
+) -> None:
+    """Learn from images without labels. Settings left open are decided from the data and printed."""
+    from saccade import api
+    from saccade.errors import UsageError
+
+    with Bar() as bar:
+        if resume:
+            folder = api.resume(out, console=bar)
+        elif data is None:
+            raise UsageError("pretrain needs DATA", hint="saccade pretrain FOLDER --out RUN")
+        else:
+            from saccade.config import split_pair
+
+            named: dict[str, Any] = dict(split_pair(pair) for pair in set_ or [])
+            given = {
+                "model.size_px": size,
+                "model.weights": weights,
+                "train.epochs": epochs,
+                "train.steps": steps,
+                "train.minutes": minutes,
+                "train.batch": batch,
+                "train.seed": seed,
+                "data.group": group,
+                "data.max_bad": max_bad,
+            }
+            named = {key: value for key, value in given.items() if value is not None} | named
+            folder = api.pretrain(
+                data, out=out, method=method, backbone=backbone, recipe=recipe, settings=named, console=bar
+            )
+    typer.echo(f"{folder}\nnext: saccade evaluate {folder} DATA")
+
+
+@app.command()
+def embed(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Feature table to write (Parquet).")] = ...,  # type: ignore[assignment]
+    grey: Grey = False,
+    max_bad: MaxBad = 0.05,
+) -> None:
+    """One feature vector an image, in a Parquet table."""
+    from saccade.api import embed as run
+
+    table = run(model, data, out=out, grey=grey, max_bad=max_bad)
+    typer.echo(f"{out}: {table.features.shape[0]:,} images, {table.features.shape[1]} features")
+
+
+@app.command()
+def evaluate(
+    models_and_data: Annotated[list[str], typer.Argument(metavar="MODEL... DATA", help="Models, then the images.")],
+    labels: Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Column that names the class.")] = None,
+    group: Group = None,
+    fractions: Annotated[str, typer.Option(help="Fractions of the labels to use.")] = "1,0.1,0.01",
+    repeats: Annotated[int, typer.Option(help="Draws at each fraction below 1.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for evaluation.json, .csv, .md.")] = None,
+    grey: Grey = False,
+    baselines: Annotated[bool, typer.Option(help="Random weights, raw pixels, colour histogram.")] = True,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Measure although test images were seen; every number is marked.")
+    ] = False,
+    max_bad: MaxBad = 0.05,
+    as_json: Json = False,
+) -> None:
+    """k-NN and logistic regression at 100, 10 and 1 % of the labels, with intervals and baselines."""
+    from saccade import api
+    from saccade.errors import UsageError
+    from saccade.evaluate.protocol import ProtocolConfig
+    from saccade.evaluate.tables import to_text
+
+    if len(models_and_data) < 2:
+        raise UsageError("evaluate takes one or more MODELs and then DATA", got=" ".join(models_and_data))
+    *models, data = models_and_data
+    try:
+        parts = tuple(float(word) for word in fractions.split(","))
+    except ValueError:
+        raise UsageError("--fractions takes numbers", got=fractions, expected="for example 1,0.1,0.01") from None
+    options = api.EvaluateOptions(
+        labels=labels,
+        label=label,
+        group=group,
+        grey=grey,
+        baselines=baselines,
+        allow_overlap=allow_overlap,
+        max_bad=max_bad,
+        protocol=ProtocolConfig(fractions=parts, repeats=repeats, seed=seed),
+    )
+    with Bar() as bar:
+        found = api.evaluate(models, data, options=options, out=out, console=bar)
+    _print(found.to_dict()) if as_json else typer.echo(to_text(found))
+
+
+@app.command()
+def attend(
+    model: Model,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="One image file.")],
+    query: Annotated[str, typer.Option(help="cls, or Y,X in pixels of the image.")] = "cls",
+    layer: Annotated[int, typer.Option(help="Layer, counted from 0; -1 is the last.")] = -1,
+    head: Annotated[str, typer.Option(help="all, mean, or the number of a head.")] = "all",
+    rollout: Annotated[bool, typer.Option("--rollout", help="Attention through all layers up to the last.")] = False,
+    size: Annotated[int | None, typer.Option(help="Shorter side the image is shown at; default: the model's own.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Also keep the patches with this share of the mass.")] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="True mask; prints the Jaccard index.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Where does this patch look? Exact attention of any query, layer and head, on the model as trained."""
+    from saccade.api import attend as run
+    from saccade.panels import AttendOptions
+
+    options = AttendOptions(
+        query=query, layer=layer, head=head, rollout=rollout, size_px=size, threshold=threshold, mask=mask
+    )
+    found = run(model, image, options=options)
+    path = found.save(out or Path(f"{image.stem}-attention.png"))
+    _print(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
+    """Write the run's report.html again: one page, no network needed to read it."""
+    from saccade.report import write_report
+    from saccade.runs import require_run
+
+    require_run(run)
+    typer.echo(write_report(run))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What saccade finds on this machine: versions, devices, precision, optional packages."""
+    from saccade.api import doctor as run
+
+    found = run()
+    if as_json:
+        _print(found)
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {_yes(v)}" for k, v in value.items())
+        typer.echo(f"{key:14s} {_yes(value)}")
+
+
+def _yes(value: object) -> object:
+    return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+
+
+def main() -> None:
+    """Entry point: errors a person can act on are printed without a traceback."""
+    try:
+        app()
+    except SaccadeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""One door to all images: ``open_source``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saccade.contracts import Source
+from saccade.data.archive import ArchiveSource
+from saccade.data.arrays import ArraySource
+from saccade.data.decode import IMAGE_SUFFIXES
+from saccade.data.folder import FolderSource
+from saccade.data.synthetic import open_tissue
+from saccade.errors import DataError, UsageError, unknown
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+ARRAYS = (".npz", ".npy")
+TABLES = (".csv", ".parquet")
+NOT_IMAGES = {
+    "whole slide": (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"),
+    "volume": (".nii", ".nii.gz", ".nrrd", ".mha", ".dcm"),
+}
+
+
+def open_source(
+    path: str | Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None
+) -> Source:
+    """Open images by what ``path`` is; see docs/guides/data.md.
+
+    manifest      a CSV or Parquet table (path, label, split, group) that lies apart from the images
+    label, group  columns of the table that hold the class and the patient, slide or source
+    Raises DataError or UsageError, naming the path and what to do.
+    """
+    if str(path).startswith("synthetic:"):
+        return _synthetic(str(path))
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise DataError("no such file or folder", got=place, hint="check the path; or try synthetic:tissue")
+    if manifest is not None and not Path(manifest).is_file():
+        raise DataError("table not found", got=manifest)
+    if place.is_dir():
+        return FolderSource(place, manifest=manifest, label=label, group=group)
+    name = place.name.lower()
+    if name.endswith(ARCHIVES):
+        return ArchiveSource(place, manifest=manifest, label=label, group=group)
+    if name.endswith(ARRAYS):
+        if manifest or label or group:
+            raise UsageError("an array file brings its own labels and has no columns", got=place)
+        return ArraySource(place)
+    if name.endswith(TABLES):
+        return FolderSource(place.parent, manifest=place, label=label, group=group)
+    raise _unknown_kind(place, name)
+
+
+def _synthetic(text: str) -> Source:
+    kind, _, query = text.removeprefix("synthetic:").partition("?")
+    if kind != "tissue":
+        raise unknown("synthetic data", kind, ("tissue",))
+    pairs = [pair.partition("=") for pair in query.split("&") if pair]
+    return open_tissue({key: value for key, _, value in pairs})
+
+
+def _unknown_kind(place: Path, name: str) -> DataError:
+    for kind, suffixes in NOT_IMAGES.items():
+        if name.endswith(suffixes):
+            return DataError(f"{place} is a {kind}, which cannot be opened as images", hint="cut it into 2D images first")
+    if name.endswith(IMAGE_SUFFIXES):
+        return DataError(f"{place} is a single image", hint="give the folder it lies in; one image goes to saccade attend")
+    return DataError(
+        f"{place}: unknown kind of file", expected="a folder, " + ", ".join((*ARCHIVES, *ARRAYS, *TABLES))
+    )

@@ -1,0 +1,150 @@
+"""Frozen backbone over a source: one feature vector an image, in a table (see store.py).
+
+Every model of a comparison sees the same decoded images; sources are decoded once for each input size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from saccade import runtime
+from saccade.augment.views import plain_view
+from saccade.backbones.build import build
+from saccade.backbones.weights import LoadedModel
+from saccade.contracts import Backbone, InputSpec, Record, Source
+from saccade.data.loader import ImageCache, build_cache, input_spec
+from saccade.evaluate.baselines import histogram_features, pixel_features
+from saccade.store import FeatureTable
+
+PIXELS, HISTOGRAM = "pixels", "colour histogram"
+Report = Callable[[int, int], None]
+
+
+@torch.no_grad()
+def embed_cached(
+    backbone: Backbone,
+    cache: ImageCache,
+    indices: np.ndarray,
+    spec: InputSpec,
+    *,
+    device: torch.device,
+    precision: str,
+    batch: int = 128,
+) -> np.ndarray:
+    """Features [N D] float32 of the images at ``indices``: the whole image, evaluation mode."""
+    network: torch.nn.Module = backbone  # type: ignore[assignment]
+    was_training = network.training
+    network.eval()
+    rows = []
+    for start in range(0, len(indices), batch):
+        pixels = plain_view(cache.batch(indices[start : start + batch]), spec).to(device)
+        with runtime.autocast(device, precision):
+            rows.append(network(pixels).cls.float().cpu())
+    network.train(was_training)
+    return torch.cat(rows).numpy()
+
+
+def _table(cache: ImageCache, features: np.ndarray, model: str, about: dict[str, object]) -> FeatureTable:
+    return FeatureTable(
+        features=features,
+        ids=[r.id for r in cache.records],
+        labels=[r.label for r in cache.records],
+        groups=[r.group for r in cache.records],
+        splits=[r.split for r in cache.records],
+        hashes=list(cache.hashes),
+        model=model,
+        about=about,
+    )
+
+
+def random_twin(model: LoadedModel, seed: int) -> LoadedModel:
+    """The same network and input with fresh random weights: the baseline that pretraining must beat."""
+    settings = dict(model.backbone.config())
+    backbone = build(
+        str(settings["name"]),
+        channels=int(settings["channels"]),  # type: ignore[call-overload]
+        size_px=int(settings["size_px"]),  # type: ignore[call-overload]
+        options=settings["options"],  # type: ignore[arg-type]
+        seed=seed,
+    )
+    return dataclasses.replace(model, backbone=backbone, name="random weights")
+
+
+class Decoded:
+    """A source, decoded once for each size asked for."""
+
+    def __init__(self, source: Source, *, max_bad: float, report: Report | None):
+        self.source, self.max_bad, self.report = source, max_bad, report
+        self._by_size: dict[int, ImageCache] = {}
+
+    def at(self, size_px: int) -> ImageCache:
+        if size_px not in self._by_size:
+            self._by_size[size_px] = build_cache(
+                self.source, cache_px=size_px, max_bad=self.max_bad, report=self.report
+            )
+        return self._by_size[size_px]
+
+
+def embed_model(
+    model: LoadedModel,
+    decoded: Decoded,
+    *,
+    device: torch.device,
+    precision: str,
+    grey: bool = False,
+    own_range: bool = True,
+) -> FeatureTable:
+    """The feature table of one model. ``grey``: show the images to it as luminance.
+
+    own_range: use the pixel range and statistics saved with the model; False takes the data's own
+    (for weights that never saw these data, such as random ones).
+    """
+    cache = decoded.at(model.spec.size_px)
+    spec = model.spec if own_range else input_spec(cache, model.spec.size_px, grey=model.spec.grey)
+    cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
+    spec = dataclasses.replace(spec, grey=spec.grey or grey)
+    features = embed_cached(
+        model.backbone.to(device),
+        cache,
+        np.arange(len(cache)),
+        spec,
+        device=device,
+        precision=precision,
+    )
+    return _table(cache, features, model.name, {"spec": dataclasses.asdict(spec), "precision": precision})
+
+
+def embed_baselines(decoded: Decoded, size_px: int, *, grey: bool) -> Mapping[str, FeatureTable]:
+    """Raw pixels and the colour (or grey) histogram of the same images at the same size."""
+    cache = decoded.at(size_px)
+    spec = dataclasses.replace(
+        input_spec(cache, size_px, grey=grey), mean=(0.0,) * cache.channels, std=(1.0,) * cache.channels
+    )
+    blocks: list[np.ndarray] = []
+    for start in range(0, len(cache), 512):
+        indices = np.arange(start, min(start + 512, len(cache)))
+        blocks.append(plain_view(cache.batch(indices), spec).numpy())
+    pixels = np.concatenate(blocks)
+    if grey and pixels.shape[1] == 3:
+        pixels = pixels[:, :1]
+    histogram = "grey histogram" if pixels.shape[1] == 1 else HISTOGRAM
+    return {
+        PIXELS: _table(cache, pixel_features(pixels), PIXELS, {"size_px": size_px}),
+        histogram: _table(cache, histogram_features(pixels), histogram, {"size_px": size_px}),
+    }
+
+
+def split_tables(
+    tables: Mapping[str, FeatureTable], train: Sequence[int], test: Sequence[int]
+) -> dict[str, tuple[FeatureTable, FeatureTable]]:
+    """Every table cut into the same training and test part."""
+    return {name: (t.select(np.asarray(train)), t.select(np.asarray(test))) for name, t in tables.items()}
+
+
+def record_of(table: FeatureTable, index: int) -> Record:
+    """The Record of one row of a table."""
+    return Record(table.ids[index], table.labels[index], table.groups[index], table.splits[index])

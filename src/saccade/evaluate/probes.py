@@ -1,0 +1,123 @@
+"""Weighted k-NN (Wu et al. 2018, as in DINO) and L2 logistic regression, on frozen features."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from saccade.store import unit
+
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # scikit-learn's C
+FOLDS = 3
+
+
+def nearest(train: np.ndarray, test: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine similarity and index of the ``most`` nearest training rows of each test row, nearest first."""
+    train, scores, indices = unit(train), [], []
+    for start in range(0, len(test), 1024):
+        similar = unit(test[start : start + 1024]) @ train.T
+        top = np.argpartition(-similar, most - 1, axis=1)[:, :most] if most < len(train) else None
+        top = np.broadcast_to(np.arange(len(train)), similar.shape) if top is None else top
+        found = np.take_along_axis(similar, top, axis=1)
+        order = np.argsort(-found, axis=1, kind="stable")
+        scores.append(np.take_along_axis(found, order, axis=1))
+        indices.append(np.take_along_axis(top, order, axis=1))
+    return np.concatenate(scores), np.concatenate(indices)
+
+
+def vote(
+    similarity: np.ndarray, neighbour_labels: np.ndarray, classes: int, temperature: float = 0.07
+) -> np.ndarray:
+    """Votes [M classes] of neighbours [M k] weighted exp(similarity / temperature), as shares of 1."""
+    weights = np.exp((similarity - similarity[:, :1]) / temperature)
+    votes = np.zeros((len(similarity), classes), dtype=np.float64)
+    for c in range(classes):
+        votes[:, c] = (weights * (neighbour_labels == c)).sum(axis=1)
+    return (votes / votes.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def knn_scores(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, k: int, classes: int, temperature: float = 0.07
+) -> np.ndarray:
+    """Weighted k-NN: class shares [M classes] for test rows. k is capped by the number of training rows."""
+    similarity, indices = nearest(train, test, min(k, len(train)))
+    return vote(similarity, train_labels[indices], classes, temperature)
+
+
+def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both by mean and standard deviation of the training rows; constant features become zero."""
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    scale = np.where(std > 1e-8, std, np.inf)
+    return (train - mean) / scale, (test - mean) / scale
+
+
+def to_row_space(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn wide features (D > N) into at most N numbers without changing any L2-penalised linear solution.
+
+    The solution lies in the span of the training rows (representer theorem), so both parts are expressed in
+    an orthonormal basis of that span: train = U S, test = test V, from the Gram matrix.
+    """
+    if train.shape[1] <= train.shape[0]:
+        return train, test
+    gram = train.astype(np.float64) @ train.T.astype(np.float64)
+    values, vectors = np.linalg.eigh(gram)
+    keep = values > values[-1] * 1e-10
+    length, basis = np.sqrt(values[keep]), vectors[:, keep]
+    cross = test.astype(np.float64) @ train.T.astype(np.float64)
+    return (basis * length).astype(np.float32), (cross @ (basis / length)).astype(np.float32)
+
+
+def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> LogisticRegression:
+    model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(x, y)
+
+
+def folds(y: np.ndarray, groups: Sequence[str | None]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cross-validation parts with groups apart; empty when some class has too few groups or images."""
+    grouped = all(g is not None for g in groups)
+    smallest = min(
+        len({groups[i] for i in np.flatnonzero(y == c)}) if grouped else int((y == c).sum()) for c in np.unique(y)
+    )
+    count = min(FOLDS, smallest)
+    if count < 2:
+        return []
+    if grouped:
+        parts = StratifiedGroupKFold(count, shuffle=True, random_state=0).split(y, y, np.array(groups))
+    else:
+        parts = StratifiedKFold(count, shuffle=True, random_state=0).split(y, y)
+    return [(a, b) for a, b in parts if len(np.unique(y[a])) == len(np.unique(y))]
+
+
+def choose_strength(x: np.ndarray, y: np.ndarray, groups: Sequence[str | None]) -> float | None:
+    """The C with the best mean accuracy over the folds (the stronger penalty on a tie); None without folds."""
+    parts = folds(y, groups)
+    if not parts:
+        return None
+    accuracy = [np.mean([_fit(x[a], y[a], c).score(x[b], y[b]) for a, b in parts]) for c in STRENGTHS]
+    return STRENGTHS[int(np.argmax(accuracy))]
+
+
+def logistic_scores(
+    train: np.ndarray, labels: np.ndarray, groups: Sequence[str | None], test: np.ndarray, classes: int
+) -> tuple[np.ndarray, float | None]:
+    """Class probabilities [M classes] of L2 logistic regression, and the chosen C.
+
+    C is None where cross-validation was impossible (a class with one image or group); 1.0 was used then.
+    """
+    x, z = to_row_space(*standardise(np.asarray(train, np.float32), np.asarray(test, np.float32)))
+    strength = choose_strength(x, labels, groups)
+    scores = np.zeros((len(test), classes), dtype=np.float32)
+    present = np.unique(labels)
+    if len(present) == 1:
+        scores[:, present[0]] = 1.0
+        return scores, None
+    model = _fit(x, labels, 1.0 if strength is None else strength)
+    scores[:, model.classes_] = model.predict_proba(z)
+    return scores, strength

@@ -1,0 +1,258 @@
+"""Few-label evaluation: the same draws and the same resamples for every model, a stated protocol with every number.
+
+Follows the frozen-feature protocol of DINO (Caron et al. 2021, Table 10 and section 4.1) with what medical
+data need besides: whole groups, repeated draws, paired intervals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from saccade.errors import EvaluationError
+from saccade.evaluate.metrics import METRICS, interval, resampling_weights
+from saccade.evaluate.probes import STRENGTHS, logistic_scores, nearest, vote
+from saccade.seeds import numpy_generator
+from saccade.store import FeatureTable
+
+Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]
+Key = tuple[str, int | None]  # probe and, for k-NN, k as asked for
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """What is measured, and how often."""
+
+    fractions: tuple[float, ...] = (1.0, 0.1, 0.01)
+    repeats: int = 5
+    knn: tuple[int, ...] = (10, 20, 100, 200)
+    headline_k: int = 20
+    temperature: float = 0.07
+    bootstrap: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """protocol: every rule and number, with ``text`` for people; rows and differences as in docs/reference."""
+
+    protocol: dict[str, Any]
+    rows: list[dict[str, Any]]
+    differences: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def with_context(self, *, split: str, overlap: bool, grey: bool) -> EvalReport:
+        """The same report, its protocol completed by how the data were parted and shown."""
+        words = [f"Test part: {split}."]
+        if grey:
+            words.append("All images were shown without colour.")
+        if overlap:
+            words.append("WARNING: part of the test part was seen in pretraining.")
+        protocol = self.protocol | {"split": split, "overlap": overlap, "grey": grey}
+        protocol["text"] = " ".join([*words, self.protocol["text"]])
+        return dataclasses.replace(self, protocol=protocol)
+
+
+# --- draws --------------------------------------------------------------------------------------
+
+
+def draw_fraction(
+    labels: np.ndarray, groups: Sequence[str | None], fraction: float, *, seed: int, repeat: int
+) -> tuple[np.ndarray, bool]:
+    """Indices of about ``fraction`` of the training images, every class present; and whether groups stayed whole.
+
+    Groups of one class: groups are taken class by class while that brings the count nearer the target, at
+    least one a class. Groups that mix classes: whole groups while that brings the total nearer; if a class is
+    missing then or the total is off by more than half, images are drawn class by class instead.
+    """
+    rng = numpy_generator(seed, "fraction", round(fraction * 1e6), repeat)
+    if fraction >= 1:
+        return np.arange(len(labels)), True
+    names = np.array([g if g is not None else f"\0{i}" for i, g in enumerate(groups)])
+    unique, which = np.unique(names, return_inverse=True)
+    members = [np.flatnonzero(which == g) for g in range(len(unique))]
+    pure = all(len(np.unique(labels[m])) == 1 for m in members)
+    if pure:
+        chosen: list[np.ndarray] = []
+        for c in np.unique(labels):
+            own = [m for m in members if labels[m[0]] == c]
+            chosen += _take([own[i] for i in rng.permutation(len(own))], fraction * (labels == c).sum())
+        return np.sort(np.concatenate(chosen)), True
+    target = fraction * len(labels)
+    whole = np.concatenate(_take([members[i] for i in rng.permutation(len(members))], target))
+    if len(np.unique(labels[whole])) == len(np.unique(labels)) and abs(len(whole) - target) <= 0.5 * target:
+        return np.sort(whole), True
+    items = [
+        rng.permutation(np.flatnonzero(labels == c))[: max(1, round(fraction * (labels == c).sum()))]
+        for c in np.unique(labels)
+    ]
+    return np.sort(np.concatenate(items)), False
+
+
+def _take(groups: Sequence[np.ndarray], target: float) -> list[np.ndarray]:
+    """Groups in the order given while each brings the count nearer the target; at least one."""
+    taken, held = [groups[0]], len(groups[0])
+    for group in groups[1:]:
+        if abs(held + len(group) - target) < abs(held - target):
+            taken.append(group)
+            held += len(group)
+    return taken
+
+
+@dataclass(frozen=True)
+class _Draw:
+    fraction: float
+    indices: np.ndarray
+    whole_groups: bool
+
+
+def _draws(labels: np.ndarray, groups: Sequence[str | None], config: ProtocolConfig) -> list[_Draw]:
+    found = []
+    for fraction in config.fractions:
+        for repeat in range(config.repeats if fraction < 1 else 1):
+            indices, whole = draw_fraction(labels, groups, fraction, seed=config.seed, repeat=repeat)
+            found.append(_Draw(fraction, indices, whole))
+    return found
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def evaluate(
+    models: Tables, config: ProtocolConfig, *, progress: Callable[[int, int], None] | None = None
+) -> EvalReport:
+    """Measure every model (training table, test table); the first one is compared with each of the others.
+
+    All tables hold the same images in the same order. Raises EvaluationError when a class is missing.
+    """
+    first_train, first_test = next(iter(models.values()))
+    classes = sorted({str(label) for label in first_train.labels})
+    unseen = sorted({str(label) for label in first_test.labels} - set(classes))
+    if unseen or len(classes) < 2:
+        raise EvaluationError(
+            "the training part does not show every class",
+            got=f"classes {', '.join(classes[:10])}" + (f"; only in the test part: {', '.join(unseen[:5])}" if unseen else ""),
+            expected="at least two classes, all of them in the training part",
+            hint="choose another split, or merge classes",
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    y = np.array([number[str(label)] for label in first_train.labels])
+    truth = np.array([number[str(label)] for label in first_test.labels])
+    draws = _draws(y, first_train.groups, config)
+    weights = resampling_weights(first_test.groups, config.bootstrap, config.seed)
+    scores: dict[str, list[dict[Key, np.ndarray]]] = {}
+    fallbacks = 0
+    for done, (name, (train, test)) in enumerate(models.items()):
+        scores[name] = []
+        for draw in draws:
+            found, fixed = _probe(train, test, y, draw.indices, len(classes), config)
+            scores[name].append(found)
+            fallbacks += fixed
+        if progress is not None:
+            progress(done + 1, len(models))
+    rows, differences = _summarise(scores, truth, draws, weights, config)
+    return EvalReport(_protocol(config, draws, first_test, classes, fallbacks), rows, differences)
+
+
+def _probe(
+    train: FeatureTable, test: FeatureTable, y: np.ndarray, chosen: np.ndarray, classes: int, config: ProtocolConfig
+) -> tuple[dict[Key, np.ndarray], bool]:
+    """Scores [M C] of every probe for one draw, and whether logistic regression had to fix its strength."""
+    features, labels = train.features[chosen], y[chosen]
+    most = min(max(config.knn), len(chosen))
+    similarity, neighbours = nearest(features, test.features, most)
+    found: dict[Key, np.ndarray] = {}
+    for k in config.knn:
+        used = min(k, len(chosen))
+        found["knn", k] = vote(similarity[:, :used], labels[neighbours[:, :used]], classes, config.temperature)
+    groups = [train.groups[i] for i in chosen]
+    found["logistic", None], strength = logistic_scores(features, labels, groups, test.features, classes)
+    return found, strength is None
+
+
+def _summarise(
+    scores: Mapping[str, list[dict[Key, np.ndarray]]],
+    truth: np.ndarray,
+    draws: Sequence[_Draw],
+    weights: np.ndarray,
+    config: ProtocolConfig,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    differences: list[dict[str, Any]] = []
+    one = np.ones((1, len(truth)))
+    first = next(iter(scores))
+    for fraction in config.fractions:
+        members = [i for i, draw in enumerate(draws) if draw.fraction == fraction]
+        n_train = round(float(np.mean([len(draws[i].indices) for i in members])))
+        picks = numpy_generator(config.seed, "picks", round(fraction * 1e6)).integers(len(members), size=len(weights))
+        for key in next(iter(scores.values()))[0]:
+            for metric, measure in METRICS.items():
+                # AUROC sorts for every resample: a fifth of them is enough, and only where it is shown.
+                if metric == "auroc" and key[1] not in (None, config.headline_k):
+                    continue
+                used = weights[: len(weights) // 5] if metric == "auroc" else weights
+                about = {"probe": key[0], "fraction": fraction, "metric": metric, "n_train": n_train}
+                about |= {"repeats": len(members)} | ({"k": min(key[1], n_train)} if key[1] else {})
+                base: np.ndarray | None = None
+                base_mean = 0.0
+                for model, found in scores.items():
+                    points = [float(measure(found[i][key], truth, one)[0]) for i in members]
+                    spread = np.empty(len(used))
+                    for j, i in enumerate(members):
+                        mine = picks[: len(used)] == j
+                        if mine.any():
+                            spread[mine] = measure(found[i][key], truth, used[mine])
+                    mean = float(np.mean(points))
+                    low, high = interval(spread)
+                    rows.append({"model": model, **about, "mean": mean, "low": low, "high": high})
+                    if model == first:
+                        base, base_mean = spread, mean
+                        continue
+                    assert base is not None
+                    low, high = interval(base - spread)
+                    differences.append(
+                        {"model": first, "against": model, **about, "difference": base_mean - mean, "low": low, "high": high}
+                        | {"clear": bool(low > 0 or high < 0)}
+                    )
+    return rows, differences
+
+
+def _protocol(
+    config: ProtocolConfig, draws: Sequence[_Draw], test: FeatureTable, classes: Sequence[str], fallbacks: int
+) -> dict[str, Any]:
+    groups = {g for g in test.groups if g is not None}
+    below = [d for d in draws if d.fraction < 1]
+    broken = sorted({d.fraction for d in below if not d.whole_groups}, reverse=True)
+    over = f"{len(groups)} groups" if groups else f"{len(test)} images (no groups are known)"
+    words = [
+        f"{len(classes)} classes, {len(test):,} test images; 95 % intervals by bootstrap over {over}, "
+        f"{config.bootstrap} resamples (AUROC {config.bootstrap // 5}).",
+        f"k-NN: cosine similarity, votes exp(s/{config.temperature}), k = {config.headline_k} "
+        "(capped by the training size).",
+        f"Logistic regression: L2, C from {', '.join(f'{c:g}' for c in STRENGTHS)} by grouped cross-validation "
+        "inside the training part.",
+    ]
+    if below:
+        words.append(
+            f"Below 100 % of the labels: {config.repeats} stratified draws, mean over draws; each resample also picks a draw."
+        )
+    if broken:
+        shares = ", ".join(f"{f:.0%}" for f in broken)
+        words.append(f"At {shares} groups could not be kept whole inside the training part; images were drawn.")
+    if fallbacks:
+        words.append(f"In {fallbacks} fits a class had too few groups for cross-validation; C = 1 was used.")
+    words.append("Differences are paired: same draws, same resamples.")
+    return dataclasses.asdict(config) | {
+        "classes": list(classes),
+        "n_test": len(test),
+        "groups_test": len(groups),
+        "strengths": list(STRENGTHS),
+        "fixed_strength_fits": fallbacks,
+        "text": " ".join(words),
+    }

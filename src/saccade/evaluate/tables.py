@@ -1,0 +1,112 @@
+"""The table, in the form of Table 10 of the DINO paper: text, Markdown, CSV, and what follows in words."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from saccade.evaluate.protocol import EvalReport
+
+TITLES = {"knn": "weighted k-NN", "logistic": "logistic regression"}
+
+
+def _headline_rows(found: EvalReport, rows: Sequence[dict[str, Any]], probe: str) -> list[dict[str, Any]]:
+    wanted = found.protocol["headline_k"]
+    return [
+        r
+        for r in rows
+        if r["probe"] == probe
+        and r["metric"] == "accuracy"
+        and (probe != "knn" or r["k"] == min(wanted, r["n_train"]))
+    ]
+
+
+def models_of(found: EvalReport) -> list[str]:
+    """Models in the order of the table."""
+    return list(dict.fromkeys(row["model"] for row in found.rows))
+
+
+def _cells(found: EvalReport, probe: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: labels, one column a model, and the difference of the first two with its mean."""
+    models = models_of(found)
+    mark = "*" if found.protocol.get("overlap") else ""
+    rows = {(r["model"], r["fraction"]): r for r in _headline_rows(found, found.rows, probe)}
+    gaps = {(d["against"], d["fraction"]): d for d in _headline_rows(found, found.differences, probe)}
+    header = ["labels", *models] + ([f"Δ ({models[0]} − {models[1]})"] if len(models) > 1 else [])
+    body, differences = [], []
+    for fraction in found.protocol["fractions"]:
+        some = rows[models[0], fraction]
+        line = [f"{fraction * 100:g} % (n={some['n_train']})"]
+        for model in models:
+            r = rows[model, fraction]
+            line.append(f"{100 * r['mean']:.1f}{mark} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]")
+        if len(models) > 1:
+            d = gaps[models[1], fraction]
+            differences.append(d["difference"])
+            line.append(f"{100 * d['difference']:+.1f}{mark} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]")
+        body.append(line)
+    if len(models) > 1:
+        mean = sum(differences) / len(differences)
+        body.append(["mean Δ", *[""] * len(models), f"{100 * mean:+.1f}{mark}"])
+    return header, body
+
+
+def headline(found: EvalReport) -> str:
+    """What the table shows, in words; a lead is claimed only when its paired interval excludes zero."""
+    model = models_of(found)[0]
+    lines = []
+    for fraction in found.protocol["fractions"]:
+        gaps = [
+            d
+            for probe in TITLES
+            for d in _headline_rows(found, found.differences, probe)
+            if d["fraction"] == fraction
+        ]
+        ahead = _names([d for d in gaps if d["low"] > 0])
+        behind = _names([d for d in gaps if d["high"] < 0])
+        equal = _names([d for d in gaps if d["low"] <= 0 <= d["high"]])
+        parts = [f"ahead of {ahead}" if ahead else "", f"behind {behind}" if behind else "", f"not clearly different from {equal}" if equal else ""]
+        lines.append(f"At {fraction * 100:g} % of the labels {model} is " + "; ".join(p for p in parts if p) + ".")
+    return "\n".join(lines) if any(found.differences) else ""
+
+
+def _names(differences: Sequence[dict[str, Any]]) -> str:
+    by_model: dict[str, list[str]] = {}
+    for d in differences:
+        by_model.setdefault(d["against"], []).append("k-NN" if d["probe"] == "knn" else "logistic")
+    return ", ".join(f"{model} ({' and '.join(probes)})" for model, probes in by_model.items())
+
+
+def to_text(found: EvalReport) -> str:
+    """For the terminal."""
+    blocks = []
+    for probe, title in TITLES.items():
+        header, body = _cells(found, probe)
+        widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *body]]
+        blocks.append("\n".join([f"{title}, accuracy in %, 95 % intervals", *lines]))
+    if found.protocol.get("overlap"):
+        blocks.append("* part of the test part was seen in pretraining")
+    return "\n\n".join([*blocks, headline(found), found.protocol["text"]])
+
+
+def to_markdown(found: EvalReport) -> str:
+    blocks = []
+    for probe, title in TITLES.items():
+        header, body = _cells(found, probe)
+        lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]
+        blocks.append("\n".join([f"**{title}**, accuracy in %, 95 % intervals", "", *lines]))
+    return "\n\n".join([*blocks, headline(found), found.protocol["text"]]) + "\n"
+
+
+def to_csv(found: EvalReport) -> str:
+    """Every row, all metrics and all k."""
+    columns = ["model", "probe", "k", "fraction", "metric", "mean", "low", "high", "n_train", "repeats", "overlap"]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="")
+    writer.writeheader()
+    for row in found.rows:
+        writer.writerow(row | {"overlap": bool(found.protocol.get("overlap"))})
+    return file.getvalue()

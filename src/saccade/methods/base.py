@@ -1,0 +1,39 @@
+"""What the training loop asks of a method; see methods/dino.py for one in full."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from torch import nn
+
+from saccade.contracts import Progress, StepOutput, View
+
+
+class Method(nn.Module, ABC):
+    """Networks, loss and state of one way to learn. Everything that is state is in ``state_dict``.
+
+    The loop calls, for every optimiser step: ``step`` for each micro-batch, ``before_update`` after the last
+    backward pass, the optimiser, and ``after_update``.
+    """
+
+    @property
+    @abstractmethod
+    def backbone(self) -> nn.Module:
+        """The network that is evaluated and saved."""
+
+    @abstractmethod
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters for the optimiser."""
+
+    @abstractmethod
+    def step(self, views: list[View], progress: Progress) -> StepOutput:
+        """Loss of one micro-batch; global views come first."""
+
+    @abstractmethod
+    def before_update(self, progress: Progress) -> None:
+        """Change gradients before they are clipped and used."""
+
+    @abstractmethod
+    def after_update(self, progress: Progress) -> None:
+        """Move what the optimiser does not: teachers, centres."""

@@ -1,0 +1,257 @@
+"""DINO: self-distillation with no labels (Caron et al. 2021, arXiv:2104.14294).
+
+The student sees all crops, the teacher only the global ones; the student's answer for one crop is trained
+towards the teacher's answer for another. The teacher is a moving average of the student. Centring and
+sharpening of its answers keep both from collapsing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saccade.contracts import Features, Progress, StepOutput, View
+from saccade.methods.base import Method
+from saccade.runtime import mean_over_ranks, sum_over_ranks
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class DinoConfig:
+    """Settings of DINO. None is decided from the number of images, the batch and the number of steps."""
+
+    out_dim: int | None = None
+    """K, the number of prototypes."""
+    head_hidden: int | None = None
+    bottleneck: int | None = None
+    student_temp: float = 0.1
+    teacher_temp_start: float | None = None
+    teacher_temp: float | None = None
+    """Reached after the warm-up."""
+    temp_warmup_fraction: float = 0.3
+    center_momentum: float = 0.9
+    centering: Literal["mean", "sinkhorn"] = "mean"
+    momentum: float | None = None
+    """Of the teacher, at the start; a cosine takes it to ``momentum_end``."""
+    momentum_end: float = 1.0
+    freeze_last_fraction: float | None = None
+    """Share of the run in which the last layer of the head is not trained."""
+    norm_last_layer: bool = True
+    """Keep the prototypes at length 1."""
+
+
+def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int) -> DinoConfig:
+    """Fill every None. The paper's values are for a million images and batches of 1,024.
+
+    out_dim       about one prototype for 8 images, a power of two from 256 to the paper's 65,536
+    head          the paper's 2,048 and 256 from 8,192 prototypes on; 512 and 128 below
+    momentum      the paper's 0.996 at 1,024 images a step; the teacher's memory, counted in images, is kept
+                  within a fiftieth of the run, so that it can follow in a short one
+    temperatures  the paper's 0.04 from the start
+    """
+    power = 2 ** math.floor(math.log2(max(1, images / 8)))
+    out_dim = config.out_dim or min(65536, max(256, power))
+    memory_steps = min(250.0 * max(1.0, 256 / batch), max(10.0, steps / 50))
+    chosen = {
+        "out_dim": out_dim,
+        "head_hidden": config.head_hidden or (2048 if out_dim >= 8192 else 512),
+        "bottleneck": config.bottleneck or (256 if out_dim >= 8192 else 128),
+        "teacher_temp": 0.04 if config.teacher_temp is None else config.teacher_temp,
+        "momentum": round(1 - 1 / memory_steps, 5) if config.momentum is None else config.momentum,
+        "freeze_last_fraction": 0.02 if config.freeze_last_fraction is None else config.freeze_last_fraction,
+    }
+    start = chosen["teacher_temp"] if config.teacher_temp_start is None else config.teacher_temp_start
+    return dataclasses.replace(config, **chosen, teacher_temp_start=start)
+
+
+class Head(nn.Module):
+    """Three linear layers, a bottleneck of length 1, and prototypes of length 1: [B D] to [B K] cosines."""
+
+    def __init__(self, dim: int, config: DinoConfig):
+        super().__init__()
+        assert config.out_dim and config.head_hidden and config.bottleneck
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.head_hidden),
+            nn.GELU(),
+            nn.Linear(config.head_hidden, config.head_hidden),
+            nn.GELU(),
+            nn.Linear(config.head_hidden, config.bottleneck),
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = nn.Parameter(torch.empty(config.out_dim, config.bottleneck))
+        nn.init.trunc_normal_(self.prototypes, std=0.02)
+        # Weight normalisation splits a vector into length and direction; here the length is a parameter or 1.
+        self.length = None if config.norm_last_layer else nn.Parameter(torch.ones(config.out_dim, 1))
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        x = self.mlp(x)
+        prototypes = F.normalize(self.prototypes, dim=1)
+        if self.length is not None:
+            prototypes = prototypes * self.length
+        with torch.autocast(x.device.type, enabled=False):
+            return F.normalize(x.float(), dim=1) @ prototypes.T
+
+
+def center_and_sharpen(
+    logits: Float[Tensor, "... K"], center: Float[Tensor, "K"], temperature: float
+) -> Float[Tensor, "... K"]:
+    """The teacher's answer: softmax((logits - center) / temperature), float32."""
+    return torch.softmax((logits.float() - center) / temperature, dim=-1)
+
+
+def sinkhorn(
+    logits: Float[Tensor, "B K"], temperature: float, sum_ranks: Reduce, iterations: int = 3
+) -> Float[Tensor, "B K"]:
+    """Sinkhorn-Knopp (Caron et al. 2020, SwAV): rows sum to 1 and every prototype is used equally.
+
+    sum_ranks adds a tensor over all processes, so that the whole batch is balanced together.
+    """
+    # Logits are cosines: taking 1 off, the same in every row and process, keeps exp() in range.
+    q = torch.exp((logits.float() - 1) / temperature)
+    for _ in range(iterations):
+        q = q / sum_ranks(q.sum(dim=0)).clamp_min(1e-12)
+        q = q / q.sum(dim=1, keepdim=True)
+    return q
+
+
+def dino_loss(
+    student_logits: Float[Tensor, "V B K"], teacher_probs: Float[Tensor, "G B K"], student_temp: float
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over all pairs of a teacher view and another student view (equation 3), float32.
+
+    The views of the teacher are the first G of the student's. One product over all pairs; the pairs of a
+    view with itself are then taken out.
+    """
+    views, batch, _ = student_logits.shape
+    global_views = teacher_probs.shape[0]
+    log_student = F.log_softmax(student_logits.float() / student_temp, dim=-1)
+    # Autocast would make this product bf16, and with it the loss.
+    with torch.autocast(student_logits.device.type, enabled=False):
+        every = -(teacher_probs.float().flatten(1) @ log_student.flatten(1).T)
+    same = torch.diagonal(every).sum()
+    return (every.sum() - same) / (batch * (global_views * views - global_views))
+
+
+def entropy(probs: Float[Tensor, "... K"]) -> Float[Tensor, "..."]:
+    """In nats."""
+    return torch.special.entr(probs).sum(dim=-1)
+
+
+class Dino(Method):
+    """Student and teacher (backbone and head each), and the running centre.
+
+    student and teacher are two backbones of the same shape; the teacher starts as a copy of the student.
+    Batch norm in the teacher uses the batch while training, as in the official code, and keeps running
+    averages of its own: they see global crops only, as evaluation does.
+    """
+
+    center: Tensor
+    pending_center: Tensor
+    pending_count: Tensor
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, config: DinoConfig, *, seed: int):
+        super().__init__()
+        self.config = config
+        dim = int(student.dim)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.student, self.student_head = student, Head(dim, config)
+        self.teacher, self.teacher_head = teacher, Head(dim, config)
+        self.teacher.load_state_dict(student.state_dict())
+        self.teacher_head.load_state_dict(self.student_head.state_dict())
+        for part in (self.teacher, self.teacher_head):
+            part.requires_grad_(False)
+        assert config.out_dim
+        self.register_buffer("center", torch.zeros(config.out_dim))
+        self.register_buffer("pending_center", torch.zeros(config.out_dim))
+        self.register_buffer("pending_count", torch.zeros(()))
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.teacher
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.student.named_parameters(prefix="student")
+        yield from self.student_head.named_parameters(prefix="student_head")
+
+    def step(self, views: list[View], progress: Progress) -> StepOutput:
+        global_views = [v for v in views if v.role == "global"]
+        batch, count = len(views[0].pixels), len(global_views)
+        with torch.no_grad():
+            seen = self.teacher(torch.cat([v.pixels for v in global_views])).cls
+            teacher_logits = self.teacher_head(seen)
+            probs = self._targets(teacher_logits, self._temperature(progress)).view(count, batch, -1)
+        student_logits = self.student_head(_by_size(self.student, views)).view(len(views), batch, -1)
+        loss = dino_loss(student_logits, probs, self.config.student_temp)
+        with torch.no_grad():
+            self.pending_center += teacher_logits.mean(dim=0)
+            self.pending_count += 1
+            logs = self._logs(loss.detach(), student_logits[:count].detach(), probs)
+        return StepOutput(loss, logs | {"momentum": self._momentum(progress)})
+
+    def before_update(self, progress: Progress) -> None:
+        assert self.config.freeze_last_fraction is not None
+        if progress.fraction < self.config.freeze_last_fraction:
+            self.student_head.prototypes.grad = None
+
+    @torch.no_grad()
+    def after_update(self, progress: Progress) -> None:
+        """Centre (equation 4) and teacher move once an optimiser step, however many micro-batches it had."""
+        mean = mean_over_ranks(self.pending_center / self.pending_count)
+        # A centre that starts from 0 lets one prototype win for the first dozen steps.
+        self.center.lerp_(mean, 1 - self.config.center_momentum if self.center.any() else 1.0)
+        self.pending_center.zero_()
+        self.pending_count.zero_()
+        student = [*self.student.parameters(), *self.student_head.parameters()]
+        teacher = [*self.teacher.parameters(), *self.teacher_head.parameters()]
+        torch._foreach_lerp_(teacher, student, 1 - self._momentum(progress))
+
+    def _targets(self, logits: Tensor, temperature: float) -> Tensor:
+        if self.config.centering == "sinkhorn":
+            return sinkhorn(logits, temperature, sum_over_ranks)
+        return center_and_sharpen(logits, self.center, temperature)
+
+    def _temperature(self, progress: Progress) -> float:
+        start, end = self.config.teacher_temp_start, self.config.teacher_temp
+        assert start is not None and end is not None
+        return start + (end - start) * min(1.0, progress.fraction / max(1e-9, self.config.temp_warmup_fraction))
+
+    def _momentum(self, progress: Progress) -> float:
+        start, end = self.config.momentum, self.config.momentum_end
+        assert start is not None
+        return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress.fraction))
+
+    def _logs(self, loss: Tensor, student_logits: Tensor, probs: Tensor) -> dict[str, Tensor | float]:
+        teacher_entropy = entropy(probs).mean()
+        student = torch.softmax(student_logits / self.config.student_temp, dim=-1)
+        return {
+            "teacher_entropy": teacher_entropy,
+            "kl": loss - teacher_entropy,
+            "student_entropy": entropy(student).mean(),
+            "marginal_entropy": entropy(probs.flatten(0, 1).mean(dim=0)),
+            "center_norm": self.center.norm(),
+        }
+
+
+def _by_size(backbone: nn.Module, views: list[View]) -> Float[Tensor, "VB D"]:
+    """One call of the network for each run of views of equal size; image vectors in the order of the views."""
+    found: list[Tensor] = []
+    start = 0
+    for end in range(1, len(views) + 1):
+        if end == len(views) or views[end].pixels.shape != views[start].pixels.shape:
+            features: Features = backbone(torch.cat([v.pixels for v in views[start:end]]))
+            found.append(features.cls)
+            start = end
+    return torch.cat(found)

@@ -1,0 +1,101 @@
+"""One layer of a transformer encoder, with the norm before (ViT) or after (Vaswani et al. 2017) each part.
+
+LayerScale is Touvron et al. 2021 (arXiv:2103.17239), stochastic depth Huang et al. 2016 (arXiv:1603.09382).
+Names of parameters are timm's, so that its weights load.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saccade.errors import unknown
+from saccade.nn.attention import Attention
+from saccade.nn.positions import Rotation
+
+Norm = Literal["pre", "post"]
+NORM_EPS = 1e-6
+
+
+class LayerScale(nn.Module):
+    """A learned factor for every channel of a residual branch, small at the start."""
+
+    def __init__(self, dim: int, initial: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Leave the branch out for a random part of the samples; the others are scaled up to keep the mean."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        if not self.training or self.rate == 0.0:
+            return x
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with a residual path. ``layer_scale`` None leaves LayerScale out.
+
+    Raises UsageError for an unknown norm.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        norm: Norm = "pre",
+        mlp_ratio: int = 4,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        if norm not in get_args(Norm):
+            raise unknown("norm", str(norm), get_args(Norm))
+        self.norm = norm
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, heads)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, mlp_ratio * dim)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def queries_and_keys(
+        self, x: Float[Tensor, "B N D"], rotation: Rotation | None
+    ) -> tuple[Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"]]:
+        """What the attention of this block compares, for looking at it."""
+        query, key, _ = self.attn.split(self.norm1(x) if self.norm == "pre" else x, rotation)
+        return query, key
+
+    def forward(self, x: Float[Tensor, "B N D"], rotation: Rotation | None = None) -> Float[Tensor, "B N D"]:
+        if self.norm == "pre":
+            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation)))
+            return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        x = self.norm1(x + self.drop_path(self.ls1(self.attn(x, rotation))))
+        return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))

@@ -1,0 +1,192 @@
+"""Pictures from models and images: one image on request (``attend``), and the panels of a report."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saccade.runs import write_json
+from saccade.augment.views import plain_view
+from saccade.backbones.weights import LoadedModel, load_model
+from saccade.data.decode import decode
+from saccade.data.loader import ImageCache, convert_channels, input_spec
+from saccade.embed import Decoded, random_twin
+from saccade.contracts import Batch, InputSpec
+from saccade.errors import DataError, UsageError, unknown
+from saccade.store import FeatureTable, search
+from saccade.viz.attention import AttentionMap, attention_map, jaccard, threshold_mask, upsample
+from saccade.viz.figures import attention_panel, neighbours_panel, overlay_svg
+
+
+@dataclasses.dataclass(frozen=True)
+class AttendOptions:
+    """query: ``cls`` or ``Y,X`` in pixels of the image as given; layer -1 is the last; head ``all``, ``mean`` or a number.
+
+    size_px    shorter side the image is shown to the network at; None is the size it was trained with
+    threshold  share of the mass to keep in the mask, e.g. 0.6
+    mask       image file with the true mask (non-zero is inside); gives the Jaccard index
+    """
+
+    query: str = "cls"
+    layer: int = -1
+    head: str = "all"
+    rollout: bool = False
+    size_px: int | None = None
+    threshold: float | None = None
+    mask: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Attended:
+    """One image with its map, and the figures that go with it."""
+
+    image: np.ndarray
+    amap: AttentionMap
+    options: AttendOptions
+    model: str
+    jaccard: dict[str, float]
+
+    def text(self) -> str:
+        rows, columns = self.amap.grid
+        lines = [f"{self.model}: {self.amap.kind} of {self.options.query} over {rows} x {columns} patches"]
+        if self.amap.kind == "similarity":
+            lines.append("a CNN has no attention: shown is the cosine similarity of tokens")
+        lines += [f"Jaccard index with the mask, {name}: {value:.3f}" for name, value in self.jaccard.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "kind": self.amap.kind,
+            "query": self.options.query,
+            "layer": self.options.layer,
+            "grid": list(self.amap.grid),
+            "heads": self.amap.values.shape[0],
+            "jaccard": self.jaccard,
+        }
+
+    def chosen(self) -> AttentionMap:
+        """The map reduced to the head asked for."""
+        if self.options.head in ("all", "mean"):
+            return self.amap
+        return dataclasses.replace(self.amap, values=self.amap.values[int(self.options.head)][None])
+
+    def save(self, path: Path) -> Path:
+        """Write PNG (panel), SVG (vector overlay) or CSV (head, row, column, weight)."""
+        path = Path(path)
+        suffix = path.suffix.lower()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".png":
+            amap = self.chosen()
+            if self.options.head == "mean":
+                amap = dataclasses.replace(amap, values=amap.values.mean(axis=0, keepdims=True))
+            path.write_bytes(attention_panel(self.image, amap))
+        elif suffix == ".svg":
+            path.write_text(overlay_svg(self.image, self.chosen()), encoding="utf-8")
+        elif suffix == ".csv":
+            path.write_text(self._csv(), encoding="utf-8")
+        else:
+            raise unknown("picture format", path.suffix, (".png", ".svg", ".csv"))
+        return path
+
+    def _csv(self) -> str:
+        file = io.StringIO()
+        writer = csv.writer(file)
+        writer.writerow(["head", "row", "column", "weight"])
+        for (head, row, column), weight in np.ndenumerate(self.chosen().values):
+            writer.writerow([head, row, column, f"{weight:.8g}"])
+        return file.getvalue()
+
+
+def _read(path: Path, channels: int) -> np.ndarray:
+    if not path.is_file():
+        raise DataError("image file not found", got=path)
+    return convert_channels(decode(path.read_bytes(), str(path)), channels, str(path))
+
+
+def _as_batch(pixels: np.ndarray, spec: InputSpec) -> Batch:
+    x = (torch.from_numpy(pixels.astype(np.float32))[None] - spec.offset) / spec.scale
+    return Batch(x, torch.tensor([x.shape[-2:]]), torch.zeros(1, dtype=torch.long))
+
+
+def _displayed(x: torch.Tensor, spec: InputSpec) -> np.ndarray:
+    """A network input [1 C Y X] back to uint8 [3 Y X] for the eye."""
+    std, mean = torch.tensor(spec.std).view(-1, 1, 1), torch.tensor(spec.mean).view(-1, 1, 1)
+    pixels = ((x[0].cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return np.repeat(pixels[:1], 3, axis=0) if pixels.shape[0] != 3 else pixels
+
+
+def _fit(pixels: np.ndarray, size_px: int, multiple: int) -> tuple[int, int]:
+    """Rows and columns near ``size_px`` (shorter side), aspect kept, divisible by the patch."""
+    rows, columns = pixels.shape[-2:]
+    factor = size_px / min(rows, columns)
+    fitted = [max(multiple, round(side * factor / multiple) * multiple) for side in (rows, columns)]
+    return fitted[0], fitted[1]
+
+
+def _query(text: str, rows: int, columns: int, shown: tuple[int, int]) -> str | tuple[int, int]:
+    if text == "cls":
+        return "cls"
+    try:
+        y, x = (float(word) for word in text.split(","))
+    except ValueError:
+        raise UsageError("--query takes cls or Y,X", got=repr(text), expected="for example 120,340") from None
+    if not (0 <= y < rows and 0 <= x < columns):
+        raise UsageError("the query lies outside the image", got=text, expected=f"0..{rows - 1},0..{columns - 1}")
+    return int(y * shown[0] / rows), int(x * shown[1] / columns)
+
+
+def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Attended:
+    """The map of one query over one image file; see AttendOptions."""
+    first = decode(Path(image).read_bytes(), str(image)) if Path(image).is_file() else None
+    loaded = load_model(model, channels=first.shape[0] if first is not None else 3)
+    pixels = _read(Path(image), loaded.spec.channels)
+    size_px = options.size_px or loaded.spec.size_px
+    shown = _fit(pixels, size_px, getattr(loaded.backbone, "patch", 32))
+    query = _query(options.query, pixels.shape[1], pixels.shape[2], shown)
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels.astype(np.float32))[None], size=shown, mode="bilinear", antialias=True
+    )[0].numpy()
+    spec = loaded.spec if pixels.dtype != np.uint8 else dataclasses.replace(loaded.spec, offset=0.0, scale=255.0)
+    x = normalised(small, spec)
+    if options.head not in ("all", "mean"):
+        _check_head(options.head, loaded)
+    amap = attention_map(loaded.backbone, x, query=query, layer=options.layer, rollout=options.rollout)
+    scores = {}
+    if options.mask is not None:
+        scores = mask_agreement(amap, options.mask, options.threshold or 0.6)
+    return Attended(_displayed(x, spec), amap, options, loaded.name, scores)
+
+
+def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
+    """[C Y X] in file range to the network's input [1 C Y X], without resizing."""
+    batch = _as_batch(pixels, spec)
+    mean, std = torch.tensor(spec.mean).view(-1, 1, 1), torch.tensor(spec.std).view(-1, 1, 1)
+    x = batch.pixels
+    if spec.grey and x.shape[1] == 3:
+        x = (x * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    return (x - mean) / std
+
+
+def _check_head(head: str, loaded: LoadedModel) -> None:
+    heads = int(getattr(loaded.backbone, "heads", 1))
+    if not head.isdigit() or int(head) >= heads:
+        raise UsageError(f"no head {head!r}", expected=f"all, mean or 0..{heads - 1}")
+
+
+def mask_agreement(amap: AttentionMap, mask_file: Path, keep: float) -> dict[str, float]:
+    """Jaccard index of the thresholded maps with a true mask: mean map, and the best single head."""
+    truth = decode(mask_file.read_bytes(), str(mask_file))[0] > 0
+    found = {}
+    heads = [jaccard(upsample(threshold_mask(head, keep), truth.shape), truth) for head in amap.values]
+    found["mean of heads"] = jaccard(upsample(threshold_mask(amap.mean, keep), truth.shape), truth)
+    if len(heads) > 1:
+        found[f"best head ({int(np.argmax(heads))})"] = max(heads)
+    return found

@@ -1,0 +1,36 @@
+"""Recipes: named sets of settings for a kind of image. ``--set`` still overrides each of them.
+
+A recipe holds only what differs from the defaults, which suit stained tissue under a microscope:
+there is no up or down, so flips and quarter turns are free variety.
+"""
+
+from __future__ import annotations
+
+from saccade.config import Sections, override
+from saccade.errors import unknown
+
+RECIPES: dict[str, tuple[str, dict[str, object]]] = {
+    "microscopy": ("stained tissue and cells, in colour (the default)", {}),
+    "stain": (
+        "as microscopy, with stain jitter: several scanners or laboratories",
+        {"views.stain": 0.2},
+    ),
+    "grey": (
+        "structure only: colour becomes luminance, for data where colour gives the answer away",
+        {"data.grey": True, "views.saturation": 0.0, "views.hue": 0.0, "views.grey_prob": 0.0},
+    ),
+    "natural": (
+        "photographs: up stays up (the augmentations of the DINO paper)",
+        {"views.vflip": False, "views.turn90": False},
+    ),
+    "xray": (
+        "radiographs: left and right differ, up stays up, brightness is not anatomy",
+        {"views.hflip": False, "views.vflip": False, "views.turn90": False, "views.solarise_prob": 0.0},
+    ),
+}
+
+
+def apply_recipe(sections: Sections, name: str) -> Sections:
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return override(sections, RECIPES[name][1])

@@ -1,0 +1,104 @@
+"""What a report reads: every file of a run, empty where one is missing or cut off by a crash. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from saccade.errors import UsageError
+from saccade.report_evaluation import Evaluation, read_evaluation
+from saccade.report_page import number, sequence
+
+FILES = ("config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.json")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder holds; empty stands for a file that is not there or not readable."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    env: Mapping[str, Any]
+    data: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    evaluation: Evaluation | None
+    evaluation_grey: Evaluation | None
+    figures: Sequence[Mapping[str, Any]]
+
+    def setting(self, group: str, key: str) -> Any:
+        values = self.config.get(group)
+        return values.get(key) if isinstance(values, Mapping) else None
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read every file of a run that can be read. Raises UsageError when the folder is no run at all."""
+    if not any((folder / name).exists() for name in FILES):
+        raise UsageError("not a run folder", got=folder, expected="a folder with " + ", ".join(FILES))
+    listed = _json(folder / "figures" / "index.json")
+    return RunFiles(
+        folder=folder,
+        config=mapping(_yaml(folder / "config.yaml")),
+        env=mapping(_json(folder / "env.json")),
+        data=mapping(_json(folder / "data.json")),
+        notes=mapping(_json(folder / "notes.json")),
+        metrics=_metrics(folder / "metrics.jsonl"),
+        evaluation=read_evaluation(_json(folder / "evaluation.json")),
+        evaluation_grey=read_evaluation(_json(folder / "evaluation-grey.json")),
+        figures=[f for f in sequence(listed) if isinstance(f, Mapping)],
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except ValueError:
+        return None
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(_text(path))
+    except yaml.YAMLError:
+        return None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _metrics(path: Path) -> list[Mapping[str, Any]]:
+    found = []
+    for text in _text(path).splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # the last line of a run that was cut off
+            continue
+        if isinstance(line, Mapping) and math.isfinite(number(line.get("step"))):
+            found.append(line)
+    return found
+
+
+def last(run: RunFiles, key: str) -> float:
+    """The newest finite value of a logged figure; NaN when there is none."""
+    values = (number(line.get(key)) for line in reversed(run.metrics))
+    return next((v for v in values if math.isfinite(v)), math.nan)
+
+
+def uniform_entropy(run: RunFiles) -> float:
+    """ln K: loss and entropy of a DINO head that answers nothing; NaN for other methods."""
+    k = number(run.setting("dino", "out_dim")) if run.setting("train", "method") == "dino" else math.nan
+    return math.log(k) if k > 1 else math.nan

@@ -1,0 +1,66 @@
+"""Checkpoints: all that is state, written so that there is always a whole one to go back to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saccade.errors import StorageError, TrainingError
+
+FILE = "state.pt"
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def save(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
+    """Write ``checkpoints/step-NNNNNN`` under a temporary name, flush, rename; then drop the oldest.
+
+    Raises StorageError when the disk refuses; earlier checkpoints are untouched then.
+    """
+    final = folder_of(run, step)
+    temporary = final.with_name(f".{final.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        with (temporary / FILE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(
+            f"checkpoint of step {step} could not be written",
+            got=str(error).splitlines()[0],
+            hint=f"make room at {run}; the checkpoints before it are intact",
+        ) from error
+    for old in available(run)[:-keep]:
+        shutil.rmtree(folder_of(run, old), ignore_errors=True)
+    return final
+
+
+def available(run: Path) -> list[int]:
+    """Steps with a checkpoint, oldest first."""
+    return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if (p / FILE).exists())
+
+
+def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
+    """The newest readable checkpoint and a message for each newer one that was damaged."""
+    messages = []
+    for step in reversed(available(run)):
+        try:
+            state = torch.load(folder_of(run, step) / FILE, map_location="cpu", weights_only=True)
+            return state, messages
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            messages.append(f"checkpoint of step {step} is damaged ({reason}); falling back to the one before")
+    raise TrainingError(
+        "no readable checkpoint", got=run / "checkpoints", hint="start again with a new --out; nothing to resume from"
+    )

@@ -1,0 +1,207 @@
+"""The training loop. It reads from top to bottom: evaluate, save, stop, step, log.
+
+All state of a run is the method (student, teacher, centre), the optimiser and the step number; order and
+augmentation are functions of (seed, step), so a resumed run continues bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from saccade import runtime
+from saccade.augment.views import ViewsConfig, make_views
+from saccade.contracts import InputSpec, Progress
+from saccade.data.loader import ImageCache, batch_indices
+from saccade.errors import StorageError
+from saccade.methods.base import Method
+from saccade.runs import Metrics
+from saccade.seeds import torch_generator
+from saccade.train import checkpoint, optim
+from saccade.train.health import require_finite
+from saccade.train.settings import OptimConfig, TrainConfig
+
+
+class Console(Protocol):
+    """Where a run reports to; the command line draws a progress bar, tests collect lines."""
+
+    def say(self, text: str) -> None: ...
+
+    def progress(self, step: int, total: int, logs: dict[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the loop needs, resolved."""
+
+    run: Path
+    train: TrainConfig
+    optim: OptimConfig
+    views: ViewsConfig
+    spec: InputSpec
+    device: torch.device
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag, so that a run saves before it ends."""
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.requested = signal.Signals(number).name
+        signal.signal(number, self._previous[number])  # a second signal ends at once
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def save_state(plan: Plan, method: Method, optimizer: torch.optim.Optimizer, step: int, console: Console) -> None:
+    """Write a checkpoint from the first process; a full disk is reported, training goes on."""
+    if runtime.rank() == 0:
+        state = {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
+        try:
+            checkpoint.save(plan.run, step, state, plan.train.keep)
+        except StorageError as error:
+            console.say(f"{error}\n  training goes on")
+    runtime.barrier()
+
+
+def learn(
+    plan: Plan, method: Method, optimizer: torch.optim.Optimizer, cache: ImageCache, step: int
+) -> dict[str, torch.Tensor | float]:
+    """One optimiser step: ``accumulate`` micro-batches forward and backward, then update and teacher."""
+    train, world = plan.train, runtime.world_size()
+    assert train.batch is not None and train.steps is not None and train.precision is not None
+    images = train.batch * train.accumulate
+    progress = Progress(step, train.steps, step * images / len(cache), train.steps * images / len(cache))
+    # Stochastic depth draws from the global generator: seed it by step and rank (house rule 11).
+    torch.manual_seed(int(torch_generator(train.seed, "step", step, runtime.rank()).initial_seed()))
+    lr = optim.learning_rate(plan.optim, progress.fraction)
+    optim.set_rates(optimizer, lr, optim.weight_decay(plan.optim, progress.fraction))
+
+    indices = batch_indices(len(cache), step, images, train.seed)
+    logs: dict[str, torch.Tensor | float] = {}
+    optimizer.zero_grad(set_to_none=True)
+    for micro in indices.reshape(train.accumulate, train.batch):
+        batch = cache.batch(micro[runtime.rank() :: world])
+        views = make_views(batch, plan.views, plan.spec, seed=train.seed, step=step, device=plan.device)
+        with runtime.autocast(plan.device, train.precision):
+            output = method.step(views, progress)
+        (output.loss / train.accumulate).backward()
+        for name, value in {"loss": output.loss.detach(), **output.logs}.items():
+            logs[name] = logs.get(name, 0.0) + value / train.accumulate
+
+    parameters = [p for _, p in method.trainable()]
+    runtime.average_gradients(parameters)
+    method.before_update(progress)
+    norm = optim.clip_gradients(parameters, plan.optim.clip_norm)
+    logs["grad_norm"] = norm
+    # A non-finite gradient must not reach the weights: the checkpoint on disk would inherit it.
+    if bool(torch.isfinite(norm)):
+        optimizer.step()
+        method.after_update(progress)
+    else:
+        logs["loss"] = float("nan")
+    return logs | {"lr": lr, "weight_decay": optimizer.param_groups[0]["weight_decay"], "epoch": progress.epoch}
+
+
+def fit(
+    plan: Plan,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    cache: ImageCache,
+    *,
+    start: int,
+    evaluate: Callable[[int], dict[str, float]],
+    console: Console,
+) -> int:
+    """Train from step ``start`` to ``plan.train.steps``. Returns the step reached (earlier if stopped).
+
+    evaluate(step) gives the live figures (effective rank, k-NN); its time is not counted as training.
+    """
+    train = plan.train
+    assert train.steps is not None and train.batch and train.log_every and train.evaluate_every and train.save_every
+    metrics = Metrics(plan.run)
+    board = _tensorboard(plan.run, start)
+    last_saved = start if start else None
+    before = metrics.continue_from(start) if runtime.rank() == 0 else 0.0
+    images, seconds, mark = train.batch * train.accumulate, 0.0, time.perf_counter()
+    with StopRequest() as stop:
+        for step in range(start, train.steps + 1):
+            # evaluate
+            live: dict[str, float] = {}
+            if step % train.evaluate_every == 0 or step == train.steps:
+                seconds += time.perf_counter() - mark
+                live = evaluate(step)
+                mark = time.perf_counter()
+
+            # save
+            stopping = runtime.any_rank(stop.requested is not None)
+            if step > start and (step % train.save_every == 0 or step == train.steps or stopping):
+                save_state(plan, method, optimizer, step, console)
+                last_saved = step
+
+            # stop
+            if stopping or step == train.steps:
+                if live and runtime.rank() == 0:
+                    _write(metrics, board, {"step": step, **live, "seconds": before + seconds}, console)
+                if stopping and step < train.steps:
+                    console.say(f"stopped by {stop.requested} at step {step}; saved. Continue with --resume")
+                break
+
+            # step
+            logs = learn(plan, method, optimizer, cache, step)
+            loss = float(logs["loss"])
+            plain = {k: float(v) for k, v in logs.items()}
+            require_finite(loss, step=step, logs=plain, last_good=last_saved)
+
+            # log
+            now = time.perf_counter()
+            if live or (step + 1) % train.log_every == 0:
+                plain = {k: float(runtime.mean_over_ranks(torch.tensor(v))) for k, v in plain.items()}
+                seconds, mark = seconds + now - mark, now
+                line = {"step": step, **plain, **live, "seconds": before + seconds}
+                line["images_per_second"] = (step + 1 - start) * images / seconds
+                if runtime.rank() == 0:
+                    _write(metrics, board, line, console)
+            rate = (step + 1 - start) * images / max(1e-9, seconds + now - mark)
+            console.progress(step + 1, train.steps, {"loss": loss, "images_per_second": rate, **live})
+    if board is not None:
+        board.close()
+    return step
+
+
+def _tensorboard(run: Path, start: int) -> Any:
+    if runtime.rank() != 0:
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, wanted only here
+
+    return SummaryWriter(str(run / "tensorboard"), purge_step=start)
+
+
+def _write(metrics: Metrics, board: Any, line: dict[str, float], console: Console) -> None:
+    message = metrics.append(line)
+    if message:
+        console.say(message)
+    try:
+        for name, value in line.items():
+            if name != "step":
+                board.add_scalar(name, value, int(line["step"]))
+    except OSError:  # metrics.jsonl is the record; the events are a convenience
+        pass

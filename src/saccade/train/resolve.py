@@ -1,0 +1,119 @@
+"""None becomes a number: every setting left open is decided from the data, the network and the device.
+
+The rules stand here in one place; ``saccade pretrain`` prints what they gave, and config.yaml keeps it.
+The figures behind them are in docs/log.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+
+from saccade import runtime
+from saccade.augment.views import resolve_views
+from saccade.backbones.build import parse
+from saccade.backbones.vit import ViTSettings
+from saccade.config import Sections, unresolved
+from saccade.errors import UsageError
+from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+def is_transformer(backbone: str) -> bool:
+    return isinstance(parse(backbone), ViTSettings)
+
+
+def patch_of(backbone: str) -> int:
+    """Crops must be whole patches; CNNs take any size, multiples of 8 keep their maps even."""
+    settings = parse(backbone)
+    return settings.patch if isinstance(settings, ViTSettings) else 8
+
+
+def resolve_size(sections: Sections, image_px: int, device: torch.device) -> Sections:
+    """Size of the network's input, and how large decoded images are kept. ``image_px``: typical shorter side."""
+    model: ModelConfig = sections["model"]
+    data: DataConfig = sections["data"]
+    size = model.size_px
+    if size is None:
+        largest = 64 if device.type == "cpu" else 224
+        patch = patch_of(model.backbone)
+        size = patch * max(2, round(min(image_px, largest) / patch))
+    cache_px = data.cache_px or max(size, min(image_px, round(1.5 * size)))
+    return sections | {
+        "model": dataclasses.replace(model, size_px=size),
+        "data": dataclasses.replace(data, cache_px=cache_px),
+    }
+
+
+def resolve(
+    sections: Sections, *, images: int, channels: int, device: torch.device
+) -> Sections:
+    """Everything but the length: ``steps`` stays None when minutes limit the run.
+
+    images     images in use       channels   of the decoded data
+    """
+    train: TrainConfig = sections["train"]
+    model: ModelConfig = sections["model"]
+    batch = train.batch or min(64 if device.type == "cpu" else 256, max(2, images))
+    world = runtime.world_size()
+    if batch % world:
+        raise UsageError(
+            "the batch must divide evenly over the processes", got=f"batch {batch}, {world} processes"
+        )
+    per_step = batch * train.accumulate
+    limits = [name for name in ("steps", "epochs", "minutes") if getattr(train, name)]
+    if len(limits) > 1:
+        raise UsageError("the length of a run is given twice", got=" and ".join(limits), expected="one of them")
+    steps = train.steps
+    if not train.minutes and steps is None:
+        steps = max(1, math.ceil(images * (train.epochs or 100.0) / per_step))
+    precision = train.precision or ("bf16" if runtime.gains_from_bf16(device) else "fp32")
+    assert model.size_px is not None
+    return sections | {
+        "data": dataclasses.replace(
+            sections["data"], channels=channels, split=sections["data"].split or "all but test"
+        ),
+        "model": dataclasses.replace(model, drop_path=0.0 if model.drop_path is None else model.drop_path),
+        "train": dataclasses.replace(train, batch=batch, steps=steps, precision=precision, device=str(device)),
+        "optim": _resolve_optim(sections["optim"], model.backbone, per_step),
+        "views": resolve_views(
+            sections["views"],
+            size_px=model.size_px,
+            channels=channels,
+            patch=patch_of(model.backbone),
+            local_count=4 if device.type == "cpu" else 8,
+        ),
+    }
+
+
+def _resolve_optim(config: OptimConfig, backbone: str, per_step: int) -> OptimConfig:
+    """Transformers: DINO's 5e-4 at 256 images. CNNs with batch norm bear more. Scaled by the square root
+    of the batch, which suits AdamW at batches of 16 to 256 (Malladi et al. 2022)."""
+    peak = 5e-4 if is_transformer(backbone) else 2e-3
+    lr = config.lr if config.lr is not None else round(peak * math.sqrt(per_step / 256), 6)
+    warmup = 0.1 if config.warmup_fraction is None else config.warmup_fraction
+    return dataclasses.replace(config, lr=lr, warmup_fraction=warmup)
+
+
+def resolve_length(sections: Sections, images: int) -> Sections:
+    """The last Nones, once the number of steps is known: method rules and bookkeeping intervals."""
+    from saccade.methods.build import resolve_method
+
+    train: TrainConfig = sections["train"]
+    assert train.steps is not None and train.batch is not None
+    steps = train.steps
+    train = dataclasses.replace(
+        train,
+        epochs=round(steps * train.batch * train.accumulate / images, 3),
+        log_every=train.log_every or max(1, min(10, steps // 100)),
+        evaluate_every=train.evaluate_every or max(1, math.ceil(steps / 10)),
+        save_every=train.save_every or max(1, min(500, math.ceil(steps / 10))),
+    )
+    method = resolve_method(
+        train.method, sections[train.method], images=images, batch=train.batch * train.accumulate, steps=steps
+    )
+    sections = sections | {"train": train, train.method: method}
+    left = unresolved(sections)
+    assert not left, left
+    return sections

@@ -1,0 +1,341 @@
+"""A whole pretraining run: open, decode, resolve, build, train, save. One function a stage.
+
+``start`` begins a run in an empty folder, ``resume`` continues one; both end in ``_train``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saccade import config, runs, runtime
+from saccade.augment.views import ViewsConfig
+from saccade.backbones.build import Network, build
+from saccade.backbones.weights import load_model, load_timm_state, save_model
+from saccade.config import Sections
+from saccade.contracts import Source
+from saccade.data.loader import ImageCache, build_cache, input_spec
+from saccade.data.open import open_source
+from saccade.data.source import select
+from saccade.errors import DamagedFile, DataError, ModelError, unknown
+from saccade.methods.base import Method
+from saccade.methods.build import METHODS, build_method, config_type
+from saccade.train import checkpoint
+from saccade.train.live import LiveProbe
+from saccade.train.loop import Console, Plan, fit, learn
+from saccade.train.optim import make_optimizer
+from saccade.train.resolve import is_transformer, resolve, resolve_length, resolve_size
+from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+def section_types(method: str) -> dict[str, type]:
+    return {
+        "data": DataConfig,
+        "model": ModelConfig,
+        "views": ViewsConfig,
+        method: config_type(method),
+        "optim": OptimConfig,
+        "train": TrainConfig,
+    }
+
+
+def default_sections(method: str) -> Sections:
+    """Every section with its defaults, for one method."""
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    sections = {name: kind() for name, kind in section_types(method).items()}
+    return sections | {"train": dataclasses.replace(sections["train"], method=method)}
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def open_part(data: DataConfig) -> Source:
+    """The source a run names, limited to its part: everything but ``test`` unless a split is named."""
+    source = open_source(
+        data.source,
+        manifest=Path(data.manifest) if data.manifest else None,
+        label=data.label or None,
+        group=data.group or None,
+    )
+    splits = {record.split for record in source.records}
+    if data.split in (None, "all but test"):
+        if splits <= {None} or splits == {"test"}:
+            return source
+        kept = [i for i, record in enumerate(source.records) if record.split != "test"]
+    else:
+        kept = [i for i, record in enumerate(source.records) if record.split == data.split]
+    if not kept:
+        raise DataError(
+            f"{source.name} has no images in the part {data.split!r}",
+            got=", ".join(sorted(str(s) for s in splits)),
+            hint="name one of these parts with --set data.split=NAME",
+        )
+    return select(source, kept)
+
+
+def typical_px(source: Source) -> int:
+    """Median shorter side of the first readable images."""
+    sides = []
+    for index in range(min(16, len(source))):
+        try:
+            sides.append(min(source.read(index).pixels.shape[-2:]))
+        except DamagedFile:
+            continue
+    if not sides:
+        raise DataError(
+            f"{source.name}: none of the first images can be read", hint="saccade show DATA lists the reasons"
+        )
+    return int(statistics.median(sides))
+
+
+def describe_data(source: Source, cache: ImageCache, split: str) -> dict[str, Any]:
+    """data.json: what was learned from, with the hashes and groups the contamination guard needs."""
+    by_hash: dict[str, list[str]] = {}
+    for record, digest in zip(cache.records, cache.hashes):
+        by_hash.setdefault(digest, []).append(record.id)
+    labels = Counter(record.label for record in cache.records if record.label is not None)
+    return {
+        "source": source.name,
+        "images": len(source),
+        "used": len(cache),
+        "split": split,
+        "channels": cache.channels,
+        "dtype": str(cache.flat.dtype),
+        "range": [cache.offset, cache.offset + cache.scale],
+        "size_px": {
+            "min": [int(v) for v in cache.original_px.min(axis=0)],
+            "max": [int(v) for v in cache.original_px.max(axis=0)],
+        },
+        "labels": dict(sorted(labels.items())),
+        "groups": len({record.group for record in cache.records if record.group is not None}),
+        "duplicates": [ids for ids in by_hash.values() if len(ids) > 1],
+        "damaged": [{"id": name, "reason": reason} for name, reason in cache.damaged],
+        "files": [
+            {"id": record.id, "sha256": digest, "group": record.group}
+            for record, digest in zip(cache.records, cache.hashes)
+        ],
+    }
+
+
+# --- model --------------------------------------------------------------------------------------
+
+
+def model_options(model: ModelConfig) -> dict[str, object]:
+    """Options for ``build``: those of a transformer, or none where the network has none."""
+    if is_transformer(model.backbone):
+        return {
+            "positions": model.positions,
+            "norm": model.norm,
+            "registers": model.registers,
+            "layer_scale": model.layer_scale or None,
+            "drop_path": model.drop_path or 0.0,
+        }
+    defaults = ModelConfig()
+    for name in ("positions", "norm", "registers", "layer_scale"):
+        if getattr(model, name) != getattr(defaults, name):
+            raise ModelError(f"model.{name} has no effect on {model.backbone}", hint="choose a vit_ backbone")
+    if model.drop_path:
+        raise ModelError(f"model.drop_path has no effect on {model.backbone}", hint="choose a vit_ backbone")
+    return {}
+
+
+def build_pair(sections: Sections, channels: int) -> tuple[Network, Network]:
+    """Student and teacher networks; only the student has stochastic depth."""
+    model: ModelConfig = sections["model"]
+    seed = sections["train"].seed
+    assert model.size_px is not None
+    options = model_options(model)
+    student = build(model.backbone, channels=channels, size_px=model.size_px, options=options, seed=seed)
+    still = options | {"drop_path": 0.0} if options else options
+    teacher = build(model.backbone, channels=channels, size_px=model.size_px, options=still, seed=seed)
+    if model.weights:
+        loaded = load_model(model.weights, channels=channels, size_px=model.size_px)
+        load_timm_state(student, loaded.backbone.state_dict())
+    return student, teacher
+
+
+def make_method(sections: Sections, channels: int, device: torch.device) -> Method:
+    train: TrainConfig = sections["train"]
+    student, teacher = build_pair(sections, channels)
+    method = build_method(train.method, student, teacher, sections[train.method], seed=train.seed)
+    return method.to(device)
+
+
+# --- length -------------------------------------------------------------------------------------
+
+
+def steps_in(minutes: float, sections: Sections, plan: Plan, cache: ImageCache) -> int:
+    """How many steps fit: a throwaway copy of the run is timed for some seconds, then forgotten.
+
+    5 % are kept back for live evaluation and checkpoints.
+    """
+    timed = resolve_length(
+        sections | {"train": dataclasses.replace(sections["train"], steps=1000)}, len(cache)
+    )
+    method = make_method(timed, plan.spec.channels, plan.device)
+    optimizer = make_optimizer(method.trainable(), plan.device)
+    plan = dataclasses.replace(plan, train=timed["train"])
+    seconds: list[float] = []
+    budget = min(10.0, 2.0 + minutes * 1.5)
+    while len(seconds) < 5 or (sum(seconds) < budget and len(seconds) < 60):
+        began = time.perf_counter()
+        learn(plan, method, optimizer, cache, len(seconds))
+        seconds.append(time.perf_counter() - began)
+    typical = statistics.mean(sorted(seconds[2:])[: max(3, int(0.9 * len(seconds)))])
+    return max(1, int(0.95 * minutes * 60 / runtime.max_over_ranks(typical)))
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def start(sections: Sections, out: Path, console: Console) -> Path:
+    """Begin a run in an empty folder and train it to its end. Returns the folder."""
+    device = runtime.pick_device(sections["train"].device)
+    with runtime.processes(device):
+        if runtime.rank() == 0:
+            runs.prepare(out, resume=False)
+        runtime.barrier()
+        source = open_part(sections["data"])
+        sections = resolve_size(sections, typical_px(source), device)
+        cache = _decode(source, sections, console)
+        sections = resolve(
+            sections,
+            images=len(cache),
+            channels=cache.channels,
+            device=device,
+        )
+        if sections["train"].minutes and sections["train"].steps is None:
+            plan = _plan(out, sections, cache, device)
+            steps = steps_in(sections["train"].minutes, sections, plan, cache)
+            sections = sections | {"train": dataclasses.replace(sections["train"], steps=steps)}
+        sections = resolve_length(sections, len(cache))
+        if runtime.rank() == 0:
+            config.save(out / "config.yaml", config.to_dict(sections))
+            runs.write_json(out / "data.json", describe_data(source, cache, sections["data"].split))
+            runs.write_json(out / "env.json", _environment(device, sections["train"].seed))
+        console.say(settings_table(sections, len(cache)))
+        return _train(out, sections, cache, device, console, begin=0)
+
+
+def resume(out: Path, console: Console) -> Path:
+    """Continue a run from its newest whole checkpoint, with the configuration it has."""
+    runs.prepare(out, resume=True)
+    values = config.load(out / "config.yaml")
+    sections = config.from_dict(section_types(values["train"]["method"]), values)
+    device = runtime.pick_device(sections["train"].device)
+    with runtime.processes(device):
+        source = open_part(sections["data"])
+        cache = _decode(source, sections, console)
+        known = [item["sha256"] for item in runs.read_json(out / "data.json")["files"]]
+        if known != cache.hashes:
+            raise DataError(
+                "the images are not the ones this run began with",
+                got=f"{len(cache)} images, {len(set(cache.hashes) - set(known))} of them new or changed",
+                expected=f"{len(known)} images as listed in {out / 'data.json'}",
+                hint="restore them, or start a new run with --weights " + str(out),
+            )
+        began = len(checkpoint.available(out)) > 0
+        return _train(out, sections, cache, device, console, begin=None if began else 0)
+
+
+def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
+    data: DataConfig = sections["data"]
+    assert data.cache_px is not None
+    cache = build_cache(
+        source,
+        cache_px=data.cache_px,
+        channels=data.channels,
+        max_bad=data.max_bad,
+        memory_limit_mib=data.cache_mib,
+        report=lambda done, total: console.progress(done, total, {}) if done % 64 == 0 or done == total else None,
+    )
+    if cache.damaged:
+        console.say(
+            f"{len(cache.damaged)} damaged images are left out:\n"
+            + "\n".join(f"  {name}: {reason}" for name, reason in cache.damaged[:20])
+        )
+    return cache
+
+
+def _plan(out: Path, sections: Sections, cache: ImageCache, device: torch.device) -> Plan:
+    spec = input_spec(cache, sections["model"].size_px, grey=sections["data"].grey)
+    return Plan(out, sections["train"], sections["optim"], sections["views"], spec, device)
+
+
+def _train(
+    out: Path, sections: Sections, cache: ImageCache, device: torch.device, console: Console, *, begin: int | None
+) -> Path:
+    plan = _plan(out, sections, cache, device)
+    method = make_method(sections, cache.channels, device)
+    optimizer = make_optimizer(method.trainable(), device)
+    step = begin
+    if step is None:
+        state, messages = checkpoint.load_newest(out)
+        for message in messages:
+            console.say(message)
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = int(state["step"])
+        console.say(f"continuing from step {step} of {plan.train.steps}")
+    probe = LiveProbe(cache, plan.spec, device, str(plan.train.precision), plan.train.seed)
+    reached = fit(
+        plan,
+        method,
+        optimizer,
+        cache,
+        start=step,
+        evaluate=lambda _: probe(method.backbone),
+        console=console,
+    )
+    if runtime.rank() == 0:
+        about = {"method": plan.train.method, "step": reached, "images": len(cache), "config": config.to_dict(sections)}
+        save_model(out / "model", method.backbone, plan.spec, about=about)
+    return out
+
+
+def settings_table(sections: Sections, images: int) -> str:
+    """Every resolved setting, one line a section; printed before the first step."""
+    lines = [f"settings, resolved for {images:,} images"]
+    for name, values in config.to_dict(sections).items():
+        shown = ", ".join(f"{key}={_short(value)}" for key, value in values.items() if value not in ("", None))
+        lines.append(f"  {name:7s} {shown}")
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    return json.dumps(value) if isinstance(value, (list, Mapping)) else str(value)
+
+
+def _environment(device: torch.device, seed: int) -> dict[str, Any]:
+    return runtime.environment(device) | {"seed": seed, "command": _command(sys.argv), "git": _git_commit()}
+
+
+def _command(words: Sequence[str]) -> str:
+    return " ".join([Path(words[0]).name, *words[1:]])
+
+
+def _git_commit() -> str | None:
+    """Commit of saccade's own checkout, where it runs from one."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", os.fspath(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except OSError:
+        return None
+    return found.stdout.strip() or None

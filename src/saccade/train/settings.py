@@ -1,0 +1,82 @@
+"""The sections of a run's configuration. None means "decide from the data" (see train/resolve.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images a run learns from, and how they are held."""
+
+    source: str = ""
+    """What was given as DATA; the manifest and its columns beside it, where named."""
+    manifest: str = ""
+    label: str = ""
+    group: str = ""
+    split: str | None = None
+    """Which part of the source to use; decided: everything except ``test``."""
+    grey: bool = False
+    """Turn colour into luminance before anything else."""
+    channels: int | None = None
+    cache_px: int | None = None
+    """Shorter side of the decoded images that are kept; decided: 1.5 times the largest crop."""
+    cache_mib: int = 8192
+    """Above this size the cache is a memory-mapped file instead of memory."""
+    max_bad: float = 0.05
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. ``size_px`` is the size of a global crop and of an image in evaluation."""
+
+    backbone: str = "vit_tiny_patch8"
+    size_px: int | None = None
+    weights: str = ""
+    """Start from this model instead of random weights; empty: random."""
+    drop_path: float | None = None
+    """Stochastic depth of the student; decided: 0.1 for transformers in long runs, else 0."""
+    positions: Literal["learned", "sincos", "rotary", "none"] = "learned"
+    norm: Literal["pre", "post"] = "pre"
+    registers: int = 0
+    layer_scale: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a warm-up and a cosine for the learning rate, and a cosine for weight decay."""
+
+    lr: float | None = None
+    """Peak rate at the run's own batch; decided: by backbone family, scaled with the batch."""
+    lr_end: float = 1e-6
+    warmup_fraction: float | None = None
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    clip_norm: float = 3.0
+    """Largest gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, speed and bookkeeping."""
+
+    method: str = "dino"
+    batch: int | None = None
+    """Images a micro-batch, over all processes."""
+    accumulate: int = 1
+    """Micro-batches an optimiser step."""
+    steps: int | None = None
+    """Optimiser steps; decided from ``epochs``, or from ``minutes`` by a short measurement."""
+    epochs: float | None = None
+    """Passes over the images; decided: 100 unless steps or minutes are given."""
+    minutes: float = 0.0
+    """Length by the clock; 0: not limited by time. Turned into steps once, so a resumed run ends alike."""
+    seed: int = 0
+    device: str | None = None
+    precision: Literal["bf16", "fp32"] | None = None
+    log_every: int | None = None
+    evaluate_every: int | None = None
+    save_every: int | None = None
+    keep: int = 2
+    """Checkpoints kept; older ones are removed."""

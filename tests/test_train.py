@@ -1,0 +1,231 @@
+"""Training as a user relies on it: exact resume, clean stops, full disks, two processes as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saccade import runs
+from saccade.api import Quiet, pretrain, resume
+from saccade.errors import DataError, NonFiniteLoss, UsageError
+from saccade.train import checkpoint, loop
+from saccade.train.health import collapse_message, effective_rank, require_finite
+
+DATA = "synthetic:tissue?n=48&size=32"
+SMALL = {
+    "model.size_px": 32,
+    "views.local_count": 2,
+    "train.batch": 8,
+    "train.log_every": 1,
+    "train.save_every": 4,
+    "dino.out_dim": 32,
+    "dino.head_hidden": 32,
+    "dino.bottleneck": 16,
+    "train.precision": "fp32",
+}
+STEPS = 12
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {m["step"]: m["loss"] for m in runs.read_metrics(run / "metrics.jsonl") if "loss" in m}
+
+
+def small_run(out: Path, backbone: str = "vit_micro_patch8", **settings) -> Path:
+    named = SMALL | {"train.steps": STEPS} | {k.replace("__", "."): v for k, v in settings.items()}
+    return pretrain(DATA, out=out, backbone=backbone, settings=named)
+
+
+def command(out: Path, *more: str) -> list[str]:
+    pairs = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "saccade.cli", "pretrain", DATA, "--out", str(out), "--steps", str(STEPS),
+            "--backbone", "vit_micro_patch8", *pairs, *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One uninterrupted run, to compare with."""
+    return small_run(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_a_run_leaves_every_file(whole):
+    for name in ("config.yaml", "env.json", "data.json", "metrics.jsonl", "report.html", "model/model.safetensors"):
+        assert (whole / name).stat().st_size > 0, name
+    assert checkpoint.available(whole) == [8, 12]
+    last = runs.read_metrics(whole / "metrics.jsonl")[-1]
+    assert last["step"] == STEPS and last["rank"] >= 1
+    assert set(losses(whole)) == set(range(STEPS))
+    data = runs.read_json(whole / "data.json")
+    assert data["used"] == len(data["files"]) and all(len(f["sha256"]) == 64 for f in data["files"])
+
+
+def test_same_seed_same_losses(whole, tmp_path):
+    assert losses(small_run(tmp_path / "again")) == losses(whole)
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 8, 11])
+def test_killed_anywhere_resumes_bit_for_bit(whole, tmp_path, monkeypatch, at):
+    """The process disappears in the middle of step ``at``: nothing is flushed, saved or closed."""
+    real = loop.learn
+
+    class Killed(BaseException):
+        pass
+
+    def dies(plan, method, optimizer, cache, step):
+        if step == at:
+            raise Killed
+        return real(plan, method, optimizer, cache, step)
+
+    monkeypatch.setattr(loop, "learn", dies)
+    with pytest.raises(Killed):
+        small_run(tmp_path / "run")
+    monkeypatch.setattr(loop, "learn", real)
+    resume(tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and max(losses(run), default=-1) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the run never reached step {step}; it ended with {process.poll()}")
+
+
+def test_kill_9_of_a_real_process_resumes_bit_for_bit(whole, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(run), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wait_for_step(run, 5, process)
+    process.kill()
+    process.wait()
+    resume(run)
+    found = losses(run)
+    assert set(found) == set(range(STEPS))
+    assert found == pytest.approx(losses(whole), rel=1e-5)  # thread counts may differ between processes
+
+
+def test_sigterm_saves_and_ends_cleanly(tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(run, "--set", "train.save_every=1000"), stderr=subprocess.PIPE, text=True)
+    wait_for_step(run, 2, process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopped by SIGTERM" in stderr and "--resume" in stderr
+    assert checkpoint.available(run)
+    resume(run)
+    assert set(losses(run)) == set(range(STEPS))
+
+
+def test_damaged_newest_checkpoint_falls_back(tmp_path):
+    run = small_run(tmp_path / "run")
+    newest = checkpoint.folder_of(run, 12) / checkpoint.FILE
+    newest.write_bytes(newest.read_bytes()[: 1000])
+    console = Quiet()
+    resume(run, console=console)
+    assert any("step 12 is damaged" in m for m in console.messages)
+    assert any("continuing from step 8" in m for m in console.messages)
+    assert set(losses(run)) == set(range(STEPS))
+
+
+def test_full_disk_is_survived_and_said(tmp_path, monkeypatch):
+    real = checkpoint.os.fsync
+    calls = []
+
+    def full_once(number):
+        calls.append(number)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        real(number)
+
+    console = Quiet()
+    real_save = checkpoint.save
+
+    def save(run, step, state, keep):
+        monkeypatch.setattr(checkpoint.os, "fsync", full_once if step == 4 else real)
+        return real_save(run, step, state, keep)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    run = pretrain(
+        DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=SMALL | {"train.steps": STEPS}, console=console
+    )
+    assert any("step 4 could not be written" in m and "training goes on" in m for m in console.messages)
+    assert checkpoint.available(run) == [8, 12]
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_non_finite_loss_stops_with_cause_and_way_back(tmp_path, monkeypatch):
+    real = loop.make_views
+
+    def poisoned(batch, config, spec, *, seed, step, device):
+        views = real(batch, config, spec, seed=seed, step=step, device=device)
+        if step == 6:
+            views[0].pixels[0] = float("nan")
+        return views
+
+    monkeypatch.setattr(loop, "make_views", poisoned)
+    with pytest.raises(NonFiniteLoss, match="step 6") as caught:
+        small_run(tmp_path / "run")
+    assert "step 4" in str(caught.value) and "hint" in str(caught.value)
+    monkeypatch.setattr(loop, "make_views", real)
+    resume(tmp_path / "run")
+    assert np.isfinite(list(losses(tmp_path / "run").values())).all()
+
+
+def test_require_finite_names_what_broke():
+    require_finite(1.0, step=3, logs={"loss": 1.0}, last_good=None)
+    with pytest.raises(NonFiniteLoss, match="no checkpoint"):
+        require_finite(float("nan"), step=3, logs={"grad_norm": float("inf")}, last_good=None)
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path):
+    one = small_run(tmp_path / "one", train__steps=4, train__batch=16)
+    two = small_run(tmp_path / "two", train__steps=4, train__batch=8, train__accumulate=2)
+    assert losses(two) == pytest.approx(losses(one), rel=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(whole, tmp_path):
+    run = tmp_path / "run"
+    words = command(run)
+    launcher = [words[0], "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
+                "--rdzv-endpoint=127.0.0.1:0", *words[1:]]  # fmt: skip
+    subprocess.run(launcher, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-3)
+
+
+def test_changed_images_are_not_resumed_silently(tmp_path):
+    run = small_run(tmp_path / "run", train__steps=2)
+    data = json.loads((run / "data.json").read_text())
+    data["files"][0]["sha256"] = "0" * 64
+    (run / "data.json").write_text(json.dumps(data))
+    with pytest.raises(DataError, match="not the ones this run began with"):
+        resume(run)
+
+
+def test_length_given_twice(tmp_path):
+    with pytest.raises(UsageError, match="steps and epochs"):
+        small_run(tmp_path / "run", train__epochs=3.0)
+
+
+def test_minutes_become_steps(tmp_path):
+    run = pretrain(DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=SMALL | {"train.minutes": 0.02})
+    assert max(losses(run)) >= 0
+
+
+def test_effective_rank():
+    assert effective_rank(torch.eye(8)) == pytest.approx(8, rel=1e-3)
+    assert effective_rank(torch.ones(8, 4)) == pytest.approx(1, rel=1e-3)
+
+
+def test_collapse_is_named():
+    assert "uniform" in collapse_message(np.log(64), 0.0, 64)
+    assert "one-prototype" in collapse_message(0.0, 0.0, 64)
+    assert collapse_message(2.0, 0.5, 64) is None
