@@ -117,8 +117,7 @@ def evaluation() -> dict[str, Any]:
 
 def data_record() -> dict[str, Any]:
     files = [
-        {"id": f"{i:06d}.jpg", "sha256": hashlib.sha256(bytes([i])).hexdigest(), "group": f"tile{i}"}
-        for i in range(40)
+        {"id": f"{i:06d}.jpg", "sha256": hashlib.sha256(bytes([i])).hexdigest(), "group": f"tile{i}"} for i in range(40)
     ]
     return {
         "source": "lc25000-lung-224.zip",

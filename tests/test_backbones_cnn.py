@@ -37,9 +37,7 @@ def test_stem_follows_the_size(size, stem, stride):
     )
     assert net.dim == features.cls.shape[1] == 64
     torch.testing.assert_close(features.cls, features.tokens.mean(1))
-    assert build("resnet10_w8", size_px=size, options={"stem": "imagenet"}).config()["options"] == {
-        "stem": "imagenet"
-    }
+    assert build("resnet10_w8", size_px=size, options={"stem": "imagenet"}).config()["options"] == {"stem": "imagenet"}
 
 
 @pytest.mark.parametrize("name", ["resnet10_w8", "resnet50_w4", "vit_micro_patch8", "vit_micro_patch8_conv"])

@@ -222,9 +222,7 @@ def test_drop_path_rises_with_depth_and_rests_in_evaluation():
 
 
 def test_gradients_in_float64():
-    net = ViT(
-        ViTSettings(**(SMALL | {"dim": 6, "depth": 1, "heads": 1, "size_px": 8, "positions": "rotary"}))
-    )
+    net = ViT(ViTSettings(**(SMALL | {"dim": 6, "depth": 1, "heads": 1, "size_px": 8, "positions": "rotary"})))
     x = image(1, 3, 8, 8).double().requires_grad_()
     net = net.double()
     assert torch.autograd.gradcheck(lambda p: (net(p).cls, net(p).tokens), x, fast_mode=True)

@@ -114,9 +114,7 @@ def test_damaged_foreign_and_newer_folders_are_named(tmp_path):
 def dino_layouts(state):
     head = {"head.mlp.0.weight": torch.zeros(2, 2)}
     inner = {f"backbone.{k}": v for k, v in state.items()} | head
-    wrong = {f"module.backbone.{k}": v + 1 for k, v in state.items()} | {
-        "module.head.mlp.0.weight": torch.ones(1)
-    }
+    wrong = {f"module.backbone.{k}": v + 1 for k, v in state.items()} | {"module.head.mlp.0.weight": torch.ones(1)}
     arguments = argparse.Namespace(arch="vit_tiny", patch_size=16)
     return {
         "plain": state,
@@ -246,9 +244,7 @@ def test_what_timm_does_not_have_is_refused(name, options):
 
 
 def test_random_names():
-    one, two, other = (
-        load_model("random:vit_micro_patch8", channels=2, size_px=45, seed=s) for s in (1, 1, 2)
-    )
+    one, two, other = (load_model("random:vit_micro_patch8", channels=2, size_px=45, seed=s) for s in (1, 1, 2))
     assert one.spec.size_px == 40 and one.spec.channels == 2 and one.name == "random:vit_micro_patch8"
     assert torch.equal(one.backbone.cls_token, two.backbone.cls_token)
     assert not torch.equal(one.backbone.cls_token, other.backbone.cls_token)
@@ -318,9 +314,7 @@ def test_files_that_are_not_weights(tmp_path, peer):
 def test_wrong_shapes_and_keys_are_named(tmp_path, peer):
     state = peer.state_dict()
     torch.save(state, tmp_path / "dino.pth")
-    with pytest.raises(
-        ModelError, match=r"dino.pth(.|\n)*patch_embed.proj.weight \(192, 3, 16, 16\) instead of"
-    ):
+    with pytest.raises(ModelError, match=r"dino.pth(.|\n)*patch_embed.proj.weight \(192, 3, 16, 16\) instead of"):
         load_model(f"{tmp_path / 'dino.pth'}@vit_tiny_patch8")
     with pytest.raises(ModelError, match="not those of resnet50"):
         load_model(f"{tmp_path / 'dino.pth'}@resnet50")

@@ -39,8 +39,8 @@ def test_help_is_quick():
 
 def test_evaluation_and_report_import_no_torch():
     code = (
-        "import sys, saccade.evaluate.protocol, saccade.evaluate.tables, saccade.evaluate.guard, saccade.report\n"
-        "import saccade.store, saccade.runs, saccade.config\n"
+        "import sys, saccade.evaluation.protocol, saccade.evaluation.tables, saccade.evaluation.guard\n"
+        "import saccade.reporting.build, saccade.store, saccade.runs, saccade.config\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -50,7 +50,11 @@ def test_evaluation_and_report_import_no_torch():
     ("words", "code", "said"),
     [
         (["show", "no-such-folder"], 1, "no-such-folder"),
-        (["pretrain", "synthetic:tissue?n=8", "--out", "x", "--backbone", "vit_tinny_patch8"], 2, "did you mean"),
+        (
+            ["pretrain", "synthetic:tissue?n=8", "--out", "x", "--backbone", "vit_tinny_patch8"],
+            2,
+            "did you mean",
+        ),
         (["pretrain", "synthetic:tissue?n=8", "--out", "x", "--set", "dino.out_dimm=3"], 2, "did you mean"),
         (["pretrain", "synthetic:tissue?n=8", "--out", "x", "--recipe", "gray"], 2, "did you mean 'grey'"),
         (["pretrain", "synthetic:tissue?n=8", "--out", "x", "--method", "dyno"], 2, "did you mean 'dino'"),

@@ -28,7 +28,8 @@ def sections():
 
 def test_values_take_the_declared_type():
     found = config.override(
-        sections(), ["views.local_count=4", "views.scale=[0.2, 0.9]", "optim.lr=1e-4", "grey=true", "name=007"]
+        sections(),
+        ["views.local_count=4", "views.scale=[0.2, 0.9]", "optim.lr=1e-4", "grey=true", "name=007"],
     )
     assert found["views"] == Views(4, (0.2, 0.9), None)
     assert found["optim"].lr == pytest.approx(1e-4)
@@ -43,7 +44,7 @@ def test_none_and_back():
 
 
 def test_unknown_key_suggests_the_nearest():
-    with pytest.raises(UsageError, match="did you mean 'views.local_count'"):
+    with pytest.raises(UsageError, match=r"did you mean 'views\.local_count'"):
         config.override(sections(), ["views.local_counts=4"])
 
 

@@ -86,11 +86,20 @@ def reference() -> str:
     assert isinstance(group, click.Group)
     lines = ["# Command line", "", (group.help or "").split("\n")[0], ""]
     for name, command in group.commands.items():
-        lines += [f"## saccade {name}", "", (command.help or "").strip(), "", "| option | what it does | default |", "|---|---|---|"]
+        lines += [
+            f"## saccade {name}",
+            "",
+            (command.help or "").strip(),
+            "",
+            "| option | what it does | default |",
+            "|---|---|---|",
+        ]
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 names = ", ".join(parameter.opts + parameter.secondary_opts)
-                default = "" if parameter.default in (None, False, ...) or parameter.required else f"`{parameter.default}`"
+                default = (
+                    "" if parameter.default in (None, False, ...) or parameter.required else f"`{parameter.default}`"
+                )
                 lines.append(f"| `{names}` | {parameter.help or ''} | {default} |")
         lines.append("")
     return "\n".join(lines)

@@ -41,9 +41,7 @@ def test_the_equation_by_hand():
 
 
 def test_gradients_of_both_paths_agree_and_are_right():
-    inputs = [
-        t.requires_grad_() for t in qkv(batch=1, heads=2, count=3, keys=4, dk=3, dv=2, dtype=torch.float64)
-    ]
+    inputs = [t.requires_grad_() for t in qkv(batch=1, heads=2, count=3, keys=4, dk=3, dv=2, dtype=torch.float64)]
     assert torch.autograd.gradcheck(lambda *t: attend(*t, explicit=True), inputs)
     grads = [torch.autograd.grad(attend(*inputs, explicit=e).square().sum(), inputs) for e in (True, False)]
     for a, b in zip(*grads):
@@ -92,9 +90,7 @@ def test_permutation_equivariance():
 def test_which_path_none_takes(monkeypatch, dtype, count, gradient, expected):
     calls = []
     real = attention.F.scaled_dot_product_attention
-    monkeypatch.setattr(
-        attention.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k)
-    )
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
     q = torch.randn(1, 1, count, 4, dtype=dtype, requires_grad=gradient)
     attend(q, q, q)
     assert (not calls) == expected

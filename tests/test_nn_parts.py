@@ -51,9 +51,7 @@ def test_rotary_scores_depend_on_the_offset_only(grid):
     prefix = 2
     rotation = axial_rotation(grid, 14, prefix)
     g = torch.Generator().manual_seed(0)
-    q, k = (
-        torch.randn(1, 1, 1, 14, generator=g).expand(1, 1, prefix + math.prod(grid), 14) for _ in range(2)
-    )
+    q, k = (torch.randn(1, 1, 1, 14, generator=g).expand(1, 1, prefix + math.prod(grid), 14) for _ in range(2))
     turned_q, turned_k = rotate(q, rotation), rotate(k, rotation)
     scores = (turned_q @ turned_k.transpose(-2, -1))[0, 0]
     torch.testing.assert_close(scores[:prefix, :prefix], (q @ k.transpose(-2, -1))[0, 0, :prefix, :prefix])

@@ -16,9 +16,9 @@ import yaml
 
 import fake_run
 from saccade.errors import UsageError
-from saccade.report import headline, read_run, warnings, write_report
-from saccade.report_evaluation import clear, finding, read_evaluation, undecided
-from saccade.report_page import VOID, duration, h, number, share
+from saccade.reporting.build import headline, read_run, warnings, write_report
+from saccade.reporting.evaluation import clear, finding, read_evaluation, undecided
+from saccade.reporting.page import VOID, duration, h, number, share
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_the_same_run_gives_the_same_bytes(run, text):
 
 
 def test_report_needs_no_torch(run):
-    work = "from saccade.report import write_report; write_report(sys.argv[1])"
+    work = "from saccade.reporting.build import write_report; write_report(sys.argv[1])"
     code = f"import sys; {work}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -127,9 +127,7 @@ def test_no_claim_without_a_clear_interval():
         d |= {"low": -0.5, "high": 0.5, "clear": True}  # the flag is not trusted, the interval is
 
     found = read_evaluation(shifted(blur))
-    assert finding(found).startswith(
-        "No difference between dino vit_tiny_patch8 and the other models is clear"
-    )
+    assert finding(found).startswith("No difference between dino vit_tiny_patch8 and the other models is clear")
     assert undecided(found) == list(fake_run.MODELS[1:])
 
 
@@ -201,9 +199,7 @@ def test_before_evaluation_it_says_the_command(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.json"])
-@pytest.mark.parametrize(
-    "content", ["", "{", "[1, 2]", "null", '"text"', '{"rows": 3, "labels": 4, "step": "x"}']
-)
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null", '"text"', '{"rows": 3, "labels": 4, "step": "x"}'])
 def test_any_single_broken_file_is_survived(tmp_path, name, content):
     report_of(tmp_path, {name: content})
 
@@ -220,12 +216,8 @@ def test_values_of_the_wrong_kind_are_survived(tmp_path):
         tmp_path,
         {
             "data.json": json.dumps(data),
-            "evaluation.json": json.dumps(
-                {"rows": [*rows, 5, {}], "differences": [{"model": 1}], "protocol": 1}
-            ),
-            "figures/index.json": json.dumps(
-                [{"kind": "attention"}, 7, {"kind": "attention", "file": "no.png"}]
-            ),
+            "evaluation.json": json.dumps({"rows": [*rows, 5, {}], "differences": [{"model": 1}], "protocol": 1}),
+            "figures/index.json": json.dumps([{"kind": "attention"}, 7, {"kind": "attention", "file": "no.png"}]),
             "config.yaml": "train: {method: dino}\ndino: {out_dim: many}\n",
         },
     )
@@ -268,9 +260,7 @@ def test_data_is_never_markup(tmp_path):
             "env.json": json.dumps({"command": evil, "versions": {evil: evil}, evil: evil}),
             "notes.json": json.dumps({"why_network": evil}),
             "metrics.jsonl": json.dumps({"step": 1, "loss": evil}),
-            "figures/index.json": json.dumps(
-                [{"kind": "attention", "file": evil, "title": evil, "alt": evil}]
-            ),
+            "figures/index.json": json.dumps([{"kind": "attention", "file": evil, "title": evil, "alt": evil}]),
         },
     )
     assert "<script" not in text.lower()
@@ -279,9 +269,7 @@ def test_data_is_never_markup(tmp_path):
 
 def test_figures_come_from_the_figures_folder_only(tmp_path):
     (tmp_path / "secret.png").write_bytes(b"\x89PNG secret")
-    index = [
-        {"kind": "attention", "file": name} for name in ("../../secret.png", "../config.yaml", "bad.png")
-    ]
+    index = [{"kind": "attention", "file": name} for name in ("../../secret.png", "../config.yaml", "bad.png")]
     text = report_of(
         tmp_path,
         {"config.yaml": "{}", "figures/index.json": json.dumps(index), "figures/bad.png": "no picture"},
@@ -313,9 +301,7 @@ def test_elements_escape_by_construction():
 
 
 def test_numbers():
-    assert (
-        math.isnan(number("3")) and math.isnan(number(None)) and math.isnan(number(True)) and number(3) == 3
-    )
+    assert math.isnan(number("3")) and math.isnan(number(None)) and math.isnan(number(True)) and number(3) == 3
     assert [duration(s) for s in (42, 504, 12000, math.nan)] == ["42 s", "8.4 min", "3.3 h", "–"]
     assert [share(f) for f in (1.0, 0.1, 0.01, 0.005)] == ["100 %", "10 %", "1 %", "0.5 %"]
 
@@ -325,9 +311,7 @@ def test_numbers():
 
 def test_no_sideways_scrolling_in_a_browser(run, text):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = next(
-        (p for p in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser")) if p.exists()), None
-    )
+    chromium = next((p for p in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser")) if p.exists()), None)
     if chromium is None:
         pytest.skip("no system chromium")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

@@ -55,7 +55,14 @@ def whole(tmp_path_factory):
 
 
 def test_a_run_leaves_every_file(whole):
-    for name in ("config.yaml", "env.json", "data.json", "metrics.jsonl", "report.html", "model/model.safetensors"):
+    for name in (
+        "config.yaml",
+        "env.json",
+        "data.json",
+        "metrics.jsonl",
+        "report.html",
+        "model/model.safetensors",
+    ):
         assert (whole / name).stat().st_size > 0, name
     assert checkpoint.available(whole) == [8, 12]
     last = runs.read_metrics(whole / "metrics.jsonl")[-1]
@@ -127,7 +134,7 @@ def test_sigterm_saves_and_ends_cleanly(tmp_path):
 def test_damaged_newest_checkpoint_falls_back(tmp_path):
     run = small_run(tmp_path / "run")
     newest = checkpoint.folder_of(run, 12) / checkpoint.FILE
-    newest.write_bytes(newest.read_bytes()[: 1000])
+    newest.write_bytes(newest.read_bytes()[:1000])
     console = Quiet()
     resume(run, console=console)
     assert any("step 12 is damaged" in m for m in console.messages)
@@ -154,7 +161,11 @@ def test_full_disk_is_survived_and_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save", save)
     run = pretrain(
-        DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=SMALL | {"train.steps": STEPS}, console=console
+        DATA,
+        out=tmp_path / "run",
+        backbone="vit_micro_patch8",
+        settings=SMALL | {"train.steps": STEPS},
+        console=console,
     )
     assert any("step 4 could not be written" in m and "training goes on" in m for m in console.messages)
     assert checkpoint.available(run) == [8, 12]

@@ -48,11 +48,7 @@ def test_lines_are_named_at_their_ends_and_apart():
         {"one <a>": ([0, 1, 2], [1, 2, 3]), "two": ([0, 1, 2], [1, 2, 3.001])}, title="T & U", x_label="step"
     )
     assert {"one <a>", "two", "T & U", "step"} <= set(texts(svg))
-    places = {
-        "".join(t.itertext()): float(t.get("y"))
-        for t in ET.fromstring(svg).iter(f"{NS}text")
-        if t.get("style")
-    }
+    places = {"".join(t.itertext()): float(t.get("y")) for t in ET.fromstring(svg).iter(f"{NS}text") if t.get("style")}
     assert abs(places["one <a>"] - places["two"]) >= 14.9
     assert "one &lt;a&gt;: from 1 to 3" in svg
 
@@ -66,9 +62,7 @@ def test_gaps_stay_gaps():
 
 def test_long_series_are_thinned_but_end_where_they_end():
     n = 10_001
-    svg = curve_svg(
-        {"a": (range(n), [float(i) for i in range(n)])}, title="t", x_label="x", reference={"r": 20000.0}
-    )
+    svg = curve_svg({"a": (range(n), [float(i) for i in range(n)])}, title="t", x_label="x", reference={"r": 20000.0})
     path = re.search(r'<path d="([^"]+)"', svg).group(1)
     assert 300 < path.count("L") < 450
     assert "from 0 to 10k" in svg and "r = 20k" in texts(svg)

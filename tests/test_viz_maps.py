@@ -72,9 +72,7 @@ def test_jaccard():
 
 def test_upsample_agrees_with_torch():
     values = np.random.default_rng(0).random((6, 5)).astype(np.float32)
-    expected = torch.nn.functional.interpolate(
-        torch.from_numpy(values)[None, None], size=(24, 40), mode="bilinear"
-    )
+    expected = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], size=(24, 40), mode="bilinear")
     assert upsample(values, (24, 40)) == pytest.approx(expected[0, 0].numpy(), abs=1e-5)
 
 

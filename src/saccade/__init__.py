@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saccade.api import attend, doctor, embed, evaluate, open_source, pretrain, report, resume, show
-    from saccade.quickstart import quickstart
+    from saccade.starter import quickstart
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +29,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = "saccade.quickstart" if name == "quickstart" else "saccade.api"
+        module = "saccade.starter" if name == "quickstart" else "saccade.api"
         return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'saccade' has no attribute {name!r}")

@@ -13,20 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from saccade import config, panels, runs, runtime
-from saccade import embed as embedding
+from saccade import config, embedding, panels, runs, runtime
 from saccade.backbones.weights import LoadedModel, load_model
-from saccade.contracts import Source
 from saccade.data.audit import Audit, audit, contact_sheet
 from saccade.data.open import open_source
 from saccade.data.splits import grouped_split
 from saccade.errors import EvaluationError, UsageError
-from saccade.evaluate.guard import check_overlap, refuse_overlap
-from saccade.evaluate.protocol import EvalReport, ProtocolConfig
-from saccade.evaluate.protocol import evaluate as run_protocol
-from saccade.evaluate.tables import to_csv, to_markdown
+from saccade.evaluation.guard import check_overlap, refuse_overlap
+from saccade.evaluation.protocol import EvalReport, ProtocolConfig
+from saccade.evaluation.protocol import evaluate as run_protocol
+from saccade.evaluation.tables import to_csv, to_markdown
 from saccade.recipes import apply_recipe
-from saccade.report import write_report
+from saccade.reporting.build import write_report
 from saccade.store import FeatureTable, save_table
 from saccade.train import run as training
 from saccade.train.loop import Console
@@ -47,9 +45,7 @@ class Quiet:
         pass
 
 
-def show(
-    data: str | Path, *, group: str | None = None, max_bad: float = 0.05, sheet: Path | None = None
-) -> Audit:
+def show(data: str | Path, *, group: str | None = None, max_bad: float = 0.05, sheet: Path | None = None) -> Audit:
     """What is in there: counts, sizes, bit depth, labels, groups, duplicates, damaged files.
 
     sheet   where to write a contact sheet (PNG); None writes none
@@ -119,12 +115,12 @@ def _precision(device: torch.device) -> str:
 
 
 def _is_trained(model: str | Path) -> bool:
-    return not str(model).startswith(("random:", "timm:"))
+    return not str(model).startswith("random:")
 
 
 def _load(model: str | Path, decoded: embedding.Decoded) -> LoadedModel:
     first = decoded.source.read(0).pixels
-    return load_model(model, channels=first.shape[0], size_px=min(first.shape[-2:]))
+    return load_model(model, channels=first.shape[0], size_px=min(224, *first.shape[-2:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +157,9 @@ def evaluate(
     named = [str(m) for m in models if str(m) != "pixels"]
     if not named:
         raise UsageError("evaluate needs at least one model besides pixels", hint="for example random:resnet18")
-    loaded = {_display_name(m, named): _load(m, decoded) for m in named}
+    loaded = {
+        name: dataclasses.replace(_load(m, decoded), name=name) for m in named if (name := _display_name(m, named))
+    }
     tables = _tables(loaded, dict(zip(loaded, named)), decoded, options, console)
     train, test, split_text = _parts(next(iter(tables.values())), options)
     overlap = _guard(named, next(iter(tables.values())).select(test), options)
@@ -172,7 +170,7 @@ def evaluate(
     if folder is not None:
         _write_evaluation(folder, found, options.grey)
         if (folder / "config.yaml").exists():
-            panels.draw(folder, tables, loaded, decoded, train, test)
+            panels.draw(folder, tables, loaded, decoded, (train, test))
             write_report(folder)
     return found
 
@@ -189,19 +187,19 @@ def _tables(
     tables: dict[str, FeatureTable] = {}
     for name, model in loaded.items():
         console.say(f"embedding {len(decoded.source):,} images with {name}")
-        model = dataclasses.replace(model, name=name)
         tables[name] = embedding.embed_model(
-            model, decoded, device=device, precision=precision, grey=options.grey, own_range=_is_trained(given[name])
+            model,
+            decoded,
+            device=device,
+            precision=precision,
+            grey=options.grey,
+            own_range=_is_trained(given[name]),
         )
     if options.baselines:
         first = next(iter(loaded.values()))
         twin = embedding.random_twin(first, seed=options.protocol.seed + 1)
-        tables[twin.name] = embedding.embed_model(
-            twin, decoded, device=device, precision=precision, grey=options.grey
-        )
-        tables |= embedding.embed_baselines(
-            decoded, first.spec.size_px, grey=options.grey or first.spec.grey
-        )
+        tables[twin.name] = embedding.embed_model(twin, decoded, device=device, precision=precision, grey=options.grey)
+        tables |= embedding.embed_baselines(decoded, first.spec.size_px, grey=options.grey or first.spec.grey)
     return tables
 
 
@@ -224,14 +222,21 @@ def _parts(table: FeatureTable, options: EvaluateOptions) -> tuple[np.ndarray, n
             hint="name a table with --labels CSV (columns path,label,group), or use one folder a class",
         )
     splits = np.array([str(s) for s in table.splits])
-    train, test = np.flatnonzero(labelled & (splits == "train")), np.flatnonzero(labelled & (splits == "test"))
+    train, test = (
+        np.flatnonzero(labelled & (splits == "train")),
+        np.flatnonzero(labelled & (splits == "test")),
+    )
     if len(train) and len(test):
         return train, test, "the split given with the data"
     chosen = np.flatnonzero(labelled)
     records = [embedding.record_of(table, int(i)) for i in chosen]
     inside_train, inside_test = grouped_split(records, 0.3, options.protocol.seed)
     kind = "whole groups" if any(g is not None for g in table.groups) else "images (no groups are known)"
-    return chosen[inside_train], chosen[inside_test], f"30 % of the {kind} drawn as test part, seed {options.protocol.seed}"
+    return (
+        chosen[inside_train],
+        chosen[inside_test],
+        f"30 % of the {kind} drawn as test part, seed {options.protocol.seed}",
+    )
 
 
 def _guard(named: Sequence[str], test: FeatureTable, options: EvaluateOptions) -> bool:

@@ -80,15 +80,18 @@ def _print(value: object) -> None:
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", help="New folder for data, run and report.")] = Path("saccade-quickstart"),
+    out: Annotated[Path, typer.Option("--out", help="New folder for data, run and report.")] = Path(
+        "saccade-quickstart"
+    ),
     minutes: Annotated[float, typer.Option("--minutes", help="Time for pretraining; more buys better features.")] = 4.5,
     backbone: Annotated[
-        str | None, typer.Option("--backbone", help="Another network, e.g. vit_micro_patch8 to see a plain ViT.")
+        str | None,
+        typer.Option("--backbone", help="Another network, e.g. vit_micro_patch8 to see a plain ViT."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """The main job end to end, on tissue images that saccade draws itself: under 8 minutes on two cores."""
-    from saccade.quickstart import quickstart as run
+    from saccade.starter import quickstart as run
 
     with Bar() as bar:
         found = run(out, minutes=minutes, backbone=backbone, console=bar)
@@ -116,7 +119,9 @@ def pretrain(
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Images to learn from, labels unused.")] = None,
     out: Annotated[Path, typer.Option("--out", help="New folder for the run.")] = ...,  # type: ignore[assignment]
     method: Annotated[str, typer.Option(help="dino: two views of one image agree, student and teacher.")] = "dino",
-    backbone: Annotated[str | None, typer.Option(help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50.")
+    ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the images.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
@@ -126,7 +131,9 @@ def pretrain(
     recipe: Annotated[str, typer.Option(help="microscopy, stain, grey, natural or xray.")] = "microscopy",
     weights: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")
+    ] = None,
     group: Group = None,
     max_bad: MaxBad = 0.05,
 ) -> None:
@@ -189,7 +196,8 @@ def evaluate(
     grey: Grey = False,
     baselines: Annotated[bool, typer.Option(help="Random weights, raw pixels, colour histogram.")] = True,
     allow_overlap: Annotated[
-        bool, typer.Option("--allow-overlap", help="Measure although test images were seen; every number is marked.")
+        bool,
+        typer.Option("--allow-overlap", help="Measure although test images were seen; every number is marked."),
     ] = False,
     max_bad: MaxBad = 0.05,
     as_json: Json = False,
@@ -197,8 +205,8 @@ def evaluate(
     """k-NN and logistic regression at 100, 10 and 1 % of the labels, with intervals and baselines."""
     from saccade import api
     from saccade.errors import UsageError
-    from saccade.evaluate.protocol import ProtocolConfig
-    from saccade.evaluate.tables import to_text
+    from saccade.evaluation.protocol import ProtocolConfig
+    from saccade.evaluation.tables import to_text
 
     if len(models_and_data) < 2:
         raise UsageError("evaluate takes one or more MODELs and then DATA", got=" ".join(models_and_data))
@@ -230,7 +238,9 @@ def attend(
     layer: Annotated[int, typer.Option(help="Layer, counted from 0; -1 is the last.")] = -1,
     head: Annotated[str, typer.Option(help="all, mean, or the number of a head.")] = "all",
     rollout: Annotated[bool, typer.Option("--rollout", help="Attention through all layers up to the last.")] = False,
-    size: Annotated[int | None, typer.Option(help="Shorter side the image is shown at; default: the model's own.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Shorter side the image is shown at; default: the model's own.")
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="Also keep the patches with this share of the mass.")] = None,
     mask: Annotated[Path | None, typer.Option("--mask", help="True mask; prints the Jaccard index.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV.")] = None,
@@ -251,7 +261,7 @@ def attend(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
     """Write the run's report.html again: one page, no network needed to read it."""
-    from saccade.report import write_report
+    from saccade.reporting.build import write_report
     from saccade.runs import require_run
 
     require_run(run)

@@ -52,7 +52,9 @@ class Source(Protocol):
     """Images in a stable order. A Source never knows views, models or tensors."""
 
     name: str
-    records: Sequence[Record]
+
+    @property
+    def records(self) -> Sequence[Record]: ...
 
     def __len__(self) -> int: ...
 
@@ -133,17 +135,12 @@ class StepOutput:
 
 
 class Backbone(Protocol):
-    """A network from pixels to Features. Concrete ones are final nn.Modules (see backbones/build.py)."""
+    """A network from pixels to Features; the concrete ones are in backbones/build.py."""
 
     name: str
     dim: int
-    channels: int
 
     def __call__(self, pixels: Tensor) -> Features: ...
-
-    def config(self) -> dict[str, object]:
-        """Everything ``backbones.build.build`` needs to make the same network again."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -158,4 +155,3 @@ class Progress:
     @property
     def fraction(self) -> float:
         return min(1.0, self.step / max(1, self.total))
-

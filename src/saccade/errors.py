@@ -95,9 +95,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 def unknown(kind: str, word: str, known: Iterable[str]) -> UsageError:
     """The one way an unknown name, key or value is reported."""
     known = sorted(str(k) for k in known)
-    return UsageError(
-        f"unknown {kind} {word!r}", expected="one of " + ", ".join(known), hint=closest(word, known)
-    )
+    return UsageError(f"unknown {kind} {word!r}", expected="one of " + ", ".join(known), hint=closest(word, known))
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

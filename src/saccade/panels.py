@@ -5,24 +5,24 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from saccade.runs import write_json
-from saccade.augment.views import plain_view
+from saccade import runs
+from saccade.backbones.vit import ViT
 from saccade.backbones.weights import LoadedModel, load_model
+from saccade.contracts import Batch, InputSpec
 from saccade.data.decode import decode
 from saccade.data.loader import ImageCache, convert_channels, input_spec
-from saccade.embed import Decoded, random_twin
-from saccade.contracts import Batch, InputSpec
+from saccade.embedding import Decoded, random_twin
 from saccade.errors import DataError, UsageError, unknown
 from saccade.store import FeatureTable, search
-from saccade.viz.attention import AttentionMap, attention_map, jaccard, threshold_mask, upsample
-from saccade.viz.figures import attention_panel, neighbours_panel, overlay_svg
+from saccade.viz.attention import AttentionMap, Query, attention_map, jaccard, threshold_mask, upsample
+from saccade.viz.figures import Neighbour, attention_panel, neighbours_panel, overlay_svg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +73,12 @@ class Attended:
         }
 
     def chosen(self) -> AttentionMap:
-        """The map reduced to the head asked for."""
-        if self.options.head in ("all", "mean"):
+        """The map reduced to the head asked for, or to the mean over heads."""
+        head = self.options.head
+        if head == "all":
             return self.amap
-        return dataclasses.replace(self.amap, values=self.amap.values[int(self.options.head)][None])
+        values = self.amap.mean[None] if head == "mean" else self.amap.values[int(head)][None]
+        return dataclasses.replace(self.amap, values=values, mean=values[0])
 
     def save(self, path: Path) -> Path:
         """Write PNG (panel), SVG (vector overlay) or CSV (head, row, column, weight)."""
@@ -84,10 +86,7 @@ class Attended:
         suffix = path.suffix.lower()
         path.parent.mkdir(parents=True, exist_ok=True)
         if suffix == ".png":
-            amap = self.chosen()
-            if self.options.head == "mean":
-                amap = dataclasses.replace(amap, values=amap.values.mean(axis=0, keepdims=True))
-            path.write_bytes(attention_panel(self.image, amap))
+            path.write_bytes(attention_panel(self.image, self.chosen()))
         elif suffix == ".svg":
             path.write_text(overlay_svg(self.image, self.chosen()), encoding="utf-8")
         elif suffix == ".csv":
@@ -131,7 +130,7 @@ def _fit(pixels: np.ndarray, size_px: int, multiple: int) -> tuple[int, int]:
     return fitted[0], fitted[1]
 
 
-def _query(text: str, rows: int, columns: int, shown: tuple[int, int]) -> str | tuple[int, int]:
+def _query(text: str, rows: int, columns: int, shown: tuple[int, int]) -> Query:
     if text == "cls":
         return "cls"
     try:
@@ -149,7 +148,7 @@ def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Atte
     loaded = load_model(model, channels=first.shape[0] if first is not None else 3)
     pixels = _read(Path(image), loaded.spec.channels)
     size_px = options.size_px or loaded.spec.size_px
-    shown = _fit(pixels, size_px, getattr(loaded.backbone, "patch", 32))
+    shown = _fit(pixels, size_px, _patch(loaded))
     query = _query(options.query, pixels.shape[1], pixels.shape[2], shown)
     small = torch.nn.functional.interpolate(
         torch.from_numpy(pixels.astype(np.float32))[None], size=shown, mode="bilinear", antialias=True
@@ -176,7 +175,7 @@ def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
 
 
 def _check_head(head: str, loaded: LoadedModel) -> None:
-    heads = int(getattr(loaded.backbone, "heads", 1))
+    heads = loaded.backbone.heads if isinstance(loaded.backbone, ViT) else 1
     if not head.isdigit() or int(head) >= heads:
         raise UsageError(f"no head {head!r}", expected=f"all, mean or 0..{heads - 1}")
 
@@ -190,3 +189,100 @@ def mask_agreement(amap: AttentionMap, mask_file: Path, keep: float) -> dict[str
     if len(heads) > 1:
         found[f"best head ({int(np.argmax(heads))})"] = max(heads)
     return found
+
+
+# --- the panels of a report -----------------------------------------------------------------------
+
+SHOWN = 4  # test images with attention maps
+QUERIES, NEIGHBOURS = 5, 6
+
+
+def draw(
+    run: Path,
+    tables: Mapping[str, FeatureTable],
+    models: Mapping[str, LoadedModel],
+    decoded: Decoded,
+    parts: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Write RUN/figures: maps of some test images, trained against random weights, and nearest neighbours.
+
+    parts  indices of the training and the test part in the tables; the first model is shown
+    """
+    train, test = parts
+    name, model = next(iter(models.items()))
+    table = tables[name]
+    cache = decoded.at(model.spec.size_px)
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    chosen = _one_a_class(table, test)
+    entries = [_neighbours(folder, table, cache, train, chosen[:QUERIES])]
+    twin = random_twin(model, seed=1)
+    for index in chosen[:SHOWN]:
+        for loaded in (model, twin):
+            entries.append(_map_figure(folder, loaded, cache, table, index, trained=loaded is model))
+    runs.write_json(folder / "index.json", entries)
+
+
+def _one_a_class(table: FeatureTable, test: np.ndarray) -> list[int]:
+    """Test images, one of each class in turn, in a fixed order."""
+    by_label: dict[str, list[int]] = {}
+    for index in test:
+        by_label.setdefault(str(table.labels[index]), []).append(int(index))
+    queues = [by_label[label] for label in sorted(by_label)]
+    return [queue[turn] for turn in range(max(SHOWN, QUERIES)) for queue in queues if turn < len(queue)]
+
+
+def _eight_bit(cache: ImageCache, index: int) -> np.ndarray:
+    spec = input_spec(cache, 1, grey=False)
+    scaled = (cache.image(index).astype(np.float32) - spec.offset) / spec.scale * 255
+    pixels = scaled.round().clip(0, 255).astype(np.uint8)
+    return pixels if pixels.shape[0] == 3 else np.repeat(pixels[:1], 3, axis=0)
+
+
+def _neighbours(
+    folder: Path, table: FeatureTable, cache: ImageCache, train: np.ndarray, queries: Sequence[int]
+) -> dict[str, str]:
+    scores, found = search(table.select(train), table.features[list(queries)], NEIGHBOURS)
+    rows = []
+    for query, row_scores, row in zip(queries, scores, found):
+        near = [
+            Neighbour(_eight_bit(cache, int(train[i])), table.labels[train[i]], float(score))
+            for i, score in zip(row, row_scores)
+        ]
+        rows.append((Neighbour(_eight_bit(cache, query), table.labels[query]), near))
+    (folder / "neighbours.png").write_bytes(neighbours_panel(rows))
+    return {
+        "file": "neighbours.png",
+        "kind": "neighbours",
+        "title": "Nearest training images of some test images",
+        "caption": "By cosine similarity of the features. The labels were not used in learning.",
+        "alt": "Rows of test images with their most similar training images.",
+    }
+
+
+def _map_figure(
+    folder: Path, model: LoadedModel, cache: ImageCache, table: FeatureTable, index: int, *, trained: bool
+) -> dict[str, str]:
+    spec = dataclasses.replace(model.spec, offset=cache.offset, scale=cache.scale)
+    pixels = cache.image(index).astype(np.float32)
+    shown = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
+    large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=shown, mode="bilinear")[0].numpy()
+    x = normalised(large, spec)
+    amap = attention_map(model.backbone.cpu().eval(), x, query="cls")
+    who = "trained" if trained else "random weights"
+    file = f"map-{index:06d}-{'trained' if trained else 'random'}.png"
+    (folder / file).write_bytes(attention_panel(_displayed(x, spec), amap))
+    what = "attention of the class token" if amap.kind == "attention" else "similarity of each patch to the whole image"
+    return {
+        "file": file,
+        "kind": "attention",
+        "title": f"{table.labels[index] or table.ids[index]}, {who}",
+        "caption": f"{what.capitalize()}, {who}. {table.ids[index]}",
+        "alt": f"{what} over a test image of class {table.labels[index]}, {who}",
+    }
+
+
+def _patch(model: LoadedModel) -> int:
+    """Side of the image part that one token stands for, in pixels."""
+    backbone = model.backbone
+    return backbone.patch if isinstance(backbone, ViT) else backbone.stride_px

@@ -1,6 +1,6 @@
 """The folder of a run: every file in it, written so that a crash or a full disk loses nothing.
 
-    config.yaml  env.json  data.json  metrics.jsonl  checkpoints/  model/  evaluation.json  report.html
+config.yaml  env.json  data.json  metrics.jsonl  checkpoints/  model/  evaluation.json  report.html
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def prepare(run: Path, *, resume: bool) -> None:
     """Make the folder, or refuse one that already holds a run."""
     if (run / "config.yaml").exists() and not resume:
         raise UsageError(
-            "this folder already holds a run", got=run, hint="add --resume to continue it, or choose another --out"
+            "this folder already holds a run",
+            got=run,
+            hint="add --resume to continue it, or choose another --out",
         )
     if resume and not (run / "config.yaml").exists():
         raise UsageError("no run to resume here", got=run, hint="leave out --resume to start one")

@@ -28,7 +28,9 @@ def pick_device(name: str | None = None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
-            f"device {name!r} cannot be used here", got=str(error).splitlines()[0], hint="saccade doctor lists devices"
+            f"device {name!r} cannot be used here",
+            got=str(error).splitlines()[0],
+            hint="saccade doctor lists devices",
         ) from error
     return device
 

@@ -45,7 +45,9 @@ def uniforms(seed: int, step: int, items: np.ndarray, count: int, stream: str) -
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        key = _mix(np.uint64(seed & 0xFFFF_FFFF_FFFF_FFFF) * golden + np.uint64(zlib.crc32(stream.encode())))
+        key = _mix(
+            np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], np.uint64) * golden + np.uint64(zlib.crc32(stream.encode()))
+        )
         key = _mix(key + np.uint64(step) * golden)
         rows = _mix(key ^ _mix(np.asarray(items, dtype=np.uint64) * golden + golden))
         slots = np.arange(1, count + 1, dtype=np.uint64) * golden

@@ -80,7 +80,9 @@ def load_table(path: Path) -> FeatureTable:
         ids, labels, groups, splits, hashes = (arrow[name].to_pylist() for name in COLUMNS)
     except (OSError, pa.ArrowException, KeyError) as error:
         raise DataError(
-            f"{path} is not a feature table", got=str(error).splitlines()[0], hint="saccade embed MODEL DATA --out FILE"
+            f"{path} is not a feature table",
+            got=str(error).splitlines()[0],
+            hint="saccade embed MODEL DATA --out FILE",
         ) from error
     return FeatureTable(features, ids, labels, groups, splits, hashes, about["model"], about["about"])
 

@@ -71,9 +71,7 @@ def mean_luminance(x: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B"]:
     return x.mean(dim=(2, 3)) @ LUMINANCE.to(x.device)
 
 
-def stain_jitter(
-    x: Float[Tensor, "B 3 Y X"], u: Float[Tensor, "B 6"], strength: float
-) -> Float[Tensor, "B 3 Y X"]:
+def stain_jitter(x: Float[Tensor, "B 3 Y X"], u: Float[Tensor, "B 6"], strength: float) -> Float[Tensor, "B 3 Y X"]:
     """Multiply and shift the amount of each stain by up to ``strength`` (shift: a fifth of it)."""
     density = -torch.log(x.clamp_min(1 / 255))
     gains = 1 + strength * (2 * u[:, :3] - 1)

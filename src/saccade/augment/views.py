@@ -58,9 +58,7 @@ class ViewsConfig:
     """In the global views after the first. DINO has 0.2; stained tissue loses its white background by it."""
 
 
-def resolve_views(
-    config: ViewsConfig, *, size_px: int, channels: int, patch: int, local_count: int
-) -> ViewsConfig:
+def resolve_views(config: ViewsConfig, *, size_px: int, channels: int, patch: int, local_count: int) -> ViewsConfig:
     """Fill every None. Local crops: DINO's 96 of 224 pixels, rounded up to a multiple of ``patch``.
 
     Colour settings are zero for images without colour; asking for them there is an error.

@@ -56,9 +56,7 @@ TIMM_EXAMPLES = (
 )
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
-OURS_IN_TIMM = re.compile(
-    r"(vit_(?:tiny|small|base|large)_patch\d+)_(?:224|384|dinov2|reg4_dinov2)|(resnet(?:18|50))"
-)
+OURS_IN_TIMM = re.compile(r"(vit_(?:tiny|small|base|large)_patch\d+)_(?:224|384|dinov2|reg4_dinov2)|(resnet(?:18|50))")
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,7 @@ class LoadedModel:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def load_model(
-    model: str | Path, *, channels: int = 3, size_px: int | None = None, seed: int = 0
-) -> LoadedModel:
+def load_model(model: str | Path, *, channels: int = 3, size_px: int | None = None, seed: int = 0) -> LoadedModel:
     """The network that MODEL names, in evaluation mode, with the input it expects.
 
     channels, size_px, seed  for ``random:``; size_px is cut to a multiple of the patch, None takes 224.

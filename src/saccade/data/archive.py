@@ -14,7 +14,7 @@ import threading
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 from saccade.contracts import Record, Sample
 from saccade.data.decode import decode
@@ -48,7 +48,13 @@ class _Zip:
 class _Tar:
     """A tar file, indexed once and read by position. A compressed one is unpacked to an unnamed file first."""
 
-    OPENERS = {".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open, ".txz": lzma.open, ".bz2": bz2.open}
+    OPENERS: ClassVar[dict[str, Any]] = {
+        ".gz": gzip.open,
+        ".tgz": gzip.open,
+        ".xz": lzma.open,
+        ".txz": lzma.open,
+        ".bz2": bz2.open,
+    }
 
     def __init__(self, path: Path):
         opener = self.OPENERS.get(path.suffix.lower())
@@ -56,7 +62,7 @@ class _Tar:
         if opener is None:
             self.file = path.open("rb")
         else:
-            self.file = tempfile.TemporaryFile(prefix="saccade-")  # type: ignore[assignment]  # noqa: SIM115
+            self.file = tempfile.TemporaryFile(prefix="saccade-")  # noqa: SIM115
             with opener(path, "rb") as packed:
                 shutil.copyfileobj(packed, self.file, 2**20)
             self.file.seek(0)
@@ -75,9 +81,7 @@ class _Tar:
 class ArchiveSource:
     """The images in one archive; satisfies contracts.Source. Folder rules are those of FolderSource."""
 
-    def __init__(
-        self, path: Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None
-    ):
+    def __init__(self, path: Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None):
         self.name = str(path)
         try:
             self._members: _Members = _Zip(path) if path.suffix.lower() == ".zip" else _Tar(path)

@@ -61,7 +61,11 @@ def _parts(path: Path) -> list[tuple[str | None, np.ndarray, np.ndarray | None]]
         with loaded:
             keys = set(loaded.files)
             found = [
-                (part, loaded[f"{part}_images"], loaded[f"{part}_labels"] if f"{part}_labels" in keys else None)
+                (
+                    part,
+                    loaded[f"{part}_images"],
+                    loaded[f"{part}_labels"] if f"{part}_labels" in keys else None,
+                )
                 for part in PARTS
                 if f"{part}_images" in keys
             ]
@@ -76,7 +80,9 @@ def _parts(path: Path) -> list[tuple[str | None, np.ndarray, np.ndarray | None]]
         ) from error
     if not found:
         raise DataError(
-            f"{path}: not in the MedMNIST layout", got=", ".join(sorted(keys)), expected="train_images, train_labels, ..."
+            f"{path}: not in the MedMNIST layout",
+            got=", ".join(sorted(keys)),
+            expected="train_images, train_labels, ...",
         )
     return found  # type: ignore[return-value]
 

@@ -56,9 +56,7 @@ class _Seen:
     reason: str = ""
 
 
-def audit(
-    source: Source, *, max_bad: float = 0.05, progress: Callable[[int, int], None] | None = None
-) -> Audit:
+def audit(source: Source, *, max_bad: float = 0.05, progress: Callable[[int, int], None] | None = None) -> Audit:
     """Read every image once. Raises TooManyDamaged, with the files named, above ``max_bad``."""
 
     def look(index: int) -> _Seen:
@@ -136,7 +134,10 @@ def render(found: Audit) -> str:
         ("channels", counted(found.channels)),
         ("labels", counted(found.labels) or "none"),
         ("splits", counted(found.splits) or "none: a split by group is drawn when it is needed"),
-        ("groups", f"{found.groups:,}, largest {found.largest_group:,} images" if found.groups else "none known"),
+        (
+            "groups",
+            f"{found.groups:,}, largest {found.largest_group:,} images" if found.groups else "none known",
+        ),
     ]
     if found.columns:
         rows.append(("columns", ", ".join(found.columns) + "  (choose with --group or --label)"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -101,17 +102,18 @@ def _tiff(data: bytes, name: str) -> np.ndarray:
             )
         if np.prod(shape, dtype=np.int64) * series.dtype.itemsize > 8 * MAX_PIXELS:
             raise DamagedFile(f"{name}: its header claims shape {shape}", hint="cut a slide into tiles first")
-        palette = file.pages[0].photometric == tifffile.PHOTOMETRIC.PALETTE
+        page: Any = file.pages[0]
+        palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
         if palette:
             return _pillow(data, name)
         pixels = series.asarray()
         order = [i for i, a in enumerate(axes) if a in "YX"]
         kept = [axes.index(channel[0]), *order] if channel else order
         pixels = np.transpose(pixels, kept + [i for i in range(len(axes)) if i not in kept])
-        pixels = pixels.reshape(pixels.shape[: len(kept)])
+        pixels = pixels.reshape([int(n) for n in pixels.shape[: len(kept)]])
         if pixels.dtype == bool:
             pixels = pixels.astype(np.uint8) * 255
-        inverted = file.pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         if inverted and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
     return pixels[None] if pixels.ndim == 2 else pixels

@@ -19,9 +19,7 @@ class FolderSource:
     label, group  columns of the table to use
     """
 
-    def __init__(
-        self, root: Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None
-    ):
+    def __init__(self, root: Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None):
         self.name = str(root)
         self.root = root
         names = [name for name in _below(root) if is_image_name(name)]

@@ -152,9 +152,7 @@ def _decode(source: Source, index: int, cache_px: int) -> _Decoded:
         return _Decoded(index, None, reason=error.what)
 
 
-def _decode_all(
-    source: Source, indices: Sequence[int], cache_px: int, report: Report | None
-) -> Iterator[_Decoded]:
+def _decode_all(source: Source, indices: Sequence[int], cache_px: int, report: Report | None) -> Iterator[_Decoded]:
     """Decode in threads (decoders release the interpreter lock), hand back in order."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         for done, item in enumerate(pool.map(lambda i: _decode(source, i, cache_px), indices), start=1):

@@ -62,9 +62,11 @@ def _synthetic(text: str) -> Source:
 def _unknown_kind(place: Path, name: str) -> DataError:
     for kind, suffixes in NOT_IMAGES.items():
         if name.endswith(suffixes):
-            return DataError(f"{place} is a {kind}, which cannot be opened as images", hint="cut it into 2D images first")
+            return DataError(
+                f"{place} is a {kind}, which cannot be opened as images", hint="cut it into 2D images first"
+            )
     if name.endswith(IMAGE_SUFFIXES):
-        return DataError(f"{place} is a single image", hint="give the folder it lies in; one image goes to saccade attend")
-    return DataError(
-        f"{place}: unknown kind of file", expected="a folder, " + ", ".join((*ARCHIVES, *ARRAYS, *TABLES))
-    )
+        return DataError(
+            f"{place} is a single image", hint="give the folder it lies in; one image goes to saccade attend"
+        )
+    return DataError(f"{place}: unknown kind of file", expected="a folder, " + ", ".join((*ARCHIVES, *ARRAYS, *TABLES)))

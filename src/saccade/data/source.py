@@ -97,7 +97,9 @@ def records_from_rows(
     """
     key = path_column(rows)
     if key is None:
-        raise DataError(f"{table}: no column says where the images are", got=", ".join(rows[0]), expected="path or file")
+        raise DataError(
+            f"{table}: no column says where the images are", got=", ".join(rows[0]), expected="path or file"
+        )
     columns = set(rows[0])
     for wanted in (label, group):
         if wanted is not None and wanted.lower() not in columns:
@@ -169,7 +171,8 @@ def choose_records(
     """
     if not names:
         raise DataError(
-            f"{source}: no images found", expected="files ending in " + ", ".join(IMAGE_SUFFIXES),
+            f"{source}: no images found",
+            expected="files ending in " + ", ".join(IMAGE_SUFFIXES),
             hint="saccade reads folders, archives, .npz and manifests; see docs/guides/data.md",
         )
     if manifest is not None:

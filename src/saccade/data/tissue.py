@@ -48,7 +48,7 @@ class Canvas:
         """Smooth noise, about -1 to 1, with structures of ``grain`` micrometres."""
         coarse = max(4, int(np.ceil(self.extent / grain)) + 3)
         values = self.rng.standard_normal((coarse, coarse))
-        whole = zoom(values, (self.size_px * 1.0) / (coarse - 3) , order=1)
+        whole = zoom(values, (self.size_px * 1.0) / (coarse - 3), order=1)
         return 0.6 * whole[: self.size_px, : self.size_px]
 
     def lattice(self, spacing: float, jitter: float) -> np.ndarray:
@@ -145,7 +145,13 @@ def stroma(canvas: Canvas) -> None:
     canvas.eosin = 0.25 + 0.7 * _fibres(canvas, angle, rng.uniform(4.5, 6.5), 4) ** 1.5
     points = canvas.lattice(rng.uniform(9.5, 12), 0.3)
     n = len(points)
-    canvas.stamp(points, rng.uniform(4.5, 7, n), rng.uniform(1.0, 1.5, n), angle + rng.normal(0, 0.2, n), rng.uniform(0.9, 1.2, n))
+    canvas.stamp(
+        points,
+        rng.uniform(4.5, 7, n),
+        rng.uniform(1.0, 1.5, n),
+        angle + rng.normal(0, 0.2, n),
+        rng.uniform(0.9, 1.2, n),
+    )
 
 
 def lymphocytes(canvas: Canvas) -> None:
@@ -207,28 +213,43 @@ def cords(canvas: Canvas) -> None:
         half = canvas.extent / 2
         offset = np.cos(angle) * half - np.sin(angle) * half
         v = v + np.round(offset / period) * period
-        y, x = np.sin(angle) * u + np.cos(angle) * (v - offset), np.cos(angle) * u - np.sin(angle) * (v - offset)
+        y, x = (
+            np.sin(angle) * u + np.cos(angle) * (v - offset),
+            np.cos(angle) * u - np.sin(angle) * (v - offset),
+        )
         points = np.stack([y + half, x + half], axis=1)
         index = np.clip((points * canvas.scale).astype(int), 0, canvas.size_px - 1)
         shift = bend[index[:, 0], index[:, 1]]
         points = points - shift[:, None] * np.array([np.cos(angle), -np.sin(angle)])
         near = np.all((points > -4) & (points < canvas.extent + 4), axis=1)
         n = int(near.sum())
-        canvas.stamp(points[near], rng.uniform(2.3, 3.0, n), rng.uniform(1.3, 1.7, n), np.full(n, angle + np.pi / 2), rng.uniform(0.9, 1.2, n))
+        canvas.stamp(
+            points[near],
+            rng.uniform(2.3, 3.0, n),
+            rng.uniform(1.3, 1.7, n),
+            np.full(n, angle + np.pi / 2),
+            rng.uniform(0.9, 1.2, n),
+        )
 
 
 def whorls(canvas: Canvas) -> None:
     """Concentric layers, as in keratin pearls, with flat nuclei along the layers."""
     rng = canvas.rng
     centres = canvas.lattice(rng.uniform(22, 28), 0.12)
-    distance, which = _nearest(canvas, centres, 1)
+    distance, _ = _nearest(canvas, centres, 1)
     rings = 0.5 + 0.5 * np.sin(2 * np.pi * (distance + canvas.noise(12)) / rng.uniform(4.2, 5.2))
     canvas.eosin = 0.35 + 0.55 * rings
     points = canvas.lattice(rng.uniform(8, 9.5), 0.25)
     to = points - centres[cKDTree(centres).query(points)[1]]
     n = len(points)
     angle = np.arctan2(to[:, 0], to[:, 1]) + np.pi / 2
-    canvas.stamp(points, rng.uniform(3.2, 4.6, n), rng.uniform(1.1, 1.6, n), angle + rng.normal(0, 0.15, n), rng.uniform(0.9, 1.2, n))
+    canvas.stamp(
+        points,
+        rng.uniform(3.2, 4.6, n),
+        rng.uniform(1.1, 1.6, n),
+        angle + rng.normal(0, 0.15, n),
+        rng.uniform(0.9, 1.2, n),
+    )
 
 
 PATTERNS: dict[str, Callable[[Canvas], None]] = {

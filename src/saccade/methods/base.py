@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -19,7 +20,7 @@ class Method(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def backbone(self) -> nn.Module:
+    def backbone(self) -> Any:
         """The network that is evaluated and saved."""
 
     @abstractmethod

@@ -54,23 +54,24 @@ def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int) -> 
 
     out_dim       about one prototype for 8 images, a power of two from 256 to the paper's 65,536
     head          the paper's 2,048 and 256 from 8,192 prototypes on; 512 and 128 below
-    momentum      the paper's 0.996 at 1,024 images a step; the teacher's memory, counted in images, is kept
-                  within a fiftieth of the run, so that it can follow in a short one
+    momentum      the paper's 0.996 (a memory of 250 steps) for long runs; 0.99 for runs under 5,000 steps, so
+                  that the teacher can follow. 0.9 collapsed (docs/log.md)
     temperatures  the paper's 0.04 from the start
     """
     power = 2 ** math.floor(math.log2(max(1, images / 8)))
     out_dim = config.out_dim or min(65536, max(256, power))
-    memory_steps = min(250.0 * max(1.0, 256 / batch), max(10.0, steps / 50))
-    chosen = {
-        "out_dim": out_dim,
-        "head_hidden": config.head_hidden or (2048 if out_dim >= 8192 else 512),
-        "bottleneck": config.bottleneck or (256 if out_dim >= 8192 else 128),
-        "teacher_temp": 0.04 if config.teacher_temp is None else config.teacher_temp,
-        "momentum": round(1 - 1 / memory_steps, 5) if config.momentum is None else config.momentum,
-        "freeze_last_fraction": 0.02 if config.freeze_last_fraction is None else config.freeze_last_fraction,
-    }
-    start = chosen["teacher_temp"] if config.teacher_temp_start is None else config.teacher_temp_start
-    return dataclasses.replace(config, **chosen, teacher_temp_start=start)
+    memory_steps = min(250.0, max(100.0, steps / 50))
+    end = 0.04 if config.teacher_temp is None else config.teacher_temp
+    return dataclasses.replace(
+        config,
+        out_dim=out_dim,
+        head_hidden=config.head_hidden or (2048 if out_dim >= 8192 else 512),
+        bottleneck=config.bottleneck or (256 if out_dim >= 8192 else 128),
+        teacher_temp_start=end if config.teacher_temp_start is None else config.teacher_temp_start,
+        teacher_temp=end,
+        momentum=round(1 - 1 / memory_steps, 5) if config.momentum is None else config.momentum,
+        freeze_last_fraction=0.02 if config.freeze_last_fraction is None else config.freeze_last_fraction,
+    )
 
 
 class Head(nn.Module):
@@ -214,8 +215,8 @@ class Dino(Method):
         self.center.lerp_(mean, 1 - self.config.center_momentum if self.center.any() else 1.0)
         self.pending_center.zero_()
         self.pending_count.zero_()
-        student = [*self.student.parameters(), *self.student_head.parameters()]
-        teacher = [*self.teacher.parameters(), *self.teacher_head.parameters()]
+        student: list[Tensor] = [*self.student.parameters(), *self.student_head.parameters()]
+        teacher: list[Tensor] = [*self.teacher.parameters(), *self.teacher_head.parameters()]
         torch._foreach_lerp_(teacher, student, 1 - self._momentum(progress))
 
     def _targets(self, logits: Tensor, temperature: float) -> Tensor:

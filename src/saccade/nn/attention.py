@@ -117,8 +117,6 @@ class Attention(nn.Module):
             query, key = rotate(query, rotation), rotate(key, rotation)
         return query, key, value
 
-    def forward(
-        self, tokens: Float[Tensor, "B N D"], rotation: Rotation | None = None
-    ) -> Float[Tensor, "B N D"]:
+    def forward(self, tokens: Float[Tensor, "B N D"], rotation: Rotation | None = None) -> Float[Tensor, "B N D"]:
         mixed = attend(*self.split(tokens, rotation))
         return self.proj(mixed.transpose(1, 2).flatten(2))

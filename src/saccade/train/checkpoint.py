@@ -53,7 +53,7 @@ def available(run: Path) -> list[int]:
 
 def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
     """The newest readable checkpoint and a message for each newer one that was damaged."""
-    messages = []
+    messages: list[str] = []
     for step in reversed(available(run)):
         try:
             state = torch.load(folder_of(run, step) / FILE, map_location="cpu", weights_only=True)
@@ -62,5 +62,7 @@ def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             messages.append(f"checkpoint of step {step} is damaged ({reason}); falling back to the one before")
     raise TrainingError(
-        "no readable checkpoint", got=run / "checkpoints", hint="start again with a new --out; nothing to resume from"
+        "no readable checkpoint",
+        got=run / "checkpoints",
+        hint="start again with a new --out; nothing to resume from",
     )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from saccade.contracts import Backbone, InputSpec
+from saccade.contracts import InputSpec
 from saccade.data.loader import ImageCache
 from saccade.data.splits import grouped_split
-from saccade.embed import embed_cached
-from saccade.evaluate.probes import knn_scores
+from saccade.embedding import embed_cached
+from saccade.evaluation.probes import knn_scores
 from saccade.seeds import numpy_generator
 from saccade.train.health import effective_rank
 
@@ -34,9 +34,9 @@ class LiveProbe:
             chosen = [cache.records[int(i)] for i in self.indices]
             self.train, self.test = grouped_split(chosen, 1 / 3, seed)
 
-    def __call__(self, backbone: Backbone) -> dict[str, float]:
+    def __call__(self, backbone: torch.nn.Module) -> dict[str, float]:
         features = embed_cached(
-            backbone,  # type: ignore[arg-type]
+            backbone,
             self.cache,
             self.indices,
             self.spec,
@@ -46,8 +46,6 @@ class LiveProbe:
         found = {"rank": effective_rank(torch.from_numpy(features[:512]))}
         if self.labelled and len(self.train) and len(self.test):
             k = min(20, len(self.train))
-            scores = knn_scores(
-                features[self.train], self.labels[self.train], features[self.test], k, self.classes
-            )
+            scores = knn_scores(features[self.train], self.labels[self.train], features[self.test], k, self.classes)
             found["knn"] = float((scores.argmax(axis=1) == self.labels[self.test]).mean())
         return found

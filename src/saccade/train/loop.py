@@ -118,7 +118,11 @@ def learn(
         method.after_update(progress)
     else:
         logs["loss"] = float("nan")
-    return logs | {"lr": lr, "weight_decay": optimizer.param_groups[0]["weight_decay"], "epoch": progress.epoch}
+    return logs | {
+        "lr": lr,
+        "weight_decay": optimizer.param_groups[0]["weight_decay"],
+        "epoch": progress.epoch,
+    }
 
 
 def fit(

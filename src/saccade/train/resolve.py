@@ -46,9 +46,7 @@ def resolve_size(sections: Sections, image_px: int, device: torch.device) -> Sec
     }
 
 
-def resolve(
-    sections: Sections, *, images: int, channels: int, device: torch.device
-) -> Sections:
+def resolve(sections: Sections, *, images: int, channels: int, device: torch.device) -> Sections:
     """Everything but the length: ``steps`` stays None when minutes limit the run.
 
     images     images in use       channels   of the decoded data
@@ -58,9 +56,7 @@ def resolve(
     batch = train.batch or min(64 if device.type == "cpu" else 256, max(2, images))
     world = runtime.world_size()
     if batch % world:
-        raise UsageError(
-            "the batch must divide evenly over the processes", got=f"batch {batch}, {world} processes"
-        )
+        raise UsageError("the batch must divide evenly over the processes", got=f"batch {batch}, {world} processes")
     per_step = batch * train.accumulate
     limits = [name for name in ("steps", "epochs", "minutes") if getattr(train, name)]
     if len(limits) > 1:
@@ -102,17 +98,15 @@ def resolve_length(sections: Sections, images: int) -> Sections:
 
     train: TrainConfig = sections["train"]
     assert train.steps is not None and train.batch is not None
-    steps = train.steps
+    steps, per_step = train.steps, train.batch * train.accumulate
     train = dataclasses.replace(
         train,
-        epochs=round(steps * train.batch * train.accumulate / images, 3),
+        epochs=round(steps * per_step / images, 3),
         log_every=train.log_every or max(1, min(10, steps // 100)),
         evaluate_every=train.evaluate_every or max(1, math.ceil(steps / 10)),
         save_every=train.save_every or max(1, min(500, math.ceil(steps / 10))),
     )
-    method = resolve_method(
-        train.method, sections[train.method], images=images, batch=train.batch * train.accumulate, steps=steps
-    )
+    method = resolve_method(train.method, sections[train.method], images=images, batch=per_step, steps=steps)
     sections = sections | {"train": train, train.method: method}
     left = unresolved(sections)
     assert not left, left

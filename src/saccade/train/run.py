@@ -181,9 +181,7 @@ def steps_in(minutes: float, sections: Sections, plan: Plan, cache: ImageCache) 
 
     5 % are kept back for live evaluation and checkpoints.
     """
-    timed = resolve_length(
-        sections | {"train": dataclasses.replace(sections["train"], steps=1000)}, len(cache)
-    )
+    timed = resolve_length(sections | {"train": dataclasses.replace(sections["train"], steps=1000)}, len(cache))
     method = make_method(timed, plan.spec.channels, plan.device)
     optimizer = make_optimizer(method.trainable(), plan.device)
     plan = dataclasses.replace(plan, train=timed["train"])
@@ -275,7 +273,13 @@ def _plan(out: Path, sections: Sections, cache: ImageCache, device: torch.device
 
 
 def _train(
-    out: Path, sections: Sections, cache: ImageCache, device: torch.device, console: Console, *, begin: int | None
+    out: Path,
+    sections: Sections,
+    cache: ImageCache,
+    device: torch.device,
+    console: Console,
+    *,
+    begin: int | None,
 ) -> Path:
     plan = _plan(out, sections, cache, device)
     method = make_method(sections, cache.channels, device)
@@ -300,7 +304,12 @@ def _train(
         console=console,
     )
     if runtime.rank() == 0:
-        about = {"method": plan.train.method, "step": reached, "images": len(cache), "config": config.to_dict(sections)}
+        about = {
+            "method": plan.train.method,
+            "step": reached,
+            "images": len(cache),
+            "config": config.to_dict(sections),
+        }
         save_model(out / "model", method.backbone, plan.spec, about=about)
     return out
 

@@ -163,8 +163,7 @@ def _head(title: str, y_label: str, size: tuple[int, int], summary: str) -> str:
 def _summary(drawn: Mapping[str, list[list[tuple[float, float]]]], reference: Mapping[str, float]) -> str:
     """What a reader who cannot see the lines is told."""
     parts = [
-        f"{name}: from {short_number(runs[0][0][1])} to {short_number(runs[-1][-1][1])}"
-        for name, runs in drawn.items()
+        f"{name}: from {short_number(runs[0][0][1])} to {short_number(runs[-1][-1][1])}" for name, runs in drawn.items()
     ]
     parts += [f"reference {k}: {short_number(v)}" for k, v in reference.items()]
     return "; ".join(parts) or "no values"
@@ -225,8 +224,7 @@ def _end_labels(labels: list[tuple[float, float, str, str]]) -> str:
     for i, (above, _) in enumerate(pairwise(heights)):
         heights[i + 1] = max(heights[i + 1], above + 15, heights[i] + 15)
     return "".join(
-        f'<text x="{x + 7:.1f}" y="{y + 4:.1f}" style="fill:{colour}" font-weight="600">'
-        f"{html.escape(name)}</text>"
+        f'<text x="{x + 7:.1f}" y="{y + 4:.1f}" style="fill:{colour}" font-weight="600">{html.escape(name)}</text>'
         for y, (_, x, name, colour) in zip(heights, labels)
     )
 
@@ -249,9 +247,7 @@ class Interval:
     strong: bool = False
 
 
-def interval_svg(
-    rows: Sequence[Interval], *, title: str, x_label: str, width: int = 400, digits: int = 1
-) -> str:
+def interval_svg(rows: Sequence[Interval], *, title: str, x_label: str, width: int = 400, digits: int = 1) -> str:
     """Means with whiskers, grouped by ``group`` in the given order, as an ``<svg>`` element.
 
     Rows whose mean is not finite are left out. ``width`` is that of the viewBox; long names are shortened.

@@ -86,9 +86,7 @@ def blend(image: np.ndarray, values: np.ndarray, *, longest_px: int, box: Box | 
     return result
 
 
-def overlay_png(
-    image: np.ndarray, amap: AttentionMap, path: Path | None = None, *, longest_px: int = 512
-) -> bytes:
+def overlay_png(image: np.ndarray, amap: AttentionMap, path: Path | None = None, *, longest_px: int = 512) -> bytes:
     """PNG of the mean over the map's heads laid over the image (uint8 [3 Y X], the whole input, any size).
 
     Also written to ``path`` when named.

@@ -10,10 +10,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from saccade.seeds import numpy_generator
 from saccade.store import unit
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # scikit-learn's C
 FOLDS = 3
+CHOOSING = 1000  # training images that choose the strength: more would cost minutes and change little
 
 
 def nearest(train: np.ndarray, test: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,9 +32,7 @@ def nearest(train: np.ndarray, test: np.ndarray, most: int) -> tuple[np.ndarray,
     return np.concatenate(scores), np.concatenate(indices)
 
 
-def vote(
-    similarity: np.ndarray, neighbour_labels: np.ndarray, classes: int, temperature: float = 0.07
-) -> np.ndarray:
+def vote(similarity: np.ndarray, neighbour_labels: np.ndarray, classes: int, temperature: float = 0.07) -> np.ndarray:
     """Votes [M classes] of neighbours [M k] weighted exp(similarity / temperature), as shares of 1."""
     weights = np.exp((similarity - similarity[:, :1]) / temperature)
     votes = np.zeros((len(similarity), classes), dtype=np.float64)
@@ -42,7 +42,12 @@ def vote(
 
 
 def knn_scores(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, k: int, classes: int, temperature: float = 0.07
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    k: int,
+    classes: int,
+    temperature: float = 0.07,
 ) -> np.ndarray:
     """Weighted k-NN: class shares [M classes] for test rows. k is capped by the number of training rows."""
     similarity, indices = nearest(train, test, min(k, len(train)))
@@ -57,12 +62,12 @@ def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def to_row_space(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn wide features (D > N) into at most N numbers without changing any L2-penalised linear solution.
+    """Turn very wide features (D > 4 N) into at most N numbers without changing any L2-penalised solution.
 
     The solution lies in the span of the training rows (representer theorem), so both parts are expressed in
     an orthonormal basis of that span: train = U S, test = test V, from the Gram matrix.
     """
-    if train.shape[1] <= train.shape[0]:
+    if train.shape[1] <= 4 * train.shape[0]:  # the turn itself costs N cubed
         return train, test
     gram = train.astype(np.float64) @ train.T.astype(np.float64)
     values, vectors = np.linalg.eigh(gram)
@@ -73,7 +78,7 @@ def to_row_space(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> LogisticRegression:
-    model = LogisticRegression(C=strength, max_iter=300, tol=1e-3)
+    model = LogisticRegression(C=strength, max_iter=200, tol=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(x, y)
@@ -83,7 +88,7 @@ def folds(y: np.ndarray, groups: Sequence[str | None]) -> list[tuple[np.ndarray,
     """Cross-validation parts with groups apart; empty when some class has too few groups or images."""
     grouped = all(g is not None for g in groups)
     smallest = min(
-        len({groups[i] for i in np.flatnonzero(y == c)}) if grouped else int((y == c).sum()) for c in np.unique(y)
+        len({groups[int(i)] for i in np.flatnonzero(y == c)}) if grouped else int((y == c).sum()) for c in np.unique(y)
     )
     count = min(FOLDS, smallest)
     if count < 2:
@@ -96,7 +101,14 @@ def folds(y: np.ndarray, groups: Sequence[str | None]) -> list[tuple[np.ndarray,
 
 
 def choose_strength(x: np.ndarray, y: np.ndarray, groups: Sequence[str | None]) -> float | None:
-    """The C with the best mean accuracy over the folds (the stronger penalty on a tie); None without folds."""
+    """The C with the best mean accuracy over the folds (the stronger penalty on a tie); None without folds.
+
+    At most CHOOSING images, drawn at random, take part.
+    """
+    if len(y) > CHOOSING:
+        chosen = numpy_generator(0, "strength").permutation(len(y))[:CHOOSING]
+        x, y, groups = x[chosen], y[chosen], [groups[int(i)] for i in chosen]
+    x, _ = to_row_space(x, x[:1])
     parts = folds(y, groups)
     if not parts:
         return None
@@ -111,8 +123,9 @@ def logistic_scores(
 
     C is None where cross-validation was impossible (a class with one image or group); 1.0 was used then.
     """
-    x, z = to_row_space(*standardise(np.asarray(train, np.float32), np.asarray(test, np.float32)))
+    x, z = standardise(np.asarray(train, np.float32), np.asarray(test, np.float32))
     strength = choose_strength(x, labels, groups)
+    x, z = to_row_space(x, z)
     scores = np.zeros((len(test), classes), dtype=np.float32)
     present = np.unique(labels)
     if len(present) == 1:

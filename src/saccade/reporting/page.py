@@ -117,9 +117,7 @@ def facts(items: Sequence[tuple[object, object]], kind: str = "facts") -> Html:
     return h("dl", {"class": kind}, [h("div", None, h("dt", None, k), h("dd", None, v)) for k, v in items])
 
 
-def score_table(
-    label: str, caption: Sequence[object], head: Html, bodies: Sequence[Html], columns: int
-) -> Html:
+def score_table(label: str, caption: Sequence[object], head: Html, bodies: Sequence[Html], columns: int) -> Html:
     """A wide table of scores; its caption stands outside, so that it does not scroll away on a phone."""
     attributes = {"class": "scores", "style": f"--columns:{columns}"}
     body = h("table", attributes, h("thead", None, head), bodies)
@@ -129,10 +127,7 @@ def score_table(
 def table(label: str, head: Sequence[object], rows: Sequence[Sequence[object]], kind: str = "plain") -> Html:
     """A table whose first column names the rows."""
     top = h("tr", None, [h("th", {"scope": "col"}, cell) for cell in head])
-    body = [
-        h("tr", None, h("th", {"scope": "row"}, row[0]), [h("td", None, cell) for cell in row[1:]])
-        for row in rows
-    ]
+    body = [h("tr", None, h("th", {"scope": "row"}, row[0]), [h("td", None, cell) for cell in row[1:]]) for row in rows]
     return scroll(label, h("table", {"class": kind}, h("thead", None, top), h("tbody", None, body)))
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from saccade.evaluate.protocol import EvalReport
+from saccade.evaluation.protocol import EvalReport
 
 TITLES = {"knn": "weighted k-NN", "logistic": "logistic regression"}
 
@@ -17,9 +17,7 @@ def _headline_rows(found: EvalReport, rows: Sequence[dict[str, Any]], probe: str
     return [
         r
         for r in rows
-        if r["probe"] == probe
-        and r["metric"] == "accuracy"
-        and (probe != "knn" or r["k"] == min(wanted, r["n_train"]))
+        if r["probe"] == probe and r["metric"] == "accuracy" and (probe != "knn" or r["k"] == min(wanted, r["n_train"]))
     ]
 
 
@@ -59,15 +57,16 @@ def headline(found: EvalReport) -> str:
     lines = []
     for fraction in found.protocol["fractions"]:
         gaps = [
-            d
-            for probe in TITLES
-            for d in _headline_rows(found, found.differences, probe)
-            if d["fraction"] == fraction
+            d for probe in TITLES for d in _headline_rows(found, found.differences, probe) if d["fraction"] == fraction
         ]
         ahead = _names([d for d in gaps if d["low"] > 0])
         behind = _names([d for d in gaps if d["high"] < 0])
         equal = _names([d for d in gaps if d["low"] <= 0 <= d["high"]])
-        parts = [f"ahead of {ahead}" if ahead else "", f"behind {behind}" if behind else "", f"not clearly different from {equal}" if equal else ""]
+        parts = [
+            f"ahead of {ahead}" if ahead else "",
+            f"behind {behind}" if behind else "",
+            f"not clearly different from {equal}" if equal else "",
+        ]
         lines.append(f"At {fraction * 100:g} % of the labels {model} is " + "; ".join(p for p in parts if p) + ".")
     return "\n".join(lines) if any(found.differences) else ""
 
@@ -103,7 +102,19 @@ def to_markdown(found: EvalReport) -> str:
 
 def to_csv(found: EvalReport) -> str:
     """Every row, all metrics and all k."""
-    columns = ["model", "probe", "k", "fraction", "metric", "mean", "low", "high", "n_train", "repeats", "overlap"]
+    columns = [
+        "model",
+        "probe",
+        "k",
+        "fraction",
+        "metric",
+        "mean",
+        "low",
+        "high",
+        "n_train",
+        "repeats",
+        "overlap",
+    ]
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, restval="")
     writer.writeheader()

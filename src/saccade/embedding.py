@@ -15,9 +15,9 @@ from saccade import runtime
 from saccade.augment.views import plain_view
 from saccade.backbones.build import build
 from saccade.backbones.weights import LoadedModel
-from saccade.contracts import Backbone, InputSpec, Record, Source
+from saccade.contracts import InputSpec, Record, Source
 from saccade.data.loader import ImageCache, build_cache, input_spec
-from saccade.evaluate.baselines import histogram_features, pixel_features
+from saccade.evaluation.baselines import histogram_features, pixel_features
 from saccade.store import FeatureTable
 
 PIXELS, HISTOGRAM = "pixels", "colour histogram"
@@ -26,7 +26,7 @@ Report = Callable[[int, int], None]
 
 @torch.no_grad()
 def embed_cached(
-    backbone: Backbone,
+    network: torch.nn.Module,
     cache: ImageCache,
     indices: np.ndarray,
     spec: InputSpec,
@@ -36,7 +36,6 @@ def embed_cached(
     batch: int = 128,
 ) -> np.ndarray:
     """Features [N D] float32 of the images at ``indices``: the whole image, evaluation mode."""
-    network: torch.nn.Module = backbone  # type: ignore[assignment]
     was_training = network.training
     network.eval()
     rows = []

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from saccade import api, config, runs
-from saccade.evaluate.protocol import EvalReport
-from saccade.evaluate.tables import headline, to_text
+from saccade.evaluation.protocol import EvalReport
+from saccade.evaluation.tables import headline, to_text
 from saccade.train.loop import Console
 
 DATA = "synthetic:tissue?n=6000&size=64"
@@ -50,7 +50,7 @@ class QuickstartResult:
                 "",
                 headline(self.evaluation),
                 f"{self.seconds / 60:.1f} minutes. Open the report: {self.report}",
-                f"Next, your own images: saccade pretrain FOLDER --out RUN, then saccade evaluate RUN FOLDER",
+                "Next, your own images: saccade pretrain FOLDER --out RUN, then saccade evaluate RUN FOLDER",
             ]
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saccade.report_page import (
+from saccade.reporting.page import (
     Html,
     breakable,
     count,
@@ -155,9 +155,7 @@ def _claim(found: Evaluation, probe: str, fraction: float) -> str | None:
     less = [d for d in firm if number(d["difference"]) < 0]
     said = [_listed(more, "more")] if more else []
     said += (
-        [("but " if more else "") + _listed(less, "fewer" if found.metric == "accuracy" else "less")]
-        if less
-        else []
+        [("but " if more else "") + _listed(less, "fewer" if found.metric == "accuracy" else "less")] if less else []
     )
     labels = count(row.get("n_train"))
     with_labels = f"{share(fraction)} of the labels" + (f" ({labels} images)" if labels != "–" else "")
@@ -247,9 +245,7 @@ def _interval(row: Row, *, sign: bool = False) -> str:
 
 
 def _probe(found: Evaluation, probe: str) -> str:
-    sizes = sorted(
-        {int(number(r["k"])) for r in found.rows if r["probe"] == probe and number(r.get("k")) > 0}
-    )
+    sizes = sorted({int(number(r["k"])) for r in found.rows if r["probe"] == probe and number(r.get("k")) > 0})
     name = PROBES.get(probe, probe)
     return name + (f", k = {' or '.join(map(str, sizes))}" if sizes else "")
 
@@ -324,8 +320,7 @@ def every_number(found: Evaluation) -> Html:
     rows = [
         [
             breakable(r["model"]),
-            str(PROBES.get(r["probe"], r["probe"]))
-            + (f", k = {count(r['k'])}" if r.get("k") is not None else ""),
+            str(PROBES.get(r["probe"], r["probe"])) + (f", k = {count(r['k'])}" if r.get("k") is not None else ""),
             share(number(r["fraction"])),
             METRICS.get(r["metric"], r["metric"]),
             points(number(r.get("mean"))),
@@ -345,9 +340,7 @@ def evaluation_blocks(found: Evaluation) -> list[object]:
     """Everything between the heading of the low-label section and its end."""
     blocks: list[object] = []
     if found.protocol.get("overlap"):
-        blocks.append(
-            note("† Test images or groups were seen in pretraining: these numbers are too good to be cited.")
-        )
+        blocks.append(note("† Test images or groups were seen in pretraining: these numbers are too good to be cited."))
     blocks += [low_label_table(found), interval_charts(found)]
     differences = difference_table(found)
     if differences is not None:
@@ -363,7 +356,5 @@ def evaluation_blocks(found: Evaluation) -> list[object]:
         ]
         silent = undecided(found)
         if silent:
-            blocks.append(
-                h("p", None, f"No clear difference, at any share of the labels, from: {', '.join(silent)}.")
-            )
+            blocks.append(h("p", None, f"No clear difference, at any share of the labels, from: {', '.join(silent)}."))
     return [*blocks, every_number(found)]

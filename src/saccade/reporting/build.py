@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 
 from saccade import runs
-from saccade.report_evaluation import evaluation_blocks, finding, points
-from saccade.report_files import RunFiles, last, mapping, read_run, uniform_entropy
-from saccade.report_page import (
+from saccade.reporting.evaluation import evaluation_blocks, finding, points
+from saccade.reporting.files import RunFiles, last, mapping, read_run, uniform_entropy
+from saccade.reporting.page import (
     Html,
     breakable,
     count,
@@ -177,9 +177,7 @@ def _figure(run: RunFiles, entry: Mapping[str, Any]) -> Html:
                 attributes |= {"width": str(picture.width), "height": str(picture.height)}
         except OSError:
             return missing(f"The figure {name} is damaged.")
-    caption = h(
-        "figcaption", None, h("strong", None, entry.get("title") or ""), " ", entry.get("caption") or ""
-    )
+    caption = h("figcaption", None, h("strong", None, entry.get("title") or ""), " ", entry.get("caption") or "")
     return h("figure", None, h("div", {"class": "scroll"}, h("img", attributes)), caption)
 
 
@@ -200,9 +198,7 @@ def neighbours(run: RunFiles) -> Html:
 
 def curves(run: RunFiles) -> Html:
     if not run.metrics:
-        return section(
-            "curves", "While it learned", missing("metrics.jsonl is not there or holds no complete line.")
-        )
+        return section("curves", "While it learned", missing("metrics.jsonl is not there or holds no complete line."))
     uniform = {"flat answer, ln K": uniform_entropy(run)}
     entropies = {"teacher": "teacher_entropy", "student": "student_entropy"}
     large = [
@@ -262,9 +258,7 @@ def _curve(
 def data_audit(run: RunFiles) -> Html:
     data = run.data
     if not data:
-        return section(
-            "data", "The images", missing("data.json is not there: nothing is known of the images.")
-        )
+        return section("data", "The images", missing("data.json is not there: nothing is known of the images."))
     duplicates = [ids for ids in sequence(data.get("duplicates")) if isinstance(ids, list)]
     damaged = [d for d in sequence(data.get("damaged")) if isinstance(d, Mapping)]
     items: list[tuple[object, object]] = [

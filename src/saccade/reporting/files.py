@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from saccade.errors import UsageError
-from saccade.report_evaluation import Evaluation, read_evaluation
-from saccade.report_page import number, sequence
+from saccade.reporting.evaluation import Evaluation, read_evaluation
+from saccade.reporting.page import number, sequence
 
 FILES = ("config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.json")
 

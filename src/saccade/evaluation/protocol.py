@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from saccade.errors import EvaluationError
-from saccade.evaluate.metrics import METRICS, interval, resampling_weights
-from saccade.evaluate.probes import STRENGTHS, logistic_scores, nearest, vote
+from saccade.evaluation.metrics import METRICS, interval, resampling_weights
+from saccade.evaluation.probes import CHOOSING, STRENGTHS, logistic_scores, nearest, vote
 from saccade.seeds import numpy_generator
 from saccade.store import FeatureTable
 
@@ -137,7 +137,8 @@ def evaluate(
     if unseen or len(classes) < 2:
         raise EvaluationError(
             "the training part does not show every class",
-            got=f"classes {', '.join(classes[:10])}" + (f"; only in the test part: {', '.join(unseen[:5])}" if unseen else ""),
+            got=f"classes {', '.join(classes[:10])}"
+            + (f"; only in the test part: {', '.join(unseen[:5])}" if unseen else ""),
             expected="at least two classes, all of them in the training part",
             hint="choose another split, or merge classes",
         )
@@ -161,7 +162,12 @@ def evaluate(
 
 
 def _probe(
-    train: FeatureTable, test: FeatureTable, y: np.ndarray, chosen: np.ndarray, classes: int, config: ProtocolConfig
+    train: FeatureTable,
+    test: FeatureTable,
+    y: np.ndarray,
+    chosen: np.ndarray,
+    classes: int,
+    config: ProtocolConfig,
 ) -> tuple[dict[Key, np.ndarray], bool]:
     """Scores [M C] of every probe for one draw, and whether logistic regression had to fix its strength."""
     features, labels = train.features[chosen], y[chosen]
@@ -217,7 +223,14 @@ def _summarise(
                     assert base is not None
                     low, high = interval(base - spread)
                     differences.append(
-                        {"model": first, "against": model, **about, "difference": base_mean - mean, "low": low, "high": high}
+                        {
+                            "model": first,
+                            "against": model,
+                            **about,
+                            "difference": base_mean - mean,
+                            "low": low,
+                            "high": high,
+                        }
                         | {"clear": bool(low > 0 or high < 0)}
                     )
     return rows, differences
@@ -236,7 +249,7 @@ def _protocol(
         f"k-NN: cosine similarity, votes exp(s/{config.temperature}), k = {config.headline_k} "
         "(capped by the training size).",
         f"Logistic regression: L2, C from {', '.join(f'{c:g}' for c in STRENGTHS)} by grouped cross-validation "
-        "inside the training part.",
+        f"inside the training part (on at most {CHOOSING:,} of its images).",
     ]
     if below:
         words.append(
