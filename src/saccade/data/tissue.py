@@ -290,21 +290,28 @@ def render(pattern: str, size_px: int, rng: np.random.Generator, stain: Stain) -
     canvas = Canvas(size_px, float(rng.uniform(0.85, 1.2)), rng)
     PATTERNS[pattern](canvas)
     chromatin = 1 + 0.25 * canvas.noise(2.2)
-    nuclei = canvas.nuclei * chromatin
-    eosin = np.clip(canvas.eosin + 0.06 * canvas.noise(3), 0, None) * (1 - 0.5 * np.clip(canvas.nuclei, 0, 1))
-    haze = np.clip(0.06 + 0.04 * canvas.noise(10), 0, None) * (eosin > 0.1)
-    # The mean amount of each stain is drawn without regard to the pattern: colour alone must not tell.
-    nuclei = _to_mean(nuclei + haze, rng.uniform(0.24, 0.36), (0.6, 1.7)) * stain.amounts[0]
-    eosin = _to_mean(eosin, rng.uniform(0.32, 0.5), (0.5, 2.2)) * stain.amounts[1]
-    density = stain.haematoxylin[:, None, None] * nuclei + stain.eosin[:, None, None] * eosin
-    light = 250 * stain.light * rng.uniform(0.92, 1.02)
-    pixels = light[:, None, None] * np.exp(-density * 1.15)
+    cytoplasm = np.clip(canvas.eosin + 0.05 * canvas.noise(3), 0, None)
+    darkness = 0.45 * cytoplasm * (1 - 0.5 * np.clip(canvas.nuclei, 0, 1)) + canvas.nuclei * chromatin
     sigma = rng.uniform(0.3, 0.8)
-    pixels = gaussian_filter(pixels, (0, sigma, sigma))
-    pixels += rng.normal(0, rng.uniform(1, 4), pixels.shape)
+    darkness = gaussian_filter(darkness + 0.01 * canvas.noise(5), sigma)
+    haematoxylin, eosin = _stained(darkness, rng)
+    density = stain.haematoxylin[:, None, None] * haematoxylin * stain.amounts[0]
+    density = density + stain.eosin[:, None, None] * eosin * stain.amounts[1]
+    light = 250 * stain.light * rng.uniform(0.92, 1.02)
+    pixels = light[:, None, None] * np.exp(-density) + rng.normal(0, rng.uniform(1, 4), density.shape)
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), canvas.mask.astype(np.uint8) * 255
 
 
-def _to_mean(amount: np.ndarray, mean: float, limits: tuple[float, float]) -> np.ndarray:
-    factor = mean / max(1e-6, float(amount.mean()))
-    return amount * float(np.clip(factor, *limits))
+def _stained(darkness: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Amounts of haematoxylin and eosin from the rank of each pixel's darkness.
+
+    The lightest pixels are background, the darkest nuclei, the rest cytoplasm and fibres. How many of each is
+    drawn without regard to the pattern, so a histogram of colours cannot tell the patterns apart.
+    """
+    rank = np.empty(darkness.size)
+    rank[np.argsort(darkness, axis=None)] = np.arange(darkness.size) / darkness.size
+    light, dark = rng.uniform(0.06, 0.3), rng.uniform(0.17, 0.32)
+    at = [0, light, light + 0.1, 1 - dark - 0.04, 1 - dark + 0.05, 1]
+    haematoxylin = np.interp(rank, at, [0.0, 0.02, 0.05, rng.uniform(0.08, 0.2), 0.7, rng.uniform(1.1, 1.6)])
+    eosin = np.interp(rank, at, [0.01, 0.06, rng.uniform(0.25, 0.4), rng.uniform(0.55, 0.85), 0.55, 0.5])
+    return haematoxylin.reshape(darkness.shape), eosin.reshape(darkness.shape)
