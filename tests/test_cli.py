@@ -56,7 +56,7 @@ def test_evaluation_and_report_import_no_torch():
             "did you mean",
         ),
         (["pretrain", "synthetic:tissue?n=8", "--out", "x", "--set", "dino.out_dimm=3"], 2, "did you mean"),
-        (["pretrain", "synthetic:tissue?n=8", "--out", "x", "--recipe", "gray"], 2, "did you mean 'grey'"),
+        (["pretrain", "synthetic:tissue?n=8", "--out", "x", "--recipe", "natral"], 2, "did you mean 'natural'"),
         (["pretrain", "synthetic:tissue?n=8", "--out", "x", "--method", "dyno"], 2, "did you mean 'dino'"),
         (["evaluate", "only-one"], 2, "MODELs and then DATA"),
         (["report", "."], 2, "not a run folder"),

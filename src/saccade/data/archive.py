@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import hashlib
 import lzma
 import os
+import posixpath
 import shutil
 import tarfile
 import tempfile
 import threading
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 from saccade.contracts import Record, Sample
 from saccade.data.decode import decode
-from saccade.data.source import MANIFESTS, choose_records, is_image_name
+from saccade.data.source import MANIFESTS, Table, choose_records, read_rows, read_table
 from saccade.errors import DamagedFile, DataError
+
+MAX_BYTES = 4 * 2**30  # of one member; a small archive can claim any size
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError)
 
 
 class _Members(Protocol):
-    names: list[str]
+    sizes: dict[str, int]
 
     def read(self, name: str) -> bytes: ...
 
@@ -34,7 +39,8 @@ class _Zip:
     def __init__(self, path: Path):
         self.path = path
         self._local = threading.local()
-        self.names = [info.filename for info in self._handle().infolist() if not info.is_dir()]
+        self.infos = {_tidy(info.filename): info for info in self._handle().infolist() if not info.is_dir()}
+        self.sizes = {name: info.file_size for name, info in self.infos.items()}
 
     def _handle(self) -> zipfile.ZipFile:
         if getattr(self._local, "process", None) != os.getpid():
@@ -42,11 +48,14 @@ class _Zip:
         return self._local.file
 
     def read(self, name: str) -> bytes:
-        return self._handle().read(name)
+        return self._handle().read(self.infos[name])
 
 
 class _Tar:
-    """A tar file, indexed once and read by position. A compressed one is unpacked to an unnamed file first."""
+    """A tar file, indexed once and read by position, which needs no lock and survives a fork.
+
+    A compressed one is unpacked to an unnamed file first.
+    """
 
     OPENERS: ClassVar[dict[str, Any]] = {
         ".gz": gzip.open,
@@ -67,8 +76,8 @@ class _Tar:
                 shutil.copyfileobj(packed, self.file, 2**20)
             self.file.seek(0)
         with tarfile.open(fileobj=self.file, mode="r:") as index:
-            self.places = {m.name: (m.offset_data, m.size) for m in index if m.isreg()}
-        self.names = list(self.places)
+            self.places = {_tidy(m.name): (m.offset_data, m.size) for m in index if m.isreg()}
+        self.sizes = {name: size for name, (_, size) in self.places.items()}
 
     def read(self, name: str) -> bytes:
         start, size = self.places[name]
@@ -78,47 +87,79 @@ class _Tar:
         return data
 
 
+def _tidy(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _open(path: Path) -> _Members:
+    try:
+        return _Zip(path) if path.suffix.lower() == ".zip" else _Tar(path)
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise DataError(
+                f"{path}: no room to unpack it",
+                got=f"temporary folder {tempfile.gettempdir()} is full",
+                hint="set TMPDIR to a folder with more room, or unpack the archive yourself",
+            ) from error
+        raise DataError(f"{path}: not a whole archive", got=str(error), hint="copy it again") from error
+
+
 class ArchiveSource:
-    """The images in one archive; satisfies contracts.Source. Folder rules are those of FolderSource."""
+    """The images in one archive; satisfies contracts.Source. Folder rules are those of FolderSource.
+
+    A table is also found in the one top folder that many archives have.
+    """
 
     def __init__(self, path: Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None):
         self.name = str(path)
-        try:
-            self._members: _Members = _Zip(path) if path.suffix.lower() == ".zip" else _Tar(path)
-        except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
-            raise DataError(f"{path}: not a whole archive", got=str(error), hint="copy it again") from error
+        self._members = _open(path)
         self._refuse_escapes()
-        names = [name for name in self._members.names if is_image_name(name)]
-        table = self._table(manifest)
-        self.records: list[Record] = choose_records(
-            names, table, explicit=manifest is not None, source=str(path), label=label, group=group
+        self.records: list[Record]
+        self.records, self.unlisted = choose_records(
+            list(self._members.sizes),
+            read_table(manifest) if manifest is not None else self._own_table(),
+            explicit=manifest is not None,
+            locate=lambda _: None,
+            source=str(path),
+            label=label,
+            group=group,
         )
-        self.unlisted = len(names) - len(self.records)
 
     def _refuse_escapes(self) -> None:
-        for name in self._members.names:
-            if name.startswith(("/", "\\")) or ".." in PurePosixPath(name).parts:
+        for name in self._members.sizes:
+            parts = name.replace("\\", "/").split("/")
+            if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
                 raise DataError(f"{self.name}: a member points outside the archive", got=name)
 
-    def _table(self, manifest: Path | None) -> tuple[str, bytes] | None:
-        if manifest is not None:
-            return str(manifest), manifest.read_bytes()
-        inside = next((name for name in MANIFESTS if name in self._members.names), None)
-        return (f"{self.name}:{inside}", self._members.read(inside)) if inside else None
+    def _own_table(self) -> Table | None:
+        sizes = self._members.sizes
+        tops = {name.partition("/")[0] for name in sizes}
+        for base in ("", *(tops if len(tops) == 1 else ())):
+            for table in MANIFESTS:
+                inside = posixpath.join(base, table)
+                if inside in sizes:
+                    name = f"{self.name}:{inside}"
+                    return Table(name, read_rows(self._bytes(inside), name), base)
+        return None
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def _bytes(self, index: int) -> bytes:
-        name = self.records[index].id
+    def _bytes(self, name: str) -> bytes:
+        if self._members.sizes[name] > MAX_BYTES:
+            raise DamagedFile(
+                f"{self.name}:{name}: too large for one image",
+                got=f"{self._members.sizes[name]:,} bytes",
+                expected=f"at most {MAX_BYTES:,}",
+            )
         try:
             return self._members.read(name)
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        except (*BROKEN, RuntimeError, NotImplementedError) as error:  # the last two: encrypted, unknown packing
             raise DamagedFile(f"{self.name}:{name}: cannot be read ({error})") from error
 
     def read(self, index: int) -> Sample:
         record = self.records[index]
-        return Sample(decode(self._bytes(index), f"{self.name}:{record.id}"), record)
+        return Sample(decode(self._bytes(record.id), f"{self.name}:{record.id}"), record)
 
     def content_hash(self, index: int) -> str:
-        return hashlib.sha256(self._bytes(index)).hexdigest()
+        return hashlib.sha256(self._bytes(self.records[index].id)).hexdigest()

@@ -2,32 +2,38 @@
 
 Traps avoided here: Pillow turns 16-bit colour into 8 bits, its ``convert("RGB")`` turns every 16-bit value
 above 255 into white, and it reads many-channel TIFF not at all; 16-bit PNG and all TIFF go to other decoders.
+A JPEG whose inner bytes are wrong but which is whole cannot be told from a good one; a cut one can.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from saccade.errors import DamagedFile
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-MAX_PIXELS = 500_000_000  # of one channel; more is a lying header or a slide
+MAX_PIXELS = 178_000_000  # of one channel, Pillow's own bound; more is a lying header or a slide
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
+PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")  # named, so that no other parser (EPS!) sees the bytes
+INKS = (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED)
+MISTAKEN = {
+    b"version https://git-lfs": "this is a git-lfs pointer; fetch the file itself with git lfs pull",
+    b"<": "this is a web page or XML, not the image; download it again",
+}
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """Decode PNG, JPEG, TIFF, BMP or WebP, recognised by content. Returns [C Y X].
+    """Decode PNG, JPEG, TIFF, BMP or WebP, recognised by content. Returns [C Y X] in the file's number type.
 
-    Palettes become RGB, one bit becomes 0 and 255, CMYK becomes RGB, the EXIF orientation is applied.
-    An alpha channel is dropped when opaque everywhere; otherwise the image is laid over white.
-    Raises DamagedFile, naming the file, for anything that is not a whole image.
+    Palettes and CMYK become RGB, one bit becomes 0 and 255, the orientation tag of JPEG, TIFF and 8-bit PNG is
+    applied. An alpha channel is dropped when opaque everywhere; otherwise the image is laid over white.
+    Raises DamagedFile, naming the file, for anything that is not one whole image; stacks are among that.
     """
     if not data:
         raise DamagedFile(f"{name}: empty file", hint="copy it again from where it came")
@@ -35,45 +41,57 @@ def decode(data: bytes, name: str) -> np.ndarray:
         if data[:4] in TIFF_MARKS:
             pixels = _tiff(data, name)
         elif data[:8] == PNG_MARK and len(data) > 25 and data[24] == 16:
-            pixels = _png16(data, name)
+            pixels = _over_white(_png16(data, name))
         else:
-            pixels = _pillow(data, name)
+            pixels = _over_white(_pillow(data, name))
     except DamagedFile:
         raise
     except MemoryError as error:
         raise DamagedFile(f"{name}: its header asks for more memory than there is") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, "more pixels than an image has") from error
+    except UnidentifiedImageError as error:
+        hint = next((text for start, text in MISTAKEN.items() if data.lstrip().startswith(start)), None)
+        raise DamagedFile(f"{name}: its bytes are no image of a known kind", hint=hint) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFile(
             f"{name}: cannot be decoded ({reason})", hint="open it in a viewer, or copy it again"
         ) from error
-    return np.ascontiguousarray(_without_alpha(pixels) if pixels.shape[0] in (2, 4) and _has_alpha(data) else pixels)
+    if pixels.dtype.kind not in "uif":
+        raise DamagedFile(f"{name}: its pixels are no real numbers", got=pixels.dtype)
+    return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+
+
+def _too_large(name: str, claim: str) -> DamagedFile:
+    return DamagedFile(
+        f"{name}: its header claims {claim}",
+        expected=f"at most {MAX_PIXELS:,} pixels",
+        hint="cut a slide into tiles first",
+    )
 
 
 def _check_size(rows: int, columns: int, name: str) -> None:
     if rows * columns > MAX_PIXELS or rows < 1 or columns < 1:
-        raise DamagedFile(
-            f"{name}: its header claims {rows} x {columns} pixels",
-            expected=f"at most {MAX_PIXELS:,} pixels",
-            hint="cut a slide into tiles first",
-        )
+        raise _too_large(name, f"{rows} x {columns} pixels")
+
+
+def _channels_first(pixels: np.ndarray) -> np.ndarray:
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def _pillow(data: bytes, name: str) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image: Image.Image = Image.open(io.BytesIO(data))
-        _check_size(image.height, image.width, name)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "P":
-            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-        elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            image = image.convert("RGB")
-        elif image.mode == "1":
-            image = image.convert("L")
-        pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    image: Image.Image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
+    _check_size(image.height, image.width, name)
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if "transparency" in image.info or image.mode == "PA":  # also one colour declared transparent
+        image = image.convert("LA" if image.mode == "L" else "RGBA")
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16B"):
+        image = image.convert("RGB")
+    return _channels_first(np.asarray(image))
 
 
 def _png16(data: bytes, name: str) -> np.ndarray:
@@ -81,58 +99,95 @@ def _png16(data: bytes, name: str) -> np.ndarray:
 
     columns, rows = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
     _check_size(rows, columns, name)
-    pixels = imagecodecs.png_decode(data)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return _channels_first(imagecodecs.png_decode(data))
+
+
+# --- TIFF -----------------------------------------------------------------------------------------
 
 
 def _tiff(data: bytes, name: str) -> np.ndarray:
+    """The first series of a TIFF; its rows, columns and at most one channel axis, alpha resolved."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        series = file.series[0]
-        axes, shape = series.axes, series.shape
-        sizes = dict(zip(axes, shape))
-        _check_size(sizes.get("Y", 0), sizes.get("X", 0), name)
-        extra = [a for a in axes if a not in "YXCS" and sizes[a] > 1]
-        channel = [a for a in axes if a in "CS" and sizes[a] > 1]
-        if extra or len(channel) > 1:
-            raise DamagedFile(
-                f"{name}: a stack, not an image",
-                got=f"axes {axes}, shape {shape}",
-                expected="rows, columns and at most one channel axis",
-                hint="save one plane as an image; volumes are not read as images",
-            )
-        if np.prod(shape, dtype=np.int64) * series.dtype.itemsize > 8 * MAX_PIXELS:
-            raise DamagedFile(f"{name}: its header claims shape {shape}", hint="cut a slide into tiles first")
-        page: Any = file.pages[0]
-        palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
-        if palette:
-            return _pillow(data, name)
-        pixels = series.asarray()
-        order = [i for i, a in enumerate(axes) if a in "YX"]
-        kept = [axes.index(channel[0]), *order] if channel else order
-        pixels = np.transpose(pixels, kept + [i for i in range(len(axes)) if i not in kept])
-        pixels = pixels.reshape([int(n) for n in pixels.shape[: len(kept)]])
+        if not len(file.pages) or not file.series:
+            raise DamagedFile(f"{name}: a TIFF without an image", hint="copy it again")
+        series, page = file.series[0], cast(Any, file.pages.first)
+        channel = _channel_axis(series.axes, series.shape, name)
+        if np.prod(series.shape, dtype=np.float64) > 64 * MAX_PIXELS:
+            raise _too_large(name, f"shape {series.shape}")
+        _check_ends(series, len(data), name)
+        if page.photometric in INKS:
+            return _over_white(_pillow(data, name))
+        axes = [i for i, axis in enumerate(series.axes) if axis == channel or axis in "YX"]
+        if channel:
+            axes.sort(key=lambda i: series.axes[i] != channel)
+        order = axes + [i for i in range(len(series.axes)) if i not in axes]
+        pixels = series.asarray().transpose(order)
+        pixels = pixels.reshape([int(n) for n in pixels.shape[: len(axes)]])
+        if pixels.ndim == 2:
+            pixels = pixels[None]
         if pixels.dtype == bool:
             pixels = pixels.astype(np.uint8) * 255
-        inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-        if inverted and pixels.dtype.kind == "u":
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
-    return pixels[None] if pixels.ndim == 2 else pixels
+        extra = [int(mark) for mark in page.extrasamples]
+        if extra in ([1], [2]) and len(pixels) in (2, 4):
+            pixels = _over_white(pixels, premultiplied=extra == [1])
+        orientation = page.tags.get(274)
+        return _upright(pixels, int(orientation.value) if orientation else 1)
 
 
-def _has_alpha(data: bytes) -> bool:
-    """Whether the last of two or four channels is transparency: always, except in TIFF, where a tag says so."""
-    if data[:4] not in TIFF_MARKS:
-        return True
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        marks = getattr(file.pages[0], "extrasamples", ()) or ()
-    return len(marks) == 1 and int(marks[0]) in (1, 2)
+def _channel_axis(axes: str, shape: tuple[int, ...], name: str) -> str | None:
+    sizes = dict(zip(axes, shape))
+    _check_size(sizes.get("Y", 0), sizes.get("X", 0), name)
+    others = [axis for axis in axes if axis not in "YX" and sizes[axis] > 1]
+    if len(others) > 1 or any(axis not in "CS" for axis in others):
+        raise DamagedFile(
+            f"{name}: a stack, not an image; volumes are not read as images yet",
+            got=f"axes {axes}, shape {shape}",
+            expected="rows, columns and at most one channel axis (OME axes CYX, or samples of a pixel)",
+            hint="save one plane as an image, or the channels as OME-TIFF",
+        )
+    return others[0] if others else None
 
 
-def _without_alpha(pixels: np.ndarray) -> np.ndarray:
+def _check_ends(series: tifffile.TiffPageSeries, length: int, name: str) -> None:
+    """A cut strip of JPEG data decodes to grey without an error, so the places in the file are checked first."""
+    for page in series.pages:
+        if page is None:
+            continue
+        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts)]
+        if max(ends, default=0) > length:
+            raise DamagedFile(
+                f"{name}: the file is cut off",
+                got=f"{length:,} bytes",
+                expected=f"{max(ends):,} bytes",
+                hint="copy it again",
+            )
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """TIFF 6.0, tag 274: 2 to 4 are flips, 5 to 8 the same after exchanging rows and columns."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(1, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[:, ::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, :, ::-1]
+    return pixels
+
+
+# --- transparency ---------------------------------------------------------------------------------
+
+
+def _over_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
+    """[1 or 3 Y X] from two or four channels of which the last is alpha; anything else as it is."""
+    if len(pixels) not in (2, 4):
+        return pixels
     colour, alpha = pixels[:-1], pixels[-1]
-    top = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1.0
+    whole = pixels.dtype.kind in "ui"
+    top = np.iinfo(pixels.dtype).max if whole else 1.0
     if (alpha == top).all():
         return colour
     share = alpha.astype(np.float64) / top
-    laid = colour * share + top * (1 - share)
-    return (np.rint(laid) if pixels.dtype.kind == "u" else laid).astype(pixels.dtype)
+    laid = (colour if premultiplied else colour * share) + top * (1 - share)
+    return (np.rint(laid).clip(0, top) if whole else laid).astype(pixels.dtype)

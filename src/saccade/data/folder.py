@@ -8,31 +8,38 @@ from pathlib import Path
 
 from saccade.contracts import Record, Sample
 from saccade.data.decode import decode
-from saccade.data.source import MANIFESTS, choose_records, is_image_name
+from saccade.data.source import MANIFESTS, choose_records, read_table
 from saccade.errors import DamagedFile, DataError
 
 
 class FolderSource:
     """Every image below ``root``; satisfies contracts.Source.
 
-    manifest  a table whose paths are relative to its own folder; None uses one that lies in ``root``
+    manifest  a table whose paths are relative to ``root`` or to its own folder; None uses one that lies in ``root``
     label, group  columns of the table to use
+    ``unlisted`` counts the images that lie there but are not in the table.
     """
 
     def __init__(self, root: Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None):
         self.name = str(root)
         self.root = root
-        names = [name for name in _below(root) if is_image_name(name)]
         found = manifest or next((root / name for name in MANIFESTS if (root / name).is_file()), None)
-        table = None
-        if found is not None:
-            if not found.is_file():
-                raise DataError("manifest not found", got=found)
-            table = (str(found), found.read_bytes())
-        self.records: list[Record] = choose_records(
-            names, table, explicit=manifest is not None, source=str(root), label=label, group=group
+
+        def locate(path: str) -> str | None:
+            """Rows may also point outside the root, or be absolute."""
+            place = found.parent / path if found else None
+            return Path(os.path.relpath(place, root)).as_posix() if place and place.is_file() else None
+
+        self.records: list[Record]
+        self.records, self.unlisted = choose_records(
+            _below(root),
+            read_table(found) if found else None,
+            explicit=manifest is not None,
+            locate=locate,
+            source=str(root),
+            label=label,
+            group=group,
         )
-        self.unlisted = len(names) - len(self.records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -53,9 +60,20 @@ class FolderSource:
 
 
 def _below(root: Path) -> list[str]:
-    """Names of all files below ``root``, relative, with ``/``."""
-    found = []
-    for folder, _, files in os.walk(root, followlinks=True):
+    """Names of all files below ``root``, relative, with ``/``. Links are followed, each real folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError("folder cannot be read", got=f"{error.filename} ({error.strerror})") from error
+
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         base = Path(folder).relative_to(root)
         found += [(base / file).as_posix() for file in files]
     return found

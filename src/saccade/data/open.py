@@ -9,16 +9,12 @@ from saccade.data.archive import ArchiveSource
 from saccade.data.arrays import ArraySource
 from saccade.data.decode import IMAGE_SUFFIXES
 from saccade.data.folder import FolderSource
-from saccade.data.synthetic import open_tissue
+from saccade.data.source import other_kind
 from saccade.errors import DataError, UsageError, unknown
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 ARRAYS = (".npz", ".npy")
 TABLES = (".csv", ".parquet")
-NOT_IMAGES = {
-    "whole slide": (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"),
-    "volume": (".nii", ".nii.gz", ".nrrd", ".mha", ".dcm"),
-}
 
 
 def open_source(
@@ -31,6 +27,8 @@ def open_source(
     Raises DataError or UsageError, naming the path and what to do.
     """
     if str(path).startswith("synthetic:"):
+        if manifest or label or group:
+            raise UsageError("synthetic images bring their own labels and groups", got=path)
         return _synthetic(str(path))
     place = Path(path).expanduser()
     if not place.exists():
@@ -47,6 +45,8 @@ def open_source(
             raise UsageError("an array file brings its own labels and has no columns", got=place)
         return ArraySource(place)
     if name.endswith(TABLES):
+        if manifest:
+            raise UsageError("two tables were named", got=f"{place} and {manifest}", hint="DATA is then the folder")
         return FolderSource(place.parent, manifest=place, label=label, group=group)
     raise _unknown_kind(place, name)
 
@@ -55,16 +55,16 @@ def _synthetic(text: str) -> Source:
     kind, _, query = text.removeprefix("synthetic:").partition("?")
     if kind != "tissue":
         raise unknown("synthetic data", kind, ("tissue",))
+    from saccade.data.synthetic import open_tissue
+
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
     return open_tissue({key: value for key, _, value in pairs})
 
 
 def _unknown_kind(place: Path, name: str) -> DataError:
-    for kind, suffixes in NOT_IMAGES.items():
-        if name.endswith(suffixes):
-            return DataError(
-                f"{place} is a {kind}, which cannot be opened as images", hint="cut it into 2D images first"
-            )
+    kind = other_kind(name)
+    if kind is not None:
+        return DataError(f"{place} is a {kind}, which is not read as an image yet", hint="cut it into 2D images first")
     if name.endswith(IMAGE_SUFFIXES):
         return DataError(
             f"{place} is a single image", hint="give the folder it lies in; one image goes to saccade attend"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import posixpath
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import pyarrow
 import pyarrow.parquet
@@ -26,13 +29,29 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+NOT_IMAGES = {
+    "whole slide": (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"),
+    "volume": (".nii", ".nii.gz", ".nrrd", ".mha", ".dcm"),
+}
+Locate = Callable[[str], str | None]
 
 
 def is_image_name(name: str) -> bool:
     """Whether a name looks like an image; hidden files and macOS shadows do not."""
     path = PurePosixPath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts)
     return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def other_kind(name: str) -> str | None:
+    """ "whole slide" or "volume" for a name that ends like one, else None."""
+    return next((kind for kind, suffixes in NOT_IMAGES.items() if name.lower().endswith(suffixes)), None)
+
+
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
+    """Sorts ``img2`` before ``img10``; the name itself settles ties such as ``1`` and ``01``."""
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [(int(part), "") if odd % 2 else part for odd, part in enumerate(parts)], name
 
 
 def records_from_names(names: Iterable[str]) -> list[Record]:
@@ -40,7 +59,7 @@ def records_from_names(names: Iterable[str]) -> list[Record]:
 
     Folders common to all files say nothing and are left out. Deeper folders than CLASS are part of the name.
     """
-    names = sorted(names)
+    names = sorted(names, key=natural_key)
     parents = [PurePosixPath(name).parts[:-1] for name in names]
     skip = 0
     while parents and all(len(p) > skip and p[skip] == parents[0][skip] for p in parents):
@@ -62,61 +81,98 @@ def records_from_names(names: Iterable[str]) -> list[Record]:
 # --- manifests ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Table:
+    """A manifest.
+
+    name   for messages
+    rows   column names in lower case, everything as text
+    base   the folder its paths start from, relative to the root of the source, with ``/``; "" is the root
+    """
+
+    name: str
+    rows: list[dict[str, str]]
+    base: str = ""
+
+    @property
+    def path_column(self) -> str | None:
+        return next((column for column in ("path", "file") if column in self.rows[0]), None)
+
+
+def read_table(path: Path) -> Table:
+    """A table on disk. Raises DataError when it is absent or cannot be read."""
+    try:
+        return Table(str(path), read_rows(path.read_bytes(), str(path)))
+    except OSError as error:
+        raise DataError("table cannot be read", got=f"{path} ({error.strerror})") from error
+
+
 def read_rows(data: bytes, name: str) -> list[dict[str, str]]:
-    """Rows of a CSV or Parquet table, column names in lower case, everything as text."""
+    """Rows of a CSV (comma, semicolon or tab) or Parquet table; column names in lower case, everything as text."""
     try:
         if name.lower().endswith(".parquet"):
             table = pyarrow.parquet.read_table(io.BytesIO(data))
             rows = [{k.lower(): "" if v is None else str(v) for k, v in row.items()} for row in table.to_pylist()]
         else:
-            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+            text = data.decode("utf-8-sig")
+            separator = max(",;\t", key=text.partition("\n")[0].count)
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
             rows = [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in reader]
-    except (UnicodeDecodeError, csv.Error, pyarrow.ArrowException, AttributeError) as error:
+    except (UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
         raise DataError(f"{name}: not a readable table", got=str(error).splitlines()[0]) from error
     if not rows:
         raise DataError(f"{name}: the table has no rows")
     return rows
 
 
-def path_column(rows: Sequence[Mapping[str, str]]) -> str | None:
-    return next((column for column in ("path", "file") if column in rows[0]), None)
+def finder(table: Table, names: Iterable[str], locate: Locate) -> Locate:
+    """From a path as a row spells it to the name of a file, or None.
 
-
-def records_from_rows(
-    rows: Sequence[Mapping[str, str]],
-    names: Iterable[str],
-    *,
-    table: str,
-    label: str | None,
-    group: str | None,
-) -> list[Record]:
-    """Records of a manifest whose rows name files among ``names``.
-
-    A row's path is relative to the manifest; a file in ``images/`` or with a unique name is found as well.
-    Raises DataError for rows without a file, rows that name a file twice, and unknown columns.
+    Tried in turn: relative to the table; in ``images/`` beside it; relative to the root; what ``locate`` finds;
+    and, for a bare file name only, the one file of that name. A path with folders never finds another folder's
+    file: the row would then label the wrong image.
     """
-    key = path_column(rows)
-    if key is None:
-        raise DataError(
-            f"{table}: no column says where the images are", got=", ".join(rows[0]), expected="path or file"
-        )
-    columns = set(rows[0])
-    for wanted in (label, group):
-        if wanted is not None and wanted.lower() not in columns:
-            raise unknown(f"column of {table}", wanted, columns)
-    label_key = label.lower() if label else next((c for c in ("label", "class") if c in columns), None)
-    group_key = group.lower() if group else ("group" if "group" in columns else None)
     known = set(names)
     by_name: dict[str, list[str]] = {}
     for name in known:
-        by_name.setdefault(PurePosixPath(name).name, []).append(name)
+        by_name.setdefault(posixpath.basename(name), []).append(name)
+
+    def find(path: str) -> str | None:
+        path = path.replace("\\", "/")
+        for start in (table.base, posixpath.join(table.base, "images"), ""):
+            candidate = posixpath.normpath(posixpath.join(start, path))
+            if candidate in known:
+                return candidate
+        found = locate(path) if path else None
+        same = by_name.get(path, [])
+        return found or (same[0] if len(same) == 1 else None)
+
+    return find
+
+
+def records_from_rows(table: Table, find: Locate, *, label: str | None, group: str | None) -> list[Record]:
+    """Records of a manifest, sorted by name.
+
+    Raises DataError for rows without a file or files named twice, UsageError for unknown columns.
+    """
+    key = table.path_column
+    columns = set(table.rows[0])
+    if key is None:
+        raise DataError(
+            f"{table.name}: no column says where the images are", got=", ".join(columns), expected="path or file"
+        )
+    for wanted in (label, group):
+        if wanted is not None and wanted.lower() not in columns:
+            raise unknown(f"column of {table.name}", wanted, columns)
+    label_key = label.lower() if label else next((c for c in ("label", "class") if c in columns), None)
+    group_key = group.lower() if group else ("group" if "group" in columns else None)
+    special = {key, label_key, group_key, "split"}
     records, missing = [], []
-    for row in rows:
-        found = _find(row[key], known, by_name)
+    for row in table.rows:
+        found = find(row[key])
         if found is None:
-            missing.append(row[key])
+            missing.append(row[key] or "(empty)")
             continue
-        special = {key, label_key, group_key, "split"}
         split = row.get("split") or None
         records.append(
             Record(
@@ -127,67 +183,84 @@ def records_from_rows(
                 extra={k: v for k, v in row.items() if k not in special},
             )
         )
-    _check_rows(records, missing, len(rows), table)
-    return sorted(records, key=lambda record: record.id)
+    _check_rows(records, missing, table)
+    return sorted(records, key=lambda record: natural_key(record.id))
 
 
-def _find(path: str, known: set[str], by_name: Mapping[str, list[str]]) -> str | None:
-    path = path.replace("\\", "/").removeprefix("./")
-    for candidate in (path, f"images/{path}"):
-        if candidate in known:
-            return candidate
-    same = by_name.get(PurePosixPath(path).name, [])
-    return same[0] if len(same) == 1 else None
-
-
-def _check_rows(records: Sequence[Record], missing: Sequence[str], rows: int, table: str) -> None:
+def _check_rows(records: Sequence[Record], missing: Sequence[str], table: Table) -> None:
     if missing:
         raise DataError(
-            f"{table}: {len(missing)} of {rows} rows name a file that is not there",
+            f"{table.name}: {len(missing):,} of {len(table.rows):,} rows name a file that is not there",
             got=", ".join(missing[:5]) + (" ..." if len(missing) > 5 else ""),
             expected="paths relative to the table",
         )
     twice = [name for name, count in Counter(r.id for r in records).items() if count > 1]
     if twice:
         raise DataError(
-            f"{table}: {len(twice)} files are named in more than one row",
+            f"{table.name}: {len(twice):,} files are named in more than one row",
             got=", ".join(twice[:5]),
             expected="one row an image",
         )
 
 
 def choose_records(
-    names: Sequence[str],
-    manifest: tuple[str, bytes] | None,
+    files: Sequence[str],
+    table: Table | None,
     *,
     explicit: bool,
+    locate: Locate,
     source: str,
     label: str | None,
     group: str | None,
-) -> list[Record]:
-    """Records from a manifest (name, content) where there is a fitting one, else from the folders.
+) -> tuple[list[Record], int]:
+    """Records from a fitting manifest, else from the folders; and how many images the manifest leaves out.
 
-    explicit  the user named the manifest: whatever does not fit is then an error instead of being left aside
+    files     names of all files of the source, images or not
+    explicit  the user named the manifest: whatever does not fit is then an error. One that was merely found is
+              left aside unless it has a row an image and names at least one of the files
+    locate    finds files that ``files`` does not list
     """
+    names = [name for name in files if is_image_name(name)]
+    if table is not None:
+        find = finder(table, names, locate)
+        if explicit or label or group or _fits(table, find):
+            records = records_from_rows(table, find, label=label, group=group)
+            return records, len(set(names) - {record.id for record in records})
     if not names:
-        raise DataError(
-            f"{source}: no images found",
-            expected="files ending in " + ", ".join(IMAGE_SUFFIXES),
-            hint="saccade reads folders, archives, .npz and manifests; see docs/guides/data.md",
-        )
-    if manifest is not None:
-        rows = read_rows(manifest[1], manifest[0])
-        key = path_column(rows)
-        one_each = key is not None and len({row[key] for row in rows}) == len(rows)
-        if explicit or label or group or one_each:
-            return records_from_rows(rows, names, table=manifest[0], label=label, group=group)
+        raise _no_images(files, source)
     if label or group:
         raise DataError(
             f"{source} has no table of columns",
             got=f"--label or --group {label or group}",
             hint="add a labels.csv with the columns path,label,split,group, or name one with --labels",
         )
-    return records_from_names(names)
+    return records_from_names(names), 0
+
+
+def _fits(table: Table, find: Locate) -> bool:
+    key = table.path_column
+    if key is None or len({row[key] for row in table.rows}) < len(table.rows):
+        return False
+    return any(find(row[key]) for row in table.rows)
+
+
+def _no_images(files: Sequence[str], source: str) -> DataError:
+    files = sorted(files, key=natural_key)  # a folder is walked in the order of the disk
+    kinds = Counter(other_kind(name) for name in files)
+    kinds.pop(None, None)
+    held = ", ".join(f"{count:,} {kind} files" for kind, count in kinds.items())
+    return DataError(
+        f"{source}: no images found",
+        got=f"{len(files):,} files" + (f", among them {held}" if held else "") + _some(files),
+        expected="files ending in " + ", ".join(IMAGE_SUFFIXES),
+        hint="whole slides and volumes are not read as images yet: cut them into 2D images first"
+        if kinds
+        else "an archive, .npz or manifest is opened by its own path; see docs/guides/data.md",
+    )
+
+
+def _some(files: Sequence[str]) -> str:
+    return f" ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''})" if files else ""
 
 
 # --- views over a source --------------------------------------------------------------------------
@@ -214,3 +287,16 @@ class Selection:
 def select(source: Source, indices: Sequence[int]) -> Selection:
     """The images at ``indices``."""
     return Selection(source, indices)
+
+
+def with_split(source: Source, names: Iterable[str]) -> Selection:
+    """The images of the splits named (``["train", "val"]``). Raises DataError when there are none."""
+    wanted = {SPLITS.get(name.lower(), name) for name in names}
+    chosen = [i for i, record in enumerate(source.records) if record.split in wanted]
+    if not chosen:
+        present = sorted({record.split for record in source.records if record.split is not None})
+        raise DataError(
+            f"{source.name}: no images of the split {', '.join(sorted(wanted))}",
+            got="splits " + (", ".join(present) or "none"),
+        )
+    return Selection(source, chosen)

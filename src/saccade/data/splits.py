@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from saccade.contracts import Record
-from saccade.errors import DataError
+from saccade.errors import DataError, UsageError
 from saccade.seeds import numpy_generator
 
 
@@ -17,8 +17,10 @@ def grouped_split(records: Sequence[Record], fraction_test: float, seed: int) ->
 
     Groups are taken in random order; each goes to the test part if that brings the class counts there nearer
     to ``fraction_test`` of every class. Both parts get at least one group.
-    Raises DataError with fewer than two groups.
+    Raises DataError with fewer than two groups, UsageError when the fraction is not between 0 and 1.
     """
+    if not 0 < fraction_test < 1:
+        raise UsageError("the test part must be a fraction", got=fraction_test, expected="between 0 and 1")
     members: dict[str, list[int]] = {}
     for index, record in enumerate(records):
         members.setdefault(record.group if record.group is not None else f"\0{index}", []).append(index)

@@ -1,0 +1,254 @@
+"""Evaluation: agrees with brute force, keeps groups apart, gives chance where there is nothing."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from saccade.errors import ContaminationError, DataError, EvaluationError
+from saccade.evaluation import baselines, guard, metrics, probes, protocol, tables
+from saccade.store import FeatureTable, load_table, save_table, search
+
+RNG = np.random.default_rng(0)
+
+
+def table(features, labels, groups=None, prefix="x") -> FeatureTable:
+    n = len(features)
+    return FeatureTable(
+        np.asarray(features, np.float32),
+        [f"{prefix}{i}" for i in range(n)],
+        [str(label) for label in labels],
+        list(groups) if groups is not None else [None] * n,
+        [None] * n,
+        [f"{prefix}-hash-{i}" for i in range(n)],
+    )
+
+
+def blobs(n, classes=3, spread=1.0, dim=16, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    return np.eye(classes, dim)[labels] * 3 + spread * rng.standard_normal((n, dim)), labels
+
+
+def brute_force_knn(train, labels, test, k, classes, temperature):
+    scores = np.zeros((len(test), classes))
+    for i, t in enumerate(test):
+        similarity = [float(t @ x / np.linalg.norm(t) / np.linalg.norm(x)) for x in train]
+        for j in sorted(range(len(train)), key=lambda j: -similarity[j])[:k]:
+            scores[i, labels[j]] += np.exp(similarity[j] / temperature)
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [1, 10, 40])
+def test_knn_equals_brute_force(k):
+    train, labels = blobs(40)
+    test, _ = blobs(15, seed=1)
+    ours = probes.knn_scores(train, labels, test, k, 3)
+    assert np.allclose(ours, brute_force_knn(train, labels, test, k, 3, 0.07), atol=1e-5)
+
+
+def test_zero_vectors_do_no_harm():
+    train, labels = blobs(20)
+    train[0] = 0
+    assert np.isfinite(probes.knn_scores(train, labels, np.zeros((2, 16)), 5, 3)).all()
+
+
+def test_shuffled_labels_give_chance():
+    accuracy = []
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        train, labels = blobs(120, seed=seed)
+        test, truth = blobs(60, seed=seed + 1000)
+        scores = probes.knn_scores(train, rng.permutation(labels), test, 20, 3)
+        accuracy.append((scores.argmax(axis=1) == truth).mean())
+    assert abs(np.mean(accuracy) - 1 / 3) < 0.04
+
+
+def test_logistic_equals_scikit_learn_at_the_chosen_strength():
+    train, labels = blobs(300, spread=2)
+    test, _ = blobs(50, spread=2, seed=1)
+    scores, strength = probes.logistic_scores(train, labels, [None] * 300, test, 3)
+    mean, std = train.mean(axis=0), train.std(axis=0)
+    naive = LogisticRegression(C=strength, max_iter=2000).fit((train - mean) / std, labels)
+    assert np.allclose(scores, naive.predict_proba((test - mean) / std), atol=2e-2)
+
+
+def test_row_space_changes_no_solution():
+    train, labels = blobs(60, dim=400, spread=2)
+    test, _ = blobs(30, dim=400, spread=2, seed=1)
+    small, small_test = probes.to_row_space(train, test)
+    assert small.shape[1] <= 60
+    direct = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8).fit(train, labels).predict_proba(test)
+    turned = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8).fit(small, labels).predict_proba(small_test)
+    assert np.allclose(direct, turned, atol=5e-3)  # the basis is kept in float32
+
+
+def test_logistic_with_one_image_a_class_says_so():
+    train, labels = blobs(3)
+    scores, strength = probes.logistic_scores(train, labels, [None] * 3, train, 3)
+    assert strength is None and scores.shape == (3, 3)
+
+
+def test_folds_keep_groups_apart():
+    labels = np.repeat([0, 1], 30)
+    groups = [f"g{i // 5}" for i in range(60)]
+    for a, b in probes.folds(labels, groups):
+        assert not {groups[i] for i in a} & {groups[i] for i in b}
+
+
+def test_metrics_equal_scikit_learn():
+    scores = RNG.random((80, 3)).round(1)
+    labels = np.arange(80) % 3
+    one = np.ones((1, 80))
+    assert metrics.accuracy(scores, labels, one)[0] == pytest.approx((scores.argmax(1) == labels).mean())
+    assert metrics.balanced_accuracy(scores, labels, one)[0] == pytest.approx(
+        balanced_accuracy_score(labels, scores.argmax(1))
+    )
+    expected = np.mean([roc_auc_score(labels == c, scores[:, c]) for c in range(3)])
+    assert metrics.auroc(scores, labels, one)[0] == pytest.approx(expected)
+
+
+def test_weights_count_as_repetition():
+    scores, labels = RNG.random((30, 2)), np.arange(30) % 2
+    counts = RNG.integers(0, 4, 30)
+    repeated = np.repeat(np.arange(30), counts)
+    for measure in metrics.METRICS.values():
+        weighted = measure(scores, labels, counts[None])[0]
+        plain = measure(scores[repeated], labels[repeated], np.ones((1, len(repeated))))[0]
+        assert weighted == pytest.approx(plain)
+
+
+def test_bootstrap_draws_whole_groups():
+    groups = ["a"] * 5 + ["b"] * 3 + ["c"] * 7
+    weights = metrics.resampling_weights(groups, 50, seed=0)
+    for start, end in ((0, 5), (5, 8), (8, 15)):
+        assert (weights[:, start:end] == weights[:, start : start + 1]).all()
+    assert (weights[:, [0, 5, 8]].sum(axis=1) == 3).all()
+
+
+def test_bootstrap_covers_the_truth():
+    hits = 0
+    for seed in range(200):
+        correct = np.random.default_rng(seed).random(150) < 0.7
+        scores = np.stack([correct, ~correct], axis=1).astype(float)
+        weights = metrics.resampling_weights([None] * 150, 400, seed=seed)
+        low, high = metrics.interval(metrics.accuracy(scores, np.zeros(150, int), weights))
+        hits += low <= 0.7 <= high
+    assert 0.88 < hits / 200 < 0.99
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=6, max_size=30),
+    classes=st.integers(2, 3),
+    fraction=st.sampled_from([0.5, 0.1, 0.01]),
+    repeat=st.integers(0, 3),
+)
+def test_draws_keep_pure_groups_whole_and_every_class(sizes, classes, fraction, repeat):
+    labels = np.concatenate([np.full(size, i % classes) for i, size in enumerate(sizes)])
+    groups = [f"g{i}" for i, size in enumerate(sizes) for _ in range(size)]
+    chosen, whole = protocol.draw_fraction(labels, groups, fraction, seed=0, repeat=repeat)
+    assert whole and len(np.unique(chosen)) == len(chosen)
+    assert set(labels[chosen]) == set(range(classes))
+    taken = {groups[i] for i in chosen}
+    assert sum(groups[i] in taken for i in range(len(groups))) == len(chosen)
+    again, _ = protocol.draw_fraction(labels, groups, fraction, seed=0, repeat=repeat)
+    assert np.array_equal(chosen, again)
+
+
+def test_mixed_groups_fall_back_to_images_and_say_so():
+    labels = np.tile(np.arange(4), 100)
+    groups = [f"g{i // 100}" for i in range(400)]
+    chosen, whole = protocol.draw_fraction(labels, groups, 0.02, seed=0, repeat=0)
+    assert not whole and len(chosen) == 8 and set(labels[chosen]) == {0, 1, 2, 3}
+
+
+def report(spread_a=1.0, spread_b=3.0, **config):
+    labels = np.arange(240) % 3
+    groups = [f"g{i % 60}-{i % 3}" for i in range(240)]
+
+    def pair(spread, seed):
+        x, _ = blobs(240, spread=spread, seed=seed)
+        z, _ = blobs(240, spread=spread, seed=seed + 1)
+        return table(x, labels, groups, "a"), table(z, labels, [f"t{g}" for g in groups], "b")
+
+    chosen = protocol.ProtocolConfig(bootstrap=200, repeats=3, **config)
+    return protocol.evaluate({"good": pair(spread_a, 0), "bad": pair(spread_b, 10)}, chosen)
+
+
+def test_report_rows_and_differences():
+    found = report()
+    keys = {"model", "probe", "fraction", "metric", "mean", "low", "high", "n_train", "repeats"}
+    assert all(keys <= set(row) for row in found.rows)
+    assert all(row["low"] <= row["mean"] + 0.02 and row["mean"] - 0.02 <= row["high"] for row in found.rows)
+    gap = next(d for d in found.differences if d["probe"] == "logistic" and d["fraction"] == 1.0)
+    assert gap["clear"] and gap["low"] > 0
+    capped = {row["k"] for row in found.rows if row["probe"] == "knn" and row["fraction"] == 0.01}
+    assert max(capped) <= 3
+    assert protocol.EvalReport(**json.loads(json.dumps(found.to_dict()))) == found
+    assert "paired" in found.protocol["text"] and "k = 20" in found.protocol["text"]
+
+
+def test_a_model_against_itself_is_never_clear():
+    labels = np.arange(120) % 3
+    x, _ = blobs(120, spread=2)
+    same = (table(x, labels), table(x[::-1], labels[::-1], prefix="t"))
+    found = protocol.evaluate({"a": same, "b": same}, protocol.ProtocolConfig(bootstrap=100, repeats=2))
+    assert all(d["difference"] == 0 and not d["clear"] for d in found.differences)
+
+
+def test_missing_class_is_an_error():
+    train, test = table(*blobs(30)), table(*blobs(40, classes=4))
+    with pytest.raises(EvaluationError, match="every class"):
+        protocol.evaluate({"a": (train, test)}, protocol.ProtocolConfig())
+
+
+def test_tables_in_every_form():
+    found = report().with_context(split="the split given with the data", overlap=True, grey=False)
+    text = tables.to_text(found)
+    assert "Δ (good − bad)" in text and "mean Δ" in text and "100 % (n=240)" in text
+    assert "ahead of bad" in text and "* part of the test part was seen" in text
+    assert tables.to_markdown(found).count("|---") == 0 and "| --- |" in tables.to_markdown(found)
+    lines = tables.to_csv(found).splitlines()
+    assert len(lines) == len(found.rows) + 1 and lines[1].endswith("True")
+
+
+def test_guard_refuses_and_marks():
+    test = table(*blobs(10), groups=[f"p{i}" for i in range(10)])
+    clean = {"files": [{"id": "z", "sha256": "other", "group": "q"}]}
+    assert not guard.check_overlap(clean, test)
+    assert guard.refuse_overlap(guard.check_overlap(clean, test), allow=False) is False
+    for item in ({"id": "z", "sha256": "x-hash-3", "group": None}, {"id": "z", "sha256": "new", "group": "p4"}):
+        overlap = guard.check_overlap({"files": [item]}, test)
+        with pytest.raises(ContaminationError, match="--allow-overlap"):
+            guard.refuse_overlap(overlap, allow=False)
+        assert guard.refuse_overlap(overlap, allow=True) is True
+
+
+def test_histograms():
+    image = np.zeros((2, 3, 4, 4), np.float32)
+    image[1] = 1.0
+    found = baselines.histogram_features(image)
+    assert found.shape == (2, 512) and found[0, 0] == 1 and found[1, 511] == 1
+    assert baselines.histogram_features(image[:, :1]).shape == (2, 64)
+    assert baselines.histogram_features(np.zeros((1, 5, 2, 2))).shape == (1, 160)
+    assert baselines.pixel_features(image).shape == (2, 48)
+
+
+def test_store_round_trip_and_search(tmp_path):
+    first = table(RNG.standard_normal((50, 8)), range(50), [None, "g"] * 25)
+    save_table(tmp_path / "deep" / "f.parquet", first)
+    again = load_table(tmp_path / "deep" / "f.parquet")
+    assert np.array_equal(first.features, again.features)
+    assert (first.ids, first.labels, first.groups, first.hashes) == (again.ids, again.labels, again.groups, again.hashes)
+    for block in (7, 1000):
+        scores, indices = search(again, first.features[:5], 3, block=block)
+        assert indices[:, 0].tolist() == [0, 1, 2, 3, 4] and np.allclose(scores[:, 0], 1, atol=1e-5)
+        assert (np.diff(scores, axis=1) <= 0).all()
+    (tmp_path / "bad.parquet").write_text("no")
+    with pytest.raises(DataError, match="not a feature table"):
+        load_table(tmp_path / "bad.parquet")
