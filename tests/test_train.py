@@ -16,7 +16,7 @@ from saccade import runs
 from saccade.api import Quiet, pretrain, resume
 from saccade.errors import DataError, NonFiniteLoss, UsageError
 from saccade.train import checkpoint, loop
-from saccade.train.health import collapse_message, effective_rank, require_finite
+from saccade.train.health import effective_rank, require_finite
 
 DATA = "synthetic:tissue?n=48&size=32"
 SMALL = {
@@ -236,7 +236,9 @@ def test_effective_rank():
     assert effective_rank(torch.ones(8, 4)) == pytest.approx(1, rel=1e-3)
 
 
-def test_collapse_is_named():
-    assert "uniform" in collapse_message(np.log(64), 0.0, 64)
-    assert "one-prototype" in collapse_message(0.0, 0.0, 64)
-    assert collapse_message(2.0, 0.5, 64) is None
+def test_collapse_is_said_while_it_happens(tmp_path):
+    console = Quiet()
+    settings = SMALL | {"train.steps": 6, "dino.teacher_temp": 50.0, "dino.student_temp": 50.0}
+    pretrain(DATA, out=tmp_path / "flat", backbone="vit_micro_patch8", settings=settings, console=console)
+    said = [m for m in console.messages if "uniform collapse" in m]
+    assert len(said) == 1 and "ln K = 3.466" in said[0] and "teacher_temp" in said[0]

@@ -27,8 +27,11 @@ from saccade.viz.figures import Neighbour, attention_panel, neighbours_panel, ov
 
 @dataclasses.dataclass(frozen=True)
 class AttendOptions:
-    """query: ``cls`` or ``Y,X`` in pixels of the image as given; layer -1 is the last; head ``all``, ``mean`` or a number.
+    """What to ask of a model and an image.
 
+    query      ``cls``, or ``Y,X`` in pixels of the image as given
+    layer      0-based, -1 is the last; ``rollout`` follows all layers instead
+    head       ``all``, ``mean`` or the number of one
     size_px    shorter side the image is shown to the network at; None is the size it was trained with
     threshold  share of the mass to keep in the mask, e.g. 0.6
     mask       image file with the true mask (non-zero is inside); gives the Jaccard index

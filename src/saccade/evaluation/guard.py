@@ -42,6 +42,7 @@ def refuse_overlap(overlap: Overlap, *, allow: bool) -> bool:
             "pretraining saw part of the test part; the figures would flatter the model",
             got=" and ".join(found),
             expected="no image and no group in both",
-            hint="pretrain without them (a split column, or --set data.split=train), or mark every number with --allow-overlap",
+            hint="pretrain without them (a split column, or --set data.split=train), "
+            "or mark every number with --allow-overlap",
         )
     return bool(overlap)

@@ -253,7 +253,8 @@ def _protocol(
     ]
     if below:
         words.append(
-            f"Below 100 % of the labels: {config.repeats} stratified draws, mean over draws; each resample also picks a draw."
+            f"Below 100 % of the labels: {config.repeats} stratified draws, mean over draws; "
+            "each resample also picks a draw."
         )
     if broken:
         shares = ", ".join(f"{f:.0%}" for f in broken)

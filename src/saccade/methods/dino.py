@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -218,6 +218,22 @@ class Dino(Method):
         student: list[Tensor] = [*self.student.parameters(), *self.student_head.parameters()]
         teacher: list[Tensor] = [*self.teacher.parameters(), *self.teacher_head.parameters()]
         torch._foreach_lerp_(teacher, student, 1 - self._momentum(progress))
+
+    def diagnose(self, logs: Mapping[str, float]) -> str | None:
+        """Name the two collapses of section 5.3 of the paper from the teacher's mean entropy."""
+        assert self.config.out_dim
+        flat = math.log(self.config.out_dim)
+        if logs["teacher_entropy"] > 0.99 * flat and logs["kl"] < 0.01:
+            return (
+                f"uniform collapse: the teacher's answer is flat (entropy {logs['teacher_entropy']:.3f}, "
+                f"ln K = {flat:.3f}); lower --set dino.teacher_temp or --set dino.out_dim"
+            )
+        if logs["teacher_entropy"] < 0.01 and logs["kl"] < 0.01:
+            return (
+                f"one-prototype collapse: the teacher always answers the same (entropy {logs['teacher_entropy']:.4f}); "
+                "raise --set dino.teacher_temp, or --set dino.momentum towards 0.996"
+            )
+        return None
 
     def _targets(self, logits: Tensor, temperature: float) -> Tensor:
         if self.config.centering == "sinkhorn":

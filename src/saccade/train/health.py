@@ -1,4 +1,4 @@
-"""What a run says of its own health while it goes: effective rank, collapse, non-finite losses."""
+"""What a run says of its own health while it goes: effective rank, and losses that are no numbers."""
 
 from __future__ import annotations
 
@@ -29,18 +29,3 @@ def require_finite(loss: float, *, step: int, logs: dict[str, float], last_good:
         got="not finite: " + ", ".join(bad or ["loss"]),
         hint="lower --set optim.lr, or train with --set train.precision=fp32; then --resume from the checkpoint",
     )
-
-
-def collapse_message(entropy: float, kl: float, out_dim: int) -> str | None:
-    """Name the two collapses of DINO (section 5.3 of the paper) from the teacher's mean entropy in nats."""
-    if entropy > 0.99 * math.log(out_dim) and kl < 0.01:
-        return (
-            f"uniform collapse: the teacher's output is flat (entropy {entropy:.2f} of ln K = {math.log(out_dim):.2f}); "
-            "lower --set dino.teacher_temp or dino.out_dim"
-        )
-    if entropy < 0.01 and kl < 0.01:
-        return (
-            f"one-prototype collapse: the teacher always answers the same (entropy {entropy:.3f}); "
-            "check centring, raise --set dino.teacher_temp"
-        )
-    return None

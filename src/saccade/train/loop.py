@@ -146,6 +146,7 @@ def fit(
     last_saved = start if start else None
     before = metrics.continue_from(start) if runtime.rank() == 0 else 0.0
     images, seconds, mark = train.batch * train.accumulate, 0.0, time.perf_counter()
+    said: set[str] = set()
     with StopRequest() as stop:
         for step in range(start, train.steps + 1):
             # evaluate
@@ -184,11 +185,20 @@ def fit(
                 line["images_per_second"] = (step + 1 - start) * images / seconds
                 if runtime.rank() == 0:
                     _write(metrics, board, line, console)
+                    said = _say_once(method.diagnose(plain), said, step, console)
             rate = (step + 1 - start) * images / max(1e-9, seconds + now - mark)
             console.progress(step + 1, train.steps, {"loss": loss, "images_per_second": rate, **live})
     if board is not None:
         board.close()
     return step
+
+
+def _say_once(message: str | None, said: set[str], step: int, console: Console) -> set[str]:
+    """Tell of each kind of trouble the first time it is seen; the kind is what stands before the colon."""
+    kind = message.partition(":")[0] if message else ""
+    if message and kind not in said:
+        console.say(f"step {step}: {message}")
+    return said | {kind}
 
 
 def _tensorboard(run: Path, start: int) -> Any:
