@@ -3,8 +3,10 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from saccade.cli import app
@@ -79,11 +81,7 @@ def test_every_option_is_in_the_reference():
 
 
 def reference() -> str:
-    import click
-    import typer
-
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    group: Any = typer.main.get_command(app)
     lines = ["# Command line", "", (group.help or "").split("\n")[0], ""]
     for name, command in group.commands.items():
         lines += [
@@ -95,7 +93,7 @@ def reference() -> str:
             "|---|---|---|",
         ]
         for parameter in command.params:
-            if isinstance(parameter, click.Option):
+            if parameter.param_type_name == "option":
                 names = ", ".join(parameter.opts + parameter.secondary_opts)
                 default = (
                     "" if parameter.default in (None, False, ...) or parameter.required else f"`{parameter.default}`"

@@ -278,11 +278,11 @@ def draw_stain(rng: np.random.Generator) -> Stain:
     """A laboratory's stain: the two colours turned a little, their amounts, and the colour of the lamp."""
 
     def turned(vector: np.ndarray) -> np.ndarray:
-        changed = np.clip(vector + rng.normal(0, 0.05, 3), 0.02, None)
+        changed = np.clip(vector + rng.normal(0, 0.035, 3), 0.02, None)
         return changed / np.linalg.norm(changed)
 
-    amounts = (float(rng.uniform(0.8, 1.25)), float(rng.uniform(0.75, 1.3)))
-    return Stain(turned(HAEMATOXYLIN), turned(EOSIN), amounts, rng.uniform(0.93, 1.0, 3))
+    amounts = (float(rng.uniform(0.88, 1.14)), float(rng.uniform(0.85, 1.18)))
+    return Stain(turned(HAEMATOXYLIN), turned(EOSIN), amounts, rng.uniform(0.96, 1.0, 3))
 
 
 def render(pattern: str, size_px: int, rng: np.random.Generator, stain: Stain) -> tuple[np.ndarray, np.ndarray]:
@@ -297,7 +297,7 @@ def render(pattern: str, size_px: int, rng: np.random.Generator, stain: Stain) -
     haematoxylin, eosin = _stained(darkness, rng)
     density = stain.haematoxylin[:, None, None] * haematoxylin * stain.amounts[0]
     density = density + stain.eosin[:, None, None] * eosin * stain.amounts[1]
-    light = 250 * stain.light * rng.uniform(0.92, 1.02)
+    light = 250 * stain.light * rng.uniform(0.95, 1.02)
     pixels = light[:, None, None] * np.exp(-density) + rng.normal(0, rng.uniform(1, 4), density.shape)
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), canvas.mask.astype(np.uint8) * 255
 
@@ -310,8 +310,8 @@ def _stained(darkness: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
     """
     rank = np.empty(darkness.size)
     rank[np.argsort(darkness, axis=None)] = np.arange(darkness.size) / darkness.size
-    light, dark = rng.uniform(0.06, 0.3), rng.uniform(0.17, 0.32)
+    light, dark = rng.uniform(0.13, 0.22), rng.uniform(0.2, 0.28)
     at = [0, light, light + 0.1, 1 - dark - 0.04, 1 - dark + 0.05, 1]
-    haematoxylin = np.interp(rank, at, [0.0, 0.02, 0.05, rng.uniform(0.08, 0.2), 0.7, rng.uniform(1.1, 1.6)])
-    eosin = np.interp(rank, at, [0.01, 0.06, rng.uniform(0.25, 0.4), rng.uniform(0.55, 0.85), 0.55, 0.5])
+    haematoxylin = np.interp(rank, at, [0.0, 0.02, 0.05, 0.14, 0.7, rng.uniform(1.2, 1.5)])
+    eosin = np.interp(rank, at, [0.01, 0.06, 0.32, rng.uniform(0.62, 0.78), 0.55, 0.5])
     return haematoxylin.reshape(darkness.shape), eosin.reshape(darkness.shape)

@@ -33,6 +33,8 @@ class DinoConfig:
     """K, the number of prototypes."""
     head_hidden: int | None = None
     bottleneck: int | None = None
+    head_norm: Literal["none", "batch"] | None = None
+    """Batch norm between the layers of the head; decided: for CNNs, whose pooled features are all alike at first."""
     student_temp: float = 0.1
     teacher_temp_start: float | None = None
     teacher_temp: float | None = None
@@ -49,7 +51,7 @@ class DinoConfig:
     """Keep the prototypes at length 1."""
 
 
-def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int) -> DinoConfig:
+def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has_batch_norm: bool) -> DinoConfig:
     """Fill every None. The paper's values are for a million images and batches of 1,024.
 
     out_dim       about one prototype for 8 images, a power of two from 256 to the paper's 65,536
@@ -65,6 +67,7 @@ def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int) -> 
     return dataclasses.replace(
         config,
         out_dim=out_dim,
+        head_norm=config.head_norm or ("batch" if has_batch_norm else "none"),
         head_hidden=config.head_hidden or (2048 if out_dim >= 8192 else 512),
         bottleneck=config.bottleneck or (256 if out_dim >= 8192 else 128),
         teacher_temp_start=end if config.teacher_temp_start is None else config.teacher_temp_start,
@@ -80,12 +83,15 @@ class Head(nn.Module):
     def __init__(self, dim: int, config: DinoConfig):
         super().__init__()
         assert config.out_dim and config.head_hidden and config.bottleneck
+        hidden, batch = config.head_hidden, config.head_norm == "batch"
         self.mlp = nn.Sequential(
-            nn.Linear(dim, config.head_hidden),
+            nn.Linear(dim, hidden),
+            nn.BatchNorm1d(hidden) if batch else nn.Identity(),
             nn.GELU(),
-            nn.Linear(config.head_hidden, config.head_hidden),
+            nn.Linear(hidden, hidden),
+            nn.BatchNorm1d(hidden) if batch else nn.Identity(),
             nn.GELU(),
-            nn.Linear(config.head_hidden, config.bottleneck),
+            nn.Linear(hidden, config.bottleneck),
         )
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):

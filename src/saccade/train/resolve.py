@@ -106,7 +106,14 @@ def resolve_length(sections: Sections, images: int) -> Sections:
         evaluate_every=train.evaluate_every or max(1, math.ceil(steps / 10)),
         save_every=train.save_every or max(1, min(500, math.ceil(steps / 10))),
     )
-    method = resolve_method(train.method, sections[train.method], images=images, batch=per_step, steps=steps)
+    method = resolve_method(
+        train.method,
+        sections[train.method],
+        images=images,
+        batch=per_step,
+        steps=steps,
+        has_batch_norm=not is_transformer(sections["model"].backbone),
+    )
     sections = sections | {"train": train, train.method: method}
     left = unresolved(sections)
     assert not left, left
