@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 # Optical density of red, green, blue for one unit of stain (after Ruifrok and Johnston 2001; eosin a little warmer).
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 EOSIN = np.array([0.12, 0.95, 0.30])
+BY_RANK = 0.65
 REACH = 9  # pixels a stamped nucleus may extend from its centre, at scale 1
 
 
@@ -303,13 +304,15 @@ def render(pattern: str, size_px: int, rng: np.random.Generator, stain: Stain) -
 
 
 def _stained(darkness: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts of haematoxylin and eosin from the rank of each pixel's darkness.
+    """Amounts of haematoxylin and eosin from each pixel's darkness: mostly by its rank in the tile, partly by its value.
 
-    The lightest pixels are background, the darkest nuclei, the rest cytoplasm and fibres. How many of each is
-    drawn without regard to the pattern, so a histogram of colours cannot tell the patterns apart.
+    The lightest pixels are background, the darkest nuclei, the rest cytoplasm and fibres. By rank alone every
+    pattern would have the same histogram of colours; by value alone the histogram would give the pattern away.
     """
     rank = np.empty(darkness.size)
     rank[np.argsort(darkness, axis=None)] = np.arange(darkness.size) / darkness.size
+    value = np.interp(darkness.ravel(), [0.0, 0.1, 0.25, 0.4, 0.7, 1.3], [0.0, 0.15, 0.45, 0.7, 0.85, 1.0])
+    rank = BY_RANK * rank + (1 - BY_RANK) * value
     light, dark = rng.uniform(0.13, 0.22), rng.uniform(0.2, 0.28)
     at = [0, light, light + 0.1, 1 - dark - 0.04, 1 - dark + 0.05, 1]
     haematoxylin = np.interp(rank, at, [0.0, 0.02, 0.05, 0.14, 0.7, rng.uniform(1.2, 1.5)])
