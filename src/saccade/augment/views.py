@@ -1,6 +1,7 @@
 """Multi-crop views of a whole batch at once (Caron et al. 2020, 2021), the same code on CPU and GPU.
 
 Every sample's numbers come from (seed, step, item): views do not depend on workers, batches or processes.
+The few numbers are drawn and decided on the CPU; pixels are only touched on the device, without waiting for it.
 The defaults suit the microscope, where up is no direction: flips and quarter turns are on.
 """
 
@@ -21,7 +22,7 @@ from saccade.errors import UsageError
 from saccade.seeds import uniforms
 
 COLOUR = {"saturation": 0.2, "hue": 0.1, "grey_prob": 0.2, "stain": 0.0}  # DINO's values; stain is ours
-DRAWS = geometry.DRAWS + intensity.DRAWS + 4
+CHANGE_DRAWS = 15
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ViewsConfig:
     blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5)
     """First global view, other global views, local views."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """In pixels of a 224-px view; scaled with the size of the view."""
+    """In pixels where a global view has 224; scaled with its size, the same for local views."""
     solarise_prob: float = 0.0
     """In the global views after the first. DINO has 0.2; stained tissue loses its white background by it."""
 
@@ -61,22 +62,54 @@ class ViewsConfig:
 def resolve_views(config: ViewsConfig, *, size_px: int, channels: int, patch: int, local_count: int) -> ViewsConfig:
     """Fill every None. Local crops: DINO's 96 of 224 pixels, rounded up to a multiple of ``patch``.
 
-    Colour settings are zero for images without colour; asking for them there is an error.
+    Colour settings are zero for images without colour; asking for them there is an error (UsageError), and so
+    is a range or probability that makes no sense, or a crop that is not a multiple of ``patch``.
     """
-    local_px = config.local_px or math.ceil(size_px * 96 / 224 / patch) * patch
+    global_px = config.global_px or size_px
+    local_px = config.local_px or math.ceil(global_px * 96 / 224 / patch) * patch
     colour = {name: getattr(config, name) for name in COLOUR}
     for name, value in colour.items():
         if channels != 3 and value:
             raise UsageError(f"views.{name} has no effect on images with {channels} channels", hint="leave it out")
         if value is None:
             colour[name] = COLOUR[name] if channels == 3 else 0.0
-    return dataclasses.replace(
+    resolved = dataclasses.replace(
         config,
-        global_px=config.global_px or size_px,
+        global_px=global_px,
         local_px=local_px,
         local_count=local_count if config.local_count is None else config.local_count,
         **colour,
     )
+    _check(resolved, patch)
+    return resolved
+
+
+def _check(config: ViewsConfig, patch: int) -> None:
+    """Raise UsageError, with the name of the setting, for values that cannot be meant."""
+    assert config.local_count is not None
+    ranges = {
+        "global_scale": 0 < config.global_scale[0] <= config.global_scale[1] <= 1,
+        "local_scale": 0 < config.local_scale[0] <= config.local_scale[1] <= 1,
+        "aspect": 0 < config.aspect[0] <= config.aspect[1],
+        "blur_sigma": 0 <= config.blur_sigma[0] <= config.blur_sigma[1],
+    }
+    for name, good in ranges.items():
+        if not good:
+            raise UsageError(f"views.{name} is not a range", got=getattr(config, name), expected="low, high")
+    for name in ("jitter_prob", "grey_prob", "blur_prob", "solarise_prob"):
+        value = getattr(config, name)
+        if not all(0 <= p <= 1 for p in (value if isinstance(value, tuple) else (value,))):
+            raise UsageError(f"views.{name} is not a probability", got=value, expected="0 to 1")
+    for name in ("brightness", "contrast", "saturation", "hue", "stain", "rotate_degrees", "local_count"):
+        if getattr(config, name) < 0:
+            raise UsageError(f"views.{name} is negative", got=getattr(config, name), expected="0 or more")
+    if config.global_count < 1:
+        raise UsageError("views.global_count is too small", got=config.global_count, expected="1 or more")
+    for name in ("global_px", "local_px"):
+        if getattr(config, name) % patch:
+            raise UsageError(
+                f"views.{name} does not fit the backbone", got=getattr(config, name), expected=f"a multiple of {patch}"
+            )
 
 
 def make_views(
@@ -88,77 +121,96 @@ def make_views(
     step: int,
     device: torch.device | None = None,
 ) -> list[View]:
-    """All views of a batch, globals first: pixels [B C S S] normalised as ``spec`` says, on ``device``."""
+    """All views of a batch, globals first: pixels [B C S S] normalised as ``spec`` says, made on ``device``.
+
+    Boxes are in pixels of the image as it lies in the batch. config: resolved.
+    """
     assert config.global_px and config.local_px and config.local_count is not None
-    pixels = to_grey(batch.pixels) if spec.grey else batch.pixels
-    levels = geometry.pyramid(pixels, levels=4)
-    items = batch.indices.numpy()
-    made = []
-    for number in range(config.global_count + config.local_count):
-        is_global = number < config.global_count
-        role: Role = "global" if is_global else "local"
-        size_px = config.global_px if is_global else config.local_px
-        u = torch.from_numpy(uniforms(seed, step, items, DRAWS, f"view{number}")).float()
-        what = geometry.Geometry(
-            config.global_scale if is_global else config.local_scale,
-            config.aspect,
-            config.hflip,
-            config.vflip,
-            config.turn90,
-            config.rotate_degrees,
+    pixels = batch.pixels.to(device or batch.pixels.device, non_blocking=True)
+    if spec.grey:
+        pixels = intensity.to_grey(pixels)
+    roles: list[tuple[Role, range, int]] = [
+        ("global", range(config.global_count), config.global_px),
+        ("local", range(config.global_count, config.global_count + config.local_count), config.local_px),
+    ]
+    roles = [r for r in roles if r[1]]
+    drawn = []
+    for role, numbers, size_px in roles:
+        u = _draw(batch, numbers, seed, step)
+        # Geometry has all views of an image side by side, intensity all images of a view.
+        sizes = batch.sizes_px.repeat_interleave(len(numbers), dim=0)
+        crops = geometry.draw_crops(
+            u[..., : geometry.DRAWS].transpose(0, 1).flatten(0, 1), sizes, _geometry(config, role)
         )
-        crops = geometry.draw_crops(u[:, : geometry.DRAWS], batch.sizes_px, what)
-        x = geometry.sample(levels, batch.sizes_px, crops, size_px)
-        x = _change(x, u[:, geometry.DRAWS :], config, number)
-        made.append(View(role, normalise(x, spec).to(device or x.device), crops.boxes()))
+        levels = geometry.choose_levels(crops, sizes, size_px)
+        drawn.append((role, numbers, size_px, u[..., geometry.DRAWS :], crops, levels))
+    atlas = geometry.build_atlas(pixels, 1 + max(int(d[-1].max()) for d in drawn))
+    made = []
+    for role, numbers, size_px, u, crops, levels in drawn:
+        x = geometry.sample(atlas, batch.sizes_px, crops, levels, size_px)
+        shown = normalise(_change(x, u, config, numbers), spec).chunk(len(numbers))
+        boxes = crops.boxes().unflatten(0, (-1, len(numbers))).transpose(0, 1).to(pixels.device)
+        made += [View(role, one, box) for one, box in zip(shown, boxes, strict=True)]
     return made
 
 
-def _change(x: Float[Tensor, "B C S S"], u: Tensor, config: ViewsConfig, number: int) -> Float[Tensor, "B C S S"]:
-    """Stain, colour, grey, blur and solarisation of one view; result in 0..1."""
-    assert config.saturation is not None and config.hue is not None
+def _draw(batch: Batch, numbers: range, seed: int, step: int) -> Float[Tensor, "V B U"]:
+    """Uniform numbers of every view and sample, on the CPU."""
+    items = batch.indices.cpu().numpy()
+    count = geometry.DRAWS + CHANGE_DRAWS
+    return torch.stack([torch.from_numpy(uniforms(seed, step, items, count, f"view{n}")).float() for n in numbers])
+
+
+def _geometry(config: ViewsConfig, role: Role) -> geometry.Geometry:
+    return geometry.Geometry(
+        scale=config.global_scale if role == "global" else config.local_scale,
+        aspect=config.aspect,
+        hflip=config.hflip,
+        vflip=config.vflip,
+        turn90=config.turn90,
+        rotate_degrees=config.rotate_degrees,
+    )
+
+
+def _change(
+    x: Float[Tensor, "VB C S S"], u: Float[Tensor, "V B U"], config: ViewsConfig, numbers: range
+) -> Float[Tensor, "VB C S S"]:
+    """Stain, colour, grey, blur and solarisation of the views of one role; result in 0..1."""
+    assert config.saturation is not None and config.hue is not None and config.global_px is not None
     assert config.grey_prob is not None and config.stain is not None
+    # 0: first global view, 1: other global views, 2: local views
+    kinds = torch.tensor([0 if n == 0 else 1 if n < config.global_count else 2 for n in numbers])
+    kind = kinds.repeat_interleave(u.shape[1])
+    u = u.flatten(0, 1)
+    jittered = u[:, 0] < config.jitter_prob
+    brightness = torch.where(jittered, intensity.factor(u[:, 1], config.brightness), 1.0)
+    contrast = torch.where(jittered, intensity.factor(u[:, 2], config.contrast), 1.0)
+    saturation = torch.where(jittered, intensity.factor(u[:, 3], config.saturation), 1.0)
+    hue = torch.where(jittered, config.hue * (2 * u[:, 4] - 1), 0.0)
+    saturation = torch.where(u[:, 5] < config.grey_prob, 0.0, saturation)
     if config.stain:
         x = intensity.stain_jitter(x, u[:, 9:15], config.stain)
-    jitter = u[:, 0] < config.jitter_prob
-    one = torch.ones(len(x))
-    brightness = torch.where(jitter, intensity.factor(u[:, 1], config.brightness), one)
-    contrast = torch.where(jitter, intensity.factor(u[:, 2], config.contrast), one)
-    if x.shape[1] == 3:
-        saturation = torch.where(jitter, intensity.factor(u[:, 3], config.saturation), one)
-        saturation = torch.where(u[:, 5] < config.grey_prob, 0.0, saturation)
-        hue = torch.where(jitter, config.hue * (2 * u[:, 4] - 1), 0.0)
-        grey = intensity.mean_luminance(x)
-        x = intensity.apply_matrix(x, *intensity.colour_matrix(brightness, contrast, saturation, hue, grey))
-    else:
-        x = intensity.scale_contrast(x, brightness, contrast)
-    kind = 0 if number == 0 else 1 if number < config.global_count else 2
-    blurred = torch.nonzero(u[:, 6] < config.blur_prob[kind])[:, 0]
+    x = intensity.jitter(x, brightness, contrast, saturation, hue)
+    blurred = torch.nonzero(u[:, 6] < torch.tensor(config.blur_prob)[kind])[:, 0]
     if len(blurred):
         low, high = config.blur_sigma
-        sigma = (low + (high - low) * u[blurred, 7]) * x.shape[-1] / 224
-        x[blurred] = intensity.blur(x[blurred], sigma)
-    if kind == 1 and config.solarise_prob:
-        x = intensity.solarise(x, u[:, 8] < config.solarise_prob)
+        sigma = (low + (high - low) * u[blurred, 7]) * config.global_px / 224
+        chosen = blurred.to(x.device)
+        x[chosen] = intensity.blur(x[chosen], sigma)
+    if config.solarise_prob:
+        x = intensity.solarise(x, (u[:, 8] < config.solarise_prob) & (kind == 1))
     return x.clamp_(0, 1)
-
-
-def to_grey(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
-    """Luminance (ITU-R BT.601) repeated over the three channels; images without colour stay as they are."""
-    if x.shape[1] != 3:
-        return x
-    return torch.einsum("bcyx,c->byx", x, intensity.LUMINANCE)[:, None].expand_as(x).contiguous()
 
 
 def normalise(x: Float[Tensor, "B C Y X"], spec: InputSpec) -> Float[Tensor, "B C Y X"]:
     mean = torch.tensor(spec.mean, device=x.device).view(1, -1, 1, 1)
     std = torch.tensor(spec.std, device=x.device).view(1, -1, 1, 1)
-    return (x - mean) / std
+    return (x - mean).div_(std)
 
 
 def plain_view(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C S S"]:
     """The evaluation view: shorter side to ``spec.size_px`` (antialiased), centre crop, normalised."""
-    pixels = to_grey(batch.pixels) if spec.grey else batch.pixels
+    pixels = intensity.to_grey(batch.pixels) if spec.grey else batch.pixels
     out = pixels.new_empty(len(pixels), pixels.shape[1], spec.size_px, spec.size_px)
     for size in batch.sizes_px.unique(dim=0).tolist():
         chosen = (batch.sizes_px == torch.tensor(size)).all(dim=1)

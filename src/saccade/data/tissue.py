@@ -304,7 +304,7 @@ def render(pattern: str, size_px: int, rng: np.random.Generator, stain: Stain) -
 
 
 def _stained(darkness: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Amounts of haematoxylin and eosin from each pixel's darkness: mostly by its rank in the tile, partly by its value.
+    """Amounts of haematoxylin and eosin from each pixel's darkness: by its rank in the tile and by its value.
 
     The lightest pixels are background, the darkest nuclei, the rest cytoplasm and fibres. By rank alone every
     pattern would have the same histogram of colours; by value alone the histogram would give the pattern away.

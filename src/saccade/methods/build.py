@@ -26,9 +26,7 @@ def config_type(name: str) -> type:
     return _entry(name)[0]
 
 
-def resolve_method(
-    name: str, config: Any, *, images: int, batch: int, steps: int, has_batch_norm: bool
-) -> Any:
+def resolve_method(name: str, config: Any, *, images: int, batch: int, steps: int, has_batch_norm: bool) -> Any:
     """The method's configuration without Nones; ``batch`` counts all images of an optimiser step."""
     return _entry(name)[1](config, images=images, batch=batch, steps=steps, has_batch_norm=has_batch_norm)
 
