@@ -128,7 +128,7 @@ def pretrain(
     minutes: Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a micro-batch.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same run.")] = 0,
-    recipe: Annotated[str, typer.Option(help="microscopy, stain, grey, natural or xray.")] = "microscopy",
+    recipe: Annotated[str, typer.Option(help="microscopy, stain, grey, natural, xray or short; several with commas: grey,short.")] = "microscopy",
     weights: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     set_: Annotated[

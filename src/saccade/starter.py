@@ -14,7 +14,8 @@ from saccade.train.loop import Console
 
 DATA = "synthetic:tissue?n=6000&size=64"
 BACKBONE = "resnet10_w32"
-SETTINGS: dict[str, Any] = {"model.size_px": 64}
+RECIPE = "short"
+SETTINGS: dict[str, Any] = {"model.size_px": 64, "views.grey_prob": 0.0, "views.hue": 0.05}
 
 WHY_NETWORK = (
     "This run uses {backbone}, a small convolutional network, although saccade is about transformers. With a few "
@@ -74,6 +75,7 @@ def quickstart(
         DATA,
         out=run,
         backbone=name,
+        recipe=RECIPE,
         settings=SETTINGS | {"train.minutes": minutes},
         console=console,
     )

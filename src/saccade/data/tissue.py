@@ -1,7 +1,7 @@
 """Drawing H&E-like tissue: amounts of haematoxylin and eosin from simple anatomy, then Beer-Lambert colour.
 
-Eight patterns differ in structure: how nuclei lie, what shape they have, what lies between. The stain amounts
-of every tile are drawn independently of the pattern, so that colour says little. Lengths are in micrometres;
+Eight patterns differ in structure: how nuclei lie, what shape they have, what lies between. The mean amount of
+each stain in a tile is drawn independently of the pattern, so that mean colour says nothing and a histogram little. Lengths are in micrometres;
 one pixel is one micrometre times the tile's own scale.
 """
 
@@ -17,7 +17,8 @@ from scipy.spatial import cKDTree
 # Optical density of red, green, blue for one unit of stain (after Ruifrok and Johnston 2001; eosin a little warmer).
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 EOSIN = np.array([0.12, 0.95, 0.30])
-BY_RANK = 0.65
+BY_RANK = 0.65  # share of a pixel's rank in its stain, the rest by its value; docs/log.md says why
+MEAN_HAEMATOXYLIN, MEAN_EOSIN = (0.24, 0.34), (0.36, 0.46)  # of a tile, whatever its pattern
 REACH = 9  # pixels a stamped nucleus may extend from its centre, at scale 1
 
 
@@ -317,4 +318,6 @@ def _stained(darkness: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray
     at = [0, light, light + 0.1, 1 - dark - 0.04, 1 - dark + 0.05, 1]
     haematoxylin = np.interp(rank, at, [0.0, 0.02, 0.05, 0.14, 0.7, rng.uniform(1.2, 1.5)])
     eosin = np.interp(rank, at, [0.01, 0.06, 0.32, rng.uniform(0.62, 0.78), 0.55, 0.5])
+    haematoxylin *= rng.uniform(*MEAN_HAEMATOXYLIN) / haematoxylin.mean()
+    eosin *= rng.uniform(*MEAN_EOSIN) / eosin.mean()
     return haematoxylin.reshape(darkness.shape), eosin.reshape(darkness.shape)

@@ -59,19 +59,21 @@ def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has
     head          the paper's 2,048 and 256 from 8,192 prototypes on; 512 and 128 below
     momentum      the paper's 0.996 (a memory of 250 steps) for long runs; 0.99 for runs under 5,000 steps, so
                   that the teacher can follow. 0.9 collapsed (docs/log.md)
-    temperatures  the paper's 0.04 from the start
+    temperatures  0.02 for runs under 20,000 steps: with small batches 0.04 ended at ln K (docs/log.md); longer runs
+                  rise from there to the paper's 0.04
     """
     power = 2 ** math.floor(math.log2(max(1, images / 8)))
     out_dim = config.out_dim or min(65536, max(256, power))
     memory_steps = min(250.0, max(100.0, steps / 50))
-    end = 0.04 if config.teacher_temp is None else config.teacher_temp
+    end = (0.02 if steps < 20_000 else 0.04) if config.teacher_temp is None else config.teacher_temp
+    begin = min(0.02, end) if config.teacher_temp_start is None else config.teacher_temp_start
     return dataclasses.replace(
         config,
         out_dim=out_dim,
         head_norm=config.head_norm or ("batch" if has_batch_norm else "none"),
         head_hidden=config.head_hidden or (2048 if out_dim >= 8192 else 512),
         bottleneck=config.bottleneck or (256 if out_dim >= 8192 else 128),
-        teacher_temp_start=end if config.teacher_temp_start is None else config.teacher_temp_start,
+        teacher_temp_start=begin,
         teacher_temp=end,
         momentum=round(1 - 1 / memory_steps, 5) if config.momentum is None else config.momentum,
         freeze_last_fraction=0.02 if config.freeze_last_fraction is None else config.freeze_last_fraction,

@@ -84,9 +84,10 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
 
 
 def _resolve_optim(config: OptimConfig, backbone: str, per_step: int) -> OptimConfig:
-    """Transformers: DINO's 5e-4 at 256 images. CNNs with batch norm bear more. Scaled by the square root
-    of the batch, which suits AdamW at batches of 16 to 256 (Malladi et al. 2022)."""
-    peak = 5e-4 if is_transformer(backbone) else 2e-3
+    """Transformers: DINO's 5e-4 at 256 images. CNNs with batch norm bear more: 4e-3 at 64 images was best of
+    1e-3 to 8e-3 (docs/log.md). Scaled by the square root of the batch, which suits AdamW at batches of 16 to 256
+    (Malladi et al. 2022)."""
+    peak = 5e-4 if is_transformer(backbone) else 8e-3
     lr = config.lr if config.lr is not None else round(peak * math.sqrt(per_step / 256), 6)
     warmup = 0.1 if config.warmup_fraction is None else config.warmup_fraction
     return dataclasses.replace(config, lr=lr, warmup_fraction=warmup)
