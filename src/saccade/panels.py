@@ -271,11 +271,14 @@ def _map_figure(
     shown = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
     large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=shown, mode="bilinear")[0].numpy()
     x = normalised(large, spec)
-    amap = attention_map(model.backbone.cpu().eval(), x, query="cls")
+    # A CNN has no class token that asks; the similarity to one place says more than that to the mean of all.
+    attentive = isinstance(model.backbone, ViT)
+    query: Query = "cls" if attentive else (shown[0] // 2, shown[1] // 2)
+    amap = attention_map(model.backbone.cpu().eval(), x, query=query)
     who = "trained" if trained else "random weights"
     file = f"map-{index:06d}-{'trained' if trained else 'random'}.png"
     (folder / file).write_bytes(attention_panel(_displayed(x, spec), amap))
-    what = "attention of the class token" if amap.kind == "attention" else "similarity of each patch to the whole image"
+    what = "attention of the class token" if attentive else "similarity of each place to the one in the middle"
     return {
         "file": file,
         "kind": "attention",

@@ -9,7 +9,7 @@ from typing import Any
 
 from saccade import api, config, runs
 from saccade.evaluation.protocol import EvalReport
-from saccade.evaluation.tables import headline, to_text
+from saccade.evaluation.tables import to_text
 from saccade.train.loop import Console
 
 DATA = "synthetic:tissue?n=6000&size=64"
@@ -49,7 +49,6 @@ class QuickstartResult:
             [
                 to_text(self.evaluation),
                 "",
-                headline(self.evaluation),
                 f"{self.seconds / 60:.1f} minutes. Open the report: {self.report}",
                 "Next, your own images: saccade pretrain FOLDER --out RUN, then saccade evaluate RUN FOLDER",
             ]

@@ -186,7 +186,7 @@ def looking(run: RunFiles) -> Html:
     if not found:
         command = f"saccade attend {run.folder.name} IMAGE"
         found = [missing("No attention panels were drawn. Run ", h("code", None, command), " for any image.")]
-    return section("attention", "Where the model looks", *found)
+    return section("attention", "Where the model looks", h("div", {"class": "panels"}, found))
 
 
 def neighbours(run: RunFiles) -> Html:
