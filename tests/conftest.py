@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from jaxtyping import config, install_import_hook
+
+# Shapes and types of the tensor functions are checked wherever a test calls them (house rule 6).
+install_import_hook(["saccade.nn", "saccade.augment", "saccade.methods", "saccade.backbones"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +18,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real images not found at {path}; set SACCADE_DATA")
     return path
+
+
+@pytest.fixture
+def unchecked():
+    """For tests of what users are told: their mistakes must meet our errors, not the checker's."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

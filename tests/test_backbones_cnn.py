@@ -69,6 +69,7 @@ def test_drop_path_without_effect_is_an_error():
     assert build("resnet10_w8", options={"drop_path": 0.0}).config() == build("resnet10_w8").config()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -169,6 +169,7 @@ def test_many_tokens_need_no_square_matrix(monkeypatch):
     assert largest <= 2**20
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_layers_rows_and_fusions_that_are_not_there():
     net, x = small(), image(1, 3, 16, 16)
     for layer in (3, -4):

@@ -48,6 +48,7 @@ def test_gradients_of_both_paths_agree_and_are_right():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unequal_widths_and_lengths_are_refused():
     q, k, v = qkv()
     with pytest.raises(ModelError, match=r"widths(.|\n)*hint"):

@@ -66,6 +66,7 @@ def test_rotary_scores_depend_on_the_offset_only(grid):
     assert max(b - a for a, b in itertools.pairwise(means)) > 1e-3  # and it does depend on it
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_positions_refuse_what_does_not_fit():
     with pytest.raises(UsageError, match="did you mean 'learned'"):
         Positions("learnt", (2, 2), 8, 2, 1)
@@ -91,6 +92,7 @@ def test_tokens_of_any_number_of_axes(axes, size, stem):
     assert embed.grid(size) == tuple(n // 8 for n in size)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_sizes_that_do_not_fit_name_the_nearest():
     embed = PatchEmbed(3, 8, 16)
     with pytest.raises(ModelError, match=r"nearest: 96 x 64 or 112 x 80"):
@@ -105,6 +107,7 @@ def test_sizes_that_do_not_fit_name_the_nearest():
         PatchEmbed(3, 8, 16, stem="con")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_post_norm_block_is_the_equation():
     block, x = Block(12, 3, norm="post", layer_scale=0.5), torch.randn(2, 5, 12)
     y = F.layer_norm(x + 0.5 * block.attn(x), (12,), eps=1e-6)
