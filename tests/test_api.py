@@ -9,7 +9,7 @@ from PIL import Image
 
 import saccade
 from saccade.api import EvaluateOptions
-from saccade.errors import ContaminationError, DataError, EvaluationError, UsageError
+from saccade.errors import ContaminationError, DataError, UsageError
 from saccade.evaluation.protocol import ProtocolConfig
 from saccade.panels import AttendOptions
 from saccade.store import load_table
@@ -74,7 +74,7 @@ def test_two_models_side_by_side(run, tmp_path):
 def test_unlabelled_images_cannot_be_evaluated(run, tmp_path):
     for i in range(4):
         Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    with pytest.raises(EvaluationError, match="no labels"):
+    with pytest.raises(DataError, match="no labels"):
         saccade.evaluate([run], tmp_path)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from saccade.contracts import Record
 from saccade.errors import ContaminationError, DataError, EvaluationError
 from saccade.evaluation import baselines, guard, metrics, probes, protocol, tables
 from saccade.store import FeatureTable, load_table, save_table, search
@@ -219,15 +220,35 @@ def test_tables_in_every_form():
 
 
 def test_guard_refuses_and_marks():
-    test = table(*blobs(10), groups=[f"p{i}" for i in range(10)])
-    clean = {"files": [{"id": "z", "sha256": "other", "group": "q"}]}
-    assert not guard.check_overlap(clean, test)
-    assert guard.refuse_overlap(guard.check_overlap(clean, test), allow=False) is False
-    for item in ({"id": "z", "sha256": "x-hash-3", "group": None}, {"id": "z", "sha256": "new", "group": "p4"}):
-        overlap = guard.check_overlap({"files": [item]}, test)
+    records = [Record(f"x{i}", "a", f"p{i // 2}", None) for i in range(10)]
+    hashes = [f"hash-{i}" for i in range(10)]
+    words = {"where": "seen", "hint": "look"}
+    clean = guard.check_overlap([{"sha256": "other", "group": "q"}], records, hashes, range(6, 10))
+    assert not clean and guard.refuse_overlap(clean, allow=False, **words) is False
+    seen = {
+        "the image itself": {"sha256": "hash-7", "group": None},
+        "another image of its group, known by name": {"sha256": "new", "group": "p4"},
+        "another image of its group, known by content": {"sha256": "hash-8", "group": None},
+    }
+    for item in seen.values():
+        overlap = guard.check_overlap([item], records, hashes, [7, 9])
         with pytest.raises(ContaminationError, match="--allow-overlap"):
-            guard.refuse_overlap(overlap, allow=False)
-        assert guard.refuse_overlap(overlap, allow=True) is True
+            guard.refuse_overlap(overlap, allow=False, **words)
+        assert guard.refuse_overlap(overlap, allow=True, **words) is True
+
+
+def test_training_and_test_part_share_nothing():
+    records = [Record(f"x{i}", "a", f"p{i}", None) for i in range(6)]
+    assert not guard.check_parts(records, list("abcdef"), [0, 1, 2], [3, 4, 5])
+    assert guard.check_parts(records, list("abcdec"), [0, 1, 2], [3, 4, 5]).ids == ["x5"]
+    shared = [*records[:5], Record("x5", "a", "p0", None)]
+    assert guard.check_parts(shared, list("abcdef"), [0, 1, 2], [3, 4, 5]).groups == ["p0"]
+
+
+def test_ancestors_count_as_seen():
+    record = {"files": [{"sha256": "a", "group": None}], "ancestors": [{"sha256": "b", "group": "p"}]}
+    assert [item["sha256"] for item in guard.seen_in_pretraining(record)] == ["a", "b"]
+    assert guard.seen_in_pretraining(None) == []
 
 
 def test_histograms():

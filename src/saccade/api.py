@@ -10,16 +10,16 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from saccade import config, embedding, panels, runs, runtime
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.data.audit import Audit, audit, contact_sheet
+from saccade.data.loader import ImageCache, typical_px, usual_channels
 from saccade.data.open import open_source
-from saccade.data.splits import grouped_split
-from saccade.errors import EvaluationError, UsageError
-from saccade.evaluation.guard import check_overlap, refuse_overlap
+from saccade.data.splits import Parts, choose_parts
+from saccade.errors import UsageError
+from saccade.evaluation.guard import check_overlap, check_parts, refuse_overlap, seen_in_pretraining
 from saccade.evaluation.protocol import EvalReport, ProtocolConfig
 from saccade.evaluation.protocol import evaluate as run_protocol
 from saccade.evaluation.tables import to_csv, to_markdown
@@ -79,16 +79,29 @@ def pretrain(
         sections = config.override(sections, {"model.backbone": backbone})
     sections = config.override(sections, settings or {})
     folder = training.start(sections, Path(out), console or Quiet())
-    if runtime.rank() == 0:
-        write_report(folder)
-    return folder
+    return _reported(folder)
 
 
-def resume(run: str | Path, *, console: Console | None = None) -> Path:
-    """Continue a run that was interrupted; on the CPU its losses are those of an uninterrupted one."""
-    folder = training.resume(Path(run), console or Quiet())
-    write_report(folder)
-    return folder
+def resume(
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Continue a run that was interrupted; on the CPU its losses are those of an uninterrupted one.
+
+    data, settings   may repeat what the run was started with; raises UsageError when they say something else
+    """
+    named = dict(settings or {}) | ({} if data is None else {"data.source": str(_absolute(data))})
+    return _reported(training.resume(Path(run), console or Quiet(), named))
+
+
+def _reported(run: Path) -> Path:
+    """Write the report, in the first of several processes only."""
+    if runtime.launched_rank() == 0:
+        write_report(run)
+    return run
 
 
 def _absolute(data: str | Path) -> str | Path:
@@ -101,10 +114,8 @@ def embed(
     """One feature vector for every image of ``data``; written to ``out`` (Parquet) when named."""
     device = runtime.pick_device()
     decoded = embedding.Decoded(open_source(data), max_bad=max_bad, report=None)
-    loaded = _load(model, decoded)
-    table = embedding.embed_model(
-        loaded, decoded, device=device, precision=_precision(device), grey=grey, own_range=_is_trained(model)
-    )
+    loaded, _ = _load(model, decoded)
+    table = embedding.embed_model(loaded, decoded, device=device, precision=_precision(device), grey=grey)
     if out is not None:
         save_table(out, table)
     return table
@@ -114,13 +125,11 @@ def _precision(device: torch.device) -> str:
     return "bf16" if runtime.gains_from_bf16(device) else "fp32"
 
 
-def _is_trained(model: str | Path) -> bool:
-    return not str(model).startswith("random:")
-
-
-def _load(model: str | Path, decoded: embedding.Decoded) -> LoadedModel:
-    first = decoded.source.read(0).pixels
-    return load_model(model, channels=first.shape[0], size_px=min(224, *first.shape[-2:]))
+def _load(model: str | Path, decoded: embedding.Decoded) -> tuple[LoadedModel, str | None]:
+    """A model with its input fitted to the data, and what there is to say about that."""
+    source = decoded.source
+    loaded = load_model(model, channels=usual_channels(source), size_px=min(224, typical_px(source)))
+    return embedding.fit_input(loaded, decoded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,96 +166,91 @@ def evaluate(
     named = [str(m) for m in models if str(m) != "pixels"]
     if not named:
         raise UsageError("evaluate needs at least one model besides pixels", hint="for example random:resnet18")
-    loaded = {
-        name: dataclasses.replace(_load(m, decoded), name=name) for m in named if (name := _display_name(m, named))
-    }
-    tables = _tables(loaded, dict(zip(loaded, named)), decoded, options, console)
-    train, test, split_text = _parts(next(iter(tables.values())), options)
-    overlap = _guard(named, next(iter(tables.values())).select(test), options)
+    loaded: dict[str, LoadedModel] = {}
+    for name, model in _names(named).items():
+        network, said = _load(model, decoded)
+        if said:
+            console.say(said)
+        loaded[name] = dataclasses.replace(network, name=name)
+    cache = decoded.at(next(iter(loaded.values())).spec.size_px)
+    pretrained = [record for m in named if (record := runs.data_record(m)) is not None]
+    held_out = {name for record in pretrained for name in record.get("held_out", [])}
+    parts = choose_parts(cache.records, cache.hashes, seed=options.protocol.seed, held_out=held_out)
+    overlap = _guard(pretrained, cache, parts, options.allow_overlap)
+    tables = _tables(loaded, decoded, options, console)
     console.say("fitting probes")
-    found = run_protocol(embedding.split_tables(tables, train.tolist(), test.tolist()), options.protocol)
-    found = found.with_context(split=split_text, overlap=overlap, grey=options.grey)
+    found = run_protocol(embedding.split_tables(tables, parts.train, parts.test), options.protocol)
+    found = found.with_context(split=parts.text, overlap=overlap, grey=options.grey)
     folder = out or _run_folder(named)
     if folder is not None:
         _write_evaluation(folder, found, options.grey)
         if (folder / "config.yaml").exists():
-            panels.draw(folder, tables, loaded, decoded, (train, test))
+            if not options.grey:  # the report's pictures show the images as they are
+                panels.draw(folder, tables, loaded, decoded, (parts.train, parts.test))
             write_report(folder)
     return found
 
 
 def _tables(
-    loaded: Mapping[str, LoadedModel],
-    given: Mapping[str, str],
-    decoded: embedding.Decoded,
-    options: EvaluateOptions,
-    console: Console,
+    loaded: Mapping[str, LoadedModel], decoded: embedding.Decoded, options: EvaluateOptions, console: Console
 ) -> dict[str, FeatureTable]:
     device = runtime.pick_device()
-    precision = _precision(device)
+    first = next(iter(loaded.values()))
+    models = [*loaded.values()] + (
+        [embedding.random_twin(first, options.protocol.seed + 1)] if options.baselines else []
+    )
     tables: dict[str, FeatureTable] = {}
-    for name, model in loaded.items():
-        console.say(f"embedding {len(decoded.source):,} images with {name}")
-        tables[name] = embedding.embed_model(
-            model,
-            decoded,
-            device=device,
-            precision=precision,
-            grey=options.grey,
-            own_range=_is_trained(given[name]),
+    for model in models:
+        console.say(f"embedding {len(decoded.source):,} images with {model.name}")
+        tables[model.name] = embedding.embed_model(
+            model, decoded, device=device, precision=_precision(device), grey=options.grey
         )
     if options.baselines:
-        first = next(iter(loaded.values()))
-        twin = embedding.random_twin(first, seed=options.protocol.seed + 1)
-        tables[twin.name] = embedding.embed_model(twin, decoded, device=device, precision=precision, grey=options.grey)
         tables |= embedding.embed_baselines(decoded, first.spec.size_px, grey=options.grey or first.spec.grey)
     return tables
 
 
-def _display_name(model: str, others: Sequence[str]) -> str:
-    """A run is shown as ``dino resnet10``; its folder is added where two would read alike."""
-    path = Path(model)
-    if not (path / "config.yaml").exists():
-        return model
-    values = config.load(path / "config.yaml")
-    plain = f"{values['train']['method']} {values['model']['backbone']}"
-    return plain if len(others) == 1 else f"{plain} ({path.name})"
+def _names(models: Sequence[str]) -> dict[str, str]:
+    """A name for each model in the table: a run is ``dino resnet10``, with its folder where two would read alike."""
+    names: dict[str, str] = {}
+    for model in models:
+        path = Path(model)
+        name = model
+        if (path / "config.yaml").exists():
+            values = config.load(path / "config.yaml")
+            plain = f"{values['train']['method']} {values['model']['backbone']}"
+            place = path.absolute()
+            spellings = (
+                [plain]
+                if len(models) == 1
+                else [f"{plain} ({place.name})", f"{plain} ({place.parent.name}/{place.name})"]
+            )
+            name = next((word for word in spellings if word not in names), f"{plain} ({place})")
+        if name in names:
+            raise UsageError("the same model is named twice", got=model, hint="name each model once")
+        names[name] = model
+    return names
 
 
-def _parts(table: FeatureTable, options: EvaluateOptions) -> tuple[np.ndarray, np.ndarray, str]:
-    """Training and test part of the labelled images: the source's own split, or a grouped one."""
-    labelled = np.array([label is not None for label in table.labels])
-    if labelled.sum() < 2:
-        raise EvaluationError(
-            "these images have no labels to measure with",
-            hint="name a table with --labels CSV (columns path,label,group), or use one folder a class",
+def _guard(pretrained: Sequence[Mapping[str, Any]], cache: ImageCache, parts: Parts, allow: bool) -> bool:
+    """Refuse, or mark, a test part that also lies in the training part or that a model has learned from."""
+    both = check_parts(cache.records, cache.hashes, parts.train.tolist(), parts.test.tolist())
+    marked = refuse_overlap(
+        both,
+        allow=allow,
+        where="training and test part share images or groups",
+        hint="saccade show names the copies; give another split column",
+    )
+    for record in pretrained:
+        seen = seen_in_pretraining(record)
+        overlap = check_overlap(seen, cache.records, cache.hashes, parts.test.tolist())
+        marked |= refuse_overlap(
+            overlap,
+            allow=allow,
+            where="pretraining saw part of the test part",
+            hint="pretrain with a table whose split column names the test part, and with the same --group",
         )
-    splits = np.array([str(s) for s in table.splits])
-    train, test = (
-        np.flatnonzero(labelled & (splits == "train")),
-        np.flatnonzero(labelled & (splits == "test")),
-    )
-    if len(train) and len(test):
-        return train, test, "the split given with the data"
-    chosen = np.flatnonzero(labelled)
-    records = [embedding.record_of(table, int(i)) for i in chosen]
-    inside_train, inside_test = grouped_split(records, 0.3, options.protocol.seed)
-    kind = "whole groups" if any(g is not None for g in table.groups) else "images (no groups are known)"
-    return (
-        chosen[inside_train],
-        chosen[inside_test],
-        f"30 % of the {kind} drawn as test part, seed {options.protocol.seed}",
-    )
-
-
-def _guard(named: Sequence[str], test: FeatureTable, options: EvaluateOptions) -> bool:
-    found = False
-    for model in named:
-        record = Path(model) / "data.json"
-        if record.exists():
-            overlap = check_overlap(runs.read_json(record), test)
-            found |= refuse_overlap(overlap, allow=options.allow_overlap)
-    return found
+    return marked
 
 
 def _run_folder(named: Sequence[str]) -> Path | None:

@@ -127,41 +127,47 @@ def pretrain(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a micro-batch.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same run.")] = 0,
-    recipe: Annotated[str, typer.Option(help="microscopy, stain, grey, natural, xray or short; several with commas: grey,short.")] = "microscopy",
+    seed: Annotated[int | None, typer.Option(help="Same seed, same run; 0 unless given.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="microscopy, stain, grey, natural, xray or short; several with commas: grey,short.")
+    ] = "microscopy",
     weights: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")
     ] = None,
     group: Group = None,
-    max_bad: MaxBad = 0.05,
+    max_bad: Annotated[
+        float | None, typer.Option("--max-bad", help="Stop when a larger fraction is damaged; 0.05 unless given.")
+    ] = None,
 ) -> None:
     """Learn from images without labels. Settings left open are decided from the data and printed."""
     from saccade import api
     from saccade.errors import UsageError
 
     with Bar() as bar:
+        from saccade.config import split_pair
+
+        named: dict[str, Any] = dict(split_pair(pair) for pair in set_ or [])
+        given = {
+            "model.size_px": size,
+            "model.weights": weights,
+            "train.epochs": epochs,
+            "train.steps": steps,
+            "train.minutes": minutes,
+            "train.batch": batch,
+            "train.seed": seed,
+            "data.group": group,
+            "data.max_bad": max_bad,
+        }
+        named = {key: value for key, value in given.items() if value is not None} | named
         if resume:
-            folder = api.resume(out, console=bar)
+            if backbone is not None:
+                named["model.backbone"] = backbone
+            folder = api.resume(out, data=data, settings=named, console=bar)
         elif data is None:
             raise UsageError("pretrain needs DATA", hint="saccade pretrain FOLDER --out RUN")
         else:
-            from saccade.config import split_pair
-
-            named: dict[str, Any] = dict(split_pair(pair) for pair in set_ or [])
-            given = {
-                "model.size_px": size,
-                "model.weights": weights,
-                "train.epochs": epochs,
-                "train.steps": steps,
-                "train.minutes": minutes,
-                "train.batch": batch,
-                "train.seed": seed,
-                "data.group": group,
-                "data.max_bad": max_bad,
-            }
-            named = {key: value for key, value in given.items() if value is not None} | named
             folder = api.pretrain(
                 data, out=out, method=method, backbone=backbone, recipe=recipe, settings=named, console=bar
             )
@@ -235,7 +241,7 @@ def attend(
     model: Model,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="One image file.")],
     query: Annotated[str, typer.Option(help="cls, or Y,X in pixels of the image.")] = "cls",
-    layer: Annotated[int, typer.Option(help="Layer, counted from 0; -1 is the last.")] = -1,
+    layer: Annotated[int | None, typer.Option(help="Layer, counted from 0; -1 (and the default) is the last.")] = None,
     head: Annotated[str, typer.Option(help="all, mean, or the number of a head.")] = "all",
     rollout: Annotated[bool, typer.Option("--rollout", help="Attention through all layers up to the last.")] = False,
     size: Annotated[

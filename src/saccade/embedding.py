@@ -6,7 +6,7 @@ Every model of a comparison sees the same decoded images; sources are decoded on
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -88,6 +88,25 @@ class Decoded:
         return self._by_size[size_px]
 
 
+def fit_input(model: LoadedModel, decoded: Decoded) -> tuple[LoadedModel, str | None]:
+    """The model with the input it gets from these data, and a sentence where that is not what it was trained with.
+
+    Random weights take range and statistics of the data. A model trained on 8-bit images that meets deeper ones,
+    or the other way round, takes their range: dividing 16-bit values by 255 would blind it without a word.
+    """
+    spec, cache = model.spec, decoded.at(model.spec.size_px)
+    if model.name.startswith("random:"):
+        return dataclasses.replace(model, spec=input_spec(cache, spec.size_px, grey=spec.grey)), None
+    eight_bit = (spec.offset, spec.scale) == (0.0, 255.0)
+    if eight_bit == (cache.flat.dtype == np.uint8):
+        return model, None
+    said = (
+        f"{model.name} was trained on {'8-bit' if eight_bit else 'deeper than 8-bit'} images and these are "
+        f"{cache.flat.dtype}: they are scaled by their own range, {cache.offset:g} to {cache.offset + cache.scale:g}"
+    )
+    return dataclasses.replace(model, spec=dataclasses.replace(spec, offset=cache.offset, scale=cache.scale)), said
+
+
 def embed_model(
     model: LoadedModel,
     decoded: Decoded,
@@ -95,15 +114,10 @@ def embed_model(
     device: torch.device,
     precision: str,
     grey: bool = False,
-    own_range: bool = True,
 ) -> FeatureTable:
-    """The feature table of one model. ``grey``: show the images to it as luminance.
-
-    own_range: use the pixel range and statistics saved with the model; False takes the data's own
-    (for weights that never saw these data, such as random ones).
-    """
+    """The feature table of one model. ``grey``: show the images to it as luminance."""
     cache = decoded.at(model.spec.size_px)
-    spec = model.spec if own_range else input_spec(cache, model.spec.size_px, grey=model.spec.grey)
+    spec = model.spec
     cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
     spec = dataclasses.replace(spec, grey=spec.grey or grey)
     features = embed_cached(
@@ -138,10 +152,10 @@ def embed_baselines(decoded: Decoded, size_px: int, *, grey: bool) -> Mapping[st
 
 
 def split_tables(
-    tables: Mapping[str, FeatureTable], train: Sequence[int], test: Sequence[int]
+    tables: Mapping[str, FeatureTable], train: np.ndarray, test: np.ndarray
 ) -> dict[str, tuple[FeatureTable, FeatureTable]]:
     """Every table cut into the same training and test part."""
-    return {name: (t.select(np.asarray(train)), t.select(np.asarray(test))) for name, t in tables.items()}
+    return {name: (t.select(train), t.select(test)) for name, t in tables.items()}
 
 
 def record_of(table: FeatureTable, index: int) -> Record:

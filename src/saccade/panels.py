@@ -30,15 +30,15 @@ class AttendOptions:
     """What to ask of a model and an image.
 
     query      ``cls``, or ``Y,X`` in pixels of the image as given
-    layer      0-based, -1 is the last; ``rollout`` follows all layers instead
+    layer      0-based, None is the last; ``rollout`` follows all layers instead
     head       ``all``, ``mean`` or the number of one
     size_px    shorter side the image is shown to the network at; None is the size it was trained with
-    threshold  share of the mass to keep in the mask, e.g. 0.6
-    mask       image file with the true mask (non-zero is inside); gives the Jaccard index
+    threshold  share of the mass to keep, e.g. 0.6: what lies outside is not shown
+    mask       image file with the true mask (non-zero is inside); gives the Jaccard index, threshold 0.6 if open
     """
 
     query: str = "cls"
-    layer: int = -1
+    layer: int | None = None
     head: str = "all"
     rollout: bool = False
     size_px: int | None = None
@@ -69,19 +69,23 @@ class Attended:
             "model": self.model,
             "kind": self.amap.kind,
             "query": self.options.query,
-            "layer": self.options.layer,
+            "layer": self.amap.layer,
+            "threshold": self.options.threshold,
             "grid": list(self.amap.grid),
             "heads": self.amap.values.shape[0],
             "jaccard": self.jaccard,
         }
 
     def chosen(self) -> AttentionMap:
-        """The map reduced to the head asked for, or to the mean over heads."""
-        head = self.options.head
-        if head == "all":
-            return self.amap
-        values = self.amap.mean[None] if head == "mean" else self.amap.values[int(head)][None]
-        return dataclasses.replace(self.amap, values=values, mean=values[0])
+        """The map of the head asked for, or of the mean over heads; below the threshold nothing is left."""
+        amap, head, keep = self.amap, self.options.head, self.options.threshold
+        if head != "all":
+            values = amap.mean[None] if head == "mean" else amap.values[int(head)][None]
+            amap = dataclasses.replace(amap, values=values, mean=values[0])
+        if keep is None:
+            return amap
+        values = np.stack([np.where(threshold_mask(one, keep), one, 0) for one in amap.values])
+        return dataclasses.replace(amap, values=values, mean=np.where(threshold_mask(amap.mean, keep), amap.mean, 0))
 
     def save(self, path: Path) -> Path:
         """Write PNG (panel), SVG (vector overlay) or CSV (head, row, column, weight)."""
@@ -107,10 +111,10 @@ class Attended:
         return file.getvalue()
 
 
-def _read(path: Path, channels: int) -> np.ndarray:
+def _read(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError("image file not found", got=path)
-    return convert_channels(decode(path.read_bytes(), str(path)), channels, str(path))
+    return decode(path.read_bytes(), str(path))
 
 
 def _as_batch(pixels: np.ndarray, spec: InputSpec) -> Batch:
@@ -147,24 +151,35 @@ def _query(text: str, rows: int, columns: int, shown: tuple[int, int]) -> Query:
 
 def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Attended:
     """The map of one query over one image file; see AttendOptions."""
-    first = decode(Path(image).read_bytes(), str(image)) if Path(image).is_file() else None
-    loaded = load_model(model, channels=first.shape[0] if first is not None else 3)
-    pixels = _read(Path(image), loaded.spec.channels)
+    pixels = _read(Path(image))
+    loaded = load_model(model, channels=pixels.shape[0])
+    pixels = convert_channels(pixels, loaded.spec.channels, str(image))
     size_px = options.size_px or loaded.spec.size_px
     shown = _fit(pixels, size_px, _patch(loaded))
     query = _query(options.query, pixels.shape[1], pixels.shape[2], shown)
     small = torch.nn.functional.interpolate(
         torch.from_numpy(pixels.astype(np.float32))[None], size=shown, mode="bilinear", antialias=True
     )[0].numpy()
-    spec = loaded.spec if pixels.dtype != np.uint8 else dataclasses.replace(loaded.spec, offset=0.0, scale=255.0)
+    spec = _fitted(loaded.spec, pixels)
     x = normalised(small, spec)
-    if options.head not in ("all", "mean"):
-        _check_head(options.head, loaded)
-    amap = attention_map(loaded.backbone, x, query=query, layer=options.layer, rollout=options.rollout)
+    _check_options(options, loaded)
+    layer = -1 if options.layer is None else options.layer
+    amap = attention_map(loaded.backbone, x, query=query, layer=layer, rollout=options.rollout)
     scores = {}
     if options.mask is not None:
-        scores = mask_agreement(amap, options.mask, options.threshold or 0.6)
+        scores = mask_agreement(amap, options.mask, 0.6 if options.threshold is None else options.threshold)
     return Attended(_displayed(x, spec), amap, options, loaded.name, scores)
+
+
+def _fitted(spec: InputSpec, pixels: np.ndarray) -> InputSpec:
+    """The range of one image: the model's, or its own where one of the two has 8 bits and the other more."""
+    eight_bit = (spec.offset, spec.scale) == (0.0, 255.0)
+    if eight_bit == (pixels.dtype == np.uint8):
+        return spec
+    if not eight_bit:
+        return dataclasses.replace(spec, offset=0.0, scale=255.0)
+    low, high = float(pixels.min()), float(pixels.max())
+    return dataclasses.replace(spec, offset=low, scale=high - low or 1.0)
 
 
 def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
@@ -177,15 +192,22 @@ def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
     return (x - mean) / std
 
 
-def _check_head(head: str, loaded: LoadedModel) -> None:
-    heads = loaded.backbone.heads if isinstance(loaded.backbone, ViT) else 1
-    if not head.isdigit() or int(head) >= heads:
-        raise UsageError(f"no head {head!r}", expected=f"all, mean or 0..{heads - 1}")
+def _check_options(options: AttendOptions, loaded: LoadedModel) -> None:
+    """Raise UsageError for an option that this network, or rollout, has no use for."""
+    attentive = isinstance(loaded.backbone, ViT)
+    if options.layer is not None and (options.rollout or not attentive):
+        what = "rollout, which follows all layers" if options.rollout else f"{loaded.name}, which has no attention"
+        raise UsageError(f"--layer has no effect on {what}", hint="leave it out")
+    if options.threshold is not None and not 0 < options.threshold <= 1:
+        raise UsageError("the kept share of a map does not fit", got=options.threshold, expected="0 < threshold <= 1")
+    heads = loaded.backbone.heads if isinstance(loaded.backbone, ViT) and not options.rollout else 1
+    if options.head not in ("all", "mean") and (not options.head.isdigit() or int(options.head) >= heads):
+        raise UsageError(f"no head {options.head!r}", expected=f"all, mean or 0..{heads - 1}")
 
 
 def mask_agreement(amap: AttentionMap, mask_file: Path, keep: float) -> dict[str, float]:
     """Jaccard index of the thresholded maps with a true mask: mean map, and the best single head."""
-    truth = decode(mask_file.read_bytes(), str(mask_file))[0] > 0
+    truth = _read(mask_file)[0] > 0
     found = {}
     heads = [jaccard(upsample(threshold_mask(head, keep), truth.shape), truth) for head in amap.values]
     found["mean of heads"] = jaccard(upsample(threshold_mask(amap.mean, keep), truth.shape), truth)
@@ -266,7 +288,7 @@ def _neighbours(
 def _map_figure(
     folder: Path, model: LoadedModel, cache: ImageCache, table: FeatureTable, index: int, *, trained: bool
 ) -> dict[str, str]:
-    spec = dataclasses.replace(model.spec, offset=cache.offset, scale=cache.scale)
+    spec = model.spec
     pixels = cache.image(index).astype(np.float32)
     shown = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
     large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=shown, mode="bilinear")[0].numpy()

@@ -21,7 +21,7 @@ RECIPES: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "natural": (
         "photographs: up stays up (the augmentations of the DINO paper)",
-        {"views.vflip": False, "views.turn90": False},
+        {"views.vflip": False, "views.turn90": False, "views.solarise_prob": 0.2, "views.local_scale": (0.05, 0.4)},
     ),
     "xray": (
         "radiographs: left and right differ, up stays up, brightness is not anatomy",

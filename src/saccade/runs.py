@@ -105,7 +105,7 @@ def prepare(run: Path, *, resume: bool) -> None:
         raise UsageError(
             "this folder already holds a run",
             got=run,
-            hint="add --resume to continue it, or choose another --out",
+            hint="saccade pretrain --resume continues it; or choose another --out",
         )
     if resume and not (run / "config.yaml").exists():
         raise UsageError("no run to resume here", got=run, hint="leave out --resume to start one")
@@ -115,3 +115,14 @@ def prepare(run: Path, *, resume: bool) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot make the run folder {run}", got=error.strerror) from error
+
+
+def data_record(model: str | Path) -> dict[str, Any] | None:
+    """data.json of the run that a model comes from: a run folder, its model folder, or the weights file therein."""
+    path = Path(model)
+    if not path.exists():
+        return None
+    for place in (path, *path.absolute().parents[:2]):
+        if (place / "config.yaml").is_file() and (place / "data.json").is_file():
+            return read_json(place / "data.json")
+    return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
@@ -65,6 +64,11 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def launched_rank() -> int:
+    """This process's number as torchrun gave it, also before and after the group exists."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
@@ -135,18 +139,6 @@ def barrier() -> None:
 
 
 # --- what to write down about this machine -----------------------------------------------------
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory so far: the allocator's on CUDA, the process's resident set elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def environment(device: torch.device) -> dict[str, Any]:

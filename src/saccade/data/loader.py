@@ -9,6 +9,7 @@ processes, sees the same images at the same step.
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -220,7 +221,7 @@ def build_cache(
     shapes: list[tuple[int, ...]] = []
     damaged: list[tuple[str, str]] = []
     number_type: np.dtype | None = None
-    channels = channels or _usual_channels(source)
+    channels = channels or usual_channels(source)
     for item in _decode_all(source, range(len(source)), cache_px, report):
         name = source.records[item.index].id
         if item.pixels is not None:
@@ -259,7 +260,8 @@ def build_cache(
     return _with_statistics(cache)
 
 
-def _usual_channels(source: Source) -> int:
+def usual_channels(source: Source) -> int:
+    """Number of channels most images have, by the first that can be read."""
     counts: Counter[int] = Counter()
     for index in range(min(64, len(source))):
         try:
@@ -269,6 +271,19 @@ def _usual_channels(source: Source) -> int:
     if not counts:
         raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
     return counts.most_common(1)[0][0]
+
+
+def typical_px(source: Source) -> int:
+    """Median shorter side of the first readable images."""
+    sides = []
+    for index in range(min(16, len(source))):
+        try:
+            sides.append(min(source.read(index).pixels.shape[-2:]))
+        except DamagedFile:
+            continue
+    if not sides:
+        raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
+    return int(statistics.median(sides))
 
 
 def check_damage(name: str, damaged: Sequence[tuple[str, str]], total: int, max_bad: float) -> None:

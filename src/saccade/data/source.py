@@ -298,5 +298,6 @@ def with_split(source: Source, names: Iterable[str]) -> Selection:
         raise DataError(
             f"{source.name}: no images of the split {', '.join(sorted(wanted))}",
             got="splits " + (", ".join(present) or "none"),
+            hint="name one of these, or all",
         )
     return Selection(source, chosen)

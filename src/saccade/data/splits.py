@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,3 +53,77 @@ def grouped_split(records: Sequence[Record], fraction_test: float, seed: int) ->
     chosen = np.zeros(len(records), dtype=bool)
     chosen[test] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+TEST_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Indices of the labelled images to learn a probe from and to test it on, and in words how they were parted."""
+
+    train: np.ndarray
+    test: np.ndarray
+    text: str
+
+
+def given_test(records: Sequence[Record]) -> str | None:
+    """The split that is the test part: ``test``; where there is none but ``train``, ``val``."""
+    splits = {record.split for record in records}
+    if "test" in splits and len(splits) > 1:
+        return "test"
+    return "val" if {"train", "val"} <= splits else None
+
+
+def draw_test(records: Sequence[Record], hashes: Sequence[str | None], seed: int) -> list[int]:
+    """A test part of 30 % for images that bring none: labelled ones, whole groups, copies kept together.
+
+    Empty where that cannot be done: fewer than two classes or groups.
+    """
+    labelled = [i for i, record in enumerate(records) if record.label is not None]
+    copies = Counter(hashes[i] for i in labelled)
+    candidates = []
+    for i in labelled:
+        digest, record = hashes[i], records[i]
+        copied = record.group is None and digest is not None and copies[digest] > 1
+        candidates.append(dataclasses.replace(record, group=f"copy of {digest}") if copied else record)
+    groups = {record.group if record.group is not None else record.id for record in candidates}
+    if len({record.label for record in candidates}) < 2 or len(groups) < 2:
+        return []
+    return [labelled[i] for i in grouped_split(candidates, TEST_SHARE, seed)[1]]
+
+
+def choose_parts(
+    records: Sequence[Record], hashes: Sequence[str | None], *, seed: int, held_out: Collection[str] = ()
+) -> Parts:
+    """Training and test part for an evaluation: the split given, what pretraining held out, or a drawn one.
+
+    Raises DataError when there are not enough labels to part.
+    """
+    labelled = np.array([record.label is not None for record in records])
+    if labelled.sum() < 2:
+        raise DataError(
+            "these images have no labels to measure with",
+            hint="name a table with --labels CSV (columns path,label,group), or use one folder a class",
+        )
+    splits = np.array([str(record.split) for record in records])
+    name = given_test(records)
+    train, test = labelled & (splits == "train"), labelled & (splits == str(name))
+    if name is not None and train.any() and test.any():
+        text = "the split given with the data" + ("" if name == "test" else f" ({name}: there is no test)")
+        return Parts(np.flatnonzero(train), np.flatnonzero(test), text)
+    kind = "whole groups" if any(record.group is not None for record in records) else "images (no groups are known)"
+    held = np.array([record.id in held_out for record in records])
+    if (labelled & held).any() and (labelled & ~held).any():
+        text = f"30 % of the {kind}, held out from pretraining"
+        return Parts(np.flatnonzero(labelled & ~held), np.flatnonzero(labelled & held), text)
+    inside = np.zeros(len(records), dtype=bool)
+    inside[draw_test(records, hashes, seed)] = True
+    if not inside.any():
+        raise DataError(
+            "cannot split into training and test part",
+            expected="at least two classes and two groups",
+            hint="name a finer --group column, or give a split column",
+        )
+    text = f"30 % of the {kind} drawn as test part, seed {seed}"
+    return Parts(np.flatnonzero(labelled & ~inside), np.flatnonzero(inside), text)

@@ -1,13 +1,13 @@
-"""The contamination guard: was any of the test part seen in pretraining?"""
+"""The contamination guard: was any of the test part seen in pretraining, or does it lie in the training part too?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saccade.contracts import Record
 from saccade.errors import ContaminationError
-from saccade.store import FeatureTable
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,35 @@ class Overlap:
         return bool(self.ids or self.groups)
 
 
-def check_overlap(pretraining: Mapping[str, Any], test: FeatureTable) -> Overlap:
-    """Compare content hashes and groups of the test part with a run's data.json."""
-    files = pretraining["files"]
-    hashes = {item["sha256"] for item in files}
-    groups = {item["group"] for item in files if item["group"] is not None}
-    ids = [name for name, digest in zip(test.ids, test.hashes) if digest in hashes]
-    return Overlap(ids, sorted({g for g in test.groups if g is not None} & groups))
+def seen_in_pretraining(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Every file a run has learned from, those of the runs its weights came from included."""
+    return [*record["files"], *record.get("ancestors", [])] if record else []
 
 
-def refuse_overlap(overlap: Overlap, *, allow: bool) -> bool:
+def check_overlap(
+    seen: Sequence[Mapping[str, Any]], records: Sequence[Record], hashes: Sequence[str], test: Sequence[int]
+) -> Overlap:
+    """Compare content hashes and groups of the test part with what a run has seen.
+
+    A group counts as seen when the run knew it by that name, or saw any image that lies in it here: the run may
+    have been started without ``--group``.
+    """
+    digests = {item["sha256"] for item in seen}
+    groups = {item["group"] for item in seen if item["group"] is not None}
+    groups |= {r.group for r, digest in zip(records, hashes) if r.group is not None and digest in digests}
+    ids = [records[i].id for i in test if hashes[i] in digests]
+    return Overlap(ids, sorted({str(records[i].group) for i in test} & groups))
+
+
+def check_parts(records: Sequence[Record], hashes: Sequence[str], train: Sequence[int], test: Sequence[int]) -> Overlap:
+    """Images and groups that lie on both sides of a split."""
+    digests = {hashes[i] for i in train}
+    groups = {records[i].group for i in train} - {None}
+    ids = [records[i].id for i in test if hashes[i] in digests]
+    return Overlap(ids, sorted({str(records[i].group) for i in test} & {str(g) for g in groups}))
+
+
+def refuse_overlap(overlap: Overlap, *, allow: bool, where: str, hint: str) -> bool:
     """Raise ContaminationError on overlap unless ``allow``; returns whether numbers must be marked."""
     if overlap and not allow:
         found = []
@@ -39,10 +58,9 @@ def refuse_overlap(overlap: Overlap, *, allow: bool) -> bool:
         if overlap.groups:
             found.append(f"{len(overlap.groups)} test groups ({', '.join(overlap.groups[:3])}, ...)")
         raise ContaminationError(
-            "pretraining saw part of the test part; the figures would flatter the model",
+            f"{where}; the figures would flatter the model",
             got=" and ".join(found),
             expected="no image and no group in both",
-            hint="pretrain without them (a split column, or --set data.split=train), "
-            "or mark every number with --allow-overlap",
+            hint=f"{hint}, or mark every number with --allow-overlap",
         )
     return bool(overlap)

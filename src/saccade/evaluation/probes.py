@@ -89,7 +89,8 @@ def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> LogisticRegression:
 
 def folds(y: np.ndarray, groups: Sequence[str | None]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Cross-validation parts with groups apart; empty when some class has too few groups or images."""
-    grouped = all(g is not None for g in groups)
+    grouped = any(g is not None for g in groups)
+    groups = [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
     smallest = min(
         len({groups[int(i)] for i in np.flatnonzero(y == c)}) if grouped else int((y == c).sum()) for c in np.unique(y)
     )

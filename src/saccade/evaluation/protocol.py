@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from saccade.errors import EvaluationError
+from saccade.errors import EvaluationError, UsageError
 from saccade.evaluation.metrics import METRICS, interval, resampling_weights
 from saccade.evaluation.probes import CHOOSING, STRENGTHS, logistic_scores, nearest, vote
 from saccade.seeds import numpy_generator
@@ -21,6 +21,7 @@ from saccade.store import FeatureTable
 
 Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]
 Key = tuple[str, int | None]  # probe and, for k-NN, k as asked for
+FEW_UNITS = 6  # a bootstrap over fewer groups says nothing: no lead is claimed then
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,18 @@ class ProtocolConfig:
     temperature: float = 0.07
     bootstrap: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        fractions = self.fractions
+        if not fractions or len(set(fractions)) < len(fractions) or not all(0 < f <= 1 for f in fractions):
+            raise UsageError(
+                "fractions of the labels must differ and lie between 0 and 1",
+                got=", ".join(f"{f:g}" for f in fractions),
+                expected="for example 1,0.1,0.01",
+                hint="10 % is 0.1",
+            )
+        if self.repeats < 1:
+            raise UsageError("every fraction needs at least one draw", got=f"repeats = {self.repeats}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,8 @@ class EvalReport:
             words.append("WARNING: part of the test part was seen in pretraining.")
         protocol = self.protocol | {"split": split, "overlap": overlap, "grey": grey}
         protocol["text"] = " ".join([*words, self.protocol["text"]])
-        return dataclasses.replace(self, protocol=protocol)
+        marked = {"overlap": True} if overlap else {}
+        return EvalReport(protocol, [r | marked for r in self.rows], [d | marked for d in self.differences])
 
 
 # --- draws --------------------------------------------------------------------------------------
@@ -146,6 +160,7 @@ def evaluate(
     y = np.array([number[str(label)] for label in first_train.labels])
     truth = np.array([number[str(label)] for label in first_test.labels])
     draws = _draws(y, first_train.groups, config)
+    units = len({g if g is not None else i for i, g in enumerate(first_test.groups)})
     weights = resampling_weights(first_test.groups, config.bootstrap, config.seed)
     scores: dict[str, list[dict[Key, np.ndarray]]] = {}
     fallbacks = 0
@@ -158,7 +173,9 @@ def evaluate(
         if progress is not None:
             progress(done + 1, len(models))
     rows, differences = _summarise(scores, truth, draws, weights, config)
-    return EvalReport(_protocol(config, draws, first_test, classes, fallbacks), rows, differences)
+    if units < FEW_UNITS:
+        differences = [d | {"clear": False} for d in differences]
+    return EvalReport(_protocol(config, draws, first_test, classes, fallbacks, units), rows, differences)
 
 
 def _probe(
@@ -204,7 +221,7 @@ def _summarise(
                     continue
                 used = weights[: len(weights) // 5] if metric == "auroc" else weights
                 about = {"probe": key[0], "fraction": fraction, "metric": metric, "n_train": n_train}
-                about |= {"repeats": len(members)} | ({"k": min(key[1], n_train)} if key[1] else {})
+                about |= {"repeats": len(members)} | ({"k": min(key[1], n_train), "k_asked": key[1]} if key[1] else {})
                 base: np.ndarray | None = None
                 base_mean = 0.0
                 for model, found in scores.items():
@@ -237,12 +254,17 @@ def _summarise(
 
 
 def _protocol(
-    config: ProtocolConfig, draws: Sequence[_Draw], test: FeatureTable, classes: Sequence[str], fallbacks: int
+    config: ProtocolConfig,
+    draws: Sequence[_Draw],
+    test: FeatureTable,
+    classes: Sequence[str],
+    fallbacks: int,
+    units: int,
 ) -> dict[str, Any]:
     groups = {g for g in test.groups if g is not None}
     below = [d for d in draws if d.fraction < 1]
     broken = sorted({d.fraction for d in below if not d.whole_groups}, reverse=True)
-    over = f"{len(groups)} groups" if groups else f"{len(test)} images (no groups are known)"
+    over = f"{units} groups" if groups else f"{units} images (no groups are known)"
     words = [
         f"{len(classes)} classes, {len(test):,} test images; 95 % intervals by bootstrap over {over}, "
         f"{config.bootstrap} resamples (AUROC {config.bootstrap // 5}).",
@@ -251,6 +273,10 @@ def _protocol(
         f"Logistic regression: L2, C from {', '.join(f'{c:g}' for c in STRENGTHS)} by grouped cross-validation "
         f"inside the training part (on at most {CHOOSING:,} of its images).",
     ]
+    if units < FEW_UNITS:
+        words.append(f"With only {units} of them the intervals mean nothing and no difference is called clear.")
+    elif groups and units < 20:
+        words.append("Few groups: the intervals are too narrow.")
     if below:
         words.append(
             f"Below 100 % of the labels: {config.repeats} stratified draws, mean over draws; "
@@ -266,6 +292,7 @@ def _protocol(
         "classes": list(classes),
         "n_test": len(test),
         "groups_test": len(groups),
+        "units_test": units,
         "strengths": list(STRENGTHS),
         "fixed_strength_fits": fallbacks,
         "text": " ".join(words),

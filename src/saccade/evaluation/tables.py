@@ -17,7 +17,7 @@ def _headline_rows(found: EvalReport, rows: Sequence[dict[str, Any]], probe: str
     return [
         r
         for r in rows
-        if r["probe"] == probe and r["metric"] == "accuracy" and (probe != "knn" or r["k"] == min(wanted, r["n_train"]))
+        if r["probe"] == probe and r["metric"] == "accuracy" and (probe != "knn" or r["k_asked"] == wanted)
     ]
 
 
@@ -52,16 +52,16 @@ def _cells(found: EvalReport, probe: str) -> tuple[list[str], list[list[str]]]:
 
 
 def headline(found: EvalReport) -> str:
-    """What the table shows, in words; a lead is claimed only when its paired interval excludes zero."""
+    """What the table shows, in words; a lead is claimed only when it is clear: its paired interval excludes zero."""
     model = models_of(found)[0]
     lines = []
     for fraction in found.protocol["fractions"]:
         gaps = [
             d for probe in TITLES for d in _headline_rows(found, found.differences, probe) if d["fraction"] == fraction
         ]
-        ahead = _names([d for d in gaps if d["low"] > 0])
-        behind = _names([d for d in gaps if d["high"] < 0])
-        equal = _names([d for d in gaps if d["low"] <= 0 <= d["high"]])
+        ahead = _names([d for d in gaps if d["clear"] and d["difference"] > 0])
+        behind = _names([d for d in gaps if d["clear"] and d["difference"] < 0])
+        equal = _names([d for d in gaps if not d["clear"]])
         parts = [
             f"ahead of {ahead}" if ahead else "",
             f"behind {behind}" if behind else "",
@@ -106,6 +106,7 @@ def to_csv(found: EvalReport) -> str:
         "model",
         "probe",
         "k",
+        "k_asked",
         "fraction",
         "metric",
         "mean",

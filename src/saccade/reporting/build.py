@@ -88,7 +88,8 @@ def key_numbers(run: RunFiles) -> list[tuple[object, object]]:
         if row is not None:
             found.append(
                 (
-                    f"{run.evaluation.metric.replace('_', ' ')}, {share(few)} of labels",
+                    f"{run.evaluation.metric.replace('_', ' ')}, {share(few)} of labels"
+                    + (" †" if run.evaluation.protocol.get("overlap") else ""),
                     _percent(row.get("mean")),
                 )
             )

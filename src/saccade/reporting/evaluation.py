@@ -113,9 +113,9 @@ def _distance(row: Row) -> float:
 
 
 def clear(difference: Row) -> bool:
-    """True when the 95 % interval of the paired difference excludes zero."""
+    """True when the 95 % interval of the paired difference excludes zero, and rests on enough groups."""
     low, high = number(difference.get("low")), number(difference.get("high"))
-    return math.isfinite(low) and math.isfinite(high) and (low > 0 or high < 0)
+    return bool(difference.get("clear", True)) and math.isfinite(low) and math.isfinite(high) and (low > 0 or high < 0)
 
 
 def points(value: float, *, sign: bool = False) -> str:
@@ -128,6 +128,10 @@ def points(value: float, *, sign: bool = False) -> str:
 
 def finding(found: Evaluation) -> str:
     """One sentence, by rule: what is clear at the smallest fraction at which anything is clear."""
+    return ("Measured on images seen in pretraining: " if found.protocol.get("overlap") else "") + _finding(found)
+
+
+def _finding(found: Evaluation) -> str:
     for fraction in reversed(found.fractions):
         for probe in found.probes:
             sentence = _claim(found, probe, fraction)
@@ -136,7 +140,7 @@ def finding(found: Evaluation) -> str:
     if found.differences:
         return (
             f"No difference between {found.primary} and the other models is clear: "
-            "every 95 % interval of a paired difference includes zero."
+            "every 95 % interval of a paired difference includes zero, or rests on too few groups."
         )
     fraction = found.fractions[0]
     row = found.row(found.primary, found.probes[0], fraction) or found.rows[0]

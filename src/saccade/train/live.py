@@ -18,7 +18,7 @@ class LiveProbe:
     """A fixed sample of the run's own images, embedded every ``evaluate_every`` steps.
 
     It uses up to 1,000 labelled images to vote and 500 to test, whole groups apart; labels never reach
-    the training. Without labels only the effective rank of 512 images is measured.
+    the training. Without labels, or with one group only, the effective rank of 512 images is measured.
     """
 
     def __init__(self, cache: ImageCache, spec: InputSpec, device: torch.device, precision: str, seed: int):
@@ -32,6 +32,9 @@ class LiveProbe:
             self.classes = len(names)
             self.labels = np.array([names[str(labels[i])] for i in self.indices])
             chosen = [cache.records[int(i)] for i in self.indices]
+            # Images of one slide cannot be parted: no live k-NN then.
+            self.labelled = len({r.group if r.group is not None else r.id for r in chosen}) > 1
+        if self.labelled:
             self.train, self.test = grouped_split(chosen, 1 / 3, seed)
 
     def __call__(self, backbone: torch.nn.Module) -> dict[str, float]:
@@ -44,7 +47,7 @@ class LiveProbe:
             precision=self.precision,
         )
         found = {"rank": effective_rank(torch.from_numpy(features[:512]))}
-        if self.labelled and len(self.train) and len(self.test):
+        if self.labelled:
             k = min(20, len(self.train))
             scores = knn_scores(features[self.train], self.labels[self.train], features[self.test], k, self.classes)
             found["knn"] = float((scores.argmax(axis=1) == self.labels[self.test]).mean())

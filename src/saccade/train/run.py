@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -25,10 +26,12 @@ from saccade.backbones.build import Network, build
 from saccade.backbones.weights import load_model, load_timm_state, save_model
 from saccade.config import Sections
 from saccade.contracts import Source
-from saccade.data.loader import ImageCache, build_cache, input_spec
+from saccade.data.loader import ImageCache, build_cache, input_spec, typical_px
 from saccade.data.open import open_source
-from saccade.data.source import select
-from saccade.errors import DamagedFile, DataError, ModelError, unknown
+from saccade.data.source import select, with_split
+from saccade.data.splits import draw_test, given_test
+from saccade.errors import DamagedFile, DataError, ModelError, UsageError, unknown
+from saccade.evaluation.guard import seen_in_pretraining
 from saccade.methods.base import Method
 from saccade.methods.build import METHODS, build_method, config_type
 from saccade.train import checkpoint
@@ -37,6 +40,8 @@ from saccade.train.loop import Console, Plan, fit, learn
 from saccade.train.optim import make_optimizer
 from saccade.train.resolve import is_transformer, resolve, resolve_length, resolve_size
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+ALL_BUT_TEST = "all but test"
 
 
 def section_types(method: str) -> dict[str, type]:
@@ -61,56 +66,63 @@ def default_sections(method: str) -> Sections:
 # --- data ---------------------------------------------------------------------------------------
 
 
-def open_part(data: DataConfig) -> Source:
-    """The source a run names, limited to its part: everything but ``test`` unless a split is named."""
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What a run learns from, and the ids of the images that were drawn as test part and left out."""
+
+    source: Source
+    held_out: list[str]
+
+
+def open_part(data: DataConfig) -> Part:
+    """The source a run names, limited to its part.
+
+    By default that is everything but the test part: the one the data bring, or, where labels but no split are
+    there, the one that ``evaluate`` would draw. ``all`` takes everything, any other name is a split.
+    """
     source = open_source(
         data.source,
         manifest=Path(data.manifest) if data.manifest else None,
         label=data.label or None,
         group=data.group or None,
     )
-    splits = {record.split for record in source.records}
-    if data.split in (None, "all but test"):
-        if splits <= {None} or splits == {"test"}:
-            return source
-        kept = [i for i, record in enumerate(source.records) if record.split != "test"]
-    else:
-        kept = [i for i, record in enumerate(source.records) if record.split == data.split]
-    if not kept:
-        raise DataError(
-            f"{source.name} has no images in the part {data.split!r}",
-            got=", ".join(sorted(str(s) for s in splits)),
-            hint="name one of these parts with --set data.split=NAME",
-        )
-    return select(source, kept)
+    records = source.records
+    if data.split == "all":
+        return Part(source, [])
+    if data.split not in (None, ALL_BUT_TEST):
+        return Part(with_split(source, [data.split]), [])
+    if len({record.split for record in records}) > 1:
+        test = given_test(records)
+        return Part(select(source, [i for i, record in enumerate(records) if record.split != test]), [])
+    drawn = set(draw_test(records, [_hash(source, i) for i in range(len(source))], seed=0)) if labels_in(source) else ()
+    kept = [i for i in range(len(records)) if i not in drawn]
+    return Part(select(source, kept), [records[i].id for i in sorted(drawn)]) if drawn else Part(source, [])
 
 
-def typical_px(source: Source) -> int:
-    """Median shorter side of the first readable images."""
-    sides = []
-    for index in range(min(16, len(source))):
-        try:
-            sides.append(min(source.read(index).pixels.shape[-2:]))
-        except DamagedFile:
-            continue
-    if not sides:
-        raise DataError(
-            f"{source.name}: none of the first images can be read", hint="saccade show DATA lists the reasons"
-        )
-    return int(statistics.median(sides))
+def labels_in(source: Source) -> bool:
+    return len({record.label for record in source.records if record.label is not None}) > 1
 
 
-def describe_data(source: Source, cache: ImageCache, split: str) -> dict[str, Any]:
+def _hash(source: Source, index: int) -> str | None:
+    try:
+        return source.content_hash(index)
+    except DamagedFile:
+        return None
+
+
+def describe_data(part: Part, cache: ImageCache, sections: Sections) -> dict[str, Any]:
     """data.json: what was learned from, with the hashes and groups the contamination guard needs."""
+    weights = sections["model"].weights
     by_hash: dict[str, list[str]] = {}
     for record, digest in zip(cache.records, cache.hashes):
         by_hash.setdefault(digest, []).append(record.id)
     labels = Counter(record.label for record in cache.records if record.label is not None)
     return {
-        "source": source.name,
-        "images": len(source),
+        "source": part.source.name,
+        "images": len(part.source),
         "used": len(cache),
-        "split": split,
+        "split": sections["data"].split,
+        "held_out": part.held_out,
         "channels": cache.channels,
         "dtype": str(cache.flat.dtype),
         "range": [cache.offset, cache.offset + cache.scale],
@@ -126,6 +138,7 @@ def describe_data(source: Source, cache: ImageCache, split: str) -> dict[str, An
             {"id": record.id, "sha256": digest, "group": record.group}
             for record, digest in zip(cache.records, cache.hashes)
         ],
+        "ancestors": seen_in_pretraining(runs.data_record(weights)) if weights else [],
     }
 
 
@@ -205,7 +218,13 @@ def start(sections: Sections, out: Path, console: Console) -> Path:
         if runtime.rank() == 0:
             runs.prepare(out, resume=False)
         runtime.barrier()
-        source = open_part(sections["data"])
+        part = open_part(sections["data"])
+        source = part.source
+        if part.held_out:
+            console.say(
+                f"the data bring no split: {len(part.held_out):,} labelled images (whole groups) are held out for "
+                "evaluation; --set data.split=all learns from all"
+            )
         sections = resolve_size(sections, typical_px(source), device)
         cache = _decode(source, sections, console)
         sections = resolve(
@@ -221,20 +240,27 @@ def start(sections: Sections, out: Path, console: Console) -> Path:
         sections = resolve_length(sections, len(cache))
         if runtime.rank() == 0:
             config.save(out / "config.yaml", config.to_dict(sections))
-            runs.write_json(out / "data.json", describe_data(source, cache, sections["data"].split))
+            runs.write_json(out / "data.json", describe_data(part, cache, sections))
             runs.write_json(out / "env.json", _environment(device, sections["train"].seed))
         console.say(settings_table(sections, len(cache)))
         return _train(out, sections, cache, device, console, begin=0)
 
 
-def resume(out: Path, console: Console) -> Path:
-    """Continue a run from its newest whole checkpoint, with the configuration it has."""
+def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
+    """Continue a run from its newest whole checkpoint, with the configuration it has; ``named`` must agree."""
     runs.prepare(out, resume=True)
     values = config.load(out / "config.yaml")
     sections = config.from_dict(section_types(values["train"]["method"]), values)
+    differ = [key for key, value in named.items() if config.override(sections, {key: value}) != sections]
+    if differ:
+        raise UsageError(
+            "--resume continues with the settings the run has",
+            got="other values for " + ", ".join(differ),
+            hint=f"leave them out, or start a new run with --weights {out}",
+        )
     device = runtime.pick_device(sections["train"].device)
     with runtime.processes(device):
-        source = open_part(sections["data"])
+        source = open_part(sections["data"]).source
         cache = _decode(source, sections, console)
         known = [item["sha256"] for item in runs.read_json(out / "data.json")["files"]]
         if known != cache.hashes:
@@ -332,7 +358,7 @@ def _environment(device: torch.device, seed: int) -> dict[str, Any]:
 
 
 def _command(words: Sequence[str]) -> str:
-    return " ".join([Path(words[0]).name, *words[1:]])
+    return shlex.join([Path(words[0]).name, *words[1:]])
 
 
 def _git_commit() -> str | None:

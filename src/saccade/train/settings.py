@@ -16,7 +16,7 @@ class DataConfig:
     label: str = ""
     group: str = ""
     split: str | None = None
-    """Which part of the source to use; decided: everything except ``test``."""
+    """Which part of the source to use, or ``all``; decided: everything but the test part."""
     grey: bool = False
     """Turn colour into luminance before anything else."""
     channels: int | None = None

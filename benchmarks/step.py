@@ -1,0 +1,120 @@
+"""One DINO step on the CPU: saccade against lightly, forward, backward, update, teacher; views are made beforehand.
+
+    python benchmarks/step.py [--model tiny|small] [--rounds 5] [--peer-bf16] [--json]
+
+tiny: ViT-Ti/8, 64 and 32 px, 2 + 8 crops, batch 64, K = 4,096. small: ViT-S/16, 224 and 96 px, batch 8.
+The last line is one JSON object: images a second of ours and peer, and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+
+import torch
+
+from peer import BOTTLENECK, HIDDEN, VIT, LightlyDino, abab, timm_vit
+from saccade import runtime
+from saccade.backbones.build import build
+from saccade.contracts import Progress, Role, View
+from saccade.methods.dino import Dino, DinoConfig, resolve_dino
+from saccade.train.optim import clip_gradients, make_optimizer
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured; both tools get the same."""
+
+    size: str
+    patch: int
+    global_px: int
+    local_px: int
+    batch: int
+    out_dim: int = 4096
+    local_count: int = 8
+
+
+SETTINGS = {"tiny": Setting("tiny", 8, 64, 32, 64), "small": Setting("small", 16, 224, 96, 8)}
+
+
+def random_views(setting: Setting) -> list[View]:
+    """Two global and the local views of one batch, of noise: the time does not depend on what they show."""
+    made = []
+    roles: list[tuple[Role, int, int]] = [
+        ("global", 2, setting.global_px),
+        ("local", setting.local_count, setting.local_px),
+    ]
+    for role, count, side in roles:
+        for _ in range(count):
+            made.append(View(role, torch.randn(setting.batch, 3, side, side), torch.zeros(setting.batch, 4)))
+    return made
+
+
+class Ours:
+    """saccade's step as the training loop takes it."""
+
+    def __init__(self, setting: Setting, precision: str):
+        name = f"vit_{setting.size}_patch{setting.patch}"
+        student, teacher = (build(name, channels=3, size_px=setting.global_px, seed=0) for _ in range(2))
+        wanted = DinoConfig(out_dim=setting.out_dim, head_hidden=HIDDEN, bottleneck=BOTTLENECK)
+        config = resolve_dino(wanted, images=100_000, batch=setting.batch, steps=100_000, has_batch_norm=False)
+        self.method = Dino(student, teacher, config, seed=0)
+        self.optimizer = make_optimizer(self.method.trainable(), CPU)
+        self.precision, self.progress = precision, Progress(1000, 100_000, 1.0, 100.0)
+
+    def step(self, views: list[View]) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        with runtime.autocast(CPU, self.precision):
+            output = self.method.step(views, self.progress)
+        output.loss.backward()
+        self.method.before_update(self.progress)
+        clip_gradients([p for _, p in self.method.trainable()], 3.0)
+        self.optimizer.step()
+        self.method.after_update(self.progress)
+        return float(output.loss.detach())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=list(SETTINGS), default="tiny")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer-bf16", action="store_true", help="run lightly under the same autocast")
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    options = parser.parse_args()
+    setting = SETTINGS[options.model]
+    precision = "bf16" if runtime.gains_from_bf16(CPU) else "fp32"
+    ours = Ours(setting, precision)
+    network = timm_vit(setting.size, setting.patch, setting.global_px)
+    peer = LightlyDino(network, VIT[setting.size][0], setting.out_dim, bf16=options.peer_bf16)
+    views = random_views(setting)
+    whole = [v.pixels for v in views if v.role == "global"]
+    parts = [v.pixels for v in views if v.role == "local"]
+
+    def our_step() -> int:
+        ours.step(views)
+        return setting.batch
+
+    def peer_step() -> int:
+        peer.step(whole, parts)
+        return setting.batch
+
+    mine, theirs = abab(our_step, peer_step, options.rounds)
+    found = {
+        "ours": round(mine, 2),
+        "peer": round(theirs, 2),
+        "ratio": round(mine / theirs, 3),
+        "model": options.model,
+        "precision": precision,
+        "peer_bf16": options.peer_bf16,
+        "threads": torch.get_num_threads(),
+    }
+    if not options.json:
+        print(f"saccade {mine:.1f} images/s ({precision}), lightly {theirs:.1f}: {mine / theirs:.2f} times")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
