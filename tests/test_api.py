@@ -71,6 +71,69 @@ def test_two_models_side_by_side(run, tmp_path):
     assert (tmp_path / "both" / "evaluation.json").exists()
 
 
+def write_tiles(folder, splits=("",), count=8, depth=np.uint8):
+    """PNG tiles of two classes below ``folder/SPLIT/CLASS``, each of them different."""
+    rng = np.random.default_rng(0)
+    for split in splits:
+        for label in "ab":
+            (folder / split / label).mkdir(parents=True)
+            for i in range(count):
+                low, high = (0, 256) if depth == np.uint8 else (0, 4096)
+                pixels = rng.integers(low, high, (32, 32) if depth == np.uint16 else (32, 32, 3)).astype(depth)
+                Image.fromarray(pixels).save(folder / split / label / f"{split}{i}.png")
+    return folder
+
+
+def test_without_a_split_the_evaluated_part_is_held_out(tmp_path):
+    folder = write_tiles(tmp_path / "tiles")
+    run = saccade.pretrain(folder, out=tmp_path / "run", backbone="resnet10_w8", settings=SMALL)
+    record = json.loads((run / "data.json").read_text())
+    assert record["used"] + len(record["held_out"]) == 16 and 3 <= len(record["held_out"]) <= 7
+    found = saccade.evaluate([run], folder, options=QUICK)
+    assert found.protocol["n_test"] == len(record["held_out"]) and found.protocol["overlap"] is False
+    everything = saccade.pretrain(
+        folder, out=tmp_path / "all", backbone="resnet10_w8", settings=SMALL | {"data.split": "all"}
+    )
+    for path in (everything, everything / "model", everything / "model" / "model.safetensors"):
+        with pytest.raises(ContaminationError, match="pretraining saw"):
+            saccade.evaluate([path], folder, options=QUICK)
+    heir = saccade.pretrain(
+        folder, out=tmp_path / "heir", backbone="resnet10_w8", settings=SMALL | {"model.weights": str(everything)}
+    )
+    with pytest.raises(ContaminationError, match="pretraining saw"):
+        saccade.evaluate([heir], folder, options=QUICK)
+
+
+def test_val_is_the_test_part_where_there_is_no_other(tmp_path):
+    folder = write_tiles(tmp_path / "tiles", splits=("train", "val"))
+    run = saccade.pretrain(folder, out=tmp_path / "run", backbone="resnet10_w8", settings=SMALL)
+    assert json.loads((run / "data.json").read_text())["used"] == 16
+    assert "(val: there is no test)" in saccade.evaluate([run], folder, options=QUICK).protocol["text"]
+
+
+def test_a_copy_on_both_sides_is_refused(run, tmp_path):
+    folder = write_tiles(tmp_path / "tiles", splits=("train", "test"))
+    (folder / "test" / "a" / "copy.png").write_bytes((folder / "train" / "a" / "train0.png").read_bytes())
+    with pytest.raises(ContaminationError, match="training and test part share"):
+        saccade.evaluate([run], folder, options=QUICK)
+
+
+def test_deeper_images_take_their_own_range(run, tmp_path):
+    folder = write_tiles(tmp_path / "deep", depth=np.uint16)
+    features = saccade.embed(run, folder).features
+    assert np.abs(features).max() < 50 * np.abs(saccade.embed(run, DATA).features).max()
+
+
+def test_two_runs_of_one_name_are_two_rows(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / run.name)
+    found = saccade.evaluate([run, tmp_path / run.name], DATA, options=QUICK, out=tmp_path / "both")
+    assert len({row["model"] for row in found.rows}) == 5
+    with pytest.raises(UsageError, match="named twice"):
+        saccade.evaluate([run, run], DATA, options=QUICK, out=tmp_path / "twice")
+
+
 def test_unlabelled_images_cannot_be_evaluated(run, tmp_path):
     for i in range(4):
         Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")

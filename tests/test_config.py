@@ -66,7 +66,7 @@ def test_ambiguous_bare_key():
 
 def test_round_trip_through_yaml(tmp_path):
     first = config.override(sections(), ["views.size=64", "optim.lr=0.001", "optim.name=a: b"])
-    config.save(tmp_path / "config.yaml", config.to_dict(first))
+    (tmp_path / "config.yaml").write_text(config.to_yaml(config.to_dict(first)))
     again = config.from_dict({"views": Views, "optim": Optim}, config.load(tmp_path / "config.yaml"))
     assert again == first
 

@@ -1,5 +1,6 @@
 """Evaluation: agrees with brute force, keeps groups apart, gives chance where there is nothing."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from saccade.contracts import Record
-from saccade.errors import ContaminationError, DataError, EvaluationError
+from saccade.errors import ContaminationError, DataError, EvaluationError, UsageError
 from saccade.evaluation import baselines, guard, metrics, probes, protocol, tables
 from saccade.store import FeatureTable, load_table, save_table, search
 
@@ -279,3 +280,20 @@ def test_store_round_trip_and_search(tmp_path):
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(DataError, match="not a feature table"):
         load_table(tmp_path / "bad.parquet")
+
+
+def test_few_groups_claim_nothing():
+    """Two patients in the test part: whatever the intervals say, no lead is called clear."""
+    train, test = table(*blobs(20)), table(*blobs(20), groups=[f"p{i % 2}" for i in range(20)])
+    noise = dataclasses.replace(train, features=np.random.default_rng(1).normal(size=train.features.shape))
+    config = protocol.ProtocolConfig(fractions=(1.0,), repeats=1, bootstrap=50)
+    few = protocol.evaluate({"good": (train, test), "bad": (noise, test)}, config)
+    assert not any(d["clear"] for d in few.differences) and "the intervals mean nothing" in few.protocol["text"]
+    many = protocol.evaluate({"good": (train, train), "bad": (noise, train)}, config)
+    assert any(d["clear"] for d in many.differences)
+
+
+@pytest.mark.parametrize("bad", [{"fractions": (100.0, 10.0)}, {"fractions": (1.0, 1.0)}, {"repeats": 0}])
+def test_protocols_that_cannot_be_meant(bad):
+    with pytest.raises(UsageError, match="fraction"):
+        protocol.ProtocolConfig(**bad)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from saccade import runs
+from saccade import config, runs
 from saccade.api import Quiet, pretrain, resume
-from saccade.errors import DataError, NonFiniteLoss, UsageError
+from saccade.errors import DataError, NonFiniteLoss, SaccadeError, StorageError, UsageError
 from saccade.train import checkpoint, loop
 from saccade.train.health import effective_rank, require_finite
 
@@ -242,3 +242,80 @@ def test_collapse_is_said_while_it_happens(tmp_path):
     pretrain(DATA, out=tmp_path / "flat", backbone="vit_micro_patch8", settings=settings, console=console)
     said = [m for m in console.messages if "uniform collapse" in m]
     assert len(said) == 1 and "ln K = 3.466" in said[0] and "teacher_temp" in said[0]
+
+
+# --- ways out of trouble, and settings that cannot be meant ----------------------------------------
+
+
+def test_resume_takes_what_it_may_and_names_what_it_may_not(whole, tmp_path):
+    run = small_run(tmp_path / "run", train__steps=4)
+    again = {"train.steps": 4, "model.size_px": 32}  # what it was started with may be repeated
+    resume(run, data=DATA, settings=again | {"optim.lr": 1e-5, "train.keep": 1})
+    stored = config.load(run / "config.yaml")
+    assert stored["optim"]["lr"] == 1e-5 and stored["train"]["keep"] == 1
+    with pytest.raises(UsageError, match="settings the run has") as caught:
+        resume(run, settings={"dino.out_dim": 64, "optim.lr": 1e-5})
+    assert "dino.out_dim" in str(caught.value) and "optim.lr" in (caught.value.hint or "")
+
+
+def test_foreign_bytes_and_copies_among_checkpoints(tmp_path):
+    run = small_run(tmp_path / "run")
+    (run / "checkpoints" / "step-000012" / "state.pt").write_bytes(b"this was never a checkpoint" * 50)
+    (run / "checkpoints" / "step-000008-copy").mkdir()
+    state, messages = checkpoint.load_newest(run)
+    assert state["step"] == 8 and "step 12 is damaged" in messages[0]
+
+
+def test_a_checkpoint_that_failed_is_not_called_saved(tmp_path, monkeypatch):
+    def full(*_):
+        raise StorageError("checkpoint could not be written")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    real = loop.learn
+
+    def learn(plan, method, optimizer, cache, step):
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return real(plan, method, optimizer, cache, step)
+
+    monkeypatch.setattr(loop, "learn", learn)
+    console = Quiet()
+    pretrain(DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=SMALL, console=console)
+    stopped = next(m for m in console.messages if "stopped by SIGTERM" in m)
+    assert "last checkpoint is of step None" in stopped and "saved" not in stopped
+
+
+def test_a_run_from_weights_goes_on_without_them(tmp_path):
+    first = small_run(tmp_path / "first", backbone="resnet10_w8", train__steps=2)
+    settings = SMALL | {"train.steps": 2, "model.weights": str(first), "model.size_px": 72, "views.local_px": 20}
+    second = pretrain(DATA, out=tmp_path / "second", backbone="resnet10_w8", settings=settings)
+    assert config.load(second / "config.yaml")["model"]["stem"] == "cifar"  # that of the weights, not of 72 px
+    first.rename(tmp_path / "moved")
+    resume(second)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"train.steps": -5}, "train.steps must be above 0"),
+        ({"train.epochs": 0.0}, "train.epochs must be above 0"),
+        ({"train.accumulate": 0}, "train.accumulate must be above 0"),
+        ({"train.seed": -1}, "train.seed must not be negative"),
+        ({"train.batch": 64}, "larger than the data"),
+        ({"model.size_px": 30}, "multiple of the patch, 8"),
+        ({"dino.student_temp": 0.0}, "dino.student_temp must be above 0"),
+        ({"dino.momentum": 1.5}, "dino.momentum is a share"),
+        ({"data.grey": True, "views.stain": 0.2}, "without colour"),
+        ({"data.split": "nowhere"}, "no images of the split nowhere"),
+        ({"model.stem": "small"}, "no effect on vit_micro_patch8"),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings, said, tmp_path):
+    with pytest.raises(SaccadeError) as caught:
+        small_run(tmp_path / "run", **{k.replace(".", "__"): v for k, v in settings.items()})
+    assert said in str(caught.value)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_cnns_take_any_size(tmp_path):
+    small_run(tmp_path / "run", backbone="resnet10_w8", model__size_px=28, train__steps=1)

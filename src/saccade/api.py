@@ -15,7 +15,7 @@ import torch
 from saccade import config, embedding, panels, runs, runtime
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.data.audit import Audit, audit, contact_sheet
-from saccade.data.loader import ImageCache, typical_px, usual_channels
+from saccade.data.loader import ImageCache, typical_px
 from saccade.data.open import open_source
 from saccade.data.splits import Parts, choose_parts
 from saccade.errors import UsageError
@@ -78,6 +78,7 @@ def pretrain(
     if backbone is not None:
         sections = config.override(sections, {"model.backbone": backbone})
     sections = config.override(sections, settings or {})
+    sections = _absolute_paths(sections)
     folder = training.start(sections, Path(out), console or Quiet())
     return _reported(folder)
 
@@ -104,6 +105,12 @@ def _reported(run: Path) -> Path:
     return run
 
 
+def _absolute_paths(sections: config.Sections) -> config.Sections:
+    """Files that a resumed run needs are found from any folder."""
+    named = {"data.manifest": sections["data"].manifest, "model.weights": sections["model"].weights}
+    return config.override(sections, {k: str(Path(v).resolve()) for k, v in named.items() if v and Path(v).exists()})
+
+
 def _absolute(data: str | Path) -> str | Path:
     return data if str(data).startswith("synthetic:") else Path(data).resolve()
 
@@ -127,8 +134,7 @@ def _precision(device: torch.device) -> str:
 
 def _load(model: str | Path, decoded: embedding.Decoded) -> tuple[LoadedModel, str | None]:
     """A model with its input fitted to the data, and what there is to say about that."""
-    source = decoded.source
-    loaded = load_model(model, channels=usual_channels(source), size_px=min(224, typical_px(source)))
+    loaded = load_model(model, channels=decoded.channels, size_px=min(224, typical_px(decoded.source)))
     return embedding.fit_input(loaded, decoded)
 
 
@@ -172,7 +178,8 @@ def evaluate(
         if said:
             console.say(said)
         loaded[name] = dataclasses.replace(network, name=name)
-    cache = decoded.at(next(iter(loaded.values())).spec.size_px)
+    first = next(iter(loaded.values())).spec
+    cache = decoded.at(first.size_px, first.channels)
     pretrained = [record for m in named if (record := runs.data_record(m)) is not None]
     held_out = {name for record in pretrained for name in record.get("held_out", [])}
     parts = choose_parts(cache.records, cache.hashes, seed=options.protocol.seed, held_out=held_out)
@@ -212,6 +219,8 @@ def _tables(
 
 def _names(models: Sequence[str]) -> dict[str, str]:
     """A name for each model in the table: a run is ``dino resnet10``, with its folder where two would read alike."""
+    if len({Path(model).absolute() for model in models}) < len(models):
+        raise UsageError("a model is named twice", got=", ".join(models), hint="name each model once")
     names: dict[str, str] = {}
     for model in models:
         path = Path(model)
@@ -226,8 +235,6 @@ def _names(models: Sequence[str]) -> dict[str, str]:
                 else [f"{plain} ({place.name})", f"{plain} ({place.parent.name}/{place.name})"]
             )
             name = next((word for word in spellings if word not in names), f"{plain} ({place})")
-        if name in names:
-            raise UsageError("the same model is named twice", got=model, hint="name each model once")
         names[name] = model
     return names
 

@@ -28,7 +28,7 @@ class Text(str):
 def _coerce(value: Any, annotation: Any, key: str) -> Any:
     """Turn a value into the field's declared type, or say what was expected."""
     if isinstance(value, Text):
-        value = str(value) if annotation is str else yaml.safe_load(value)
+        value = _read_text(value, annotation, key)
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(annotation)
@@ -69,11 +69,26 @@ def _coerce(value: Any, annotation: Any, key: str) -> Any:
     raise _wrong(key, value, annotation)
 
 
+def _read_text(value: Text, annotation: Any, key: str) -> Any:
+    if annotation is str or (str in typing.get_args(annotation) and value != "null"):
+        return str(value)
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise _wrong(key, str(value), annotation) from error
+
+
 def _wrong(key: str, value: Any, annotation: Any) -> UsageError:
     name = getattr(annotation, "__name__", None) or str(annotation)
     if typing.get_origin(annotation) is not None:
         name = str(annotation)
-    return UsageError(f"the value of {key!r} does not fit", got=repr(value), expected=name)
+    several = "tuple" in name
+    return UsageError(
+        f"the value of {key!r} does not fit",
+        got=repr(value),
+        expected=name,
+        hint=f"several numbers go in brackets: --set {key}='[0.4, 1]'" if several else None,
+    )
 
 
 def all_keys(sections: Sections) -> list[str]:
@@ -149,8 +164,8 @@ def unresolved(sections: Sections) -> list[str]:
     ]
 
 
-def save(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+def to_yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from saccade.augment.views import plain_view
 from saccade.backbones.build import build
 from saccade.backbones.weights import LoadedModel
 from saccade.contracts import InputSpec, Record, Source
-from saccade.data.loader import ImageCache, build_cache, input_spec
+from saccade.data.loader import ImageCache, build_cache, input_spec, usual_channels
 from saccade.evaluation.baselines import histogram_features, pixel_features
 from saccade.store import FeatureTable
 
@@ -74,18 +74,26 @@ def random_twin(model: LoadedModel, seed: int) -> LoadedModel:
 
 
 class Decoded:
-    """A source, decoded once for each size asked for."""
+    """A source, decoded once for each size and number of channels asked for."""
 
     def __init__(self, source: Source, *, max_bad: float, report: Report | None):
         self.source, self.max_bad, self.report = source, max_bad, report
-        self._by_size: dict[int, ImageCache] = {}
+        self._caches: dict[tuple[int, int], ImageCache] = {}
+        self._usual: int | None = None
 
-    def at(self, size_px: int) -> ImageCache:
-        if size_px not in self._by_size:
-            self._by_size[size_px] = build_cache(
-                self.source, cache_px=size_px, max_bad=self.max_bad, report=self.report
+    @property
+    def channels(self) -> int:
+        """Number of channels most images have."""
+        self._usual = self._usual or usual_channels(self.source)
+        return self._usual
+
+    def at(self, size_px: int, channels: int | None = None) -> ImageCache:
+        key = (size_px, channels or self.channels)
+        if key not in self._caches:
+            self._caches[key] = build_cache(
+                self.source, cache_px=size_px, channels=key[1], max_bad=self.max_bad, report=self.report
             )
-        return self._by_size[size_px]
+        return self._caches[key]
 
 
 def fit_input(model: LoadedModel, decoded: Decoded) -> tuple[LoadedModel, str | None]:
@@ -94,7 +102,7 @@ def fit_input(model: LoadedModel, decoded: Decoded) -> tuple[LoadedModel, str | 
     Random weights take range and statistics of the data. A model trained on 8-bit images that meets deeper ones,
     or the other way round, takes their range: dividing 16-bit values by 255 would blind it without a word.
     """
-    spec, cache = model.spec, decoded.at(model.spec.size_px)
+    spec, cache = model.spec, decoded.at(model.spec.size_px, model.spec.channels)
     if model.name.startswith("random:"):
         return dataclasses.replace(model, spec=input_spec(cache, spec.size_px, grey=spec.grey)), None
     eight_bit = (spec.offset, spec.scale) == (0.0, 255.0)
@@ -116,8 +124,8 @@ def embed_model(
     grey: bool = False,
 ) -> FeatureTable:
     """The feature table of one model. ``grey``: show the images to it as luminance."""
-    cache = decoded.at(model.spec.size_px)
     spec = model.spec
+    cache = decoded.at(spec.size_px, spec.channels)
     cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
     spec = dataclasses.replace(spec, grey=spec.grey or grey)
     features = embed_cached(

@@ -236,7 +236,7 @@ def draw(
     train, test = parts
     name, model = next(iter(models.items()))
     table = tables[name]
-    cache = decoded.at(model.spec.size_px)
+    cache = decoded.at(model.spec.size_px, model.spec.channels)
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     chosen = _one_a_class(table, test)

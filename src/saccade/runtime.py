@@ -81,7 +81,10 @@ def processes(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Numbers for people are averaged on the CPU, gradients where they are.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
@@ -110,7 +113,7 @@ def max_over_ranks(value: float) -> float:
     """The largest of a number over all processes: a plan must fit the slowest."""
     if world_size() == 1:
         return value
-    x = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    x = torch.tensor(value)
     dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return float(x)
 

@@ -59,11 +59,13 @@ class ViewsConfig:
     """In the global views after the first. DINO has 0.2; stained tissue loses its white background by it."""
 
 
-def resolve_views(config: ViewsConfig, *, size_px: int, channels: int, patch: int, local_count: int) -> ViewsConfig:
+def resolve_views(
+    config: ViewsConfig, *, size_px: int, channels: int, patch: int, local_count: int, whole_patches: bool = True
+) -> ViewsConfig:
     """Fill every None. Local crops: DINO's 96 of 224 pixels, rounded up to a multiple of ``patch``.
 
     Colour settings are zero for images without colour; asking for them there is an error (UsageError), and so
-    is a range or probability that makes no sense, or a crop that is not a multiple of ``patch``.
+    is a range or probability that makes no sense, or, with ``whole_patches``, a crop that is not a multiple of it.
     """
     global_px = config.global_px or size_px
     local_px = config.local_px or math.ceil(global_px * 96 / 224 / patch) * patch
@@ -80,7 +82,7 @@ def resolve_views(config: ViewsConfig, *, size_px: int, channels: int, patch: in
         local_count=local_count if config.local_count is None else config.local_count,
         **colour,
     )
-    _check(resolved, patch)
+    _check(resolved, patch if whole_patches else 1)
     return resolved
 
 

@@ -47,7 +47,9 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    # The blocks take every stride-th pixel beforehand: the same figures as a 1x1 convolution with that stride, whose
+    # backward pass crashes torch 2.15 on the CPU (channels last, 8 channels, maps from 64 x 64).
+    return nn.Sequential(_conv(inputs, outputs, 1), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
@@ -55,10 +57,10 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = _conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = _conv(width, width, 3), nn.BatchNorm2d(width)
-        self.downsample = _shortcut(inputs, width, stride)
+        self.downsample, self.stride = _shortcut(inputs, width, stride), stride
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = x if self.downsample is None else self.downsample(x)
+        kept = x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])
         x = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(x)) + kept)
 
@@ -69,10 +71,10 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = _conv(inputs, width, 1), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = _conv(width, width, 3, stride), nn.BatchNorm2d(width)
         self.conv3, self.bn3 = _conv(width, 4 * width, 1), nn.BatchNorm2d(4 * width)
-        self.downsample = _shortcut(inputs, 4 * width, stride)
+        self.downsample, self.stride = _shortcut(inputs, 4 * width, stride), stride
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = x if self.downsample is None else self.downsample(x)
+        kept = x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(self.bn2(self.conv2(x)))
         return torch.relu(self.bn3(self.conv3(x)) + kept)

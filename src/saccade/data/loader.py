@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import IO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from saccade.contracts import Batch, InputSpec, Record, Source
-from saccade.errors import DamagedFile, DataError, TooManyDamaged
+from saccade.errors import DamagedFile, DataError, StorageError, TooManyDamaged
 from saccade.seeds import numpy_generator
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -176,7 +177,7 @@ class _Store:
         self.limit = memory_limit_mib * 2**20
         self.parts: list[np.ndarray] = []
         self.held = 0
-        self.file: tempfile._TemporaryFileWrapper | None = None
+        self.file: IO[bytes] | None = None
 
     def add(self, pixels: np.ndarray) -> None:
         self.parts.append(pixels.reshape(-1))
@@ -185,19 +186,26 @@ class _Store:
             self._spill()
 
     def _spill(self) -> None:
-        if self.file is None:
-            self.file = tempfile.NamedTemporaryFile(prefix="saccade-cache-")  # noqa: SIM115
-        for part in self.parts:
-            self.file.write(part.tobytes())
+        try:
+            if self.file is None:
+                # Without a name, so that nothing stays behind however the process ends.
+                self.file = tempfile.TemporaryFile(prefix="saccade-cache-")  # noqa: SIM115
+            for part in self.parts:
+                self.file.write(part.tobytes())
+            self.file.flush()
+        except OSError as error:
+            raise StorageError(
+                f"the decoded images do not fit in {tempfile.gettempdir()}",
+                got=error.strerror,
+                hint="set TMPDIR to a larger disk, or make them smaller with --set data.cache_px=SIZE",
+            ) from error
         self.parts, self.held = [], 0
 
     def array(self, number_type: np.dtype) -> np.ndarray:
         if self.file is None:
             return np.concatenate(self.parts)
         self._spill()
-        self.file.flush()
-        # The map keeps the file alive after its name is gone.
-        return np.memmap(self.file.name, dtype=number_type, mode="r")
+        return np.memmap(self.file, dtype=number_type, mode="r")
 
 
 def build_cache(

@@ -62,6 +62,7 @@ def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has
     temperatures  0.02 for runs under 20,000 steps: with small batches 0.04 ended at ln K (docs/log.md); longer runs
                   rise from there to the paper's 0.04
     """
+    _check(config)
     power = 2 ** math.floor(math.log2(max(1, images / 8)))
     out_dim = config.out_dim or min(65536, max(256, power))
     memory_steps = min(250.0, max(100.0, steps / 50))
@@ -78,6 +79,18 @@ def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has
         momentum=round(1 - 1 / memory_steps, 5) if config.momentum is None else config.momentum,
         freeze_last_fraction=0.02 if config.freeze_last_fraction is None else config.freeze_last_fraction,
     )
+
+
+def _check(config: DinoConfig) -> None:
+    """Raise UsageError for temperatures and momenta that cannot be meant."""
+    for name in ("student_temp", "teacher_temp", "teacher_temp_start", "out_dim", "head_hidden", "bottleneck"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"dino.{name} must be above 0", got=value)
+    for name in ("momentum", "momentum_end", "center_momentum", "temp_warmup_fraction", "freeze_last_fraction"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UsageError(f"dino.{name} is a share", got=value, expected="0 to 1")
 
 
 class Head(nn.Module):

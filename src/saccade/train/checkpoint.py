@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def save(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
             os.fsync(file.fileno())
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
+        _flush_folder(final.parent)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
@@ -46,9 +48,21 @@ def save(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     return final
 
 
+def _flush_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def available(run: Path) -> list[int]:
     """Steps with a checkpoint, oldest first."""
-    return sorted(int(p.name[5:]) for p in (run / "checkpoints").glob("step-*") if (p / FILE).exists())
+    found = ((re.fullmatch(r"step-(\d+)", p.name), p) for p in (run / "checkpoints").glob("step-*"))
+    return sorted(int(match[1]) for match, path in found if match and (path / FILE).exists())
 
 
 def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
@@ -58,7 +72,7 @@ def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
         try:
             state = torch.load(folder_of(run, step) / FILE, map_location="cpu", weights_only=True)
             return state, messages
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
+        except Exception as error:  # torch raises nearly anything on foreign bytes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             messages.append(f"checkpoint of step {step} is damaged ({reason}); falling back to the one before")
     raise TrainingError(

@@ -27,5 +27,5 @@ def require_finite(loss: float, *, step: int, logs: dict[str, float], last_good:
     raise NonFiniteLoss(
         f"the loss became {loss} at step {step}; {back}",
         got="not finite: " + ", ".join(bad or ["loss"]),
-        hint="lower --set optim.lr, or train with --set train.precision=fp32; then --resume from the checkpoint",
+        hint="go on from the checkpoint with --resume --set optim.lr=LOWER or --set train.precision=fp32",
     )

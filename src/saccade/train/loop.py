@@ -6,10 +6,11 @@ augmentation are functions of (seed, step), so a resumed run continues bit for b
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,15 +72,17 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def save_state(plan: Plan, method: Method, optimizer: torch.optim.Optimizer, step: int, console: Console) -> None:
-    """Write a checkpoint from the first process; a full disk is reported, training goes on."""
+def save_state(plan: Plan, method: Method, optimizer: torch.optim.Optimizer, step: int, console: Console) -> bool:
+    """Write a checkpoint from the first process; a full disk is reported, training goes on. True if it is there."""
+    failed = False
     if runtime.rank() == 0:
         state = {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
         try:
             checkpoint.save(plan.run, step, state, plan.train.keep)
         except StorageError as error:
+            failed = True
             console.say(f"{error}\n  training goes on")
-    runtime.barrier()
+    return not runtime.any_rank(failed)
 
 
 def learn(
@@ -147,7 +150,7 @@ def fit(
     before = metrics.continue_from(start) if runtime.rank() == 0 else 0.0
     images, seconds, mark = train.batch * train.accumulate, 0.0, time.perf_counter()
     said: set[str] = set()
-    with StopRequest() as stop:
+    with StopRequest() as stop, _closing(board):
         for step in range(start, train.steps + 1):
             # evaluate
             live: dict[str, float] = {}
@@ -158,8 +161,8 @@ def fit(
 
             # save
             stopping = runtime.any_rank(stop.requested is not None)
-            if step > start and (step % train.save_every == 0 or step == train.steps or stopping):
-                save_state(plan, method, optimizer, step, console)
+            due = step > start and (step % train.save_every == 0 or step == train.steps)
+            if (due or stopping) and save_state(plan, method, optimizer, step, console):
                 last_saved = step
 
             # stop
@@ -167,7 +170,9 @@ def fit(
                 if live and runtime.rank() == 0:
                     _write(metrics, board, {"step": step, **live, "seconds": before + seconds}, console)
                 if stopping and step < train.steps:
-                    console.say(f"stopped by {stop.requested} at step {step}; saved. Continue with --resume")
+                    why = stop.requested or "another process"
+                    kept = "saved" if last_saved == step else f"the last checkpoint is of step {last_saved}"
+                    console.say(f"stopped by {why} at step {step}; {kept}. Continue with --resume")
                 break
 
             # step
@@ -188,8 +193,6 @@ def fit(
                     said = _say_once(method.diagnose(plain), said, step, console)
             rate = (step + 1 - start) * images / max(1e-9, seconds + now - mark)
             console.progress(step + 1, train.steps, {"loss": loss, "images_per_second": rate, **live})
-    if board is not None:
-        board.close()
     return step
 
 
@@ -199,6 +202,17 @@ def _say_once(message: str | None, said: set[str], step: int, console: Console) 
     if message and kind not in said:
         console.say(f"step {step}: {message}")
     return said | {kind}
+
+
+@contextlib.contextmanager
+def _closing(board: Any) -> Iterator[None]:
+    """Close the event file whatever happens; what a full disk kept from it is no reason to fail."""
+    try:
+        yield
+    finally:
+        if board is not None:
+            with contextlib.suppress(OSError):
+                board.close()
 
 
 def _tensorboard(run: Path, start: int) -> Any:

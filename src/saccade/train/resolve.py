@@ -20,6 +20,45 @@ from saccade.errors import UsageError
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
+def check_sections(sections: Sections) -> None:
+    """Raise UsageError, with the name of the setting, for numbers that cannot be meant; before anything is read."""
+    train: TrainConfig = sections["train"]
+    model: ModelConfig = sections["model"]
+    above = {
+        "train.batch": train.batch,
+        "train.accumulate": train.accumulate,
+        "train.steps": train.steps,
+        "train.epochs": train.epochs,
+        "train.keep": train.keep,
+        "train.log_every": train.log_every,
+        "train.evaluate_every": train.evaluate_every,
+        "train.save_every": train.save_every,
+        "model.size_px": model.size_px,
+        "data.cache_px": sections["data"].cache_px,
+    }
+    for name, value in above.items():
+        if value is not None and value <= 0:
+            raise UsageError(f"{name} must be above 0", got=value)
+    floor = {
+        "train.minutes": train.minutes,
+        "train.seed": train.seed,
+        "optim.lr": sections["optim"].lr,
+        "optim.clip_norm": sections["optim"].clip_norm,
+    }
+    for name, value in floor.items():
+        if value is not None and value < 0:
+            raise UsageError(f"{name} must not be negative", got=value)
+
+
+def check_batch(batch: int, images: int) -> None:
+    """A batch must part evenly over the processes and may not hold an image twice."""
+    world = runtime.world_size()
+    if batch % world:
+        raise UsageError("the batch must divide evenly over the processes", got=f"batch {batch}, {world} processes")
+    if batch > images:
+        raise UsageError("the batch is larger than the data", got=f"batch {batch}, {images} images")
+
+
 def is_transformer(backbone: str) -> bool:
     return isinstance(parse(backbone), ViTSettings)
 
@@ -35,10 +74,13 @@ def resolve_size(sections: Sections, image_px: int, device: torch.device) -> Sec
     model: ModelConfig = sections["model"]
     data: DataConfig = sections["data"]
     size = model.size_px
+    patch = patch_of(model.backbone)
     if size is None:
         largest = 64 if device.type == "cpu" else 224
-        patch = patch_of(model.backbone)
         size = patch * max(2, round(min(image_px, largest) / patch))
+    elif is_transformer(model.backbone) and size % patch:
+        near = f"{max(1, size // patch) * patch} or {(size // patch + 1) * patch}"
+        raise UsageError(f"--size must be a multiple of the patch, {patch}", got=size, expected=near)
     cache_px = data.cache_px or max(size, min(image_px, round(1.5 * size)))
     return sections | {
         "model": dataclasses.replace(model, size_px=size),
@@ -53,10 +95,13 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
     """
     train: TrainConfig = sections["train"]
     model: ModelConfig = sections["model"]
-    batch = train.batch or min(64 if device.type == "cpu" else 256, max(2, images))
     world = runtime.world_size()
-    if batch % world:
-        raise UsageError("the batch must divide evenly over the processes", got=f"batch {batch}, {world} processes")
+    batch = train.batch or max(world, min(64 if device.type == "cpu" else 256, max(2, images)) // world * world)
+    check_batch(batch, images)
+    if sections["data"].grey and channels != 3:
+        raise UsageError(f"data.grey has no effect on images with {channels} channels", hint="leave it out")
+    if sections["data"].grey and sections["views"].stain:
+        raise UsageError("views.stain has no meaning for images without colour", hint="leave out stain or grey")
     per_step = batch * train.accumulate
     limits = [name for name in ("steps", "epochs", "minutes") if getattr(train, name)]
     if len(limits) > 1:
@@ -78,6 +123,7 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
             size_px=model.size_px,
             channels=channels,
             patch=patch_of(model.backbone),
+            whole_patches=is_transformer(model.backbone),
             local_count=4 if device.type == "cpu" else 8,
         ),
     }
@@ -102,7 +148,7 @@ def resolve_length(sections: Sections, images: int) -> Sections:
     steps, per_step = train.steps, train.batch * train.accumulate
     train = dataclasses.replace(
         train,
-        epochs=round(steps * per_step / images, 3),
+        epochs=train.epochs or round(steps * per_step / images, 3),
         log_every=train.log_every or max(1, min(10, steps // 100)),
         evaluate_every=train.evaluate_every or max(1, math.ceil(steps / 10)),
         save_every=train.save_every or max(1, min(500, math.ceil(steps / 10))),

@@ -38,10 +38,20 @@ from saccade.train import checkpoint
 from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Plan, fit, learn
 from saccade.train.optim import make_optimizer
-from saccade.train.resolve import is_transformer, resolve, resolve_length, resolve_size
+from saccade.train.resolve import check_sections, is_transformer, resolve, resolve_length, resolve_size
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 ALL_BUT_TEST = "all but test"
+CHANGEABLE = (
+    "optim.lr",
+    "optim.clip_norm",
+    "train.precision",
+    "train.device",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+)
+"""What --resume may set anew: ways out of trouble that leave schedules and data as they are."""
 
 
 def section_types(method: str) -> dict[str, type]:
@@ -148,6 +158,8 @@ def describe_data(part: Part, cache: ImageCache, sections: Sections) -> dict[str
 def model_options(model: ModelConfig) -> dict[str, object]:
     """Options for ``build``: those of a transformer, or none where the network has none."""
     if is_transformer(model.backbone):
+        if model.stem:
+            raise ModelError(f"model.stem has no effect on {model.backbone}", hint="add _conv to the name instead")
         return {
             "positions": model.positions,
             "norm": model.norm,
@@ -155,16 +167,27 @@ def model_options(model: ModelConfig) -> dict[str, object]:
             "layer_scale": model.layer_scale or None,
             "drop_path": model.drop_path or 0.0,
         }
+    if model.drop_path:
+        raise ModelError(f"model.drop_path has no effect on {model.backbone}", hint="choose a vit_ backbone")
     defaults = ModelConfig()
     for name in ("positions", "norm", "registers", "layer_scale"):
         if getattr(model, name) != getattr(defaults, name):
             raise ModelError(f"model.{name} has no effect on {model.backbone}", hint="choose a vit_ backbone")
-    if model.drop_path:
-        raise ModelError(f"model.drop_path has no effect on {model.backbone}", hint="choose a vit_ backbone")
-    return {}
+    return {"stem": model.stem} if model.stem else {}
 
 
-def build_pair(sections: Sections, channels: int) -> tuple[Network, Network]:
+def inherit(sections: Sections, channels: int) -> Sections:
+    """What the weights a run starts from say of the network, where the settings leave it open."""
+    model: ModelConfig = sections["model"]
+    if not model.weights:
+        return sections
+    own: Any = load_model(model.weights, channels=channels, size_px=model.size_px).backbone.config()["options"]
+    found = {name: own[name] for name in ("stem", "registers", "layer_scale", "positions", "norm") if own.get(name)}
+    open_ = {name: value for name, value in found.items() if getattr(model, name) == getattr(ModelConfig(), name)}
+    return sections | {"model": dataclasses.replace(model, **open_)}
+
+
+def build_pair(sections: Sections, channels: int, *, load_weights: bool) -> tuple[Network, Network]:
     """Student and teacher networks; only the student has stochastic depth."""
     model: ModelConfig = sections["model"]
     seed = sections["train"].seed
@@ -173,15 +196,16 @@ def build_pair(sections: Sections, channels: int) -> tuple[Network, Network]:
     student = build(model.backbone, channels=channels, size_px=model.size_px, options=options, seed=seed)
     still = options | {"drop_path": 0.0} if options else options
     teacher = build(model.backbone, channels=channels, size_px=model.size_px, options=still, seed=seed)
-    if model.weights:
+    if model.weights and load_weights:
         loaded = load_model(model.weights, channels=channels, size_px=model.size_px)
         load_timm_state(student, loaded.backbone.state_dict())
     return student, teacher
 
 
-def make_method(sections: Sections, channels: int, device: torch.device) -> Method:
+def make_method(sections: Sections, channels: int, device: torch.device, *, load_weights: bool = True) -> Method:
+    """load_weights: start from ``model.weights``; a resumed run has its own."""
     train: TrainConfig = sections["train"]
-    student, teacher = build_pair(sections, channels)
+    student, teacher = build_pair(sections, channels, load_weights=load_weights)
     method = build_method(train.method, student, teacher, sections[train.method], seed=train.seed)
     return method.to(device)
 
@@ -200,7 +224,8 @@ def steps_in(minutes: float, sections: Sections, plan: Plan, cache: ImageCache) 
     plan = dataclasses.replace(plan, train=timed["train"])
     seconds: list[float] = []
     budget = min(10.0, 2.0 + minutes * 1.5)
-    while len(seconds) < 5 or (sum(seconds) < budget and len(seconds) < 60):
+    # Decided together: every step exchanges gradients, so no process may stop alone.
+    while len(seconds) < 5 or (not runtime.any_rank(sum(seconds) >= budget) and len(seconds) < 60):
         began = time.perf_counter()
         learn(plan, method, optimizer, cache, len(seconds))
         seconds.append(time.perf_counter() - began)
@@ -211,9 +236,22 @@ def steps_in(minutes: float, sections: Sections, plan: Plan, cache: ImageCache) 
 # --- runs ---------------------------------------------------------------------------------------
 
 
+class OtherRank:
+    """The console of every process but the first: one voice is enough."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
+        pass
+
+
 def start(sections: Sections, out: Path, console: Console) -> Path:
     """Begin a run in an empty folder and train it to its end. Returns the folder."""
     device = runtime.pick_device(sections["train"].device)
+    console = console if runtime.launched_rank() == 0 else OtherRank()
+    check_sections(sections)
+    model_options(sections["model"])  # complains of what the network has no use for
     with runtime.processes(device):
         if runtime.rank() == 0:
             runs.prepare(out, resume=False)
@@ -227,6 +265,7 @@ def start(sections: Sections, out: Path, console: Console) -> Path:
             )
         sections = resolve_size(sections, typical_px(source), device)
         cache = _decode(source, sections, console)
+        sections = inherit(sections, cache.channels)
         sections = resolve(
             sections,
             images=len(cache),
@@ -239,9 +278,10 @@ def start(sections: Sections, out: Path, console: Console) -> Path:
             sections = sections | {"train": dataclasses.replace(sections["train"], steps=steps)}
         sections = resolve_length(sections, len(cache))
         if runtime.rank() == 0:
-            config.save(out / "config.yaml", config.to_dict(sections))
+            # config.yaml last: where it is, everything that --resume needs is there.
             runs.write_json(out / "data.json", describe_data(part, cache, sections))
             runs.write_json(out / "env.json", _environment(device, sections["train"].seed))
+            save_config(out, sections)
         console.say(settings_table(sections, len(cache)))
         return _train(out, sections, cache, device, console, begin=0)
 
@@ -251,14 +291,21 @@ def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
     runs.prepare(out, resume=True)
     values = config.load(out / "config.yaml")
     sections = config.from_dict(section_types(values["train"]["method"]), values)
-    differ = [key for key, value in named.items() if config.override(sections, {key: value}) != sections]
+    changed = config.override(sections, {key: value for key, value in named.items() if key in CHANGEABLE})
+    differ = [key for key, value in named.items() if config.override(changed, {key: value}) != changed]
     if differ:
         raise UsageError(
             "--resume continues with the settings the run has",
             got="other values for " + ", ".join(differ),
-            hint=f"leave them out, or start a new run with --weights {out}",
+            hint=f"leave them out, or start a new run with --weights {out}; only these may change: "
+            + ", ".join(CHANGEABLE),
         )
+    if changed != sections:
+        sections = changed
+        save_config(out, sections)
     device = runtime.pick_device(sections["train"].device)
+    console = console if runtime.launched_rank() == 0 else OtherRank()
+    check_sections(sections)
     with runtime.processes(device):
         source = open_part(sections["data"]).source
         cache = _decode(source, sections, console)
@@ -272,6 +319,10 @@ def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
             )
         began = len(checkpoint.available(out)) > 0
         return _train(out, sections, cache, device, console, begin=None if began else 0)
+
+
+def save_config(out: Path, sections: Sections) -> None:
+    runs.write_atomic(out / "config.yaml", config.to_yaml(config.to_dict(sections)))
 
 
 def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
@@ -308,7 +359,7 @@ def _train(
     begin: int | None,
 ) -> Path:
     plan = _plan(out, sections, cache, device)
-    method = make_method(sections, cache.channels, device)
+    method = make_method(sections, cache.channels, device, load_weights=begin is not None)
     optimizer = make_optimizer(method.trainable(), device)
     step = begin
     if step is None:
@@ -371,6 +422,6 @@ def _git_commit() -> str | None:
             timeout=5,
             check=False,
         )
-    except OSError:
+    except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None

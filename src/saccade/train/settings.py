@@ -36,11 +36,13 @@ class ModelConfig:
     weights: str = ""
     """Start from this model instead of random weights; empty: random."""
     drop_path: float | None = None
-    """Stochastic depth of the student; decided: 0.1 for transformers in long runs, else 0."""
+    """Stochastic depth of the student; decided: none."""
     positions: Literal["learned", "sincos", "rotary", "none"] = "learned"
     norm: Literal["pre", "post"] = "pre"
     registers: int = 0
     layer_scale: float = 0.0
+    stem: str = ""
+    """First layers of a CNN: imagenet, small or cifar; empty: by ``size_px``, or as in ``weights``."""
 
 
 @dataclass(frozen=True)
