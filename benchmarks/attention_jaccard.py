@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from saccade.backbones.weights import LoadedModel, load_model
-from saccade.data.decode import decode
+from saccade.data.decode import decode, decode_mask
 from saccade.embedding import random_twin
 from saccade.panels import normalised
 from saccade.viz.attention import attention_map, jaccard, threshold_mask, upsample
@@ -54,7 +54,7 @@ def main() -> None:
     models = {"trained": [trained], "random weights": [random_twin(trained, seed) for seed in range(options.seeds)]}
     scores: dict[str, dict[str, list[float]]] = {name: {} for name in [*models, "chance"]}
     for path in sorted((options.folder / "images").glob("*.png")):
-        truth = decode((options.folder / "nuclei-masks" / path.name).read_bytes(), path.name)[0] > 0
+        truth = decode_mask((options.folder / "nuclei-masks" / path.name).read_bytes(), path.name)
         whole = torch.from_numpy(decode(path.read_bytes(), path.name).astype(np.float32))[None]
         side = (options.size, options.size)
         pixels = torch.nn.functional.interpolate(whole, size=side, mode="bilinear", antialias=True)[0].numpy()

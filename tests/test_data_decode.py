@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from saccade.data.decode import MAX_PIXELS, decode
+from saccade.data.decode import MAX_PIXELS, decode, decode_mask
 from saccade.errors import DamagedFile, DataError
 
 RNG = np.random.default_rng(0)
@@ -281,3 +281,24 @@ def test_a_volume_is_said_to_be_one(data):
 def test_complex_numbers_are_no_image():
     with pytest.raises(DamagedFile, match="no real numbers"):
         decode(tiff(GREY.astype(np.complex64)), "x.tif")
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "RGBA", "P", "I;16"])
+def test_masks_in_every_disguise(mode, tmp_path):
+    truth = np.zeros((12, 10), bool)
+    truth[3:7, 2:9] = True
+    if mode == "LA":  # drawn into the alpha channel alone
+        image = Image.fromarray(np.stack([np.full(truth.shape, 255), truth * 255], axis=-1).astype(np.uint8), "LA")
+    elif mode == "I;16":
+        image = Image.fromarray(truth.astype(np.uint16) * 3)
+    else:
+        image = Image.fromarray(truth.astype(np.uint8) * 255).convert(mode)
+    image.save(tmp_path / "mask.png")
+    assert (decode_mask((tmp_path / "mask.png").read_bytes(), "mask.png") == truth).all()
+
+
+def test_a_mask_that_says_nothing_is_refused():
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(file, "PNG")
+    with pytest.raises(DamagedFile, match=r"mask.png: the mask is the same everywhere"):
+        decode_mask(file.getvalue(), "mask.png")

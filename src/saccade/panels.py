@@ -16,7 +16,7 @@ from saccade import runs
 from saccade.backbones.vit import ViT
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.contracts import Batch, InputSpec
-from saccade.data.decode import decode
+from saccade.data.decode import decode, decode_mask
 from saccade.data.loader import ImageCache, convert_channels, input_spec
 from saccade.embedding import Decoded, random_twin
 from saccade.errors import DataError, UsageError, unknown
@@ -111,10 +111,10 @@ class Attended:
         return file.getvalue()
 
 
-def _read(path: Path) -> np.ndarray:
+def _bytes_of(path: Path) -> bytes:
     if not path.is_file():
         raise DataError("image file not found", got=path)
-    return decode(path.read_bytes(), str(path))
+    return path.read_bytes()
 
 
 def _as_batch(pixels: np.ndarray, spec: InputSpec) -> Batch:
@@ -151,7 +151,7 @@ def _query(text: str, rows: int, columns: int, shown: tuple[int, int]) -> Query:
 
 def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Attended:
     """The map of one query over one image file; see AttendOptions."""
-    pixels = _read(Path(image))
+    pixels = decode(_bytes_of(Path(image)), str(image))
     loaded = load_model(model, channels=pixels.shape[0])
     pixels = convert_channels(pixels, loaded.spec.channels, str(image))
     size_px = options.size_px or loaded.spec.size_px
@@ -207,7 +207,7 @@ def _check_options(options: AttendOptions, loaded: LoadedModel) -> None:
 
 def mask_agreement(amap: AttentionMap, mask_file: Path, keep: float) -> dict[str, float]:
     """Jaccard index of the thresholded maps with a true mask: mean map, and the best single head."""
-    truth = _read(mask_file)[0] > 0
+    truth = decode_mask(_bytes_of(mask_file), str(mask_file))
     found = {}
     heads = [jaccard(upsample(threshold_mask(head, keep), truth.shape), truth) for head in amap.values]
     found["mean of heads"] = jaccard(upsample(threshold_mask(amap.mean, keep), truth.shape), truth)

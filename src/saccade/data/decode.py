@@ -63,6 +63,22 @@ def decode(data: bytes, name: str) -> np.ndarray:
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
 
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """A mask file as bool [Y X]: inside where any colour is above 0 and, with an alpha channel, not transparent.
+
+    Raises DamagedFile like ``decode``, and for a mask that is the same everywhere.
+    """
+    pixels = decode(data, name)
+    if data[:4] not in TIFF_MARKS:
+        raw = _pillow(data, name)
+        if len(raw) in (2, 4):  # some draw the mask into the alpha channel; laid over white it would be gone
+            pixels = raw[:-1] * (raw[-1:] > 0)
+    inside = (pixels > 0).any(axis=0)
+    if inside.all() or not inside.any():
+        raise DamagedFile(f"{name}: the mask is the same everywhere", hint="a mask is 0 outside and above 0 inside")
+    return inside
+
+
 def _too_large(name: str, claim: str) -> DamagedFile:
     return DamagedFile(
         f"{name}: its header claims {claim}",
