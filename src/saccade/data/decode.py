@@ -73,7 +73,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
         raw = _pillow(data, name)
         if len(raw) in (2, 4):  # some draw the mask into the alpha channel; laid over white it would be gone
             pixels = raw[:-1] * (raw[-1:] > 0)
-    inside = (pixels > 0).any(axis=0)
+    inside: np.ndarray = np.any(pixels > 0, axis=0)
     if inside.all() or not inside.any():
         raise DamagedFile(f"{name}: the mask is the same everywhere", hint="a mask is 0 outside and above 0 inside")
     return inside
