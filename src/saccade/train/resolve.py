@@ -17,7 +17,7 @@ from saccade.backbones.build import parse
 from saccade.backbones.vit import ViTSettings
 from saccade.config import Sections, unresolved
 from saccade.errors import UsageError
-from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from saccade.train.settings import ALL_BUT_TEST, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def check_sections(sections: Sections) -> None:
@@ -112,9 +112,7 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
     precision = train.precision or ("bf16" if runtime.gains_from_bf16(device) else "fp32")
     assert model.size_px is not None
     return sections | {
-        "data": dataclasses.replace(
-            sections["data"], channels=channels, split=sections["data"].split or "all but test"
-        ),
+        "data": dataclasses.replace(sections["data"], channels=channels, split=sections["data"].split or ALL_BUT_TEST),
         "model": dataclasses.replace(model, drop_path=0.0 if model.drop_path is None else model.drop_path),
         "train": dataclasses.replace(train, batch=batch, steps=steps, precision=precision, device=str(device)),
         "optim": _resolve_optim(sections["optim"], model.backbone, per_step),

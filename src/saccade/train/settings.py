@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+ALL_BUT_TEST = "all but test"
+
 
 @dataclass(frozen=True)
 class DataConfig:
