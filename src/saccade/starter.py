@@ -21,9 +21,9 @@ WHY_NETWORK = (
     "This run uses {backbone}, a small convolutional network, although saccade is about transformers. With a few "
     "thousand images and a few minutes, built-in inductive bias pays: convolution assumes that nearby pixels belong "
     "together and that a nucleus looks the same wherever it lies, so it need not learn this from data. A plain vision "
-    "transformer must learn both. In a trial of seven minutes on one core, vit_micro_patch8 (as many parameters, two "
+    "transformer must learn both. In a trial of seven minutes on one core vit_micro_patch8 (as many parameters, two "
     "thirds of the images) reached 38 % by k-NN and 74 % by logistic regression with all labels, where this network "
-    "reached 87 % and 90 %. With longer training the gap closes: after 45 minutes on 2,651 real lung tiles the two were "
+    "reached 87 % and 90 %. Longer training closes the gap: after 45 minutes on 2,651 real lung tiles the two were "
     "level. To see it: saccade quickstart --backbone vit_micro_patch8 --minutes 45."
 )
 
