@@ -270,8 +270,8 @@ def _protocol(
         f"{config.bootstrap} resamples (AUROC {config.bootstrap // 5}).",
         f"k-NN: cosine similarity, votes exp(s/{config.temperature}), k = {config.headline_k} "
         "(capped by the training size).",
-        f"Logistic regression: L2, C from {', '.join(f'{c:g}' for c in STRENGTHS)} by grouped cross-validation "
-        f"inside the training part (on at most {CHOOSING:,} of its images).",
+        f"Logistic regression: L2, C from {', '.join(f'{c:g}' for c in STRENGTHS)} by cross-validation "
+        f"(groups apart) inside the training part (on at most {CHOOSING:,} of its images).",
     ]
     if units < FEW_UNITS:
         words.append(f"With only {units} of them the intervals mean nothing and no difference is called clear.")
