@@ -15,7 +15,7 @@ import torch
 from saccade import config, embedding, panels, runs, runtime
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.data.audit import Audit, audit, contact_sheet
-from saccade.data.loader import ImageCache, typical_px
+from saccade.data.loader import ImageCache
 from saccade.data.open import open_source
 from saccade.data.splits import Parts, choose_parts
 from saccade.errors import UsageError
@@ -27,22 +27,9 @@ from saccade.recipes import apply_recipe
 from saccade.reporting.build import write_report
 from saccade.store import FeatureTable, save_table
 from saccade.train import run as training
-from saccade.train.loop import Console
+from saccade.train.loop import Console, Quiet
 
 __all__ = ["attend", "doctor", "embed", "evaluate", "open_source", "pretrain", "report", "resume", "show"]
-
-
-class Quiet:
-    """A console that keeps messages and shows nothing."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.messages.append(text)
-
-    def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
-        pass
 
 
 def show(data: str | Path, *, group: str | None = None, max_bad: float = 0.05, sheet: Path | None = None) -> Audit:
@@ -122,19 +109,15 @@ def embed(
     device = runtime.pick_device()
     decoded = embedding.Decoded(open_source(data), max_bad=max_bad, report=None)
     loaded, _ = _load(model, decoded)
-    table = embedding.embed_model(loaded, decoded, device=device, precision=_precision(device), grey=grey)
+    table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
     if out is not None:
         save_table(out, table)
     return table
 
 
-def _precision(device: torch.device) -> str:
-    return "bf16" if runtime.gains_from_bf16(device) else "fp32"
-
-
 def _load(model: str | Path, decoded: embedding.Decoded) -> tuple[LoadedModel, str | None]:
     """A model with its input fitted to the data, and what there is to say about that."""
-    loaded = load_model(model, channels=decoded.channels, size_px=min(224, typical_px(decoded.source)))
+    loaded = load_model(model, channels=decoded.channels, size_px=min(224, decoded.typical_px))
     return embedding.fit_input(loaded, decoded)
 
 
@@ -210,7 +193,7 @@ def _tables(
     for model in models:
         console.say(f"embedding {len(decoded.source):,} images with {model.name}")
         tables[model.name] = embedding.embed_model(
-            model, decoded, device=device, precision=_precision(device), grey=options.grey
+            model, decoded, device=device, precision=runtime.usual_precision(device), grey=options.grey
         )
     if options.baselines:
         tables |= embedding.embed_baselines(decoded, first.spec.size_px, grey=options.grey or first.spec.grey)
@@ -302,7 +285,7 @@ def doctor() -> dict[str, Any]:
         "saccade": metadata.version("saccade"),
         "python": platform.python_version(),
         **runtime.environment(device),
-        "precision": _precision(device),
+        "precision": runtime.usual_precision(device),
         "cuda_devices": torch.cuda.device_count(),
         "extras": {name: util.find_spec(module) is not None for name, module in optional.items()},
         "free_disk_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),

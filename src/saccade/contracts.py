@@ -85,6 +85,11 @@ class InputSpec:
     std: tuple[float, ...]
     grey: bool = False
 
+    @property
+    def eight_bit(self) -> bool:
+        """Whether the range is that of 8-bit files."""
+        return (self.offset, self.scale) == (0.0, 255.0)
+
 
 @dataclass
 class Batch:

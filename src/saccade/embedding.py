@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from saccade.augment.views import plain_view
 from saccade.backbones.build import build
 from saccade.backbones.weights import LoadedModel
 from saccade.contracts import InputSpec, Record, Source
-from saccade.data.loader import ImageCache, build_cache, input_spec, usual_channels
+from saccade.data.loader import ImageCache, build_cache, fit_range, input_spec, typical_px, usual_channels
 from saccade.evaluation.baselines import histogram_features, pixel_features
 from saccade.store import FeatureTable
 
@@ -79,13 +80,16 @@ class Decoded:
     def __init__(self, source: Source, *, max_bad: float, report: Report | None):
         self.source, self.max_bad, self.report = source, max_bad, report
         self._caches: dict[tuple[int, int], ImageCache] = {}
-        self._usual: int | None = None
 
-    @property
+    @cached_property
     def channels(self) -> int:
         """Number of channels most images have."""
-        self._usual = self._usual or usual_channels(self.source)
-        return self._usual
+        return usual_channels(self.source)
+
+    @cached_property
+    def typical_px(self) -> int:
+        """Median shorter side of the first images."""
+        return typical_px(self.source)
 
     def at(self, size_px: int, channels: int | None = None) -> ImageCache:
         key = (size_px, channels or self.channels)
@@ -105,14 +109,14 @@ def fit_input(model: LoadedModel, decoded: Decoded) -> tuple[LoadedModel, str | 
     spec, cache = model.spec, decoded.at(model.spec.size_px, model.spec.channels)
     if model.name.startswith("random:"):
         return dataclasses.replace(model, spec=input_spec(cache, spec.size_px, grey=spec.grey)), None
-    eight_bit = (spec.offset, spec.scale) == (0.0, 255.0)
-    if eight_bit == (cache.flat.dtype == np.uint8):
+    fitted = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
+    if fitted == spec:
         return model, None
     said = (
-        f"{model.name} was trained on {'8-bit' if eight_bit else 'deeper than 8-bit'} images and these are "
+        f"{model.name} was trained on {'8-bit' if spec.eight_bit else 'deeper than 8-bit'} images and these are "
         f"{cache.flat.dtype}: they are scaled by their own range, {cache.offset:g} to {cache.offset + cache.scale:g}"
     )
-    return dataclasses.replace(model, spec=dataclasses.replace(spec, offset=cache.offset, scale=cache.scale)), said
+    return dataclasses.replace(model, spec=fitted), said
 
 
 def embed_model(

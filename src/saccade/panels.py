@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from saccade import runs
+from saccade.augment.intensity import to_grey
+from saccade.augment.views import normalise
 from saccade.backbones.vit import ViT
 from saccade.backbones.weights import LoadedModel, load_model
-from saccade.contracts import Batch, InputSpec
+from saccade.contracts import InputSpec
 from saccade.data.decode import decode, decode_mask
-from saccade.data.loader import ImageCache, convert_channels, input_spec
+from saccade.data.loader import ImageCache, convert_channels, fit_range, input_spec
 from saccade.embedding import Decoded, random_twin
 from saccade.errors import DataError, UsageError, unknown
 from saccade.store import FeatureTable, search
@@ -117,11 +119,6 @@ def _bytes_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _as_batch(pixels: np.ndarray, spec: InputSpec) -> Batch:
-    x = (torch.from_numpy(pixels.astype(np.float32))[None] - spec.offset) / spec.scale
-    return Batch(x, torch.tensor([x.shape[-2:]]), torch.zeros(1, dtype=torch.long))
-
-
 def _displayed(x: torch.Tensor, spec: InputSpec) -> np.ndarray:
     """A network input [1 C Y X] back to uint8 [3 Y X] for the eye."""
     std, mean = torch.tensor(spec.std).view(-1, 1, 1), torch.tensor(spec.mean).view(-1, 1, 1)
@@ -160,7 +157,7 @@ def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Atte
     small = torch.nn.functional.interpolate(
         torch.from_numpy(pixels.astype(np.float32))[None], size=shown, mode="bilinear", antialias=True
     )[0].numpy()
-    spec = _fitted(loaded.spec, pixels)
+    spec = fit_range(loaded.spec, pixels.dtype, float(pixels.min()), float(pixels.max()))
     x = normalised(small, spec)
     _check_options(options, loaded)
     layer = -1 if options.layer is None else options.layer
@@ -171,25 +168,10 @@ def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Atte
     return Attended(_displayed(x, spec), amap, options, loaded.name, scores)
 
 
-def _fitted(spec: InputSpec, pixels: np.ndarray) -> InputSpec:
-    """The range of one image: the model's, or its own where one of the two has 8 bits and the other more."""
-    eight_bit = (spec.offset, spec.scale) == (0.0, 255.0)
-    if eight_bit == (pixels.dtype == np.uint8):
-        return spec
-    if not eight_bit:
-        return dataclasses.replace(spec, offset=0.0, scale=255.0)
-    low, high = float(pixels.min()), float(pixels.max())
-    return dataclasses.replace(spec, offset=low, scale=high - low or 1.0)
-
-
 def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
     """[C Y X] in file range to the network's input [1 C Y X], without resizing."""
-    batch = _as_batch(pixels, spec)
-    mean, std = torch.tensor(spec.mean).view(-1, 1, 1), torch.tensor(spec.std).view(-1, 1, 1)
-    x = batch.pixels
-    if spec.grey and x.shape[1] == 3:
-        x = (x * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-    return (x - mean) / std
+    x = (torch.from_numpy(pixels.astype(np.float32))[None] - spec.offset) / spec.scale
+    return normalise(to_grey(x) if spec.grey else x, spec)
 
 
 def _check_options(options: AttendOptions, loaded: LoadedModel) -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,11 @@ def gains_from_bf16(device: torch.device) -> bool:
         return False
     flags = torch.backends.cpu.get_cpu_capability()
     return flags.startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has("avx512_bf16")
+
+
+def usual_precision(device: torch.device) -> Literal["bf16", "fp32"]:
+    """The precision used where none is named."""
+    return "bf16" if gains_from_bf16(device) else "fp32"
 
 
 def _cpu_has(flag: str) -> bool:

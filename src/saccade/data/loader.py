@@ -8,6 +8,7 @@ processes, sees the same images at the same step.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import tempfile
@@ -336,6 +337,14 @@ def input_spec(cache: ImageCache, size_px: int, *, grey: bool) -> InputSpec:
         std=std,
         grey=grey,
     )
+
+
+def fit_range(spec: InputSpec, number_type: np.dtype, low: float, high: float) -> InputSpec:
+    """The spec with the range of pixels of another depth: unchanged where both have 8 bits, or both more."""
+    if spec.eight_bit == (number_type == np.uint8):
+        return spec
+    offset, scale = _pixel_range(number_type, low, high)
+    return dataclasses.replace(spec, offset=offset, scale=scale)
 
 
 def batch_indices(images: int, step: int, batch: int, seed: int) -> np.ndarray:

@@ -14,6 +14,11 @@ from saccade.errors import DataError, UsageError
 from saccade.seeds import numpy_generator
 
 
+def unit_names(groups: Sequence[str | None]) -> list[str]:
+    """What must stay together, by name: its group; an image without one stands for itself."""
+    return [group if group is not None else f"\0{i}" for i, group in enumerate(groups)]
+
+
 def grouped_split(records: Sequence[Record], fraction_test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (train, test), sorted. Images without a group count as a group of their own.
 
@@ -24,8 +29,8 @@ def grouped_split(records: Sequence[Record], fraction_test: float, seed: int) ->
     if not 0 < fraction_test < 1:
         raise UsageError("the test part must be a fraction", got=fraction_test, expected="between 0 and 1")
     members: dict[str, list[int]] = {}
-    for index, record in enumerate(records):
-        members.setdefault(record.group if record.group is not None else f"\0{index}", []).append(index)
+    for index, name in enumerate(unit_names([record.group for record in records])):
+        members.setdefault(name, []).append(index)
     if len(members) < 2:
         raise DataError(
             "cannot split into training and test part",
@@ -87,8 +92,8 @@ def draw_test(records: Sequence[Record], hashes: Sequence[str | None], seed: int
         digest, record = hashes[i], records[i]
         copied = record.group is None and digest is not None and copies[digest] > 1
         candidates.append(dataclasses.replace(record, group=f"copy of {digest}") if copied else record)
-    groups = {record.group if record.group is not None else record.id for record in candidates}
-    if len({record.label for record in candidates}) < 2 or len(groups) < 2:
+    units = set(unit_names([record.group for record in candidates]))
+    if len({record.label for record in candidates}) < 2 or len(units) < 2:
         return []
     return [labelled[i] for i in grouped_split(candidates, TEST_SHARE, seed)[1]]
 

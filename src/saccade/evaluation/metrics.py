@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from saccade.data.splits import unit_names
 from saccade.seeds import numpy_generator
 
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -59,8 +60,7 @@ METRICS: dict[str, Metric] = {"accuracy": accuracy, "balanced_accuracy": balance
 
 def resampling_weights(groups: Sequence[str | None], resamples: int, seed: int) -> np.ndarray:
     """[R M] counts of a bootstrap that draws whole groups; images without a group stand for themselves."""
-    names = [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
-    _, which = np.unique(names, return_inverse=True)
+    _, which = np.unique(unit_names(groups), return_inverse=True)
     count = int(which.max()) + 1
     drawn = numpy_generator(seed, "bootstrap").multinomial(count, np.full(count, 1 / count), size=resamples)
     return drawn[:, which]

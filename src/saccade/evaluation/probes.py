@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
+from saccade.data.splits import unit_names
 from saccade.seeds import numpy_generator
 from saccade.store import unit
 
@@ -90,7 +91,7 @@ def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> LogisticRegression:
 def folds(y: np.ndarray, groups: Sequence[str | None]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Cross-validation parts with groups apart; empty when some class has too few groups or images."""
     grouped = any(g is not None for g in groups)
-    groups = [g if g is not None else f"\0{i}" for i, g in enumerate(groups)]
+    groups = unit_names(groups)
     smallest = min(
         len({groups[int(i)] for i in np.flatnonzero(y == c)}) if grouped else int((y == c).sum()) for c in np.unique(y)
     )

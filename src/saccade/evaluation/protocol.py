@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from saccade.data.splits import unit_names
 from saccade.errors import EvaluationError, UsageError
 from saccade.evaluation.metrics import METRICS, interval, resampling_weights
 from saccade.evaluation.probes import CHOOSING, STRENGTHS, logistic_scores, nearest, vote
@@ -88,8 +89,7 @@ def draw_fraction(
     rng = numpy_generator(seed, "fraction", round(fraction * 1e6), repeat)
     if fraction >= 1:
         return np.arange(len(labels)), True
-    names = np.array([g if g is not None else f"\0{i}" for i, g in enumerate(groups)])
-    unique, which = np.unique(names, return_inverse=True)
+    unique, which = np.unique(unit_names(groups), return_inverse=True)
     members = [np.flatnonzero(which == g) for g in range(len(unique))]
     pure = all(len(np.unique(labels[m])) == 1 for m in members)
     if pure:
@@ -160,7 +160,7 @@ def evaluate(
     y = np.array([number[str(label)] for label in first_train.labels])
     truth = np.array([number[str(label)] for label in first_test.labels])
     draws = _draws(y, first_train.groups, config)
-    units = len({g if g is not None else i for i, g in enumerate(first_test.groups)})
+    units = len(set(unit_names(first_test.groups)))
     weights = resampling_weights(first_test.groups, config.bootstrap, config.seed)
     scores: dict[str, list[dict[Key, np.ndarray]]] = {}
     fallbacks = 0

@@ -7,7 +7,7 @@ import torch
 
 from saccade.contracts import InputSpec
 from saccade.data.loader import ImageCache
-from saccade.data.splits import grouped_split
+from saccade.data.splits import grouped_split, unit_names
 from saccade.embedding import embed_cached
 from saccade.evaluation.probes import knn_scores
 from saccade.seeds import numpy_generator
@@ -33,7 +33,7 @@ class LiveProbe:
             self.labels = np.array([names[str(labels[i])] for i in self.indices])
             chosen = [cache.records[int(i)] for i in self.indices]
             # Images of one slide cannot be parted: no live k-NN then.
-            self.labelled = len({r.group if r.group is not None else r.id for r in chosen}) > 1
+            self.labelled = len(set(unit_names([r.group for r in chosen]))) > 1
         if self.labelled:
             self.train, self.test = grouped_split(chosen, 1 / 3, seed)
 

@@ -38,6 +38,19 @@ class Console(Protocol):
     def progress(self, step: int, total: int, logs: dict[str, float]) -> None: ...
 
 
+class Quiet:
+    """A console that keeps messages and shows nothing."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.messages.append(text)
+
+    def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything the loop needs, resolved."""

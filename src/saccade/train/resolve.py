@@ -109,7 +109,7 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
     steps = train.steps
     if not train.minutes and steps is None:
         steps = max(1, math.ceil(images * (train.epochs or 100.0) / per_step))
-    precision = train.precision or ("bf16" if runtime.gains_from_bf16(device) else "fp32")
+    precision = train.precision or runtime.usual_precision(device)
     assert model.size_px is not None
     return sections | {
         "data": dataclasses.replace(sections["data"], channels=channels, split=sections["data"].split or ALL_BUT_TEST),

@@ -31,7 +31,7 @@ from saccade.methods.base import Method
 from saccade.methods.build import METHODS, build_method, config_type
 from saccade.train import checkpoint
 from saccade.train.live import LiveProbe
-from saccade.train.loop import Console, Plan, fit, learn
+from saccade.train.loop import Console, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer
 from saccade.train.part import describe_data, open_part
 from saccade.train.resolve import check_sections, is_transformer, resolve, resolve_length, resolve_size
@@ -152,20 +152,10 @@ def steps_in(minutes: float, sections: Sections, plan: Plan, cache: ImageCache) 
 # --- runs ---------------------------------------------------------------------------------------
 
 
-class OtherRank:
-    """The console of every process but the first: one voice is enough."""
-
-    def say(self, text: str) -> None:
-        pass
-
-    def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
-        pass
-
-
 def start(sections: Sections, out: Path, console: Console) -> Path:
     """Begin a run in an empty folder and train it to its end. Returns the folder."""
     device = runtime.pick_device(sections["train"].device)
-    console = console if runtime.launched_rank() == 0 else OtherRank()
+    console = console if runtime.launched_rank() == 0 else Quiet()
     check_sections(sections)
     model_options(sections["model"])  # complains of what the network has no use for
     with runtime.processes(device):
@@ -220,7 +210,7 @@ def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
         sections = changed
         save_config(out, sections)
     device = runtime.pick_device(sections["train"].device)
-    console = console if runtime.launched_rank() == 0 else OtherRank()
+    console = console if runtime.launched_rank() == 0 else Quiet()
     check_sections(sections)
     with runtime.processes(device):
         source = open_part(sections["data"]).source
