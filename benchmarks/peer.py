@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.transforms import DINOTransform
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -33,26 +36,59 @@ def timm_vit(size: str, patch: int, size_px: int) -> nn.Module:
     )
 
 
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """For ViTs: the learning rate and weight decay of the DINO paper, which lightly's benchmarks follow."""
+    return torch.optim.AdamW(parameters, lr=5e-4, weight_decay=0.04)
+
+
+def sgd(parameters: list[nn.Parameter], batch: int) -> torch.optim.Optimizer:
+    """For small ResNets: lightly's published benchmark on CIFAR-10."""
+    return torch.optim.SGD(parameters, lr=6e-2 * batch / 128, momentum=0.9, weight_decay=5e-4)
+
+
+def transform(global_px: int, local_px: int, local_count: int, **others: Any) -> DINOTransform:
+    """lightly's views with its own strengths; ``others``: more of its arguments."""
+    return DINOTransform(
+        global_crop_size=global_px, local_crop_size=local_px, n_local_views=local_count, **others
+    )
+
+
 class LightlyDino(nn.Module):
     """Student, teacher, heads and loss, as in lightly's DINO example.
 
-    backbone   a network from images to features of width ``dim``; ``bf16``: under autocast, which it does not ship
+    backbone     a network from images to features of width ``dim``
+    batch_norm   in the head, as lightly has it for small ResNets
+    bf16         under autocast, which it does not ship
     """
 
-    def __init__(self, backbone: nn.Module, dim: int, out_dim: int, *, bf16: bool, lr: float = 5e-4):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        dim: int,
+        out_dim: int,
+        *,
+        bf16: bool = False,
+        batch_norm: bool = False,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = adamw,
+    ):
         super().__init__()
         self.student, self.teacher = backbone, copy.deepcopy(backbone)
-        self.student_head = DINOProjectionHead(dim, HIDDEN, BOTTLENECK, out_dim, freeze_last_layer=1)
-        self.teacher_head = DINOProjectionHead(dim, HIDDEN, BOTTLENECK, out_dim)
+        frozen = -1 if batch_norm else 1  # its CIFAR-10 benchmark freezes nothing
+        self.student_head = DINOProjectionHead(
+            dim, HIDDEN, BOTTLENECK, out_dim, batch_norm=batch_norm, freeze_last_layer=frozen
+        )
+        self.teacher_head = DINOProjectionHead(dim, HIDDEN, BOTTLENECK, out_dim, batch_norm=batch_norm)
         deactivate_requires_grad(self.teacher)
         deactivate_requires_grad(self.teacher_head)
         self.loss = DINOLoss(output_dim=out_dim, warmup_teacher_temp_epochs=5)
         parameters = [*self.student.parameters(), *self.student_head.parameters()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.04)
+        self.optimizer = optimizer(parameters)
         self.bf16 = bf16
 
-    def step(self, global_views: list[Tensor], local_views: list[Tensor], momentum: float = 0.996) -> float:
-        """One optimiser step in the order of lightly's example."""
+    def step(
+        self, global_views: list[Tensor], local_views: list[Tensor], momentum: float = 0.996, epoch: int = 0
+    ) -> float:
+        """One optimiser step in the order of lightly's example; ``epoch`` warms up the teacher's temperature."""
         update_momentum(self.student, self.teacher, m=momentum)
         update_momentum(self.student_head, self.teacher_head, m=momentum)
         autocast = torch.autocast("cpu", torch.bfloat16) if self.bf16 else contextlib.nullcontext()
@@ -60,24 +96,50 @@ class LightlyDino(nn.Module):
             with torch.no_grad():
                 teacher = [self.teacher_head(self.teacher(x).flatten(1)) for x in global_views]
             student = [self.student_head(self.student(x).flatten(1)) for x in [*global_views, *local_views]]
-            loss = self.loss(teacher, student, epoch=0)
+            loss = self.loss(teacher, student, epoch=epoch)
         loss.backward()
-        self.student_head.cancel_last_layer_gradients(current_epoch=0)
+        self.student_head.cancel_last_layer_gradients(current_epoch=epoch)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss.detach())
 
 
-def abab(ours: Callable[[], int], peer: Callable[[], int], rounds: int) -> tuple[float, float]:
-    """Images a second of both, alternating. Each call does some work and returns the number of images.
+Work = Callable[[], int]  # does some work, returns the number of images
 
+
+def _serve(setup: Callable[[], Work], pipe: Any) -> None:
+    """A process that works when told to, and answers how many images it did and how long that took."""
+    work = setup()
+    pipe.send("ready")
+    while pipe.recv():
+        began = time.perf_counter()
+        images = work()
+        pipe.send((images, time.perf_counter() - began))
+
+
+def abab(ours: Callable[[], Work], peer: Callable[[], Work], rounds: int) -> tuple[float, float]:
+    """Images a second of both, alternating, each in a process of its own that is idle while the other works.
+
+    ours, peer   importable functions (or partials of such) that get everything ready and return the work
     The median of the rounds is taken, after one round that is not counted.
     """
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for setup in (ours, peer):
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(setup, there))
+        process.start()
+        assert here.recv() == "ready"
+        pipes.append(here)
+        processes.append(process)
     rates: tuple[list[float], list[float]] = ([], [])
     for turn in range(rounds + 1):
-        for which, work in enumerate((ours, peer)):
-            began = time.perf_counter()
-            images = work()
+        for which, pipe in enumerate(pipes):
+            pipe.send(True)
+            images, seconds = pipe.recv()
             if turn:
-                rates[which].append(images / (time.perf_counter() - began))
+                rates[which].append(images / seconds)
+    for pipe, process in zip(pipes, processes):
+        pipe.send(False)
+        process.join()
     return statistics.median(rates[0]), statistics.median(rates[1])

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from peer import BOTTLENECK, HIDDEN, VIT, LightlyDino, abab, timm_vit
+from peer import BOTTLENECK, HIDDEN, VIT, LightlyDino, Work, abab, timm_vit
 from saccade import runtime
 from saccade.backbones.build import build
 from saccade.contracts import Progress, Role, View
@@ -77,6 +78,31 @@ class Ours:
         return float(output.loss.detach())
 
 
+def set_up_ours(setting: Setting, precision: str) -> Work:
+    runtime.keep_freed_memory()  # as saccade pretrain does
+    ours, views = Ours(setting, precision), random_views(setting)
+
+    def work() -> int:
+        ours.step(views)
+        return setting.batch
+
+    return work
+
+
+def set_up_peer(setting: Setting, bf16: bool) -> Work:
+    network = timm_vit(setting.size, setting.patch, setting.global_px)
+    peer = LightlyDino(network, VIT[setting.size][0], setting.out_dim, bf16=bf16)
+    views = random_views(setting)
+    whole = [v.pixels for v in views if v.role == "global"]
+    parts = [v.pixels for v in views if v.role == "local"]
+
+    def work() -> int:
+        peer.step(whole, parts)
+        return setting.batch
+
+    return work
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=list(SETTINGS), default="tiny")
@@ -85,23 +111,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     options = parser.parse_args()
     setting = SETTINGS[options.model]
-    precision = "bf16" if runtime.gains_from_bf16(CPU) else "fp32"
-    ours = Ours(setting, precision)
-    network = timm_vit(setting.size, setting.patch, setting.global_px)
-    peer = LightlyDino(network, VIT[setting.size][0], setting.out_dim, bf16=options.peer_bf16)
-    views = random_views(setting)
-    whole = [v.pixels for v in views if v.role == "global"]
-    parts = [v.pixels for v in views if v.role == "local"]
-
-    def our_step() -> int:
-        ours.step(views)
-        return setting.batch
-
-    def peer_step() -> int:
-        peer.step(whole, parts)
-        return setting.batch
-
-    mine, theirs = abab(our_step, peer_step, options.rounds)
+    precision = runtime.usual_precision(CPU)
+    mine, theirs = abab(
+        partial(set_up_ours, setting, precision), partial(set_up_peer, setting, options.peer_bf16), options.rounds
+    )
     found = {
         "ours": round(mine, 2),
         "peer": round(theirs, 2),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
 Role = Literal["global", "local"]
@@ -93,15 +94,25 @@ class InputSpec:
 
 @dataclass
 class Batch:
-    """Decoded images of one step. ``pixels`` [B C Y X] float32 in 0..1, padded to the largest image.
+    """Decoded images of one step. ``pixels`` [B C Y X] uint8 or float32, padded to the largest image.
 
     sizes_px  [B 2] long: the valid rows and columns of each image inside the padding
     indices   [B] long: position of each image in the source
+    offset, scale   bring the pixels to 0..1 (see InputSpec); eight bits travel as they are, a quarter of the bytes
     """
 
     pixels: Tensor
     sizes_px: Tensor
     indices: Tensor
+    offset: float = 0.0
+    scale: float = 1.0
+
+    def unit(self, part: slice, device: torch.device) -> Tensor:
+        """Some of the images as float32 in 0..1, on ``device``."""
+        x = self.pixels[part].to(device, non_blocking=True).float()
+        if self.offset:
+            x = x - self.offset
+        return x / self.scale if self.scale != 1.0 else x
 
 
 @dataclass

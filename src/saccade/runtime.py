@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from saccade.errors import UsageError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers of glibc's malloc.h
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -62,6 +65,18 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory that tensors gave back, instead of returning it to the system (glibc only).
+
+    Otherwise every large activation of every step is new memory, which the system fills with zeros page by page:
+    a sixth of the time of a ViT-Ti step on the CPU.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 # --- processes ---------------------------------------------------------------------------------

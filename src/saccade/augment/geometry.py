@@ -39,6 +39,9 @@ class Crops:
     def boxes(self) -> Float[Tensor, "B 4"]:
         return torch.stack([self.top, self.left, self.height, self.width], dim=1)
 
+    def part(self, where: slice) -> Crops:
+        return Crops(self.top[where], self.left[where], self.height[where], self.width[where], self.turn[where])
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -107,32 +110,41 @@ def choose_levels(crops: Crops, sizes_px: Int[Tensor, "B 2"], size_px: int) -> I
 
 @dataclass(frozen=True)
 class Atlas:
-    """A batch and smaller copies of it in one picture [B C Y' X'].
+    """Where a batch and smaller copies of it lie in one picture [B C Y' X']: copies in a strip below, side by side.
 
-    corners     (y, x) of each copy       shape    rows and columns of the batch itself, padding included
+    shape    rows and columns of the batch itself, padding included      levels   1: no copies
     """
 
-    picture: Tensor
-    corners: list[tuple[int, int]]
     shape: tuple[int, int]
+    levels: int
+
+    @property
+    def picture_shape(self) -> tuple[int, int]:
+        rows, columns = self.shape
+        return (rows, columns) if self.levels == 1 else (rows + rows // 2, columns)
+
+    @property
+    def corners(self) -> list[tuple[int, int]]:
+        """(y, x) of each copy."""
+        rows, left = self.shape[0], 0
+        found = [(0, 0)]
+        for level in range(1, self.levels):
+            found.append((rows, left))
+            left += self.shape[1] >> level
+        return found
 
 
-def build_atlas(pixels: Float[Tensor, "B C Y X"], levels: int) -> Atlas:
-    """The batch with ``levels - 1`` copies, each averaged over 2 x 2 pixels of the one before, in a strip below."""
-    rows, columns = pixels.shape[-2:]
-    corners = [(0, 0)]
-    if levels == 1:
-        return Atlas(pixels, corners, (rows, columns))
-    out = pixels.new_empty(*pixels.shape[:2], rows + rows // 2, columns)
-    out[:, :, :rows] = pixels
-    copy, left = pixels, 0
-    for _ in range(1, levels):
+def build_atlas(pixels: Float[Tensor, "B C Y X"], atlas: Atlas) -> Float[Tensor, "B C y x"]:
+    """The picture: the batch with ``levels - 1`` copies, each averaged over 2 x 2 pixels of the one before."""
+    if atlas.levels == 1:
+        return pixels
+    out = pixels.new_empty(*pixels.shape[:2], *atlas.picture_shape)
+    out[:, :, : atlas.shape[0], :] = pixels
+    copy = pixels
+    for top, left in atlas.corners[1:]:
         copy = _halve(copy)
-        height, width = copy.shape[-2:]
-        out[:, :, rows : rows + height, left : left + width] = copy
-        corners.append((rows, left))
-        left += width
-    return Atlas(out, corners, (rows, columns))
+        out[:, :, top : top + copy.shape[2], left : left + copy.shape[3]] = copy
+    return out
 
 
 def _halve(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C y x"]:
@@ -142,35 +154,36 @@ def _halve(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C y x"]:
     return (x[..., ::2] + x[..., 1::2]).mul_(0.25)
 
 
-def sample(
-    atlas: Atlas, sizes_px: Int[Tensor, "B 2"], crops: Crops, levels: Int[Tensor, "BV"], size_px: int
-) -> Float[Tensor, "VB C S S"]:
-    """V crops of every image, turned, flipped and resized to ``size_px``, by bilinear sampling.
+@dataclass(frozen=True)
+class Places:
+    """Where the pixels of N crops of side S lie in the atlas, in grid_sample's -1 to 1; axis 0 is x, 1 is y.
 
-    crops     all V of the first image first: [B V] flattened, on the CPU; levels: choose_levels' answer
-    Returned are all first views, then all second views, on the device of the atlas. Padding is never read.
+    across, down   [N 2 S]: the place of an output pixel is the sum of its column's and its row's part
+    low, high      [N 2]: what places are clamped to, so that padding and other copies are never read
+    straight       no turns but quarter turns: the parts are clamped already
     """
-    images = len(sizes_px)
-    views = len(levels) // images
-    grid = _grid(atlas, sizes_px.repeat_interleave(views, dim=0), crops, levels, size_px)
-    found = F.grid_sample(
-        atlas.picture,
-        grid.view(images, views * size_px, size_px, 2),
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=False,
-    )
-    found = found.view(images, -1, views, size_px, size_px).permute(2, 0, 1, 3, 4)
-    return found.reshape(views * images, -1, size_px, size_px)
+
+    across: Tensor
+    down: Tensor
+    low: Tensor
+    high: Tensor
+    straight: bool
+
+    def part(self, where: slice) -> Places:
+        return Places(self.across[where], self.down[where], self.low[where], self.high[where], self.straight)
 
 
-def _grid(
-    atlas: Atlas, sizes_px: Int[Tensor, "B 2"], crops: Crops, levels: Int[Tensor, "B"], size_px: int
-) -> Float[Tensor, "B S S 2"]:
-    """Where each output pixel lies in the atlas, in grid_sample's -1 to 1."""
-    device = atlas.picture.device
+def find_places(
+    atlas: Atlas,
+    sizes_px: Int[Tensor, "N 2"],
+    crops: Crops,
+    levels: Int[Tensor, "N"],
+    size_px: int,
+    device: torch.device,
+) -> Places:
+    """Places of N crops on the CPU, handed to ``device``; levels: choose_levels' answer."""
     factor = 2.0 ** levels[:, None]
-    extent = torch.tensor([atlas.picture.shape[-1], atlas.picture.shape[-2]], dtype=torch.float32)
+    extent = torch.tensor(atlas.picture_shape[::-1], dtype=torch.float32)
     corner = torch.tensor(atlas.corners, dtype=torch.float32).flip(1)[levels]
     side = torch.stack([crops.width, crops.height], dim=1) / factor
     start = torch.stack([crops.left, crops.top], dim=1) / factor
@@ -180,17 +193,41 @@ def _grid(
     # written): even a bilinear weight of zero would turn a NaN there into a value. A multiple of float32's rounding.
     margin = 2e-6 * extent.clamp_min(500)
     inner_low = torch.where(corner > 0, margin, 0.0)
-    shared = (size < torch.tensor(atlas.shape[::-1])) | (len(atlas.corners) > 1)
+    shared = (size < torch.tensor(atlas.shape[::-1])) | (atlas.levels > 1)
     inner_high = torch.where(shared, margin, 0.0)
-    low = (2 * (corner + 0.5 + inner_low) / extent - 1)[:, None, None]
-    high = (2 * (corner + limit - 0.5 - inner_high) / extent - 1)[:, None, None]
-    centre = (2 * (corner + start + side / 2) / extent - 1)[:, :, None]
+    low = 2 * (corner + 0.5 + inner_low) / extent - 1
+    high = 2 * (corner + limit - 0.5 - inner_high) / extent - 1
+    centre = 2 * (corner + start + side / 2) / extent - 1
     slope = 2 * (side / extent)[:, :, None] * crops.turn
-    low, high, centre, slope = (x.to(device) for x in (low, high, centre, slope))
-    ticks = (torch.arange(size_px, dtype=torch.float32, device=device) + 0.5) / size_px - 0.5
-    along_x = slope[:, :, :1] * ticks + centre
-    along_y = slope[:, :, 1:] * ticks
-    grid = torch.empty(len(levels), size_px, size_px, 2, device=device)
-    torch.add(along_x[:, 0, None, :], along_y[:, 0, :, None], out=grid[..., 0])
-    torch.add(along_x[:, 1, None, :], along_y[:, 1, :, None], out=grid[..., 1])
-    return torch.clamp(grid, low, high, out=grid)
+    ticks = (torch.arange(size_px, dtype=torch.float32) + 0.5) / size_px - 0.5
+    across, down = slope[:, :, :1] * ticks + centre[:, :, None], slope[:, :, 1:] * ticks
+    straight = bool(((crops.turn == 0).sum(dim=(1, 2)) == 2).all())
+    if straight:
+        # Along each axis only columns or only rows matter, so a line is clamped here and not a plane later.
+        by_row = slope[:, :, :1] == 0
+        line = (across + down).clamp(low[:, :, None], high[:, :, None])
+        across, down = torch.where(by_row, 0.0, line), torch.where(by_row, line, 0.0)
+    return Places(*(x.to(device, non_blocking=True) for x in (across, down, low, high)), straight)
+
+
+def sample(picture: Float[Tensor, "B C Y X"], places: Places) -> Float[Tensor, "BV C S S"]:
+    """V crops of every image, turned, flipped and resized, by bilinear sampling of the atlas' picture.
+
+    places    all V of the first image first, and so is the answer
+    """
+    size_px, images = places.across.shape[-1], len(picture)
+    grid = torch.empty(len(places.across), size_px, size_px, 2, device=picture.device)
+    for axis in (0, 1):
+        torch.add(places.across[:, axis, None, :], places.down[:, axis, :, None], out=grid[..., axis])
+    if not places.straight:
+        grid.clamp_(places.low[:, None, None], places.high[:, None, None])
+    views = len(grid) // images
+    found = F.grid_sample(
+        picture,
+        grid.view(images, views * size_px, size_px, 2),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    found = found.view(images, -1, views, size_px, size_px).transpose(1, 2)
+    return found.reshape(images * views, -1, size_px, size_px)

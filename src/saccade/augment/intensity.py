@@ -9,11 +9,14 @@ Johnston 2001. Numbers of a sample ([B] tensors) may lie on the CPU; pixels stay
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
+
+BLUR_ELEMENTS = 2**18  # float32 numbers blurred together: a megabyte, which the cache of a core holds
 
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -48,28 +51,44 @@ def colour_matrix(
 def apply_matrix(
     x: Float[Tensor, "B C Y X"], matrix: Float[Tensor, "B C C"], offset: Float[Tensor, "B #C 1"]
 ) -> Float[Tensor, "B C Y X"]:
-    return torch.baddbmm(offset.expand(-1, x.shape[1], 1), matrix, x.flatten(2)).view_as(x)
+    return torch.bmm(matrix, x.flatten(2)).add_(offset).view_as(x)
 
 
-def jitter(
-    x: Float[Tensor, "B C Y X"],
-    brightness: Float[Tensor, "B"],
-    contrast: Float[Tensor, "B"],
-    saturation: Float[Tensor, "B"],
-    hue_turns: Float[Tensor, "B"],
-) -> Float[Tensor, "B C Y X"]:
-    """The four changes at once, without a clamp. saturation 0 makes an image grey.
+@dataclass(frozen=True)
+class Jitter:
+    """Brightness, contrast, saturation and hue of N samples, as one matrix each: x -> matrix x + shift * mean.
 
-    Contrast turns about the mean luminance of the sample. Where C is not 3 it turns about the mean of all
-    channels, and saturation and hue have no meaning and no effect.
+    matrix [N 3 3], or [N] where images have no colour (saturation and hue have no meaning there); shift [N]
     """
+
+    matrix: Tensor
+    shift: Tensor
+
+    def part(self, where: slice) -> Jitter:
+        return Jitter(self.matrix[where], self.shift[where])
+
+
+def draw_jitter(
+    brightness: Float[Tensor, "N"],
+    contrast: Float[Tensor, "N"],
+    saturation: Float[Tensor, "N"],
+    hue_turns: Float[Tensor, "N"],
+    channels: int,
+) -> Jitter:
+    """The four changes at once. saturation 0 makes an image grey. Contrast turns about the mean luminance of the
+    sample; where C is not 3, about the mean of all channels."""
     gain = brightness * contrast
-    shift = ((1 - contrast) * brightness).to(x.device)
+    matrix = colour_matrix(gain, saturation, hue_turns) if channels == 3 else gain
+    return Jitter(matrix, (1 - contrast) * brightness)
+
+
+def jitter(x: Float[Tensor, "N C Y X"], change: Jitter) -> Float[Tensor, "N C Y X"]:
+    """Change colours, without a clamp. The numbers of the change may lie on the CPU."""
+    matrix, shift = change.matrix.to(x.device), change.shift.to(x.device)
     if x.shape[1] == 3:
-        matrix = colour_matrix(gain, saturation, hue_turns).to(x.device)
         # Saturation and hue leave greys alone, so the offset of contrast passes through them unchanged.
         return apply_matrix(x, matrix, (shift * mean_luminance(x))[:, None, None])
-    return x * gain.to(x.device)[:, None, None, None] + (shift * x.mean(dim=(1, 2, 3)))[:, None, None, None]
+    return x * matrix[:, None, None, None] + (shift * x.mean(dim=(1, 2, 3)))[:, None, None, None]
 
 
 def mean_luminance(x: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B"]:
@@ -98,28 +117,40 @@ def stain_jitter(x: Float[Tensor, "B 3 Y X"], u: Float[Tensor, "B 6"], strength:
     return torch.exp(-apply_matrix(density, matrix.to(x.device), offset.to(x.device)).clamp_min(0))
 
 
-def blur(x: Float[Tensor, "B C Y X"], sigma_px: Float[Tensor, "B"]) -> Float[Tensor, "B C Y X"]:
-    """Separable Gaussian blur, its own sigma for each sample (on the CPU); borders are reflected.
+def blur_(x: Float[Tensor, "B C Y X"], sigma_px: Float[Tensor, "B"]) -> Float[Tensor, "B C Y X"]:
+    """Separable Gaussian blur in place, its own sigma for each sample (on the CPU; 0: none); borders are reflected.
 
-    The kernel reaches three of the largest sigma of the batch; what lies beyond three of one's own is < 0.3 %.
+    The kernel reaches three sigma; what lies beyond is < 0.3 %. Samples of like sigma are blurred together, so that
+    few have a longer kernel than they need.
     """
+    order = torch.argsort(sigma_px)
+    blurred = order[sigma_px[order] > 0]
+    count = max(1, BLUR_ELEMENTS // x[0].numel())
+    for start in range(0, len(blurred), count):
+        part = blurred[start : start + count]
+        chosen = part.to(x.device)
+        x[chosen] = _blur(x[chosen], sigma_px[part])
+    return x
+
+
+def _blur(x: Float[Tensor, "B C Y X"], sigma_px: Float[Tensor, "B"]) -> Float[Tensor, "B C Y X"]:
     radius = min(max(1, math.ceil(3 * float(sigma_px.max()))), min(x.shape[-2:]) - 1)
     ticks = torch.arange(-radius, radius + 1, dtype=torch.float32)
     weights = torch.exp(-0.5 * (ticks / sigma_px.clamp_min(1e-3)[:, None]) ** 2)
     # Cut at three sigma of the sample's own, so that it does not depend on the others of the batch.
     weights = weights * (ticks.abs() <= torch.ceil(3 * sigma_px).clamp_min(1)[:, None])
     weights = (weights / weights.sum(dim=1, keepdim=True)).to(x.device)
+    taps = weights[:, :, None, None, None].unbind(1)
     for axis in (2, 3):
         side = (radius, radius, 0, 0) if axis == 3 else (0, 0, radius, radius)
-        padded = F.pad(x, side, mode="reflect")
-        length = x.shape[axis]
-        total = torch.zeros_like(x)
-        for k in range(2 * radius + 1):
-            total.addcmul_(padded.narrow(axis, k, length), weights[:, k, None, None, None])
-        x = total
+        shifted = F.pad(x, side, mode="reflect").unfold(axis, x.shape[axis], 1).unbind(axis)
+        shifted = [s.transpose(2, 3) for s in shifted] if axis == 2 else shifted
+        x = shifted[0] * taps[0]
+        for moved, tap in zip(shifted[1:], taps[1:]):
+            x.addcmul_(moved, tap)
     return x
 
 
-def solarise(x: Float[Tensor, "B C Y X"], chosen: Bool[Tensor, "B"]) -> Float[Tensor, "B C Y X"]:
-    """Invert everything from 0.5 up, for the chosen samples."""
-    return torch.where(chosen.to(x.device)[:, None, None, None] & (x >= 0.5), 1 - x, x)
+def solarise(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
+    """Invert everything from 0.5 up."""
+    return torch.where(x >= 0.5, 1 - x, x)

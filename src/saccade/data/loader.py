@@ -68,21 +68,20 @@ class ImageCache:
         return self.flat[start : start + c * y * x].reshape(c, y, x)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """The images at ``indices`` as one padded float batch in 0..1."""
+        """The images at ``indices`` as one padded batch."""
         shapes = self.shapes[indices]
+        rows, columns = int(shapes[:, 1].max()), int(shapes[:, 2].max())
+        kept = np.uint8 if self.flat.dtype == np.uint8 else np.float32  # torch knows little arithmetic on 16 bits
         if (shapes == shapes[0]).all():
-            stacked = torch.from_numpy(np.stack([self.image(int(i)) for i in indices])).float()
+            stacked = np.stack([self.image(int(i)) for i in indices]).astype(kept, copy=False)
         else:
-            rows, columns = int(shapes[:, 1].max()), int(shapes[:, 2].max())
-            stacked = torch.zeros(len(indices), self.channels, rows, columns)
+            stacked = np.zeros((len(indices), self.channels, rows, columns), kept)
             for b, i in enumerate(indices):
                 image = self.image(int(i))
-                stacked[b, :, : image.shape[1], : image.shape[2]] = torch.from_numpy(image.astype(np.float32))
-        if self.offset:
-            stacked -= self.offset
-        stacked /= self.scale
+                stacked[b, :, : image.shape[1], : image.shape[2]] = image
         sizes = torch.from_numpy(shapes[:, 1:].astype(np.int64))
-        return Batch(stacked, sizes, torch.from_numpy(np.asarray(indices, dtype=np.int64)))
+        numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        return Batch(torch.from_numpy(stacked), sizes, numbers, self.offset, self.scale)
 
 
 def convert_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:

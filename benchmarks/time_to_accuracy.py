@@ -1,0 +1,240 @@
+"""k-NN against wall-clock: saccade beside lightly, at the same time, on a core of its own each.
+
+    python benchmarks/time_to_accuracy.py DATA [--minutes 12] [--backbone resnet10_w32] [--grey] [--json]
+
+Same network (saccade's, for both), same images, same number, sizes and scales of crops, batch 64, one thread.
+lightly has the recipe of its published CIFAR-10 benchmark (SGD, batch norm in the head, K = 2,048, momentum 0.99,
+a cosine over the run, its own strengths of colour and blur) or AdamW for a ViT, in fp32 as it ships, and takes
+decoded images from memory. It trains for ``--minutes``; saccade, with its own defaults, for half of that, twice
+(two seeds). Evaluation, decoding and start-up do not count. The k-NN is that of saccade's live probe; for lightly
+of student or teacher, whichever is better.
+
+The last line is one JSON object: minutes of ``peer`` to its final value (mean of its last three), minutes of
+``ours`` to reach and keep that value (mean over the seeds; null where a seed does not), their ``ratio``, and all curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import peer
+from saccade import api
+from saccade.backbones.build import build
+from saccade.config import Sections, override
+from saccade.data.loader import ImageCache, build_cache, input_spec
+from saccade.recipes import apply_recipe
+from saccade.train.live import LiveProbe
+from saccade.train.part import open_part
+from saccade.train.resolve import is_transformer
+from saccade.train.run import default_sections
+
+BATCH, OUT_DIM, EVALUATIONS = 64, 2048, 20
+CPU = torch.device("cpu")
+Curve = list[tuple[float, float]]
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What both tools are told."""
+    patch = 8 if options.size > 32 else 4
+    chosen: dict[str, Any] = {
+        "model.backbone": options.backbone,
+        "model.size_px": options.size,
+        "views.local_px": math.ceil(options.size * 96 / 224 / patch) * patch,
+        "views.local_count": options.local_count,
+        "train.batch": BATCH,
+    }
+    return chosen | ({"data.group": options.group} if options.group else {})
+
+
+def sections_of(options: argparse.Namespace) -> Sections:
+    sections = apply_recipe(default_sections("dino"), options.recipe)
+    return override(sections, {"data.source": options.data} | settings_of(options))
+
+
+# --- ours ---------------------------------------------------------------------------------------
+
+
+def train_ours(options: argparse.Namespace, seed: int) -> Curve:
+    """k-NN by seconds of training; the run lasts half of the peer's time."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = api.pretrain(
+            options.data,
+            out=Path(folder) / "run",
+            recipe=options.recipe,
+            settings=settings_of(options) | {"train.seed": seed, "train.minutes": options.minutes / 2},
+        )
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["seconds"], line["knn"]) for line in lines if "knn" in line]
+
+
+# --- the peer -----------------------------------------------------------------------------------
+
+
+class Decoded(Dataset):
+    """Decoded images as PIL, in colour or grey, through lightly's transform."""
+
+    def __init__(self, cache: ImageCache, grey: bool, transform: Any):
+        arrays = [cache.image(i).transpose(1, 2, 0).squeeze() for i in range(len(cache))]
+        images = [Image.fromarray(a) for a in arrays]
+        self.images = [(i.convert("L") if grey else i).convert("RGB") for i in images]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return self.transform(self.images[index])
+
+
+class Vectors(nn.Module):
+    """saccade's network as lightly calls one: images to vectors."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x).cls
+
+
+def train_peer(options: argparse.Namespace) -> Curve:
+    """k-NN by seconds of training."""
+    torch.manual_seed(0)
+    sections = sections_of(options)
+    grey, views = sections["data"].grey, sections["views"]
+    cache = build_cache(open_part(sections["data"]).source, cache_px=round(1.5 * options.size))
+    spec = input_spec(cache, options.size, grey=grey)
+    network = build(options.backbone, channels=3, size_px=options.size, seed=0)
+    transformer = is_transformer(options.backbone)
+    model = peer.LightlyDino(
+        Vectors(network),
+        network.dim,
+        OUT_DIM,
+        batch_norm=not transformer,
+        optimizer=peer.adamw if transformer else functools.partial(peer.sgd, batch=BATCH),
+    )
+    peak = model.optimizer.param_groups[0]["lr"]
+    transform = peer.transform(
+        options.size,
+        settings_of(options)["views.local_px"],
+        options.local_count,
+        normalize={"mean": list(spec.mean), "std": list(spec.std)},
+        global_crop_scale=views.global_scale,
+        local_crop_scale=views.local_scale,
+    )
+    loader = DataLoader(Decoded(cache, grey, transform), batch_size=BATCH, shuffle=True, drop_last=True)
+    probe = LiveProbe(cache, spec, CPU, "fp32", 0)
+    limit, spent, epoch = options.minutes * 60, 0.0, 0
+    curve: Curve = [(0.0, probe(model.student.network)["knn"])]
+    while spent < limit:
+        mark = time.perf_counter()
+        for views_of_batch in loader:
+            share = min(1.0, spent / limit)
+            model.optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * share))
+            model.step(views_of_batch[:2], views_of_batch[2:], momentum=0.996 if transformer else 0.99, epoch=epoch)
+            spent, mark = spent + time.perf_counter() - mark, time.perf_counter()
+            if spent >= len(curve) * limit / EVALUATIONS:
+                curve.append((spent, max(probe(part.network)["knn"] for part in (model.student, model.teacher))))
+                mark = time.perf_counter()
+            if spent >= limit:
+                break
+        epoch += 1
+    return curve
+
+
+# --- side by side -------------------------------------------------------------------------------
+
+
+def work(kind: str, options: argparse.Namespace, core: int, answers: Any) -> None:
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    if kind == "peer":
+        answers.put(("peer", train_peer(options)))
+    else:
+        for seed in range(2):
+            answers.put((f"ours, seed {seed}", train_ours(options, seed)))
+
+
+def side_by_side(options: argparse.Namespace) -> dict[str, Curve]:
+    """Both tools at once, each in a process on its own core."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    tools = [context.Process(target=work, args=(kind, options, core, answers)) for core, kind in enumerate(TOOLS)]
+    for tool in tools:
+        tool.start()
+    curves: dict[str, Curve] = {}
+    while len(curves) < 3:
+        with contextlib.suppress(Exception):  # queue.Empty: look whether they still live
+            name, curve = answers.get(timeout=5)
+            curves[name] = curve
+            continue
+        if any(tool.exitcode not in (None, 0) for tool in tools):
+            raise SystemExit("one of the tools failed; its traceback is above")
+    for tool in tools:
+        tool.join()
+    return curves
+
+
+TOOLS = ("ours", "peer")
+
+
+def seconds_to(curve: Curve, value: float) -> float | None:
+    """When a curve reaches a value and, in the mean of what follows, keeps it."""
+    for number, (seconds, knn) in enumerate(curve):
+        if knn >= value and statistics.mean(later for _, later in curve[number:]) >= value:
+            return seconds
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--backbone", default="resnet10_w32")
+    parser.add_argument("--recipe", default="short")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--local-count", type=int, default=2)
+    parser.add_argument("--group", default="", help="column with the patient or source tile")
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    options = parser.parse_args()
+    curves = side_by_side(options)
+    theirs = curves.pop("peer")
+    final = statistics.mean(knn for _, knn in theirs[-3:])
+    reached = [seconds_to(curve, final) for curve in curves.values()]
+    peer_seconds = seconds_to(theirs, final) or theirs[-1][0]
+    ours = None if None in reached else statistics.mean(s for s in reached if s is not None)
+    if not options.json:
+        for name, curve in {**curves, "lightly": theirs}.items():
+            print(f"{name:14s} " + " ".join(f"{s / 60:.1f}:{100 * knn:.1f}" for s, knn in curve))
+    found = {
+        "ours": ours and round(ours / 60, 2),
+        "peer": round(peer_seconds / 60, 2),
+        "ratio": round(peer_seconds / ours, 2) if ours else None,
+        "knn": round(final, 4),
+        "peer_minutes": options.minutes,
+        "data": Path(options.data).name,
+        "backbone": options.backbone,
+        "recipe": options.recipe,
+        "curves": {**curves, "peer": theirs},
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
