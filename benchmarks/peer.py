@@ -48,9 +48,7 @@ def sgd(parameters: list[nn.Parameter], batch: int) -> torch.optim.Optimizer:
 
 def transform(global_px: int, local_px: int, local_count: int, **others: Any) -> DINOTransform:
     """lightly's views with its own strengths; ``others``: more of its arguments."""
-    return DINOTransform(
-        global_crop_size=global_px, local_crop_size=local_px, n_local_views=local_count, **others
-    )
+    return DINOTransform(global_crop_size=global_px, local_crop_size=local_px, n_local_views=local_count, **others)
 
 
 class LightlyDino(nn.Module):

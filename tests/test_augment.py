@@ -7,7 +7,7 @@ import torch
 import torchvision.transforms.v2 as v2
 import torchvision.transforms.v2.functional as TF
 
-from saccade.augment import geometry, intensity
+from saccade.augment import geometry, intensity, views
 from saccade.augment.views import ViewsConfig, make_views, plain_view, resolve_views
 from saccade.contracts import Batch, InputSpec
 
@@ -61,8 +61,14 @@ def crops_of(boxes: list[tuple[float, float, float, float]], turn: torch.Tensor 
 def sampled(pixels: torch.Tensor, crops: geometry.Crops, size_px: int) -> torch.Tensor:
     sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
     levels = geometry.choose_levels(crops, sizes, size_px)
-    atlas = geometry.build_atlas(pixels, int(levels.max()) + 1)
-    return geometry.sample(atlas, sizes, crops, levels, size_px)
+    return sampled_from(pixels, sizes, crops, levels, size_px)
+
+
+def sampled_from(pixels, sizes, crops, levels, size_px: int) -> torch.Tensor:
+    rows, columns = pixels.shape[2:]
+    atlas = geometry.Atlas((rows, columns), int(levels.max()) + 1)
+    places = geometry.find_places(atlas, sizes, crops, levels, size_px, torch.device("cpu"))
+    return geometry.sample(geometry.build_atlas(pixels, atlas), places)
 
 
 # --- geometry ----------------------------------------------------------------------------------
@@ -227,7 +233,7 @@ def test_the_first_row_of_a_copy_is_not_mixed_with_the_padding_above_it():
         crops, sizes = crops_of([(0, 0, 92, 92)]), torch.tensor([[92, 92]])
         levels = geometry.choose_levels(crops, sizes, 64)
         assert levels.tolist() == [1]
-        found = geometry.sample(geometry.build_atlas(pixels, 2), sizes, crops, levels, 64)
+        found = sampled_from(pixels, sizes, crops, levels, 64)
         torch.testing.assert_close(found, torch.full_like(found, 0.5))
 
 
@@ -328,6 +334,50 @@ def test_shares_of_changed_samples():
     assert grey.float().mean() == pytest.approx(0.2, abs=0.04)
 
 
+def test_colours_are_distributed_as_torchvision_changes_them():
+    """Mean and spread, over 2,000 draws, of what colour jitter, grey and blur do to one image."""
+    pixels = (0.3 + 0.4 * smooth(1, 16, 16)).expand(2000, -1, -1, -1)
+    whole = {"global_scale": (1.0, 1.0), "aspect": (1.0, 1.0), "hflip": False, "vflip": False, "turn90": False}
+    changes = {"jitter_prob": 0.8, "brightness": 0.3, "contrast": 0.3, "saturation": 0.2, "hue": 0.05}
+    blur = {"blur_prob": (0.5, 0.0, 0.0), "blur_sigma": (0.5 * 14, 1.5 * 14)}  # in pixels of 224; the view has 16
+    config = resolved(**whole, **changes, **blur, grey_prob=0.2, global_count=1, local_count=0, global_px=16)
+    (view,) = make_views(batch_of(pixels), config, SPEC, seed=0, step=0)
+    theirs = v2.Compose(
+        [
+            v2.RandomApply([v2.ColorJitter(0.3, 0.3, 0.2, 0.05)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([v2.GaussianBlur(9, (0.5, 1.5))], p=0.5),
+        ]
+    )
+    torch.manual_seed(0)
+    expected = torch.stack([theirs(one) for one in pixels])
+    for statistic in (lambda x: x.mean((2, 3)), lambda x: x.std((2, 3)), lambda x: x.amax(1).mean((1, 2))[:, None]):
+        ours, torchvisions = statistic(view.pixels), statistic(expected)
+        error = torchvisions.std(0) / 2000**0.5
+        assert ((ours.mean(0) - torchvisions.mean(0)).abs() < 6 * error + 2e-3).all()
+        torch.testing.assert_close(ours.std(0), torchvisions.std(0), rtol=0.1, atol=1e-3)
+
+
+def test_views_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
+    batch = batch_of(noise(12, 90, 70))
+    config = resolved(stain=0.1, solarise_prob=0.5, blur_prob=(1.0, 0.5, 0.5))
+    together = make_views(batch, config, SPEC, seed=0, step=0)
+    monkeypatch.setattr(views, "CACHE_ELEMENTS", 1)
+    for one, other in zip(make_views(batch, config, SPEC, seed=0, step=0), together, strict=True):
+        torch.testing.assert_close(one.pixels, other.pixels, rtol=0, atol=1e-5)
+        assert (one.box == other.box).all()
+
+
+def test_eight_bits_and_their_floats_give_the_same_views():
+    eight = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes, indices = torch.full((4, 2), 48), torch.arange(4)
+    config = resolved()
+    raw = make_views(Batch(eight, sizes, indices, 0.0, 255.0), config, SPEC, seed=0, step=0)
+    floats = make_views(Batch(eight / 255, sizes, indices), config, SPEC, seed=0, step=0)
+    for one, other in zip(raw, floats, strict=True):
+        assert (one.pixels == other.pixels).all()
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_other_numbers_of_channels(channels):
     spec = dataclasses.replace(SPEC, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
@@ -336,7 +386,8 @@ def test_other_numbers_of_channels(channels):
     views = make_views(batch_of(noise(4, 48, 48, channels)), config, spec, seed=0, step=0)
     assert len(views) == 4 and views[0].pixels.shape == (4, channels, 32, 32)
     pixels = noise(1, 8, 8, channels)
-    found = intensity.jitter(pixels, torch.tensor([0.9]), torch.tensor([0.7]), torch.ones(1), torch.zeros(1))
+    change = intensity.draw_jitter(torch.tensor([0.9]), torch.tensor([0.7]), torch.ones(1), torch.zeros(1), 1)
+    found = intensity.jitter(pixels, change)
     torch.testing.assert_close(found, 0.9 * (0.7 * pixels + 0.3 * pixels.mean()))
 
 

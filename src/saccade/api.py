@@ -107,6 +107,7 @@ def embed(
 ) -> FeatureTable:
     """One feature vector for every image of ``data``; written to ``out`` (Parquet) when named."""
     device = runtime.pick_device()
+    runtime.keep_freed_memory()
     decoded = embedding.Decoded(open_source(data), max_bad=max_bad, report=None)
     loaded, _ = _load(model, decoded)
     table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
@@ -185,6 +186,7 @@ def _tables(
     loaded: Mapping[str, LoadedModel], decoded: embedding.Decoded, options: EvaluateOptions, console: Console
 ) -> dict[str, FeatureTable]:
     device = runtime.pick_device()
+    runtime.keep_freed_memory()
     first = next(iter(loaded.values()))
     models = [*loaded.values()] + (
         [embedding.random_twin(first, options.protocol.seed + 1)] if options.baselines else []
@@ -273,6 +275,7 @@ def report(run: str | Path) -> Path:
 def doctor() -> dict[str, Any]:
     """What saccade finds on this machine: versions, devices, precision, optional packages, free disk."""
     device = runtime.pick_device()
+    runtime.keep_freed_memory()
     optional = {
         "slides": "openslide",
         "dicom": "pydicom",

@@ -9,6 +9,7 @@ Johnston 2001. Numbers of a sample ([B] tensors) may lie on the CPU; pixels stay
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -117,29 +118,53 @@ def stain_jitter(x: Float[Tensor, "B 3 Y X"], u: Float[Tensor, "B 6"], strength:
     return torch.exp(-apply_matrix(density, matrix.to(x.device), offset.to(x.device)).clamp_min(0))
 
 
-def blur_(x: Float[Tensor, "B C Y X"], sigma_px: Float[Tensor, "B"]) -> Float[Tensor, "B C Y X"]:
-    """Separable Gaussian blur in place, its own sigma for each sample (on the CPU; 0: none); borders are reflected.
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian kernels of N samples, on the CPU: weights [N 2R+1], of which the middle 2 radius + 1 are not zero.
 
-    The kernel reaches three sigma; what lies beyond is < 0.3 %. Samples of like sigma are blurred together, so that
-    few have a longer kernel than they need.
+    radius [N] long; 0: no blur.
     """
-    order = torch.argsort(sigma_px)
-    blurred = order[sigma_px[order] > 0]
-    count = max(1, BLUR_ELEMENTS // x[0].numel())
-    for start in range(0, len(blurred), count):
-        part = blurred[start : start + count]
-        chosen = part.to(x.device)
-        x[chosen] = _blur(x[chosen], sigma_px[part])
+
+    weights: Tensor
+    radius: Tensor
+
+    def part(self, where: slice) -> Blur:
+        return Blur(self.weights[where], self.radius[where])
+
+
+def draw_blur(sigma_px: Float[Tensor, "N"], side_px: int) -> Blur:
+    """Kernels that reach three sigma (what lies beyond is < 0.3 %), and no farther than reflection allows."""
+    radius = torch.where(sigma_px > 0, torch.ceil(3 * sigma_px), 0.0).clamp_max(side_px - 1)
+    reach = int(radius.max())
+    ticks = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    weights = torch.exp(-0.5 * (ticks / sigma_px.clamp_min(1e-3)[:, None]) ** 2)
+    weights = weights * (ticks.abs() <= radius[:, None])
+    return Blur(weights / weights.sum(dim=1, keepdim=True), radius.long())
+
+
+def blur_(x: Float[Tensor, "N C S S"], blur: Blur) -> Float[Tensor, "N C S S"]:
+    """Separable Gaussian blur in place; borders are reflected.
+
+    Samples of like radius are blurred together, so that few have a longer kernel than they need.
+    """
+    middle = blur.weights.shape[1] // 2
+    order = torch.argsort(blur.radius)
+    order = order[int((blur.radius == 0).sum()) :]
+    for part in _in_groups(order, BLUR_ELEMENTS // x[0].numel()):
+        radius = int(blur.radius[part[-1]])
+        weights = blur.weights[part, middle - radius : middle + radius + 1].to(x.device)
+        found = _blur(x.index_select(0, part.to(x.device)), weights, radius)
+        torch._foreach_copy_([x[i] for i in part.tolist()], found.unbind(0))  # index_put_ takes three times as long
     return x
 
 
-def _blur(x: Float[Tensor, "B C Y X"], sigma_px: Float[Tensor, "B"]) -> Float[Tensor, "B C Y X"]:
-    radius = min(max(1, math.ceil(3 * float(sigma_px.max()))), min(x.shape[-2:]) - 1)
-    ticks = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    weights = torch.exp(-0.5 * (ticks / sigma_px.clamp_min(1e-3)[:, None]) ** 2)
-    # Cut at three sigma of the sample's own, so that it does not depend on the others of the batch.
-    weights = weights * (ticks.abs() <= torch.ceil(3 * sigma_px).clamp_min(1)[:, None])
-    weights = (weights / weights.sum(dim=1, keepdim=True)).to(x.device)
+def _in_groups(numbers: Tensor, count: int) -> Iterator[Tensor]:
+    count = max(1, count)
+    for start in range(0, len(numbers), count):
+        yield numbers[start : start + count]
+
+
+def _blur(x: Float[Tensor, "N C S S"], weights: Float[Tensor, "N K"], radius: int) -> Float[Tensor, "N C S S"]:
     taps = weights[:, :, None, None, None].unbind(1)
     for axis in (2, 3):
         side = (radius, radius, 0, 0) if axis == 3 else (0, 0, radius, radius)

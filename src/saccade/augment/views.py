@@ -23,7 +23,7 @@ from saccade.seeds import uniforms
 
 COLOUR = {"saturation": 0.2, "hue": 0.1, "grey_prob": 0.2, "stain": 0.0}  # DINO's values; stain is ours
 CHANGE_DRAWS = 15
-CACHE_ELEMENTS = 2**21  # float32 numbers of one role that are worked on at once: 8 MiB
+CACHE_ELEMENTS = 2**20  # float32 numbers of one role that are worked on at once: 4 MiB
 
 
 @dataclass(frozen=True)
@@ -119,16 +119,16 @@ def _check(config: ViewsConfig, patch: int) -> None:
 class _Changes:
     """What happens to N crops after sampling, on the CPU.
 
-    stain [N 6] uniform numbers   sigma_px [N] of the blur, 0: none   solarised [N] bool
+    stain [N 6] uniform numbers   solarised [N] bool
     """
 
     jitter: intensity.Jitter
     stain: Tensor
-    sigma_px: Tensor
+    blur: intensity.Blur
     solarised: Tensor
 
     def part(self, where: slice) -> _Changes:
-        return _Changes(self.jitter.part(where), self.stain[where], self.sigma_px[where], self.solarised[where])
+        return _Changes(self.jitter.part(where), self.stain[where], self.blur.part(where), self.solarised[where])
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _draw_roles(batch: Batch, config: ViewsConfig, seed: int, step: int, device:
         u = _draw(batch, numbers, seed, step)
         sizes = batch.sizes_px.repeat_interleave(len(numbers), dim=0)
         crops = geometry.draw_crops(u[:, : geometry.DRAWS], sizes, _geometry(config, role))
-        changes = _draw_changes(u[:, geometry.DRAWS :], config, numbers, channels)
+        changes = _draw_changes(u[:, geometry.DRAWS :], config, numbers, channels, size_px)
         out = torch.empty(len(numbers), images, channels, size_px, size_px, device=device)
         roles.append(_Role(role, crops, geometry.choose_levels(crops, sizes, size_px), changes, out))
     return roles
@@ -235,7 +235,9 @@ def _geometry(config: ViewsConfig, role: Role) -> geometry.Geometry:
     )
 
 
-def _draw_changes(u: Float[Tensor, "BV U"], config: ViewsConfig, numbers: range, channels: int) -> _Changes:
+def _draw_changes(
+    u: Float[Tensor, "BV U"], config: ViewsConfig, numbers: range, channels: int, size_px: int
+) -> _Changes:
     assert config.saturation is not None and config.hue is not None and config.global_px is not None
     assert config.grey_prob is not None
     # 0: first global view, 1: other global views, 2: local views
@@ -252,7 +254,7 @@ def _draw_changes(u: Float[Tensor, "BV U"], config: ViewsConfig, numbers: range,
     return _Changes(
         intensity.draw_jitter(brightness, contrast, saturation, hue, channels),
         stain=u[:, 9:15],
-        sigma_px=torch.where(u[:, 6] < torch.tensor(config.blur_prob)[kind], sigma, 0.0),
+        blur=intensity.draw_blur(torch.where(u[:, 6] < torch.tensor(config.blur_prob)[kind], sigma, 0.0), size_px),
         solarised=(u[:, 8] < config.solarise_prob) & (kind == 1),
     )
 
@@ -261,7 +263,7 @@ def _change(x: Float[Tensor, "N C S S"], changes: _Changes, config: ViewsConfig)
     """Stain, colour, grey, blur and solarisation; result in 0..1."""
     if config.stain:
         x = intensity.stain_jitter(x, changes.stain, config.stain)
-    x = intensity.blur_(intensity.jitter(x, changes.jitter), changes.sigma_px)
+    x = intensity.blur_(intensity.jitter(x, changes.jitter), changes.blur)
     if changes.solarised.any():
         chosen = changes.solarised.nonzero()[:, 0].to(x.device)
         x[chosen] = intensity.solarise(x[chosen])

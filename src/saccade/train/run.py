@@ -155,6 +155,7 @@ def steps_in(minutes: float, sections: Sections, plan: Plan, cache: ImageCache) 
 def start(sections: Sections, out: Path, console: Console) -> Path:
     """Begin a run in an empty folder and train it to its end. Returns the folder."""
     device = runtime.pick_device(sections["train"].device)
+    runtime.keep_freed_memory()
     console = console if runtime.launched_rank() == 0 else Quiet()
     check_sections(sections)
     model_options(sections["model"])  # complains of what the network has no use for
@@ -210,6 +211,7 @@ def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
         sections = changed
         save_config(out, sections)
     device = runtime.pick_device(sections["train"].device)
+    runtime.keep_freed_memory()
     console = console if runtime.launched_rank() == 0 else Quiet()
     check_sections(sections)
     with runtime.processes(device):
