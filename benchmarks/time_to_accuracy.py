@@ -10,7 +10,7 @@ decoded images from memory. It trains for ``--minutes``; saccade, with its own d
 of student or teacher, whichever is better.
 
 The last line is one JSON object: minutes of ``peer`` to its final value (mean of its last three), minutes of
-``ours`` to reach and keep that value (mean over the seeds; null where a seed does not), their ``ratio``, and all curves.
+``ours`` to reach and keep that value (mean over the seeds; null where one does not), their ``ratio``, all curves.
 """
 
 from __future__ import annotations

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from saccade import store
 from saccade.contracts import Record
 from saccade.errors import ContaminationError, DataError, EvaluationError, UsageError
 from saccade.evaluation import baselines, guard, metrics, probes, protocol, tables
-from saccade.store import FeatureTable, load_table, save_table, search
+from saccade.store import FeatureTable, load_table, save_table
 
 RNG = np.random.default_rng(0)
 
@@ -262,7 +263,7 @@ def test_histograms():
     assert baselines.pixel_features(image).shape == (2, 48)
 
 
-def test_store_round_trip_and_search(tmp_path):
+def test_store_round_trip(tmp_path):
     first = table(RNG.standard_normal((50, 8)), range(50), [None, "g"] * 25)
     save_table(tmp_path / "deep" / "f.parquet", first)
     again = load_table(tmp_path / "deep" / "f.parquet")
@@ -273,13 +274,26 @@ def test_store_round_trip_and_search(tmp_path):
         again.groups,
         again.hashes,
     )
-    for block in (7, 1000):
-        scores, indices = search(again, first.features[:5], 3, block=block)
-        assert indices[:, 0].tolist() == [0, 1, 2, 3, 4] and np.allclose(scores[:, 0], 1, atol=1e-5)
-        assert (np.diff(scores, axis=1) <= 0).all()
     (tmp_path / "bad.parquet").write_text("no")
     with pytest.raises(DataError, match="not a feature table"):
         load_table(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 3), (37, 5), (1000, 8), (2051, 4)])
+@pytest.mark.parametrize("k", [1, 20, 300])
+def test_nearest_is_exact(monkeypatch, rows, width, k):
+    """Against a full sort, whatever the blocks: 64 or 1,024 rows, 10 or 512 queries at a time."""
+    features = RNG.standard_normal((rows, width)).astype(np.float32)
+    queries = np.concatenate([features[:30], RNG.standard_normal((170, width)).astype(np.float32)])
+    full = store.unit(queries) @ store.unit(features).T
+    expected = -np.sort(-full, axis=1)[:, :k]
+    for row_block, query_block in ((64, 10), (1024, 512)):
+        monkeypatch.setattr(store, "ROWS", row_block)
+        monkeypatch.setattr(store, "QUERIES", query_block)
+        scores, indices = store.nearest(features, queries, k)
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        np.testing.assert_allclose(np.take_along_axis(full, indices, 1), expected, atol=1e-5)
+        assert all(len(set(row)) == min(k, rows) for row in indices.tolist())
 
 
 def test_few_groups_claim_nothing():

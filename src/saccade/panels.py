@@ -22,7 +22,7 @@ from saccade.data.decode import decode, decode_mask
 from saccade.data.loader import ImageCache, convert_channels, fit_range, input_spec
 from saccade.embedding import Decoded, random_twin
 from saccade.errors import DataError, UsageError, unknown
-from saccade.store import FeatureTable, search
+from saccade.store import FeatureTable, nearest
 from saccade.viz.attention import AttentionMap, Query, attention_map, jaccard, threshold_mask, upsample
 from saccade.viz.figures import Neighbour, attention_panel, neighbours_panel, overlay_svg
 
@@ -249,7 +249,7 @@ def _eight_bit(cache: ImageCache, index: int) -> np.ndarray:
 def _neighbours(
     folder: Path, table: FeatureTable, cache: ImageCache, train: np.ndarray, queries: Sequence[int]
 ) -> dict[str, str]:
-    scores, found = search(table.select(train), table.features[list(queries)], NEIGHBOURS)
+    scores, found = nearest(table.select(train).features, table.features[list(queries)], NEIGHBOURS)
     rows = []
     for query, row_scores, row in zip(queries, scores, found):
         near = [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 
 from saccade.errors import DataError, StorageError
 
+ROWS, QUERIES = 4096, 512  # of one product: 8 MiB of similarities
+GROUP = 32
 COLUMNS = ("id", "label", "group", "split", "sha256")
 
 
@@ -87,25 +93,71 @@ def load_table(path: Path) -> FeatureTable:
     return FeatureTable(features, ids, labels, groups, splits, hashes, about["model"], about["about"])
 
 
-def search(table: FeatureTable, query: np.ndarray, k: int, block: int = 65536) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows by cosine similarity, exact: scores [Q k] descending, and their indices [Q k]."""
-    k = min(k, len(table))
-    query = unit(query)
-    best = np.full((len(query), 0), 0.0, np.float32)
-    where = np.zeros((len(query), 0), np.int64)
-    for start in range(0, len(table), block):
-        scores = query @ unit(table.features[start : start + block]).T
-        best = np.concatenate([best, scores], axis=1)
-        numbers = np.broadcast_to(np.arange(start, start + scores.shape[1]), scores.shape)
-        where = np.concatenate([where, numbers], axis=1)
-        if best.shape[1] > k:
-            top = np.argpartition(-best, k - 1, axis=1)[:, :k]
-            best, where = np.take_along_axis(best, top, 1), np.take_along_axis(where, top, 1)
-    order = np.argsort(-best, axis=1, kind="stable")
-    return np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
-
-
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows of length 1; rows of zeros stay zero."""
     x = np.asarray(x, dtype=np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact cosine neighbours of ``queries`` [Q D] among ``rows`` [N D], nearest first.
+
+    Returns similarities [Q k] float32 and indices [Q k], k capped by N. The queries are shared out over the cores;
+    no more than a few megabytes of similarities exist at a time, so N may be in the millions.
+    """
+    k = min(k, len(rows))
+    queries = unit(queries)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    shares = np.array_split(queries, max(1, min(cores, len(queries) // 64)))
+    # One thread a product: many products side by side leave no core waiting.
+    with threadpool_limits(1), ThreadPoolExecutor(len(shares)) as pool:
+        found = list(pool.map(lambda share: _nearest(rows, share, k), shares))
+    return np.concatenate([scores for scores, _ in found]), np.concatenate([indices for _, indices in found])
+
+
+def _nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    where = np.zeros((len(queries), k), np.int64)
+    for start in range(0, len(rows), ROWS):
+        block = unit(rows[start : start + ROWS]).T
+        for first in range(0, len(queries), QUERIES):
+            part = slice(first, first + QUERIES)
+            _keep_best(queries[part] @ block, start, best[part], where[part])
+    order = np.argsort(-best, axis=1, kind="stable")
+    return np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
+
+
+def _keep_best(similar: np.ndarray, start: int, best: np.ndarray, where: np.ndarray) -> None:
+    """Merge similarities [q n] of the rows from ``start`` on into the best k of each query, in place.
+
+    Nearly all blocks hold nearly nothing new, which the largest value of each group of columns tells: they are
+    compared with the worst of the best, and only what is above it is looked at.
+    """
+    (count, width), k = similar.shape, best.shape[1]
+    if start == 0:  # nothing to compare with yet
+        most = min(k, width)
+        top = np.argpartition(-similar, most - 1, axis=1)[:, :most]
+        best[:, :most], where[:, :most] = np.take_along_axis(similar, top, 1), top
+        return
+    whole = width // GROUP * GROUP
+    groups = similar[:, :whole].reshape(count, GROUP, -1)  # of every n / GROUP-th column
+    worst = best.min(axis=1, keepdims=True)
+    query, group = np.nonzero(groups.max(axis=1) > worst) if whole else (np.zeros(0, np.int64),) * 2
+    values = groups[query, :, group]
+    hit, member = np.nonzero(values > worst[query])
+    rest_query, rest_column = np.nonzero(similar[:, whole:] > worst)
+    hits = np.concatenate([query[hit], rest_query])
+    columns = np.concatenate([member * groups.shape[2] + group[hit], whole + rest_column])
+    if not len(hits):
+        return
+    order = np.argsort(hits, kind="stable")
+    hits, columns = hits[order], columns[order]
+    touched, begin, counts = np.unique(hits, return_index=True, return_counts=True)
+    place = np.arange(len(hits)) - np.repeat(begin, counts)
+    row = np.repeat(np.arange(len(touched)), counts)
+    values = np.full((len(touched), k + counts.max()), -np.inf, np.float32)
+    numbers = np.zeros(values.shape, np.int64)
+    values[:, :k], numbers[:, :k] = best[touched], where[touched]
+    values[row, k + place], numbers[row, k + place] = similar[hits, columns], start + columns
+    top = np.argpartition(-values, k - 1, axis=1)[:, :k]
+    best[touched], where[touched] = np.take_along_axis(values, top, 1), np.take_along_axis(numbers, top, 1)

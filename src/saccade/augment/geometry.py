@@ -207,7 +207,8 @@ def find_places(
         by_row = slope[:, :, :1] == 0
         line = (across + down).clamp(low[:, :, None], high[:, :, None])
         across, down = torch.where(by_row, 0.0, line), torch.where(by_row, line, 0.0)
-    return Places(*(x.to(device, non_blocking=True) for x in (across, down, low, high)), straight)
+    across, down, low, high = (x.to(device, non_blocking=True) for x in (across, down, low, high))
+    return Places(across, down, low, high, straight)
 
 
 def sample(picture: Float[Tensor, "B C Y X"], places: Places) -> Float[Tensor, "BV C S S"]:

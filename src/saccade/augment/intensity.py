@@ -168,10 +168,10 @@ def _blur(x: Float[Tensor, "N C S S"], weights: Float[Tensor, "N K"], radius: in
     taps = weights[:, :, None, None, None].unbind(1)
     for axis in (2, 3):
         side = (radius, radius, 0, 0) if axis == 3 else (0, 0, radius, radius)
-        shifted = F.pad(x, side, mode="reflect").unfold(axis, x.shape[axis], 1).unbind(axis)
-        shifted = [s.transpose(2, 3) for s in shifted] if axis == 2 else shifted
-        x = shifted[0] * taps[0]
-        for moved, tap in zip(shifted[1:], taps[1:]):
+        shifted = F.pad(x, side, mode="reflect").unfold(axis, x.shape[axis], 1)  # a view: [N C K X Y] or [N C Y K X]
+        first, *others = (shifted.transpose(3, 4) if axis == 2 else shifted).unbind(axis)
+        x = first * taps[0]
+        for moved, tap in zip(others, taps[1:]):
             x.addcmul_(moved, tap)
     return x
 

@@ -13,25 +13,11 @@ from threadpoolctl import threadpool_limits
 
 from saccade.data.splits import unit_names
 from saccade.seeds import numpy_generator
-from saccade.store import unit
+from saccade.store import nearest
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # scikit-learn's C
 FOLDS = 3
 CHOOSING = 1000  # training images that choose the strength: more would cost minutes and change little
-
-
-def nearest(train: np.ndarray, test: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine similarity and index of the ``most`` nearest training rows of each test row, nearest first."""
-    train, scores, indices = unit(train), [], []
-    for start in range(0, len(test), 1024):
-        similar = unit(test[start : start + 1024]) @ train.T
-        top = np.argpartition(-similar, most - 1, axis=1)[:, :most] if most < len(train) else None
-        top = np.broadcast_to(np.arange(len(train)), similar.shape) if top is None else top
-        found = np.take_along_axis(similar, top, axis=1)
-        order = np.argsort(-found, axis=1, kind="stable")
-        scores.append(np.take_along_axis(found, order, axis=1))
-        indices.append(np.take_along_axis(top, order, axis=1))
-    return np.concatenate(scores), np.concatenate(indices)
 
 
 def vote(similarity: np.ndarray, neighbour_labels: np.ndarray, classes: int, temperature: float = 0.07) -> np.ndarray:
@@ -52,7 +38,7 @@ def knn_scores(
     temperature: float = 0.07,
 ) -> np.ndarray:
     """Weighted k-NN: class shares [M classes] for test rows. k is capped by the number of training rows."""
-    similarity, indices = nearest(train, test, min(k, len(train)))
+    similarity, indices = nearest(train, test, k)
     return vote(similarity, train_labels[indices], classes, temperature)
 
 

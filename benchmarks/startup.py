@@ -1,0 +1,59 @@
+"""Seconds until something happens: ``saccade --help``, and a whole pretraining of one step.
+
+    python benchmarks/startup.py [--rounds 5] [--json]
+
+The run of one step decodes 640 PNG files, builds ViT-Ti/8, takes the step, and writes checkpoint, model and report.
+Beside it: a Python that only imports what a lightly script needs. The last line is one JSON object: seconds of
+``ours`` (help), ``peer`` (imports), ``ratio`` (peer by ours) and ``first_step``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from views import PNG64, write_images
+
+IMPORTS = "import torch, timm; from lightly.loss import DINOLoss; from lightly.transforms import DINOTransform"
+
+
+def seconds_of(command: Sequence[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def first_step(images: Path) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["-m", "saccade.cli", "pretrain", str(images), "--out", f"{folder}/run", "--steps", "1"]
+        return seconds_of([*command, "--backbone", "vit_tiny_patch8", "--size", "64", "--batch", "64"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(PNG64, Path(folder))
+        taken: list[tuple[float, float, float]] = []
+        for _ in range(options.rounds):
+            taken.append(
+                (seconds_of(["-m", "saccade.cli", "--help"]), seconds_of(["-c", IMPORTS]), first_step(Path(folder)))
+            )
+    helped, imported, stepped = (statistics.median(one) for one in zip(*taken))
+    if not options.json:
+        print(f"saccade --help {helped:.2f} s, one step {stepped:.1f} s; imports of a lightly script {imported:.1f} s")
+    found = {"ours": round(helped, 3), "peer": round(imported, 3), "ratio": round(imported / helped, 2)}
+    print(json.dumps(found | {"first_step": round(stepped, 2)}))
+
+
+if __name__ == "__main__":
+    main()
