@@ -57,6 +57,7 @@ class LightlyDino(nn.Module):
     backbone     a network from images to features of width ``dim``
     batch_norm   in the head, as lightly has it for small ResNets
     bf16         under autocast, which it does not ship
+    sizes        hidden width and bottleneck of the head; teacher_temp: None is lightly's 0.04
     """
 
     def __init__(
@@ -67,18 +68,19 @@ class LightlyDino(nn.Module):
         *,
         bf16: bool = False,
         batch_norm: bool = False,
+        sizes: tuple[int, int] = (HIDDEN, BOTTLENECK),
+        teacher_temp: float | None = None,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = adamw,
     ):
         super().__init__()
         self.student, self.teacher = backbone, copy.deepcopy(backbone)
         frozen = -1 if batch_norm else 1  # its CIFAR-10 benchmark freezes nothing
-        self.student_head = DINOProjectionHead(
-            dim, HIDDEN, BOTTLENECK, out_dim, batch_norm=batch_norm, freeze_last_layer=frozen
-        )
-        self.teacher_head = DINOProjectionHead(dim, HIDDEN, BOTTLENECK, out_dim, batch_norm=batch_norm)
+        self.student_head = DINOProjectionHead(dim, *sizes, out_dim, batch_norm=batch_norm, freeze_last_layer=frozen)
+        self.teacher_head = DINOProjectionHead(dim, *sizes, out_dim, batch_norm=batch_norm)
         deactivate_requires_grad(self.teacher)
         deactivate_requires_grad(self.teacher_head)
-        self.loss = DINOLoss(output_dim=out_dim, warmup_teacher_temp_epochs=5)
+        warm = {"warmup_teacher_temp": teacher_temp, "teacher_temp": teacher_temp} if teacher_temp else {}
+        self.loss = DINOLoss(output_dim=out_dim, warmup_teacher_temp_epochs=5, **warm)
         parameters = [*self.student.parameters(), *self.student_head.parameters()]
         self.optimizer = optimizer(parameters)
         self.bf16 = bf16

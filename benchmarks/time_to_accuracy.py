@@ -5,9 +5,10 @@
 Same network (saccade's, for both), same images, same number, sizes and scales of crops, batch 64, one thread.
 lightly has the recipe of its published CIFAR-10 benchmark (SGD, batch norm in the head, K = 2,048, momentum 0.99,
 a cosine over the run, its own strengths of colour and blur) or AdamW for a ViT, in fp32 as it ships, and takes
-decoded images from memory. It trains for ``--minutes``; saccade, with its own defaults, for half of that, twice
-(two seeds). Evaluation, decoding and start-up do not count. The k-NN is that of saccade's live probe; for lightly
-of student or teacher, whichever is better.
+decoded images from memory. With ``--tuned`` it gets the settings that saccade decides on (AdamW and its learning
+rate, head and K, teacher temperature, strengths of the views). It trains for ``--minutes``; saccade, with its own
+defaults, for half of that, twice (two seeds). Evaluation, decoding and start-up do not count. The k-NN is that of
+saccade's live probe; for lightly of student or teacher, whichever is better.
 
 The last line is one JSON object: minutes of ``peer`` to its final value (mean of its last three), minutes of
 ``ours`` to reach and keep that value (mean over the seeds; null where one does not), their ``ratio``, all curves.
@@ -41,7 +42,7 @@ from saccade.data.loader import ImageCache, build_cache, input_spec
 from saccade.recipes import apply_recipe
 from saccade.train.live import LiveProbe
 from saccade.train.part import open_part
-from saccade.train.resolve import is_transformer
+from saccade.train.resolve import is_transformer, resolve, resolve_length
 from saccade.train.run import default_sections
 
 BATCH, OUT_DIM, EVALUATIONS = 64, 2048, 20
@@ -113,6 +114,44 @@ class Vectors(nn.Module):
         return self.network(x).cls
 
 
+def as_shipped(options: argparse.Namespace, sections: Sections, images: int) -> tuple[peer.LightlyDino, dict[str, Any]]:
+    """lightly's own recipe, and nothing to add to its transform."""
+    network = build(options.backbone, channels=3, size_px=options.size, seed=0)
+    if is_transformer(options.backbone):
+        return peer.LightlyDino(Vectors(network), network.dim, OUT_DIM), {}
+    optimizer = functools.partial(peer.sgd, batch=BATCH)
+    return peer.LightlyDino(Vectors(network), network.dim, OUT_DIM, batch_norm=True, optimizer=optimizer), {}
+
+
+def tuned(options: argparse.Namespace, sections: Sections, images: int) -> tuple[peer.LightlyDino, dict[str, Any]]:
+    """The settings that saccade decides on for this data and a short run, in lightly's words."""
+    sections = resolve(override(sections, {"train.steps": 1000}), images=images, channels=3, device=CPU)
+    sections = resolve_length(sections, images)
+    head, views = sections["dino"], sections["views"]
+    network = build(options.backbone, channels=3, size_px=options.size, seed=0)
+    model = peer.LightlyDino(
+        Vectors(network),
+        network.dim,
+        head.out_dim,
+        batch_norm=head.head_norm == "batch",
+        sizes=(head.head_hidden, head.bottleneck),
+        teacher_temp=head.teacher_temp,
+        optimizer=functools.partial(torch.optim.AdamW, lr=sections["optim"].lr, weight_decay=0.04),
+    )
+    strengths = {"bright": views.brightness, "contrast": views.contrast, "sat": views.saturation, "hue": views.hue}
+    others = {
+        **{f"cj_{name}": value for name, value in strengths.items()},
+        "cj_strength": 1.0,
+        "random_gray_scale": views.grey_prob,
+        "gaussian_blur": views.blur_prob,
+        "solarization_prob": views.solarise_prob,
+        "hf_prob": 0.5 * views.hflip,
+        "vf_prob": 0.5 * views.vflip,
+        "rr_prob": 0.5 * views.turn90,
+    }
+    return model, others
+
+
 def train_peer(options: argparse.Namespace) -> Curve:
     """k-NN by seconds of training."""
     torch.manual_seed(0)
@@ -120,23 +159,17 @@ def train_peer(options: argparse.Namespace) -> Curve:
     grey, views = sections["data"].grey, sections["views"]
     cache = build_cache(open_part(sections["data"]).source, cache_px=round(1.5 * options.size))
     spec = input_spec(cache, options.size, grey=grey)
-    network = build(options.backbone, channels=3, size_px=options.size, seed=0)
-    transformer = is_transformer(options.backbone)
-    model = peer.LightlyDino(
-        Vectors(network),
-        network.dim,
-        OUT_DIM,
-        batch_norm=not transformer,
-        optimizer=peer.adamw if transformer else functools.partial(peer.sgd, batch=BATCH),
-    )
+    scales = {"global_crop_scale": views.global_scale, "local_crop_scale": views.local_scale}
+    model, others = (tuned if options.tuned else as_shipped)(options, sections, len(cache))
+    momentum = 0.996 if is_transformer(options.backbone) and not options.tuned else 0.99
     peak = model.optimizer.param_groups[0]["lr"]
     transform = peer.transform(
         options.size,
         settings_of(options)["views.local_px"],
         options.local_count,
         normalize={"mean": list(spec.mean), "std": list(spec.std)},
-        global_crop_scale=views.global_scale,
-        local_crop_scale=views.local_scale,
+        **scales,
+        **others,
     )
     loader = DataLoader(Decoded(cache, grey, transform), batch_size=BATCH, shuffle=True, drop_last=True)
     probe = LiveProbe(cache, spec, CPU, "fp32", 0)
@@ -147,7 +180,7 @@ def train_peer(options: argparse.Namespace) -> Curve:
         for views_of_batch in loader:
             share = min(1.0, spent / limit)
             model.optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * share))
-            model.step(views_of_batch[:2], views_of_batch[2:], momentum=0.996 if transformer else 0.99, epoch=epoch)
+            model.step(views_of_batch[:2], views_of_batch[2:], momentum=momentum, epoch=epoch)
             spent, mark = spent + time.perf_counter() - mark, time.perf_counter()
             if spent >= len(curve) * limit / EVALUATIONS:
                 curve.append((spent, max(probe(part.network)["knn"] for part in (model.student, model.teacher))))
@@ -211,6 +244,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--local-count", type=int, default=2)
     parser.add_argument("--group", default="", help="column with the patient or source tile")
+    parser.add_argument("--tuned", action="store_true", help="give lightly the settings that saccade decides on")
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     options = parser.parse_args()
     curves = side_by_side(options)
@@ -231,6 +265,7 @@ def main() -> None:
         "data": Path(options.data).name,
         "backbone": options.backbone,
         "recipe": options.recipe,
+        "tuned": options.tuned,
         "curves": {**curves, "peer": theirs},
     }
     print(json.dumps(found))
