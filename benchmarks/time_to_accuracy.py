@@ -7,8 +7,9 @@ lightly has the recipe of its published CIFAR-10 benchmark (SGD, batch norm in t
 a cosine over the run, its own strengths of colour and blur) or AdamW for a ViT, in fp32 as it ships, and takes
 decoded images from memory. With ``--tuned`` it gets the settings that saccade decides on (AdamW and its learning
 rate, head and K, teacher temperature, strengths of the views). It trains for ``--minutes``; saccade, with its own
-defaults, for half of that, twice (two seeds). Evaluation, decoding and start-up do not count. The k-NN is that of
-saccade's live probe; for lightly of student or teacher, whichever is better.
+defaults, for half of that, twice (two seeds). Evaluation, decoding and start-up do not count. All are measured on
+the same images of the training part, whole groups apart: 3,000 vote, 1,500 are asked (k = 20, of fewer two thirds
+and one third); lightly's student or teacher, whichever is better.
 
 The last line is one JSON object: minutes of ``peer`` to its final value (mean of its last three), minutes of
 ``ours`` to reach and keep that value (mean over the seeds; null where one does not), their ``ratio``, all curves.
@@ -29,6 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -39,13 +41,18 @@ from saccade import api
 from saccade.backbones.build import build
 from saccade.config import Sections, override
 from saccade.data.loader import ImageCache, build_cache, input_spec
+from saccade.data.splits import grouped_split
+from saccade.embedding import embed_cached
+from saccade.evaluation.probes import knn_scores
 from saccade.recipes import apply_recipe
-from saccade.train.live import LiveProbe
+from saccade.runs import read_metrics
+from saccade.seeds import numpy_generator
+from saccade.train import checkpoint
 from saccade.train.part import open_part
 from saccade.train.resolve import is_transformer, resolve, resolve_length
 from saccade.train.run import default_sections
 
-BATCH, OUT_DIM, EVALUATIONS = 64, 2048, 20
+BATCH, OUT_DIM, EVALUATIONS, ASKED_AND_VOTING = 64, 2048, 12, 4500
 CPU = torch.device("cpu")
 Curve = list[tuple[float, float]]
 
@@ -68,20 +75,48 @@ def sections_of(options: argparse.Namespace) -> Sections:
     return override(sections, {"data.source": options.data} | settings_of(options))
 
 
+class Probe:
+    """k-NN of a network on a fixed sample of the images, the same for everyone."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.sections = sections_of(options)
+        self.cache = build_cache(open_part(self.sections["data"]).source, cache_px=round(1.5 * options.size))
+        self.spec = input_spec(self.cache, options.size, grey=self.sections["data"].grey)
+        self.chosen = np.sort(numpy_generator(0, "probe").permutation(len(self.cache))[:ASKED_AND_VOTING])
+        records = [self.cache.records[int(i)] for i in self.chosen]
+        names = sorted({str(r.label) for r in records})
+        self.labels = np.array([names.index(str(r.label)) for r in records])
+        self.train, self.test = grouped_split(records, 1 / 3, 0)
+
+    def __call__(self, network: nn.Module) -> float:
+        x = embed_cached(network, self.cache, self.chosen, self.spec, device=CPU, precision="fp32")
+        scores = knn_scores(x[self.train], self.labels[self.train], x[self.test], 20, int(self.labels.max()) + 1)
+        return float((scores.argmax(axis=1) == self.labels[self.test]).mean())
+
+
 # --- ours ---------------------------------------------------------------------------------------
 
 
 def train_ours(options: argparse.Namespace, seed: int) -> Curve:
-    """k-NN by seconds of training; the run lasts half of the peer's time."""
+    """k-NN by seconds of training, from the checkpoints of a run that lasts half of the peer's time."""
+    probe = Probe(options)
+    network = build(options.backbone, channels=3, size_px=options.size, seed=seed)
+    curve = [(0.0, probe(network))]
     with tempfile.TemporaryDirectory() as folder:
         run = api.pretrain(
             options.data,
             out=Path(folder) / "run",
             recipe=options.recipe,
-            settings=settings_of(options) | {"train.seed": seed, "train.minutes": options.minutes / 2},
+            settings=settings_of(options)
+            | {"train.seed": seed, "train.minutes": options.minutes / 2, "train.keep": 1000, "train.log_every": 1},
         )
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["seconds"], line["knn"]) for line in lines if "knn" in line]
+        seconds = {line["step"]: line["seconds"] for line in read_metrics(run / "metrics.jsonl")}
+        for step in checkpoint.available(run):
+            state = torch.load(checkpoint.folder_of(run, step) / checkpoint.FILE, weights_only=True)["method"]
+            parts = {k.removeprefix("teacher."): v for k, v in state.items() if k.startswith("teacher.")}
+            network.load_state_dict(parts)
+            curve.append((seconds[step - 1], probe(network)))
+    return curve
 
 
 # --- the peer -----------------------------------------------------------------------------------
@@ -155,10 +190,9 @@ def tuned(options: argparse.Namespace, sections: Sections, images: int) -> tuple
 def train_peer(options: argparse.Namespace) -> Curve:
     """k-NN by seconds of training."""
     torch.manual_seed(0)
-    sections = sections_of(options)
-    grey, views = sections["data"].grey, sections["views"]
-    cache = build_cache(open_part(sections["data"]).source, cache_px=round(1.5 * options.size))
-    spec = input_spec(cache, options.size, grey=grey)
+    probe = Probe(options)
+    sections, cache, spec = probe.sections, probe.cache, probe.spec
+    views = sections["views"]
     scales = {"global_crop_scale": views.global_scale, "local_crop_scale": views.local_scale}
     model, others = (tuned if options.tuned else as_shipped)(options, sections, len(cache))
     momentum = 0.996 if is_transformer(options.backbone) and not options.tuned else 0.99
@@ -171,10 +205,9 @@ def train_peer(options: argparse.Namespace) -> Curve:
         **scales,
         **others,
     )
-    loader = DataLoader(Decoded(cache, grey, transform), batch_size=BATCH, shuffle=True, drop_last=True)
-    probe = LiveProbe(cache, spec, CPU, "fp32", 0)
+    loader = DataLoader(Decoded(cache, spec.grey, transform), batch_size=BATCH, shuffle=True, drop_last=True)
     limit, spent, epoch = options.minutes * 60, 0.0, 0
-    curve: Curve = [(0.0, probe(model.student.network)["knn"])]
+    curve: Curve = [(0.0, probe(model.student.network))]
     while spent < limit:
         mark = time.perf_counter()
         for views_of_batch in loader:
@@ -183,7 +216,7 @@ def train_peer(options: argparse.Namespace) -> Curve:
             model.step(views_of_batch[:2], views_of_batch[2:], momentum=momentum, epoch=epoch)
             spent, mark = spent + time.perf_counter() - mark, time.perf_counter()
             if spent >= len(curve) * limit / EVALUATIONS:
-                curve.append((spent, max(probe(part.network)["knn"] for part in (model.student, model.teacher))))
+                curve.append((spent, max(probe(part.network) for part in (model.student, model.teacher))))
                 mark = time.perf_counter()
             if spent >= limit:
                 break
