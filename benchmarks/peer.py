@@ -117,11 +117,11 @@ def _serve(setup: Callable[[], Work], pipe: Any) -> None:
         pipe.send((images, time.perf_counter() - began))
 
 
-def abab(ours: Callable[[], Work], peer: Callable[[], Work], rounds: int) -> tuple[float, float]:
+def abab(ours: Callable[[], Work], peer: Callable[[], Work], rounds: int, warm_up: int = 1) -> tuple[float, float]:
     """Images a second of both, alternating, each in a process of its own that is idle while the other works.
 
     ours, peer   importable functions (or partials of such) that get everything ready and return the work
-    The median of the rounds is taken, after one round that is not counted.
+    The median of the rounds is taken, after ``warm_up`` rounds that are not counted.
     """
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
@@ -133,11 +133,11 @@ def abab(ours: Callable[[], Work], peer: Callable[[], Work], rounds: int) -> tup
         pipes.append(here)
         processes.append(process)
     rates: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds + 1):
+    for turn in range(warm_up + rounds):
         for which, pipe in enumerate(pipes):
             pipe.send(True)
             images, seconds = pipe.recv()
-            if turn:
+            if turn >= warm_up:
                 rates[which].append(images / seconds)
     for pipe, process in zip(pipes, processes):
         pipe.send(False)

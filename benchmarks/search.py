@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     options = parser.parse_args()
     agree = agreement(options)
-    mine, theirs = abab(partial(set_up_ours, options), partial(set_up_peer, options), options.rounds)
+    mine, theirs = abab(partial(set_up_ours, options), partial(set_up_peer, options), options.rounds, warm_up=0)
     if not options.json:
         print(f"saccade {mine:.0f} queries/s, faiss {theirs:.0f}: {theirs / mine:.2f} of its time; {agree:.4f} agree")
     found = {"ours": round(mine, 1), "peer": round(theirs, 1), "ratio": round(mine / theirs, 3)}

@@ -30,6 +30,7 @@ CONFIG = DinoConfig(
     teacher_temp=0.07,
     momentum=0.9,
     freeze_last_fraction=0.1,
+    koleo=0.0,
 )
 
 
@@ -352,6 +353,51 @@ def test_everything_is_resolved_and_nothing_given_is_changed(images, steps):
     assert None not in dataclasses.asdict(found).values()
     assert found.out_dim >= 16 and 0 <= found.momentum < 1 and found.teacher_temp < found.student_temp
     assert resolve_dino(CONFIG, images=images, batch=64, steps=steps, has_batch_norm=True) == CONFIG
+
+
+# --- KoLeo -------------------------------------------------------------------------------------
+
+
+def test_koleo_is_the_mean_log_distance_to_the_nearest_other():
+    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    unit = nn.functional.normalize(x, dim=1)
+    distances = torch.cdist(unit, unit) + 10 * torch.eye(9)
+    expected = -torch.log(distances.min(dim=1).values).mean()
+    assert float(dino.koleo_loss(x, x, 0)) == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_koleo_is_the_same_in_one_process_or_in_parts():
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    whole = dino.koleo_loss(x, x.detach(), 0)
+    parts = torch.stack([dino.koleo_loss(x[at : at + 4], x.detach(), at) for at in (0, 4, 8)]).mean()
+    torch.testing.assert_close(whole, parts)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (whole, parts)))
+
+
+def test_koleo_of_identical_vectors_is_finite_and_pulls_nothing():
+    x = torch.ones(4, 5, requires_grad=True)
+    loss = dino.koleo_loss(x, x.detach(), 0)
+    loss.backward()
+    assert loss.isfinite() and (x.grad == 0).all()
+    alone = torch.ones(1, 5, requires_grad=True)
+    assert dino.koleo_loss(alone, alone.detach(), 0).item() == 0
+
+
+def test_koleo_spreads_vectors():
+    x = (torch.ones(16, 8) + 0.1 * torch.randn(16, 8, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    before = float(dino.koleo_loss(x, x.detach(), 0))
+    for _ in range(50):
+        (gradient,) = torch.autograd.grad(dino.koleo_loss(x, x.detach(), 0), x)
+        x = (x - 0.5 * gradient).detach().requires_grad_()
+    assert float(dino.koleo_loss(x, x.detach(), 0)) < before - 0.5
+
+
+def test_koleo_adds_to_the_loss_but_not_to_what_is_logged_as_the_loss():
+    plain, spread = (method_of(dataclasses.replace(CONFIG, koleo=weight)) for weight in (0.0, 0.5))
+    one, other = (m.step(views_of(6), at(0, 10)) for m in (plain, spread))
+    assert "koleo" not in one.logs
+    assert float(other.logs["loss"]) == pytest.approx(float(one.loss))
+    assert float(other.loss) == pytest.approx(float(one.loss + 0.5 * other.logs["koleo"]))
 
 
 # --- golden ------------------------------------------------------------------------------------

@@ -129,6 +129,15 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x
 
 
+def gather_over_ranks(x: Tensor) -> Tensor:
+    """[W B ...] the rows of all processes (no gradient), this process's own from ``rank() * B`` on."""
+    if world_size() == 1:
+        return x.detach()
+    found = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(found, x.detach().contiguous())
+    return torch.cat(found)
+
+
 def max_over_ranks(value: float) -> float:
     """The largest of a number over all processes: a plan must fit the slowest."""
     if world_size() == 1:

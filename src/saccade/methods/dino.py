@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from saccade.contracts import Features, Progress, StepOutput, View
 from saccade.errors import UsageError
 from saccade.methods.base import Method
-from saccade.runtime import mean_over_ranks, sum_over_ranks
+from saccade.runtime import gather_over_ranks, mean_over_ranks, rank, sum_over_ranks
+
+SHORT_STEPS = 20_000
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -50,6 +52,8 @@ class DinoConfig:
     """Share of the run in which the last layer of the head is not trained."""
     norm_last_layer: bool = True
     """Keep the prototypes at length 1."""
+    koleo: float | None = None
+    """Weight of the KoLeo term, which keeps the image vectors of a batch apart; 0: plain DINO."""
 
 
 def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has_batch_norm: bool) -> DinoConfig:
@@ -61,12 +65,14 @@ def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has
                   that the teacher can follow. 0.9 collapsed (docs/log.md)
     temperatures  0.02 for runs under 20,000 steps: with small batches 0.04 ended at ln K (docs/log.md); longer runs
                   rise from there to the paper's 0.04
+    koleo         DINOv2's 0.1 for runs under 20,000 steps: small batches otherwise use ever fewer directions
+                  (docs/log.md); none in longer runs, as in the paper
     """
     _check(config)
     power = 2 ** math.floor(math.log2(max(1, images / 8)))
     out_dim = config.out_dim or min(65536, max(256, power))
     memory_steps = min(250.0, max(100.0, steps / 50))
-    end = (0.02 if steps < 20_000 else 0.04) if config.teacher_temp is None else config.teacher_temp
+    end = (0.02 if steps < SHORT_STEPS else 0.04) if config.teacher_temp is None else config.teacher_temp
     begin = min(0.02, end) if config.teacher_temp_start is None else config.teacher_temp_start
     return dataclasses.replace(
         config,
@@ -78,6 +84,7 @@ def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has
         teacher_temp=end,
         momentum=round(1 - 1 / memory_steps, 5) if config.momentum is None else config.momentum,
         freeze_last_fraction=0.02 if config.freeze_last_fraction is None else config.freeze_last_fraction,
+        koleo=(0.1 if steps < SHORT_STEPS else 0.0) if config.koleo is None else config.koleo,
     )
 
 
@@ -87,6 +94,8 @@ def _check(config: DinoConfig) -> None:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise UsageError(f"dino.{name} must be above 0", got=value)
+    if config.koleo is not None and config.koleo < 0:
+        raise UsageError("dino.koleo must not be negative", got=config.koleo)
     for name in ("momentum", "momentum_end", "center_momentum", "temp_warmup_fraction", "freeze_last_fraction"):
         value = getattr(config, name)
         if value is not None and not 0 <= value <= 1:
@@ -183,6 +192,23 @@ def dino_loss(
     return (same - every) / (batch * global_views * (views - 1))
 
 
+def koleo_loss(features: Float[Tensor, "B D"], everyone: Float[Tensor, "M D"], first: int) -> Float[Tensor, ""]:
+    """-mean log distance to the nearest other vector, all scaled to length 1 (Sablayrolles et al. 2019; DINOv2).
+
+    everyone   the vectors of all processes, no gradient, with these from row ``first`` on: so a batch gives the same
+               on one process or many
+    Identical vectors give a finite loss and no gradient between them.
+    """
+    x, others = F.normalize(features.float(), dim=1), F.normalize(everyone.float(), dim=1)
+    if len(others) < 2:
+        return x.sum() * 0.0
+    with torch.no_grad():
+        similar = x @ others.T
+        similar[torch.arange(len(x)), first + torch.arange(len(x))] = -2.0
+        closest = similar.argmax(dim=1)
+    return -torch.log((x - others[closest]).norm(dim=1) + 1e-4).mean()
+
+
 def entropy(probs: Float[Tensor, "... K"]) -> Float[Tensor, "..."]:
     """In nats."""
     return torch.special.entr(probs).sum(dim=-1)
@@ -232,13 +258,19 @@ class Dino(Method):
             seen = self.teacher(torch.cat([v.pixels for v in global_views])).cls
             teacher_logits = self.teacher_head(seen)
             probs = self._targets(teacher_logits, self._temperature(progress)).view(count, batch, -1)
-        student_logits = self.student_head(_by_size(self.student, views)).view(len(views), batch, -1)
+        features = _by_size(self.student, views)
+        student_logits = self.student_head(features).view(len(views), batch, -1)
         loss = dino_loss(student_logits, probs, self.config.student_temp)
+        apart = self._koleo(features[: count * batch].view(count, batch, -1))
         with torch.no_grad():
             self.pending_center += teacher_logits.mean(dim=0)
             self.pending_count += 1
             logs = self._logs(loss.detach(), student_logits[:count].detach(), probs)
-        return StepOutput(loss, logs | {"momentum": self._momentum(progress)})
+        logs |= {"momentum": self._momentum(progress)}
+        if apart is None or self.config.koleo is None:
+            return StepOutput(loss, logs)
+        # "loss" stays the cross-entropy: it is read beside ln K.
+        return StepOutput(loss + self.config.koleo * apart, logs | {"loss": loss.detach(), "koleo": apart.detach()})
 
     def before_update(self, progress: Progress) -> None:
         assert self.config.freeze_last_fraction is not None
@@ -278,6 +310,12 @@ class Dino(Method):
         if self.config.centering == "sinkhorn":
             return sinkhorn(logits, temperature, sum_over_ranks)
         return center_and_sharpen(logits, self.center, temperature)
+
+    def _koleo(self, features: Float[Tensor, "G B D"]) -> Tensor | None:
+        if not self.config.koleo:
+            return None
+        first = rank() * features.shape[1]
+        return torch.stack([koleo_loss(view, gather_over_ranks(view), first) for view in features]).mean()
 
     def _temperature(self, progress: Progress) -> float:
         start, end = self.config.teacher_temp_start, self.config.teacher_temp
