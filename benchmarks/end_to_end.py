@@ -38,6 +38,8 @@ SETTINGS = {
     "dino.head_hidden": HIDDEN,
     "dino.bottleneck": BOTTLENECK,
     "train.log_every": 1,
+    "train.save_every": 1000,  # a run of ten steps would otherwise write ten checkpoints
+    "train.evaluate_every": 1000,
 }
 
 
