@@ -161,7 +161,8 @@ def as_shipped(options: argparse.Namespace, sections: Sections, images: int) -> 
 
 def tuned(options: argparse.Namespace, sections: Sections, images: int) -> tuple[peer.LightlyDino, dict[str, Any]]:
     """The settings that saccade decides on for this data and a short run, in lightly's words."""
-    sections = resolve(override(sections, {"train.steps": 1000}), images=images, channels=3, device=CPU)
+    chosen = {"train.steps": 1000, "data.cache_px": round(1.5 * options.size)}
+    sections = resolve(override(sections, chosen), images=images, channels=3, device=CPU)
     sections = resolve_length(sections, images)
     head, views = sections["dino"], sections["views"]
     network = build(options.backbone, channels=3, size_px=options.size, seed=0)
