@@ -385,11 +385,11 @@ def test_koleo_of_identical_vectors_is_finite_and_pulls_nothing():
 
 def test_koleo_spreads_vectors():
     x = (torch.ones(16, 8) + 0.1 * torch.randn(16, 8, generator=torch.Generator().manual_seed(2))).requires_grad_()
-    before = float(dino.koleo_loss(x, x.detach(), 0))
+    before = dino.koleo_loss(x, x.detach(), 0).item()
     for _ in range(50):
         (gradient,) = torch.autograd.grad(dino.koleo_loss(x, x.detach(), 0), x)
         x = (x - 0.5 * gradient).detach().requires_grad_()
-    assert float(dino.koleo_loss(x, x.detach(), 0)) < before - 0.5
+    assert dino.koleo_loss(x, x.detach(), 0).item() < before - 0.5
 
 
 def test_koleo_adds_to_the_loss_but_not_to_what_is_logged_as_the_loss():
