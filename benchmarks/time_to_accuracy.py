@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import peer
 from saccade import api
+from saccade.architectures import parse
 from saccade.backbones.build import build
 from saccade.config import Sections, override
 from saccade.data.loader import ImageCache, build_cache, input_spec
@@ -50,7 +51,7 @@ from saccade.runs import read_metrics
 from saccade.seeds import numpy_generator
 from saccade.train import checkpoint
 from saccade.train.part import open_part
-from saccade.train.resolve import is_transformer, resolve, resolve_length
+from saccade.train.resolve import resolve, resolve_length
 from saccade.train.run import default_sections
 
 BATCH, OUT_DIM, EVALUATIONS, ASKED_AND_VOTING = 64, 2048, 12, 4500
@@ -153,7 +154,7 @@ class Vectors(nn.Module):
 def as_shipped(options: argparse.Namespace, sections: Sections, images: int) -> tuple[peer.LightlyDino, dict[str, Any]]:
     """lightly's own recipe, and nothing to add to its transform."""
     network = build(options.backbone, channels=3, size_px=options.size, seed=0)
-    if is_transformer(options.backbone):
+    if parse(options.backbone).transformer:
         return peer.LightlyDino(Vectors(network), network.dim, OUT_DIM), {}
     optimizer = functools.partial(peer.sgd, batch=BATCH)
     return peer.LightlyDino(Vectors(network), network.dim, OUT_DIM, batch_norm=True, optimizer=optimizer), {}
@@ -197,7 +198,7 @@ def train_peer(options: argparse.Namespace) -> Curve:
     views = sections["views"]
     scales = {"global_crop_scale": views.global_scale, "local_crop_scale": views.local_scale}
     model, others = (tuned if options.tuned else as_shipped)(options, sections, len(cache))
-    momentum = 0.996 if is_transformer(options.backbone) and not options.tuned else 0.99
+    momentum = 0.996 if parse(options.backbone).transformer and not options.tuned else 0.99
     peak = model.optimizer.param_groups[0]["lr"]
     transform = peer.transform(
         options.size,

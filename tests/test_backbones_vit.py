@@ -4,8 +4,9 @@ import pytest
 import timm
 import torch
 
+from saccade.architectures import ViTSettings
 from saccade.backbones.build import build
-from saccade.backbones.vit import ViT, ViTSettings
+from saccade.backbones.vit import ViT
 from saccade.backbones.weights import load_timm_state
 from saccade.errors import ModelError, UsageError
 from saccade.nn.blocks import Block

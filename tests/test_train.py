@@ -303,7 +303,7 @@ def test_a_run_from_weights_goes_on_without_them(tmp_path):
         ({"train.accumulate": 0}, "train.accumulate must be above 0"),
         ({"train.seed": -1}, "train.seed must not be negative"),
         ({"train.batch": 64}, "larger than the data"),
-        ({"model.size_px": 30}, "multiple of the patch, 8"),
+        ({"model.size_px": 30}, "multiple of 8"),
         ({"dino.student_temp": 0.0}, "dino.student_temp must be above 0"),
         ({"dino.momentum": 1.5}, "dino.momentum is a share"),
         ({"data.grey": True, "views.stain": 0.2}, "without colour"),

@@ -14,7 +14,7 @@ import torch
 
 from saccade import runtime
 from saccade.augment.views import plain_view
-from saccade.backbones.build import build
+from saccade.backbones.build import rebuild
 from saccade.backbones.weights import LoadedModel
 from saccade.contracts import InputSpec, Record, Source
 from saccade.data.loader import ImageCache, build_cache, fit_range, input_spec, typical_px, usual_channels
@@ -63,15 +63,7 @@ def _table(cache: ImageCache, features: np.ndarray, model: str, about: dict[str,
 
 def random_twin(model: LoadedModel, seed: int) -> LoadedModel:
     """The same network and input with fresh random weights: the baseline that pretraining must beat."""
-    settings = dict(model.backbone.config())
-    backbone = build(
-        str(settings["name"]),
-        channels=int(settings["channels"]),  # type: ignore[call-overload]
-        size_px=int(settings["size_px"]),  # type: ignore[call-overload]
-        options=settings["options"],  # type: ignore[arg-type]
-        seed=seed,
-    )
-    return dataclasses.replace(model, backbone=backbone, name="random weights")
+    return dataclasses.replace(model, backbone=rebuild(model.backbone, seed=seed), name="random weights")
 
 
 class Decoded:

@@ -15,7 +15,6 @@ import torch
 from saccade import runs
 from saccade.augment.intensity import to_grey
 from saccade.augment.views import normalise
-from saccade.backbones.vit import ViT
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.contracts import InputSpec
 from saccade.data.decode import decode, decode_mask
@@ -23,7 +22,7 @@ from saccade.data.loader import ImageCache, convert_channels, fit_range, input_s
 from saccade.embedding import Decoded, random_twin
 from saccade.errors import DataError, UsageError, unknown
 from saccade.store import FeatureTable, nearest
-from saccade.viz.attention import AttentionMap, Query, attention_map, jaccard, threshold_mask, upsample
+from saccade.viz.attention import AttentionMap, Attentive, Query, attention_map, jaccard, threshold_mask, upsample
 from saccade.viz.figures import Neighbour, attention_panel, neighbours_panel, overlay_svg
 
 
@@ -176,13 +175,13 @@ def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
 
 def _check_options(options: AttendOptions, loaded: LoadedModel) -> None:
     """Raise UsageError for an option that this network, or rollout, has no use for."""
-    attentive = isinstance(loaded.backbone, ViT)
+    attentive = isinstance(loaded.backbone, Attentive)
     if options.layer is not None and (options.rollout or not attentive):
         what = "rollout, which follows all layers" if options.rollout else f"{loaded.name}, which has no attention"
         raise UsageError(f"--layer has no effect on {what}", hint="leave it out")
     if options.threshold is not None and not 0 < options.threshold <= 1:
         raise UsageError("the kept share of a map does not fit", got=options.threshold, expected="0 < threshold <= 1")
-    heads = loaded.backbone.heads if isinstance(loaded.backbone, ViT) and not options.rollout else 1
+    heads = loaded.backbone.heads if isinstance(loaded.backbone, Attentive) and not options.rollout else 1
     if options.head not in ("all", "mean") and (not options.head.isdigit() or int(options.head) >= heads):
         raise UsageError(f"no head {options.head!r}", expected=f"all, mean or 0..{heads - 1}")
 
@@ -276,7 +275,7 @@ def _map_figure(
     large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=shown, mode="bilinear")[0].numpy()
     x = normalised(large, spec)
     # A CNN has no class token that asks; the similarity to one place says more than that to the mean of all.
-    attentive = isinstance(model.backbone, ViT)
+    attentive = isinstance(model.backbone, Attentive)
     query: Query = "cls" if attentive else (shown[0] // 2, shown[1] // 2)
     amap = attention_map(model.backbone.cpu().eval(), x, query=query)
     who = "trained" if trained else "random weights"
@@ -293,6 +292,6 @@ def _map_figure(
 
 
 def _patch(model: LoadedModel) -> int:
-    """Side of the image part that one token stands for, in pixels."""
+    """What the sides of the model's input are multiples of, in pixels."""
     backbone = model.backbone
-    return backbone.patch if isinstance(backbone, ViT) else backbone.stride_px
+    return max(backbone.stride_px, backbone.settings.unit_px)

@@ -6,38 +6,15 @@ where a 7x7 convolution and a pool would leave a single position.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NoReturn, get_args
+from typing import NoReturn, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saccade.architectures import MapStem, ResNetSettings, arguments
 from saccade.contracts import Features
-from saccade.errors import ModelError, UsageError, unknown
-
-Stem = Literal["imagenet", "small", "cifar"]
-"""imagenet: 7x7 stride 2 and a pool (stride 4); small: 3x3 stride 2; cifar: 3x3 stride 1."""
-
-
-def stem_for(size_px: int) -> Stem:
-    """The stem that leaves a last map of about 4 x 4 to 7 x 7 at this size."""
-    if size_px <= 32:
-        return "cifar"
-    return "small" if size_px <= 64 else "imagenet"
-
-
-@dataclass(frozen=True)
-class ResNetSettings:
-    """Everything that makes one ResNet. ``width``: channels of the first stage, 64 in the paper."""
-
-    name: str
-    layers: tuple[int, int, int, int]
-    bottleneck: bool
-    width: int = 64
-    channels: int = 3
-    size_px: int = 224
-    stem: Stem = "imagenet"
+from saccade.errors import ModelError, unknown
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -90,8 +67,8 @@ class ResNet(nn.Module):
     def __init__(self, settings: ResNetSettings):
         super().__init__()
         s = self.settings = settings
-        if s.stem not in get_args(Stem):
-            raise unknown("stem", str(s.stem), get_args(Stem))
+        if s.stem not in get_args(MapStem):
+            raise unknown("stem", str(s.stem), get_args(MapStem))
         self.name, self.channels = s.name, s.channels
         kernel, stride = {"imagenet": (7, 2), "small": (3, 2), "cifar": (3, 1)}[s.stem]
         self.conv1, self.bn1 = _conv(s.channels, s.width, kernel, stride), nn.BatchNorm2d(s.width)
@@ -113,8 +90,7 @@ class ResNet(nn.Module):
 
     def config(self) -> dict[str, object]:
         """Arguments of ``backbones.build.build`` that make this network again."""
-        s = self.settings
-        return {"name": s.name, "channels": s.channels, "size_px": s.size_px, "options": {"stem": s.stem}}
+        return arguments(self.settings)
 
     def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
         """The last map as tokens, its mean as the image's vector; ModelError when the pixels do not fit."""
@@ -137,15 +113,4 @@ class ResNet(nn.Module):
             f"{self.name} is a convolutional network: it has no attention",
             expected="a transformer (vit_...)",
             hint="look at the similarity of its tokens instead: saccade.viz.attention.token_similarity",
-        )
-
-
-def refuse_drop_path(name: str, value: object) -> None:
-    """Stochastic depth is not built here, so asking for it is an error and not silently nothing."""
-    if value:
-        raise UsageError(
-            f"drop_path has no effect on {name}",
-            got=value,
-            expected="0",
-            hint="choose a vit_ backbone or leave it out",
         )

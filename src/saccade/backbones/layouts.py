@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saccade.backbones.build import BACKBONES, Network
-from saccade.backbones.cnn import ResNet, ResNetSettings
-from saccade.backbones.vit import ViT, ViTSettings
+from saccade.architectures import ARCHITECTURES, ResNetSettings, ViTSettings
+from saccade.backbones.build import Network
+from saccade.backbones.cnn import ResNet
+from saccade.backbones.vit import ViT
 from saccade.errors import ModelError
 from saccade.nn.positions import resize_table
 
@@ -181,7 +182,7 @@ def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, object], int, int
 def _infer_vit(state: Mapping[str, Tensor]) -> tuple[str, dict[str, object], int, int]:
     dim, channels, _, patch = state["patch_embed.proj.weight"].shape
     depth = 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=0)
-    sizes = {(s.dim, s.depth): base for base, s in BACKBONES.items() if isinstance(s, ViTSettings)}
+    sizes = {(s.dim, s.depth): base for base, s in ARCHITECTURES.items() if isinstance(s, ViTSettings)}
     if (dim, depth) not in sizes:
         raise _no_such_size(f"width {dim}, {depth} layers", sizes)
     registers = next((state[key].shape[1] for key in ("reg_token", "register_tokens") if key in state), 0)
@@ -195,7 +196,7 @@ def _infer_resnet(state: Mapping[str, Tensor]) -> tuple[str, dict[str, object], 
     layers = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4))
     bottleneck = "layer1.0.conv3.weight" in state
     sizes: dict[tuple[tuple[int, ...], bool], str] = {
-        (s.layers, s.bottleneck): base for base, s in BACKBONES.items() if isinstance(s, ResNetSettings)
+        (s.layers, s.bottleneck): base for base, s in ARCHITECTURES.items() if isinstance(s, ResNetSettings)
     }
     if (layers, bottleneck) not in sizes:
         raise _no_such_size(f"blocks {layers}, bottleneck {bottleneck}", sizes)

@@ -6,45 +6,22 @@ Registers are Darcet et al. 2024 (arXiv:2309.16588), attention rollout Abnar and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from saccade.architectures import ViTSettings, arguments
 from saccade.contracts import Features
 from saccade.errors import UsageError, unknown
 from saccade.nn.attention import attention_rows
-from saccade.nn.blocks import NORM_EPS, Block, Norm
-from saccade.nn.positions import Grid, Kind, Positions, Rotation
-from saccade.nn.tokens import PatchEmbed, Stem
+from saccade.nn.blocks import NORM_EPS, Block
+from saccade.nn.positions import Grid, Positions, Rotation
+from saccade.nn.tokens import PatchEmbed
 
 HeadFusion = Literal["mean", "max", "min"]
 CHUNK_ELEMENTS = 2**24  # attention weights held at once by rollout: 64 MiB in float32
-
-
-@dataclass(frozen=True)
-class ViTSettings:
-    """Everything that makes one ViT. ``size_px`` is the side the learned positions are made for.
-
-    layer_scale  start value of LayerScale, None to leave it out
-    drop_path    stochastic depth of the last layer; the first has 0, those between rise evenly
-    """
-
-    name: str
-    dim: int
-    depth: int
-    heads: int
-    patch: int
-    channels: int = 3
-    size_px: int = 224
-    stem: Stem = "linear"
-    positions: Kind = "learned"
-    norm: Norm = "pre"
-    registers: int = 0
-    layer_scale: float | None = None
-    drop_path: float = 0.0
 
 
 class ViT(nn.Module):
@@ -63,7 +40,7 @@ class ViT(nn.Module):
                 expected="registers >= 0, 0 <= drop_path < 1",
             )
         self.name, self.dim, self.depth, self.heads = s.name, s.dim, s.depth, s.heads
-        self.channels, self.patch = s.channels, s.patch
+        self.channels, self.patch, self.stride_px = s.channels, s.patch, s.patch
         self.prefix = 1 + s.registers
         self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch, stem=s.stem)
         # A position for prefix tokens would only be a second name for the token itself: they have none.
@@ -96,15 +73,7 @@ class ViT(nn.Module):
 
     def config(self) -> dict[str, object]:
         """Arguments of ``backbones.build.build`` that make this network again."""
-        s = self.settings
-        options = {
-            "positions": s.positions,
-            "norm": s.norm,
-            "registers": s.registers,
-            "layer_scale": s.layer_scale,
-            "drop_path": s.drop_path,
-        }
-        return {"name": s.name, "channels": s.channels, "size_px": s.size_px, "options": options}
+        return arguments(self.settings)
 
     def _enter(self, pixels: Tensor) -> tuple[Float[Tensor, "B N_all D"], Grid, Rotation | None]:
         """Tokens as the first block gets them: class token, registers, patches in row-major order."""

@@ -21,7 +21,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from saccade.backbones.build import Network, build, count_parameters, names
+from saccade.architectures import names, parse
+from saccade.backbones.build import Network, build, count_parameters
 from saccade.backbones.layouts import (
     State,
     check_keys,
@@ -110,10 +111,9 @@ def load_model(model: str | Path, *, channels: int = 3, size_px: int | None = No
 
 def _random(name: str, channels: int, size_px: int | None, seed: int) -> LoadedModel:
     size_px = 224 if size_px is None else size_px
-    match = re.fullmatch(r"vit_.*_patch([1-9]\d*)(?:_conv)?", name)
-    if match:
-        patch = int(match[1])
-        size_px = max(1, size_px // patch) * patch
+    settings = parse(name)
+    if settings.transformer:
+        size_px = max(1, size_px // settings.unit_px) * settings.unit_px
     backbone = build(name, channels=channels, size_px=size_px, seed=seed)
     return LoadedModel(backbone.eval(), _usual_spec(channels, size_px), f"random:{name}")
 

@@ -6,17 +6,17 @@ Names of parameters are timm's, so that its weights load.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saccade.architectures import Norm
 from saccade.errors import unknown
 from saccade.nn.attention import Attention
 from saccade.nn.positions import Rotation
 
-Norm = Literal["pre", "post"]
 NORM_EPS = 1e-6
 
 

@@ -9,16 +9,16 @@ of the grid tuple: 1 for text, 2 for images, 3 for volumes. Only patch tokens ha
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saccade.architectures import Positions as Kind
 from saccade.errors import ModelError, unknown
 
-Kind = Literal["learned", "sincos", "rotary", "none"]
 Grid = tuple[int, ...]
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, [N Dk/2] each."""

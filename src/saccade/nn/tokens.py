@@ -7,17 +7,17 @@ better" (arXiv:2106.14881). With ``positions``, the only place that knows how ma
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saccade.architectures import PatchStem as Stem
 from saccade.errors import ModelError, unknown
 from saccade.nn.positions import Grid
 
-Stem = Literal["linear", "conv"]
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 

@@ -12,9 +12,8 @@ import math
 import torch
 
 from saccade import runtime
+from saccade.architectures import parse
 from saccade.augment.views import resolve_views
-from saccade.backbones.build import parse
-from saccade.backbones.vit import ViTSettings
 from saccade.config import Sections, unresolved
 from saccade.errors import UsageError
 from saccade.train.settings import ALL_BUT_TEST, DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -59,28 +58,19 @@ def check_batch(batch: int, images: int) -> None:
         raise UsageError("the batch is larger than the data", got=f"batch {batch}, {images} images")
 
 
-def is_transformer(backbone: str) -> bool:
-    return isinstance(parse(backbone), ViTSettings)
-
-
-def patch_of(backbone: str) -> int:
-    """Crops must be whole patches; CNNs take any size, multiples of 8 keep their maps even."""
-    settings = parse(backbone)
-    return settings.patch if isinstance(settings, ViTSettings) else 8
-
-
 def resolve_size(sections: Sections, image_px: int, device: torch.device) -> Sections:
     """Size of the network's input, and how large decoded images are kept. ``image_px``: typical shorter side."""
     model: ModelConfig = sections["model"]
     data: DataConfig = sections["data"]
     size = model.size_px
-    patch = patch_of(model.backbone)
+    network = parse(model.backbone)
+    unit = network.unit_px
     if size is None:
         largest = 64 if device.type == "cpu" else 224
-        size = patch * max(2, round(min(image_px, largest) / patch))
-    elif is_transformer(model.backbone) and size % patch:
-        near = f"{max(1, size // patch) * patch} or {(size // patch + 1) * patch}"
-        raise UsageError(f"--size must be a multiple of the patch, {patch}", got=size, expected=near)
+        size = unit * max(2, round(min(image_px, largest) / unit))
+    elif network.transformer and size % unit:
+        near = f"{max(1, size // unit) * unit} or {(size // unit + 1) * unit}"
+        raise UsageError(f"--size must be a multiple of {unit} for {model.backbone}", got=size, expected=near)
     cache_px = data.cache_px or max(size, min(image_px, round(1.5 * size)))
     return sections | {
         "model": dataclasses.replace(model, size_px=size),
@@ -120,8 +110,8 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
             sections["views"],
             size_px=model.size_px,
             channels=channels,
-            patch=patch_of(model.backbone),
-            whole_patches=is_transformer(model.backbone),
+            patch=parse(model.backbone).unit_px,
+            whole_patches=parse(model.backbone).transformer,
             local_count=4 if device.type == "cpu" else 8,
         ),
     }
@@ -131,7 +121,7 @@ def _resolve_optim(config: OptimConfig, backbone: str, per_step: int) -> OptimCo
     """Transformers: DINO's 5e-4 at 256 images. CNNs with batch norm bear more: 4e-3 at 64 images was best of
     1e-3 to 8e-3 (docs/log.md). Scaled by the square root of the batch, which suits AdamW at batches of 16 to 256
     (Malladi et al. 2022)."""
-    peak = 5e-4 if is_transformer(backbone) else 8e-3
+    peak = 5e-4 if parse(backbone).transformer else 8e-3
     lr = config.lr if config.lr is not None else round(peak * math.sqrt(per_step / 256), 6)
     warmup = 0.1 if config.warmup_fraction is None else config.warmup_fraction
     return dataclasses.replace(config, lr=lr, warmup_fraction=warmup)
@@ -157,7 +147,7 @@ def resolve_length(sections: Sections, images: int) -> Sections:
         images=images,
         batch=per_step,
         steps=steps,
-        has_batch_norm=not is_transformer(sections["model"].backbone),
+        has_batch_norm=parse(sections["model"].backbone).batch_norm,
     )
     sections = sections | {"train": train, train.method: method}
     left = unresolved(sections)

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 
 from saccade import config, runs, runtime
+from saccade.architectures import parse
 from saccade.augment.views import ViewsConfig
 from saccade.backbones.build import Network, build
 from saccade.backbones.weights import load_model, load_timm_state, save_model
 from saccade.config import Sections
 from saccade.contracts import Source
 from saccade.data.loader import ImageCache, build_cache, input_spec, typical_px
-from saccade.errors import DataError, ModelError, UsageError, unknown
+from saccade.errors import DataError, UsageError, unknown
 from saccade.methods.base import Method
 from saccade.methods.build import METHODS, build_method, config_type
 from saccade.train import checkpoint
@@ -34,7 +35,7 @@ from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer
 from saccade.train.part import describe_data, open_part
-from saccade.train.resolve import check_sections, is_transformer, resolve, resolve_length, resolve_size
+from saccade.train.resolve import check_sections, resolve, resolve_length, resolve_size
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 CHANGEABLE = (
@@ -47,6 +48,10 @@ CHANGEABLE = (
     "train.keep",
 )
 """What --resume may set anew: ways out of trouble that leave schedules and data as they are."""
+
+
+OPTIONS = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention", "stem")
+"""Settings of ``model`` that go to the network."""
 
 
 def section_types(method: str) -> dict[str, type]:
@@ -72,24 +77,21 @@ def default_sections(method: str) -> Sections:
 
 
 def model_options(model: ModelConfig) -> dict[str, object]:
-    """Options for ``build``: those of a transformer, or none where the network has none."""
-    if is_transformer(model.backbone):
-        if model.stem:
-            raise ModelError(f"model.stem has no effect on {model.backbone}", hint="add _conv to the name instead")
-        return {
-            "positions": model.positions,
-            "norm": model.norm,
-            "registers": model.registers,
-            "layer_scale": model.layer_scale or None,
-            "drop_path": model.drop_path or 0.0,
-        }
-    if model.drop_path:
-        raise ModelError(f"model.drop_path has no effect on {model.backbone}", hint="choose a vit_ backbone")
-    defaults = ModelConfig()
-    for name in ("positions", "norm", "registers", "layer_scale"):
-        if getattr(model, name) != getattr(defaults, name):
-            raise ModelError(f"model.{name} has no effect on {model.backbone}", hint="choose a vit_ backbone")
-    return {"stem": model.stem} if model.stem else {}
+    """Options for ``build``; UsageError for a setting that this network has no use for."""
+    known, defaults = parse(model.backbone).options, ModelConfig()
+    found: dict[str, object] = {}
+    for name in OPTIONS:
+        value = getattr(model, name)
+        if not value or value == getattr(defaults, name):
+            continue
+        if name not in known:
+            can = "CNNs" if name == "stem" else "vit_ and hybrid_ backbones"
+            hint = "add _conv to the name instead" if name == "stem" else None
+            raise UsageError(
+                f"model.{name} has no effect on {model.backbone}", expected=f"only {can} have it", hint=hint
+            )
+        found[name] = value
+    return found
 
 
 def inherit(sections: Sections, channels: int) -> Sections:
@@ -98,7 +100,7 @@ def inherit(sections: Sections, channels: int) -> Sections:
     if not model.weights:
         return sections
     own: Any = load_model(model.weights, channels=channels, size_px=model.size_px).backbone.config()["options"]
-    found = {name: own[name] for name in ("stem", "registers", "layer_scale", "positions", "norm") if own.get(name)}
+    found = {name: own[name] for name in OPTIONS if name != "drop_path" and own.get(name)}
     open_ = {name: value for name, value in found.items() if getattr(model, name) == getattr(ModelConfig(), name)}
     return sections | {"model": dataclasses.replace(model, **open_)}
 
@@ -110,7 +112,7 @@ def build_pair(sections: Sections, channels: int, *, load_weights: bool) -> tupl
     assert model.size_px is not None
     options = model_options(model)
     student = build(model.backbone, channels=channels, size_px=model.size_px, options=options, seed=seed)
-    still = options | {"drop_path": 0.0} if options else options
+    still = {name: value for name, value in options.items() if name != "drop_path"}
     teacher = build(model.backbone, channels=channels, size_px=model.size_px, options=still, seed=seed)
     if model.weights and load_weights:
         loaded = load_model(model.weights, channels=channels, size_px=model.size_px)

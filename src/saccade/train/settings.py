@@ -43,6 +43,8 @@ class ModelConfig:
     norm: Literal["pre", "post"] = "pre"
     registers: int = 0
     layer_scale: float = 0.0
+    attention: str = ""
+    """full, window:K, neighbourhood:K, axial or strided:K; empty: as the name of the backbone says."""
     stem: str = ""
     """First layers of a CNN: imagenet, small or cifar; empty: by ``size_px``, or as in ``weights``."""
 

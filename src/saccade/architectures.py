@@ -1,0 +1,316 @@
+"""Networks by name: what a name means in numbers, without building anything. No torch here.
+
+Names follow timm. ``_wN`` sets the width of any of them: the token width of a transformer, the channels of the first
+stage of a CNN (over all orientations, where it has them).
+
+    vit_{micro,tiny,small,base,large}_patchP    _conv: convolutional stem; _window7, _neighbourhood7, _axial, _strided8
+    resnet{10,18,50}, resnet{10,18}_{c4,d4,c8}  plain, and equivariant to 4 turns, to turns and flips, to 8 turns
+    hybrid_{micro,tiny,small}_patchP            convolutional stages down to P pixels, a transformer after
+    swin_{micro,tiny,small,base}_patchP_windowK shifted windows, four stages
+    hvt_{micro,tiny,small}_patchP               a transformer that pools its tokens
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from saccade.errors import UsageError, unknown
+
+PatchStem = Literal["linear", "conv"]
+MapStem = Literal["imagenet", "small", "cifar"]
+"""imagenet: 7x7 stride 2 and a pool (stride 4); small: 3x3 stride 2; cifar: 3x3 stride 1."""
+Positions = Literal["learned", "sincos", "rotary", "none"]
+Norm = Literal["pre", "post"]
+Group = Literal["c4", "d4", "c8"]
+ORDER: dict[str, int] = {"c4": 4, "d4": 8, "c8": 8}
+
+
+def stem_for(size_px: int) -> MapStem:
+    """The stem that leaves a last map of about 4 x 4 to 7 x 7 at this size."""
+    if size_px <= 32:
+        return "cifar"
+    return "small" if size_px <= 64 else "imagenet"
+
+
+@dataclass(frozen=True)
+class ViTSettings:
+    """Everything that makes one ViT. ``size_px`` is the side the learned positions are made for.
+
+    attention    full | window:K | neighbourhood:K | axial | strided:K, see nn/local
+    layer_scale  start value of LayerScale, None to leave it out
+    drop_path    stochastic depth of the last layer; the first has 0, those between rise evenly
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention")
+    transformer: ClassVar[bool] = True
+    batch_norm: ClassVar[bool] = False
+
+    name: str
+    dim: int
+    depth: int
+    heads: int
+    patch: int = 16
+    channels: int = 3
+    size_px: int = 224
+    stem: PatchStem = "linear"
+    positions: Positions = "learned"
+    norm: Norm = "pre"
+    registers: int = 0
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+    attention: str = "full"
+
+    @property
+    def width(self) -> int:
+        return self.dim
+
+    @property
+    def unit_px(self) -> int:
+        """Sides of images and crops are multiples of this."""
+        return self.patch
+
+
+@dataclass(frozen=True)
+class ResNetSettings:
+    """Everything that makes one ResNet. ``width``: channels of the first stage, 64 in the paper."""
+
+    options: ClassVar[tuple[str, ...]] = ("stem",)
+    transformer: ClassVar[bool] = False
+    batch_norm: ClassVar[bool] = True
+    unit_px: ClassVar[int] = 8  # any size runs; multiples of 8 keep the maps even
+
+    name: str
+    layers: tuple[int, int, int, int]
+    bottleneck: bool
+    width: int = 64
+    channels: int = 3
+    size_px: int = 224
+    stem: MapStem = "imagenet"
+
+
+@dataclass(frozen=True)
+class EquivariantSettings:
+    """A ResNet of basic blocks whose channels are fields over a group. ``width``: fields times orientations."""
+
+    options: ClassVar[tuple[str, ...]] = ("stem",)
+    transformer: ClassVar[bool] = False
+    batch_norm: ClassVar[bool] = True
+    unit_px: ClassVar[int] = 8
+
+    name: str
+    layers: tuple[int, int, int, int]
+    group: Group = "c4"
+    width: int = 64
+    channels: int = 3
+    size_px: int = 224
+    stem: MapStem = "imagenet"
+
+
+@dataclass(frozen=True)
+class HybridSettings:
+    """Residual convolutions while the map halves down to ``patch`` pixels a token, then a transformer."""
+
+    options: ClassVar[tuple[str, ...]] = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention")
+    transformer: ClassVar[bool] = True
+    batch_norm: ClassVar[bool] = False
+
+    name: str
+    dim: int
+    depth: int
+    heads: int
+    patch: int = 16
+    channels: int = 3
+    size_px: int = 224
+    positions: Positions = "learned"
+    norm: Norm = "pre"
+    registers: int = 0
+    layer_scale: float | None = None
+    drop_path: float = 0.0
+    attention: str = "full"
+
+    @property
+    def width(self) -> int:
+        return self.dim
+
+    @property
+    def unit_px(self) -> int:
+        return self.patch
+
+
+@dataclass(frozen=True)
+class SwinSettings:
+    """Swin: windows of ``window`` x ``window`` tokens, shifted in every second layer; ``dim``: of the first stage."""
+
+    options: ClassVar[tuple[str, ...]] = ("drop_path",)
+    transformer: ClassVar[bool] = True
+    batch_norm: ClassVar[bool] = False
+
+    name: str
+    dim: int
+    depths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+    patch: int = 4
+    window: int = 7
+    channels: int = 3
+    size_px: int = 224
+    drop_path: float = 0.0
+
+    @property
+    def width(self) -> int:
+        return self.dim
+
+    @property
+    def unit_px(self) -> int:
+        """Three mergings halve the map each."""
+        return 8 * self.patch
+
+
+@dataclass(frozen=True)
+class HVTSettings:
+    """A ViT that halves its sequence of tokens by max pooling, before the blocks named in ``pools``."""
+
+    options: ClassVar[tuple[str, ...]] = ("drop_path",)
+    transformer: ClassVar[bool] = True
+    batch_norm: ClassVar[bool] = False
+
+    name: str
+    dim: int
+    depth: int
+    heads: int
+    pools: tuple[int, ...]
+    patch: int = 16
+    channels: int = 3
+    size_px: int = 224
+    drop_path: float = 0.0
+
+    @property
+    def width(self) -> int:
+        return self.dim
+
+    @property
+    def unit_px(self) -> int:
+        return self.patch
+
+
+Settings = ViTSettings | ResNetSettings | EquivariantSettings | HybridSettings | SwinSettings | HVTSettings
+
+
+def arguments(settings: Settings) -> dict[str, object]:
+    """What ``backbones.build.build`` needs to make this network again."""
+    options = {name: getattr(settings, name) for name in settings.options}
+    return {"name": settings.name, "channels": settings.channels, "size_px": settings.size_px, "options": options}
+
+
+# micro is not in timm: transformers that two cores train in minutes.
+ARCHITECTURES: dict[str, Settings] = {
+    "vit_micro": ViTSettings("vit_micro", dim=128, depth=6, heads=4),
+    "vit_tiny": ViTSettings("vit_tiny", dim=192, depth=12, heads=3),
+    "vit_small": ViTSettings("vit_small", dim=384, depth=12, heads=6),
+    "vit_base": ViTSettings("vit_base", dim=768, depth=12, heads=12),
+    "vit_large": ViTSettings("vit_large", dim=1024, depth=24, heads=16),
+    "resnet10": ResNetSettings("resnet10", layers=(1, 1, 1, 1), bottleneck=False),
+    "resnet18": ResNetSettings("resnet18", layers=(2, 2, 2, 2), bottleneck=False),
+    "resnet50": ResNetSettings("resnet50", layers=(3, 4, 6, 3), bottleneck=True),
+    "hybrid_micro": HybridSettings("hybrid_micro", dim=128, depth=4, heads=4),
+    "hybrid_tiny": HybridSettings("hybrid_tiny", dim=192, depth=8, heads=3),
+    "hybrid_small": HybridSettings("hybrid_small", dim=384, depth=8, heads=6),
+    "swin_micro": SwinSettings("swin_micro", dim=48, depths=(1, 1, 2, 1), heads=(2, 4, 8, 16)),
+    "swin_tiny": SwinSettings("swin_tiny", dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)),
+    "swin_small": SwinSettings("swin_small", dim=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24)),
+    "swin_base": SwinSettings("swin_base", dim=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)),
+    "hvt_micro": HVTSettings("hvt_micro", dim=128, depth=6, heads=4, pools=(2, 4)),
+    "hvt_tiny": HVTSettings("hvt_tiny", dim=192, depth=12, heads=3, pools=(1, 5, 9)),
+    "hvt_small": HVTSettings("hvt_small", dim=384, depth=12, heads=6, pools=(1, 5, 9)),
+}
+
+NAME = re.compile(
+    r"(?P<base>(?:vit|hybrid|swin|hvt)_[a-z]+|resnet\d+)"
+    r"(?:_(?P<group>c4|d4|c8))?(?:_patch(?P<patch>[1-9]\d*))?"
+    r"(?:_w(?P<width>[1-9]\d*))?(?P<conv>_conv)?"
+    r"(?:_(?P<kind>window|neighbourhood|axial|strided)(?P<reach>[1-9]\d*)?)?"
+)
+WITHOUT_PATCH = (ResNetSettings, EquivariantSettings)
+
+
+def names() -> list[str]:
+    """Names worth offering; any patch size, window and width build as well."""
+    found = []
+    for base, settings in ARCHITECTURES.items():
+        if isinstance(settings, ViTSettings):
+            found += [f"{base}_patch{patch}{stem}" for patch in (8, 16) for stem in ("", "_conv", "_window7")]
+        elif isinstance(settings, ResNetSettings):
+            groups = [] if settings.bottleneck else [f"{base}_{group}" for group in ORDER]
+            found += [base, f"{base}_w32", *groups]
+        elif isinstance(settings, SwinSettings):
+            found.append(f"{base}_patch4_window7")
+        else:
+            found += [f"{base}_patch{patch}" for patch in (8, 16)]
+    return found
+
+
+def parse(name: str) -> Settings:
+    """Settings of a name, other options at their defaults; UsageError with a suggestion if unknown."""
+    match = NAME.fullmatch(name)
+    if match is None or match["base"] not in ARCHITECTURES:
+        raise unknown("backbone", name, names())
+    settings = _with_group(ARCHITECTURES[match["base"]], match["group"])
+    if settings is None or not _fits(settings, match):
+        raise unknown("backbone", name, names())
+    found: dict[str, object] = {"name": name}
+    if match["patch"]:
+        found["patch"] = int(match["patch"])
+    if match["conv"]:
+        found["stem"] = "conv"
+    if match["kind"] and isinstance(settings, SwinSettings):
+        found["window"] = int(match["reach"])
+    elif match["kind"]:
+        found["attention"] = match["kind"] + (f":{match['reach']}" if match["reach"] else "")
+    settings = dataclasses.replace(settings, **found)  # type: ignore[arg-type]
+    return widened(settings, int(match["width"])) if match["width"] else settings
+
+
+def _with_group(settings: Settings, group: str | None) -> Settings | None:
+    if group is None:
+        return settings
+    if not isinstance(settings, ResNetSettings) or settings.bottleneck:
+        return None
+    return EquivariantSettings(settings.name, settings.layers, group)  # type: ignore[arg-type]
+
+
+def _fits(settings: Settings, match: re.Match[str]) -> bool:
+    """Whether the parts of a name belong to its family."""
+    if bool(match["patch"]) == isinstance(settings, WITHOUT_PATCH):
+        return False
+    if match["conv"] and not isinstance(settings, ViTSettings):
+        return False
+    if isinstance(settings, SwinSettings):
+        return match["kind"] == "window" and bool(match["reach"])
+    if match["kind"] is None:
+        return True
+    reach_fits = {"window": True, "neighbourhood": True, "strided": True, "axial": False}[match["kind"]]
+    return isinstance(settings, (ViTSettings, HybridSettings)) and bool(match["reach"]) == reach_fits
+
+
+def widened(settings: Settings, width: int) -> Settings:
+    """The same network with another width; heads keep their own width as nearly as they divide it."""
+    if isinstance(settings, WITHOUT_PATCH):
+        order = ORDER[settings.group] if isinstance(settings, EquivariantSettings) else 1
+        if width % order:
+            raise UsageError(
+                f"the orientations of {settings.name} do not divide its width",
+                got=width,
+                expected=f"a multiple of {order}",
+            )
+        return dataclasses.replace(settings, width=width)
+    if isinstance(settings, SwinSettings):
+        first = _heads(width, settings.dim / settings.heads[0])
+        return dataclasses.replace(settings, dim=width, heads=tuple(first * 2**i for i in range(4)))
+    return dataclasses.replace(settings, dim=width, heads=_heads(width, settings.dim / settings.heads))
+
+
+def _heads(width: int, head_width: float) -> int:
+    divisors = [n for n in range(1, width + 1) if width % n == 0]
+    return min(divisors, key=lambda n: abs(width / n - head_width))
