@@ -19,7 +19,8 @@ from typing import ClassVar, Literal
 
 from saccade.errors import UsageError, unknown
 
-PatchStem = Literal["linear", "conv"]
+PatchStem = Literal["linear", "conv", "stages"]
+"""linear: patches times one matrix; conv: a few convolutions; stages: residual stages, which makes it a hybrid."""
 MapStem = Literal["imagenet", "small", "cifar"]
 """imagenet: 7x7 stride 2 and a pool (stride 4); small: 3x3 stride 2; cifar: 3x3 stride 1."""
 Positions = Literal["learned", "sincos", "rotary", "none"]
@@ -110,37 +111,6 @@ class EquivariantSettings:
 
 
 @dataclass(frozen=True)
-class HybridSettings:
-    """Residual convolutions while the map halves down to ``patch`` pixels a token, then a transformer."""
-
-    options: ClassVar[tuple[str, ...]] = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention")
-    transformer: ClassVar[bool] = True
-    batch_norm: ClassVar[bool] = False
-
-    name: str
-    dim: int
-    depth: int
-    heads: int
-    patch: int = 16
-    channels: int = 3
-    size_px: int = 224
-    positions: Positions = "learned"
-    norm: Norm = "pre"
-    registers: int = 0
-    layer_scale: float | None = None
-    drop_path: float = 0.0
-    attention: str = "full"
-
-    @property
-    def width(self) -> int:
-        return self.dim
-
-    @property
-    def unit_px(self) -> int:
-        return self.patch
-
-
-@dataclass(frozen=True)
 class SwinSettings:
     """Swin: windows of ``window`` x ``window`` tokens, shifted in every second layer; ``dim``: of the first stage."""
 
@@ -195,7 +165,7 @@ class HVTSettings:
         return self.patch
 
 
-Settings = ViTSettings | ResNetSettings | EquivariantSettings | HybridSettings | SwinSettings | HVTSettings
+Settings = ViTSettings | ResNetSettings | EquivariantSettings | SwinSettings | HVTSettings
 
 
 def arguments(settings: Settings) -> dict[str, object]:
@@ -214,9 +184,9 @@ ARCHITECTURES: dict[str, Settings] = {
     "resnet10": ResNetSettings("resnet10", layers=(1, 1, 1, 1), bottleneck=False),
     "resnet18": ResNetSettings("resnet18", layers=(2, 2, 2, 2), bottleneck=False),
     "resnet50": ResNetSettings("resnet50", layers=(3, 4, 6, 3), bottleneck=True),
-    "hybrid_micro": HybridSettings("hybrid_micro", dim=128, depth=4, heads=4),
-    "hybrid_tiny": HybridSettings("hybrid_tiny", dim=192, depth=8, heads=3),
-    "hybrid_small": HybridSettings("hybrid_small", dim=384, depth=8, heads=6),
+    "hybrid_micro": ViTSettings("hybrid_micro", dim=128, depth=4, heads=4, stem="stages"),
+    "hybrid_tiny": ViTSettings("hybrid_tiny", dim=192, depth=8, heads=3, stem="stages"),
+    "hybrid_small": ViTSettings("hybrid_small", dim=384, depth=8, heads=6, stem="stages"),
     "swin_micro": SwinSettings("swin_micro", dim=48, depths=(1, 1, 2, 1), heads=(2, 4, 8, 16)),
     "swin_tiny": SwinSettings("swin_tiny", dim=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24)),
     "swin_small": SwinSettings("swin_small", dim=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24)),
@@ -239,7 +209,7 @@ def names() -> list[str]:
     """Names worth offering; any patch size, window and width build as well."""
     found = []
     for base, settings in ARCHITECTURES.items():
-        if isinstance(settings, ViTSettings):
+        if isinstance(settings, ViTSettings) and settings.stem == "linear":
             found += [f"{base}_patch{patch}{stem}" for patch in (8, 16) for stem in ("", "_conv", "_window7")]
         elif isinstance(settings, ResNetSettings):
             groups = [] if settings.bottleneck else [f"{base}_{group}" for group in ORDER]
@@ -284,14 +254,14 @@ def _fits(settings: Settings, match: re.Match[str]) -> bool:
     """Whether the parts of a name belong to its family."""
     if bool(match["patch"]) == isinstance(settings, WITHOUT_PATCH):
         return False
-    if match["conv"] and not isinstance(settings, ViTSettings):
+    if match["conv"] and not (isinstance(settings, ViTSettings) and settings.stem == "linear"):
         return False
     if isinstance(settings, SwinSettings):
         return match["kind"] == "window" and bool(match["reach"])
     if match["kind"] is None:
         return True
     reach_fits = {"window": True, "neighbourhood": True, "strided": True, "axial": False}[match["kind"]]
-    return isinstance(settings, (ViTSettings, HybridSettings)) and bool(match["reach"]) == reach_fits
+    return isinstance(settings, ViTSettings) and bool(match["reach"]) == reach_fits
 
 
 def widened(settings: Settings, width: int) -> Settings:

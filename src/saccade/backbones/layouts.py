@@ -182,7 +182,9 @@ def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, object], int, int
 def _infer_vit(state: Mapping[str, Tensor]) -> tuple[str, dict[str, object], int, int]:
     dim, channels, _, patch = state["patch_embed.proj.weight"].shape
     depth = 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=0)
-    sizes = {(s.dim, s.depth): base for base, s in ARCHITECTURES.items() if isinstance(s, ViTSettings)}
+    sizes = {
+        (s.dim, s.depth): base for base, s in ARCHITECTURES.items() if isinstance(s, ViTSettings) and s.stem == "linear"
+    }
     if (dim, depth) not in sizes:
         raise _no_such_size(f"width {dim}, {depth} layers", sizes)
     registers = next((state[key].shape[1] for key in ("reg_token", "register_tokens") if key in state), 0)
