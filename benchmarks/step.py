@@ -19,6 +19,7 @@ from peer import BOTTLENECK, HIDDEN, VIT, LightlyDino, Work, abab, timm_vit
 from saccade import runtime
 from saccade.backbones.build import build
 from saccade.contracts import Progress, Role, View
+from saccade.methods.base import Facts
 from saccade.methods.dino import Dino, DinoConfig, resolve_dino
 from saccade.train.optim import clip_gradients, make_optimizer
 
@@ -61,9 +62,9 @@ class Ours:
         name = f"vit_{setting.size}_patch{setting.patch}"
         student, teacher = (build(name, channels=3, size_px=setting.global_px, seed=0) for _ in range(2))
         wanted = DinoConfig(out_dim=setting.out_dim, head_hidden=HIDDEN, bottleneck=BOTTLENECK)
-        config = resolve_dino(wanted, images=100_000, batch=setting.batch, steps=100_000, has_batch_norm=False)
+        config = resolve_dino(wanted, Facts(images=100_000, batch=setting.batch, steps=100_000))
         self.method = Dino(student, teacher, config, seed=0)
-        self.optimizer = make_optimizer(self.method.trainable(), CPU)
+        self.optimizer = make_optimizer(self.method, CPU)
         self.precision, self.progress = precision, Progress(1000, 100_000, 1.0, 100.0)
 
     def step(self, views: list[View]) -> float:

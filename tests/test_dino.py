@@ -18,6 +18,7 @@ from saccade.augment.views import ViewsConfig, make_views, resolve_views
 from saccade.backbones.build import build
 from saccade.contracts import Batch, Features, InputSpec, Progress, View
 from saccade.methods import dino
+from saccade.methods.base import Facts
 from saccade.methods.dino import Dino, DinoConfig, Head, center_and_sharpen, dino_loss, entropy, resolve_dino, sinkhorn
 
 GOLDEN = Path(__file__).parent / "golden" / "dino.json"
@@ -340,7 +341,7 @@ def test_diagnosis_names_the_two_collapses():
 
 
 def test_paper_values_at_the_papers_size():
-    found = resolve_dino(DinoConfig(), images=1_281_167, batch=1024, steps=125_000, has_batch_norm=False)
+    found = resolve_dino(DinoConfig(), Facts(images=1_281_167, batch=1024, steps=125_000))
     assert (found.out_dim, found.head_hidden, found.bottleneck, found.momentum) == (65536, 2048, 256, 0.996)
     assert (found.student_temp, found.teacher_temp, found.center_momentum) == (0.1, 0.04, 0.9)
 
@@ -348,11 +349,11 @@ def test_paper_values_at_the_papers_size():
 @pytest.mark.parametrize("images", [4, 500, 6000, 100_000])
 @pytest.mark.parametrize("steps", [1, 300, 20_000])
 def test_everything_is_resolved_and_nothing_given_is_changed(images, steps):
-    found = resolve_dino(DinoConfig(), images=images, batch=64, steps=steps, has_batch_norm=True)
+    found = resolve_dino(DinoConfig(), Facts(images=images, batch=64, steps=steps, batch_norm=True))
     assert found.head_norm == "batch"
     assert None not in dataclasses.asdict(found).values()
     assert found.out_dim >= 16 and 0 <= found.momentum < 1 and found.teacher_temp < found.student_temp
-    assert resolve_dino(CONFIG, images=images, batch=64, steps=steps, has_batch_norm=True) == CONFIG
+    assert resolve_dino(CONFIG, Facts(images=images, batch=64, steps=steps, batch_norm=True)) == CONFIG
 
 
 # --- KoLeo -------------------------------------------------------------------------------------

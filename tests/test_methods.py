@@ -6,7 +6,7 @@ from torch import nn
 
 from saccade.contracts import Features, Progress, View
 from saccade.errors import UsageError
-from saccade.methods.base import Method
+from saccade.methods.base import Facts, Method
 from saccade.methods.build import METHODS, build_method, config_type, resolve_method
 
 
@@ -22,14 +22,15 @@ class Pooled(nn.Module):
 
 def views(images: int) -> list[View]:
     generator = torch.Generator().manual_seed(0)
-    return [View("global", torch.randn(images, 3, 8, 8, generator=generator), torch.zeros(images, 4)) for _ in range(2)]
+    pixels = [torch.randn(images, 3, 8, 8, generator=generator) for _ in range(2)]
+    return [View("global", x, torch.zeros(images, 4), torch.arange(images) % 2) for x in pixels]
 
 
 def test_unknown_name_suggests():
     for call in (
         lambda: config_type("dinoo"),
-        lambda: resolve_method("dinoo", None, images=1, batch=1, steps=1, has_batch_norm=False),
-        lambda: build_method("dinoo", Pooled(), Pooled(), None, seed=0),
+        lambda: resolve_method("dinoo", None, Facts(images=1, batch=1, steps=1)),
+        lambda: build_method("dinoo", Pooled(), Pooled, None, seed=0),
     ):
         with pytest.raises(UsageError, match="dinoo") as caught:
             call()
@@ -39,8 +40,8 @@ def test_unknown_name_suggests():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_and_keeps_its_state(name):
     """Defaults resolve, a step moves the student, the backbone that is saved follows, state comes back whole."""
-    config = resolve_method(name, config_type(name)(), images=64, batch=8, steps=50, has_batch_norm=False)
-    method = build_method(name, Pooled(), Pooled(), config, seed=0)
+    config = resolve_method(name, config_type(name)(), Facts(images=64, batch=8, steps=50, labels=("a", "b")))
+    method = build_method(name, Pooled(), Pooled, config, seed=0)
     assert isinstance(method, Method)
     before = {k: v.clone() for k, v in method.state_dict().items()}
     named = dict(method.trainable())
@@ -61,6 +62,6 @@ def test_every_method_learns_and_keeps_its_state(name):
     assert any(k in moved for k in named)
     saved = {id(p) for p in method.backbone.parameters()}
     assert any(id(p) in saved and k in moved for k, p in method.named_parameters())
-    other = build_method(name, Pooled(), Pooled(), config, seed=1)
+    other = build_method(name, Pooled(), Pooled, config, seed=1)
     other.load_state_dict(method.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(method.state_dict().values(), other.state_dict().values()))

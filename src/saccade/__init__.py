@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saccade.api import attend, doctor, embed, evaluate, open_source, pretrain, report, resume, show
+    from saccade.api import attend, doctor, embed, evaluate, finetune, open_source, pretrain, report, resume, show
     from saccade.starter import quickstart
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "doctor",
     "embed",
     "evaluate",
+    "finetune",
     "open_source",
     "pretrain",
     "quickstart",

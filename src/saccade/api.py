@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from saccade import config, embedding, panels, runs, runtime
+from saccade import config, embedding, finetuning, panels, runs, runtime
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.data.audit import Audit, audit, contact_sheet
 from saccade.data.loader import ImageCache
@@ -23,13 +23,14 @@ from saccade.evaluation.guard import check_overlap, check_parts, refuse_overlap,
 from saccade.evaluation.protocol import EvalReport, ProtocolConfig
 from saccade.evaluation.protocol import evaluate as run_protocol
 from saccade.evaluation.tables import to_csv, to_markdown
+from saccade.finetuning import FinetuneOptions
 from saccade.recipes import apply_recipe
 from saccade.reporting.build import write_report
 from saccade.store import FeatureTable, save_table
 from saccade.train import run as training
 from saccade.train.loop import Console, Quiet
 
-__all__ = ["attend", "doctor", "embed", "evaluate", "open_source", "pretrain", "report", "resume", "show"]
+__all__ = ["attend", "doctor", "embed", "evaluate", "finetune", "open_source", "pretrain", "report", "resume", "show"]
 
 
 def show(data: str | Path, *, group: str | None = None, max_bad: float = 0.05, sheet: Path | None = None) -> Audit:
@@ -70,6 +71,26 @@ def pretrain(
     return _reported(folder)
 
 
+def finetune(
+    model: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path,
+    options: FinetuneOptions | None = None,
+    settings: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train with labels, from MODEL's weights or from ``random:NAME``, and measure on the test part.
+
+    Returns accuracy, balanced accuracy and AUROC with 95 % intervals, as in ``out``/classifier.json.
+    Raises UsageError, DataError, ContaminationError, NonFiniteLoss, StorageError.
+    """
+    named = {"data.source": str(_absolute(data))} | dict(settings or {})
+    found = finetuning.finetune(model, Path(out), options or FinetuneOptions(), named, console or Quiet())
+    _reported(Path(out))
+    return found
+
+
 def resume(
     run: str | Path,
     *,
@@ -82,7 +103,10 @@ def resume(
     data, settings   may repeat what the run was started with; raises UsageError when they say something else
     """
     named = dict(settings or {}) | ({} if data is None else {"data.source": str(_absolute(data))})
-    return _reported(training.resume(Path(run), console or Quiet(), named))
+    folder = training.resume(Path(run), console or Quiet(), named)
+    if config.load(folder / "config.yaml")["train"]["method"] == "supervised":
+        finetuning.measure(folder, console or Quiet())
+    return _reported(folder)
 
 
 def _reported(run: Path) -> Path:

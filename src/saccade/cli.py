@@ -175,6 +175,70 @@ def pretrain(
 
 
 @app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Where to start: a run, a file, or random:NAME.")],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="New folder for the run.")] = ...,  # type: ignore[assignment]
+    augment: Annotated[
+        str, typer.Option(help="none, weak (crops, flips) or strong (colour, blur, rotation).")
+    ] = "weak",
+    frozen: Annotated[bool, typer.Option("--frozen", help="Train the classifier only.")] = False,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Slower learning in earlier layers; 0.75 for pretrained transformers.")
+    ] = None,
+    validation: Annotated[float, typer.Option(help="Share of the groups kept apart to stop early by; 0: none.")] = 0.2,
+    patience: Annotated[int, typer.Option(help="Evaluations without a better validation before it stops.")] = 5,
+    size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the images, at most.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, at most.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a micro-batch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same run; 0 unless given.")] = None,
+    recipe: Annotated[str, typer.Option(help="As in pretrain: which flips and turns mean nothing.")] = "microscopy",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    labels: Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Column that names the class.")] = None,
+    group: Group = None,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Go on although MODEL has seen test images; figures are marked.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train with labels, stop early on a grouped validation part, measure on the test part."""
+    from saccade import api, runs
+    from saccade.config import split_pair
+    from saccade.finetuning import FinetuneOptions, to_text
+
+    given = {
+        "supervised.layer_decay": layer_decay,
+        "data.validation": validation,
+        "train.patience": patience,
+        "model.size_px": size,
+        "train.epochs": epochs,
+        "train.steps": steps,
+        "train.minutes": minutes,
+        "train.batch": batch,
+        "train.seed": seed,
+        "data.manifest": None if labels is None else str(labels),
+        "data.label": label,
+        "data.group": group,
+    }
+    named: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    named |= dict(split_pair(pair) for pair in set_ or [])
+    options = FinetuneOptions(augment, frozen, recipe, allow_overlap)
+    with Bar() as bar:
+        if resume:
+            api.resume(out, console=bar)
+            found = runs.read_json(out / "classifier.json")
+        else:
+            found = api.finetune(model, data, out=out, options=options, settings=named, console=bar)
+    _print(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'report.html'}")
+
+
+@app.command()
 def embed(
     model: Model,
     data: Data,

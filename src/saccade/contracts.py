@@ -98,6 +98,7 @@ class Batch:
 
     sizes_px  [B 2] long: the valid rows and columns of each image inside the padding
     indices   [B] long: position of each image in the source
+    labels    [B] long: number of each image's class, where a run learns from labels
     offset, scale   bring the pixels to 0..1 (see InputSpec); eight bits travel as they are, a quarter of the bytes
     """
 
@@ -106,6 +107,7 @@ class Batch:
     indices: Tensor
     offset: float = 0.0
     scale: float = 1.0
+    labels: Tensor | None = None
 
     def unit(self, part: slice, device: torch.device) -> Tensor:
         """Some of the images as float32 in 0..1, on ``device``."""
@@ -121,11 +123,13 @@ class View:
 
     pixels  [B C Y X] float32, normalised as the InputSpec says
     box     [B 4] float32: top, left, height, width of the crop in pixels of the source image
+    labels  [B] long: number of each image's class, where a run learns from labels
     """
 
     role: Role
     pixels: Tensor
     box: Tensor
+    labels: Tensor | None = None
 
 
 @dataclass

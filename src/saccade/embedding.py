@@ -25,7 +25,6 @@ PIXELS, HISTOGRAM = "pixels", "colour histogram"
 Report = Callable[[int, int], None]
 
 
-@torch.no_grad()
 def embed_cached(
     network: torch.nn.Module,
     cache: ImageCache,
@@ -37,13 +36,28 @@ def embed_cached(
     batch: int = 128,
 ) -> np.ndarray:
     """Features [N D] float32 of the images at ``indices``: the whole image, evaluation mode."""
+    return answers_cached(network, lambda x: network(x).cls, cache, indices, spec, device, precision, batch)
+
+
+@torch.no_grad()
+def answers_cached(
+    network: torch.nn.Module,
+    answer: Callable[[torch.Tensor], torch.Tensor],
+    cache: ImageCache,
+    indices: np.ndarray,
+    spec: InputSpec,
+    device: torch.device,
+    precision: str,
+    batch: int = 128,
+) -> np.ndarray:
+    """What ``answer`` says of the images at ``indices``, float32, with ``network`` in evaluation mode."""
     was_training = network.training
     network.eval()
     rows = []
     for start in range(0, len(indices), batch):
         pixels = plain_view(cache.batch(indices[start : start + batch]), spec).to(device)
         with runtime.autocast(device, precision):
-            rows.append(network(pixels).cls.float().cpu())
+            rows.append(answer(pixels).float().cpu())
     network.train(was_training)
     return torch.cat(rows).numpy()
 

@@ -179,9 +179,10 @@ def make_views(
             x = _change(geometry.sample(picture, place.part(where)), r.changes.part(where), config)
             normalise(x.unflatten(0, (-1, views)).transpose(0, 1), spec, out=r.out[:, part])
     made = []
+    labels = None if batch.labels is None else batch.labels.to(device)
     for r in roles:
         boxes = r.crops.boxes().unflatten(0, (images, -1)).transpose(0, 1).to(device)
-        made += [View(r.role, one, box) for one, box in zip(r.out, boxes, strict=True)]
+        made += [View(r.role, one, box, labels) for one, box in zip(r.out, boxes, strict=True)]
     return made
 
 

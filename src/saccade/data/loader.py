@@ -40,6 +40,7 @@ class ImageCache:
     original_px  [N 2] rows and columns before reduction
     damaged   (id, reason) of the images that could not be read
     offset, scale   bring the pixel range to 0..1 (see InputSpec)
+    labels    [N] number of each image's class, set by ``numbered``
     """
 
     flat: np.ndarray
@@ -53,6 +54,7 @@ class ImageCache:
     scale: float
     mean: tuple[float, ...] = field(default=())
     std: tuple[float, ...] = field(default=())
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -81,7 +83,26 @@ class ImageCache:
                 stacked[b, :, : image.shape[1], : image.shape[2]] = image
         sizes = torch.from_numpy(shapes[:, 1:].astype(np.int64))
         numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
-        return Batch(torch.from_numpy(stacked), sizes, numbers, self.offset, self.scale)
+        labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
+        return Batch(torch.from_numpy(stacked), sizes, numbers, self.offset, self.scale, labels)
+
+    def select(self, indices: np.ndarray) -> ImageCache:
+        """Some of the images; the pixels are shared, range and damaged files stay those of the whole."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return dataclasses.replace(
+            self,
+            shapes=self.shapes[chosen],
+            starts=self.starts[chosen],
+            records=[self.records[int(i)] for i in chosen],
+            hashes=[self.hashes[int(i)] for i in chosen],
+            original_px=self.original_px[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+        )
+
+    def numbered(self, classes: Sequence[str]) -> ImageCache:
+        """The same images with the number of each one's class; KeyError for a label that is not among them."""
+        number = {name: i for i, name in enumerate(classes)}
+        return dataclasses.replace(self, labels=np.array([number[str(r.label)] for r in self.records], np.int64))
 
 
 def convert_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
@@ -265,7 +286,7 @@ def build_cache(
         offset=offset,
         scale=scale,
     )
-    return _with_statistics(cache)
+    return with_statistics(cache)
 
 
 def usual_channels(source: Source) -> int:
@@ -306,7 +327,7 @@ def check_damage(name: str, damaged: Sequence[tuple[str, str]], total: int, max_
         )
 
 
-def _with_statistics(cache: ImageCache) -> ImageCache:
+def with_statistics(cache: ImageCache) -> ImageCache:
     """Per-channel mean and standard deviation in 0..1, from at most 2,000 images evenly spread."""
     chosen = np.unique(np.linspace(0, len(cache) - 1, min(2000, len(cache))).astype(int))
     sums = np.zeros((2, cache.channels))
@@ -318,7 +339,7 @@ def _with_statistics(cache: ImageCache) -> ImageCache:
     mean = sums[0] / count
     std = np.sqrt(np.maximum(sums[1] / count - mean**2, 1e-8))
     rounded = (tuple(float(round(v, 4)) for v in mean), tuple(float(round(max(v, 1e-3), 4)) for v in std))
-    return ImageCache(**{**cache.__dict__, "mean": rounded[0], "std": rounded[1]})
+    return dataclasses.replace(cache, mean=rounded[0], std=rounded[1])
 
 
 def input_spec(cache: ImageCache, size_px: int, *, grey: bool) -> InputSpec:

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from saccade.contracts import Progress, StepOutput, View
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method's open settings are decided from.
+
+    images      that are learned from          batch   images of an optimiser step
+    batch_norm  the network has batch norm     labels  the classes of the data, empty where there are none
+    pretrained  the run starts from weights    transformer  the network is one
+    """
+
+    images: int
+    batch: int
+    steps: int
+    batch_norm: bool = False
+    transformer: bool = True
+    pretrained: bool = False
+    labels: tuple[str, ...] = ()
 
 
 class Method(nn.Module, ABC):
@@ -26,6 +45,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters for the optimiser."""
+
+    @abstractmethod
+    def rate(self, name: str) -> float:
+        """Factor of the learning rate for the parameter of this name."""
 
     @abstractmethod
     def step(self, views: list[View], progress: Progress) -> StepOutput:

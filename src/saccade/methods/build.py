@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from saccade.errors import unknown
-from saccade.methods.base import Method
+from saccade.methods.base import Facts, Method
 from saccade.methods.dino import Dino, DinoConfig, resolve_dino
+from saccade.methods.supervised import Supervised, SupervisedConfig, resolve_supervised
 
-# name: configuration, what fills its Nones, the method itself
-METHODS: dict[str, tuple[type, Any, Any]] = {
-    "dino": (DinoConfig, resolve_dino, Dino),
+Make = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """config: the dataclass; resolve(config, facts) fills its Nones; build(student, make_teacher, config, seed)."""
+
+    config: type
+    resolve: Callable[[Any, Facts], Any]
+    build: Callable[[nn.Module, Make, Any, int], Method]
+
+
+METHODS: dict[str, Entry] = {
+    "dino": Entry(DinoConfig, resolve_dino, lambda net, twin, config, seed: Dino(net, twin(), config, seed=seed)),
+    "supervised": Entry(
+        SupervisedConfig, resolve_supervised, lambda net, twin, config, seed: Supervised(net, config, seed=seed)
+    ),
 }
 
 
-def _entry(name: str) -> tuple[type, Any, Any]:
+def _entry(name: str) -> Entry:
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name]
 
 
 def config_type(name: str) -> type:
-    return _entry(name)[0]
+    return _entry(name).config
 
 
-def resolve_method(name: str, config: Any, *, images: int, batch: int, steps: int, has_batch_norm: bool) -> Any:
-    """The method's configuration without Nones; ``batch`` counts all images of an optimiser step."""
-    return _entry(name)[1](config, images=images, batch=batch, steps=steps, has_batch_norm=has_batch_norm)
+def resolve_method(name: str, config: Any, facts: Facts) -> Any:
+    """The method's configuration without Nones."""
+    return _entry(name).resolve(config, facts)
 
 
-def build_method(name: str, student: nn.Module, teacher: nn.Module, config: Any, *, seed: int) -> Method:
-    """``config`` is resolved; ``teacher`` has the student's shape without stochastic depth."""
-    return _entry(name)[2](student, teacher, config, seed=seed)
+def build_method(name: str, student: nn.Module, make_teacher: Make, config: Any, *, seed: int) -> Method:
+    """``config`` is resolved; ``make_teacher`` builds the student's shape without stochastic depth, if it is needed."""
+    return _entry(name).build(student, make_teacher, config, seed)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from saccade.contracts import Features, Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Method
+from saccade.methods.base import Facts, Method
 from saccade.runtime import gather_over_ranks, mean_over_ranks, rank, sum_over_ranks
 
 SHORT_STEPS = 20_000
@@ -56,7 +56,7 @@ class DinoConfig:
     """Weight of the KoLeo term, which keeps the image vectors of a batch apart; 0: plain DINO."""
 
 
-def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has_batch_norm: bool) -> DinoConfig:
+def resolve_dino(config: DinoConfig, facts: Facts) -> DinoConfig:
     """Fill every None. The paper's values are for a million images and batches of 1,024.
 
     out_dim       about one prototype for 8 images, a power of two from 256 to the paper's 65,536
@@ -69,6 +69,7 @@ def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has
                   (docs/log.md); none in longer runs, as in the paper
     """
     _check(config)
+    images, steps = facts.images, facts.steps
     power = 2 ** math.floor(math.log2(max(1, images / 8)))
     out_dim = config.out_dim or min(65536, max(256, power))
     memory_steps = min(250.0, max(100.0, steps / 50))
@@ -77,7 +78,7 @@ def resolve_dino(config: DinoConfig, *, images: int, batch: int, steps: int, has
     return dataclasses.replace(
         config,
         out_dim=out_dim,
-        head_norm=config.head_norm or ("batch" if has_batch_norm else "none"),
+        head_norm=config.head_norm or ("batch" if facts.batch_norm else "none"),
         head_hidden=config.head_hidden or (2048 if out_dim >= 8192 else 512),
         bottleneck=config.bottleneck or (256 if out_dim >= 8192 else 128),
         teacher_temp_start=begin,
@@ -250,6 +251,9 @@ class Dino(Method):
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.student.named_parameters(prefix="student")
         yield from self.student_head.named_parameters(prefix="student_head")
+
+    def rate(self, name: str) -> float:
+        return 1.0
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         global_views = [v for v in views if v.role == "global"]

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from saccade import runs
+from saccade.reporting.classifier import classifier_numbers, classifier_section
 from saccade.reporting.evaluation import evaluation_blocks, finding, points
 from saccade.reporting.files import RunFiles, last, mapping, read_run, uniform_entropy
 from saccade.reporting.page import (
@@ -81,7 +82,7 @@ def warnings(run: RunFiles) -> list[str]:
 
 
 def key_numbers(run: RunFiles) -> list[tuple[object, object]]:
-    found: list[tuple[object, object]] = []
+    found = classifier_numbers(run.classifier)
     if run.evaluation is not None:
         few = run.evaluation.fractions[-1]
         row = run.evaluation.row(run.evaluation.primary, run.evaluation.probes[0], few)
@@ -205,6 +206,8 @@ def curves(run: RunFiles) -> Html:
     large = [
         _curve(run, "Loss", {"loss": "loss"}, uniform),
         _curve(run, "k-NN accuracy", {"k-NN": "knn"}, unit="in %", scale=100),
+        _curve(run, "Accuracy", {"batch": "accuracy", "validation": "val_balanced_accuracy"}, unit="in %", scale=100),
+        _curve(run, "Validation loss", {"loss": "val_loss"}),
         _curve(run, "Entropy", entropies, uniform, unit="nats"),
         _curve(run, "Effective rank", {"rank": "rank"}),
     ]
@@ -364,6 +367,7 @@ def render(run: RunFiles) -> str:
     """The page as text; the same run gives the same bytes."""
     why = reasons(run)
     parts: list[tuple[str, str, Html | None]] = [
+        ("classifier", "Classifier", classifier_section(run.classifier)),
         ("labels", "Few labels", low_labels(run)),
         ("attention", "Attention", looking(run)),
         ("neighbours", "Neighbours", neighbours(run)),

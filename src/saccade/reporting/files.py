@@ -28,6 +28,7 @@ class RunFiles:
     data: Mapping[str, Any]
     notes: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
+    classifier: Mapping[str, Any]
     evaluation: Evaluation | None
     evaluation_grey: Evaluation | None
     figures: Sequence[Mapping[str, Any]]
@@ -49,6 +50,7 @@ def read_run(folder: Path) -> RunFiles:
         data=mapping(_json(folder / "data.json")),
         notes=mapping(_json(folder / "notes.json")),
         metrics=_metrics(folder / "metrics.jsonl"),
+        classifier=mapping(_json(folder / "classifier.json")),
         evaluation=read_evaluation(_json(folder / "evaluation.json")),
         evaluation_grey=read_evaluation(_json(folder / "evaluation-grey.json")),
         figures=[f for f in sequence(listed) if isinstance(f, Mapping)],

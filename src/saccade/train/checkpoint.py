@@ -13,6 +13,7 @@ import torch
 from saccade.errors import StorageError, TrainingError
 
 FILE = "state.pt"
+BEST = "best"
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -25,6 +26,13 @@ def save(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     Raises StorageError when the disk refuses; earlier checkpoints are untouched then.
     """
     final = folder_of(run, step)
+    _write(final, state, f"checkpoint of step {step}", run)
+    for old in available(run)[:-keep]:
+        shutil.rmtree(folder_of(run, old), ignore_errors=True)
+    return final
+
+
+def _write(final: Path, state: dict[str, Any], what: str, run: Path) -> None:
     temporary = final.with_name(f".{final.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -39,13 +47,21 @@ def save(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(
-            f"checkpoint of step {step} could not be written",
+            f"{what} could not be written",
             got=str(error).splitlines()[0],
             hint=f"make room at {run}; the checkpoints before it are intact",
         ) from error
-    for old in available(run)[:-keep]:
-        shutil.rmtree(folder_of(run, old), ignore_errors=True)
-    return final
+
+
+def save_best(run: Path, state: dict[str, Any]) -> None:
+    """Write ``checkpoints/best``: the state that was best on the validation images. Raises StorageError."""
+    _write(run / "checkpoints" / BEST, state, "the best checkpoint", run)
+
+
+def load_best(run: Path) -> dict[str, Any] | None:
+    """The state ``save_best`` wrote; None where there is none."""
+    path = run / "checkpoints" / BEST / FILE
+    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
 def _flush_folder(folder: Path) -> None:

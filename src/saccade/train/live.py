@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from saccade.contracts import InputSpec
 from saccade.data.loader import ImageCache
 from saccade.data.splits import grouped_split, unit_names
 from saccade.embedding import embed_cached
 from saccade.evaluation.probes import knn_scores
 from saccade.seeds import numpy_generator
 from saccade.train.health import effective_rank
+from saccade.train.loop import Plan
 
 
 class LiveProbe:
@@ -21,8 +21,11 @@ class LiveProbe:
     the training. Without labels, or with one group only, the effective rank of 512 images is measured.
     """
 
-    def __init__(self, cache: ImageCache, spec: InputSpec, device: torch.device, precision: str, seed: int):
-        self.cache, self.spec, self.device, self.precision = cache, spec, device, precision
+    finished: str | None = None
+
+    def __init__(self, backbone: torch.nn.Module, cache: ImageCache, plan: Plan):
+        self.backbone, self.cache, self.plan = backbone, cache, plan
+        seed = plan.train.seed
         labels = [record.label for record in cache.records]
         order = numpy_generator(seed, "live").permutation(len(cache))
         self.labelled = all(label is not None for label in labels) and len(set(labels)) > 1
@@ -37,14 +40,15 @@ class LiveProbe:
         if self.labelled:
             self.train, self.test = grouped_split(chosen, 1 / 3, seed)
 
-    def __call__(self, backbone: torch.nn.Module) -> dict[str, float]:
+    def __call__(self, step: int) -> dict[str, float]:
+        plan = self.plan
         features = embed_cached(
-            backbone,
+            self.backbone,
             self.cache,
             self.indices,
-            self.spec,
-            device=self.device,
-            precision=self.precision,
+            plan.spec,
+            device=plan.device,
+            precision=str(plan.train.precision),
         )
         found = {"rank": effective_rank(torch.from_numpy(features[:512]))}
         if self.labelled:

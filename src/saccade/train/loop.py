@@ -10,7 +10,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,6 +49,14 @@ class Quiet:
 
     def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
         pass
+
+
+class Judge(Protocol):
+    """Measures a run at every evaluation; ``finished`` says why it may end before its last step, if it may."""
+
+    finished: str | None
+
+    def __call__(self, step: int) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -148,12 +156,12 @@ def fit(
     cache: ImageCache,
     *,
     start: int,
-    evaluate: Callable[[int], dict[str, float]],
+    evaluate: Judge,
     console: Console,
 ) -> int:
     """Train from step ``start`` to ``plan.train.steps``. Returns the step reached (earlier if stopped).
 
-    evaluate(step) gives the live figures (effective rank, k-NN); its time is not counted as training.
+    evaluate(step) gives the live figures (effective rank, k-NN, validation); its time is not counted as training.
     """
     train = plan.train
     assert train.steps is not None and train.batch and train.log_every and train.evaluate_every and train.save_every
@@ -173,7 +181,7 @@ def fit(
                 mark = time.perf_counter()
 
             # save
-            stopping = runtime.any_rank(stop.requested is not None)
+            stopping = runtime.any_rank(stop.requested is not None or evaluate.finished is not None)
             due = step > start and (step % train.save_every == 0 or step == train.steps)
             if (due or stopping) and save_state(plan, method, optimizer, step, console):
                 last_saved = step
@@ -182,7 +190,9 @@ def fit(
             if stopping or step == train.steps:
                 if live and runtime.rank() == 0:
                     _write(metrics, board, {"step": step, **live, "seconds": before + seconds}, console)
-                if stopping and step < train.steps:
+                if evaluate.finished:
+                    console.say(evaluate.finished)
+                elif stopping and step < train.steps:
                     why = stop.requested or "another process"
                     kept = "saved" if last_saved == step else f"the last checkpoint is of step {last_saved}"
                     console.say(f"stopped by {why} at step {step}; {kept}. Continue with --resume")

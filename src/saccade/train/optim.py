@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from saccade.methods.base import Method
 from saccade.train.settings import OptimConfig
 
 
@@ -29,19 +29,23 @@ def weight_decay(config: OptimConfig, fraction: float) -> float:
     return cosine(config.weight_decay, config.weight_decay_end, fraction)
 
 
-def make_optimizer(named: Iterable[tuple[str, nn.Parameter]], device: torch.device) -> torch.optim.AdamW:
-    """Two groups: matrices with weight decay; biases, norms and other vectors without."""
-    parameters = [p for _, p in named if p.requires_grad]
+def make_optimizer(method: Method, device: torch.device) -> torch.optim.AdamW:
+    """Groups by factor of the learning rate: matrices with weight decay; biases, norms and other vectors without."""
+    named = [(name, p) for name, p in method.trainable() if p.requires_grad]
+    rates = {name: method.rate(name) for name, _ in named}
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "decay": True},
-        {"params": [p for p in parameters if p.ndim <= 1], "decay": False},
+        {"params": [p for name, p in named if rates[name] == rate and (p.ndim > 1) == matrix]}
+        | {"decay": matrix, "rate": rate}
+        for rate in sorted(set(rates.values()), reverse=True)
+        for matrix in (True, False)
     ]
+    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=device.type in ("cpu", "cuda"))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["rate"]
         group["weight_decay"] = decay if group["decay"] else 0.0
 
 

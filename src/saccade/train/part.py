@@ -4,27 +4,59 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from saccade import runs
 from saccade.config import Sections
-from saccade.contracts import Source
-from saccade.data.loader import ImageCache
+from saccade.contracts import Record, Source
+from saccade.data.loader import ImageCache, with_statistics
 from saccade.data.open import open_source
 from saccade.data.source import select, with_split
-from saccade.data.splits import draw_test, given_test
+from saccade.data.splits import draw_test, given_test, grouped_split
 from saccade.errors import DamagedFile
 from saccade.evaluation.guard import seen_in_pretraining
+from saccade.seeds import numpy_generator
 from saccade.train.settings import ALL_BUT_TEST, DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What a run learns from, and the ids of the images that were drawn as test part and left out."""
+    """The images a run may learn from, and the ids of those that were drawn as test part and left out."""
 
     source: Source
     held_out: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A part, decoded. ``name`` and ``images``: of the source, damaged files included."""
+
+    name: str
+    images: int
+    held_out: list[str]
+    cache: ImageCache
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """What a run learns from, and what it judges itself by (None: nothing was kept apart for that)."""
+
+    train: ImageCache
+    validation: ImageCache | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Labels of all images the run sees, sorted."""
+        return tuple(sorted({str(record.label) for record in self.everything()[0] if record.label is not None}))
+
+    def everything(self) -> tuple[list[Record], list[str]]:
+        """Records and hashes of all images the run has seen."""
+        parts = [self.train, *([self.validation] if self.validation is not None else [])]
+        return [r for part in parts for r in part.records], [digest for part in parts for digest in part.hashes]
 
 
 def open_part(data: DataConfig) -> Part:
@@ -47,35 +79,77 @@ def open_part(data: DataConfig) -> Part:
     if len({record.split for record in records}) > 1:
         test = given_test(records)
         return Part(select(source, [i for i, record in enumerate(records) if record.split != test]), [])
-    drawn = set(draw_test(records, [_hash(source, i) for i in range(len(source))], seed=0)) if labels_in(source) else ()
+    if not labels_in(source):
+        return Part(source, [])
+    drawn = set(draw_test(records, [hash_of(source, i) for i in range(len(source))], seed=0))
     kept = [i for i in range(len(records)) if i not in drawn]
     return Part(select(source, kept), [records[i].id for i in sorted(drawn)]) if drawn else Part(source, [])
+
+
+def draw_nested(records: Sequence[Record], candidates: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """``count`` of the candidates, every class in its share and at least once; a smaller draw lies inside a larger one.
+
+    Images are drawn one by one, not by whole groups: the number of images is what a learning curve counts.
+    """
+    order = candidates[numpy_generator(seed, "limit").permutation(len(candidates))]
+    total = Counter(records[int(i)].label for i in candidates)
+    seen: Counter[str | None] = Counter()
+    keys = []
+    for index in order:
+        label = records[int(index)].label
+        keys.append((seen[label] + 0.5) / total[label] if seen[label] else 0.0)
+        seen[label] += 1
+    return np.sort(order[np.argsort(keys, kind="stable")[:count]])
+
+
+def divide(cache: ImageCache, data: DataConfig, *, method: str, seed: int) -> Shares:
+    """Labelled images only where the method needs labels; validation images apart; then ``data.limit`` of the rest."""
+    records = cache.records
+    chosen = np.arange(len(cache))
+    if method == "supervised":
+        chosen = np.array([i for i in chosen if records[int(i)].label is not None], np.int64)
+    validation = np.array([], np.int64)
+    if data.validation and len(chosen):
+        given = [int(i) for i in chosen if records[int(i)].split == "val"]
+        if given and len(given) < len(chosen):
+            validation = np.array(given)
+        else:
+            validation = chosen[grouped_split([records[int(i)] for i in chosen], data.validation, seed)[1]]
+        chosen = np.setdiff1d(chosen, validation)
+    if data.limit and data.limit < len(chosen):
+        chosen = draw_nested(records, chosen, data.limit, data.limit_seed)
+    # What a run is judged by must not set the statistics its input is normalised with.
+    train = cache if len(chosen) == len(cache) else with_statistics(cache.select(chosen))
+    return Shares(train, cache.select(validation) if len(validation) else None)
 
 
 def labels_in(source: Source) -> bool:
     return len({record.label for record in source.records if record.label is not None}) > 1
 
 
-def _hash(source: Source, index: int) -> str | None:
+def hash_of(source: Source, index: int) -> str | None:
+    """The content hash of an image; None where it cannot be read."""
     try:
         return source.content_hash(index)
     except DamagedFile:
         return None
 
 
-def describe_data(part: Part, cache: ImageCache, sections: Sections) -> dict[str, Any]:
+def describe_data(opened: Opened, shares: Shares, sections: Sections) -> dict[str, Any]:
     """data.json: what was learned from, with the hashes and groups the contamination guard needs."""
-    weights = sections["model"].weights
+    weights, cache = sections["model"].weights, shares.train
+    records, hashes = shares.everything()
     by_hash: dict[str, list[str]] = {}
-    for record, digest in zip(cache.records, cache.hashes):
+    for record, digest in zip(records, hashes):
         by_hash.setdefault(digest, []).append(record.id)
-    labels = Counter(record.label for record in cache.records if record.label is not None)
+    labels = Counter(record.label for record in records if record.label is not None)
     return {
-        "source": part.source.name,
-        "images": len(part.source),
-        "used": len(cache),
+        "source": opened.name,
+        "images": opened.images,
+        "used": len(records),
+        "validation": 0 if shares.validation is None else len(shares.validation),
         "split": sections["data"].split,
-        "held_out": part.held_out,
+        "held_out": opened.held_out,
         "channels": cache.channels,
         "dtype": str(cache.flat.dtype),
         "range": [cache.offset, cache.offset + cache.scale],
@@ -84,12 +158,11 @@ def describe_data(part: Part, cache: ImageCache, sections: Sections) -> dict[str
             "max": [int(v) for v in cache.original_px.max(axis=0)],
         },
         "labels": dict(sorted(labels.items())),
-        "groups": len({record.group for record in cache.records if record.group is not None}),
+        "groups": len({record.group for record in records if record.group is not None}),
         "duplicates": [ids for ids in by_hash.values() if len(ids) > 1],
         "damaged": [{"id": name, "reason": reason} for name, reason in cache.damaged],
         "files": [
-            {"id": record.id, "sha256": digest, "group": record.group}
-            for record, digest in zip(cache.records, cache.hashes)
+            {"id": record.id, "sha256": digest, "group": record.group} for record, digest in zip(records, hashes)
         ],
         "ancestors": seen_in_pretraining(runs.data_record(weights)) if weights else [],
     }

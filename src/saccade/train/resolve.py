@@ -16,6 +16,8 @@ from saccade.architectures import parse
 from saccade.augment.views import resolve_views
 from saccade.config import Sections, unresolved
 from saccade.errors import UsageError
+from saccade.methods.base import Facts
+from saccade.methods.build import resolve_method
 from saccade.train.settings import ALL_BUT_TEST, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
@@ -38,7 +40,17 @@ def check_sections(sections: Sections) -> None:
     for name, value in above.items():
         if value is not None and value <= 0:
             raise UsageError(f"{name} must be above 0", got=value)
+    data: DataConfig = sections["data"]
+    if train.method != "supervised" and (data.validation or train.patience):
+        name = "data.validation" if data.validation else "train.patience"
+        raise UsageError(f"{name} has no effect on {train.method}, which uses no labels", hint="saccade finetune")
+    if train.patience and not data.validation:
+        raise UsageError("train.patience needs images to judge by", hint="set data.validation, for example to 0.2")
+    if not 0 <= data.validation < 1:
+        raise UsageError("data.validation is a share of the images", got=data.validation, expected="0 to below 1")
     floor = {
+        "train.patience": train.patience,
+        "data.limit": data.limit,
         "train.minutes": train.minutes,
         "train.seed": train.seed,
         "optim.lr": sections["optim"].lr,
@@ -127,10 +139,8 @@ def _resolve_optim(config: OptimConfig, backbone: str, per_step: int) -> OptimCo
     return dataclasses.replace(config, lr=lr, warmup_fraction=warmup)
 
 
-def resolve_length(sections: Sections, images: int) -> Sections:
+def resolve_length(sections: Sections, images: int, labels: tuple[str, ...] = ()) -> Sections:
     """The last Nones, once the number of steps is known: method rules and bookkeeping intervals."""
-    from saccade.methods.build import resolve_method
-
     train: TrainConfig = sections["train"]
     assert train.steps is not None and train.batch is not None
     steps, per_step = train.steps, train.batch * train.accumulate
@@ -141,14 +151,18 @@ def resolve_length(sections: Sections, images: int) -> Sections:
         evaluate_every=train.evaluate_every or max(1, math.ceil(steps / 10)),
         save_every=train.save_every or max(1, min(500, math.ceil(steps / 10))),
     )
-    method = resolve_method(
-        train.method,
-        sections[train.method],
-        images=images,
-        batch=per_step,
-        steps=steps,
-        has_batch_norm=parse(sections["model"].backbone).batch_norm,
+    model: ModelConfig = sections["model"]
+    network = parse(model.backbone)
+    facts = Facts(
+        images,
+        per_step,
+        steps,
+        batch_norm=network.batch_norm,
+        transformer=network.transformer,
+        pretrained=bool(model.weights),
+        labels=labels,
     )
+    method = resolve_method(train.method, sections[train.method], facts)
     sections = sections | {"train": train, train.method: method}
     left = unresolved(sections)
     assert not left, left

@@ -24,19 +24,22 @@ from saccade.architectures import parse
 from saccade.augment.views import ViewsConfig
 from saccade.backbones.build import Network, build
 from saccade.backbones.weights import load_model, load_timm_state, save_model
+from saccade.classify import save_classifier
 from saccade.config import Sections
 from saccade.contracts import Source
 from saccade.data.loader import ImageCache, build_cache, input_spec, typical_px
 from saccade.errors import DataError, UsageError, unknown
 from saccade.methods.base import Method
 from saccade.methods.build import METHODS, build_method, config_type
+from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
 from saccade.train.live import LiveProbe
-from saccade.train.loop import Console, Plan, Quiet, fit, learn
+from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer
-from saccade.train.part import describe_data, open_part
+from saccade.train.part import Opened, Shares, describe_data, divide, open_part
 from saccade.train.resolve import check_sections, resolve, resolve_length, resolve_size
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from saccade.train.validate import Validation
 
 CHANGEABLE = (
     "optim.lr",
@@ -105,47 +108,47 @@ def inherit(sections: Sections, channels: int) -> Sections:
     return sections | {"model": dataclasses.replace(model, **open_)}
 
 
-def build_pair(sections: Sections, channels: int, *, load_weights: bool) -> tuple[Network, Network]:
-    """Student and teacher networks; only the student has stochastic depth."""
-    model: ModelConfig = sections["model"]
-    seed = sections["train"].seed
-    assert model.size_px is not None
-    options = model_options(model)
-    student = build(model.backbone, channels=channels, size_px=model.size_px, options=options, seed=seed)
-    still = {name: value for name, value in options.items() if name != "drop_path"}
-    teacher = build(model.backbone, channels=channels, size_px=model.size_px, options=still, seed=seed)
-    if model.weights and load_weights:
-        loaded = load_model(model.weights, channels=channels, size_px=model.size_px)
-        load_timm_state(student, loaded.backbone.state_dict())
-    return student, teacher
-
-
 def make_method(sections: Sections, channels: int, device: torch.device, *, load_weights: bool = True) -> Method:
-    """load_weights: start from ``model.weights``; a resumed run has its own."""
+    """The networks and the method; only what learns has stochastic depth.
+
+    load_weights: start from ``model.weights``; a resumed run has its own.
+    """
+    model: ModelConfig = sections["model"]
     train: TrainConfig = sections["train"]
-    student, teacher = build_pair(sections, channels, load_weights=load_weights)
-    method = build_method(train.method, student, teacher, sections[train.method], seed=train.seed)
-    return method.to(device)
+    size_px = model.size_px
+    assert size_px is not None
+    options = model_options(model)
+    still = {name: value for name, value in options.items() if name != "drop_path"}
+    student = build(model.backbone, channels=channels, size_px=size_px, options=options, seed=train.seed)
+    if model.weights and load_weights:
+        loaded = load_model(model.weights, channels=channels, size_px=size_px)
+        load_timm_state(student, loaded.backbone.state_dict())
+
+    def make_teacher() -> Network:
+        return build(model.backbone, channels=channels, size_px=size_px, options=still, seed=train.seed)
+
+    return build_method(train.method, student, make_teacher, sections[train.method], seed=train.seed).to(device)
 
 
 # --- length -------------------------------------------------------------------------------------
 
 
-def steps_in(minutes: float, sections: Sections, plan: Plan, cache: ImageCache) -> int:
+def steps_in(minutes: float, sections: Sections, plan: Plan, shares: Shares) -> int:
     """How many steps fit: a throwaway copy of the run is timed for some seconds, then forgotten.
 
     5 % are kept back for live evaluation and checkpoints.
     """
-    timed = resolve_length(sections | {"train": dataclasses.replace(sections["train"], steps=1000)}, len(cache))
+    trial = sections | {"train": dataclasses.replace(sections["train"], steps=1000)}
+    timed = resolve_length(trial, len(shares.train), shares.classes)
     method = make_method(timed, plan.spec.channels, plan.device)
-    optimizer = make_optimizer(method.trainable(), plan.device)
+    optimizer = make_optimizer(method, plan.device)
     plan = dataclasses.replace(plan, train=timed["train"])
     seconds: list[float] = []
     budget = min(10.0, 2.0 + minutes * 1.5)
     # Decided together: every step exchanges gradients, so no process may stop alone.
     while len(seconds) < 5 or (not runtime.any_rank(sum(seconds) >= budget) and len(seconds) < 60):
         began = time.perf_counter()
-        learn(plan, method, optimizer, cache, len(seconds))
+        learn(plan, method, optimizer, shares.train, len(seconds))
         seconds.append(time.perf_counter() - began)
     typical = statistics.mean(sorted(seconds[2:])[: max(3, int(0.9 * len(seconds)))])
     return max(1, int(0.95 * minutes * 60 / runtime.max_over_ranks(typical)))
@@ -154,8 +157,11 @@ def steps_in(minutes: float, sections: Sections, plan: Plan, cache: ImageCache) 
 # --- runs ---------------------------------------------------------------------------------------
 
 
-def start(sections: Sections, out: Path, console: Console) -> Path:
-    """Begin a run in an empty folder and train it to its end. Returns the folder."""
+def start(sections: Sections, out: Path, console: Console, opened: Opened | None = None) -> Path:
+    """Begin a run in an empty folder and train it to its end. Returns the folder.
+
+    opened   images that are decoded already, at a size that ``model.size_px`` fits; None: ``data.source`` is opened
+    """
     device = runtime.pick_device(sections["train"].device)
     runtime.keep_freed_memory()
     console = console if runtime.launched_rank() == 0 else Quiet()
@@ -165,34 +171,47 @@ def start(sections: Sections, out: Path, console: Console) -> Path:
         if runtime.rank() == 0:
             runs.prepare(out, resume=False)
         runtime.barrier()
-        part = open_part(sections["data"])
-        source = part.source
-        if part.held_out:
-            console.say(
-                f"the data bring no split: {len(part.held_out):,} labelled images (whole groups) are held out for "
-                "evaluation; --set data.split=all learns from all"
-            )
-        sections = resolve_size(sections, typical_px(source), device)
-        cache = _decode(source, sections, console)
-        sections = inherit(sections, cache.channels)
-        sections = resolve(
-            sections,
-            images=len(cache),
-            channels=cache.channels,
-            device=device,
-        )
+        if opened is None:
+            sections, opened = _open(sections, device, console)
+        shares = _divide(opened.cache, sections)
+        images, channels = len(shares.train), shares.train.channels
+        sections = inherit(sections, channels)
+        sections = resolve(sections, images=images, channels=channels, device=device)
         if sections["train"].minutes and sections["train"].steps is None:
-            plan = _plan(out, sections, cache, device)
-            steps = steps_in(sections["train"].minutes, sections, plan, cache)
+            plan = _plan(out, sections, shares.train, device)
+            steps = steps_in(sections["train"].minutes, sections, plan, shares)
             sections = sections | {"train": dataclasses.replace(sections["train"], steps=steps)}
-        sections = resolve_length(sections, len(cache))
+        sections = resolve_length(sections, images, shares.classes)
         if runtime.rank() == 0:
             # config.yaml last: where it is, everything that --resume needs is there.
-            runs.write_json(out / "data.json", describe_data(part, cache, sections))
+            runs.write_json(out / "data.json", describe_data(opened, shares, sections))
             runs.write_json(out / "env.json", _environment(device, sections["train"].seed))
             save_config(out, sections)
-        console.say(settings_table(sections, len(cache)))
-        return _train(out, sections, cache, device, console, begin=0)
+        console.say(settings_table(sections, images))
+        return _train(out, sections, shares, device, console, begin=0)
+
+
+def _open(sections: Sections, device: torch.device, console: Console) -> tuple[Sections, Opened]:
+    """Open and decode the images that ``data`` names; the sections with the sizes that follow from them."""
+    part = open_part(sections["data"])
+    if part.held_out:
+        console.say(
+            f"the data bring no split: {len(part.held_out):,} labelled images (whole groups) are held out for "
+            "evaluation; --set data.split=all learns from all"
+        )
+    sections = resolve_size(sections, typical_px(part.source), device)
+    cache = _decode(part.source, sections, console)
+    return sections, Opened(part.source.name, len(part.source), part.held_out, cache)
+
+
+def _divide(cache: ImageCache, sections: Sections) -> Shares:
+    """The shares of a run, their classes numbered where it learns from labels."""
+    train: TrainConfig = sections["train"]
+    shares = divide(cache, sections["data"], method=train.method, seed=train.seed)
+    if train.method != "supervised":
+        return shares
+    judge = shares.validation
+    return Shares(shares.train.numbered(shares.classes), judge and judge.numbered(shares.classes))
 
 
 def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
@@ -217,18 +236,18 @@ def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
     console = console if runtime.launched_rank() == 0 else Quiet()
     check_sections(sections)
     with runtime.processes(device):
-        source = open_part(sections["data"]).source
-        cache = _decode(source, sections, console)
+        shares = _divide(_decode(open_part(sections["data"]).source, sections, console), sections)
         known = [item["sha256"] for item in runs.read_json(out / "data.json")["files"]]
-        if known != cache.hashes:
+        hashes = shares.everything()[1]
+        if known != hashes:
             raise DataError(
                 "the images are not the ones this run began with",
-                got=f"{len(cache)} images, {len(set(cache.hashes) - set(known))} of them new or changed",
+                got=f"{len(hashes)} images, {len(set(hashes) - set(known))} of them new or changed",
                 expected=f"{len(known)} images as listed in {out / 'data.json'}",
                 hint="restore them, or start a new run with --weights " + str(out),
             )
         began = len(checkpoint.available(out)) > 0
-        return _train(out, sections, cache, device, console, begin=None if began else 0)
+        return _train(out, sections, shares, device, console, begin=None if began else 0)
 
 
 def save_config(out: Path, sections: Sections) -> None:
@@ -260,17 +279,12 @@ def _plan(out: Path, sections: Sections, cache: ImageCache, device: torch.device
 
 
 def _train(
-    out: Path,
-    sections: Sections,
-    cache: ImageCache,
-    device: torch.device,
-    console: Console,
-    *,
-    begin: int | None,
+    out: Path, sections: Sections, shares: Shares, device: torch.device, console: Console, *, begin: int | None
 ) -> Path:
+    cache = shares.train
     plan = _plan(out, sections, cache, device)
     method = make_method(sections, cache.channels, device, load_weights=begin is not None)
-    optimizer = make_optimizer(method.trainable(), device)
+    optimizer = make_optimizer(method, device)
     step = begin
     if step is None:
         state, messages = checkpoint.load_newest(out)
@@ -280,24 +294,22 @@ def _train(
         optimizer.load_state_dict(state["optimizer"])
         step = int(state["step"])
         console.say(f"continuing from step {step} of {plan.train.steps}")
-    probe = LiveProbe(cache, plan.spec, device, str(plan.train.precision), plan.train.seed)
-    reached = fit(
-        plan,
-        method,
-        optimizer,
-        cache,
-        start=step,
-        evaluate=lambda _: probe(method.backbone),
-        console=console,
-    )
+    judge: Judge
+    if isinstance(method, Supervised) and shares.validation is not None:
+        judge = Validation(method, shares.validation, plan, step)
+    else:
+        judge = LiveProbe(method.backbone, cache, plan)
+    reached = fit(plan, method, optimizer, cache, start=step, evaluate=judge, console=console)
+    if isinstance(judge, Validation):
+        runtime.barrier()  # the best state was written by the first process
+        reached = judge.take_best()
+        console.say(f"the weights of step {reached} were best on the validation images and are kept")
     if runtime.rank() == 0:
-        about = {
-            "method": plan.train.method,
-            "step": reached,
-            "images": len(cache),
-            "config": config.to_dict(sections),
-        }
+        about = {"method": plan.train.method, "step": reached, "images": len(cache)}
+        about |= {"config": config.to_dict(sections)}
         save_model(out / "model", method.backbone, plan.spec, about=about)
+        if isinstance(method, Supervised):
+            save_classifier(out / "model", method)
     return out
 
 

@@ -27,6 +27,11 @@ class DataConfig:
     cache_mib: int = 8192
     """Above this size the cache is a memory-mapped file instead of memory."""
     max_bad: float = 0.05
+    limit: int = 0
+    """Learn from so many images only, drawn class by class; smaller draws lie inside larger ones. 0: all."""
+    limit_seed: int = 0
+    validation: float = 0.0
+    """Share of the images, whole groups, that a supervised run stops early by; a ``val`` split goes before. 0: none."""
 
 
 @dataclass(frozen=True)
@@ -84,5 +89,7 @@ class TrainConfig:
     log_every: int | None = None
     evaluate_every: int | None = None
     save_every: int | None = None
+    patience: int = 0
+    """Evaluations without a better validation after which a supervised run ends; 0: it runs to its end."""
     keep: int = 2
     """Checkpoints kept; older ones are removed."""

@@ -1,0 +1,68 @@
+"""A backbone with the classifier that was trained on it: kept beside the model, loaded again, measured on test images.
+
+``MODEL/classifier.safetensors`` lies beside ``model.safetensors``; the names of the classes are in its metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+
+from saccade.backbones.weights import load_model
+from saccade.contracts import InputSpec
+from saccade.data.loader import ImageCache
+from saccade.embedding import answers_cached
+from saccade.errors import ModelError, StorageError
+from saccade.methods.supervised import Supervised, SupervisedConfig
+
+FILE = "classifier.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A trained network in evaluation mode, its input, and the classes in the order of its answers."""
+
+    network: Supervised
+    spec: InputSpec
+    classes: tuple[str, ...]
+
+    def scores(self, cache: ImageCache, indices: np.ndarray, device: torch.device, precision: str) -> np.ndarray:
+        """Probabilities [N K] float32 of the images at ``indices``."""
+        network = self.network.to(device)
+        answers = answers_cached(network, network.classify, cache, indices, self.spec, device, precision)
+        return torch.softmax(torch.from_numpy(answers), dim=1).numpy()
+
+
+def save_classifier(folder: Path, method: Supervised) -> None:
+    """Write the classifier beside the model in ``folder``. Raises StorageError when the disk refuses."""
+    state = {f"head.{key}": value for key, value in method.head.state_dict().items()}
+    state |= {f"head_norm.{key}": value for key, value in method.head_norm.state_dict().items()}
+    metadata = {"classes": json.dumps(method.config.classes), "frozen": json.dumps(method.config.frozen)}
+    try:
+        plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        (folder / FILE).write_bytes(safetensors.torch.save(plain, metadata=metadata))
+    except OSError as error:
+        raise StorageError(f"the classifier could not be written to {folder}", got=error.strerror) from error
+
+
+def load_classifier(run: str | Path) -> Classifier:
+    """The classifier of a run of ``finetune``: its run folder or model folder. ModelError where there is none."""
+    folder = next((place for place in (Path(run) / "model", Path(run)) if (place / FILE).exists()), None)
+    if folder is None:
+        raise ModelError(f"no classifier in {run}", expected=f"model/{FILE}", hint="saccade finetune makes one")
+    loaded = load_model(folder)
+    with safetensors.safe_open(folder / FILE, framework="pt") as file:
+        metadata = file.metadata()
+    classes = tuple(json.loads(metadata["classes"]))
+    config = SupervisedConfig(classes, frozen=json.loads(metadata["frozen"]), layer_decay=1.0)
+    network = Supervised(loaded.backbone, config, seed=0)
+    missing, extra = network.load_state_dict(safetensors.torch.load_file(folder / FILE), strict=False)
+    if extra or any(not key.startswith("network.") for key in missing):
+        raise ModelError(f"{folder / FILE} does not fit its model", got=", ".join([*missing[:3], *extra[:3]]))
+    return Classifier(network.eval(), loaded.spec, classes)

@@ -1,0 +1,135 @@
+"""Learning from labels: cross-entropy of a linear classifier on a backbone, from scratch or from learned weights.
+
+Layer-wise decay of the learning rate is Clark et al. 2020 (ELECTRA, arXiv:2003.10555), as MAE and BEiT use it to
+fine-tune. A frozen backbone gets batch norm without scale before the classifier (He et al. 2022, MAE, appendix A.1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saccade.contracts import Progress, StepOutput, View
+from saccade.errors import DataError, UsageError
+from saccade.methods.base import Facts, Method
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """Settings of training with labels. None is decided from the data and from where the weights come."""
+
+    classes: tuple[str, ...] | None = None
+    """In the order of the classifier's answers; decided: the labels of the data, sorted."""
+    frozen: bool = False
+    """Train the classifier only; the backbone stays as it is, batch statistics included."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each layer to the one before; decided: 0.75 for pretrained transformers."""
+    label_smoothing: float = 0.0
+
+
+def resolve_supervised(config: SupervisedConfig, facts: Facts) -> SupervisedConfig:
+    """Fill every None; DataError where there are no two classes to tell apart."""
+    classes = facts.labels if config.classes is None else config.classes
+    if len(set(classes)) < 2 or not set(facts.labels) <= set(classes):
+        raise DataError(
+            "training with labels needs at least two classes",
+            got=", ".join(facts.labels[:10]) or "no labels",
+            expected=", ".join(classes[:10]) or "two or more",
+            hint="name a table with a label column, or use one folder a class",
+        )
+    if not 0 <= config.label_smoothing < 1:
+        raise UsageError("supervised.label_smoothing is a share", got=config.label_smoothing, expected="0 to below 1")
+    decay = config.layer_decay
+    if decay is not None and not 0 < decay <= 1:
+        raise UsageError("supervised.layer_decay is a factor", got=decay, expected="above 0, at most 1")
+    if config.frozen and decay is not None:
+        raise UsageError("supervised.layer_decay has no effect on a frozen backbone", hint="leave out one of them")
+    usual = 0.75 if facts.pretrained and facts.transformer and not config.frozen else 1.0
+    return dataclasses.replace(config, classes=tuple(classes), layer_decay=usual if decay is None else decay)
+
+
+def layer_numbers(names: list[str]) -> dict[str, int]:
+    """The layer each parameter of a backbone lies in: 0 for what makes tokens, then block after block.
+
+    A block is what the first number of a name counts (``blocks.3``, ``layer2.1``), or the first two where blocks
+    lie in numbered stages (``layers.0.blocks.1``). What follows the last block belongs to it.
+    """
+    found: dict[str, int] = {}
+    last, number = "", 0
+    for name in names:
+        match = None if name.startswith("patch_embed") else re.match(r"\w+\.\d+(\.blocks\.\d+)?\.", name)
+        if match and match[0] != last:
+            last, number = match[0], number + 1
+        found[name] = number
+    return found
+
+
+class Supervised(Method):
+    """A backbone and a linear classifier on its image vector."""
+
+    def __init__(self, network: nn.Module, config: SupervisedConfig, *, seed: int):
+        super().__init__()
+        assert config.classes is not None
+        self.config = config
+        dim = int(network.dim)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.network = network.requires_grad_(not config.frozen)
+            self.head_norm = nn.BatchNorm1d(dim, affine=False) if config.frozen else nn.Identity()
+            self.head = nn.Linear(dim, len(config.classes))
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+        self.layers = layer_numbers([name for name, _ in network.named_parameters()])
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.network
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        if not self.config.frozen:
+            yield from self.network.named_parameters(prefix="network")
+        yield from self.head.named_parameters(prefix="head")
+
+    def rate(self, name: str) -> float:
+        """1 for the classifier and the last block, smaller by ``layer_decay`` for each block before it."""
+        assert self.config.layer_decay is not None
+        if not name.startswith("network."):
+            return 1.0
+        behind = max(self.layers.values()) - self.layers[name.removeprefix("network.")]
+        return self.config.layer_decay**behind
+
+    def classify(self, pixels: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B K"]:
+        """Scores of the classes before the softmax, float32."""
+        if self.config.frozen:
+            self.network.eval()
+            with torch.no_grad():
+                features = self.network(pixels).cls
+        else:
+            features = self.network(pixels).cls
+        with torch.autocast(pixels.device.type, enabled=False):
+            return self.head(self.head_norm(features.float()))
+
+    def step(self, views: list[View], progress: Progress) -> StepOutput:
+        labels = views[0].labels
+        assert labels is not None
+        labels = labels.repeat(len(views))
+        scores = self.classify(torch.cat([view.pixels for view in views]))
+        loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
+        return StepOutput(loss, {"accuracy": (scores.argmax(dim=1) == labels).float().mean()})
+
+    def before_update(self, progress: Progress) -> None:
+        """Nothing: gradients are used as they are."""
+
+    def after_update(self, progress: Progress) -> None:
+        """Nothing: there is no teacher."""
+
+    def diagnose(self, logs: Mapping[str, float]) -> str | None:
+        """A run that has learned from labels cannot collapse unseen: its accuracy is logged."""
+        return None

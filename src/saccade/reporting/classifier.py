@@ -1,0 +1,54 @@
+"""The section of a report on a classifier trained with labels: test figures, and which classes are confused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from saccade.reporting.page import Html, breakable, facts, h, note, number, section, sequence, table
+
+
+def classifier_section(found: Mapping[str, Any]) -> Html | None:
+    """What ``classifier.json`` says; None where there is none."""
+    if not found:
+        return None
+    rows = [
+        [str(row["metric"]).replace("_", " "), f"{100 * number(row['mean']):.1f} %", _interval(row)]
+        for row in sequence(found.get("rows"))
+    ]
+    classes = [str(name) for name in sequence(found.get("classes"))]
+    return section(
+        "classifier",
+        "Trained with labels",
+        table("figures on the test part", ["metric", "test part", "95 % interval"], rows),
+        h("h3", None, "Which classes are taken for which"),
+        _confusion(classes, sequence(found.get("confusion"))),
+        note(str(found.get("protocol", {}).get("text", ""))),
+    )
+
+
+def classifier_numbers(found: Mapping[str, Any]) -> list[tuple[object, object]]:
+    """Key numbers for the head of the page."""
+    return [
+        (f"{str(row['metric']).replace('_', ' ')}, test part", f"{100 * number(row['mean']):.1f} %")
+        for row in sequence(found.get("rows"))[:1]
+    ]
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{100 * number(row['low']):.1f} to {100 * number(row['high']):.1f} %"
+
+
+def _confusion(classes: Sequence[str], counts: Sequence[Any]) -> Html:
+    """Rows are true classes, columns the answers; shares of the row."""
+    if len(classes) > 12:  # a table of more columns cannot be read; the file has the figures
+        found = [(breakable(name), f"{_share(row, i)} found") for i, (name, row) in enumerate(zip(classes, counts))]
+        return facts(found)
+    columns = range(len(classes))
+    rows = [[breakable(name), *(_share(row, column) for column in columns)] for name, row in zip(classes, counts)]
+    return table("true class by row, answer by column", ["true \\ answer", *map(breakable, classes)], rows)
+
+
+def _share(row: Sequence[Any], column: int) -> str:
+    total = sum(number(value) for value in row)
+    return f"{100 * number(row[column]) / total:.0f} %" if total else "–"

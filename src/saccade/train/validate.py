@@ -1,0 +1,68 @@
+"""Early stopping: the validation images after every evaluation, and the weights that were best on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from saccade import runtime
+from saccade.data.loader import ImageCache
+from saccade.embedding import answers_cached
+from saccade.evaluation.metrics import balanced_accuracy
+from saccade.methods.supervised import Supervised
+from saccade.train import checkpoint
+from saccade.train.loop import Plan
+
+
+class Validation:
+    """Loss and balanced accuracy on the validation images; the best state is kept in ``checkpoints/best``.
+
+    Better is a higher balanced accuracy, or the same with a lower loss. After ``train.patience`` evaluations without
+    a better one, ``finished`` says so.
+    """
+
+    def __init__(self, method: Supervised, images: ImageCache, plan: Plan, start: int):
+        self.method, self.images, self.plan = method, images, plan
+        self.finished: str | None = None
+        self.best: tuple[float, float] = (-1.0, 0.0)
+        self.best_step = -1
+        found = checkpoint.load_best(plan.run)
+        if found is not None and found["step"] <= start:
+            self.best, self.best_step = tuple(found["score"]), int(found["step"])
+
+    def __call__(self, step: int) -> dict[str, float]:
+        plan, everything = self.plan, np.arange(len(self.images))
+        scores = answers_cached(
+            self.method,
+            self.method.classify,
+            self.images,
+            everything,
+            plan.spec,
+            plan.device,
+            str(plan.train.precision),
+        )
+        labels = self.images.labels
+        assert labels is not None and plan.train.evaluate_every
+        loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.from_numpy(labels)))
+        one = np.ones((1, len(labels)))
+        balanced = float(balanced_accuracy(scores, labels, one)[0])
+        if (balanced, -loss) > self.best:
+            self.best, self.best_step = (balanced, -loss), step
+            if runtime.rank() == 0:
+                state = {"step": step, "score": list(self.best), "method": self.method.state_dict()}
+                checkpoint.save_best(plan.run, state)
+        waited = (step - self.best_step) // plan.train.evaluate_every
+        if plan.train.patience and waited >= plan.train.patience and step < int(plan.train.steps or 0):
+            self.finished = (
+                f"stopped early at step {step}: no better validation since step {self.best_step} "
+                f"(balanced accuracy {100 * self.best[0]:.1f} %)"
+            )
+        return {"val_loss": loss, "val_balanced_accuracy": balanced}
+
+    def take_best(self) -> int:
+        """Put the best weights back; returns their step."""
+        found = checkpoint.load_best(self.plan.run)
+        if found is None:
+            return -1
+        self.method.load_state_dict(found["method"])
+        return int(found["step"])
