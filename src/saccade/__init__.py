@@ -9,12 +9,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from saccade.api import attend, doctor, embed, evaluate, finetune, open_source, pretrain, report, resume, show
+    from saccade.api import (
+        attend,
+        compare,
+        doctor,
+        embed,
+        evaluate,
+        finetune,
+        open_source,
+        pretrain,
+        report,
+        resume,
+        show,
+    )
     from saccade.starter import quickstart
 
 __version__ = "0.1.0"
 __all__ = [
     "attend",
+    "compare",
     "doctor",
     "embed",
     "evaluate",

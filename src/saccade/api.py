@@ -27,10 +27,24 @@ from saccade.finetuning import FinetuneOptions
 from saccade.recipes import apply_recipe
 from saccade.reporting.build import write_report
 from saccade.store import FeatureTable, save_table
+from saccade.study import drive
+from saccade.study.grid import WAYS, Grid, StudyConfig
 from saccade.train import run as training
 from saccade.train.loop import Console, Quiet
 
-__all__ = ["attend", "doctor", "embed", "evaluate", "finetune", "open_source", "pretrain", "report", "resume", "show"]
+__all__ = [
+    "attend",
+    "compare",
+    "doctor",
+    "embed",
+    "evaluate",
+    "finetune",
+    "open_source",
+    "pretrain",
+    "report",
+    "resume",
+    "show",
+]
 
 
 def show(data: str | Path, *, group: str | None = None, max_bad: float = 0.05, sheet: Path | None = None) -> Audit:
@@ -89,6 +103,47 @@ def finetune(
     found = finetuning.finetune(model, Path(out), options or FinetuneOptions(), named, console or Quiet())
     _reported(Path(out))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """How ``compare`` trains.
+
+    ways      of supervised, augmented, dino        seeds   draws of each training size
+    match     "params" or "flops": widen or narrow every backbone to the first one's figure; "" leaves them
+    workers   cells that are trained side by side, each with its share of the cores
+    study     budget, size, batch, recipes
+    """
+
+    ways: Sequence[str] = tuple(WAYS)
+    seeds: int = 3
+    match: str = ""
+    workers: int = 1
+    study: StudyConfig = dataclasses.field(default_factory=StudyConfig)
+
+
+def compare(
+    data: str | Path,
+    *,
+    out: str | Path,
+    backbones: Sequence[str],
+    sizes: Sequence[int],
+    options: CompareOptions | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Which inductive bias pays at which size of the data: train every backbone at every size, and compare.
+
+    Returns ``out``/study.html; beside it lie study.json, study.md, study.csv and one folder a cell. Called again with
+    the same settings it goes on where it stood; backbones, sizes and seeds may be added.
+    Raises UsageError, DataError, TrainingError.
+    """
+    options = options or CompareOptions()
+    names = tuple(backbones)
+    study = dataclasses.replace(options.study, data=str(_absolute(data)))
+    if options.match:
+        names = drive.matched_names(names, options.match, study.size_px)
+    grid = Grid(names, tuple(options.ways), tuple(sizes), tuple(range(options.seeds)))
+    return drive.compare(study, grid, Path(out), workers=options.workers, console=console or Quiet())
 
 
 def resume(

@@ -239,6 +239,75 @@ def finetune(
 
 
 @app.command()
+def compare(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the study; one that exists is continued.")] = ...,  # type: ignore[assignment]
+    backbones: Annotated[
+        str, typer.Option(help="Two or more names, with commas.")
+    ] = "resnet18,resnet18_c4,vit_tiny_patch8",
+    sizes: Annotated[str, typer.Option(help="Numbers of training images, with commas.")] = "100,300,1000",
+    ways: Annotated[str, typer.Option(help="Of supervised, augmented, dino.")] = "supervised,augmented,dino",
+    seeds: Annotated[int, typer.Option(help="Draws of each size.")] = 3,
+    steps: Annotated[int | None, typer.Option(help="Budget of a training: optimiser steps; 300 unless given.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Or its floating-point operations, e.g. 2e13.")] = None,
+    match: Annotated[
+        str, typer.Option(help="params or flops: bring every backbone to the first one's figure by its width.")
+    ] = "",
+    size: Annotated[int, typer.Option(help="Side of the input in pixels.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    augment: Annotated[str, typer.Option(help="weak or strong.")] = "weak",
+    recipe: Annotated[str, typer.Option(help="As in pretrain: which flips and turns mean nothing.")] = "microscopy",
+    grey: Grey = False,
+    test_limit: Annotated[int, typer.Option(help="Most test images, drawn class by class; 0: all.")] = 2000,
+    workers: Annotated[int, typer.Option(help="Cells trained side by side.")] = 1,
+    labels: Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")] = None,
+    label: Annotated[str | None, typer.Option("--label", help="Column that names the class.")] = None,
+    group: Group = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for every training.")
+    ] = None,
+) -> None:
+    """Which inductive bias pays, at which data size, at what cost: learning curves of several backbones."""
+    from saccade import api
+    from saccade.study.grid import StudyConfig
+
+    study = StudyConfig(
+        manifest="" if labels is None else str(labels.resolve()),
+        label=label or "",
+        group=group or "",
+        grey=grey,
+        size_px=size,
+        batch=batch,
+        steps=steps or (0 if flops else 300),
+        flops=flops or 0.0,
+        augment=augment,
+        recipe=recipe,
+        dino_recipe=f"{recipe},short",
+        test_limit=test_limit,
+        settings=tuple(set_ or ()),
+    )
+    options = api.CompareOptions(_words(ways), seeds, match, workers, study)
+    with Bar() as bar:
+        page = api.compare(
+            data, out=out, backbones=_words(backbones), sizes=_numbers(sizes), options=options, console=bar
+        )
+    typer.echo(page)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from saccade.errors import UsageError
+
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise UsageError("--sizes takes whole numbers", got=text, expected="for example 100,300,1000") from None
+
+
+@app.command()
 def embed(
     model: Model,
     data: Data,

@@ -17,7 +17,7 @@ from saccade.data.loader import ImageCache, with_statistics
 from saccade.data.open import open_source
 from saccade.data.source import select, with_split
 from saccade.data.splits import draw_test, given_test, grouped_split
-from saccade.errors import DamagedFile
+from saccade.errors import DamagedFile, DataError
 from saccade.evaluation.guard import seen_in_pretraining
 from saccade.seeds import numpy_generator
 from saccade.train.settings import ALL_BUT_TEST, DataConfig
@@ -108,6 +108,12 @@ def divide(cache: ImageCache, data: DataConfig, *, method: str, seed: int) -> Sh
     chosen = np.arange(len(cache))
     if method == "supervised":
         chosen = np.array([i for i in chosen if records[int(i)].label is not None], np.int64)
+        if len({records[int(i)].label for i in chosen}) < 2:
+            raise DataError(
+                "training with labels needs at least two classes",
+                got=f"{len(chosen)} labelled images of one class" if len(chosen) else "no labels",
+                hint="name a table with a label column, or use one folder a class",
+            )
     validation = np.array([], np.int64)
     if data.validation and len(chosen):
         given = [int(i) for i in chosen if records[int(i)].split == "val"]

@@ -117,7 +117,7 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
         "data": dataclasses.replace(sections["data"], channels=channels, split=sections["data"].split or ALL_BUT_TEST),
         "model": dataclasses.replace(model, drop_path=0.0 if model.drop_path is None else model.drop_path),
         "train": dataclasses.replace(train, batch=batch, steps=steps, precision=precision, device=str(device)),
-        "optim": _resolve_optim(sections["optim"], model.backbone, per_step),
+        "optim": _resolve_optim(sections["optim"], train, model, per_step),
         "views": resolve_views(
             sections["views"],
             size_px=model.size_px,
@@ -129,11 +129,17 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
     }
 
 
-def _resolve_optim(config: OptimConfig, backbone: str, per_step: int) -> OptimConfig:
-    """Transformers: DINO's 5e-4 at 256 images. CNNs with batch norm bear more: 4e-3 at 64 images was best of
-    1e-3 to 8e-3 (docs/log.md). Scaled by the square root of the batch, which suits AdamW at batches of 16 to 256
-    (Malladi et al. 2022)."""
-    peak = 5e-4 if parse(backbone).transformer else 8e-3
+# Peak learning rates at 256 images, (transformer, CNN); what they rest on is in docs/log.md.
+PEAK = {"dino": (5e-4, 8e-3), "from scratch": (2e-3, 8e-3), "from weights": (2e-3, 4e-3)}
+
+
+def _resolve_optim(config: OptimConfig, train: TrainConfig, model: ModelConfig, per_step: int) -> OptimConfig:
+    """DINO's 5e-4 for transformers; CNNs with batch norm bear more, and labels bear more than DINO. Scaled by the
+    square root of the batch, which suits AdamW at batches of 16 to 256 (Malladi et al. 2022)."""
+    kind = "dino"
+    if train.method == "supervised":
+        kind = "from weights" if model.weights else "from scratch"
+    peak = PEAK[kind][0 if parse(model.backbone).transformer else 1]
     lr = config.lr if config.lr is not None else round(peak * math.sqrt(per_step / 256), 6)
     warmup = 0.1 if config.warmup_fraction is None else config.warmup_fraction
     return dataclasses.replace(config, lr=lr, warmup_fraction=warmup)

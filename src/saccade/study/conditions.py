@@ -1,0 +1,111 @@
+"""Test images as other scanners, microscopes and hands would show them, and how far that moves what a network says.
+
+turned    each image turned by an angle of its own, corners filled by reflection
+turn 90   a quarter turn, exact
+stain     haematoxylin and eosin scaled and shifted for each image (Tellez et al. 2019); colour images only
+blur      Gaussian, sigma 1/64 of the side
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from saccade.augment import intensity
+from saccade.augment.views import normalise, plain_view
+from saccade.contracts import InputSpec
+from saccade.data.loader import ImageCache
+from saccade.runtime import autocast
+from saccade.seeds import uniforms
+
+CONDITIONS = ("plain", "turned", "turn 90", "stain", "blur")
+ANGLES = tuple(range(0, 360, 15))
+STAIN = 0.2
+DRIFT_IMAGES = 64
+
+
+def conditions_of(spec: InputSpec) -> tuple[str, ...]:
+    """Those that have a meaning for these images."""
+    coloured = spec.channels == 3 and not spec.grey and spec.eight_bit
+    return CONDITIONS if coloured else tuple(name for name in CONDITIONS if name != "stain")
+
+
+def turn(x: Float[Tensor, "B C S S"], degrees: Float[Tensor, "B"]) -> Float[Tensor, "B C S S"]:
+    """Each image turned about its centre, bilinear, what lies outside filled by reflection."""
+    angle = degrees * (math.pi / 180)
+    zero = torch.zeros_like(angle)
+    rows = [torch.stack([angle.cos(), -angle.sin(), zero], 1), torch.stack([angle.sin(), angle.cos(), zero], 1)]
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def changed(x: Float[Tensor, "B C S S"], condition: str, items: np.ndarray) -> Float[Tensor, "B C S S"]:
+    """Images in 0..1 under one condition; what is drawn depends on ``items`` [B], the numbers of the images, alone."""
+    if condition == "plain":
+        return x
+    if condition == "turn 90":
+        return torch.rot90(x, 1, dims=(2, 3))
+    drawn = torch.from_numpy(uniforms(0, 0, items, 6, condition)).float().to(x.device)
+    if condition == "turned":
+        return turn(x, 360 * drawn[:, 0])
+    if condition == "stain":
+        return intensity.stain_jitter(x, drawn, STAIN).clamp(0, 1)
+    sigma = torch.full((len(x),), x.shape[-1] / 64)
+    return intensity.blur_(x.clone(), intensity.draw_blur(sigma, x.shape[-1]))
+
+
+@torch.no_grad()
+def answers(
+    answer: Callable[[Tensor], Tensor],
+    cache: ImageCache,
+    spec: InputSpec,
+    condition: str,
+    *,
+    device: torch.device,
+    precision: str,
+    batch: int = 128,
+) -> np.ndarray:
+    """[N D] float32: what ``answer`` says of every image of the cache under one condition."""
+    zero, one = (0.0,) * spec.channels, (1.0,) * spec.channels
+    plain = dataclasses.replace(spec, mean=zero, std=one, grey=False)
+    rows = []
+    for start in range(0, len(cache), batch):
+        items = np.arange(start, min(start + batch, len(cache)))
+        x = changed(plain_view(cache.batch(items), plain).to(device), condition, items)
+        x = normalise(intensity.to_grey(x) if spec.grey else x, spec)
+        with autocast(device, precision):
+            rows.append(answer(x).float().cpu())
+    return torch.cat(rows).numpy()
+
+
+@torch.no_grad()
+def drift(
+    features: Callable[[Tensor], Tensor], cache: ImageCache, spec: InputSpec, device: torch.device
+) -> list[float]:
+    """How far the image vector moves when the image is turned by each of ANGLES, float32.
+
+    Mean distance of the vector of the turned image from that of the upright one, over the mean distance between
+    different images: 0 is invariance, 1 is as far as another image. A disc is shown, so that corners do not count.
+    """
+    chosen = np.linspace(0, len(cache) - 1, min(DRIFT_IMAGES, len(cache))).astype(int)
+    x = plain_view(cache.batch(np.unique(chosen)), spec).to(device)
+    side = (torch.arange(spec.size_px, device=device) + 0.5) / spec.size_px * 2 - 1
+    disc = ((side[:, None] ** 2 + side[None, :] ** 2) <= (1 - 2 / spec.size_px) ** 2).to(x.dtype)
+    upright = features(x * disc).float()
+    apart = torch.cdist(upright, upright).sum() / max(1, len(x) * (len(x) - 1))
+    found = []
+    for angle in ANGLES:
+        quarter, rest = divmod(angle, 90)
+        turned = torch.rot90(x, quarter, dims=(2, 3))
+        if rest:  # whole quarters are exact, so that only the rest is interpolated
+            turned = turn(turned, torch.full((len(x),), float(rest), device=device))
+        moved = (features(turned * disc).float() - upright).norm(dim=1).mean()
+        found.append(float(moved / apart.clamp_min(1e-12)))
+    return found

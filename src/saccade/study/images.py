@@ -1,0 +1,109 @@
+"""The images of a study: decoded once, kept in its folder, shared by all cells without a copy.
+
+``DATA/flat.npy`` is mapped into memory, so that any number of processes hold it once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade import runs
+from saccade.contracts import Record
+from saccade.data.loader import ImageCache, build_cache, with_statistics
+from saccade.data.open import open_source
+from saccade.data.splits import choose_parts
+from saccade.errors import DataError, StorageError, UsageError
+from saccade.study.grid import StudyConfig
+from saccade.train.part import draw_nested
+
+ARRAYS = ("shapes", "starts", "original_px")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images of the training part (what learns) and of the test part; ``text``: how they were parted."""
+
+    name: str
+    train: ImageCache
+    test: ImageCache
+    text: str
+
+    @property
+    def classes(self) -> list[str]:
+        return sorted({str(record.label) for record in self.train.records})
+
+
+def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -> None:
+    """Open, decode and part the images of a study, once."""
+    folder = out / "data"
+    if (folder / "images.json").exists():
+        return
+    source = open_source(
+        study.data,
+        manifest=Path(study.manifest) if study.manifest else None,
+        label=study.label or None,
+        group=study.group or None,
+    )
+    cache = build_cache(source, cache_px=round(1.5 * study.size_px), report=report)
+    parts = choose_parts(cache.records, cache.hashes, seed=0)
+    labels = {cache.records[int(i)].label for i in parts.train}
+    unseen = {cache.records[int(i)].label for i in parts.test} - labels
+    if unseen:
+        raise DataError("the test part has classes that the training part lacks", got=", ".join(map(str, unseen)))
+    test = parts.test
+    if study.test_limit and study.test_limit < len(test):
+        test = draw_nested(cache.records, test, study.test_limit, 0)
+    described = {
+        "name": source.name,
+        "text": parts.text,
+        "train": parts.train.tolist(),
+        "test": np.sort(test).tolist(),
+        "offset": cache.offset,
+        "scale": cache.scale,
+        "records": [dataclasses.asdict(record) for record in cache.records],
+        "hashes": cache.hashes,
+        "damaged": cache.damaged,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "flat.npy", cache.flat)
+        for name in ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(cache, name))
+    except OSError as error:
+        raise StorageError(f"the decoded images do not fit in {folder}", got=error.strerror) from error
+    runs.write_json(folder / "images.json", described)
+
+
+def load(out: Path) -> Images:
+    """The images that ``prepare`` kept; pixels stay on disk until they are read."""
+    folder = out / "data"
+    described: dict[str, Any] = json.loads((folder / "images.json").read_text(encoding="utf-8"))
+    cache = ImageCache(
+        flat=np.load(folder / "flat.npy", mmap_mode="r"),
+        records=[Record(**record) for record in described["records"]],
+        hashes=described["hashes"],
+        damaged=[tuple(pair) for pair in described["damaged"]],
+        offset=described["offset"],
+        scale=described["scale"],
+        **{name: np.load(folder / f"{name}.npy") for name in ARRAYS},
+    )
+    train = with_statistics(cache.select(np.array(described["train"])))
+    test = cache.select(np.array(described["test"]))
+    return Images(described["name"], train, test, described["text"])
+
+
+def check_sizes(images: Images, sizes: tuple[int, ...]) -> None:
+    """Raise UsageError for a training size that the data do not have."""
+    most, classes = len(images.train), len(images.classes)
+    if max(sizes) > most:
+        raise UsageError("there are not so many training images", got=max(sizes), expected=f"at most {most:,}")
+    if min(sizes) < 2 * classes:
+        got, expected = min(sizes), f"at least {2 * classes}: two for each of {classes} classes"
+        raise UsageError("too few training images for the classes", got=got, expected=expected)

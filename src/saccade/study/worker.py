@@ -1,0 +1,54 @@
+"""A process that does what it is told, one line of JSON at a time: ``python -m saccade.study.worker OUT THREADS``.
+
+Its answers go to stdout, a line each; what libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from saccade.errors import SaccadeError
+
+
+def answer(task: dict[str, Any], out: Path, images: Any, study: Any) -> Any:
+    from saccade.study.cell import run_cell
+    from saccade.study.grid import Cell
+    from saccade.study.price import price, random_drift
+
+    if task["kind"] == "price":
+        return price(study, images, task["backbone"])
+    if task["kind"] == "drift":
+        return random_drift(study, images, task["backbone"])
+    return run_cell(out, study, images, Cell(**task["cell"]), with_drift=task["with_drift"])
+
+
+def main() -> None:
+    replies, sys.stdout = sys.stdout, sys.stderr
+    out, threads = Path(sys.argv[1]), int(sys.argv[2])
+    import torch
+
+    from saccade import runtime
+    from saccade.study.grid import recall
+    from saccade.study.images import load
+
+    torch.set_num_threads(threads)
+    runtime.keep_freed_memory()
+    study, images = recall(out), load(out)
+    for line in sys.stdin:
+        try:
+            reply: dict[str, Any] = {"found": answer(json.loads(line), out, images, study)}
+        except SaccadeError as error:
+            reply = {"error": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()
