@@ -16,7 +16,8 @@ from typing import Any
 from PIL import Image
 
 from saccade import runs
-from saccade.reporting.classifier import classifier_numbers, classifier_section
+from saccade.reporting.classifier import classifier_finding, classifier_numbers, classifier_section
+from saccade.reporting.curves import curves
 from saccade.reporting.evaluation import evaluation_blocks, finding, points
 from saccade.reporting.files import RunFiles, last, mapping, read_run, uniform_entropy
 from saccade.reporting.page import (
@@ -37,10 +38,8 @@ from saccade.reporting.page import (
     share,
     table,
 )
-from saccade.viz.charts import curve_svg
 from saccade.viz.figures import data_uri
 
-SMALL = (240, 165)
 SHOWN_DUPLICATES, SHOWN_LABELS, SHOWN_DAMAGED = 20, 60, 200
 
 
@@ -57,10 +56,15 @@ def headline(run: RunFiles) -> str:
     """The finding in one plain sentence; before any evaluation, what was done."""
     if run.evaluation is not None:
         return finding(run.evaluation)
+    trained = classifier_finding(str(run.setting("model", "backbone") or title_of(run)), run.classifier)
+    if trained is not None:
+        return trained
     images, steps = number(run.data.get("used")), last(run, "step")
     learned = f"{title_of(run)} has learned"
     if math.isfinite(images):
-        learned += f" from {count(images)} images without labels"
+        learned += (
+            f" from {count(images)} images with{'' if run.setting('train', 'method') == 'supervised' else 'out'} labels"
+        )
     if math.isfinite(steps):
         learned += f" for {count(steps)} steps"
     return learned + "; what it is worth has not been measured yet."
@@ -98,7 +102,8 @@ def key_numbers(run: RunFiles) -> list[tuple[object, object]]:
     if math.isfinite(knn):
         found.append(("k-NN while training", _percent(knn)))
     if "used" in run.data:
-        found.append(("images learned from", count(run.data["used"])))
+        learned = number(run.data["used"]) - (number(run.data.get("validation")) if "validation" in run.data else 0)
+        found.append(("images learned from", count(learned)))
     for name, value in (
         ("steps", count(last(run, "step"))),
         ("training time", duration(last(run, "seconds"))),
@@ -196,67 +201,6 @@ def neighbours(run: RunFiles) -> Html:
         missing("No nearest neighbours were drawn; they come with an evaluation.")
     ]
     return section("neighbours", "What it finds alike", *found)
-
-
-def curves(run: RunFiles) -> Html:
-    if not run.metrics:
-        return section("curves", "While it learned", missing("metrics.jsonl is not there or holds no complete line."))
-    uniform = {"flat answer, ln K": uniform_entropy(run)}
-    entropies = {"teacher": "teacher_entropy", "student": "student_entropy"}
-    large = [
-        _curve(run, "Loss", {"loss": "loss"}, uniform),
-        _curve(run, "k-NN accuracy", {"k-NN": "knn"}, unit="in %", scale=100),
-        _curve(run, "Accuracy", {"batch": "accuracy", "validation": "val_balanced_accuracy"}, unit="in %", scale=100),
-        _curve(run, "Validation loss", {"loss": "val_loss"}),
-        _curve(run, "Entropy", entropies, uniform, unit="nats"),
-        _curve(run, "Effective rank", {"rank": "rank"}),
-    ]
-    small = [
-        _curve(run, "Learning rate", {"lr": "lr"}, size=SMALL),
-        _curve(run, "Weight decay", {"weight decay": "weight_decay"}, size=SMALL),
-        _curve(run, "Teacher momentum", {"momentum": "momentum"}, size=SMALL),
-        _curve(run, "Images a second", {"speed": "images_per_second"}, size=SMALL, from_zero=True),
-    ]
-    return section(
-        "curves",
-        "While it learned",
-        h("div", {"class": "charts"}, large),
-        h("h3", None, "Schedules and speed"),
-        h("div", {"class": "charts small"}, small),
-    )
-
-
-def _curve(
-    run: RunFiles,
-    title: str,
-    keys: Mapping[str, str],
-    reference: Mapping[str, float] | None = None,
-    *,
-    unit: str = "",
-    scale: float = 1.0,
-    size: tuple[int, int] = (400, 235),
-    from_zero: bool = False,
-) -> Html | None:
-    """A chart of logged figures over steps; None when none of them was ever logged."""
-    series = {}
-    for name, key in keys.items():
-        lines = [line for line in run.metrics if key in line]
-        if any(math.isfinite(number(line[key])) for line in lines):
-            steps = [number(line["step"]) for line in lines]
-            series[name] = (steps, [scale * number(line[key]) for line in lines])
-    if not series:
-        return None
-    return Html(
-        curve_svg(
-            series,
-            title=title,
-            x_label="step",
-            y_label=unit,
-            reference=reference,
-            size=size,
-            from_zero=from_zero,
-        )
-    )
 
 
 def data_audit(run: RunFiles) -> Html:

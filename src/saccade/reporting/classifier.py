@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saccade.reporting.page import Html, breakable, facts, h, note, number, section, sequence, table
+from saccade.reporting.page import Html, breakable, facts, h, number, section, sequence, table
 
 
 def classifier_section(found: Mapping[str, Any]) -> Html | None:
@@ -23,7 +23,7 @@ def classifier_section(found: Mapping[str, Any]) -> Html | None:
         table("figures on the test part", ["metric", "test part", "95 % interval"], rows),
         h("h3", None, "Which classes are taken for which"),
         _confusion(classes, sequence(found.get("confusion"))),
-        note(str(found.get("protocol", {}).get("text", ""))),
+        h("p", None, str(found.get("protocol", {}).get("text", ""))),
     )
 
 
@@ -33,6 +33,19 @@ def classifier_numbers(found: Mapping[str, Any]) -> list[tuple[object, object]]:
         (f"{str(row['metric']).replace('_', ' ')}, test part", f"{100 * number(row['mean']):.1f} %")
         for row in sequence(found.get("rows"))[:1]
     ]
+
+
+def classifier_finding(name: str, found: Mapping[str, Any]) -> str | None:
+    """The test accuracy in one plain sentence; None where there is none."""
+    row = next((r for r in sequence(found.get("rows")) if r.get("metric") == "accuracy"), None)
+    if row is None:
+        return None
+    mark = " WARNING: part of the test part was seen before." if found.get("protocol", {}).get("overlap") else ""
+    return (
+        f"{name}, trained with labels, names {100 * number(row['mean']):.1f} % of {found.get('n_test'):,} test images "
+        f"rightly (95 % interval {_interval(row)}); always answering the most frequent class gives "
+        f"{100 * number(found.get('majority')):.1f} %.{mark}"
+    )
 
 
 def _interval(row: Mapping[str, Any]) -> str:

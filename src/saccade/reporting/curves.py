@@ -1,0 +1,73 @@
+"""The section of a report on how a run went: what metrics.jsonl holds, over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from saccade.reporting.files import RunFiles, uniform_entropy
+from saccade.reporting.page import Html, h, missing, number, section
+from saccade.viz.charts import curve_svg
+
+SMALL = (240, 165)
+
+
+def curves(run: RunFiles) -> Html:
+    if not run.metrics:
+        return section("curves", "While it learned", missing("metrics.jsonl is not there or holds no complete line."))
+    uniform = {"flat answer, ln K": uniform_entropy(run)}
+    entropies = {"teacher": "teacher_entropy", "student": "student_entropy"}
+    large = [
+        _curve(run, "Loss", {"loss": "loss"}, uniform),
+        _curve(run, "k-NN accuracy", {"k-NN": "knn"}, unit="in %", scale=100),
+        _curve(run, "Accuracy", {"batch": "accuracy", "validation": "val_balanced_accuracy"}, unit="in %", scale=100),
+        _curve(run, "Validation loss", {"loss": "val_loss"}),
+        _curve(run, "Entropy", entropies, uniform, unit="nats"),
+        _curve(run, "Effective rank", {"rank": "rank"}),
+    ]
+    small = [
+        _curve(run, "Learning rate", {"lr": "lr"}, size=SMALL),
+        _curve(run, "Weight decay", {"weight decay": "weight_decay"}, size=SMALL),
+        _curve(run, "Teacher momentum", {"momentum": "momentum"}, size=SMALL),
+        _curve(run, "Images a second", {"speed": "images_per_second"}, size=SMALL, from_zero=True),
+    ]
+    return section(
+        "curves",
+        "While it learned",
+        h("div", {"class": "charts"}, large),
+        h("h3", None, "Schedules and speed"),
+        h("div", {"class": "charts small"}, small),
+    )
+
+
+def _curve(
+    run: RunFiles,
+    title: str,
+    keys: Mapping[str, str],
+    reference: Mapping[str, float] | None = None,
+    *,
+    unit: str = "",
+    scale: float = 1.0,
+    size: tuple[int, int] = (400, 235),
+    from_zero: bool = False,
+) -> Html | None:
+    """A chart of logged figures over steps; None when none of them was ever logged."""
+    series = {}
+    for name, key in keys.items():
+        lines = [line for line in run.metrics if key in line]
+        if any(math.isfinite(number(line[key])) for line in lines):
+            steps = [number(line["step"]) for line in lines]
+            series[name] = (steps, [scale * number(line[key]) for line in lines])
+    if not series:
+        return None
+    return Html(
+        curve_svg(
+            series,
+            title=title,
+            x_label="step",
+            y_label=unit,
+            reference=reference,
+            size=size,
+            from_zero=from_zero,
+        )
+    )
