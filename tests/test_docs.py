@@ -16,7 +16,7 @@ from saccade.data.synthetic import TissueSource
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*/*.md")) + [ROOT / "README.md"]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SHORT = ["--set", "train.batch=8", "--set", "dino.out_dim=32", "--size", "32"]
+SHORT = ["--steps", "3", "--set", "train.batch=8", "--size", "32"]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -28,7 +28,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 def shortened(words: list[str]) -> list[str]:
     """The same command with at most three steps of training."""
-    if words[1] != "pretrain" or "--resume" in words:
+    if words[1] not in ("pretrain", "finetune") or "--resume" in words:
         return words[1:]
     kept = []
     skip = False
@@ -36,7 +36,7 @@ def shortened(words: list[str]) -> list[str]:
         if not skip and word not in ("--minutes", "--epochs", "--steps"):
             kept.append(word)
         skip = word in ("--minutes", "--epochs", "--steps")
-    return [*kept, "--steps", "3", *SHORT]
+    return [*kept, *SHORT, *(["--set", "dino.out_dim=32"] if words[1] == "pretrain" else [])]
 
 
 @pytest.fixture(scope="module")
