@@ -84,7 +84,7 @@ def test_projection_is_a_convolution():
 
 
 @pytest.mark.parametrize(("axes", "size"), [(1, (24,)), (2, (16, 24)), (3, (8, 16, 8))])
-@pytest.mark.parametrize("stem", ["linear", "conv"])
+@pytest.mark.parametrize("stem", ["linear", "conv", "stages"])
 def test_tokens_of_any_number_of_axes(axes, size, stem):
     embed = PatchEmbed(2, 12, 8, stem=stem, axes=axes)
     tokens = embed(torch.randn(2, 2, *size))
@@ -103,6 +103,8 @@ def test_sizes_that_do_not_fit_name_the_nearest():
         embed(torch.zeros(1, 1, 32, 32))
     with pytest.raises(ModelError, match="power of two"):
         PatchEmbed(3, 8, 12, stem="conv")
+    with pytest.raises(ModelError, match=r"4 or more(.|\n)*patch 4, or a plain ViT"):
+        PatchEmbed(3, 8, 2, stem="stages")
     with pytest.raises(UsageError, match="stem"):
         PatchEmbed(3, 8, 16, stem="con")
 

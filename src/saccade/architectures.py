@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -284,3 +285,20 @@ def widened(settings: Settings, width: int) -> Settings:
 def _heads(width: int, head_width: float) -> int:
     divisors = [n for n in range(1, width + 1) if width % n == 0]
     return min(divisors, key=lambda n: abs(width / n - head_width))
+
+
+def configured(
+    name: str, *, channels: int = 3, size_px: int = 224, options: Mapping[str, object] | None = None
+) -> Settings:
+    """Settings of a name with everything decided. Raises UsageError for an unknown name or option."""
+    settings = parse(name)
+    given = dict(options or {})
+    for key in given:
+        if key not in settings.options:
+            raise unknown(f"option of {name}", key, settings.options)
+    if channels < 1 or size_px < 1:
+        got = f"channels {channels}, size_px {size_px}"
+        raise UsageError("channels and size_px are counts", got=got, expected="1 or more")
+    if "stem" in settings.options:
+        given["stem"] = given.get("stem") or stem_for(size_px)
+    return dataclasses.replace(settings, channels=channels, size_px=size_px, **given)  # type: ignore[arg-type]

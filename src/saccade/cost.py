@@ -1,1 +1,199 @@
-"""What a network costs, by arithmetic on its settings: parameters, floating-point operations. No torch here."""
+"""What a network costs, by arithmetic on its settings: parameters, floating-point operations. No torch here.
+
+Operations are two for every multiply-add of a matrix product or a convolution, as torch's flop counter has them; norms,
+activations and sums, a few per cent of the time, are left out. Padding counts as computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from saccade.architectures import (
+    NAME,
+    ORDER,
+    EquivariantSettings,
+    HVTSettings,
+    ResNetSettings,
+    Settings,
+    SwinSettings,
+    ViTSettings,
+    configured,
+)
+from saccade.errors import ModelError, UsageError
+
+By = Literal["params", "flops"]
+WIDEST = 8192
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one network costs.
+
+    flops   of one image forward, two for a multiply-add
+    tokens  vectors that the network gives for one image: its last map
+    dim     width of each
+    """
+
+    parameters: int
+    flops: int
+    tokens: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters, and operations for one image, of one part of a network. Parts add up; ``*`` repeats one."""
+
+    parameters: int = 0
+    flops: int = 0
+
+    def __add__(self, other: Part) -> Part:
+        return Part(self.parameters + other.parameters, self.flops + other.flops)
+
+    def __mul__(self, times: int) -> Part:
+        return Part(self.parameters * times, self.flops * times)
+
+
+def _linear(inputs: int, outputs: int, positions: int, *, bias: bool = True) -> Part:
+    return Part((inputs + bias) * outputs, 2 * inputs * outputs * positions)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, side: int) -> Part:
+    """A convolution without bias whose map has ``side`` x ``side`` positions, and a norm's factor and offset."""
+    weights = inputs * outputs * kernel**2
+    return Part(weights + 2 * outputs, 2 * weights * side**2)
+
+
+def _half(side: int) -> int:
+    """Side of the map after a stride of 2."""
+    return (side + 1) // 2
+
+
+# --- transformers -------------------------------------------------------------------------------
+
+
+def _side(settings: ViTSettings | SwinSettings | HVTSettings, unit: int) -> int:
+    """Patches along an image of ``size_px``; ModelError when they do not come out even."""
+    if settings.size_px % unit:
+        raise ModelError(
+            f"{settings.name} does not run at this size",
+            got=f"{settings.size_px} px",
+            expected=f"a multiple of {unit} px",
+            hint=f"{max(1, round(settings.size_px / unit)) * unit} px",
+        )
+    return settings.size_px // settings.patch
+
+
+def _encoder_layer(dim: int, tokens: int, pairs: int) -> Part:
+    """Two norms, attention over ``pairs`` of query and key in every head, and an MLP of four times the width."""
+    products = _linear(dim, 3 * dim, tokens) + _linear(dim, dim, tokens)
+    mlp = _linear(dim, 4 * dim, tokens) + _linear(4 * dim, dim, tokens)
+    scores_and_mix = Part(flops=2 * 2 * dim * pairs)
+    return products + mlp + scores_and_mix + Part(parameters=2 * 2 * dim)
+
+
+def _stem(s: ViTSettings, side: int) -> Part:
+    """Pixels to tokens, as in nn/tokens."""
+    if s.stem == "linear":
+        return _linear(s.channels * s.patch**2, s.dim, side**2)
+    steps = s.patch.bit_length() - 1
+    found, inputs, map_side = Part(), s.channels, s.size_px
+    for step in range(steps):
+        width, map_side = max(8, s.dim // 2 ** (steps - 1 - step)), map_side // 2
+        found += _conv(inputs, width, 3, map_side)
+        if s.stem == "stages" and step > 0:
+            found += _conv(width, width, 3, map_side)
+            if inputs != width:
+                found += _conv(inputs, width, 1, map_side)
+        inputs = width
+    return found + _linear(s.dim, s.dim, side**2)
+
+
+def _vit(s: ViTSettings) -> Cost:
+    side = _side(s, s.unit_px)
+    prefix, patches = 1 + s.registers, side**2
+    layer = _encoder_layer(s.dim, prefix + patches, _pairs(s, side))
+    if s.layer_scale is not None:
+        layer += Part(parameters=2 * s.dim)
+    vectors = prefix + (patches if s.positions == "learned" else 0)
+    last_norm = 2 * s.dim if s.norm == "pre" else 0
+    total = _stem(s, side) + layer * s.depth + Part(vectors * s.dim + last_norm)
+    return Cost(total.parameters, total.flops, patches, s.dim)
+
+
+def _pairs(s: ViTSettings, side: int) -> int:
+    if s.attention != "full":
+        raise NotImplementedError
+    return (1 + s.registers + side**2) ** 2
+
+
+# --- convolutional networks ---------------------------------------------------------------------
+
+
+def _resnet(s: ResNetSettings) -> Cost:
+    grow, side = 4 if s.bottleneck else 1, s.size_px if s.stem == "cifar" else _half(s.size_px)
+    total = _conv(s.channels, s.width, 7 if s.stem == "imagenet" else 3, side)
+    side, inputs = _half(side) if s.stem == "imagenet" else side, s.width
+    for stage, count in enumerate(s.layers):
+        width = s.width * 2**stage
+        for block in range(count):
+            halves = stage > 0 and block == 0
+            before, side = side, _half(side) if halves else side
+            if s.bottleneck:
+                total += _conv(inputs, width, 1, before) + _conv(width, width, 3, side)
+                total += _conv(width, grow * width, 1, side)
+            else:
+                total += _conv(inputs, width, 3, side) + _conv(width, width, 3, side)
+            if halves or inputs != grow * width:
+                total += _conv(inputs, grow * width, 1, side)
+            inputs = grow * width
+    return Cost(total.parameters, total.flops, side**2, inputs)
+
+
+# --- by name ------------------------------------------------------------------------------------
+
+FAMILIES: dict[type, Callable[[Any], Cost]] = {ViTSettings: _vit, ResNetSettings: _resnet}
+
+
+def cost(name: str, *, size_px: int, channels: int = 3, options: Mapping[str, object] | None = None) -> Cost:
+    """What the network of this name costs at this size; the arguments are those of ``backbones.build.build``.
+
+    Raises UsageError for an unknown name or option, ModelError for a size that does not fit.
+    """
+    settings = configured(name, channels=channels, size_px=size_px, options=options)
+    return FAMILIES[type(settings)](settings)
+
+
+def matched(name: str, target: int, by: By, *, size_px: int, channels: int = 3) -> str:
+    """The network of this name with the width, as ``_wN``, whose parameters or operations are nearest to ``target``.
+
+    Only the width changes; a width that the name has already is replaced. Raises UsageError for a target beyond
+    every width, and what ``cost`` raises.
+    """
+    step = _width_step(configured(name, channels=channels, size_px=size_px))
+    below, difference = name, math.inf
+    for width in range(step, WIDEST + 1, step):
+        wider = _with_width(name, width)
+        found = cost(wider, size_px=size_px, channels=channels)
+        figure = found.parameters if by == "params" else found.flops
+        if abs(figure - target) > difference:
+            return below
+        below, difference = wider, abs(figure - target)
+    raise UsageError(f"no width of {name} costs that much", got=f"{target:,} {by}", expected=f"at most {figure:,}")
+
+
+def _width_step(settings: Settings) -> int:
+    """Widths that are tried: fine enough to come within 10 % at 5 million parameters, coarse enough to run fast."""
+    if isinstance(settings, EquivariantSettings):
+        return ORDER[settings.group]
+    return {ResNetSettings: 4, SwinSettings: 4}.get(type(settings), 16)
+
+
+def _with_width(name: str, width: int) -> str:
+    match = NAME.fullmatch(name)
+    assert match is not None  # the caller has parsed it
+    start = max(match.end("base"), match.end("group"), match.end("patch"))
+    return f"{name[:start]}_w{width}{name[max(start, match.end('width')) :]}"

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from saccade.architectures import ResNetSettings, ViTSettings, parse, stem_for
+from saccade.architectures import (
+    EquivariantSettings,
+    HVTSettings,
+    ResNetSettings,
+    SwinSettings,
+    ViTSettings,
+    configured,
+)
 from saccade.backbones.cnn import ResNet
+from saccade.backbones.equivariant import EquivariantResNet
+from saccade.backbones.hierarchical import HVT, Swin
 from saccade.backbones.vit import ViT
-from saccade.errors import UsageError, unknown
 
-Network = ViT | ResNet
-NETWORKS: dict[type, Any] = {ViTSettings: ViT, ResNetSettings: ResNet}
+Network = ViT | ResNet | EquivariantResNet | Swin | HVT
+NETWORKS: dict[type, Any] = {
+    ViTSettings: ViT,
+    ResNetSettings: ResNet,
+    EquivariantSettings: EquivariantResNet,
+    SwinSettings: Swin,
+    HVTSettings: HVT,
+}
 
 
 def build(
@@ -34,19 +47,9 @@ def build(
              ResNet: stem (imagenet|small|cifar, None: from size_px).
     Raises UsageError for an unknown name or option, ModelError where size and patch do not fit.
     """
-    settings = parse(name)
-    given = dict(options or {})
-    for key in given:
-        if key not in settings.options:
-            raise unknown(f"option of {name}", key, settings.options)
-    if channels < 1 or size_px < 1:
-        got = f"channels {channels}, size_px {size_px}"
-        raise UsageError("channels and size_px are counts", got=got, expected="1 or more")
-    if "stem" in settings.options:
-        given["stem"] = given.get("stem") or stem_for(size_px)
+    settings = configured(name, channels=channels, size_px=size_px, options=options)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        settings = dataclasses.replace(settings, channels=channels, size_px=size_px, **given)  # type: ignore[arg-type]
         return NETWORKS[type(settings)](settings)
 
 
