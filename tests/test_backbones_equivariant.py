@@ -177,11 +177,22 @@ def test_what_does_not_fit_is_said():
         build("resnet10_c4_w8")(torch.randn(1, 1, 32, 32))
 
 
-def test_layers_agree_with_escnn():
-    """An oracle of its own making: our lifting and group convolution lie in the space of escnn's solutions."""
-    escnn = pytest.importorskip("escnn")
-    space = escnn.gspaces.rot2dOnR2(4)
-    image = escnn.nn.FieldType(space, [space.trivial_repr])
-    field = escnn.nn.FieldType(space, [space.regular_repr])
-    theirs = escnn.nn.R2Conv(image, field, kernel_size=3, padding=1, bias=False)
-    assert theirs.basisexpansion.dimension() <= GroupConv("c4", 1, 1, 3, lifts=True).weight.numel()
+@pytest.mark.parametrize("group", ["c4", "d4"])
+def test_kernels_are_those_of_escnn(group):
+    """The oracle (Weiler and Cesa 2019): from its kernel of the first orientation ours gives all of its others."""
+    escnn = pytest.importorskip("escnn", exc_type=ImportError)
+    space = escnn.gspaces.flipRot2dOnR2(4) if group == "d4" else escnn.gspaces.rot2dOnR2(4)
+    order = ORDER[group]
+    image = escnn.nn.FieldType(space, [space.trivial_repr] * 2)
+    three, two = (escnn.nn.FieldType(space, [space.regular_repr] * n) for n in (3, 2))
+    lifted = escnn.nn.R2Conv(image, three, 3, padding=1, bias=False).expand_parameters()[0].view(3, order, 2, 3, 3)
+    grouped = escnn.nn.R2Conv(three, two, 3, padding=1, bias=False).expand_parameters()[0]
+    grouped = grouped.view(2, order, 3, order, 3, 3)
+    lift, conv = GroupConv(group, 2, 3, 3, lifts=True), GroupConv(group, 3, 2, 3)
+    with torch.no_grad():
+        lift.weight.copy_(lifted[:, 0])
+        conv.weight.copy_(grouped[:, 0])
+        ours = lift.expanded().view(order, 3, 2, 3, 3)
+        torch.testing.assert_close(ours, lifted.transpose(0, 1), atol=1e-6, rtol=0)
+        ours = conv.expanded().view(order, 2, order, 3, 3, 3)
+        torch.testing.assert_close(ours, grouped.permute(1, 0, 3, 2, 4, 5), atol=1e-6, rtol=0)
