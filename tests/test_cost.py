@@ -23,11 +23,13 @@ STUDIED = (
 
 
 def counted(name: str, size_px: int, channels: int, options: dict) -> tuple[int, int, int, int]:
-    """What the network itself shows: parameters, torch's count of operations, tokens, width."""
-    net = build(name, size_px=size_px, channels=channels, options=options).eval()
-    with FlopCounterMode(display=False) as counter:
-        features = net(torch.zeros(1, channels, size_px, size_px))
-    return count_parameters(net), counter.get_total_flops(), features.tokens.shape[1], net.dim
+    """What the network itself shows: parameters, what a second image adds to torch's count, tokens, width."""
+    net, flops = build(name, size_px=size_px, channels=channels, options=options).eval(), []
+    for images in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            features = net(torch.zeros(images, channels, size_px, size_px))
+        flops.append(counter.get_total_flops())
+    return count_parameters(net), flops[1] - flops[0], features.tokens.shape[1], net.dim
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,16 @@ def counted(name: str, size_px: int, channels: int, options: dict) -> tuple[int,
         ("resnet10_w8", 51, 2, {"stem": "imagenet"}),
         ("resnet50_w16", 97, 3, {}),
         ("resnet50_w8", 32, 3, {"stem": "small"}),
+        ("resnet10_c4", 96, 3, {}),
+        ("resnet18_c4_w16", 35, 1, {}),
+        ("resnet10_d4_w32", 64, 2, {}),
+        ("resnet10_c8_w16", 101, 3, {}),
+        ("resnet10_c8_w16", 32, 3, {"stem": "small"}),
+        ("swin_micro_patch4_window7", 64, 3, {}),
+        ("swin_micro_patch2_w24_window4", 80, 1, {"drop_path": 0.2}),
+        ("swin_tiny_patch4_window7", 224, 3, {}),
+        ("hvt_tiny_patch16", 224, 3, {}),
+        ("hvt_micro_patch8", 72, 2, {"drop_path": 0.1}),
     ],
 )
 def test_equal_to_the_network(name, size_px, channels, options, monkeypatch):

@@ -1,7 +1,8 @@
 """What a network costs, by arithmetic on its settings: parameters, floating-point operations. No torch here.
 
-Operations are two for every multiply-add of a matrix product or a convolution, as torch's flop counter has them; norms,
-activations and sums, a few per cent of the time, are left out. Padding counts as computed.
+Operations are those of one more image in a batch: two for every multiply-add of a matrix product or a convolution,
+padding included, as torch's flop counter has them. Left out is what a batch needs once, whatever its size (turning the
+kernels of group convolutions, resizing positions), and what is no product: norms, activations, sums.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ WIDEST = 8192
 class Cost:
     """What one network costs.
 
-    flops   of one image forward, two for a multiply-add
+    flops   of the forward pass of one image, two for a multiply-add
     tokens  vectors that the network gives for one image: its last map
     dim     width of each
     """
@@ -130,6 +131,33 @@ def _pairs(s: ViTSettings, side: int) -> int:
     return (1 + s.registers + side**2) ** 2
 
 
+def _swin(s: SwinSettings) -> Cost:
+    side = _side(s, s.unit_px)
+    total = _linear(s.channels * s.patch**2, s.dim, side**2) + Part(parameters=2 * s.dim)
+    for stage, (depth, heads) in enumerate(zip(s.depths, s.heads)):
+        dim = s.dim * 2**stage
+        if stage > 0:
+            side //= 2
+            total += _linear(2 * dim, dim, side**2, bias=False) + Part(parameters=2 * 2 * dim)
+        window = min(s.window, side)
+        windows = math.ceil(side / window) ** 2
+        layer = _encoder_layer(dim, side**2, windows * window**4)
+        biases = Part(parameters=(2 * s.window - 1) ** 2 * heads)
+        total += (layer + biases) * depth
+    return Cost(total.parameters + 2 * 8 * s.dim, total.flops, side**2, 8 * s.dim)
+
+
+def _hvt(s: HVTSettings) -> Cost:
+    side = _side(s, s.unit_px)
+    total = _linear(s.channels * s.patch**2, s.dim, side**2) + Part(side**2 * s.dim)
+    for index in range(s.depth):
+        if index in s.pools:
+            side = _half(side)
+            total += Part(side**2 * s.dim)
+        total += _encoder_layer(s.dim, side**2, side**4)
+    return Cost(total.parameters + 2 * s.dim, total.flops, side**2, s.dim)
+
+
 # --- convolutional networks ---------------------------------------------------------------------
 
 
@@ -153,9 +181,37 @@ def _resnet(s: ResNetSettings) -> Cost:
     return Cost(total.parameters, total.flops, side**2, inputs)
 
 
+def _group_conv(inputs: int, outputs: int, order: int, kernel: int, side: int) -> Part:
+    """From fields to fields: each of ``order`` turned kernels is computed, and only one is a parameter."""
+    computed = _conv(order * inputs, order * outputs, kernel, side)
+    return Part(inputs * outputs * order * kernel**2 + 2 * outputs, computed.flops)
+
+
+def _equivariant(s: EquivariantSettings) -> Cost:
+    order, side = ORDER[s.group], s.size_px if s.stem == "cifar" else _half(s.size_px)
+    kernel, inputs = 7 if s.stem == "imagenet" else 3, s.width // order
+    lifted = _conv(s.channels, s.width, kernel, side)
+    total = Part((s.channels * kernel**2 + 2) * inputs, lifted.flops)
+    side = _half(side) if s.stem == "imagenet" else side
+    for stage, count in enumerate(s.layers):
+        fields, side = s.width // order * 2**stage, _half(side) if stage > 0 else side
+        for _ in range(count):
+            total += _group_conv(inputs, fields, order, 3, side) + _group_conv(fields, fields, order, 3, side)
+            if inputs != fields:
+                total += _group_conv(inputs, fields, order, 1, side)
+            inputs = fields
+    return Cost(total.parameters, total.flops, side**2, inputs)
+
+
 # --- by name ------------------------------------------------------------------------------------
 
-FAMILIES: dict[type, Callable[[Any], Cost]] = {ViTSettings: _vit, ResNetSettings: _resnet}
+FAMILIES: dict[type, Callable[[Any], Cost]] = {
+    ViTSettings: _vit,
+    SwinSettings: _swin,
+    HVTSettings: _hvt,
+    ResNetSettings: _resnet,
+    EquivariantSettings: _equivariant,
+}
 
 
 def cost(name: str, *, size_px: int, channels: int = 3, options: Mapping[str, object] | None = None) -> Cost:

@@ -58,11 +58,11 @@ class Windows(NamedTuple):
 
     size: tuple[int, int]
     shift: tuple[int, int]
-    count: tuple[int, int]
+    tiles: tuple[int, int]
 
     @property
     def padded(self) -> tuple[int, int]:
-        return self.size[0] * self.count[0], self.size[1] * self.count[1]
+        return self.size[0] * self.tiles[0], self.size[1] * self.tiles[1]
 
 
 def lay_windows(grid: tuple[int, int], window: int, *, shifted: bool) -> Windows:
@@ -94,7 +94,7 @@ def hidden_pairs(grid: tuple[int, int], windows: Windows, device: torch.device) 
         rows, columns = (_parts(grid[a], windows.padded[a], windows.shift[a]) for a in (0, 1))
         padding = (rows == 2)[:, None] | (columns == 2)[None]
         part = torch.where(padding, -1, 2 * rows[:, None] + columns[None])
-        (down, across), (height, width) = windows.count, windows.size
+        (down, across), (height, width) = windows.tiles, windows.size
         part = part.view(down, height, across, width).transpose(1, 2).reshape(down * across, 1, height * width)
         apart = part[..., :, None] != part[..., None, :]
         return torch.zeros(apart.shape).masked_fill(apart, float("-inf")).to(device)
@@ -133,39 +133,38 @@ class WindowAttention(nn.Module):
         return chosen.view(count, count, self.heads).permute(2, 0, 1)
 
     def forward(self, x: Float[Tensor, "B Y X D"]) -> Float[Tensor, "B Y X D"]:
-        batch, height, width, dim = x.shape
+        height, width = x.shape[1:3]
         windows = lay_windows((height, width), self.window, shifted=self.shifted)
-        (down, across), (rows, columns), (shift_y, shift_x) = windows.count, windows.size, windows.shift
-        tall, wide = windows.padded
-        qkv = self.qkv(x)  # before padding, which needs no queries, keys and values of its own
-        if (tall, wide) != (height, width):
-            qkv = F.pad(qkv, (0, 0, 0, wide - width, 0, tall - height))
-        if any(windows.shift):
-            qkv = qkv.roll((-shift_y, -shift_x), dims=(1, 2))
-        # [B Y X 3D] -> [3 B W H N Dk], in one copy
-        qkv = qkv.view(batch, down, rows, across, columns, 3, self.heads, dim // self.heads)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(
-            3, batch, down * across, self.heads, rows * columns, dim // self.heads
-        )
-        mixed = self._attend(qkv, (height, width), windows)
-        mixed = mixed.view(batch, down, across, self.heads, rows, columns, dim // self.heads)
-        mixed = mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, tall, wide, dim)
-        if any(windows.shift):
-            mixed = mixed.roll((shift_y, shift_x), dims=(1, 2))
+        shift = windows.shift
+        if windows.padded == (height, width):
+            qkv = self.qkv(_rolled(x, (-shift[0], -shift[1])))  # a third of what is rolled below
+        else:
+            # Padding comes last: it needs no queries, keys and values of its own.
+            missing = (windows.padded[0] - height, windows.padded[1] - width)
+            qkv = _rolled(F.pad(self.qkv(x), (0, 0, 0, missing[1], 0, missing[0])), (-shift[0], -shift[1]))
+        mixed = _rolled(self._mix(qkv, (height, width), windows), shift)
         return self.proj(mixed[:, :height, :width])
 
-    def _attend(
-        self, qkv: Float[Tensor, "3 B W H N Dk"], grid: tuple[int, int], windows: Windows
-    ) -> Float[Tensor, "B_ H_ N Dk"]:
-        """Windows count as images where all have the same mask, as heads where each has its own."""
+    def _mix(self, qkv: Float[Tensor, "B Y X E"], grid: tuple[int, int], windows: Windows) -> Float[Tensor, "B Y X D"]:
+        """Attention inside every window; ``grid`` is the map without padding.
+
+        Windows count as images where all have the same mask, as heads where each has its own.
+        """
         bias, hidden = self.bias(windows.size), hidden_pairs(grid, windows, qkv.device)
-        if hidden is None:
-            query, key, value = qkv.flatten(1, 2).unbind(0)
-            mask = bias[None]
-        else:
-            query, key, value = qkv.flatten(2, 3).unbind(0)
-            mask = (bias + hidden).flatten(0, 1)[None]
-        return attend(query, key, value, mask=mask.to(query.dtype))
+        batch, (tall, wide) = len(qkv), windows.padded
+        (down, across), (rows, columns) = windows.tiles, windows.size
+        cut = (batch, down, rows, across, columns, 3, self.heads, qkv.shape[-1] // (3 * self.heads))
+        shape = (-1, self.heads if hidden is None else down * across * self.heads, rows * columns, cut[-1])
+        # [B Y X H Dk] -> [B down across H rows columns Dk]
+        query, key, value = (part.permute(0, 1, 3, 5, 2, 4, 6).reshape(shape) for part in qkv.view(cut).unbind(5))
+        mask = bias[None] if hidden is None else (bias + hidden).flatten(0, 1)[None]
+        mixed = attend(query, key, value, mask=mask.to(query.dtype))
+        mixed = mixed.reshape(batch, down, across, self.heads, rows, columns, cut[-1])
+        return mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, tall, wide, -1)
+
+
+def _rolled(x: Float[Tensor, "B Y X D"], shift: tuple[int, int]) -> Float[Tensor, "B Y X D"]:
+    return x.roll(shift, dims=(1, 2)) if any(shift) else x
 
 
 # --- Swin ---------------------------------------------------------------------------------------

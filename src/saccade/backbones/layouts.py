@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saccade.architectures import ARCHITECTURES, ResNetSettings, ViTSettings
+from saccade.architectures import ARCHITECTURES, ResNetSettings, SwinSettings, ViTSettings
 from saccade.backbones.build import Network
 from saccade.backbones.cnn import ResNet
+from saccade.backbones.hierarchical import Swin
 from saccade.backbones.vit import ViT
 from saccade.errors import ModelError
 from saccade.nn.positions import resize_table
 
 State = dict[str, Tensor]
 HEADS = ("head.", "fc.", "mask_token", "fc_norm.", "head_dist.")
+SWIN_BUFFERS = (".relative_position_index", ".attn_mask")  # in older files: what follows from window and image size
+SWIN_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
 
 
 def to_timm_state(backbone: Network) -> State:
@@ -29,7 +32,8 @@ def to_timm_state(backbone: Network) -> State:
 
     A class token and its position are one vector here and two in timm: the position is written as zero.
     With registers the layout is that of timm's ``no_embed_class=True``. LayerScale needs ``init_values``.
-    Raises ModelError where timm's plain ViT or ResNet has no such network.
+    A Swin's tables are those of whole windows, as timm has them where a window fits into the last map.
+    Raises ModelError where timm's plain ViT, ResNet or Swin has no such network.
     """
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     if isinstance(backbone, ResNet):
@@ -37,6 +41,10 @@ def to_timm_state(backbone: Network) -> State:
             got = f"stem {backbone.settings.stem}, width {backbone.settings.width}"
             raise _not_in_timm(backbone.name, got)
         return state
+    if isinstance(backbone, Swin):
+        return state
+    if not isinstance(backbone, ViT):
+        raise _not_in_timm(backbone.name, type(backbone).__name__)
     s = backbone.settings
     if s.stem != "linear" or s.norm != "pre" or s.positions == "rotary":
         raise _not_in_timm(s.name, f"stem {s.stem}, norm {s.norm}, positions {s.positions}")
@@ -56,7 +64,7 @@ def _not_in_timm(name: str, got: str) -> ModelError:
     return ModelError(
         f"{name} has no counterpart in timm",
         got=got,
-        expected="a ViT with linear stem, pre-norm and learned, sincos or no positions, or a full ResNet",
+        expected="a ViT with linear stem, pre-norm and learned, sincos or no positions, a full ResNet, or a Swin",
         hint="use the safetensors file of the model folder",
     )
 
@@ -70,9 +78,9 @@ def load_timm_state(backbone: Network, state: Mapping[str, Tensor]) -> None:
     given = {key: value for key, value in state.items() if not key.startswith(HEADS)}
     if isinstance(backbone, ViT):
         given = _own_vit_layout(backbone, given)
-        first = "patch_embed.proj.weight"
-    else:
-        first = "conv1.weight"
+    elif isinstance(backbone, Swin):
+        given = {key: value for key, value in given.items() if not key.endswith(SWIN_BUFFERS)}
+    first = "conv1.weight" if "conv1.weight" in given else "patch_embed.proj.weight"
     if backbone.channels == 1 and first in given and given[first].ndim == 4 and given[first].shape[1] == 3:
         given[first] = given[first].sum(dim=1, keepdim=True)
     check_keys(backbone.state_dict(), given, backbone.name)
@@ -171,10 +179,12 @@ def infer(state: Mapping[str, Tensor]) -> tuple[str, dict[str, object], int, int
         return _infer_vit(state)
     if {"conv1.weight", "layer4.0.conv1.weight"} <= state.keys() and state["conv1.weight"].shape[-1] == 7:
         return _infer_resnet(state)
+    if {"patch_embed.proj.weight", SWIN_TABLE} <= state.keys():
+        return _infer_swin(state)
     raise ModelError(
         "the network cannot be told from the weights",
         got=f"{len(state)} tensors: " + _first(list(state)),
-        expected="a ViT or ResNet in the layout of timm, torchvision or DINO",
+        expected="a ViT, ResNet or Swin in the layout of timm, torchvision or DINO",
         hint="a model saved by saccade is loaded by its folder: its config.json tells the rest",
     )
 
@@ -205,6 +215,19 @@ def _infer_resnet(state: Mapping[str, Tensor]) -> tuple[str, dict[str, object], 
     width, channels = state["conv1.weight"].shape[:2]
     name = sizes[layers, bottleneck] + ("" if width == 64 else f"_w{width}")
     return name, {"stem": "imagenet"}, 224, channels
+
+
+def _infer_swin(state: Mapping[str, Tensor]) -> tuple[str, dict[str, object], int, int]:
+    """The size is the one that four stages tile with whole windows, as in timm's names: 224 for 7, 384 for 12."""
+    dim, channels, _, patch = state["patch_embed.proj.weight"].shape
+    depths = tuple(len({k.split(".")[3] for k in state if k.startswith(f"layers.{n}.blocks.")}) for n in range(4))
+    sizes: dict[tuple[int, tuple[int, ...]], str] = {
+        (s.dim, s.depths): base for base, s in ARCHITECTURES.items() if isinstance(s, SwinSettings)
+    }
+    if (dim, depths) not in sizes:
+        raise _no_such_size(f"width {dim}, blocks {depths}", sizes)
+    window = (math.isqrt(state[SWIN_TABLE].shape[0]) + 1) // 2
+    return f"{sizes[dim, depths]}_patch{patch}_window{window}", {}, 8 * patch * window, channels
 
 
 def _no_such_size(got: str, sizes: Mapping[Any, str]) -> ModelError:

@@ -52,12 +52,16 @@ TIMM_EXAMPLES = (
     "vit_tiny_patch16_224",
     "vit_small_patch16_224",
     "vit_small_patch14_dinov2",
+    "swin_tiny_patch4_window7_224",
     "resnet18",
     "resnet50",
 )
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
-OURS_IN_TIMM = re.compile(r"(vit_(?:tiny|small|base|large)_patch\d+)_(?:224|384|dinov2|reg4_dinov2)|(resnet(?:18|50))")
+OURS_IN_TIMM = re.compile(
+    r"(vit_(?:tiny|small|base|large)_patch\d+)_(?:224|384|dinov2|reg4_dinov2)"
+    r"|(swin_(?:tiny|small|base)_patch4_window\d+)_(?:224|384)|(resnet(?:18|50))"
+)
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ def _from_file(path: Path, name: str | None, channels: int) -> LoadedModel:
 def _from_state(state: State, name: str | None, channels: int) -> tuple[Network, InputSpec]:
     """A network made to fit the state: its registers, LayerScale, native size and channels."""
     found, options, size_px, own = infer(state)
-    if name is not None and name.startswith("vit_") != found.startswith("vit_"):
+    if name is not None and type(parse(name)) is not type(parse(found)):
         raise ModelError(
             f"the weights are not those of {name}",
             got=f"weights of {found}",
@@ -215,6 +219,7 @@ def _from_timm(name: str, channels: int) -> LoadedModel:
     match = OURS_IN_TIMM.fullmatch(plain)
     if match is None:
         raise unknown("timm model (of those with an architecture of saccade)", name, TIMM_EXAMPLES)
+    ours = next(filter(None, match.groups()))
     try:
         peer = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # whatever the network stack under timm raises
@@ -222,9 +227,9 @@ def _from_timm(name: str, channels: int) -> LoadedModel:
             f"timm could not provide {name!r}",
             got=str(error).splitlines()[0] if str(error) else type(error).__name__,
             expected="the weights in timm's cache, or a connection to download them",
-            hint=f"check the connection, or load a file: FILE@{match[1] or match[2]}",
+            hint=f"check the connection, or load a file: FILE@{ours}",
         ) from error
-    backbone, _ = _from_state(unwrap(peer.state_dict()), match[1] or match[2], channels)
+    backbone, _ = _from_state(unwrap(peer.state_dict()), ours, channels)
     wanted: Mapping[str, Any] = peer.pretrained_cfg  # type: ignore[assignment]
     mean, std = tuple(wanted["mean"]), tuple(wanted["std"])
     spec = _usual_spec(backbone.channels, int(wanted["input_size"][-1]), mean, std)

@@ -56,7 +56,7 @@ def short_number(value: float, digits: int = 4) -> str:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """Data ranges and the rectangle of the drawing they fill."""
 
     x: tuple[float, float]
@@ -95,9 +95,9 @@ def curve_svg(
     reference = {k: v for k, v in (reference or {}).items() if math.isfinite(v)}
     drawn = {name: _finite_runs(*points) for name, points in series.items()}
     drawn = {name: runs for name, runs in drawn.items() if runs}
-    head = _head(title, y_label, size, _summary(drawn, reference))
+    head = svg_head(title, y_label, size, _summary(drawn, reference))
     if not drawn:
-        return head + _text(size[0] / 2, size[1] / 2, "no values", "middle", muted=True) + "</svg>"
+        return head + svg_text(size[0] / 2, size[1] / 2, "no values", "middle", muted=True) + "</svg>"
     # A single line is named by the title; its last value stands at its end instead.
     alone = len(drawn) == 1
     ends = {name: short_number(runs[-1][-1][1], digits=3) if alone else name for name, runs in drawn.items()}
@@ -137,7 +137,7 @@ def _frame(
     reference: Mapping[str, float],
     size: tuple[int, int],
     margin: float,
-) -> _Frame:
+) -> Frame:
     points = [p for runs in drawn.values() for run in runs for p in run]
     xs = [p[0] for p in points]
     ys = [p[1] for p in points] + list(reference.values())
@@ -146,10 +146,10 @@ def _frame(
     # Zero stays the foot of what cannot be negative, rather than a little below it.
     foot = low - room if low < 0 or low - room > 0 else 0.0
     last = max(xs) if max(xs) > min(xs) else min(xs) + 1
-    return _Frame((min(xs), last), (foot, high + room), 46, 40, size[0] - margin, size[1] - 34)
+    return Frame((min(xs), last), (foot, high + room), 46, 40, size[0] - margin, size[1] - 34)
 
 
-def _head(title: str, y_label: str, size: tuple[int, int], summary: str) -> str:
+def svg_head(title: str, y_label: str, size: tuple[int, int], summary: str) -> str:
     faint = 'fill-opacity=".62" font-weight="400" dx="6"'
     unit = f"<tspan {faint}>{html.escape(y_label)}</tspan>" if y_label else ""
     return (
@@ -169,12 +169,12 @@ def _summary(drawn: Mapping[str, list[list[tuple[float, float]]]], reference: Ma
     return "; ".join(parts) or "no values"
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", *, muted: bool = False) -> str:
+def svg_text(x: float, y: float, text: str, anchor: str = "start", *, muted: bool = False) -> str:
     faint = ' fill-opacity=".62"' if muted else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{faint}>{html.escape(text)}</text>'
 
 
-def _rule(x1: float, y1: float, x2: float, y2: float, opacity: float, dash: str = "") -> str:
+def svg_rule(x1: float, y1: float, x2: float, y2: float, opacity: float, dash: str = "") -> str:
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="currentColor" '
@@ -182,28 +182,28 @@ def _rule(x1: float, y1: float, x2: float, y2: float, opacity: float, dash: str 
     )
 
 
-def _grid(frame: _Frame, x_label: str) -> str:
+def _grid(frame: Frame, x_label: str) -> str:
     parts = []
     for value in nice_ticks(*frame.y, 4 if frame.bottom - frame.top > 120 else 2):
         y = frame.at_y(value)
-        parts.append(_rule(frame.left, y, frame.right, y, 0.12))
-        parts.append(_text(frame.left - 8, y + 4, short_number(value), "end", muted=True))
+        parts.append(svg_rule(frame.left, y, frame.right, y, 0.12))
+        parts.append(svg_text(frame.left - 8, y + 4, short_number(value), "end", muted=True))
     ticks = nice_ticks(*frame.x, 4 if frame.right - frame.left > 200 else 2)
     for value in ticks:
-        parts.append(_text(frame.at_x(value), frame.bottom + 20, short_number(value), "middle", muted=True))
-    parts.append(_text(frame.left - 14, frame.bottom + 20, x_label, "end", muted=True))
+        parts.append(svg_text(frame.at_x(value), frame.bottom + 20, short_number(value), "middle", muted=True))
+    parts.append(svg_text(frame.left - 14, frame.bottom + 20, x_label, "end", muted=True))
     return "".join(parts)
 
 
-def _reference(frame: _Frame, label: str, value: float) -> str:
+def _reference(frame: Frame, label: str, value: float) -> str:
     """A dashed line, named above it, or below where there is no room above."""
     y = frame.at_y(value)
     above = y - 6 if y - 18 > frame.top - 6 else y + 15
-    text = _text(frame.right, above, f"{label} = {short_number(value)}", "end", muted=True)
-    return _rule(frame.left, y, frame.right, y, 0.55, "3 4") + text
+    text = svg_text(frame.right, above, f"{label} = {short_number(value)}", "end", muted=True)
+    return svg_rule(frame.left, y, frame.right, y, 0.55, "3 4") + text
 
 
-def _line(frame: _Frame, runs: list[list[tuple[float, float]]], colour: str, dash: str) -> str:
+def _line(frame: Frame, runs: list[list[tuple[float, float]]], colour: str, dash: str) -> str:
     steps, dots = [], []
     for run in runs:
         if len(run) == 1:
@@ -256,19 +256,19 @@ def interval_svg(rows: Sequence[Interval], *, title: str, x_label: str, width: i
     groups = list(dict.fromkeys(row.group for row in rows))
     height = 36 + 38 * len(groups) + 23 * len(rows) + 30
     told = "; ".join(f"{row.group}, {row.label}: {row.mean:.{digits}f}" for row in rows)
-    head = _head(title, x_label, (width, height), told or "no values")
+    head = svg_head(title, x_label, (width, height), told or "no values")
     if not rows:
-        return head + _text(width / 2, 50, "no values", "middle", muted=True) + "</svg>"
+        return head + svg_text(width / 2, 50, "no values", "middle", muted=True) + "</svg>"
     ends = [v for row in rows for v in (row.low, row.mean, row.high) if math.isfinite(v)]
     room = (max(ends) - min(ends)) * 0.05 or 1.0
     letters = min(22, max(len(row.label) for row in rows))
     left = letters * LETTER_PX + 14
-    frame = _Frame((min(ends) - room, max(ends) + room), (0, 1), left, 34, width - 42, height - 26)
+    frame = Frame((min(ends) - room, max(ends) + room), (0, 1), left, 34, width - 42, height - 26)
     parts = []
     for tick in nice_ticks(*frame.x, 4):
         x = frame.at_x(tick)
-        parts.append(_rule(x, frame.top, x, frame.bottom, 0.12))
-        parts.append(_text(x, frame.bottom + 18, short_number(tick), "middle", muted=True))
+        parts.append(svg_rule(x, frame.top, x, frame.bottom, 0.12))
+        parts.append(svg_text(x, frame.bottom + 18, short_number(tick), "middle", muted=True))
     y = frame.top
     for group in groups:
         y += 26
@@ -280,7 +280,7 @@ def interval_svg(rows: Sequence[Interval], *, title: str, x_label: str, width: i
     return head + "".join(parts) + "</svg>"
 
 
-def _whisker(frame: _Frame, row: Interval, y: float, letters: int, value: str) -> str:
+def _whisker(frame: Frame, row: Interval, y: float, letters: int, value: str) -> str:
     colour = LINES[0][0] if row.strong else "currentColor"
     low = row.low if math.isfinite(row.low) else row.mean
     high = row.high if math.isfinite(row.high) else row.mean
