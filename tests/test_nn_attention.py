@@ -7,7 +7,8 @@ from beartype import beartype
 
 from saccade.errors import ModelError
 from saccade.nn import attention
-from saccade.nn.attention import Attention, attend, attention_rows
+from saccade.nn.attention import attend, attention_rows
+from saccade.nn.blocks import Attention
 
 
 def qkv(batch=2, heads=3, count=7, keys=11, dk=8, dv=5, dtype=torch.float32):

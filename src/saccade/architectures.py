@@ -283,7 +283,8 @@ def widened(settings: Settings, width: int) -> Settings:
 
 
 def _heads(width: int, head_width: float) -> int:
-    divisors = [n for n in range(1, width + 1) if width % n == 0]
+    """Rotary positions turn pairs of channels: a head has an even width where it can."""
+    divisors = [n for n in range(1, width + 1) if width % n == 0 and (width // n % 2 == 0 or width % 2)]
     return min(divisors, key=lambda n: abs(width / n - head_width))
 
 

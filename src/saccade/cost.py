@@ -8,7 +8,7 @@ kernels of group convolutions, resizing positions), and what is no product: norm
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from saccade.architectures import (
     configured,
 )
 from saccade.errors import ModelError, UsageError
+from saccade.sparsity import computed_pairs, parse_pattern
 
 By = Literal["params", "flops"]
 WIDEST = 8192
@@ -114,21 +115,14 @@ def _stem(s: ViTSettings, side: int) -> Part:
 
 
 def _vit(s: ViTSettings) -> Cost:
-    side = _side(s, s.unit_px)
-    prefix, patches = 1 + s.registers, side**2
-    layer = _encoder_layer(s.dim, prefix + patches, _pairs(s, side))
-    if s.layer_scale is not None:
-        layer += Part(parameters=2 * s.dim)
+    side, prefix, pattern = _side(s, s.unit_px), 1 + s.registers, parse_pattern(s.attention)
+    patches, total = side**2, _stem(s, side)
+    for index in range(s.depth):
+        total += _encoder_layer(s.dim, prefix + patches, computed_pairs(pattern, (side, side), prefix, index))
+    scales = 2 * s.dim * s.depth if s.layer_scale is not None else 0
     vectors = prefix + (patches if s.positions == "learned" else 0)
     last_norm = 2 * s.dim if s.norm == "pre" else 0
-    total = _stem(s, side) + layer * s.depth + Part(vectors * s.dim + last_norm)
-    return Cost(total.parameters, total.flops, patches, s.dim)
-
-
-def _pairs(s: ViTSettings, side: int) -> int:
-    if s.attention != "full":
-        raise NotImplementedError
-    return (1 + s.registers + side**2) ** 2
+    return Cost(total.parameters + scales + vectors * s.dim + last_norm, total.flops, patches, s.dim)
 
 
 def _swin(s: SwinSettings) -> Cost:
@@ -229,9 +223,8 @@ def matched(name: str, target: int, by: By, *, size_px: int, channels: int = 3) 
     Only the width changes; a width that the name has already is replaced. Raises UsageError for a target beyond
     every width, and what ``cost`` raises.
     """
-    step = _width_step(configured(name, channels=channels, size_px=size_px))
     below, difference = name, math.inf
-    for width in range(step, WIDEST + 1, step):
+    for width in _widths(configured(name, channels=channels, size_px=size_px)):
         wider = _with_width(name, width)
         found = cost(wider, size_px=size_px, channels=channels)
         figure = found.parameters if by == "params" else found.flops
@@ -241,11 +234,21 @@ def matched(name: str, target: int, by: By, *, size_px: int, channels: int = 3) 
     raise UsageError(f"no width of {name} costs that much", got=f"{target:,} {by}", expected=f"at most {figure:,}")
 
 
-def _width_step(settings: Settings) -> int:
-    """Widths that are tried: fine enough to come within 10 % at 5 million parameters, coarse enough to run fast."""
+def _widths(settings: Settings) -> Iterator[int]:
+    """Widths worth trying, in steps of about a thirtieth of the width, so that a cost is met within some per cent.
+
+    Steps are powers of two times a unit, because such matrix products run fast. The orientations of a group divide a
+    width: their number is its unit.
+    """
     if isinstance(settings, EquivariantSettings):
-        return ORDER[settings.group]
-    return {ResNetSettings: 4, SwinSettings: 4}.get(type(settings), 16)
+        unit = ORDER[settings.group]
+    else:
+        unit = 4 if isinstance(settings, ResNetSettings | SwinSettings) else 8
+    width = step = unit
+    while width <= WIDEST:
+        yield width
+        step = 2 * step if width >= 32 * step else step
+        width += step
 
 
 def _with_width(name: str, width: int) -> str:

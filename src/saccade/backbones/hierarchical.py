@@ -1,9 +1,8 @@
 """Transformers whose map shrinks on the way: Swin, and a ViT that pools its tokens (HVT).
 
 Swin is Liu et al. 2021 (arXiv:2103.14030), named and laid out as in timm: attention inside windows, shifted by half a
-window in every second block, and patches merged two by two between the four stages. At sizes where windows tile every
-map, the figures are timm's. Elsewhere maps are padded, and padding is never attended to, as in the authors' code for
-detection; timm lets tokens see it.
+window in every second block, and patches merged two by two between the four stages. Where windows tile every map, the
+figures are timm's. Other maps are padded, and no token attends to padding; in timm tokens do.
 
 HVT is Pan et al. 2021 (arXiv:2103.10619): no class token, max pooling of tokens between blocks, new learned positions
 after each pooling, and the mean of the last tokens as the image's vector. The paper pools the row-major sequence (3

@@ -6,6 +6,8 @@ Registers are Darcet et al. 2024 (arXiv:2309.16588), attention rollout Abnar and
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -17,8 +19,10 @@ from saccade.contracts import Features
 from saccade.errors import UsageError, unknown
 from saccade.nn.attention import attention_rows
 from saccade.nn.blocks import NORM_EPS, Block
+from saccade.nn.local import visible
 from saccade.nn.positions import Grid, Positions, Rotation
 from saccade.nn.tokens import PatchEmbed
+from saccade.sparsity import parse_pattern
 
 HeadFusion = Literal["mean", "max", "min"]
 CHUNK_ELEMENTS = 2**24  # attention weights held at once by rollout: 64 MiB in float32
@@ -43,6 +47,7 @@ class ViT(nn.Module):
         self.channels, self.patch, self.stride_px = s.channels, s.patch, s.patch
         self.prefix = 1 + s.registers
         self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch, stem=s.stem)
+        self.pattern = parse_pattern(s.attention)
         # A position for prefix tokens would only be a second name for the token itself: they have none.
         self.cls_token = nn.Parameter(torch.empty(1, 1, s.dim))
         self.reg_token = nn.Parameter(torch.empty(1, s.registers, s.dim)) if s.registers else None
@@ -55,6 +60,8 @@ class ViT(nn.Module):
                 norm=s.norm,
                 layer_scale=s.layer_scale,
                 drop_path=s.drop_path * layer / max(1, s.depth - 1),
+                pattern=self.pattern,
+                layer=layer,
             )
             for layer in range(s.depth)
         )
@@ -90,7 +97,7 @@ class ViT(nn.Module):
         """Features after the final norm; ModelError when the pixels do not fit."""
         x, grid, rotation = self._enter(pixels)
         for block in self.blocks:
-            x = block(x, rotation)
+            x = block(x, rotation, grid)
         x = self.norm(x)
         return Features(cls=x[:, 0], tokens=x[:, self.prefix :], grid=grid)
 
@@ -104,13 +111,13 @@ class ViT(nn.Module):
         """
         if not -self.depth <= layer < self.depth:
             raise UsageError("no such layer", got=layer, expected=f"{-self.depth} to {self.depth - 1}")
-        x, _, rotation = self._enter(pixels)
+        x, grid, rotation = self._enter(pixels)
         self._check_rows(rows, x.shape[1])
         layer %= self.depth
         for index in range(layer):
-            x = self.blocks[index](x, rotation)
+            x = self.blocks[index](x, rotation, grid)
         query, key = self._block(layer).queries_and_keys(x, rotation)
-        return attention_rows(query, key, rows)
+        return attention_rows(query, key, rows, self._mask(grid, layer, rows.to(query.device)))
 
     def rollout(
         self, pixels: Float[Tensor, "B C Y X"], row: int, *, head_fusion: HeadFusion = "mean"
@@ -123,20 +130,26 @@ class ViT(nn.Module):
         """
         if head_fusion not in get_args(HeadFusion):
             raise unknown("head fusion", str(head_fusion), get_args(HeadFusion))
-        x, _, rotation = self._enter(pixels)
+        x, grid, rotation = self._enter(pixels)
         batch, count = x.shape[:2]
         self._check_rows(torch.tensor([row]), count)
         compared = []
         for index in range(self.depth):
             compared.append(self._block(index).queries_and_keys(x, rotation))
             if index + 1 < self.depth:
-                x = self.blocks[index](x, rotation)
+                x = self.blocks[index](x, rotation, grid)
         dtype = torch.promote_types(x.dtype, torch.float32)
         weights = torch.zeros(batch, count, device=x.device, dtype=dtype)
         weights[:, row] = 1.0
-        for query, key in reversed(compared):
-            weights = 0.5 * weights + 0.5 * _through(weights, query, key, head_fusion)
+        for index in reversed(range(self.depth)):
+            mask = functools.partial(self._mask, grid, index)
+            weights = 0.5 * weights + 0.5 * _through(weights, *compared[index], head_fusion, mask)
         return weights
+
+    def _mask(self, grid: Grid, layer: int, rows: Tensor) -> Tensor | None:
+        """Which tokens these queries see in one layer; None for all."""
+        full = self.pattern.kind == "full"
+        return None if full else visible(self.pattern, grid, self.prefix, layer, rows)
 
     def _block(self, index: int) -> Block:
         block = self.blocks[index]
@@ -159,14 +172,16 @@ def _fuse(weights: Float[Tensor, "B H R N"], head_fusion: HeadFusion) -> Float[T
     return fused / fused.sum(dim=-1, keepdim=True)
 
 
-def _through(weights: Tensor, query: Tensor, key: Tensor, head_fusion: HeadFusion) -> Float[Tensor, "B N"]:
-    """``weights`` [B N] times the attention matrix [B N N], built a few rows at a time."""
+def _through(
+    weights: Tensor, query: Tensor, key: Tensor, head_fusion: HeadFusion, mask: Callable[[Tensor], Tensor | None]
+) -> Float[Tensor, "B N"]:
+    """``weights`` [B N] times the attention matrix [B N N], built a few rows at a time; mask(rows) is what they see."""
     batch, heads, count, _ = query.shape
     size = max(1, CHUNK_ELEMENTS // (batch * heads * count))
     total = torch.zeros_like(weights)
     for start in range(0, count, size):
         rows = torch.arange(start, min(start + size, count), device=query.device)
-        part = attention_rows(query, key, rows)
+        part = attention_rows(query, key, rows, mask(rows))
         fused = _fuse(part, head_fusion)
         total += torch.einsum("br,brn->bn", weights[:, rows], fused)
     return total

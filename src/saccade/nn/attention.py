@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from saccade.errors import ModelError
-from saccade.nn.positions import Rotation, rotate
 
 # Forward and backward on two CPU cores, ms, fused / explicit, 3 heads of 64, about 2000 tokens a batch:
 #   bf16: 17 tokens 17.1 / 2.6   65: 14.9 / 4.3   257: 14.2 / 4.9   577: 25.4 / 9.9   1025: 20.3 / 11.1
@@ -46,16 +45,20 @@ def attend(
 
 
 def attention_rows(
-    query: Float[Tensor, "B H N Dk"], key: Float[Tensor, "B H M Dk"], rows: Int[Tensor, "R"]
+    query: Float[Tensor, "B H N Dk"],
+    key: Float[Tensor, "B H M Dk"],
+    rows: Int[Tensor, "R"],
+    mask: Bool[Tensor, "R M"] | None = None,
 ) -> Float[Tensor, "B H R M"]:
     """The attention weights of a few queries, each row summing to 1; memory is O(R M), never O(N M).
 
+    mask   True where these queries may see a key
     Raises ModelError when query and key have different widths.
     """
     _check_shapes(query, key, key)
     dtype = torch.promote_types(query.dtype, torch.float32)
     chosen = query.index_select(2, rows.to(query.device)).to(dtype)
-    return torch.softmax(_scores(chosen, key.to(dtype), None), dim=-1)
+    return torch.softmax(_scores(chosen, key.to(dtype), mask), dim=-1)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -88,35 +91,3 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return scores
     return scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention. Parameters are laid out as in timm: ``qkv`` and ``proj``."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        if dim % heads:
-            raise ModelError(
-                "the heads do not divide the width",
-                got=f"{heads} heads",
-                expected=f"a divisor of {dim}",
-                hint="change the width or the heads",
-            )
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def split(
-        self, tokens: Float[Tensor, "B N D"], rotation: Rotation | None
-    ) -> tuple[Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"]]:
-        """Queries, keys and values of every head; queries and keys turned by their positions."""
-        batch, count, dim = tokens.shape
-        qkv = self.qkv(tokens).view(batch, count, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        return query, key, value
-
-    def forward(self, tokens: Float[Tensor, "B N D"], rotation: Rotation | None = None) -> Float[Tensor, "B N D"]:
-        mixed = attend(*self.split(tokens, rotation))
-        return self.proj(mixed.transpose(1, 2).flatten(2))

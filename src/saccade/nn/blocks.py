@@ -6,6 +6,7 @@ Names of parameters are timm's, so that its weights load.
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import torch
@@ -13,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saccade.architectures import Norm
-from saccade.errors import unknown
-from saccade.nn.attention import Attention
-from saccade.nn.positions import Rotation
+from saccade.errors import ModelError, unknown
+from saccade.nn.attention import attend
+from saccade.nn.local import attend_local
+from saccade.nn.positions import Grid, Rotation, rotate
+from saccade.sparsity import FULL, Pattern
 
 NORM_EPS = 1e-6
 
@@ -58,6 +61,49 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention. Parameters are laid out as in timm: ``qkv`` and ``proj``.
+
+    pattern   which tokens see which (see ``saccade.sparsity``)   layer   whose windows are moved where it is odd
+    """
+
+    def __init__(self, dim: int, heads: int, pattern: Pattern = FULL, layer: int = 0):
+        super().__init__()
+        if dim % heads:
+            raise ModelError(
+                "the heads do not divide the width",
+                got=f"{heads} heads",
+                expected=f"a divisor of {dim}",
+                hint="change the width or the heads",
+            )
+        self.heads, self.pattern, self.layer = heads, pattern, layer
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def split(
+        self, tokens: Float[Tensor, "B N D"], rotation: Rotation | None
+    ) -> tuple[Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"]]:
+        """Queries, keys and values of every head; queries and keys turned by their positions."""
+        batch, count, dim = tokens.shape
+        qkv = self.qkv(tokens).view(batch, count, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        return query, key, value
+
+    def forward(
+        self, tokens: Float[Tensor, "B N D"], rotation: Rotation | None = None, grid: Grid | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """``grid`` of the patches, which come last; only sparse patterns need it."""
+        query, key, value = self.split(tokens, rotation)
+        if self.pattern.kind == "full" or grid is None:
+            mixed = attend(query, key, value)
+        else:
+            prefix = tokens.shape[1] - math.prod(grid)
+            mixed = attend_local(query, key, value, pattern=self.pattern, grid=grid, prefix=prefix, layer=self.layer)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
 class Block(nn.Module):
     """Attention and MLP, each with a residual path. ``layer_scale`` None leaves LayerScale out.
 
@@ -73,13 +119,15 @@ class Block(nn.Module):
         mlp_ratio: int = 4,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        pattern: Pattern = FULL,
+        layer: int = 0,
     ):
         super().__init__()
         if norm not in get_args(Norm):
             raise unknown("norm", str(norm), get_args(Norm))
         self.norm = norm
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, heads, pattern, layer)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, mlp_ratio * dim)
@@ -93,9 +141,11 @@ class Block(nn.Module):
         query, key, _ = self.attn.split(self.norm1(x) if self.norm == "pre" else x, rotation)
         return query, key
 
-    def forward(self, x: Float[Tensor, "B N D"], rotation: Rotation | None = None) -> Float[Tensor, "B N D"]:
+    def forward(
+        self, x: Float[Tensor, "B N D"], rotation: Rotation | None = None, grid: Grid | None = None
+    ) -> Float[Tensor, "B N D"]:
         if self.norm == "pre":
-            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation)))
+            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation, grid)))
             return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-        x = self.norm1(x + self.drop_path(self.ls1(self.attn(x, rotation))))
+        x = self.norm1(x + self.drop_path(self.ls1(self.attn(x, rotation, grid))))
         return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
