@@ -68,7 +68,7 @@ def test_called_again_it_does_only_what_is_missing(study):
     (lost.folder(study) / "cell.json").unlink()
     scores = (lost.folder(study) / "answers.npz").read_bytes()
     console = saccade.api.Quiet()
-    options = CompareOptions(ways=GRID.ways, seeds=2, workers=1, study=STUDY)
+    options = CompareOptions(ways=GRID.ways, seeds=2, workers=2, study=STUDY)
     saccade.compare(DATA, out=study, backbones=GRID.backbones, sizes=GRID.sizes, options=options, console=console)
     after = {cell: (cell.folder(study) / "cell.json").stat().st_mtime_ns for cell in find_cells(study)}
     assert {cell for cell in after if after[cell] != before[cell]} == {lost}

@@ -346,7 +346,9 @@ def attend(model: str | Path, image: str | Path, *, options: panels.AttendOption
 
 
 def report(run: str | Path) -> Path:
-    """Write RUN/report.html again from the files of the run. Returns its path."""
+    """Write RUN/report.html (or the page of a study) again from the files in the folder. Returns its path."""
+    if (Path(run) / "study.yaml").exists():
+        return drive.page_so_far(Path(run))
     runs.require_run(Path(run))
     return write_report(Path(run))
 

@@ -398,8 +398,13 @@ def attend(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]) -> None:
-    """Write the run's report.html again: one page, no network needed to read it."""
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a study.")]) -> None:
+    """Write the page again, also while the run or study goes on: one file, no network needed to read it."""
+    if (run / "study.yaml").exists():
+        from saccade.study.drive import page_so_far
+
+        typer.echo(page_so_far(run))
+        return
     from saccade.reporting.build import write_report
     from saccade.runs import require_run
 

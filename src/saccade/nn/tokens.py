@@ -162,6 +162,6 @@ class PatchEmbed(nn.Module):
             )
         self.grid(tuple(pixels.shape[2:]))
         if self.axes == 2 and not isinstance(self.stem, nn.Identity):
-            # 0.85 to 0.9 of the time of a step of the conv stem on one core, in float32 and in bf16; no loss for stages.
+            # 0.85 to 0.9 of the time of a step of the conv stem on one core; no loss for stages.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         return self.proj(self.stem(pixels))

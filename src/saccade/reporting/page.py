@@ -117,9 +117,11 @@ def facts(items: Sequence[tuple[object, object]], kind: str = "facts") -> Html:
     return h("dl", {"class": kind}, [h("div", None, h("dt", None, k), h("dd", None, v)) for k, v in items])
 
 
-def score_table(label: str, caption: Sequence[object], head: Html, bodies: Sequence[Html], columns: int) -> Html:
+def score_table(
+    label: str, caption: Sequence[object], head: Html, bodies: Sequence[Html], columns: int, kind: str = "scores"
+) -> Html:
     """A wide table of scores; its caption stands outside, so that it does not scroll away on a phone."""
-    attributes = {"class": "scores", "style": f"--columns:{columns}"}
+    attributes = {"class": kind, "style": f"--columns:{columns}"}
     body = h("table", attributes, h("thead", None, head), bodies)
     return join([h("p", {"class": "caption"}, *caption), scroll(label, body)])
 

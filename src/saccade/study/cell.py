@@ -67,7 +67,7 @@ class CellRun:
             "train.evaluate_every": steps,
             "train.save_every": steps,
             "train.keep": 1,
-        } | pairs(study)
+        } | pairs(study, "dino" if way == "dino" else "supervised")
 
     def train(self, sections: Sections, name: str) -> Path:
         run = self.folder / name

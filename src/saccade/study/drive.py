@@ -17,7 +17,9 @@ import numpy as np
 
 from saccade import cost, runs
 from saccade.contracts import Record
-from saccade.errors import TrainingError
+from saccade.errors import TrainingError, UsageError
+from saccade.evaluation.learning import Answers, summarise
+from saccade.reporting.study import write_study
 from saccade.study.grid import SERIES, WAYS, Cell, Grid, StudyConfig, check_grid, find_cells, recall, remember
 from saccade.study.images import check_sizes, load, prepare
 from saccade.train.loop import Console
@@ -178,6 +180,18 @@ def _tell(cell: Cell, reply: dict[str, Any], failed: dict[str, str], console: Co
 # --- what came out ------------------------------------------------------------------------------
 
 
+def page_so_far(out: Path) -> Path:
+    """The page of all cells that are done, also while others are still trained. UsageError where there are none."""
+    cells = find_cells(out)
+    if not cells:
+        raise UsageError("no cell of this study is done yet", got=out, hint="saccade compare trains them")
+    columns = (dict.fromkeys(getattr(cell, name) for cell in cells) for name in ("backbone", "way", "size", "seed"))
+    backbones, ways, sizes, seeds = (tuple(column) for column in columns)
+    priced = [name for name in runs.read_json(out / "prices.json") if name in backbones]
+    grid = Grid(tuple(priced), tuple(way for way in WAYS if way in ways), tuple(sorted(sizes)), tuple(sorted(seeds)))
+    return write_page(out, grid, {})
+
+
 def write_page(out: Path, grid: Grid, failed: dict[str, str]) -> Path:
     """Summarise every cell of the grid that is done; write study.json, study.html, study.md and study.csv."""
     study, images = recall(out), load(out)
@@ -263,6 +277,5 @@ def _protocol(study: StudyConfig, grid: Grid) -> str:
         f"dino: DINO on the n images without labels (recipe {study.dino_recipe}), then k-NN with k = 20 (capped by n),",
         f"logistic regression, and fine-tuning with {study.augment} augmentation.",
         f"Images are {study.size_px} px{', without colour' if study.grey else ''}.",
-        "Intervals resample test groups and seeds.",
     ]
     return " ".join(words)

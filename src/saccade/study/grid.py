@@ -11,6 +11,7 @@ from typing import Any
 
 from saccade import config, cost, runs
 from saccade.errors import UsageError, unknown
+from saccade.methods.build import METHODS
 
 WAYS = {
     "supervised": "labels only, every image always alike",
@@ -149,5 +150,8 @@ def find_cells(out: Path) -> list[Cell]:
     return found
 
 
-def pairs(study: StudyConfig) -> dict[str, Any]:
-    return dict(config.split_pair(pair) for pair in study.settings)
+def pairs(study: StudyConfig, method: str) -> dict[str, Any]:
+    """The study's own settings for trainings by one method; those of another method's section are not for it."""
+    given = dict(config.split_pair(pair) for pair in study.settings)
+    others = {f"{name}." for name in METHODS if name != method}
+    return {key: value for key, value in given.items() if not key.startswith(tuple(others))}

@@ -37,7 +37,7 @@ def price(study: StudyConfig, images: Images, backbone: str) -> dict[str, Any]:
     before = _peak_mib(device)
     cache = images.train.numbered(images.classes)
     settings = {"train.steps": 1000, "model.size_px": study.size_px, "train.batch": min(study.batch, len(cache))}
-    settings |= {"data.grey": study.grey, "data.cache_px": round(1.5 * study.size_px)} | pairs(study)
+    settings |= {"data.grey": study.grey, "data.cache_px": round(1.5 * study.size_px)} | pairs(study, "supervised")
     options = FinetuneOptions(study.augment, recipe=study.recipe)
     sections = supervised_sections(backbone, options, settings, {})
     sections = resolve(sections, images=len(cache), channels=cache.channels, device=device)

@@ -1,0 +1,125 @@
+"""What built-in equivariance costs, and how far representations move when the image is turned.
+
+    python benchmarks/equivariance.py [--batch 32] [--size 64] [--rounds 5] [--model RUN ...] [--escnn] [--json]
+
+Time: forward and backward of resnet18_c4, _d4 and _c8 beside the plain resnet18 with the same feature maps (as many
+channels over all orientations), A B A B in one process, one thread, bf16 and float32. With --escnn also one group
+convolution of escnn (Weiler and Cesa 2019), where that package runs. Drift: the mean distance by which the image
+vector moves when a tissue tile is turned, over the mean distance between two tiles, every 15 degrees; random weights
+after a few batches of statistics, and any models that are named. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from saccade import runtime
+from saccade.augment.views import plain_view
+from saccade.backbones.build import build
+from saccade.backbones.weights import load_model
+from saccade.data.loader import build_cache, input_spec
+from saccade.data.open import open_source
+from saccade.nn.groups import GroupConv
+from saccade.study.conditions import ANGLES, drift
+
+NETWORKS = ("resnet18", "resnet18_c4", "resnet18_d4", "resnet18_c8", "vit_tiny_patch8")
+
+
+def turns(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each, in turn, round after round; the first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: round(1e3 * median(values[1:]), 1) for name, values in seconds.items()}
+
+
+def step(network: torch.nn.Module, x: torch.Tensor, bf16: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = network(x).cls.float().square().mean()
+    loss.backward()
+
+
+def prices(options: argparse.Namespace) -> dict[str, Any]:
+    x = torch.randn(options.batch, 3, options.size, options.size)
+    found: dict[str, Any] = {}
+    for group in ("c4", "d4", "c8"):
+        names = {"ours": f"resnet18_{group}", "plain": "resnet18"}
+        pair = {key: build(name, size_px=options.size) for key, name in names.items()}
+        for bf16 in (True, False):
+            works = {name: (lambda n=net, b=bf16: step(n, x, b)) for name, net in pair.items()}
+            ms = turns(works, options.rounds)
+            found[f"{group} {'bf16' if bf16 else 'fp32'}"] = ms | {"ratio": round(ms["ours"] / ms["plain"], 3)}
+    return found
+
+
+def beside_escnn(options: argparse.Namespace) -> dict[str, Any]:
+    """One 3x3 group convolution over c4, 32 fields, 32 x 32 places, float32."""
+    import escnn
+
+    space = escnn.gspaces.rot2dOnR2(4)
+    fields = escnn.nn.FieldType(space, [space.regular_repr] * 32)
+    theirs = escnn.nn.R2Conv(fields, fields, 3, padding=1, bias=False).train()
+    ours, x = GroupConv("c4", 32, 32, 3), torch.randn(options.batch, 128, 32, 32)
+    last = x.contiguous(memory_format=torch.channels_last)
+    works = {
+        "ours": lambda: ours(last).square().mean().backward(),
+        "escnn": lambda: theirs(escnn.nn.GeometricTensor(x, fields)).tensor.square().mean().backward(),
+    }
+    ms = turns(works, options.rounds)
+    return ms | {"ratio": round(ms["escnn"] / ms["ours"], 2)}
+
+
+def drifts(options: argparse.Namespace) -> dict[str, list[float]]:
+    cache = build_cache(open_source(f"synthetic:tissue?n=512&size={options.size}"), cache_px=options.size)
+    spec = input_spec(cache, options.size, grey=False)
+    found = {}
+    for name in NETWORKS:
+        network = build(name, size_px=options.size).train()
+        with torch.no_grad():
+            for start in range(0, 256, 64):
+                network(plain_view(cache.batch(np.arange(start, start + 64)), spec))
+        network.eval()
+        found[name] = drift(lambda x, net=network: net(x).cls, cache, spec, torch.device("cpu"))
+    for run in options.model:
+        loaded = load_model(run)
+        own = build_cache(open_source(f"synthetic:tissue?n=512&size={options.size}"), cache_px=loaded.spec.size_px)
+        found[run] = drift(lambda x, net=loaded.backbone: net(x).cls, own, loaded.spec, torch.device("cpu"))
+    return {name: [round(v, 4) for v in values] for name, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", action="append", default=[])
+    parser.add_argument("--escnn", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    runtime.keep_freed_memory()
+    found: dict[str, Any] = {"time": prices(options)}
+    if options.escnn:
+        found["layer"] = beside_escnn(options)
+    found |= {"angles": list(ANGLES), "drift": drifts(options)}
+    if not options.json:
+        for name, ms in found["time"].items():
+            print(f"{name}: {ms['ours']} ms, plain {ms['plain']} ms, ratio {ms['ratio']}")
+        for name, values in found["drift"].items():
+            print(f"{name:18s} drift at 45, 90 degrees: {values[3]:.3f}, {values[6]:.6f}")
+    print(json.dumps(found | {"ratio": max(ms["ratio"] for ms in found["time"].values())}))
+
+
+if __name__ == "__main__":
+    main()
