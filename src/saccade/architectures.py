@@ -141,7 +141,7 @@ class SwinSettings:
 
 @dataclass(frozen=True)
 class HVTSettings:
-    """A ViT that halves its sequence of tokens by max pooling, before the blocks named in ``pools``."""
+    """A ViT that halves the sides of its map by max pooling, before the blocks named in ``pools``."""
 
     options: ClassVar[tuple[str, ...]] = ("drop_path",)
     transformer: ClassVar[bool] = True
@@ -193,8 +193,8 @@ ARCHITECTURES: dict[str, Settings] = {
     "swin_small": SwinSettings("swin_small", dim=96, depths=(2, 2, 18, 2), heads=(3, 6, 12, 24)),
     "swin_base": SwinSettings("swin_base", dim=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32)),
     "hvt_micro": HVTSettings("hvt_micro", dim=128, depth=6, heads=4, pools=(2, 4)),
-    "hvt_tiny": HVTSettings("hvt_tiny", dim=192, depth=12, heads=3, pools=(1, 5, 9)),
-    "hvt_small": HVTSettings("hvt_small", dim=384, depth=12, heads=6, pools=(1, 5, 9)),
+    "hvt_tiny": HVTSettings("hvt_tiny", dim=192, depth=12, heads=3, pools=(4, 8)),
+    "hvt_small": HVTSettings("hvt_small", dim=384, depth=12, heads=6, pools=(4, 8)),
 }
 
 NAME = re.compile(
