@@ -28,6 +28,12 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 def shortened(words: list[str]) -> list[str]:
     """The same command with at most three steps of training."""
+    if words[1] == "compare":
+        few = {"--sizes": "16,32", "--steps": "2", "--seeds": "2", "--size": "32", "--batch": "8"}
+        few |= {"--ways": "supervised", "--backbones": "resnet10_w8,vit_micro_patch8_w32", "--test-limit": "40"}
+        kept = [w for i, w in enumerate(words[1:]) if w not in few and words[i] not in few]
+        kept = [re.sub(r"n=\d+&size=\d+", "n=200&size=32", w) for w in kept]
+        return kept + [word for pair in few.items() for word in pair]
     if words[1] not in ("pretrain", "finetune") or "--resume" in words:
         return words[1:]
     kept = []
@@ -78,6 +84,17 @@ def test_every_block_runs(page, tiles, tmp_path, monkeypatch):
 def test_every_option_is_in_the_reference():
     """docs/reference/cli.md is the help of every command; write it again with python tests/test_docs.py."""
     assert (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8") == reference()
+
+
+def test_sizes_in_the_guide_are_what_the_arithmetic_says():
+    from saccade.cost import cost
+
+    text = (ROOT / "docs/guides/labels-and-backbones.md").read_text(encoding="utf-8")
+    found = re.findall(r"`(\w+)` ([\d.]+), ([\d.]+)", text)
+    assert len(found) == 21
+    for name, millions, billions in found:
+        one = cost(name, size_px=224)
+        assert f"{one.parameters / 1e6:.1f}" == millions and f"{one.flops / 1e9:.1f}" == billions, name
 
 
 def reference() -> str:

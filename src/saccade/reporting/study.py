@@ -35,7 +35,15 @@ from saccade.reporting.page import (
     sequence,
 )
 from saccade.reporting.page import table as plain_table
-from saccade.reporting.study_charts import cost_charts, curve_charts, drift_charts, effect_chart, key
+from saccade.reporting.study_charts import (
+    cost_charts,
+    curve_charts,
+    curve_svgs,
+    drift_charts,
+    drift_svgs,
+    effect_chart,
+    key,
+)
 
 QUESTION = "Which inductive bias pays?"
 ABOUT = {
@@ -310,6 +318,7 @@ def to_markdown(study: Study) -> str:
     said = [f"* {tables.plain(s.get('text'))}" for s in sentences(study)]
     parts += ["## What follows", "\n".join(said) or "Nothing yet."]
     pretraining = mapping(found.get("pretraining"))
+    parts += [f"![{tables.plain(name)}](figures/{name}.svg)" for name in figures(study)]
     made = [("Learning curves", tables.curve_table(found)), ("Differences", tables.reference_table(found))]
     made += [("Crossings", tables.crossing_table(found))]
     words = "Augmented minus not augmented"
@@ -329,13 +338,22 @@ def to_markdown(study: Study) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def figures(study: Study) -> dict[str, str]:
+    """The curves as files, for slides and papers: learning curves, and how far the vector moves over the angle."""
+    curves = {f"curves-{name}": svg for name, svg in curve_svgs(summary(study)).items()}
+    return curves | {f"turned-{name}": svg for name, svg in drift_svgs(study, named=True).items()}
+
+
 def write_study(folder: Path) -> Path:
-    """Write study.html, study.md and study.csv from study.json; returns the path of the page.
+    """Write study.html, study.md, study.csv and figures/*.svg from study.json; returns the path of the page.
 
     Raises UsageError when there is no study.json, StorageError when a file cannot be written.
     """
     folder = Path(folder)
     study = mapping(runs.read_json(folder / "study.json"))
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, svg in figures(study).items():
+        runs.write_atomic(folder / "figures" / f"{name}.svg", svg + "\n")
     runs.write_atomic(folder / "study.md", to_markdown(study))
     runs.write_atomic(folder / "study.csv", tables.to_csv(summary(study)))
     runs.write_atomic(folder / "study.html", render(study))

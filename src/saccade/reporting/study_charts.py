@@ -33,35 +33,42 @@ def _curve(name: str, style: int, rows: Sequence[Mapping[str, Any]], value: str)
     return Curve(name, style, [number(row["size"]) for row in rows], *columns)
 
 
-def curve_charts(found: Found) -> Html:
-    """One panel a series, all on one scale; the first is large."""
+def main_series(found: Found) -> str:
+    """The series that is shown large."""
+    series = ordered(sequence(found.get("series")))
+    return "augmented" if "augmented" in series else next(iter(series), "")
+
+
+def curve_svgs(found: Found) -> dict[str, str]:
+    """Learning curves, one panel a series, all on one scale."""
     styles = _styles(sequence(found.get("backbones")))
     panels = {}
     for series in ordered(sequence(found.get("series"))):
         own = [row for row in sequence(found.get("points")) if row["series"] == series]
         by_name = {name: [row for row in own if row["backbone"] == name] for name in styles}
         panels[series] = [_curve(name, styles[name], rows, "mean") for name, rows in by_name.items() if rows]
-    if not panels:
-        return missing("It is not known which series there are.")
     limits = y_limits([curve for curves in panels.values() for curve in curves])
     limits = max(0.0, limits[0]), min(100.0, limits[1])
-    main = "augmented" if "augmented" in panels else next(iter(panels))
-    unit = f"{metric_name(found)} in %"
-    made = {
-        series: Html(
-            band_svg(
-                curves,
-                title=series_words(series)[:1].upper() + series_words(series)[1:],
-                x_label=IMAGES,
-                y_label=unit,
-                y_range=limits,
-                size=LARGE if series == main else (460, 320),
-            )
+    return {
+        series: band_svg(
+            curves,
+            title=series_words(series)[:1].upper() + series_words(series)[1:],
+            x_label=IMAGES,
+            y_label=f"{metric_name(found)} in %",
+            y_range=limits,
+            size=LARGE if series == main_series(found) else (460, 320),
         )
         for series, curves in panels.items()
     }
-    rest = [svg for series, svg in made.items() if series != main]
-    return h("div", None, h("div", {"class": "large"}, made[main]), h("div", {"class": "charts wide"}, rest))
+
+
+def curve_charts(found: Found) -> Html:
+    """The learning curves of every series; the first is large."""
+    made = {series: Html(svg) for series, svg in curve_svgs(found).items()}
+    if not made:
+        return missing("It is not known which series there are.")
+    first = made.pop(main_series(found))
+    return h("div", None, h("div", {"class": "large"}, first), h("div", {"class": "charts wide"}, list(made.values())))
 
 
 def effect_chart(found: Found, block: Found, title: str) -> Html:
@@ -76,8 +83,8 @@ def effect_chart(found: Found, block: Found, title: str) -> Html:
     return Html(drawn)
 
 
-def drift_charts(study: Found) -> Html | None:
-    """One panel a way of training: how far the vector moves, over the angle; all on one scale."""
+def drift_svgs(study: Found, *, named: bool) -> dict[str, str]:
+    """How far the vector moves, over the angle: one panel a way of training, all on one scale."""
     drift = mapping(study.get("drift"))
     panels: dict[str, list[Curve]] = {}
     for name, style in _styles(sequence(study.get("backbones"))).items():
@@ -87,26 +94,27 @@ def drift_charts(study: Found) -> Html | None:
             angles = [number(angle) for angle in sequence(own.get("angles"))] + [360.0]
             errors = [number(value) for value in sequence(values)]
             panels.setdefault(str(way), []).append(Curve(name, style, angles, errors + errors[:1]))
-    if not panels:
-        return None
     limits = (0.0, y_limits([curve for curves in panels.values() for curve in curves])[1])
     order = [way for way in WAYS if way in panels] + [way for way in panels if way not in WAYS]
-    charts = [
-        Html(
-            band_svg(
-                panels[way],
-                title=WAYS.get(way, way),
-                x_label="angle in degrees",
-                y_label="distance moved",
-                log=False,
-                ticks=(0, 90, 180, 270, 360),
-                y_range=limits,
-                named=False,
-            )
+    return {
+        way: band_svg(
+            panels[way],
+            title=WAYS.get(way, way),
+            x_label="angle in degrees",
+            y_label="distance moved",
+            log=False,
+            ticks=(0, 90, 180, 270, 360),
+            y_range=limits,
+            size=LARGE if named else (460, 300),
+            named=named,
         )
         for way in order
-    ]
-    return h("div", None, key(study), h("div", {"class": "charts wide"}, charts))
+    }
+
+
+def drift_charts(study: Found) -> Html | None:
+    charts = [Html(svg) for svg in drift_svgs(study, named=False).values()]
+    return h("div", None, key(study), h("div", {"class": "charts wide"}, charts)) if charts else None
 
 
 def key(study: Found) -> Html:
