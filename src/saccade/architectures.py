@@ -48,7 +48,6 @@ class ViTSettings:
 
     options: ClassVar[tuple[str, ...]] = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention")
     transformer: ClassVar[bool] = True
-    batch_norm: ClassVar[bool] = False
 
     name: str
     dim: int
@@ -68,6 +67,10 @@ class ViTSettings:
     @property
     def width(self) -> int:
         return self.dim
+
+    @property
+    def batch_norm(self) -> bool:
+        return self.stem == "stages"
 
     @property
     def unit_px(self) -> int:
