@@ -154,7 +154,8 @@ def resolve_length(sections: Sections, images: int, labels: tuple[str, ...] = ()
         train,
         epochs=train.epochs or round(steps * per_step / images, 3),
         log_every=train.log_every or max(1, min(10, steps // 100)),
-        evaluate_every=train.evaluate_every or max(1, math.ceil(steps / 10)),
+        # Early stopping looks twice as often.
+        evaluate_every=train.evaluate_every or max(1, math.ceil(steps / (20 if train.patience else 10))),
         save_every=train.save_every or max(1, min(500, math.ceil(steps / 10))),
     )
     model: ModelConfig = sections["model"]
