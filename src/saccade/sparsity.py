@@ -5,8 +5,8 @@
                       the cuts are moved by K // 2 (as in Swin, Liu et al. 2021, but windows at the border are smaller)
     neighbourhood:K   the K nearest along each axis, K odd; at the border the K that are nearest to it (Hassani et al.
                       2023, arXiv:2204.07143)
-    axial             its own row and its own column, in one softmax (Ho et al. 2019, arXiv:1912.12180; alternating
-                      layers would need two to reach a token on a diagonal from the class token's view)
+    axial             its own row and its own column, in one softmax (Ho et al. 2019, arXiv:1912.12180, take rows and
+                      columns in turn, layer by layer; here every layer sees both)
     strided:S         its own window of S, and every token with the same rest modulo S along each axis, in one softmax
                       (the sparse transformer, Child et al. 2019, arXiv:1904.10509)
 
