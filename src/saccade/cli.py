@@ -5,7 +5,6 @@ Data go to stdout, progress and messages to stderr; exit code 0 is success, 1 a 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from saccade.errors import SaccadeError
+from saccade.terminal import Bar, Data, Grey, Group, Json, Label, Labels, MaxBad, Model, Set, print_json
 
 app = typer.Typer(
     name="saccade",
@@ -25,57 +25,6 @@ app = typer.Typer(
     epilog="DATA: a folder, .zip, .tar[.gz|.xz], .npz, a manifest CSV or Parquet, or synthetic:tissue. "
     "MODEL: a run folder, a weights file, random:NAME or timm:NAME.",
 )
-
-Data = Annotated[str, typer.Argument(metavar="DATA", help="Images: folder, archive, .npz, manifest, synthetic:tissue.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, weights file, random:NAME or timm:NAME.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Grey = Annotated[bool, typer.Option("--grey", help="Show the images without colour.")]
-MaxBad = Annotated[float, typer.Option("--max-bad", help="Stop when a larger fraction of the files is damaged.")]
-Group = Annotated[str | None, typer.Option("--group", help="Column that names patient, slide or source tile.")]
-
-
-class Bar:
-    """Progress on stderr: a bar with images/s and time left, and messages above it."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(stderr=True, highlight=False)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            transient=False,
-        )
-        self.tasks: dict[int, Any] = {}
-
-    def __enter__(self) -> Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def say(self, text: str) -> None:
-        self.bar.console.print(text, markup=False)
-
-    def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
-        kind = "training" if logs else "reading "
-        key = hash((kind, total))
-        if key not in self.tasks:
-            self.tasks[key] = self.bar.add_task(kind, total=total, figures="")
-        figures = ""
-        if logs:
-            figures = f"{logs['images_per_second']:.0f} images/s  loss {logs['loss']:.3f}"
-        self.bar.update(self.tasks[key], completed=step, figures=figures)
-
-
-def _print(value: object) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -95,7 +44,7 @@ def quickstart(
 
     with Bar() as bar:
         found = run(out, minutes=minutes, backbone=backbone, console=bar)
-    _print(found.to_dict()) if as_json else typer.echo(found.text())
+    print_json(found.to_dict()) if as_json else typer.echo(found.text())
 
 
 @app.command()
@@ -111,7 +60,7 @@ def show(
     from saccade.data.audit import render
 
     found = run(data, group=group, max_bad=max_bad, sheet=sheet)
-    _print(found.to_dict()) if as_json else typer.echo(render(found))
+    print_json(found.to_dict()) if as_json else typer.echo(render(found))
 
 
 @app.command()
@@ -133,9 +82,7 @@ def pretrain(
     ] = "microscopy",
     weights: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")
-    ] = None,
+    set_: Set = None,
     group: Group = None,
     max_bad: Annotated[
         float | None, typer.Option("--max-bad", help="Stop when a larger fraction is damaged; 0.05 unless given.")
@@ -196,15 +143,13 @@ def finetune(
     seed: Annotated[int | None, typer.Option(help="Same seed, same run; 0 unless given.")] = None,
     recipe: Annotated[str, typer.Option(help="As in pretrain: which flips and turns mean nothing.")] = "microscopy",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    labels: Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column that names the class.")] = None,
+    labels: Labels = None,
+    label: Label = None,
     group: Group = None,
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Go on although MODEL has seen test images; figures are marked.")
     ] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")
-    ] = None,
+    set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Train with labels, stop early on a grouped validation part, measure on the test part."""
@@ -226,7 +171,7 @@ def finetune(
         "data.label": label,
         "data.group": group,
     }
-    named: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    named = {key: value for key, value in given.items() if value is not None}
     named |= dict(split_pair(pair) for pair in set_ or [])
     options = FinetuneOptions(augment, frozen, recipe, allow_overlap)
     with Bar() as bar:
@@ -235,7 +180,7 @@ def finetune(
             found = runs.read_json(out / "classifier.json")
         else:
             found = api.finetune(model, data, out=out, options=options, settings=named, console=bar)
-    _print(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'report.html'}")
+    print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'report.html'}")
 
 
 @app.command()
@@ -260,8 +205,8 @@ def compare(
     grey: Grey = False,
     test_limit: Annotated[int, typer.Option(help="Most test images, drawn class by class; 0: all.")] = 2000,
     workers: Annotated[int, typer.Option(help="Cells trained side by side.")] = 1,
-    labels: Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column that names the class.")] = None,
+    labels: Labels = None,
+    label: Label = None,
     group: Group = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for every training.")
@@ -325,8 +270,8 @@ def embed(
 @app.command()
 def evaluate(
     models_and_data: Annotated[list[str], typer.Argument(metavar="MODEL... DATA", help="Models, then the images.")],
-    labels: Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")] = None,
-    label: Annotated[str | None, typer.Option("--label", help="Column that names the class.")] = None,
+    labels: Labels = None,
+    label: Label = None,
     group: Group = None,
     fractions: Annotated[str, typer.Option(help="Fractions of the labels to use.")] = "1,0.1,0.01",
     repeats: Annotated[int, typer.Option(help="Draws at each fraction below 1.")] = 5,
@@ -366,7 +311,7 @@ def evaluate(
     )
     with Bar() as bar:
         found = api.evaluate(models, data, options=options, out=out, console=bar)
-    _print(found.to_dict()) if as_json else typer.echo(to_text(found))
+    print_json(found.to_dict()) if as_json else typer.echo(to_text(found))
 
 
 @app.command()
@@ -394,7 +339,7 @@ def attend(
     )
     found = run(model, image, options=options)
     path = found.save(out or Path(f"{image.stem}-attention.png"))
-    _print(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
+    print_json(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
 
 
 @app.command()
@@ -419,7 +364,7 @@ def doctor(as_json: Json = False) -> None:
 
     found = run()
     if as_json:
-        _print(found)
+        print_json(found)
         return
     for key, value in found.items():
         if isinstance(value, dict):

@@ -20,6 +20,7 @@ from saccade.config import Sections
 from saccade.contracts import InputSpec
 from saccade.data.loader import ImageCache
 from saccade.embedding import embed_cached
+from saccade.errors import TrainingError
 from saccade.evaluation.metrics import accuracy, balanced_accuracy
 from saccade.evaluation.probes import knn_scores, logistic_scores
 from saccade.finetuning import FinetuneOptions, supervised_sections
@@ -73,6 +74,9 @@ class CellRun:
         run = self.folder / name
         opened = Opened(self.images.name, len(self.images.train), [], self.images.train)
         training.start(sections, run, Quiet(), opened)
+        reached = int(runs.read_json(run / "model" / "config.json")["about"]["step"])
+        if reached != sections["train"].steps:
+            raise TrainingError("the training was stopped from outside", got=f"step {reached}", hint="compare again")
         # The model is what the study goes on with; checkpoints would fill the disk.
         for part in ("checkpoints", "tensorboard"):
             shutil.rmtree(run / part, ignore_errors=True)

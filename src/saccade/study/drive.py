@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,8 @@ class Worker:
             stderr=self.log,
             env=environment,
             text=True,
+            # Ctrl-C in a terminal reaches the whole group: a run would stop cleanly, and its cell would look done.
+            start_new_session=True,
         )
 
     def ask(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -132,9 +134,10 @@ def _do_cells(out: Path, grid: Grid, waiting: Sequence[Cell], workers: int, cons
     failed: dict[str, str] = {}
     lock, done = threading.Lock(), [0]
     stop = threading.Event()
+    serving: dict[int, Worker] = {}
 
     def serve(number: int) -> None:
-        worker = Worker(out, number, max(1, _cores() // workers))
+        worker = serving[number] = Worker(out, number, max(1, _cores() // workers))
         try:
             while not stop.is_set():
                 try:
@@ -143,28 +146,37 @@ def _do_cells(out: Path, grid: Grid, waiting: Sequence[Cell], workers: int, cons
                     return
                 drift = cell.size == max(grid.sizes) and cell.seed == grid.seeds[0]
                 reply = worker.ask({"kind": "cell", "cell": vars(cell), "with_drift": drift})
+                if reply.get("ended") and stop.is_set():
+                    return
                 with lock:
                     done[0] += 1
                     _tell(cell, reply, failed, console)
                     console.progress(done[0], len(waiting), {})
                 if reply.get("ended"):
                     worker.close()
-                    worker = Worker(out, number, max(1, _cores() // workers))
+                    worker = serving[number] = Worker(out, number, max(1, _cores() // workers))
         finally:
             worker.close()
 
     if waiting:
         with ThreadPoolExecutor(workers) as pool:
-            serving = [pool.submit(serve, number) for number in range(min(workers, len(waiting)))]
+            futures = [pool.submit(serve, number) for number in range(min(workers, len(waiting)))]
             try:
-                for future in serving:
-                    future.result()
+                _wait(futures)
             except KeyboardInterrupt:
                 stop.set()
                 console.say("stopping after the cells that are being trained; a second interrupt ends at once")
-                for future in serving:
-                    future.result()
+                try:
+                    _wait(futures)
+                except KeyboardInterrupt:
+                    for worker in serving.values():
+                        worker.process.kill()
     return failed
+
+
+def _wait(futures: Sequence[Future[None]]) -> None:
+    for future in futures:
+        future.result()
 
 
 def _tell(cell: Cell, reply: dict[str, Any], failed: dict[str, str], console: Console) -> None:

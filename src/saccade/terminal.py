@@ -1,0 +1,64 @@
+"""What the commands share: arguments that mean the same everywhere, the progress bar, results as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[str, typer.Argument(metavar="DATA", help="Images: folder, archive, .npz, manifest, synthetic:tissue.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, weights file, random:NAME or timm:NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Grey = Annotated[bool, typer.Option("--grey", help="Show the images without colour.")]
+MaxBad = Annotated[float, typer.Option("--max-bad", help="Stop when a larger fraction of the files is damaged.")]
+Group = Annotated[str | None, typer.Option("--group", help="Column that names patient, slide or source tile.")]
+
+Labels = Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column that names the class.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")]
+
+
+class Bar:
+    """Progress on stderr: a bar with images/s and time left, and messages above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=False,
+        )
+        self.tasks: dict[int, Any] = {}
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        self.bar.console.print(text, markup=False)
+
+    def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
+        kind = "training" if logs else "reading "
+        key = hash((kind, total))
+        if key not in self.tasks:
+            self.tasks[key] = self.bar.add_task(kind, total=total, figures="")
+        figures = ""
+        if logs:
+            figures = f"{logs['images_per_second']:.0f} images/s  loss {logs['loss']:.3f}"
+        self.bar.update(self.tasks[key], completed=step, figures=figures)
+
+
+def print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
