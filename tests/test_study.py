@@ -1,6 +1,7 @@
 """A study from its grid to its cells: what is trained, what is kept, what goes on where it stood."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -199,6 +200,8 @@ def test_a_worker_answers_errors_and_goes_on(tmp_path):
     images.prepare(tmp_path, study, lambda done, total: None)
     worker = drive.Worker(tmp_path, 0, 1)
     try:
+        # Ctrl-C in a terminal must not reach the training: it would save, end, and look done.
+        assert os.getpgid(worker.process.pid) != os.getpgid(0)
         first = worker.ask({"kind": "drift", "backbone": "resnet99"})
         assert "unknown backbone" in first["error"]
         second = worker.ask({"kind": "drift", "backbone": "resnet10_w8"})
@@ -208,6 +211,25 @@ def test_a_worker_answers_errors_and_goes_on(tmp_path):
     finally:
         worker.close()
     assert sys.executable in str(worker.process.args)
+
+
+def test_a_training_that_was_stopped_is_no_cell(tmp_path, monkeypatch):
+    from saccade.study import cell as cells
+    from saccade.train import loop
+
+    study = StudyConfig(data=DATA, size_px=32, batch=8, steps=6)
+    images.prepare(tmp_path, study, lambda done, total: None)
+
+    class Stopped(loop.StopRequest):
+        def __init__(self):
+            super().__init__()
+            self.requested = "SIGTERM"
+
+    monkeypatch.setattr(loop, "StopRequest", Stopped)
+    cell = Cell("resnet10_w8", "supervised", 16, 0)
+    with pytest.raises(TrainingError, match="stopped from outside"):
+        cells.run_cell(tmp_path, study, images.load(tmp_path), cell, with_drift=False)
+    assert not cell.done(tmp_path)
 
 
 def test_a_backbone_that_cannot_be_trained_is_named(tmp_path, monkeypatch):
