@@ -19,7 +19,7 @@ from saccade.data.loader import ImageCache
 from saccade.data.open import open_source
 from saccade.data.splits import Parts, choose_parts
 from saccade.errors import UsageError
-from saccade.evaluation.guard import check_overlap, check_parts, refuse_overlap, seen_in_pretraining
+from saccade.evaluation.guard import check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
 from saccade.evaluation.protocol import EvalReport, ProtocolConfig
 from saccade.evaluation.protocol import evaluate as run_protocol
 from saccade.evaluation.tables import to_csv, to_markdown
@@ -80,7 +80,7 @@ def pretrain(
     if backbone is not None:
         sections = config.override(sections, {"model.backbone": backbone})
     sections = config.override(sections, settings or {})
-    sections = _absolute_paths(sections)
+    sections = training.absolute_paths(sections)
     folder = training.start(sections, Path(out), console or Quiet())
     return _reported(folder)
 
@@ -169,12 +169,6 @@ def _reported(run: Path) -> Path:
     if runtime.launched_rank() == 0:
         write_report(run)
     return run
-
-
-def _absolute_paths(sections: config.Sections) -> config.Sections:
-    """Files that a resumed run needs are found from any folder."""
-    named = {"data.manifest": sections["data"].manifest, "model.weights": sections["model"].weights}
-    return config.override(sections, {k: str(Path(v).resolve()) for k, v in named.items() if v and Path(v).exists()})
 
 
 def _absolute(data: str | Path) -> str | Path:
@@ -305,13 +299,7 @@ def _names(models: Sequence[str]) -> dict[str, str]:
 
 def _guard(pretrained: Sequence[Mapping[str, Any]], cache: ImageCache, parts: Parts, allow: bool) -> bool:
     """Refuse, or mark, a test part that also lies in the training part or that a model has learned from."""
-    both = check_parts(cache.records, cache.hashes, parts.train.tolist(), parts.test.tolist())
-    marked = refuse_overlap(
-        both,
-        allow=allow,
-        where="training and test part share images or groups",
-        hint="saccade show names the copies; give another split column",
-    )
+    marked = refuse_shared(cache.records, cache.hashes, parts.train.tolist(), parts.test.tolist(), allow=allow)
     for record in pretrained:
         seen = seen_in_pretraining(record)
         overlap = check_overlap(seen, cache.records, cache.hashes, parts.test.tolist())

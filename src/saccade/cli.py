@@ -205,6 +205,9 @@ def compare(
     grey: Grey = False,
     test_limit: Annotated[int, typer.Option(help="Most test images, drawn class by class; 0: all.")] = 2000,
     workers: Annotated[int, typer.Option(help="Cells trained side by side.")] = 1,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Go on although both parts share images; the page says so.")
+    ] = False,
     labels: Labels = None,
     label: Label = None,
     group: Group = None,
@@ -229,6 +232,7 @@ def compare(
         recipe=recipe,
         dino_recipe=f"{recipe},short",
         test_limit=test_limit,
+        allow_overlap=allow_overlap,
         settings=tuple(set_ or ()),
     )
     options = api.CompareOptions(_words(ways), seeds, match, workers, study)

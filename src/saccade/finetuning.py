@@ -24,12 +24,12 @@ from saccade.data.open import open_source
 from saccade.data.source import select
 from saccade.data.splits import Parts, choose_parts, unit_names
 from saccade.errors import UsageError, unknown
-from saccade.evaluation.guard import check_overlap, refuse_overlap, seen_in_pretraining
+from saccade.evaluation.guard import check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
 from saccade.evaluation.metrics import METRICS, interval, resampling_weights
 from saccade.recipes import apply_recipe
 from saccade.train import run as training
 from saccade.train.loop import Console
-from saccade.train.part import hash_of
+from saccade.train.part import hash_of, labels_in
 from saccade.train.settings import DataConfig
 
 Augment = Literal["none", "weak", "strong"]
@@ -114,7 +114,7 @@ def finetune(
     settings   dotted keys, ``data.source`` among them
     """
     settings = named_model(model, settings) | dict(settings)
-    sections = supervised_sections(str(settings["model.backbone"]), options, settings)
+    sections = training.absolute_paths(supervised_sections(str(settings["model.backbone"]), options, settings))
     if sections["supervised"].frozen and not sections["model"].weights:
         raise UsageError("a frozen backbone with random weights learns nothing", hint="name a trained MODEL")
     if not sections["data"].validation:
@@ -130,17 +130,19 @@ def _open(data: DataConfig) -> Source:
 
 
 def _parts(source: Source, held_out: set[str]) -> tuple[Parts, list[str]]:
-    hashes = [hash_of(source, i) or "" for i in range(len(source))]
+    hashes = [hash_of(source, i) or f"unreadable {i}" for i in range(len(source))]
     return choose_parts(source.records, hashes, seed=0, held_out=held_out), hashes
 
 
 def _guard_before(data: DataConfig, weights: str, allow: bool) -> None:
-    """Refuse weights that have seen the test part before an hour is spent on them."""
-    record = runs.data_record(weights) if weights else None
-    if record is None or data.split == "all":
+    """Refuse a test part that the training part or the weights share images with, before an hour is spent."""
+    if data.split == "all":
         return
-    source = _open(data)
-    parts, hashes = _parts(source, set(record.get("held_out", [])))
+    source, record = _open(data), runs.data_record(weights) if weights else None
+    if not labels_in(source):
+        return  # said by what looks for classes
+    parts, hashes = _parts(source, set(record.get("held_out", [])) if record else set())
+    refuse_shared(source.records, hashes, parts.train.tolist(), parts.test.tolist(), allow=allow)
     refuse_overlap(
         check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist()),
         allow=allow,

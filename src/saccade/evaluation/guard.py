@@ -49,6 +49,18 @@ def check_parts(records: Sequence[Record], hashes: Sequence[str], train: Sequenc
     return Overlap(ids, sorted({str(records[i].group) for i in test} & {str(g) for g in groups}))
 
 
+def refuse_shared(
+    records: Sequence[Record], hashes: Sequence[str], train: Sequence[int], test: Sequence[int], *, allow: bool
+) -> bool:
+    """Raise ContaminationError where training and test part share images or groups, unless ``allow``."""
+    return refuse_overlap(
+        check_parts(records, hashes, train, test),
+        allow=allow,
+        where="training and test part share images or groups",
+        hint="saccade show names the copies; give another split column",
+    )
+
+
 def refuse_overlap(overlap: Overlap, *, allow: bool, where: str, hint: str) -> bool:
     """Raise ContaminationError on overlap unless ``allow``; returns whether numbers must be marked."""
     if overlap and not allow:

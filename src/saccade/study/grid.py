@@ -49,6 +49,8 @@ class StudyConfig:
     dino_recipe: str = "microscopy,short"
     test_limit: int = 2000
     """At most so many test images, drawn class by class. 0: all."""
+    allow_overlap: bool = False
+    """Go on although training and test part share images or groups."""
     settings: tuple[str, ...] = ()
     """Further ``key=value`` pairs for every training."""
 

@@ -20,6 +20,7 @@ from saccade.data.loader import ImageCache, build_cache, with_statistics
 from saccade.data.open import open_source
 from saccade.data.splits import choose_parts
 from saccade.errors import DataError, StorageError, UsageError
+from saccade.evaluation.guard import refuse_shared
 from saccade.study.grid import StudyConfig
 from saccade.train.part import draw_nested
 
@@ -57,12 +58,15 @@ def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -
     unseen = {cache.records[int(i)].label for i in parts.test} - labels
     if unseen:
         raise DataError("the test part has classes that the training part lacks", got=", ".join(map(str, unseen)))
+    shared = refuse_shared(
+        cache.records, cache.hashes, parts.train.tolist(), parts.test.tolist(), allow=study.allow_overlap
+    )
     test = parts.test
     if study.test_limit and study.test_limit < len(test):
         test = draw_nested(cache.records, test, study.test_limit, 0)
     described = {
         "name": source.name,
-        "text": parts.text,
+        "text": parts.text + (". WARNING: training and test part share images or groups" if shared else ""),
         "train": parts.train.tolist(),
         "test": np.sort(test).tolist(),
         "offset": cache.offset,

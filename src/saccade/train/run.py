@@ -76,6 +76,12 @@ def default_sections(method: str) -> Sections:
     return sections | {"train": dataclasses.replace(sections["train"], method=method)}
 
 
+def absolute_paths(sections: Sections) -> Sections:
+    """Files that a resumed run needs are found from any folder."""
+    named = {"data.manifest": sections["data"].manifest, "model.weights": sections["model"].weights}
+    return config.override(sections, {k: str(Path(v).resolve()) for k, v in named.items() if v and Path(v).exists()})
+
+
 # --- model --------------------------------------------------------------------------------------
 
 
