@@ -272,3 +272,29 @@ def test_defaults_follow_the_situation():
     for config in (SupervisedConfig(label_smoothing=1.0), SupervisedConfig(layer_decay=0.0)):
         with pytest.raises(UsageError):
             resolve_supervised(config, Facts(**facts))
+
+
+def test_copies_on_both_sides_of_a_split_are_refused(tmp_path):
+    from PIL import Image
+
+    from saccade.api import CompareOptions
+    from saccade.study.grid import StudyConfig
+
+    rows = ["path,label,split"]
+    (tmp_path / "tiles").mkdir()
+    for i in range(24):
+        shown = 0 if i == 23 else i  # the last test image is the first training image
+        pixels = np.random.default_rng(shown).integers(0, 255, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "tiles" / f"{i}.png")
+        rows.append(f"{i}.png,{'ab'[i % 2]},{'train' if i < 12 else 'test'}")
+    (tmp_path / "tiles" / "labels.csv").write_text("\n".join(rows) + "\n")
+    settings = SMALL | {"train.steps": 1, "train.batch": 4}
+    with pytest.raises(ContaminationError, match="share images or groups"):
+        saccade.finetune(NETWORK, tmp_path / "tiles", out=tmp_path / "a", settings=settings)
+    options = FinetuneOptions(allow_overlap=True)
+    found = saccade.finetune(NETWORK, tmp_path / "tiles", out=tmp_path / "a", options=options, settings=settings)
+    assert found["protocol"]["overlap"] and "WARNING" in (tmp_path / "a" / "report.html").read_text()
+    study = CompareOptions(study=StudyConfig(size_px=32, batch=4, steps=1))
+    names = ("resnet10_w8", "vit_micro_patch8_w32")
+    with pytest.raises(ContaminationError, match="share images or groups"):
+        saccade.compare(tmp_path / "tiles", out=tmp_path / "s", backbones=names, sizes=(4,), options=study)
