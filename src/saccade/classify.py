@@ -17,7 +17,7 @@ import torch
 from saccade.backbones.weights import load_model
 from saccade.contracts import InputSpec
 from saccade.data.loader import ImageCache
-from saccade.embedding import answers_cached
+from saccade.embedding import answers_to, whole
 from saccade.errors import ModelError, StorageError
 from saccade.methods.supervised import Supervised, SupervisedConfig
 
@@ -35,7 +35,8 @@ class Classifier:
     def scores(self, cache: ImageCache, indices: np.ndarray, device: torch.device, precision: str) -> np.ndarray:
         """Probabilities [N K] float32 of the images at ``indices``."""
         network = self.network.to(device)
-        answers = answers_cached(network, network.classify, cache, indices, self.spec, device, precision)
+        shown = whole(cache, self.spec)
+        answers = answers_to(shown, network, network.classify, indices, device=device, precision=precision)
         return torch.softmax(torch.from_numpy(answers), dim=1).numpy()
 
 

@@ -23,6 +23,7 @@ from saccade.store import FeatureTable
 
 PIXELS, HISTOGRAM = "pixels", "colour histogram"
 Report = Callable[[int, int], None]
+Shown = Callable[[np.ndarray], torch.Tensor]  # numbers of images -> their pixels [B C S S], normalised
 
 
 def embed_cached(
@@ -36,26 +37,34 @@ def embed_cached(
     batch: int = 128,
 ) -> np.ndarray:
     """Features [N D] float32 of the images at ``indices``: the whole image, evaluation mode."""
-    return answers_cached(network, lambda x: network(x).cls, cache, indices, spec, device, precision, batch)
+    shown = whole(cache, spec)
+    return answers_to(
+        shown, network, lambda x: network(x).cls, indices, device=device, precision=precision, batch=batch
+    )
+
+
+def whole(cache: ImageCache, spec: InputSpec) -> Shown:
+    """Every image whole, as the network is used to it."""
+    return lambda items: plain_view(cache.batch(items), spec)
 
 
 @torch.no_grad()
-def answers_cached(
+def answers_to(
+    shown: Shown,
     network: torch.nn.Module,
     answer: Callable[[torch.Tensor], torch.Tensor],
-    cache: ImageCache,
     indices: np.ndarray,
-    spec: InputSpec,
+    *,
     device: torch.device,
     precision: str,
     batch: int = 128,
 ) -> np.ndarray:
-    """What ``answer`` says of the images at ``indices``, float32, with ``network`` in evaluation mode."""
+    """What ``answer`` says of the images at ``indices``, float32 [N D], with ``network`` in evaluation mode."""
     was_training = network.training
     network.eval()
     rows = []
     for start in range(0, len(indices), batch):
-        pixels = plain_view(cache.batch(indices[start : start + batch]), spec).to(device)
+        pixels = shown(indices[start : start + batch]).to(device)
         with runtime.autocast(device, precision):
             rows.append(answer(pixels).float().cpu())
     network.train(was_training)

@@ -125,8 +125,7 @@ def finetune(
 
 
 def _open(data: DataConfig) -> Source:
-    manifest = Path(data.manifest) if data.manifest else None
-    return open_source(data.source, manifest=manifest, label=data.label or None, group=data.group or None)
+    return open_source(data.source, manifest=data.manifest, label=data.label, group=data.group)
 
 
 def _parts(source: Source, held_out: set[str]) -> tuple[Parts, list[str]]:

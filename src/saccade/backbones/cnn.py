@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from saccade.architectures import MapStem, ResNetSettings, arguments
 from saccade.contracts import Features
 from saccade.errors import ModelError, unknown
+from saccade.nn.tokens import check_pixels
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -94,13 +95,7 @@ class ResNet(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
         """The last map as tokens, its mean as the image's vector; ModelError when the pixels do not fit."""
-        if pixels.ndim != 4 or pixels.shape[1] != self.channels:
-            raise ModelError(
-                "the pixels do not fit the network",
-                got=f"shape {tuple(pixels.shape)}",
-                expected=f"[B {self.channels} Y X]",
-                hint="convert the images to the channels that the model's input asks for",
-            )
+        check_pixels(pixels, self.channels)
         # Channels last: a training step of a narrow network took 0.6 of the time on two cores in bf16.
         x = torch.relu(self.bn1(self.conv1(pixels.contiguous(memory_format=torch.channels_last))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.maxpool(x)))))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from saccade.architectures import ORDER, EquivariantSettings, Group, MapStem, arguments
 from saccade.contracts import Features
-from saccade.errors import ModelError, unknown
+from saccade.errors import unknown
 from saccade.nn.groups import GroupConv, GroupNorm2d, halve, halve_by_maximum, make_odd, over_orientations
+from saccade.nn.tokens import check_pixels
 
 
 class GroupBlock(nn.Module):
@@ -72,13 +73,7 @@ class EquivariantResNet(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
         """The last map as tokens, its mean as the image's vector; ModelError when the pixels do not fit."""
-        if pixels.ndim != 4 or pixels.shape[1] != self.channels:
-            raise ModelError(
-                "the pixels do not fit the network",
-                got=f"shape {tuple(pixels.shape)}",
-                expected=f"[B {self.channels} Y X]",
-                hint="convert the images to the channels that the model's input asks for",
-            )
+        check_pixels(pixels, self.channels)
         if self.lift.stride == 2:
             pixels = make_odd(pixels)
         x = torch.relu(self.bn(self.lift(pixels.contiguous(memory_format=torch.channels_last))))

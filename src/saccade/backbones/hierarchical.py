@@ -24,21 +24,14 @@ from torch import Tensor, nn
 
 from saccade.architectures import HVTSettings, SwinSettings, arguments
 from saccade.contracts import Features
-from saccade.errors import ModelError, UsageError
+from saccade.errors import ModelError
 from saccade.nn.attention import attend
-from saccade.nn.blocks import NORM_EPS, Block, DropPath, Mlp
+from saccade.nn.blocks import NORM_EPS, Block, DropPath, Mlp, drop_rates
 from saccade.nn.positions import Grid, Positions
-from saccade.nn.tokens import PatchEmbed, PatchProjection
+from saccade.nn.tokens import PatchEmbed, PatchProjection, check_pixels
 
 SWIN_NORM_EPS = 1e-5  # torch's own value; the paper's code and timm keep it in Swin alone
 MLP_RATIO = 4
-
-
-def _drop_rates(last: float, depth: int) -> list[float]:
-    """Stochastic depth, rising evenly from 0 in the first block to ``last``; UsageError when out of range."""
-    if not 0 <= last < 1:
-        raise UsageError("drop_path is out of range", got=last, expected="0 <= drop_path < 1")
-    return [last * layer / max(1, depth - 1) for layer in range(depth)]
 
 
 def _initialise(part: nn.Module) -> None:
@@ -246,7 +239,7 @@ class Swin(nn.Module):
         self.name, self.channels, self.patch = s.name, s.channels, s.patch
         self.dim, self.stride_px = 8 * s.dim, 8 * s.patch
         self.patch_embed = NormedPatches(s.channels, s.dim, s.patch)
-        rates, stages = _drop_rates(s.drop_path, sum(s.depths)), []
+        rates, stages = drop_rates(s.drop_path, sum(s.depths)), []
         for stage, (depth, heads) in enumerate(zip(s.depths, s.heads)):
             first = sum(s.depths[:stage])
             drop_paths = rates[first : first + depth]
@@ -270,13 +263,7 @@ class Swin(nn.Module):
 
     def _fitting(self, pixels: Tensor) -> tuple[int, int]:
         """Height and width, if the network runs on these pixels."""
-        if pixels.ndim != 4 or pixels.shape[1] != self.channels:
-            raise ModelError(
-                "the pixels do not fit the network",
-                got=f"shape {tuple(pixels.shape)}",
-                expected=f"[B {self.channels} Y X]",
-                hint="convert the images to the channels that the model's input asks for",
-            )
+        check_pixels(pixels, self.channels)
         height, width = pixels.shape[2:]
         unit = self.settings.unit_px
         if height % unit or width % unit or not height or not width:
@@ -318,7 +305,7 @@ class HVT(nn.Module):
             tables.append(Positions("learned", grid, s.dim, s.heads, prefix=0))
             grid = tuple(math.ceil(length / 2) for length in grid)
         self.positions = nn.ModuleList(tables)
-        rates = _drop_rates(s.drop_path, s.depth)
+        rates = drop_rates(s.drop_path, s.depth)
         self.blocks = nn.ModuleList(Block(s.dim, s.heads, mlp_ratio=MLP_RATIO, drop_path=rate) for rate in rates)
         self.norm = nn.LayerNorm(s.dim, eps=NORM_EPS)
         _initialise(self.blocks)

@@ -18,7 +18,7 @@ from saccade.architectures import ViTSettings, arguments
 from saccade.contracts import Features
 from saccade.errors import UsageError, unknown
 from saccade.nn.attention import attention_rows
-from saccade.nn.blocks import NORM_EPS, Block
+from saccade.nn.blocks import NORM_EPS, Block, drop_rates
 from saccade.nn.local import visible
 from saccade.nn.positions import Grid, Positions, Rotation
 from saccade.nn.tokens import PatchEmbed
@@ -37,12 +37,8 @@ class ViT(nn.Module):
     def __init__(self, settings: ViTSettings):
         super().__init__()
         s = self.settings = settings
-        if s.registers < 0 or not 0 <= s.drop_path < 1:
-            raise UsageError(
-                "registers and drop_path are out of range",
-                got=f"registers {s.registers}, drop_path {s.drop_path}",
-                expected="registers >= 0, 0 <= drop_path < 1",
-            )
+        if s.registers < 0:
+            raise UsageError("registers is out of range", got=s.registers, expected="0 or more")
         self.name, self.dim, self.depth, self.heads = s.name, s.dim, s.depth, s.heads
         self.channels, self.patch, self.stride_px = s.channels, s.patch, s.patch
         self.prefix = 1 + s.registers
@@ -59,11 +55,11 @@ class ViT(nn.Module):
                 s.heads,
                 norm=s.norm,
                 layer_scale=s.layer_scale,
-                drop_path=s.drop_path * layer / max(1, s.depth - 1),
+                drop_path=rate,
                 pattern=self.pattern,
                 layer=layer,
             )
-            for layer in range(s.depth)
+            for layer, rate in enumerate(drop_rates(s.drop_path, s.depth))
         )
         # A post-norm encoder already ends in a norm.
         self.norm = nn.LayerNorm(s.dim, eps=NORM_EPS) if s.norm == "pre" else nn.Identity()

@@ -18,14 +18,16 @@ TABLES = (".csv", ".parquet")
 
 
 def open_source(
-    path: str | Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None
+    path: str | Path, *, manifest: str | Path | None = None, label: str | None = None, group: str | None = None
 ) -> Source:
     """Open images by what ``path`` is; see docs/guides/data.md.
 
     manifest      a CSV or Parquet table (path, label, split, group) that lies apart from the images
     label, group  columns of the table that hold the class and the patient, slide or source
-    Raises DataError or UsageError, naming the path and what to do.
+    An empty text is as good as None: settings files have no None. Raises DataError or UsageError, naming the path and
+    what to do.
     """
+    manifest, label, group = Path(manifest) if manifest else None, label or None, group or None
     if str(path).startswith("synthetic:"):
         if manifest or label or group:
             raise UsageError("synthetic images bring their own labels and groups", got=path)
@@ -33,7 +35,7 @@ def open_source(
     place = Path(path).expanduser()
     if not place.exists():
         raise DataError("no such file or folder", got=place, hint="check the path; or try synthetic:tissue")
-    if manifest is not None and not Path(manifest).is_file():
+    if manifest is not None and not manifest.is_file():
         raise DataError("table not found", got=manifest)
     if place.is_dir():
         return FolderSource(place, manifest=manifest, label=label, group=group)

@@ -23,6 +23,17 @@ CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Co
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
+def check_pixels(pixels: Tensor, channels: int, axes: int = 2) -> None:
+    """ModelError unless these are images with so many channels and axes."""
+    if pixels.ndim != 2 + axes or pixels.shape[1] != channels:
+        raise ModelError(
+            "the pixels do not fit the network",
+            got=f"shape {tuple(pixels.shape)}",
+            expected=f"[B {channels} {' '.join('ZYX'[-axes:])}]",
+            hint="convert the images to the channels that the model's input asks for",
+        )
+
+
 class PatchProjection(nn.Module):
     """Each patch, flattened, times one matrix. The matrix has the layout of a convolution, as in timm.
 
@@ -153,13 +164,7 @@ class PatchEmbed(nn.Module):
         return tuple(length // self.patch for length in size_px)
 
     def forward(self, pixels: Float[Tensor, "B C *size"]) -> Float[Tensor, "B N D"]:
-        if pixels.ndim != 2 + self.axes or pixels.shape[1] != self.channels:
-            raise ModelError(
-                "the pixels do not fit the network",
-                got=f"shape {tuple(pixels.shape)}",
-                expected=f"[B {self.channels} ...] with {self.axes} axes",
-                hint="convert the images to the channels that the model's input asks for",
-            )
+        check_pixels(pixels, self.channels, self.axes)
         self.grid(tuple(pixels.shape[2:]))
         if self.axes == 2 and not isinstance(self.stem, nn.Identity):
             # 0.85 to 0.9 of the time of a step of the conv stem on one core; no loss for stages.

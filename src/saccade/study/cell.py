@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from saccade import config, runs, runtime
 from saccade.backbones.weights import load_model
@@ -19,13 +21,13 @@ from saccade.classify import load_classifier
 from saccade.config import Sections
 from saccade.contracts import InputSpec
 from saccade.data.loader import ImageCache
-from saccade.embedding import embed_cached
+from saccade.embedding import answers_to, embed_cached
 from saccade.errors import TrainingError
 from saccade.evaluation.metrics import accuracy, balanced_accuracy
 from saccade.evaluation.probes import knn_scores, logistic_scores
 from saccade.finetuning import FinetuneOptions, supervised_sections
 from saccade.recipes import apply_recipe
-from saccade.study.conditions import ANGLES, answers, conditions_of, drift
+from saccade.study.conditions import ANGLES, conditions_of, drift, under
 from saccade.study.grid import Cell, StudyConfig, pairs, training_steps
 from saccade.study.images import Images
 from saccade.train import run as training
@@ -91,14 +93,18 @@ class CellRun:
         run = self.train(supervised_sections(self.cell.backbone, options, settings, STEADY), name)
         found = load_classifier(run)
         network = found.network.to(self.device)
-        said = self.under_conditions(network.classify, found.spec)
+        said = self.under_conditions(network, network.classify, found.spec)
         return {c: torch.softmax(torch.from_numpy(x), dim=1).numpy() for c, x in said.items()}, run
 
-    def under_conditions(self, answer: Any, spec: InputSpec) -> Scores:
-        return {
-            condition: answers(answer, self.images.test, spec, condition, device=self.device, precision=self.precision)
-            for condition in conditions_of(spec)
-        }
+    def under_conditions(self, network: nn.Module, answer: Callable[[Tensor], Tensor], spec: InputSpec) -> Scores:
+        test, found = self.images.test, {}
+        for condition in conditions_of(spec):
+            shown = under(condition, test, spec, self.device)
+            everything = np.arange(len(test))
+            found[condition] = answers_to(
+                shown, network, answer, everything, device=self.device, precision=self.precision
+            )
+        return found
 
     def dino(self) -> tuple[Path, Sections]:
         sections = apply_recipe(training.default_sections("dino"), self.study.dino_recipe)
@@ -114,7 +120,7 @@ class CellRun:
         ).train.numbered(self.images.classes)
         everything = np.arange(len(learned))
         train = embed_cached(network, learned, everything, loaded.spec, device=self.device, precision=self.precision)
-        test = self.under_conditions(lambda x: network(x).cls, loaded.spec)
+        test = self.under_conditions(network, lambda x: network(x).cls, loaded.spec)
         labels, classes = learned.labels, len(self.images.classes)
         assert labels is not None
         groups = [record.group for record in learned.records]

@@ -22,7 +22,7 @@ from saccade.augment import intensity
 from saccade.augment.views import normalise, plain_view
 from saccade.contracts import InputSpec
 from saccade.data.loader import ImageCache
-from saccade.runtime import autocast
+from saccade.embedding import Shown, whole
 from saccade.seeds import uniforms
 
 CONDITIONS = ("plain", "turned", "turn 90", "stain", "blur")
@@ -61,28 +61,16 @@ def changed(x: Float[Tensor, "B C S S"], condition: str, items: np.ndarray) -> F
     return intensity.blur_(x.clone(), intensity.draw_blur(sigma, x.shape[-1]))
 
 
-@torch.no_grad()
-def answers(
-    answer: Callable[[Tensor], Tensor],
-    cache: ImageCache,
-    spec: InputSpec,
-    condition: str,
-    *,
-    device: torch.device,
-    precision: str,
-    batch: int = 128,
-) -> np.ndarray:
-    """[N D] float32: what ``answer`` says of every image of the cache under one condition."""
+def under(condition: str, cache: ImageCache, spec: InputSpec, device: torch.device) -> Shown:
+    """The images of the cache as they look under one condition."""
     zero, one = (0.0,) * spec.channels, (1.0,) * spec.channels
-    plain = dataclasses.replace(spec, mean=zero, std=one, grey=False)
-    rows = []
-    for start in range(0, len(cache), batch):
-        items = np.arange(start, min(start + batch, len(cache)))
-        x = changed(plain_view(cache.batch(items), plain).to(device), condition, items)
-        x = normalise(intensity.to_grey(x) if spec.grey else x, spec)
-        with autocast(device, precision):
-            rows.append(answer(x).float().cpu())
-    return torch.cat(rows).numpy()
+    as_they_are = whole(cache, dataclasses.replace(spec, mean=zero, std=one, grey=False))
+
+    def shown(items: np.ndarray) -> Tensor:
+        x = changed(as_they_are(items).to(device), condition, items)
+        return normalise(intensity.to_grey(x) if spec.grey else x, spec)
+
+    return shown
 
 
 @torch.no_grad()

@@ -104,22 +104,27 @@ def _measure_prices(out: Path, grid: Grid, console: Console) -> None:
     path = out / "prices.json"
     known = runs.read_json(path) if path.exists() else {}
     missing = [name for name in grid.backbones if name not in known]
-    for turn in range(2):
-        for name in missing:
-            worker = Worker(out, 0, _cores())
-            found = worker.ask({"kind": "price", "backbone": name})
-            if turn == 0:
-                known[name] = found.get("found", {})
-                known[name]["drift"] = worker.ask({"kind": "drift", "backbone": name}).get("found")
-            elif "found" in found:
-                faster = max(known[name]["images_per_second"], found["found"]["images_per_second"])
-                known[name]["images_per_second"] = faster
-            worker.close()
-            if "error" in found:
-                raise TrainingError(f"{name} cannot be trained here", got=found["error"], hint=f"see {out / 'logs'}")
-            console.say(f"{name}: {known[name]['images_per_second']:.0f} training images/s") if turn else None
+    for name in missing:
+        known[name] = _ask_anew(out, "price", name)
+        known[name]["drift"] = _ask_anew(out, "drift", name)
+    for name in missing:
+        again = _ask_anew(out, "price", name)["images_per_second"]
+        known[name]["images_per_second"] = max(known[name]["images_per_second"], again)
+        console.say(f"{name}: {known[name]['images_per_second']:.0f} training images/s")
     if missing:
         runs.write_json(path, known)
+
+
+def _ask_anew(out: Path, kind: str, backbone: str) -> dict[str, Any]:
+    """The answer of a process of its own, whose peak of memory nothing else has raised."""
+    worker = Worker(out, 0, _cores())
+    try:
+        found = worker.ask({"kind": kind, "backbone": backbone})
+    finally:
+        worker.close()
+    if "error" in found:
+        raise TrainingError(f"{backbone} cannot be trained here", got=found["error"], hint=f"see {out / 'logs'}")
+    return found["found"]
 
 
 def _cores() -> int:
@@ -207,8 +212,7 @@ def page_so_far(out: Path) -> Path:
 def write_page(out: Path, grid: Grid, failed: dict[str, str]) -> Path:
     """Summarise every cell of the grid that is done; write study.json, study.html, study.md and study.csv."""
     study, images = recall(out), load(out)
-    wanted = {cell for cell in grid.cells() if cell.done(out)}
-    cells = [cell for cell in grid.cells() if cell in wanted]
+    cells = [cell for cell in grid.cells() if cell.done(out)]
     truth = images.test.numbered(images.classes).labels
     assert truth is not None
     records: list[Record] = images.test.records

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,12 +64,7 @@ def open_part(data: DataConfig) -> Part:
     By default that is everything but the test part: the one the data bring, or, where labels but no split are
     there, the one that ``evaluate`` would draw. ``all`` takes everything, any other name is a split.
     """
-    source = open_source(
-        data.source,
-        manifest=Path(data.manifest) if data.manifest else None,
-        label=data.label or None,
-        group=data.group or None,
-    )
+    source = open_source(data.source, manifest=data.manifest, label=data.label, group=data.group)
     records = source.records
     if data.split == "all":
         return Part(source, [])

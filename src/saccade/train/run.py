@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from saccade import config, runs, runtime
-from saccade.architectures import parse
+from saccade.architectures import ARCHITECTURES, parse
 from saccade.augment.views import ViewsConfig
 from saccade.backbones.build import Network, build
 from saccade.backbones.weights import load_model, load_timm_state, save_model
@@ -51,7 +51,6 @@ CHANGEABLE = (
     "train.keep",
 )
 """What --resume may set anew: ways out of trouble that leave schedules and data as they are."""
-
 
 OPTIONS = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention", "stem")
 """Settings of ``model`` that go to the network."""
@@ -94,10 +93,10 @@ def model_options(model: ModelConfig) -> dict[str, object]:
         if not value or value == getattr(defaults, name):
             continue
         if name not in known:
-            can = "CNNs" if name == "stem" else "vit_ and hybrid_ backbones"
+            have = sorted({base.partition("_")[0] for base, s in ARCHITECTURES.items() if name in s.options})
             hint = "add _conv to the name instead" if name == "stem" else None
             raise UsageError(
-                f"model.{name} has no effect on {model.backbone}", expected=f"only {can} have it", hint=hint
+                f"model.{name} has no effect on {model.backbone}", expected=" or ".join(have) + "...", hint=hint
             )
         found[name] = value
     return found

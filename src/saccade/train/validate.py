@@ -7,7 +7,7 @@ import torch
 
 from saccade import runtime
 from saccade.data.loader import ImageCache
-from saccade.embedding import answers_cached
+from saccade.embedding import answers_to, whole
 from saccade.evaluation.metrics import balanced_accuracy
 from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
@@ -31,16 +31,9 @@ class Validation:
             self.best, self.best_step = tuple(found["score"]), int(found["step"])
 
     def __call__(self, step: int) -> dict[str, float]:
-        plan, everything = self.plan, np.arange(len(self.images))
-        scores = answers_cached(
-            self.method,
-            self.method.classify,
-            self.images,
-            everything,
-            plan.spec,
-            plan.device,
-            str(plan.train.precision),
-        )
+        plan, method, everything = self.plan, self.method, np.arange(len(self.images))
+        shown, precision = whole(self.images, plan.spec), str(plan.train.precision)
+        scores = answers_to(shown, method, method.classify, everything, device=plan.device, precision=precision)
         labels = self.images.labels
         assert labels is not None and plan.train.evaluate_every
         loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.from_numpy(labels)))
