@@ -52,11 +52,10 @@ class CellRun:
         assert self.truth is not None
         self.batch = min(study.batch, cell.size)
 
-    def settings(self, way: str, share: float = 1.0) -> dict[str, Any]:
-        """Settings of one training; ``share`` of the budget."""
+    def settings(self, way: str) -> dict[str, Any]:
+        """Settings of one training, which are the same wherever it starts from."""
         study, cell = self.study, self.cell
         steps = training_steps(study, cell.backbone, way, self.images.train.channels, self.batch)
-        steps = max(1, round(share * steps))
         return {
             "data.source": study.data,
             "data.grey": study.grey,
@@ -86,7 +85,7 @@ class CellRun:
 
     def supervised(self, augment: str, name: str, weights: Path | None = None) -> tuple[Scores, Path]:
         """Train a classifier and answer for the test images under every condition."""
-        settings = self.settings("supervised", share=1.0 if weights is None else 0.5)
+        settings = self.settings("supervised")
         if weights is not None:
             settings["model.weights"] = str(weights)
         options = FinetuneOptions(augment, recipe=self.study.recipe)

@@ -280,7 +280,7 @@ def _budget(study: StudyConfig, described: dict[Cell, Any]) -> str:
         for cell, found in described.items():
             steps.setdefault(cell.backbone, set()).add(int(found["steps"]))
         words += "; steps: " + ", ".join(f"{name} {min(n):,} to {max(n):,}" for name, n in steps.items())
-    end = "Fine-tuning after DINO has half of that on top. The last weights count: nothing is chosen by the test part."
+    end = "Fine-tuning after DINO has the same again. The last weights count: nothing is chosen by the test part."
     return f"{words}. {end}"
 
 

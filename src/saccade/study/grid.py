@@ -32,7 +32,7 @@ class StudyConfig:
     """Everything that must stay the same between cells, so that they can be compared.
 
     steps, flops   the budget of one training: optimiser steps, or floating-point operations; one of them is 0.
-                   Fine-tuning after DINO has half of it on top.
+                   Fine-tuning after DINO has the same again.
     """
 
     data: str = ""
