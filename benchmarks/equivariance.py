@@ -1,9 +1,9 @@
 """What built-in equivariance costs, and how far representations move when the image is turned.
 
-    python benchmarks/equivariance.py [--batch 32] [--size 64] [--rounds 5] [--model RUN ...] [--escnn] [--json]
+    python benchmarks/equivariance.py [--batch 32] [--size 64] [--width 64] [--threads 1] [--rounds 5] [--model RUN ...] [--escnn] [--json]
 
 Time: forward and backward of resnet18_c4, _d4 and _c8 beside the plain resnet18 with the same feature maps (as many
-channels over all orientations), A B A B in one process, one thread, bf16 and float32. With --escnn also one group
+channels over all orientations), A B A B in one process, bf16 and float32. With --escnn also one group
 convolution of escnn (Weiler and Cesa 2019), where that package runs. Drift: the mean distance by which the image
 vector moves when a tissue tile is turned, over the mean distance between two tiles, every 15 degrees; random weights
 after a few batches of statistics, and any models that are named. The last line is one JSON object.
@@ -54,7 +54,7 @@ def prices(options: argparse.Namespace) -> dict[str, Any]:
     x = torch.randn(options.batch, 3, options.size, options.size)
     found: dict[str, Any] = {}
     for group in ("c4", "d4", "c8"):
-        names = {"ours": f"resnet18_{group}", "plain": "resnet18"}
+        names = {"ours": f"resnet18_{group}_w{options.width}", "plain": f"resnet18_w{options.width}"}
         pair = {key: build(name, size_px=options.size) for key, name in names.items()}
         for bf16 in (True, False):
             works = {name: (lambda n=net, b=bf16: step(n, x, b)) for name, net in pair.items()}
@@ -102,12 +102,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--escnn", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     runtime.keep_freed_memory()
     found: dict[str, Any] = {"time": prices(options)}
     if options.escnn:

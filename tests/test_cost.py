@@ -141,3 +141,21 @@ def test_what_cannot_be_is_refused():
         cost("resnet18", size_px=64, channels=0)
     with pytest.raises(UsageError, match="no width"):
         matched("resnet10", 10**13, "params", size_px=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16", {"positions": "polar"}),
+        ("vit_tiny_patch16", {"norm": "mid"}),
+        ("vit_tiny_patch16", {"attention": "window"}),
+        ("vit_tiny_patch16", {"registers": -1}),
+        ("hvt_tiny_patch16", {"drop_path": 1.0}),
+        ("resnet18_c4", {"stem": "big"}),
+    ],
+)
+def test_values_that_no_network_takes_have_no_price(name, options):
+    with pytest.raises(UsageError, match=next(iter(options))):
+        cost(name, size_px=64, options=options)
+    with pytest.raises(UsageError, match=next(iter(options))):
+        build(name, options=options)

@@ -16,9 +16,10 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from saccade.errors import UsageError, unknown
+from saccade.sparsity import parse_pattern
 
 PatchStem = Literal["linear", "conv", "stages"]
 """linear: patches times one matrix; conv: a few convolutions; stages: residual stages, which makes it a hybrid."""
@@ -28,6 +29,7 @@ Positions = Literal["learned", "sincos", "rotary", "none"]
 Norm = Literal["pre", "post"]
 Group = Literal["c4", "d4", "c8"]
 ORDER: dict[str, int] = {"c4": 4, "d4": 8, "c8": 8}
+WORDS = {"positions": get_args(Positions), "norm": get_args(Norm), "stem": get_args(MapStem)}
 
 
 def stem_for(size_px: int) -> MapStem:
@@ -37,8 +39,26 @@ def stem_for(size_px: int) -> MapStem:
     return "small" if size_px <= 64 else "imagenet"
 
 
+class Checked:
+    """Settings whose ``options`` are looked at when they are made: UsageError for a value that none of them takes."""
+
+    options: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        for name in self.options:
+            value = getattr(self, name)
+            if name in WORDS and value not in WORDS[name]:
+                raise unknown(name, str(value), WORDS[name])
+            if name == "attention":
+                parse_pattern(value)
+            if name == "registers" and value < 0:
+                raise UsageError("registers is out of range", got=value, expected="0 or more")
+            if name == "drop_path" and not 0 <= value < 1:
+                raise UsageError("drop_path is out of range", got=value, expected="0 <= drop_path < 1")
+
+
 @dataclass(frozen=True)
-class ViTSettings:
+class ViTSettings(Checked):
     """Everything that makes one ViT. ``size_px`` is the side the learned positions are made for.
 
     attention    full | window:K | neighbourhood:K | axial | strided:K, see nn/local
@@ -79,7 +99,7 @@ class ViTSettings:
 
 
 @dataclass(frozen=True)
-class ResNetSettings:
+class ResNetSettings(Checked):
     """Everything that makes one ResNet. ``width``: channels of the first stage, 64 in the paper."""
 
     options: ClassVar[tuple[str, ...]] = ("stem",)
@@ -97,7 +117,7 @@ class ResNetSettings:
 
 
 @dataclass(frozen=True)
-class EquivariantSettings:
+class EquivariantSettings(Checked):
     """A ResNet of basic blocks whose channels are fields over a group. ``width``: fields times orientations."""
 
     options: ClassVar[tuple[str, ...]] = ("stem",)
@@ -115,7 +135,7 @@ class EquivariantSettings:
 
 
 @dataclass(frozen=True)
-class SwinSettings:
+class SwinSettings(Checked):
     """Swin: windows of ``window`` x ``window`` tokens, shifted in every second layer; ``dim``: of the first stage."""
 
     options: ClassVar[tuple[str, ...]] = ("drop_path",)
@@ -143,7 +163,7 @@ class SwinSettings:
 
 
 @dataclass(frozen=True)
-class HVTSettings:
+class HVTSettings(Checked):
     """A ViT that halves the sides of its map by max pooling, before the blocks named in ``pools``."""
 
     options: ClassVar[tuple[str, ...]] = ("drop_path",)
@@ -294,7 +314,7 @@ def _heads(width: int, head_width: float) -> int:
 def configured(
     name: str, *, channels: int = 3, size_px: int = 224, options: Mapping[str, object] | None = None
 ) -> Settings:
-    """Settings of a name with everything decided. Raises UsageError for an unknown name or option."""
+    """Settings of a name with everything decided. Raises UsageError for an unknown name or option, or its value."""
     settings = parse(name)
     given = dict(options or {})
     for key in given:

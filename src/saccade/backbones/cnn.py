@@ -6,15 +6,15 @@ where a 7x7 convolution and a pool would leave a single position.
 
 from __future__ import annotations
 
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.architectures import MapStem, ResNetSettings, arguments
+from saccade.architectures import ResNetSettings, arguments
 from saccade.contracts import Features
-from saccade.errors import ModelError, unknown
+from saccade.errors import ModelError
 from saccade.nn.tokens import check_pixels
 
 
@@ -62,14 +62,11 @@ class ResNet(nn.Module):
     """Four stages of residual blocks; each but the first halves the map and doubles the channels.
 
     ``stride_px`` is the side of the image part that one token stands for.
-    Raises UsageError for an unknown stem.
     """
 
     def __init__(self, settings: ResNetSettings):
         super().__init__()
         s = self.settings = settings
-        if s.stem not in get_args(MapStem):
-            raise unknown("stem", str(s.stem), get_args(MapStem))
         self.name, self.channels = s.name, s.channels
         kernel, stride = {"imagenet": (7, 2), "small": (3, 2), "cifar": (3, 1)}[s.stem]
         self.conv1, self.bn1 = _conv(s.channels, s.width, kernel, stride), nn.BatchNorm2d(s.width)

@@ -228,10 +228,7 @@ class NormedPatches(nn.Module):
 
 
 class Swin(nn.Module):
-    """Four stages of attention in windows; runs at every size that is a multiple of ``settings.unit_px``.
-
-    Raises UsageError for a drop_path out of range.
-    """
+    """Four stages of attention in windows; runs at every size that is a multiple of ``settings.unit_px``."""
 
     def __init__(self, settings: SwinSettings):
         super().__init__()
@@ -290,8 +287,7 @@ def pool_tokens(x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> tuple[Float
 class HVT(nn.Module):
     """A ViT without class token that pools its tokens before the blocks ``settings.pools``.
 
-    Any image size that patches divide. Raises UsageError for a drop_path out of range, ModelError where
-    ``settings.size_px`` is not a multiple of the patch.
+    Any image size that patches divide. Raises ModelError where ``settings.size_px`` is not a multiple of the patch.
     """
 
     def __init__(self, settings: HVTSettings):

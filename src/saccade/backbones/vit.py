@@ -37,8 +37,6 @@ class ViT(nn.Module):
     def __init__(self, settings: ViTSettings):
         super().__init__()
         s = self.settings = settings
-        if s.registers < 0:
-            raise UsageError("registers is out of range", got=s.registers, expected="0 or more")
         self.name, self.dim, self.depth, self.heads = s.name, s.dim, s.depth, s.heads
         self.channels, self.patch, self.stride_px = s.channels, s.patch, s.patch
         self.prefix = 1 + s.registers

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saccade.architectures import Norm
-from saccade.errors import ModelError, UsageError, unknown
+from saccade.errors import ModelError, unknown
 from saccade.nn.attention import attend
 from saccade.nn.local import attend_local
 from saccade.nn.positions import Grid, Rotation, rotate
@@ -49,9 +49,7 @@ class DropPath(nn.Module):
 
 
 def drop_rates(last: float, depth: int) -> list[float]:
-    """Stochastic depth, rising evenly from 0 in the first block to ``last``; UsageError when out of range."""
-    if not 0 <= last < 1:
-        raise UsageError("drop_path is out of range", got=last, expected="0 <= drop_path < 1")
+    """Stochastic depth, rising evenly from 0 in the first block to ``last``."""
     return [last * layer / max(1, depth - 1) for layer in range(depth)]
 
 
