@@ -1,6 +1,7 @@
 """What built-in equivariance costs, and how far representations move when the image is turned.
 
-    python benchmarks/equivariance.py [--batch 32] [--size 64] [--width 64] [--threads 1] [--rounds 5] [--model RUN ...] [--escnn] [--json]
+    python benchmarks/equivariance.py [--batch 32] [--size 64] [--width 64] [--threads 1] [--rounds 5] [--model RUN ...]
+        [--escnn] [--json]
 
 Time: forward and backward of resnet18_c4, _d4 and _c8 beside the plain resnet18 with the same feature maps (as many
 channels over all orientations), A B A B in one process, bf16 and float32. With --escnn also one group
