@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -211,6 +212,26 @@ def test_a_worker_answers_errors_and_goes_on(tmp_path):
     finally:
         worker.close()
     assert sys.executable in str(worker.process.args)
+
+
+def test_a_worker_ends_with_the_one_who_asked(tmp_path):
+    """Killed, a study leaves no process behind that writes into cells which the next call trains."""
+    study, cell = StudyConfig(data=DATA, size_px=32, batch=8, steps=100_000), Cell("resnet10_w8", "supervised", 16, 0)
+    drive.remember(tmp_path, study)
+    images.prepare(tmp_path, study, lambda done, total: None)
+    worker = drive.Worker(tmp_path, 0, 1)
+    try:
+        worker.process.stdin.write(json.dumps({"kind": "cell", "cell": vars(cell), "with_drift": False}) + "\n")
+        worker.process.stdin.flush()
+        metrics, began = cell.folder(tmp_path) / "run" / "metrics.jsonl", time.monotonic()
+        while not metrics.exists():
+            assert worker.process.poll() is None and time.monotonic() - began < 100
+            time.sleep(0.1)
+        worker.process.stdin.close()
+        assert worker.process.wait(timeout=20) == 1
+        assert not cell.done(tmp_path)
+    finally:
+        worker.close()
 
 
 def test_a_training_that_was_stopped_is_no_cell(tmp_path, monkeypatch):
