@@ -19,7 +19,7 @@ LINES = (
     ("var(--line-4,#7a4fa3)", "10 3 2 3"),
 )
 LETTER_PX = 6.9
-"""Mean width of a letter at 12 px in the usual interface fonts; text is laid out without measuring it."""
+"""Mean width of a letter at 12 px in Arial; text is laid out without measuring it."""
 
 Points = tuple[Sequence[float], Sequence[float]]
 
@@ -154,7 +154,7 @@ def svg_head(title: str, y_label: str, size: tuple[int, int], summary: str) -> s
     unit = f"<tspan {faint}>{html.escape(y_label)}</tspan>" if y_label else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" '
-        f'font-family="system-ui,sans-serif" font-size="12" fill="currentColor">'
+        f'font-family="Arial,Helvetica,sans-serif" font-size="12" fill="currentColor">'
         f"<title>{html.escape(f'{title}. {summary}')}</title>"
         f'<text x="0" y="16" font-size="14" font-weight="600">{html.escape(title)}{unit}</text>'
     )
