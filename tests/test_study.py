@@ -105,6 +105,10 @@ def test_a_cell_that_fails_costs_only_itself(study, tmp_path, monkeypatch):
     assert "ended with code -9" in (tmp_path / "s" / "study.html").read_text()
 
 
+def test_a_page_names_no_folder_of_this_machine():
+    assert drive._shown("/home/someone/tiles.zip") == "tiles.zip" and drive._shown(DATA) == DATA
+
+
 def test_grids_that_cannot_be_meant():
     good = Grid(("a", "b"), ("dino",), (10,), (0,))
     for grid, study, said in (

@@ -50,12 +50,14 @@ class Bar:
         self.bar.console.print(text, markup=False)
 
     def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
-        kind = "training" if logs else "reading "
+        kind = "reading " if not logs else "training" if "loss" in logs else "cells   "
         key = hash((kind, total))
         if key not in self.tasks:
             self.tasks[key] = self.bar.add_task(kind, total=total, figures="")
         figures = ""
-        if logs:
+        if "failed" in logs:
+            figures = f"{logs['failed']:.0f} failed"
+        elif logs:
             figures = f"{logs['images_per_second']:.0f} images/s  loss {logs['loss']:.3f}"
         self.bar.update(self.tasks[key], completed=step, figures=figures)
 

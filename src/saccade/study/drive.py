@@ -156,7 +156,7 @@ def _do_cells(out: Path, grid: Grid, waiting: Sequence[Cell], workers: int, cons
                 with lock:
                     done[0] += 1
                     _tell(cell, reply, failed, console)
-                    console.progress(done[0], len(waiting), {})
+                    console.progress(done[0], len(waiting), {"failed": len(failed)})
                 if reply.get("ended"):
                     worker.close()
                     worker = serving[number] = Worker(out, number, max(1, _cores() // workers))
@@ -222,14 +222,15 @@ def write_page(out: Path, grid: Grid, failed: dict[str, str]) -> Path:
     prices = runs.read_json(out / "prices.json")
     value = {
         "data": {
-            "name": images.name,
+            "name": _shown(images.name),
             "n_train": len(images.train),
             "n_test": len(images.test),
             "groups_test": len({group for group in groups if group is not None}),
             "classes": images.classes,
             "text": images.text,
         },
-        "settings": {key: v for key, v in vars(study).items() if v not in ("", (), 0, 0.0)},
+        "settings": {key: v for key, v in vars(study).items() if v not in ("", (), 0, 0.0)}
+        | {name: _shown(value) for name, value in (("data", study.data), ("manifest", study.manifest)) if value},
         "budget": _budget(study, described),
         "protocol": _protocol(study, grid),
         "backbones": list(grid.backbones),
@@ -246,6 +247,11 @@ def write_page(out: Path, grid: Grid, failed: dict[str, str]) -> Path:
     }
     runs.write_json(out / "study.json", value)
     return write_study(out)
+
+
+def _shown(data: str) -> str:
+    """A page goes to others: of a place on this machine it says the last name only."""
+    return data if data.startswith("synthetic:") else Path(data).name
 
 
 def _answers(out: Path, cell: Cell) -> list[Answers]:
