@@ -397,7 +397,7 @@ def test_koleo_adds_to_the_loss_but_not_to_what_is_logged_as_the_loss():
     plain, spread = (method_of(dataclasses.replace(CONFIG, koleo=weight)) for weight in (0.0, 0.5))
     one, other = (m.step(views_of(6), at(0, 10)) for m in (plain, spread))
     assert "koleo" not in one.logs
-    assert float(other.logs["loss"]) == pytest.approx(float(one.loss))
+    assert float(other.logs["loss"]) == pytest.approx(float(one.loss.detach()))
     assert float(other.loss) == pytest.approx(float(one.loss + 0.5 * other.logs["koleo"]))
 
 
