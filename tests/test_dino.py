@@ -20,6 +20,7 @@ from saccade.contracts import Batch, Features, InputSpec, Progress, View
 from saccade.methods import dino
 from saccade.methods.base import Facts
 from saccade.methods.dino import Dino, DinoConfig, Head, center_and_sharpen, dino_loss, entropy, resolve_dino, sinkhorn
+from saccade.methods.parts import image_vectors
 
 GOLDEN = Path(__file__).parent / "golden" / "dino.json"
 CONFIG = DinoConfig(
@@ -170,7 +171,7 @@ def test_sinkhorn_is_used_when_asked_for():
     method.center += 5 * logits(24)  # must have no effect
     answers = method.teacher_head(method.teacher(torch.cat([v.pixels for v in views[:2]])).cls)
     expected = dino_loss(
-        method.student_head(dino._by_size(method.student, views)).view(4, 8, 24),
+        method.student_head(image_vectors(method.student, views)).view(4, 8, 24),
         sinkhorn(answers, 0.04, lambda x: x).view(2, 8, 24),
         0.1,
     )

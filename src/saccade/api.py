@@ -24,7 +24,7 @@ from saccade.evaluation.protocol import EvalReport, ProtocolConfig
 from saccade.evaluation.protocol import evaluate as run_protocol
 from saccade.evaluation.tables import to_csv, to_markdown
 from saccade.finetuning import FinetuneOptions
-from saccade.recipes import apply_recipe
+from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
 from saccade.store import FeatureTable, save_table
 from saccade.study import drive
@@ -75,7 +75,7 @@ def pretrain(
                what is left open is decided from the data and printed
     Raises UsageError, DataError, NonFiniteLoss, StorageError.
     """
-    sections = apply_recipe(training.default_sections(method), recipe)
+    sections = sections_for(method, recipe)
     sections = config.override(sections, {"data.source": str(_absolute(data))})
     if backbone is not None:
         sections = config.override(sections, {"model.backbone": backbone})

@@ -27,9 +27,16 @@ MapStem = Literal["imagenet", "small", "cifar"]
 """imagenet: 7x7 stride 2 and a pool (stride 4); small: 3x3 stride 2; cifar: 3x3 stride 1."""
 Positions = Literal["learned", "sincos", "rotary", "none"]
 Norm = Literal["pre", "post"]
+Pool = Literal["cls", "mean"]
+"""What a ViT gives as the image's vector: its class token, or the mean of its patches."""
 Group = Literal["c4", "d4", "c8"]
 ORDER: dict[str, int] = {"c4": 4, "d4": 8, "c8": 8}
-WORDS = {"positions": get_args(Positions), "norm": get_args(Norm), "stem": get_args(MapStem)}
+WORDS = {
+    "positions": get_args(Positions),
+    "norm": get_args(Norm),
+    "stem": get_args(MapStem),
+    "pool": get_args(Pool),
+}
 
 
 def stem_for(size_px: int) -> MapStem:
@@ -66,7 +73,15 @@ class ViTSettings(Checked):
     drop_path    stochastic depth of the last layer; the first has 0, those between rise evenly
     """
 
-    options: ClassVar[tuple[str, ...]] = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention")
+    options: ClassVar[tuple[str, ...]] = (
+        "positions",
+        "norm",
+        "registers",
+        "layer_scale",
+        "drop_path",
+        "attention",
+        "pool",
+    )
     transformer: ClassVar[bool] = True
 
     name: str
@@ -83,6 +98,12 @@ class ViTSettings(Checked):
     layer_scale: float | None = None
     drop_path: float = 0.0
     attention: str = "full"
+    pool: Pool = "cls"
+
+    @property
+    def maskable(self) -> bool:
+        """Whether patches can be left out: none has seen another before the first block, and all see all after."""
+        return self.stem == "linear" and self.attention == "full"
 
     @property
     def width(self) -> int:
@@ -104,6 +125,7 @@ class ResNetSettings(Checked):
 
     options: ClassVar[tuple[str, ...]] = ("stem",)
     transformer: ClassVar[bool] = False
+    maskable: ClassVar[bool] = False
     batch_norm: ClassVar[bool] = True
     unit_px: ClassVar[int] = 8  # any size runs; multiples of 8 keep the maps even
 
@@ -122,6 +144,7 @@ class EquivariantSettings(Checked):
 
     options: ClassVar[tuple[str, ...]] = ("stem",)
     transformer: ClassVar[bool] = False
+    maskable: ClassVar[bool] = False
     batch_norm: ClassVar[bool] = True
     unit_px: ClassVar[int] = 8
 
@@ -140,6 +163,7 @@ class SwinSettings(Checked):
 
     options: ClassVar[tuple[str, ...]] = ("drop_path",)
     transformer: ClassVar[bool] = True
+    maskable: ClassVar[bool] = False
     batch_norm: ClassVar[bool] = False
 
     name: str
@@ -168,6 +192,7 @@ class HVTSettings(Checked):
 
     options: ClassVar[tuple[str, ...]] = ("drop_path",)
     transformer: ClassVar[bool] = True
+    maskable: ClassVar[bool] = False
     batch_norm: ClassVar[bool] = False
 
     name: str

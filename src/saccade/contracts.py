@@ -124,12 +124,22 @@ class View:
     pixels  [B C Y X] float32, normalised as the InputSpec says
     box     [B 4] float32: top, left, height, width of the crop in pixels of the source image
     labels  [B] long: number of each image's class, where a run learns from labels
+    items   [B] long on the CPU: number of each image; what a method draws for an image depends on it (see seeds)
     """
 
     role: Role
     pixels: Tensor
     box: Tensor
     labels: Tensor | None = None
+    items: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Patches that a network may not see: where [B N] bool, and the token [D] that stands for them."""
+
+    where: Tensor
+    token: Tensor
 
 
 @dataclass
@@ -151,7 +161,7 @@ class StepOutput:
     """What a method returns: ``loss`` scalar float32 with gradient, ``logs`` plain 0-d tensors or floats."""
 
     loss: Tensor
-    logs: dict[str, Tensor | float]
+    logs: Mapping[str, Tensor | float]
 
 
 class Backbone(Protocol):

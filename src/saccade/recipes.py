@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from saccade.config import Sections, override
 from saccade.errors import unknown
+from saccade.methods.build import method_defaults
+from saccade.train.run import default_sections
 
 RECIPES: dict[str, tuple[str, dict[str, object]]] = {
     "microscopy": ("stained tissue and cells, in colour (the default)", {}),
@@ -39,6 +41,11 @@ RECIPES: dict[str, tuple[str, dict[str, object]]] = {
         },
     ),
 }
+
+
+def sections_for(method: str, recipe: str) -> Sections:
+    """Every section for one method and recipe; what a method cannot do without goes before the recipe."""
+    return override(apply_recipe(default_sections(method), recipe), method_defaults(method))
 
 
 def apply_recipe(sections: Sections, names: str) -> Sections:

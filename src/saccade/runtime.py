@@ -138,6 +138,22 @@ def gather_over_ranks(x: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return gather_over_ranks(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = sum_over_ranks(grad)
+        return grad.view(world_size(), -1, *grad.shape[1:])[rank()]
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """[W B ...] the rows of all processes, each gradient back to the process that its rows came from."""
+    return x if world_size() == 1 else _Gather.apply(x)
+
+
 def max_over_ranks(value: float) -> float:
     """The largest of a number over all processes: a plan must fit the slowest."""
     if world_size() == 1:

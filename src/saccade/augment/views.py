@@ -182,7 +182,7 @@ def make_views(
     labels = None if batch.labels is None else batch.labels.to(device)
     for r in roles:
         boxes = r.crops.boxes().unflatten(0, (images, -1)).transpose(0, 1).to(device)
-        made += [View(r.role, one, box, labels) for one, box in zip(r.out, boxes, strict=True)]
+        made += [View(r.role, one, box, labels, batch.indices.cpu()) for one, box in zip(r.out, boxes, strict=True)]
     return made
 
 

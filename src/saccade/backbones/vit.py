@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saccade.architectures import ViTSettings, arguments
-from saccade.contracts import Features
+from saccade.contracts import Features, Hidden
 from saccade.errors import UsageError, unknown
 from saccade.nn.attention import attention_rows
 from saccade.nn.blocks import NORM_EPS, Block, drop_rates
@@ -76,24 +76,51 @@ class ViT(nn.Module):
         """Arguments of ``backbones.build.build`` that make this network again."""
         return arguments(self.settings)
 
-    def _enter(self, pixels: Tensor) -> tuple[Float[Tensor, "B N_all D"], Grid, Rotation | None]:
+    def _enter(
+        self, pixels: Tensor, keep: Tensor | None = None, hidden: Hidden | None = None
+    ) -> tuple[Float[Tensor, "B N_all D"], Grid, Rotation | None]:
         """Tokens as the first block gets them: class token, registers, patches in row-major order."""
         tokens = self.patch_embed(pixels)
         grid = self.patch_embed.grid(tuple(pixels.shape[2:]))
+        if hidden is not None:
+            tokens = torch.where(hidden.where[..., None], hidden.token.to(tokens.dtype), tokens)
         added = self.positions.added(grid, tokens)
         if added is not None:
             tokens = tokens + added
+        rotation = self.positions.rotation(grid, tokens)
+        if keep is not None:
+            tokens = tokens.gather(1, keep[..., None].expand(-1, -1, self.dim))
+            rotation = None if rotation is None else self._rotation_of(rotation, keep)
         first = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
         tokens = torch.cat([*(t.expand(len(tokens), -1, -1) for t in first), tokens], dim=1)
-        return tokens, grid, self.positions.rotation(grid, tokens)
+        return tokens, grid, rotation
 
-    def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
-        """Features after the final norm; ModelError when the pixels do not fit."""
-        x, grid, rotation = self._enter(pixels)
+    def _rotation_of(self, rotation: Rotation, keep: Tensor) -> Rotation:
+        """The turns of the prefix and of the patches that are kept, for every image its own."""
+        prefix = torch.arange(self.prefix, device=keep.device).expand(len(keep), -1)
+        rows = torch.cat([prefix, keep + self.prefix], dim=1)
+        cos, sin = rotation
+        return cos[rows][:, None], sin[rows][:, None]
+
+    def forward(
+        self,
+        pixels: Float[Tensor, "B C Y X"],
+        *,
+        keep: Int[Tensor, "B M"] | None = None,
+        hidden: Hidden | None = None,
+    ) -> Features:
+        """Features after the final norm; ModelError when the pixels do not fit.
+
+        keep     numbers of the patches that the encoder sees; the others are left out, and ``tokens`` has M of them
+        hidden   patches whose content is replaced by a token of the caller's, while their place stays known
+        Both only where ``settings.maskable``.
+        """
+        x, grid, rotation = self._enter(pixels, keep, hidden)
         for block in self.blocks:
             x = block(x, rotation, grid)
         x = self.norm(x)
-        return Features(cls=x[:, 0], tokens=x[:, self.prefix :], grid=grid)
+        tokens = x[:, self.prefix :]
+        return Features(cls=tokens.mean(dim=1) if self.settings.pool == "mean" else x[:, 0], tokens=tokens, grid=grid)
 
     def attention(
         self, pixels: Float[Tensor, "B C Y X"], *, layer: int = -1, rows: Int[Tensor, "R"]

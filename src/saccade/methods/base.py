@@ -19,6 +19,8 @@ class Facts:
     images      that are learned from          batch   images of an optimiser step
     batch_norm  the network has batch norm     labels  the classes of the data, empty where there are none
     pretrained  the run starts from weights    transformer  the network is one
+    maskable    patches can be left out of it           view_px, unit_px  of a global view, and what divides it
+    dim         width of its tokens
     """
 
     images: int
@@ -26,6 +28,10 @@ class Facts:
     steps: int
     batch_norm: bool = False
     transformer: bool = True
+    maskable: bool = True
+    view_px: int = 64
+    unit_px: int = 8
+    dim: int = 192
     pretrained: bool = False
     labels: tuple[str, ...] = ()
 

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.contracts import Features, Progress, StepOutput, View
+from saccade.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
 from saccade.methods.base import Facts, Method
+from saccade.methods.parts import follow, image_vectors, on_the_way, projection
 from saccade.runtime import gather_over_ranks, mean_over_ranks, rank, sum_over_ranks
 
 SHORT_STEPS = 20_000
@@ -109,20 +110,9 @@ class Head(nn.Module):
     def __init__(self, dim: int, config: DinoConfig):
         super().__init__()
         assert config.out_dim and config.head_hidden and config.bottleneck
-        hidden, batch = config.head_hidden, config.head_norm == "batch"
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden),
-            nn.BatchNorm1d(hidden) if batch else nn.Identity(),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.BatchNorm1d(hidden) if batch else nn.Identity(),
-            nn.GELU(),
-            nn.Linear(hidden, config.bottleneck),
+        self.mlp = projection(
+            [dim, config.head_hidden, config.head_hidden, config.bottleneck], config.head_norm or "none"
         )
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
         self.prototypes = nn.Parameter(torch.empty(config.out_dim, config.bottleneck))
         # The official code leaves this layer with the initialisation of nn.Linear. Its scale has no effect on the
         # answer, but sets how far one update turns a prototype.
@@ -262,7 +252,7 @@ class Dino(Method):
             seen = self.teacher(torch.cat([v.pixels for v in global_views])).cls
             teacher_logits = self.teacher_head(seen)
             probs = self._targets(teacher_logits, self._temperature(progress)).view(count, batch, -1)
-        features = _by_size(self.student, views)
+        features = image_vectors(self.student, views)
         student_logits = self.student_head(features).view(len(views), batch, -1)
         loss = dino_loss(student_logits, probs, self.config.student_temp)
         apart = self._koleo(features[: count * batch].view(count, batch, -1))
@@ -290,9 +280,7 @@ class Dino(Method):
         self.center.lerp_(mean, 1 - self.config.center_momentum if self.center.any() else 1.0)
         self.pending_center.zero_()
         self.pending_count.zero_()
-        student: list[Tensor] = [*self.student.parameters(), *self.student_head.parameters()]
-        teacher: list[Tensor] = [*self.teacher.parameters(), *self.teacher_head.parameters()]
-        torch._foreach_lerp_(teacher, student, 1 - self._momentum(progress))
+        follow((self.teacher, self.teacher_head), (self.student, self.student_head), self._momentum(progress))
 
     def diagnose(self, logs: Mapping[str, float]) -> str | None:
         """Name the two collapses of section 5.3 of the paper from the teacher's mean entropy."""
@@ -327,9 +315,8 @@ class Dino(Method):
         return start + (end - start) * min(1.0, progress.fraction / max(1e-9, self.config.temp_warmup_fraction))
 
     def _momentum(self, progress: Progress) -> float:
-        start, end = self.config.momentum, self.config.momentum_end
-        assert start is not None
-        return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress.fraction))
+        assert self.config.momentum is not None
+        return on_the_way(self.config.momentum, self.config.momentum_end, progress.fraction)
 
     def _logs(self, loss: Tensor, student_logits: Tensor, probs: Tensor) -> dict[str, Tensor | float]:
         teacher_entropy = entropy(probs).mean()
@@ -341,15 +328,3 @@ class Dino(Method):
             "marginal_entropy": entropy(probs.flatten(0, 1).mean(dim=0)),
             "center_norm": self.center.norm(),
         }
-
-
-def _by_size(backbone: nn.Module, views: list[View]) -> Float[Tensor, "VB D"]:
-    """One call of the network for each run of views of equal size; image vectors in the order of the views."""
-    found: list[Tensor] = []
-    start = 0
-    for end in range(1, len(views) + 1):
-        if end == len(views) or views[end].pixels.shape != views[start].pixels.shape:
-            features: Features = backbone(torch.cat([v.pixels for v in views[start:end]]))
-            found.append(features.cls)
-            start = end
-    return torch.cat(found)

@@ -136,10 +136,10 @@ PEAK = {"dino": (5e-4, 8e-3), "from scratch": (2e-3, 8e-3), "from weights": (2e-
 def _resolve_optim(config: OptimConfig, train: TrainConfig, model: ModelConfig, per_step: int) -> OptimConfig:
     """DINO's 5e-4 for transformers; CNNs with batch norm bear more, and labels bear more than DINO. Scaled by the
     square root of the batch, which suits AdamW at batches of 16 to 256 (Malladi et al. 2022)."""
-    kind = "dino"
-    if train.method == "supervised":
+    kind = train.method
+    if kind == "supervised":
         kind = "from weights" if model.weights else "from scratch"
-    peak = PEAK[kind][0 if parse(model.backbone).transformer else 1]
+    peak = PEAK.get(kind, PEAK["dino"])[0 if parse(model.backbone).transformer else 1]
     lr = config.lr if config.lr is not None else round(peak * math.sqrt(per_step / 256), 6)
     warmup = 0.1 if config.warmup_fraction is None else config.warmup_fraction
     return dataclasses.replace(config, lr=lr, warmup_fraction=warmup)
@@ -167,6 +167,10 @@ def resolve_length(sections: Sections, images: int, labels: tuple[str, ...] = ()
         batch_norm=network.batch_norm,
         transformer=network.transformer,
         pretrained=bool(model.weights),
+        maskable=network.maskable and model.attention in ("", "full"),
+        view_px=sections["views"].global_px,
+        unit_px=network.unit_px,
+        dim=network.width,
         labels=labels,
     )
     method = resolve_method(train.method, sections[train.method], facts)

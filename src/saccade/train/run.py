@@ -28,9 +28,9 @@ from saccade.classify import save_classifier
 from saccade.config import Sections
 from saccade.contracts import Source
 from saccade.data.loader import ImageCache, build_cache, input_spec, typical_px
-from saccade.errors import DataError, UsageError, unknown
+from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
-from saccade.methods.build import METHODS, build_method, config_type
+from saccade.methods.build import build_method, config_type
 from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
 from saccade.train.live import LiveProbe
@@ -52,7 +52,7 @@ CHANGEABLE = (
 )
 """What --resume may set anew: ways out of trouble that leave schedules and data as they are."""
 
-OPTIONS = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention", "stem")
+OPTIONS = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention", "pool", "stem")
 """Settings of ``model`` that go to the network."""
 
 
@@ -69,8 +69,6 @@ def section_types(method: str) -> dict[str, type]:
 
 def default_sections(method: str) -> Sections:
     """Every section with its defaults, for one method."""
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
     sections = {name: kind() for name, kind in section_types(method).items()}
     return sections | {"train": dataclasses.replace(sections["train"], method=method)}
 

@@ -50,6 +50,8 @@ class ModelConfig:
     layer_scale: float = 0.0
     attention: str = ""
     """full, window:K, neighbourhood:K, axial or strided:K; empty: as the name of the backbone says."""
+    pool: Literal["", "cls", "mean"] = ""
+    """The image's vector of a ViT: its class token or the mean of its patches; empty: as the method learns it."""
     stem: str = ""
     """First layers of a CNN: imagenet, small or cifar; empty: by ``size_px``, or as in ``weights``."""
 

@@ -1,0 +1,142 @@
+"""Views agree, and all vectors together look like a normal distribution: no teacher, no centre, no temperatures.
+
+After LeJEPA (Balestriero and LeCun 2025, arXiv:2511.08544): SIGReg, the Epps-Pulley test of normality on random
+one-dimensional shadows of the vectors, is what keeps them from collapsing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saccade.contracts import Progress, StepOutput, View
+from saccade.errors import UsageError
+from saccade.methods.base import Facts, Method
+from saccade.methods.parts import image_vectors, projection, spread
+from saccade.runtime import gather_with_gradient, world_size
+from saccade.seeds import torch_generator
+
+KNOTS, REACH = 17, 5.0
+
+
+@dataclass(frozen=True)
+class LejepaConfig:
+    """Settings of lejepa. None is decided from the data."""
+
+    weight: float = 0.05
+    """Share of the test of normality in the loss; the rest is agreement."""
+    slices: int = 1024
+    """Shadows a step."""
+    out_dim: int | None = None
+    """Width of the vectors that are tested; decided: 64, or 16 below 10,000 images."""
+    hidden: int | None = None
+    head_norm: Literal["none", "batch", "layer"] | None = None
+    """Decided: batch norm for CNNs, layer norm for transformers."""
+
+
+def resolve_lejepa(config: LejepaConfig, facts: Facts) -> LejepaConfig:
+    """Fill every None; UsageError for a weight that is no share."""
+    if not 0 <= config.weight <= 1:
+        raise UsageError("lejepa.weight is a share", got=config.weight, expected="0 to 1")
+    for name in ("slices", "out_dim", "hidden"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"lejepa.{name} must be above 0", got=value)
+    return dataclasses.replace(
+        config,
+        out_dim=config.out_dim or (64 if facts.images >= 10_000 else 16),
+        hidden=config.hidden or (2048 if facts.images >= 100_000 else 512),
+        head_norm=config.head_norm or ("batch" if facts.batch_norm else "layer"),
+    )
+
+
+def sigreg(
+    vectors: Float[Tensor, "B D"],
+    directions: Float[Tensor, "D S"],
+    mean_over_all: Callable[[Tensor], Tensor],
+    count: int,
+) -> Float[Tensor, ""]:
+    """Mean Epps-Pulley statistic of the shadows of the vectors on directions of length 1, float32.
+
+    ``count`` times the integral of |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) over t from -5 to 5, phi being the
+    empirical characteristic function; trapezoids over 17 places (algorithm 1). mean_over_all takes the mean of a
+    tensor over processes and passes gradients back; ``count`` is the number of vectors on all of them.
+    """
+    t = torch.linspace(-REACH, REACH, KNOTS, device=vectors.device)
+    angles = (vectors.float() @ directions)[..., None] * t
+    real, imaginary = mean_over_all(torch.stack([angles.cos().mean(dim=0), angles.sin().mean(dim=0)]))
+    normal = torch.exp(-0.5 * t.square())
+    error = ((real - normal).square() + imaginary.square()) * normal
+    return count * torch.trapezoid(error, t, dim=-1).mean()
+
+
+def agreement(vectors: Float[Tensor, "V B D"], global_count: int) -> Float[Tensor, ""]:
+    """Mean squared distance of every view from the mean of the global views of its image."""
+    vectors = vectors.float()
+    return (vectors - vectors[:global_count].mean(dim=0)).square().mean()
+
+
+def _mean(x: Tensor) -> Tensor:
+    return gather_with_gradient(x[None]).mean(dim=0)
+
+
+class Lejepa(Method):
+    """A backbone and a projection; the backbone itself is what is kept."""
+
+    def __init__(self, network: nn.Module, config: LejepaConfig, *, seed: int):
+        super().__init__()
+        self.config, self.seed = config, seed
+        assert config.hidden and config.out_dim and config.head_norm
+        dim = int(network.dim)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.network = network
+            self.head = projection([dim, config.hidden, config.hidden, config.out_dim], config.head_norm)
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.network
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from self.network.named_parameters(prefix="network")
+        yield from self.head.named_parameters(prefix="head")
+
+    def rate(self, name: str) -> float:
+        return 1.0
+
+    def step(self, views: list[View], progress: Progress) -> StepOutput:
+        global_count = sum(view.role == "global" for view in views)
+        if len(views) < 2:
+            raise UsageError("lejepa compares views of one image", got="one view", hint="--set views.global_count=2")
+        batch, out_dim = len(views[0].pixels), self.config.out_dim
+        assert out_dim
+        found = image_vectors(self.network, views)
+        vectors = self.head(found).float().view(len(views), batch, out_dim)
+        # The same directions on every process.
+        draw = torch_generator(self.seed, "directions", progress.step)
+        directions = torch.randn(out_dim, self.config.slices, generator=draw).to(vectors.device)
+        directions = directions / directions.norm(dim=0)
+        with torch.autocast(vectors.device.type, enabled=False):
+            near = agreement(vectors, global_count)
+            tests = [sigreg(view, directions, _mean, batch * world_size()) for view in vectors]
+            normal = torch.stack(tests).mean()
+        loss = (1 - self.config.weight) * near + self.config.weight * normal
+        logs = {"agreement": near.detach(), "sigreg": normal.detach(), "spread": spread(found)}
+        return StepOutput(loss, logs)
+
+    def before_update(self, progress: Progress) -> None:
+        """Nothing: gradients are used as they are."""
+
+    def after_update(self, progress: Progress) -> None:
+        """Nothing: there is no teacher."""
+
+    def diagnose(self, logs: Mapping[str, float]) -> str | None:
+        if logs["spread"] < 0.01:
+            return "collapse: all images have the same vector; raise --set lejepa.weight"
+        return None
