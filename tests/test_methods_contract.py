@@ -1,8 +1,14 @@
 """What every method must keep to, on a real network: it learns, names what does not suit, and is the same on two."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from method_steps import steps_of_all
 from saccade.architectures import parse
 from saccade.backbones.build import build
 from saccade.contracts import Progress, View
@@ -11,6 +17,7 @@ from saccade.methods.base import Facts
 from saccade.methods.build import METHODS, build_method, config_type, resolve_method
 from saccade.methods.names import METHODS as NAMES
 
+HERE, SCRIPT = Path(__file__).parent, "method_steps.py"
 NETWORK, SIDE = "vit_micro_patch8_w32", 64
 SELF_SUPERVISED = [name for name in METHODS if name != "supervised"]
 
@@ -60,6 +67,17 @@ def train(method, name: str, steps: int, lr: float = 1e-3) -> list[float]:
     return losses
 
 
+def test_unknown_name_suggests():
+    net = build("resnet10_w8", size_px=32)
+    for call in (
+        lambda: config_type("dinoo"),
+        lambda: resolve_method("dinoo", None, Facts(images=1, batch=1, steps=1)),
+        lambda: build_method("dinoo", net, lambda: net, None, seed=0),
+    ):
+        with pytest.raises(UsageError, match="did you mean 'dino'"):
+            call()
+
+
 def test_names_and_methods_are_the_same():
     assert list(NAMES) == list(METHODS)
 
@@ -92,3 +110,15 @@ def test_networks_that_cannot_leave_patches_out_are_refused(name):
 def test_others_learn_with_any_network(name, network):
     losses = train(made(name, network=network), name, 4)
     assert all(loss == loss for loss in losses)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one():
+    """Three updates of every method, losses and weights, with the batch dealt out to two processes."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(HERE / SCRIPT)]
+    launched = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert launched.returncode == 0, launched.stderr[-3000:]
+    two = json.loads(next(line for line in launched.stdout.splitlines() if line.startswith("{")))
+    for name, (loss, weight) in steps_of_all().items():
+        assert two[name][0] == pytest.approx(loss, rel=2e-5), name
+        assert two[name][1] == pytest.approx(weight, rel=1e-5), name

@@ -98,5 +98,6 @@ def hidden_blocks(
             part, stretch, top, left = u[index, 2 + 4 * t : 6 + 4 * t]
             area = min(rest, (0.05 + 0.28 * part) * math.prod(grid)) / math.prod(grid)
             size = _rectangle(grid, area, 0.3 * (1 / 0.3**2) ** stretch)
-            found[index] |= _inside(grid, size, np.array([top]), np.array([left]))[0]
+            new = _inside(grid, size, np.array([top]), np.array([left]))[0] & ~found[index]
+            found[index].flat[np.flatnonzero(new)[: int(rest)]] = True
     return torch.from_numpy(found.reshape(len(items), -1))
