@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from saccade.errors import SaccadeError
+from saccade.methods.names import METHODS
 from saccade.terminal import Bar, Data, Grey, Group, Json, Label, Labels, MaxBad, Model, Set, print_json
 
 app = typer.Typer(
@@ -63,11 +64,11 @@ def show(
     print_json(found.to_dict()) if as_json else typer.echo(render(found))
 
 
-@app.command()
+@app.command(epilog="\b\nMethods:\n" + "\n".join(f"  {name:10s} {text}" for name, text in METHODS.items()))
 def pretrain(
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Images to learn from, labels unused.")] = None,
     out: Annotated[Path, typer.Option("--out", help="New folder for the run.")] = ...,  # type: ignore[assignment]
-    method: Annotated[str, typer.Option(help="dino: two views of one image agree, student and teacher.")] = "dino",
+    method: Annotated[str, typer.Option(help="How to learn, see below.")] = "dino",
     backbone: Annotated[
         str | None, typer.Option(help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50.")
     ] = None,
