@@ -1,0 +1,298 @@
+"""What is wrong with a run, from its logged figures alone: live in the loop, or afterwards from metrics.jsonl.
+
+Each rule has to hold for a stretch of HOLD steps after the warm-up. Each answer has a name, the figures it rests on,
+the likely cause in this run's settings, and one change to make. What healthy runs look like is in docs/log.md: a teacher
+that is sure of its answers (entropy near 0) is healthy as long as different images get different answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+HOLD = 100
+Line = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the rules need to know of a run; None where the method has no such thing."""
+
+    method: str
+    batch: int
+    images: int
+    steps: int
+    lr: float
+    warmup_fraction: float = 0.1
+    out_dim: int | None = None
+    student_temp: float | None = None
+    teacher_temp: float | None = None
+    momentum: float | None = None
+    center_momentum: float | None = None
+    koleo: float | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """name: what it is called; since: the step from which it holds; change: settings by dotted key, where there are."""
+
+    name: str
+    since: int
+    step: int
+    evidence: str
+    cause: str
+    change: Mapping[str, float]
+    advice: str
+
+    def text(self) -> str:
+        what = ", ".join(f"--set {key}={value:g}" for key, value in self.change.items()) or self.advice
+        hint = f"{what} ({self.advice})" if self.change else what
+        return f"{self.name} since step {self.since}: {self.evidence}\n  likely cause: {self.cause}\n  change: {hint}"
+
+
+Rule = Callable[[Sequence[Line], Sequence[Line], Settings], Diagnosis | None]
+
+
+def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:
+    """What is wrong at the last of these lines: one diagnosis a rule that holds, the gravest first.
+
+    lines   of metrics.jsonl in the order of their steps
+    """
+    logged = [line for line in lines if "loss" in line]
+    after = [line for line in logged if line["step"] >= settings.warmup_fraction * settings.steps]
+    stretch = [line for line in after if line["step"] > logged[-1]["step"] - HOLD] if logged else []
+    if len(stretch) < 5 or stretch[-1]["step"] - stretch[0]["step"] < 0.8 * HOLD:
+        return []
+    return [found for rule in RULES if (found := rule(stretch, lines, settings)) is not None]
+
+
+def _since(lines: Sequence[Line], holds: Callable[[Line], bool]) -> int:
+    """The first step of the stretch at the end in which something holds."""
+    since = int(lines[-1]["step"])
+    for line in reversed(lines):
+        if "loss" not in line:
+            continue
+        if not holds(line):
+            break
+        since = int(line["step"])
+    return since
+
+
+def _always(stretch: Sequence[Line], names: Sequence[str], holds: Callable[[Line], bool]) -> bool:
+    return all(all(name in line for name in names) and holds(line) for line in stretch)
+
+
+# --- methods with a teacher that answers with prototypes ----------------------------------------
+
+
+def _uniform(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    if settings.out_dim is None:
+        return None
+    flat = math.log(settings.out_dim)
+
+    def holds(line: Line) -> bool:
+        return line["teacher_entropy"] > 0.97 * flat and line["kl"] < 0.1
+
+    if not _always(stretch, ("teacher_entropy", "kl"), holds):
+        return None
+    last, change, cause = stretch[-1], {}, _why_flat(settings)
+    if settings.teacher_temp:
+        change = {f"{settings.method}.teacher_temp": settings.teacher_temp / 2}
+    evidence = (
+        f"the teacher's entropy is {last['teacher_entropy']:.3f} of at most ln {settings.out_dim} = {flat:.3f}, and "
+    )
+    evidence += (
+        f"student and teacher agree on it (KL {last['kl']:.4f}); the loss of {last['loss']:.3f} is nothing but that"
+    )
+    advice = "or a larger batch, or fewer prototypes"
+    return Diagnosis("uniform collapse", _since(lines, holds), int(last["step"]), evidence, cause, change, advice)
+
+
+def _why_flat(settings: Settings) -> str:
+    student, teacher = settings.student_temp or 0.1, settings.teacher_temp or 0.04
+    if teacher >= student:
+        return f"no sharpening: the teacher's temperature {teacher:g} is not below the student's {student:g}"
+    if settings.out_dim and settings.batch * 4 < settings.out_dim:
+        return f"{settings.out_dim} prototypes are many for a batch of {settings.batch}: most never get an image"
+    return f"the teacher's temperature {teacher:g} is too high for a batch of {settings.batch}"
+
+
+def _one_prototype(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    if settings.out_dim is None:
+        return None
+    flat = math.log(settings.out_dim)
+
+    def holds(line: Line) -> bool:
+        return line["marginal_entropy"] < 0.05 * flat and line["kl"] < 0.1
+
+    if not _always(stretch, ("marginal_entropy", "kl"), holds):
+        return None
+    last = stretch[-1]
+    if settings.center_momentum == 1.0:
+        cause, change = "no centring: the centre never moves", {f"{settings.method}.center_momentum": 0.9}
+    elif settings.momentum is not None and settings.momentum < 0.95:
+        cause = f"the teacher follows the student at once (momentum {settings.momentum:g})"
+        change = {f"{settings.method}.momentum": 0.99}
+    else:
+        cause, change = f"the learning rate {settings.lr:g} is high for this start", {"optim.lr": settings.lr / 2}
+    evidence = (
+        f"all images get the same answer (entropy of the mean answer {last['marginal_entropy']:.4f}, ln K = {flat:.3f})"
+    )
+    return Diagnosis("one-prototype collapse", _since(lines, holds), int(last["step"]), evidence, cause, change, "")
+
+
+def _flat_teacher(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    if settings.out_dim is None or not settings.teacher_temp:
+        return None
+    flat = math.log(settings.out_dim)
+
+    def holds(line: Line) -> bool:
+        return line["teacher_entropy"] > 0.9 * flat and line["kl"] >= 0.1
+
+    late = stretch[0]["step"] >= 0.5 * settings.steps
+    if not late or not _always(stretch, ("teacher_entropy", "kl"), holds):
+        return None
+    last = stretch[-1]
+    evidence = f"after half of the run its entropy is {last['teacher_entropy']:.3f} of at most ln K = {flat:.3f}"
+    change = {f"{settings.method}.teacher_temp": settings.teacher_temp / 2}
+    return Diagnosis(
+        "teacher temperature too high",
+        _since(lines, holds),
+        int(last["step"]),
+        evidence,
+        _why_flat(settings),
+        change,
+        "or more steps: an unsure teacher teaches slowly",
+    )
+
+
+# --- all methods --------------------------------------------------------------------------------
+
+
+def _one_vector(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    def holds(line: Line) -> bool:
+        return line["spread"] < 0.02
+
+    if not _always(stretch, ("spread",), holds):
+        return None
+    last = stretch[-1]
+    evidence = f"vectors of different images point the same way (spread {last['spread']:.4f} of 1)"
+    cause = f"the learning rate {settings.lr:g} threw the network into one point"
+    change = {"optim.lr": settings.lr / 3}
+    return Diagnosis(
+        "all images have the same vector", _since(lines, holds), int(last["step"]), evidence, cause, change, ""
+    )
+
+
+def _dimensions(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    ranks = [(int(line["step"]), line["rank"]) for line in lines if "rank" in line]
+    if len(ranks) < 3 or ranks[-1][0] < stretch[0]["step"]:
+        return None
+    best = max(rank for _, rank in ranks)
+    low = [step for step, rank in ranks[-2:] if rank < max(1.5, 0.1 * best)]
+    if len(low) < 2:
+        return None
+    evidence = f"the effective rank of the features is {ranks[-1][1]:.1f}, it was {best:.1f}"
+    if settings.koleo == 0.0:
+        change: dict[str, float] = {f"{settings.method}.koleo": 0.1}
+        cause = "nothing keeps vectors apart (koleo is 0)"
+    else:
+        change, cause = {"optim.lr": settings.lr / 2}, "few directions carry all that the loss asks for"
+    return Diagnosis("dimensional collapse", low[0], ranks[-1][0], evidence, cause, change, "")
+
+
+def _no_learning(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    def holds(line: Line) -> bool:
+        return line["grad_norm"] < 1e-5
+
+    if not _always(stretch, ("grad_norm",), holds):
+        return None
+    last = stretch[-1]
+    evidence = f"the norm of the gradient is {last['grad_norm']:.1e}: nothing changes any more"
+    return Diagnosis(
+        "no learning",
+        _since(lines, holds),
+        int(last["step"]),
+        evidence,
+        "everything that learns is at rest, frozen or dead",
+        {},
+        "start again with other weights or a lower --set optim.lr",
+    )
+
+
+def _diverged(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    before = [line["grad_norm"] for line in lines if "grad_norm" in line and line["step"] < stretch[0]["step"]]
+    before = before[len(before) // 10 :]
+    now = statistics.median(line["grad_norm"] for line in stretch)
+    if len(before) < 10 or now < 20 * statistics.median(before) or now < 10:
+        return None
+    evidence = f"gradients are {now:.1f} long, {now / statistics.median(before):.0f} times what they were"
+    since = int(stretch[0]["step"])
+    cause = f"the learning rate {settings.lr:g} is too high"
+    return Diagnosis("diverged", since, int(stretch[-1]["step"]), evidence, cause, {"optim.lr": settings.lr / 3}, "")
+
+
+def _starving(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    def holds(line: Line) -> bool:
+        return line["wait"] > 0.5
+
+    if not _always(stretch, ("wait",), holds):
+        return None
+    last = stretch[-1]
+    evidence = f"{100 * last['wait']:.0f} % of the time goes into reading images and making views"
+    return Diagnosis(
+        "the data loader starves the device",
+        _since(lines, holds),
+        int(last["step"]),
+        evidence,
+        "images are larger than the network needs, or there are too few cores for this device",
+        {},
+        "fewer local crops (views.local_count), or a smaller data.cache_px",
+    )
+
+
+def _koleo(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    def holds(line: Line) -> bool:
+        return not line["koleo"] < 8.0  # -ln(1e-4) = 9.2 for identical vectors; not a number counts as well
+
+    if not _always(stretch, ("koleo",), holds):
+        return None
+    last = stretch[-1]
+    evidence = f"the KoLeo term is {last['koleo']:.2f}: vectors of different images are identical"
+    change = {f"{settings.method}.koleo": 0.0}
+    cause = "the same image many times in a batch, or a network that answers alike to all"
+    return Diagnosis("KoLeo infinite", _since(lines, holds), int(last["step"]), evidence, cause, change, "saccade show")
+
+
+RULES: tuple[Rule, ...] = (
+    _diverged,
+    _uniform,
+    _one_prototype,
+    _one_vector,
+    _dimensions,
+    _no_learning,
+    _flat_teacher,
+    _koleo,
+    _starving,
+)
+
+
+def settings_of(values: Mapping[str, Mapping[str, object]], images: int) -> Settings:
+    """From the values of config.yaml. ``images``: that the run learns from."""
+    train, optim = values["train"], values["optim"]
+    method = str(train["method"])
+    known = {field.name for field in dataclasses.fields(Settings)} - {"method", "batch", "images", "steps", "lr"}
+    own = {name: value for name, value in values[method].items() if name in known}
+    batch = int(train["batch"]) * int(train["accumulate"])  # type: ignore[call-overload]
+    return Settings(
+        method,
+        batch,
+        images,
+        int(train["steps"]),  # type: ignore[call-overload]
+        float(optim["lr"]),  # type: ignore[arg-type]
+        float(optim["warmup_fraction"]),  # type: ignore[arg-type]
+        **own,  # type: ignore[arg-type]
+    )
