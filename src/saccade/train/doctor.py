@@ -1,8 +1,8 @@
 """What is wrong with a run, from its logged figures alone: live in the loop, or afterwards from metrics.jsonl.
 
 Each rule has to hold for a stretch of HOLD steps after the warm-up. Each answer has a name, the figures it rests on,
-the likely cause in this run's settings, and one change to make. What healthy runs look like is in docs/log.md: a teacher
-that is sure of its answers (entropy near 0) is healthy as long as different images get different answers.
+the likely cause in this run's settings, and one change to make. What healthy runs look like is in docs/log.md: a
+teacher that is sure of its answers (entropy near 0) is healthy as long as different images get different answers.
 """
 
 from __future__ import annotations
