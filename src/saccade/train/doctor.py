@@ -225,12 +225,17 @@ def _no_learning(stretch: Sequence[Line], lines: Sequence[Line], settings: Setti
 
 def _diverged(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
     before = [line["grad_norm"] for line in lines if "grad_norm" in line and line["step"] < stretch[0]["step"]]
-    before = before[len(before) // 10 :]
-    now = statistics.median(line["grad_norm"] for line in stretch)
-    if len(before) < 10 or now < 20 * statistics.median(before) or now < 10:
+    if len(before) < 10:
         return None
-    evidence = f"gradients are {now:.1f} long, {now / statistics.median(before):.0f} times what they were"
-    since = int(stretch[0]["step"])
+    usual = statistics.median(before[len(before) // 10 :])
+
+    def holds(line: Line) -> bool:
+        return line["grad_norm"] > max(10.0, 20 * usual)
+
+    if not _always(stretch, ("grad_norm",), holds):
+        return None
+    now, since = stretch[-1]["grad_norm"], _since(lines, holds)
+    evidence = f"gradients are {now:.1f} long, {now / max(usual, 1e-9):.0f} times what they were"
     cause = f"the learning rate {settings.lr:g} is too high"
     return Diagnosis("diverged", since, int(stretch[-1]["step"]), evidence, cause, {"optim.lr": settings.lr / 3}, "")
 
