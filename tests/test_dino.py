@@ -330,14 +330,6 @@ def test_seed_decides_the_head_and_nothing_else_moves():
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
-def test_diagnosis_names_the_two_collapses():
-    method, flat = method_of(), math.log(24)
-    for entropy_found, kl, words in [(flat, 0.0, "uniform collapse"), (0.0, 0.0, "one-prototype collapse")]:
-        assert words in method.diagnose({"teacher_entropy": entropy_found, "kl": kl})
-    for entropy_found, kl in [(1.5, 0.2), (flat, 0.5), (0.0, 0.5), (0.5 * flat, 0.0)]:
-        assert method.diagnose({"teacher_entropy": entropy_found, "kl": kl}) is None
-
-
 # --- settings ----------------------------------------------------------------------------------
 
 

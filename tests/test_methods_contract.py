@@ -63,7 +63,6 @@ def train(method, name: str, steps: int, lr: float = 1e-3) -> list[float]:
         method.after_update(progress)
         logs = {key: float(value) for key, value in {"loss": out.loss.detach(), **out.logs}.items()}
         assert all(torch.isfinite(torch.tensor(value)) for value in logs.values())
-        assert isinstance(method.diagnose(logs), str | None)
     return losses
 
 

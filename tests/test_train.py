@@ -242,7 +242,7 @@ def test_collapse_is_said_while_it_happens(tmp_path):
     settings = SMALL | {"train.steps": 6, "dino.teacher_temp": 50.0, "dino.student_temp": 50.0}
     pretrain(DATA, out=tmp_path / "flat", backbone="vit_micro_patch8", settings=settings, console=console)
     said = [m for m in console.messages if "uniform collapse" in m]
-    assert len(said) == 1 and "ln K = 3.466" in said[0] and "teacher_temp" in said[0]
+    assert len(said) == 1 and "ln 32 = 3.466" in said[0] and "teacher_temp" in said[0]
 
 
 # --- ways out of trouble, and settings that cannot be meant ----------------------------------------

@@ -30,6 +30,7 @@ from saccade.store import FeatureTable, save_table
 from saccade.study import drive
 from saccade.study.grid import WAYS, Grid, StudyConfig
 from saccade.train import run as training
+from saccade.train.doctor import Diagnosis, Doctor, settings_of
 from saccade.train.loop import Console, Quiet
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "doctor",
     "embed",
     "evaluate",
+    "examine",
     "finetune",
     "open_source",
     "pretrain",
@@ -339,6 +341,20 @@ def report(run: str | Path) -> Path:
         return drive.page_so_far(Path(run))
     runs.require_run(Path(run))
     return write_report(Path(run))
+
+
+def examine(run: str | Path) -> list[Diagnosis]:
+    """What is wrong with a run by its logged figures, in the order it showed; empty where nothing is.
+
+    Raises UsageError when the folder holds no run.
+    """
+    folder = Path(run)
+    runs.require_run(folder)
+    metrics = folder / "metrics.jsonl"
+    known = runs.read_metrics(metrics) if metrics.exists() else []
+    values, data = config.load(folder / "config.yaml"), runs.read_json(folder / "data.json")
+    watch = Doctor(settings_of(values, int(data["used"])), [], stop=False)
+    return [one for line in known for one in watch.look(line)]
 
 
 def doctor() -> dict[str, Any]:

@@ -363,11 +363,24 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a 
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """What saccade finds on this machine: versions, devices, precision, optional packages."""
-    from saccade.api import doctor as run
+def doctor(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run; without one, this machine.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What is wrong with a run: its illness, the figures, the likely cause, the change to make.
 
-    found = run()
+    Without RUN, what saccade finds on this machine: versions, devices, precision, optional packages.
+    """
+    from saccade import api
+
+    if run is not None:
+        illnesses = api.examine(run)
+        if as_json:
+            print_json([vars(one) for one in illnesses])
+        else:
+            typer.echo("\n\n".join(one.text() for one in illnesses) or f"{run}: nothing wrong in its logged figures")
+        return
+    found = api.doctor()
     if as_json:
         print_json(found)
         return

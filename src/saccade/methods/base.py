@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +63,6 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def before_update(self, progress: Progress) -> None:
         """Change gradients before they are clipped and used."""
-
-    @abstractmethod
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        """What is wrong with these logged figures, and what to change; None when nothing is."""
 
     @abstractmethod
     def after_update(self, progress: Progress) -> None:

@@ -7,7 +7,7 @@ follows the student, a predictor on the student's side.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,8 +123,3 @@ class Contrast(Method):
         assert self.config.momentum is not None
         momentum = on_the_way(self.config.momentum, self.config.momentum_end, progress.fraction)
         follow((self.teacher, self.teacher_head), (self.student, self.student_head), momentum)
-
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        if logs["spread"] < 0.01:
-            return "collapse: all images have the same vector; lower --set optim.lr"
-        return None

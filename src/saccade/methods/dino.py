@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -281,22 +281,6 @@ class Dino(Method):
         self.pending_center.zero_()
         self.pending_count.zero_()
         follow((self.teacher, self.teacher_head), (self.student, self.student_head), self._momentum(progress))
-
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        """Name the two collapses of section 5.3 of the paper from the teacher's mean entropy."""
-        assert self.config.out_dim
-        flat = math.log(self.config.out_dim)
-        if logs["teacher_entropy"] > 0.99 * flat and logs["kl"] < 0.01:
-            return (
-                f"uniform collapse: the teacher's answer is flat (entropy {logs['teacher_entropy']:.3f}, "
-                f"ln K = {flat:.3f}); lower --set dino.teacher_temp or --set dino.out_dim"
-            )
-        if logs["teacher_entropy"] < 0.01 and logs["kl"] < 0.01:
-            return (
-                f"one-prototype collapse: the teacher always answers the same (entropy {logs['teacher_entropy']:.4f}); "
-                "raise --set dino.teacher_temp, or --set dino.momentum towards 0.996"
-            )
-        return None
 
     def _targets(self, logits: Tensor, temperature: float) -> Tensor:
         if self.config.centering == "sinkhorn":

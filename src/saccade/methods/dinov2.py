@@ -7,7 +7,7 @@ hidden places, for the patch (Zhou et al. 2022, iBOT, arXiv:2111.07832). Sinkhor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -177,10 +177,6 @@ class DinoV2(Method):
         assert self.config.momentum is not None
         momentum = on_the_way(self.config.momentum, self.config.momentum_end, progress.fraction)
         follow(self._parts("teacher"), self._parts("student"), momentum)
-
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        """Sinkhorn keeps prototypes in use; what is left is a teacher that is sure of nothing."""
-        return None
 
     def _temperature(self, progress: Progress) -> float:
         start, end = self.config.teacher_temp_start, self.config.teacher_temp

@@ -8,7 +8,7 @@ image, gives the answers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -136,8 +136,3 @@ class Latent(Method):
         assert self.config.momentum is not None
         momentum = on_the_way(self.config.momentum, self.config.momentum_end, progress.fraction)
         follow((self.teacher,), (self.student,), momentum)
-
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        if logs["spread"] < 0.01:
-            return "collapse: all images have the same vector; lower --set optim.lr or raise --set latent.momentum"
-        return None

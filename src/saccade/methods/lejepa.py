@@ -7,7 +7,7 @@ one-dimensional shadows of the vectors, is what keeps them from collapsing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,8 +135,3 @@ class Lejepa(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
-
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        if logs["spread"] < 0.01:
-            return "collapse: all images have the same vector; raise --set lejepa.weight"
-        return None

@@ -7,7 +7,7 @@ every hidden one, the targets are the pixels of each patch, normalised.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +127,3 @@ class Masked(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
-
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        """Nothing that one step shows: pixels cannot collapse to one answer without a loss that stays high."""
-        return None

@@ -7,7 +7,7 @@ and Zisserman 2017 ("Look, listen and learn", arXiv:1705.08168) on what two vect
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -95,8 +95,3 @@ class Pair(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
-
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        if logs["spread"] < 0.01:
-            return "collapse: all images have the same vector; lower --set optim.lr"
-        return None

@@ -8,8 +8,7 @@ their colour fringes (the chromatic shortcut of section 3.1).
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -127,8 +126,3 @@ class Position(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
-
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        if logs["spread"] < 0.01:
-            return f"collapse: all tiles have the same vector (ln 8 = {math.log(8):.3f}); lower --set optim.lr"
-        return None

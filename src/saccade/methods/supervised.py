@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -129,7 +129,3 @@ class Supervised(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
-
-    def diagnose(self, logs: Mapping[str, float]) -> str | None:
-        """A run that has learned from labels cannot collapse unseen: its accuracy is logged."""
-        return None

@@ -1,8 +1,9 @@
 """What is wrong with a run, from its logged figures alone: live in the loop, or afterwards from metrics.jsonl.
 
-Each rule has to hold for a stretch of HOLD steps after the warm-up. Each answer has a name, the figures it rests on,
-the likely cause in this run's settings, and one change to make. What healthy runs look like is in docs/log.md: a
-teacher that is sure of its answers (entropy near 0) is healthy as long as different images get different answers.
+Each rule has to hold for a stretch after the warm-up: 100 steps, or a fifth of a run shorter than 500. Each answer has
+a name, the figures it rests on, the likely cause in this run's settings, and one change to make. What healthy runs look
+like is in docs/log.md: a teacher that is sure of its answers (entropy near 0) is healthy as long as different images
+get different answers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 HOLD = 100
+MEMORY = 1000  # lines that are looked at, so that a long run is examined as quickly as a short one
+GRAVE = (
+    "diverged",
+    "uniform collapse",
+    "one-prototype collapse",
+    "all images have the same vector",
+    "dimensional collapse",
+    "no learning",
+)
+"""What ends a run with ``train.on_collapse=stop``: it would go on learning nothing."""
 Line = Mapping[str, float]
 
 
@@ -61,10 +72,17 @@ def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:
 
     lines   of metrics.jsonl in the order of their steps
     """
-    logged = [line for line in lines if "loss" in line]
-    after = [line for line in logged if line["step"] >= settings.warmup_fraction * settings.steps]
-    stretch = [line for line in after if line["step"] > logged[-1]["step"] - HOLD] if logged else []
-    if len(stretch) < 5 or stretch[-1]["step"] - stretch[0]["step"] < 0.8 * HOLD:
+    lines = lines[-MEMORY:]
+    hold = max(3.0, min(HOLD, 0.2 * settings.steps))
+    begin = settings.warmup_fraction * settings.steps
+    stretch: list[Line] = []
+    for line in reversed(lines):
+        if line["step"] < begin or (stretch and line["step"] <= stretch[0]["step"] - hold):
+            break
+        if "loss" in line:
+            stretch.append(line)
+    stretch.reverse()
+    if len(stretch) < 3 or stretch[-1]["step"] - stretch[0]["step"] < 0.6 * hold:
         return []
     return [found for rule in RULES if (found := rule(stretch, lines, settings)) is not None]
 
@@ -100,7 +118,8 @@ def _uniform(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings)
         return None
     last, change, cause = stretch[-1], {}, _why_flat(settings)
     if settings.teacher_temp:
-        change = {f"{settings.method}.teacher_temp": settings.teacher_temp / 2}
+        sharper = min(settings.teacher_temp / 2, 0.4 * (settings.student_temp or 0.1))
+        change = {f"{settings.method}.teacher_temp": sharper}
     evidence = (
         f"the teacher's entropy is {last['teacher_entropy']:.3f} of at most ln {settings.out_dim} = {flat:.3f}, and "
     )
@@ -283,6 +302,25 @@ RULES: tuple[Rule, ...] = (
     _koleo,
     _starving,
 )
+
+
+class Doctor:
+    """Looks at a run while it goes, and says each illness once. ``finished`` says why it should end, if it should."""
+
+    def __init__(self, settings: Settings, lines: Sequence[Line], *, stop: bool):
+        self.settings, self.lines, self.stop = settings, list(lines), stop
+        self.known = {one.name for one in examine(self.lines, settings)}
+        self.finished: str | None = None
+
+    def look(self, line: Line) -> list[Diagnosis]:
+        """What is wrong from this line on that was not said before."""
+        self.lines.append(line)
+        found = [one for one in examine(self.lines, self.settings) if one.name not in self.known]
+        self.known |= {one.name for one in found}
+        grave = [one.name for one in found if one.name in GRAVE]
+        if grave and self.stop:
+            self.finished = f"ended by train.on_collapse=stop: {grave[0]}"
+        return found
 
 
 def settings_of(values: Mapping[str, Mapping[str, object]], images: int) -> Settings:

@@ -26,6 +26,7 @@ from saccade.methods.base import Method
 from saccade.runs import Metrics
 from saccade.seeds import torch_generator
 from saccade.train import checkpoint, optim
+from saccade.train.doctor import Doctor
 from saccade.train.health import require_finite
 from saccade.train.settings import OptimConfig, TrainConfig
 
@@ -119,12 +120,15 @@ def learn(
     lr = optim.learning_rate(plan.optim, progress.fraction)
     optim.set_rates(optimizer, lr, optim.weight_decay(plan.optim, progress.fraction))
 
+    began, preparing = time.perf_counter(), 0.0
     indices = batch_indices(len(cache), step, images, train.seed)
     logs: dict[str, torch.Tensor | float] = {}
     optimizer.zero_grad(set_to_none=True)
     for micro in indices.reshape(train.accumulate, train.batch):
+        mark = time.perf_counter()
         batch = cache.batch(micro[runtime.rank() :: world])
         views = make_views(batch, plan.views, plan.spec, seed=train.seed, step=step, device=plan.device)
+        preparing += time.perf_counter() - mark
         with runtime.autocast(plan.device, train.precision):
             output = method.step(views, progress)
         (output.loss / train.accumulate).backward()
@@ -146,6 +150,7 @@ def learn(
         "lr": lr,
         "weight_decay": optimizer.param_groups[0]["weight_decay"],
         "epoch": progress.epoch,
+        "wait": preparing / (time.perf_counter() - began),
     }
 
 
@@ -157,11 +162,13 @@ def fit(
     *,
     start: int,
     evaluate: Judge,
+    doctor: Doctor,
     console: Console,
 ) -> int:
     """Train from step ``start`` to ``plan.train.steps``. Returns the step reached (earlier if stopped).
 
     evaluate(step) gives the live figures (effective rank, k-NN, validation); its time is not counted as training.
+    doctor looks at every logged line.
     """
     train = plan.train
     assert train.steps is not None and train.batch and train.log_every and train.evaluate_every and train.save_every
@@ -170,7 +177,6 @@ def fit(
     last_saved = start if start else None
     before = metrics.continue_from(start) if runtime.rank() == 0 else 0.0
     images, seconds, mark = train.batch * train.accumulate, 0.0, time.perf_counter()
-    said: set[str] = set()
     with StopRequest() as stop, _closing(board):
         for step in range(start, train.steps + 1):
             # evaluate
@@ -181,7 +187,8 @@ def fit(
                 mark = time.perf_counter()
 
             # save
-            stopping = runtime.any_rank(stop.requested is not None or evaluate.finished is not None)
+            done = evaluate.finished or doctor.finished
+            stopping = runtime.any_rank(stop.requested is not None or done is not None)
             due = step > start and (step % train.save_every == 0 or step == train.steps)
             if (due or stopping) and save_state(plan, method, optimizer, step, console):
                 last_saved = step
@@ -190,8 +197,8 @@ def fit(
             if stopping or step == train.steps:
                 if live and runtime.rank() == 0:
                     _write(metrics, board, {"step": step, **live, "seconds": before + seconds}, console)
-                if evaluate.finished:
-                    console.say(evaluate.finished)
+                if done:
+                    console.say(done)
                 elif stopping and step < train.steps:
                     why = stop.requested or "another process"
                     kept = "saved" if last_saved == step else f"the last checkpoint is of step {last_saved}"
@@ -213,18 +220,11 @@ def fit(
                 line["images_per_second"] = (step + 1 - start) * images / seconds
                 if runtime.rank() == 0:
                     _write(metrics, board, line, console)
-                    said = _say_once(method.diagnose(plain), said, step, console)
+                for found in doctor.look(line):
+                    console.say(f"step {step}: {found.text()}")
             rate = (step + 1 - start) * images / max(1e-9, seconds + now - mark)
             console.progress(step + 1, train.steps, {"loss": loss, "images_per_second": rate, **live})
     return step
-
-
-def _say_once(message: str | None, said: set[str], step: int, console: Console) -> set[str]:
-    """Tell of each kind of trouble the first time it is seen; the kind is what stands before the colon."""
-    kind = message.partition(":")[0] if message else ""
-    if message and kind not in said:
-        console.say(f"step {step}: {message}")
-    return said | {kind}
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from saccade.methods.base import Method
 from saccade.methods.build import build_method, config_type
 from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
+from saccade.train.doctor import Doctor, settings_of
 from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer
@@ -302,7 +303,13 @@ def _train(
         judge = Validation(method, shares.validation, plan, step)
     else:
         judge = LiveProbe(method.backbone, cache, plan)
-    reached = fit(plan, method, optimizer, cache, start=step, evaluate=judge, console=console)
+    known = runs.read_metrics(out / "metrics.jsonl") if step else []
+    doctor = Doctor(
+        settings_of(config.to_dict(sections), len(cache)),
+        [line for line in known if line["step"] < step],
+        stop=plan.train.on_collapse == "stop",
+    )
+    reached = fit(plan, method, optimizer, cache, start=step, evaluate=judge, doctor=doctor, console=console)
     if isinstance(judge, Validation):
         runtime.barrier()  # the best state was written by the first process
         reached = judge.take_best()
