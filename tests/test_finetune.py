@@ -88,7 +88,7 @@ def test_the_best_weights_are_kept(run):
     assert [line["step"] for line in lines] == [0, 12, 24, 36, 48, 60]
     best = max(lines, key=lambda line: (line["val_balanced_accuracy"], -line["val_loss"]))
     about = json.loads((run / "model" / "config.json").read_text())["about"]
-    assert about["step"] == best["step"] == checkpoint.load_best(run)["step"]
+    assert about["step"] == best["step"] == checkpoint.load_named(run, checkpoint.BEST)["step"]
 
 
 def test_it_stops_early_and_a_resumed_run_agrees(tmp_path):
@@ -98,7 +98,7 @@ def test_it_stops_early_and_a_resumed_run_agrees(tmp_path):
     saccade.finetune(NETWORK, DATA, out=tmp_path / "a", settings=settings, console=console)
     said = next(text for text in console.messages if "stopped early" in text)
     stopped = int(said.split("step ")[1].split(":")[0])
-    best = checkpoint.load_best(tmp_path / "a")["step"]
+    best = checkpoint.load_named(tmp_path / "a", checkpoint.BEST)["step"]
     assert stopped < 400 and stopped - best == 2 * 12 and f"since step {best}" in said
     before = (tmp_path / "a" / "classifier.json").read_text()
     saccade.resume(tmp_path / "a")

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+import saccade
 from saccade import config, runs
 from saccade.api import Quiet, pretrain, resume
 from saccade.errors import DataError, NonFiniteLoss, SaccadeError, StorageError, UsageError
 from saccade.train import checkpoint, loop
+from saccade.train import replay as replaying
 from saccade.train.health import effective_rank, require_finite
 
 DATA = "synthetic:tissue?n=48&size=32"
@@ -172,22 +174,52 @@ def test_full_disk_is_survived_and_said(tmp_path, monkeypatch):
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_non_finite_loss_stops_with_cause_and_way_back(tmp_path, monkeypatch):
+def poison(monkeypatch, *steps: int) -> None:
+    """The first image of these steps is not a number."""
     real = loop.make_views
 
     def poisoned(batch, config, spec, *, seed, step, device):
         views = real(batch, config, spec, seed=seed, step=step, device=device)
-        if step == 6:
+        if step in steps:
             views[0].pixels[0] = float("nan")
         return views
 
     monkeypatch.setattr(loop, "make_views", poisoned)
+    monkeypatch.setattr(replaying, "make_views", poisoned)
+
+
+@pytest.mark.parametrize("backbone", ["vit_micro_patch8", "resnet10_w8"])
+def test_one_step_that_is_not_finite_is_left_out(tmp_path, monkeypatch, backbone):
+    poison(monkeypatch, 6)
+    console = Quiet()
+    run = pretrain(DATA, out=tmp_path / "run", backbone=backbone, settings=SMALL | {"train.steps": 12}, console=console)
+    assert any("step 6 was left out" in m and "--replay" in m for m in console.messages)
+    found = losses(run)
+    assert set(found) == set(range(12)) - {6} and np.isfinite(list(found.values())).all()
+    state = torch.load(checkpoint.folder_of(run, 12) / checkpoint.FILE, weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["method"].values() if value.is_floating_point())
+    line = json.loads((run / "skipped.jsonl").read_text())
+    assert line["step"] == 6 and "loss" in line["not_finite"] and len(set(line["images"])) == 8
+    again = saccade.replay(run)
+    assert again["bad_pixels"] == [line["images"][0]] and again["fp32"]["bad_vectors"] == [line["images"][0]]
+    assert not np.isfinite(again["fp32"]["loss"])
+    assert line["images"][0] in replaying.to_text(again)
+
+
+def test_a_second_one_soon_after_stops_with_cause_and_way_back(tmp_path, monkeypatch):
+    poison(monkeypatch, 5, 6)
     with pytest.raises(NonFiniteLoss, match="step 6") as caught:
         small_run(tmp_path / "run")
     assert "step 4" in str(caught.value) and "hint" in str(caught.value)
-    monkeypatch.setattr(loop, "make_views", real)
+    monkeypatch.undo()
     resume(tmp_path / "run")
     assert np.isfinite(list(losses(tmp_path / "run").values())).all()
+
+
+def test_a_run_without_skipped_steps_has_nothing_to_replay(tmp_path):
+    run = small_run(tmp_path / "run", train__steps=2)
+    with pytest.raises(UsageError, match="left out no step"):
+        saccade.replay(run)
 
 
 def test_require_finite_names_what_broke():

@@ -32,6 +32,7 @@ from saccade.study.grid import WAYS, Grid, StudyConfig
 from saccade.train import run as training
 from saccade.train.doctor import Diagnosis, Doctor, settings_of
 from saccade.train.loop import Console, Quiet
+from saccade.train.replay import replay as replay_step
 
 __all__ = [
     "attend",
@@ -43,6 +44,7 @@ __all__ = [
     "finetune",
     "open_source",
     "pretrain",
+    "replay",
     "report",
     "resume",
     "show",
@@ -355,6 +357,11 @@ def examine(run: str | Path) -> list[Diagnosis]:
     values, data = config.load(folder / "config.yaml"), runs.read_json(folder / "data.json")
     watch = Doctor(settings_of(values, int(data["used"])), [], stop=False)
     return [one for line in known for one in watch.look(line)]
+
+
+def replay(run: str | Path) -> dict[str, Any]:
+    """The step that a run left out as not finite, once more: see train/replay.py. Raises UsageError."""
+    return replay_step(Path(run))
 
 
 def doctor() -> dict[str, Any]:

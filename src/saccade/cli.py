@@ -365,6 +365,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a 
 @app.command()
 def doctor(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run; without one, this machine.")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Do a step again that was left out.")] = False,
     as_json: Json = False,
 ) -> None:
     """What is wrong with a run: its illness, the figures, the likely cause, the change to make.
@@ -373,6 +374,12 @@ def doctor(
     """
     from saccade import api
 
+    if run is not None and replay:
+        from saccade.train.replay import to_text
+
+        again = api.replay(run)
+        print_json(again) if as_json else typer.echo(to_text(again))
+        return
     if run is not None:
         illnesses = api.examine(run)
         if as_json:

@@ -13,7 +13,7 @@ import torch
 from saccade.errors import StorageError, TrainingError
 
 FILE = "state.pt"
-BEST = "best"
+BEST, SKIPPED = "best", "skipped"
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -53,14 +53,17 @@ def _write(final: Path, state: dict[str, Any], what: str, run: Path) -> None:
         ) from error
 
 
-def save_best(run: Path, state: dict[str, Any]) -> None:
-    """Write ``checkpoints/best``: the state that was best on the validation images. Raises StorageError."""
-    _write(run / "checkpoints" / BEST, state, "the best checkpoint", run)
+def save_named(run: Path, name: str, state: dict[str, Any]) -> None:
+    """Write ``checkpoints/NAME``: BEST, on the validation images, or SKIPPED, as it met a step that was left out.
+
+    Raises StorageError.
+    """
+    _write(run / "checkpoints" / name, state, f"the {name} checkpoint", run)
 
 
-def load_best(run: Path) -> dict[str, Any] | None:
-    """The state ``save_best`` wrote; None where there is none."""
-    path = run / "checkpoints" / BEST / FILE
+def load_named(run: Path, name: str) -> dict[str, Any] | None:
+    """The state ``save_named`` wrote; None where there is none."""
+    path = run / "checkpoints" / name / FILE
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 

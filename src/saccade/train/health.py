@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from saccade.errors import NonFiniteLoss
+from saccade.runs import read_metrics
+
+APART = 100
 
 
 def effective_rank(features: Float[Tensor, "N D"]) -> float:
@@ -29,3 +34,28 @@ def require_finite(loss: float, *, step: int, logs: dict[str, float], last_good:
         got="not finite: " + ", ".join(bad or ["loss"]),
         hint="go on from the checkpoint with --resume --set optim.lr=LOWER or --set train.precision=fp32",
     )
+
+
+class Skips:
+    """Steps that were left out because a figure was not finite, with the images of their batch: skipped.jsonl.
+
+    One such step is no reason to lose a run: bf16 and a rare batch can do it. A second one within APART steps is.
+    """
+
+    def __init__(self, run: Path):
+        self.path = run / "skipped.jsonl"
+        self.steps = [line["step"] for line in read_metrics(self.path)] if self.path.exists() else []
+
+    def take(self, step: int, images: list[str], logs: dict[str, float], *, last_good: int | None, write: bool) -> str:
+        """Note a step; returns what to say. Raises NonFiniteLoss where one was skipped shortly before."""
+        if self.steps and step - self.steps[-1] < APART:
+            require_finite(math.nan, step=step, logs=logs, last_good=last_good)
+        self.steps.append(step)
+        bad = [name for name, value in logs.items() if not math.isfinite(value)]
+        if write:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "not_finite": bad, "images": images}) + "\n")
+        return (
+            f"step {step} was left out: {', '.join(bad)} not finite. Its {len(images)} images are in {self.path}; "
+            f"saccade doctor {self.path.parent} --replay looks for the cause"
+        )

@@ -7,6 +7,7 @@ augmentation are functions of (seed, step), so a resumed run continues bit for b
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -27,7 +28,7 @@ from saccade.runs import Metrics
 from saccade.seeds import torch_generator
 from saccade.train import checkpoint, optim
 from saccade.train.doctor import Doctor
-from saccade.train.health import require_finite
+from saccade.train.health import Skips
 from saccade.train.settings import OptimConfig, TrainConfig
 
 
@@ -107,6 +108,21 @@ def save_state(plan: Plan, method: Method, optimizer: torch.optim.Optimizer, ste
     return not runtime.any_rank(failed)
 
 
+def keep_skipped(plan: Plan, method: Method, step: int, console: Console) -> None:
+    """The state that met a step which was left out, for ``saccade doctor --replay``."""
+    try:
+        checkpoint.save_named(plan.run, checkpoint.SKIPPED, {"step": step, "method": method.state_dict()})
+    except StorageError as error:
+        console.say(f"{error}\n  training goes on")
+
+
+def ids_at(plan: Plan, cache: ImageCache, step: int) -> list[str]:
+    """The images of one optimiser step."""
+    assert plan.train.batch is not None
+    indices = batch_indices(len(cache), step, plan.train.batch * plan.train.accumulate, plan.train.seed)
+    return [cache.records[int(i)].id for i in indices]
+
+
 def learn(
     plan: Plan, method: Method, optimizer: torch.optim.Optimizer, cache: ImageCache, step: int
 ) -> dict[str, torch.Tensor | float]:
@@ -123,6 +139,8 @@ def learn(
     began, preparing = time.perf_counter(), 0.0
     indices = batch_indices(len(cache), step, images, train.seed)
     logs: dict[str, torch.Tensor | float] = {}
+    # Running statistics and centres take in what they see at once: a step that is left out must leave no trace there.
+    before = [buffer.clone() for buffer in method.buffers()]
     optimizer.zero_grad(set_to_none=True)
     for micro in indices.reshape(train.accumulate, train.batch):
         mark = time.perf_counter()
@@ -146,6 +164,8 @@ def learn(
         method.after_update(progress)
     else:
         logs["loss"] = float("nan")
+        for buffer, kept in zip(method.buffers(), before, strict=True):
+            buffer.copy_(kept)
     return logs | {
         "lr": lr,
         "weight_decay": optimizer.param_groups[0]["weight_decay"],
@@ -177,6 +197,7 @@ def fit(
     last_saved = start if start else None
     before = metrics.continue_from(start) if runtime.rank() == 0 else 0.0
     images, seconds, mark = train.batch * train.accumulate, 0.0, time.perf_counter()
+    skips, first = Skips(plan.run), runtime.rank() == 0
     with StopRequest() as stop, _closing(board):
         for step in range(start, train.steps + 1):
             # evaluate
@@ -209,7 +230,11 @@ def fit(
             logs = learn(plan, method, optimizer, cache, step)
             loss = float(logs["loss"])
             plain = {k: float(v) for k, v in logs.items()}
-            require_finite(loss, step=step, logs=plain, last_good=last_saved)
+            if not math.isfinite(loss):
+                console.say(skips.take(step, ids_at(plan, cache, step), plain, last_good=last_saved, write=first))
+                if first:
+                    keep_skipped(plan, method, step, console)
+                continue
 
             # log
             now = time.perf_counter()

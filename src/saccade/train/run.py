@@ -182,7 +182,7 @@ def start(sections: Sections, out: Path, console: Console, opened: Opened | None
         sections = inherit(sections, channels)
         sections = resolve(sections, images=images, channels=channels, device=device)
         if sections["train"].minutes and sections["train"].steps is None:
-            plan = _plan(out, sections, shares.train, device)
+            plan = make_plan(out, sections, shares.train, device)
             steps = steps_in(sections["train"].minutes, sections, plan, shares)
             sections = sections | {"train": dataclasses.replace(sections["train"], steps=steps)}
         sections = resolve_length(sections, images, shares.classes)
@@ -240,7 +240,7 @@ def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
     console = console if runtime.launched_rank() == 0 else Quiet()
     check_sections(sections)
     with runtime.processes(device):
-        shares = _divide(_decode(open_part(sections["data"]).source, sections, console), sections)
+        shares = reopen(sections, console)
         known = [item["sha256"] for item in runs.read_json(out / "data.json")["files"]]
         hashes = shares.everything()[1]
         if known != hashes:
@@ -256,6 +256,11 @@ def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
 
 def save_config(out: Path, sections: Sections) -> None:
     runs.write_atomic(out / "config.yaml", config.to_yaml(config.to_dict(sections)))
+
+
+def reopen(sections: Sections, console: Console) -> Shares:
+    """The shares of a run that is there already: its images decoded and divided as they were."""
+    return _divide(_decode(open_part(sections["data"]).source, sections, console), sections)
 
 
 def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
@@ -277,7 +282,7 @@ def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
     return cache
 
 
-def _plan(out: Path, sections: Sections, cache: ImageCache, device: torch.device) -> Plan:
+def make_plan(out: Path, sections: Sections, cache: ImageCache, device: torch.device) -> Plan:
     spec = input_spec(cache, sections["model"].size_px, grey=sections["data"].grey)
     return Plan(out, sections["train"], sections["optim"], sections["views"], spec, device)
 
@@ -286,7 +291,7 @@ def _train(
     out: Path, sections: Sections, shares: Shares, device: torch.device, console: Console, *, begin: int | None
 ) -> Path:
     cache = shares.train
-    plan = _plan(out, sections, cache, device)
+    plan = make_plan(out, sections, cache, device)
     method = make_method(sections, cache.channels, device, load_weights=begin is not None)
     optimizer = make_optimizer(method, device)
     step = begin

@@ -26,7 +26,7 @@ class Validation:
         self.finished: str | None = None
         self.best: tuple[float, float] = (-1.0, 0.0)
         self.best_step = -1
-        found = checkpoint.load_best(plan.run)
+        found = checkpoint.load_named(plan.run, checkpoint.BEST)
         if found is not None and found["step"] <= start:
             self.best, self.best_step = tuple(found["score"]), int(found["step"])
 
@@ -43,7 +43,7 @@ class Validation:
             self.best, self.best_step = (balanced, -loss), step
             if runtime.rank() == 0:
                 state = {"step": step, "score": list(self.best), "method": self.method.state_dict()}
-                checkpoint.save_best(plan.run, state)
+                checkpoint.save_named(plan.run, checkpoint.BEST, state)
         waited = (step - self.best_step) // plan.train.evaluate_every
         if plan.train.patience and waited >= plan.train.patience and step < int(plan.train.steps or 0):
             self.finished = (
@@ -54,7 +54,7 @@ class Validation:
 
     def take_best(self) -> int:
         """Put the best weights back; returns their step."""
-        found = checkpoint.load_best(self.plan.run)
+        found = checkpoint.load_named(self.plan.run, checkpoint.BEST)
         if found is None:
             return -1
         self.method.load_state_dict(found["method"])

@@ -1,0 +1,95 @@
+"""The batch of a step that was left out, once more: which images, which figures, which precision."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saccade import config, runs, runtime
+from saccade.augment.views import make_views
+from saccade.contracts import Progress, View
+from saccade.data.loader import batch_indices
+from saccade.errors import UsageError
+from saccade.train import checkpoint
+from saccade.train.loop import Quiet
+from saccade.train.run import make_method, make_plan, reopen, section_types
+
+
+def replay(run: Path) -> dict[str, Any]:
+    """Do the last step of skipped.jsonl again, with the weights that met it, in the run's precision and in float32.
+
+    Returns the step, the images whose pixels or vectors are not finite, and loss and gradient norm by precision.
+    Raises UsageError where nothing was skipped.
+    """
+    runs.require_run(run)
+    skipped = run / "skipped.jsonl"
+    state = checkpoint.load_named(run, checkpoint.SKIPPED)
+    if not skipped.exists() or state is None:
+        raise UsageError("this run has left out no step", got=run, expected="skipped.jsonl and checkpoints/skipped")
+    values = config.load(run / "config.yaml")
+    sections = config.from_dict(section_types(values["train"]["method"]), values)
+    train = sections["train"]
+    device = runtime.pick_device(train.device)
+    shares = reopen(sections, Quiet())
+    plan = make_plan(run, sections, shares.train, device)
+    method = make_method(sections, shares.train.channels, device, load_weights=False)
+    step, images = int(state["step"]), train.batch * train.accumulate
+    indices = batch_indices(len(shares.train), step, images, train.seed)
+    progress = Progress(step, train.steps, step * images / len(shares.train), train.steps * images / len(shares.train))
+    names = [shares.train.records[int(i)].id for i in indices]
+    batch = shares.train.batch(indices)
+    views = make_views(batch, plan.views, plan.spec, seed=train.seed, step=step, device=device)
+    found: dict[str, Any] = {"step": step, "images": len(names), "bad_pixels": _bad_pixels(views, names)}
+    for precision in dict.fromkeys((str(train.precision), "fp32")):
+        # Afresh: running statistics take in what they see, numbers or not.
+        method.load_state_dict(state["method"])
+        method.zero_grad()
+        bad = _bad_vectors(method.backbone, views[0], names, device, precision)
+        with runtime.autocast(device, precision):
+            output = method.step(views, progress)
+        output.loss.backward()
+        gradients = [p.grad for _, p in method.trainable() if p.grad is not None]
+        found[precision] = {
+            "loss": float(output.loss.detach()),
+            "grad_norm": float(torch.nn.utils.get_total_norm(gradients)),
+            "bad_vectors": bad,
+        }
+    return found
+
+
+def _bad_pixels(views: list[View], names: list[str]) -> list[str]:
+    bad = torch.stack([~torch.isfinite(view.pixels).flatten(1).all(dim=1) for view in views]).any(dim=0)
+    return [name for name, is_bad in zip(names, bad.tolist()) if is_bad]
+
+
+@torch.no_grad()
+def _bad_vectors(network: Any, view: View, names: list[str], device: torch.device, precision: str) -> list[str]:
+    was_training = network.training
+    network.eval()  # each image by itself
+    with runtime.autocast(device, precision):
+        bad = ~torch.isfinite(network(view.pixels).cls).all(dim=1)
+    network.train(was_training)
+    return [name for name, is_bad in zip(names, bad.tolist()) if is_bad]
+
+
+def to_text(found: dict[str, Any]) -> str:
+    """What the replay shows, and what to do about it."""
+    lines = [f"step {found['step']} again, {found['images']} images"]
+    kinds = [key for key in found if key in ("bf16", "fp32")]
+    for key in kinds:
+        one = found[key]
+        lines.append(f"  {key}: loss {one['loss']:g}, gradient {one['grad_norm']:g}")
+    broken = {key: not (math.isfinite(found[key]["loss"]) and math.isfinite(found[key]["grad_norm"])) for key in kinds}
+    if found["bad_pixels"]:
+        shown = ", ".join(found["bad_pixels"][:5])
+        lines.append(f"  cause: pixels that are not finite in {shown}; mend or remove these images")
+    elif broken.get("bf16") and not broken["fp32"]:
+        lines.append("  cause: the precision; go on with --resume --set train.precision=fp32")
+    elif broken["fp32"]:
+        lines.append("  cause: the weights or the loss; go on from a checkpoint with --resume and a lower optim.lr")
+    else:
+        lines.append("  it is finite now: the cause was not in the batch alone")
+    return "\n".join(lines)
