@@ -277,6 +277,35 @@ def test_collapse_is_said_while_it_happens(tmp_path):
     assert len(said) == 1 and "ln 32 = 3.466" in said[0] and "teacher_temp" in said[0]
 
 
+FLAT = SMALL | {
+    "train.steps": 80,
+    "dino.teacher_temp": 50.0,
+    "dino.teacher_temp_start": 50.0,
+    "optim.lr": 3e-3,
+    "dino.koleo": 0.0,
+}
+
+
+def test_a_run_that_learns_nothing_can_end(tmp_path):
+    run = pretrain(
+        DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=FLAT | {"train.on_collapse": "stop"}
+    )
+    assert max(losses(run)) < 79 and not (run / "repairs.jsonl").exists()
+    assert (run / "model" / "model.safetensors").exists()
+    assert [one.name for one in saccade.examine(run)] == ["uniform collapse"]
+
+
+def test_a_run_that_learns_nothing_can_be_repaired(tmp_path):
+    console = Quiet()
+    settings = FLAT | {"train.on_collapse": "repair"}
+    run = pretrain(DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=settings, console=console)
+    first = json.loads((run / "repairs.jsonl").read_text().splitlines()[0])
+    assert first["name"] == "uniform collapse" and first["change"]["dino.teacher_temp"] == pytest.approx(0.04)
+    assert any("back to step" in message for message in console.messages)
+    assert config.load(run / "config.yaml")["dino"]["teacher_temp"] == pytest.approx(0.04)
+    assert set(losses(run)) == set(range(80))
+
+
 # --- ways out of trouble, and settings that cannot be meant ----------------------------------------
 
 

@@ -84,6 +84,12 @@ def available(run: Path) -> list[int]:
     return sorted(int(match[1]) for match, path in found if match and (path / FILE).exists())
 
 
+def drop_from(run: Path, step: int) -> None:
+    """Remove the checkpoints of this step and later: what led to them is not to be continued."""
+    for later in (found for found in available(run) if found >= step):
+        shutil.rmtree(folder_of(run, later), ignore_errors=True)
+
+
 def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
     """The newest readable checkpoint and a message for each newer one that was damaged."""
     messages: list[str] = []

@@ -24,7 +24,7 @@ GRAVE = (
     "dimensional collapse",
     "no learning",
 )
-"""What ends a run with ``train.on_collapse=stop``: it would go on learning nothing."""
+"""What ends a run with ``train.on_collapse`` stop or repair: it would go on learning nothing."""
 Line = Mapping[str, float]
 
 
@@ -41,6 +41,7 @@ class Settings:
     out_dim: int | None = None
     student_temp: float | None = None
     teacher_temp: float | None = None
+    teacher_temp_start: float | None = None
     momentum: float | None = None
     center_momentum: float | None = None
     koleo: float | None = None
@@ -116,10 +117,8 @@ def _uniform(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings)
 
     if not _always(stretch, ("teacher_entropy", "kl"), holds):
         return None
-    last, change, cause = stretch[-1], {}, _why_flat(settings)
-    if settings.teacher_temp:
-        sharper = min(settings.teacher_temp / 2, 0.4 * (settings.student_temp or 0.1))
-        change = {f"{settings.method}.teacher_temp": sharper}
+    last, cause = stretch[-1], _why_flat(settings)
+    change = _sharper(settings) if settings.teacher_temp else {}
     evidence = (
         f"the teacher's entropy is {last['teacher_entropy']:.3f} of at most ln {settings.out_dim} = {flat:.3f}, and "
     )
@@ -128,6 +127,16 @@ def _uniform(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings)
     )
     advice = "or a larger batch, or fewer prototypes"
     return Diagnosis("uniform collapse", _since(lines, holds), int(last["step"]), evidence, cause, change, advice)
+
+
+def _sharper(settings: Settings) -> dict[str, float]:
+    """Half of the teacher's temperature, and well below the student's; where it begins higher, that too."""
+    assert settings.teacher_temp is not None
+    wanted = min(settings.teacher_temp / 2, 0.4 * (settings.student_temp or 0.1))
+    change = {f"{settings.method}.teacher_temp": wanted}
+    if (settings.teacher_temp_start or 0.0) > wanted:
+        change[f"{settings.method}.teacher_temp_start"] = wanted
+    return change
 
 
 def _why_flat(settings: Settings) -> str:
@@ -176,7 +185,7 @@ def _flat_teacher(stretch: Sequence[Line], lines: Sequence[Line], settings: Sett
         return None
     last = stretch[-1]
     evidence = f"after half of the run its entropy is {last['teacher_entropy']:.3f} of at most ln K = {flat:.3f}"
-    change = {f"{settings.method}.teacher_temp": settings.teacher_temp / 2}
+    change = _sharper(settings)
     return Diagnosis(
         "teacher temperature too high",
         _since(lines, holds),
@@ -305,21 +314,25 @@ RULES: tuple[Rule, ...] = (
 
 
 class Doctor:
-    """Looks at a run while it goes, and says each illness once. ``finished`` says why it should end, if it should."""
+    """Looks at a run while it goes, and says each illness once.
+
+    stop   end the run where it learns nothing any more: ``finished`` says why, ``ill`` is what it has
+    """
 
     def __init__(self, settings: Settings, lines: Sequence[Line], *, stop: bool):
         self.settings, self.lines, self.stop = settings, list(lines), stop
         self.known = {one.name for one in examine(self.lines, settings)}
         self.finished: str | None = None
+        self.ill: Diagnosis | None = None
 
     def look(self, line: Line) -> list[Diagnosis]:
         """What is wrong from this line on that was not said before."""
         self.lines.append(line)
         found = [one for one in examine(self.lines, self.settings) if one.name not in self.known]
         self.known |= {one.name for one in found}
-        grave = [one.name for one in found if one.name in GRAVE]
+        grave = [one for one in found if one.name in GRAVE]
         if grave and self.stop:
-            self.finished = f"ended by train.on_collapse=stop: {grave[0]}"
+            self.ill, self.finished = grave[0], f"ended by the doctor (train.on_collapse): {grave[0].name}"
         return found
 
 

@@ -33,7 +33,7 @@ from saccade.methods.base import Method
 from saccade.methods.build import build_method, config_type
 from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
-from saccade.train.doctor import Doctor, settings_of
+from saccade.train.doctor import Diagnosis, Doctor, settings_of
 from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer
@@ -52,6 +52,9 @@ CHANGEABLE = (
     "train.keep",
 )
 """What --resume may set anew: ways out of trouble that leave schedules and data as they are."""
+
+REPAIRS = 3
+"""How often a run is repaired before it ends ill."""
 
 OPTIONS = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention", "pool", "stem")
 """Settings of ``model`` that go to the network."""
@@ -290,42 +293,76 @@ def make_plan(out: Path, sections: Sections, cache: ImageCache, device: torch.de
 def _train(
     out: Path, sections: Sections, shares: Shares, device: torch.device, console: Console, *, begin: int | None
 ) -> Path:
-    cache = shares.train
-    plan = make_plan(out, sections, cache, device)
-    method = make_method(sections, cache.channels, device, load_weights=begin is not None)
-    optimizer = make_optimizer(method, device)
-    step = begin
-    if step is None:
-        state, messages = checkpoint.load_newest(out)
-        for message in messages:
-            console.say(message)
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = int(state["step"])
-        console.say(f"continuing from step {step} of {plan.train.steps}")
-    judge: Judge
-    if isinstance(method, Supervised) and shares.validation is not None:
-        judge = Validation(method, shares.validation, plan, step)
-    else:
-        judge = LiveProbe(method.backbone, cache, plan)
-    known = runs.read_metrics(out / "metrics.jsonl") if step else []
-    doctor = Doctor(
-        settings_of(config.to_dict(sections), len(cache)),
-        [line for line in known if line["step"] < step],
-        stop=plan.train.on_collapse == "stop",
-    )
-    reached = fit(plan, method, optimizer, cache, start=step, evaluate=judge, doctor=doctor, console=console)
+    """Train to the end; where the doctor ends it and ``train.on_collapse`` is repair, go back, change, and go on."""
+    for repairs_left in reversed(range(1 + REPAIRS)):
+        plan = make_plan(out, sections, shares.train, device)
+        method, optimizer, step = _ready(sections, plan, shares.train, console, begin)
+        judge: Judge
+        if isinstance(method, Supervised) and shares.validation is not None:
+            judge = Validation(method, shares.validation, plan, step)
+        else:
+            judge = LiveProbe(method.backbone, shares.train, plan)
+        doctor = _doctor(out, sections, len(shares.train), step)
+        reached = fit(plan, method, optimizer, shares.train, start=step, evaluate=judge, doctor=doctor, console=console)
+        ill = doctor.ill
+        if ill is None or not ill.change or not repairs_left or plan.train.on_collapse != "repair":
+            break
+        sections = _repair(out, sections, ill, console)
+        begin = None if checkpoint.available(out) else 0
     if isinstance(judge, Validation):
         runtime.barrier()  # the best state was written by the first process
         reached = judge.take_best()
         console.say(f"the weights of step {reached} were best on the validation images and are kept")
     if runtime.rank() == 0:
-        about = {"method": plan.train.method, "step": reached, "images": len(cache)}
+        about = {"method": plan.train.method, "step": reached, "images": len(shares.train)}
         about |= {"config": config.to_dict(sections)}
         save_model(out / "model", method.backbone, plan.spec, about=about)
         if isinstance(method, Supervised):
             save_classifier(out / "model", method)
     return out
+
+
+def _ready(
+    sections: Sections, plan: Plan, cache: ImageCache, console: Console, begin: int | None
+) -> tuple[Method, torch.optim.Optimizer, int]:
+    """Method and optimiser at step ``begin``; None: as the newest checkpoint has them."""
+    method = make_method(sections, cache.channels, plan.device, load_weights=begin is not None)
+    optimizer = make_optimizer(method, plan.device)
+    if begin is not None:
+        return method, optimizer, begin
+    state, messages = checkpoint.load_newest(plan.run)
+    for message in messages:
+        console.say(message)
+    method.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    console.say(f"continuing from step {state['step']} of {plan.train.steps}")
+    return method, optimizer, int(state["step"])
+
+
+def _doctor(out: Path, sections: Sections, images: int, step: int) -> Doctor:
+    known = runs.read_metrics(out / "metrics.jsonl") if step else []
+    lines = [line for line in known if line["step"] < step]
+    stop = sections["train"].on_collapse != "warn"
+    return Doctor(settings_of(config.to_dict(sections), images), lines, stop=stop)
+
+
+def _repair(out: Path, sections: Sections, ill: Diagnosis, console: Console) -> Sections:
+    """The sections with the change that the doctor asks for; checkpoints from the illness on are removed.
+
+    What was done is kept in repairs.jsonl.
+    """
+    runtime.barrier()
+    changed = config.override(sections, dict(ill.change))
+    if runtime.rank() == 0:
+        checkpoint.drop_from(out, ill.since)
+        save_config(out, changed)
+        back = max(checkpoint.available(out), default=0)
+        with (out / "repairs.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(ill) | {"change": dict(ill.change), "back_to": back}) + "\n")
+        what = ", ".join(f"{key}={value:g}" for key, value in ill.change.items())
+        console.say(f"{ill.name}: back to step {back}, with {what}")
+    runtime.barrier()
+    return changed
 
 
 def settings_table(sections: Sections, images: int) -> str:

@@ -93,7 +93,7 @@ class TrainConfig:
     save_every: int | None = None
     patience: int = 0
     """Evaluations without a better validation after which a supervised run ends; 0: it runs to its end."""
-    on_collapse: Literal["warn", "stop"] = "warn"
-    """What happens when the doctor finds that a run learns nothing any more: a word, or an end."""
+    on_collapse: Literal["warn", "stop", "repair"] = "warn"
+    """When the doctor finds that a run learns nothing any more: say so, end it, or go back and change what is wrong."""
     keep: int = 2
     """Checkpoints kept; older ones are removed."""
