@@ -142,7 +142,7 @@ def settings() -> dict[str, dict[str, Any]]:
         "model": {"backbone": "vit_tiny_patch8", "size_px": 96, "drop_path": 0.0, "norm": "pre"},
         "views": {"global_size": 96, "local_size": 48, "local_count": 6, "global_scale": [0.4, 1.0]},
         "dino": {"out_dim": OUT_DIM, "teacher_temp": 0.04, "student_temp": 0.1, "centre_momentum": 0.9},
-        "optim": {"lr": 0.0005, "lr_end": 1e-06, "weight_decay": 0.04, "weight_decay_end": 0.4},
+        "optim": {"lr": 0.0005, "lr_end": 1e-06, "warmup_fraction": 0.1, "weight_decay": 0.04, "weight_decay_end": 0.4},
         "train": {"method": "dino", "batch": 64, "accumulate": 1, "steps": 1200, "epochs": 29.0, "seed": 0},
     }
 

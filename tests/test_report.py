@@ -230,9 +230,12 @@ def test_nan_and_a_torn_line(tmp_path):
 
 
 def test_collapse_is_named(tmp_path):
-    flat = {"step": 10, "loss": 8.318, "teacher_entropy": 8.3177, "kl": 0.0001}
-    files = {"metrics.jsonl": json.dumps(flat), "config.yaml": yaml.safe_dump(fake_run.settings())}
-    assert "Uniform collapse" in report_of(tmp_path, files)
+    flat = {"loss": 8.318, "teacher_entropy": 8.3177, "kl": 0.0001, "marginal_entropy": 8.3}
+    lines = "\n".join(json.dumps(flat | {"step": step}) for step in range(0, 600, 10))
+    files = {"metrics.jsonl": lines, "config.yaml": yaml.safe_dump(fake_run.settings())}
+    text = report_of(tmp_path, files)
+    assert "uniform collapse since step 0" in text and "likely cause" in text
+    assert "dino.teacher_temp=0.02" in text
 
 
 def test_a_healthy_run_has_no_warnings(run):

@@ -19,7 +19,7 @@ from saccade import runs
 from saccade.reporting.classifier import classifier_finding, classifier_numbers, classifier_section
 from saccade.reporting.curves import curves
 from saccade.reporting.evaluation import evaluation_blocks, finding, points
-from saccade.reporting.files import RunFiles, last, mapping, read_run, uniform_entropy
+from saccade.reporting.files import RunFiles, last, mapping, read_run
 from saccade.reporting.page import (
     Html,
     breakable,
@@ -38,6 +38,7 @@ from saccade.reporting.page import (
     share,
     table,
 )
+from saccade.train.doctor import Diagnosis, Doctor, settings_of
 from saccade.viz.figures import data_uri
 
 SHOWN_DUPLICATES, SHOWN_LABELS, SHOWN_DAMAGED = 20, 60, 200
@@ -71,18 +72,26 @@ def headline(run: RunFiles) -> str:
 
 
 def warnings(run: RunFiles) -> list[str]:
-    """Trouble the figures show: uniform collapse, or a loss that is not finite."""
+    """Trouble the figures show: what the doctor names, or a loss that is not finite."""
     found = []
     loss = number(run.metrics[-1].get("loss")) if run.metrics else math.nan
     if run.metrics and "loss" in run.metrics[-1] and not math.isfinite(loss):
         found.append("The last logged loss is not finite: the run stopped or lost its way there.")
-    uniform, entropy, kl = uniform_entropy(run), last(run, "teacher_entropy"), last(run, "kl")
-    if entropy > 0.99 * uniform and kl < 0.01:
-        found.append(
-            f"Uniform collapse: the teacher's entropy, {entropy:.2f}, sits at ln K = {uniform:.2f}. "
-            "The network gives every image the same answer."
-        )
+    found += [one.text().replace("\n", " ") for one in illnesses(run)]
     return found
+
+
+def illnesses(run: RunFiles) -> list[Diagnosis]:
+    """What the doctor finds in the logged figures; nothing where the settings are not all there."""
+    method = run.setting("train", "method")
+    if not all(isinstance(run.config.get(name), Mapping) for name in ("train", "optim", method)):
+        return []
+    try:
+        watch = Doctor(settings_of(run.config, int(number(run.data.get("used", 0)))), [], stop=False)
+    except (KeyError, TypeError, ValueError):  # a file of an older version
+        return []
+    plain = ({key: number(value) for key, value in line.items()} for line in run.metrics)
+    return [one for line in plain for one in watch.look(line)]
 
 
 def key_numbers(run: RunFiles) -> list[tuple[object, object]]:
