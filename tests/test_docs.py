@@ -42,7 +42,8 @@ def shortened(words: list[str]) -> list[str]:
         if not skip and word not in ("--minutes", "--epochs", "--steps"):
             kept.append(word)
         skip = word in ("--minutes", "--epochs", "--steps")
-    return [*kept, *SHORT, *(["--set", "dino.out_dim=32"] if words[1] == "pretrain" else [])]
+    dino = words[1] == "pretrain" and "--method" not in words
+    return [*kept, *SHORT, *(["--set", "dino.out_dim=32"] if dino else [])]
 
 
 @pytest.fixture(scope="module")
