@@ -17,7 +17,7 @@ from saccade.data.open import open_source
 from saccade.errors import ContaminationError, DataError, ModelError, UsageError
 from saccade.finetuning import FinetuneOptions, supervised_sections
 from saccade.methods.base import Facts
-from saccade.methods.supervised import SupervisedConfig, layer_numbers, resolve_supervised
+from saccade.methods.supervised import SupervisedConfig, resolve_supervised
 from saccade.runs import read_metrics
 from saccade.train import checkpoint
 from saccade.train.part import divide, draw_nested
@@ -138,7 +138,7 @@ def test_a_frozen_backbone_does_not_move(run, tmp_path):
     assert figures(tmp_path / "f")["accuracy"]["mean"] > 0.3
     with pytest.raises(UsageError, match="random weights learns nothing"):
         saccade.finetune(NETWORK, DATA, out=tmp_path / "g", options=options, settings=SMALL)
-    settings = SMALL | {"supervised.layer_decay": 0.5}
+    settings = SMALL | {"optim.layer_decay": 0.5}
     with pytest.raises(UsageError, match="layer_decay has no effect"):
         saccade.finetune(run, DATA, out=tmp_path / "h", options=options, settings=settings)
 
@@ -236,6 +236,7 @@ def test_a_given_val_split_is_what_a_run_judges_by(monkeypatch):
 )
 def test_layers_are_counted_from_the_pixels_on(name, first, last, count):
     from saccade.backbones.build import build
+    from saccade.train.optim import layer_numbers
 
     numbers = layer_numbers([n for n, _ in build(name, size_px=32).named_parameters()])
     assert numbers[first] == 0 and numbers[last] == max(numbers.values()) == count - 1
@@ -246,9 +247,10 @@ def test_layer_decay_slows_early_layers(tmp_path):
     from saccade.backbones.build import build
     from saccade.methods.supervised import Supervised
     from saccade.train.optim import make_optimizer, set_rates
+    from saccade.train.settings import OptimConfig
 
-    method = Supervised(build("vit_micro_patch8", size_px=32), SupervisedConfig(("a", "b"), layer_decay=0.5), seed=0)
-    optimizer = make_optimizer(method, torch.device("cpu"))
+    method = Supervised(build("vit_micro_patch8", size_px=32), SupervisedConfig(("a", "b")), seed=0)
+    optimizer = make_optimizer(method, OptimConfig(layer_decay=0.5), torch.device("cpu"))
     set_rates(optimizer, 1.0, 0.1)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     named = dict(method.named_parameters())
@@ -262,16 +264,11 @@ def test_layer_decay_slows_early_layers(tmp_path):
 
 def test_defaults_follow_the_situation():
     facts = {"images": 100, "batch": 10, "steps": 10, "labels": ("b", "a")}
-    assert resolve_supervised(SupervisedConfig(), Facts(**facts)).layer_decay == 1.0
-    assert resolve_supervised(SupervisedConfig(), Facts(**facts, pretrained=True)).layer_decay == 0.75
-    cnn = Facts(**facts, pretrained=True, transformer=False)
-    assert resolve_supervised(SupervisedConfig(), cnn).layer_decay == 1.0
     assert resolve_supervised(SupervisedConfig(), Facts(**facts)).classes == ("b", "a")
     with pytest.raises(DataError, match="two classes"):
         resolve_supervised(SupervisedConfig(classes=("a", "c")), Facts(**facts))
-    for config in (SupervisedConfig(label_smoothing=1.0), SupervisedConfig(layer_decay=0.0)):
-        with pytest.raises(UsageError):
-            resolve_supervised(config, Facts(**facts))
+    with pytest.raises(UsageError):
+        resolve_supervised(SupervisedConfig(label_smoothing=1.0), Facts(**facts))
 
 
 def test_copies_on_both_sides_of_a_split_are_refused(tmp_path):

@@ -76,14 +76,16 @@ def pretrain(
     """Learn from the images of ``data`` without labels. Returns the run folder ``out``.
 
     settings   dotted keys, e.g. ``{"train.minutes": 5, "model.size_px": 64, "dino.out_dim": 1024}``;
-               what is left open is decided from the data and printed
-    Raises UsageError, DataError, NonFiniteLoss, StorageError.
+               what is left open is decided from the data and printed; ``model.weights`` names a MODEL to go on
+               from, whose network, size and statistics are taken unless they are named as well
+    Raises UsageError, ModelError, DataError, NonFiniteLoss, StorageError.
     """
     sections = sections_for(method, recipe)
     sections = config.override(sections, {"data.source": str(_absolute(data))})
-    if backbone is not None:
-        sections = config.override(sections, {"model.backbone": backbone})
-    sections = config.override(sections, settings or {})
+    given = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
+    if weights := str(given.pop("model.weights", "")):
+        given = finetuning.named_model(weights, given) | given
+    sections = config.override(sections, given)
     sections = training.absolute_paths(sections)
     folder = training.start(sections, Path(out), console or Quiet())
     return _reported(folder)

@@ -61,7 +61,7 @@ def load_classifier(run: str | Path) -> Classifier:
     with safetensors.safe_open(folder / FILE, framework="pt") as file:
         metadata = file.metadata()
     classes = tuple(json.loads(metadata["classes"]))
-    config = SupervisedConfig(classes, frozen=json.loads(metadata["frozen"]), layer_decay=1.0)
+    config = SupervisedConfig(classes, frozen=json.loads(metadata["frozen"]))
     network = Supervised(loaded.backbone, config, seed=0)
     missing, extra = network.load_state_dict(safetensors.torch.load_file(folder / FILE), strict=False)
     if extra or any(not key.startswith("network.") for key in missing):

@@ -82,6 +82,10 @@ def pretrain(
         str, typer.Option(help="microscopy, stain, grey, natural, xray or short; several with commas: grey,short.")
     ] = "microscopy",
     weights: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model.")] = None,
+    on_collapse: Annotated[
+        str | None,
+        typer.Option(help="When nothing is learned any more: warn, stop, or repair (go back, change, go on)."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     set_: Set = None,
     group: Group = None,
@@ -100,6 +104,7 @@ def pretrain(
         given = {
             "model.size_px": size,
             "model.weights": weights,
+            "train.on_collapse": on_collapse,
             "train.epochs": epochs,
             "train.steps": steps,
             "train.minutes": minutes,
@@ -159,7 +164,7 @@ def finetune(
     from saccade.finetuning import FinetuneOptions, to_text
 
     given = {
-        "supervised.layer_decay": layer_decay,
+        "optim.layer_decay": layer_decay,
         "data.validation": validation,
         "train.patience": patience,
         "model.size_px": size,

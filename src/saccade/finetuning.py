@@ -103,7 +103,9 @@ def named_model(model: str | Path, settings: Mapping[str, Any]) -> dict[str, Any
     loaded = load_model(model)
     size = {} if "model.size_px" in settings else {"model.size_px": loaded.spec.size_px}
     place = str(model) if str(model).startswith("timm:") else str(Path(model).resolve())
-    return {"model.backbone": loaded.backbone.name, "model.weights": place, "data.grey": loaded.spec.grey} | size
+    # A model of grey images wants grey; one of coloured images can be shown either.
+    grey = {"data.grey": True} if loaded.spec.grey else {}
+    return {"model.backbone": loaded.backbone.name, "model.weights": place} | grey | size
 
 
 def finetune(

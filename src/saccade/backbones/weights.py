@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -45,6 +46,7 @@ __all__ = [
     "read_state",
     "save_model",
     "to_timm_state",
+    "weights_hash",
 ]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -111,6 +113,20 @@ def load_model(model: str | Path, *, channels: int = 3, size_px: int | None = No
         expected=f"{CONFIG} and {WEIGHTS} there or in its folder model/",
         hint="a run has a model when its training has ended or was stopped cleanly",
     )
+
+
+def weights_hash(model: str | Path) -> str:
+    """First 12 digits of the SHA-256 of the file MODEL's weights lie in; for ``timm:``, of the weights themselves."""
+    text = str(model)
+    if text.startswith("timm:"):
+        return hashlib.sha256(safetensors.torch.save(dict(load_model(text).backbone.state_dict()))).hexdigest()[:12]
+    path = Path(text)
+    if not path.exists() and "@" in path.name:
+        path = Path(text.rpartition("@")[0])
+    folders = (path / "model", path)
+    file = path if path.is_file() else next(f / WEIGHTS for f in folders if (f / WEIGHTS).exists())
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
 
 
 def _random(name: str, channels: int, size_px: int | None, seed: int) -> LoadedModel:

@@ -48,13 +48,14 @@ class Method(nn.Module, ABC):
     def backbone(self) -> Any:
         """The network that is evaluated and saved."""
 
+    @property
+    def learner(self) -> Any:
+        """The network that gradients reach: the student where there is a teacher, else the one that is evaluated."""
+        return self.backbone
+
     @abstractmethod
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters for the optimiser."""
-
-    @abstractmethod
-    def rate(self, name: str) -> float:
-        """Factor of the learning rate for the parameter of this name."""
 
     @abstractmethod
     def step(self, views: list[View], progress: Progress) -> StepOutput:

@@ -87,12 +87,13 @@ class Contrast(Method):
     def backbone(self) -> nn.Module:
         return self.teacher
 
+    @property
+    def learner(self) -> nn.Module:
+        return self.student
+
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name in ("student", "student_head", "predictor"):
             yield from getattr(self, name).named_parameters(prefix=name)
-
-    def rate(self, name: str) -> float:
-        return 1.0
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         if len(views) < 2 or any(view.role != "global" for view in views):

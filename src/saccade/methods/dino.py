@@ -238,12 +238,13 @@ class Dino(Method):
     def backbone(self) -> nn.Module:
         return self.teacher
 
+    @property
+    def learner(self) -> nn.Module:
+        return self.student
+
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.student.named_parameters(prefix="student")
         yield from self.student_head.named_parameters(prefix="student_head")
-
-    def rate(self, name: str) -> float:
-        return 1.0
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         global_views = [v for v in views if v.role == "global"]

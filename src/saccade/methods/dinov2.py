@@ -106,15 +106,16 @@ class DinoV2(Method):
     def backbone(self) -> nn.Module:
         return self.teacher
 
+    @property
+    def learner(self) -> nn.Module:
+        return self.student
+
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield "mask_token", self.mask_token
         for name in ("student", "student_head", "student_patch_head"):
             part = getattr(self, name)
             if part is not None:
                 yield from part.named_parameters(prefix=name)
-
-    def rate(self, name: str) -> float:
-        return 1.0
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         config, batch = self.config, len(views[0].pixels)

@@ -98,12 +98,13 @@ class Latent(Method):
     def backbone(self) -> nn.Module:
         return self.teacher
 
+    @property
+    def learner(self) -> nn.Module:
+        return self.student
+
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.student.named_parameters(prefix="student")
         yield from self.predictor.named_parameters(prefix="predictor")
-
-    def rate(self, name: str) -> float:
-        return 1.0
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         losses, found = [], []

@@ -107,9 +107,6 @@ class Lejepa(Method):
         yield from self.network.named_parameters(prefix="network")
         yield from self.head.named_parameters(prefix="head")
 
-    def rate(self, name: str) -> float:
-        return 1.0
-
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         global_count = sum(view.role == "global" for view in views)
         if len(views) < 2:
@@ -127,7 +124,7 @@ class Lejepa(Method):
             tests = [sigreg(view, directions, _mean, batch * world_size()) for view in vectors]
             normal = torch.stack(tests).mean()
         loss = (1 - self.config.weight) * near + self.config.weight * normal
-        logs = {"agreement": near.detach(), "sigreg": normal.detach(), "spread": spread(found)}
+        logs = {"invariance": near.detach(), "sigreg": normal.detach(), "spread": spread(found)}
         return StepOutput(loss, logs)
 
     def before_update(self, progress: Progress) -> None:

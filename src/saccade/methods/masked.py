@@ -90,9 +90,6 @@ class Masked(Method):
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.named_parameters()
 
-    def rate(self, name: str) -> float:
-        return 1.0
-
     def decode(self, seen: Features, visible: Int[Tensor, "B K"], hidden: Int[Tensor, "B M"]) -> Float[Tensor, "B M P"]:
         """The pixels of the hidden patches, from the tokens of the visible ones and the image's vector."""
         tokens = self.embed(torch.cat([seen.cls[:, None], seen.tokens], dim=1))

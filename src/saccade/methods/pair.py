@@ -69,9 +69,6 @@ class Pair(Method):
         yield from self.network.named_parameters(prefix="network")
         yield from self.head.named_parameters(prefix="head")
 
-    def rate(self, name: str) -> float:
-        return 1.0
-
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         if len(views) != 2:
             raise UsageError("pair compares two views", got=f"{len(views)} views", hint="--set views.global_count=2")

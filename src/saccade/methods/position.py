@@ -87,9 +87,6 @@ class Position(Method):
         yield from self.network.named_parameters(prefix="network")
         yield from self.head.named_parameters(prefix="head")
 
-    def rate(self, name: str) -> float:
-        return 1.0
-
     def tiles(self, view: View, step: int) -> tuple[Float[Tensor, "M C s s"], Int[Tensor, "B"]]:
         """The middle tile of every image and a neighbour of it, and which of the eight that is."""
         tile, jitter = self.config.tile_px, self.config.jitter_px

@@ -7,7 +7,6 @@ fine-tune. A frozen backbone gets batch norm without scale before the classifier
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,8 +28,6 @@ class SupervisedConfig:
     """In the order of the classifier's answers; decided: the labels of the data, sorted."""
     frozen: bool = False
     """Train the classifier only; the backbone stays as it is, batch statistics included."""
-    layer_decay: float | None = None
-    """Factor of the learning rate from each layer to the one before; decided: 0.75 for pretrained transformers."""
     label_smoothing: float = 0.0
 
 
@@ -46,29 +43,7 @@ def resolve_supervised(config: SupervisedConfig, facts: Facts) -> SupervisedConf
         )
     if not 0 <= config.label_smoothing < 1:
         raise UsageError("supervised.label_smoothing is a share", got=config.label_smoothing, expected="0 to below 1")
-    decay = config.layer_decay
-    if decay is not None and not 0 < decay <= 1:
-        raise UsageError("supervised.layer_decay is a factor", got=decay, expected="above 0, at most 1")
-    if config.frozen and decay is not None:
-        raise UsageError("supervised.layer_decay has no effect on a frozen backbone", hint="leave out one of them")
-    usual = 0.75 if facts.pretrained and facts.transformer and not config.frozen else 1.0
-    return dataclasses.replace(config, classes=tuple(classes), layer_decay=usual if decay is None else decay)
-
-
-def layer_numbers(names: list[str]) -> dict[str, int]:
-    """The layer each parameter of a backbone lies in: 0 for what makes tokens, then block after block.
-
-    A block is what the first number of a name counts (``blocks.3``, ``layer2.1``), or the first two where blocks
-    lie in numbered stages (``layers.0.blocks.1``). What follows the last block belongs to it.
-    """
-    found: dict[str, int] = {}
-    last, number = "", 0
-    for name in names:
-        match = None if name.startswith("patch_embed") else re.match(r"\w+\.\d+(\.blocks\.\d+)?\.", name)
-        if match and match[0] != last:
-            last, number = match[0], number + 1
-        found[name] = number
-    return found
+    return dataclasses.replace(config, classes=tuple(classes))
 
 
 class Supervised(Method):
@@ -86,7 +61,6 @@ class Supervised(Method):
             self.head = nn.Linear(dim, len(config.classes))
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
-        self.layers = layer_numbers([name for name, _ in network.named_parameters()])
 
     @property
     def backbone(self) -> nn.Module:
@@ -96,14 +70,6 @@ class Supervised(Method):
         if not self.config.frozen:
             yield from self.network.named_parameters(prefix="network")
         yield from self.head.named_parameters(prefix="head")
-
-    def rate(self, name: str) -> float:
-        """1 for the classifier and the last block, smaller by ``layer_decay`` for each block before it."""
-        assert self.config.layer_decay is not None
-        if not name.startswith("network."):
-            return 1.0
-        behind = max(self.layers.values()) - self.layers[name.removeprefix("network.")]
-        return self.config.layer_decay**behind
 
     def classify(self, pixels: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B K"]:
         """Scores of the classes before the softmax, float32."""

@@ -43,7 +43,7 @@ def price(study: StudyConfig, images: Images, backbone: str) -> dict[str, Any]:
     sections = resolve(sections, images=len(cache), channels=cache.channels, device=device)
     sections = resolve_length(sections, len(cache), tuple(images.classes))
     method = make_method(sections, cache.channels, device)
-    optimizer = make_optimizer(method, device)
+    optimizer = make_optimizer(method, sections["optim"], device)
     spec = input_spec(cache, study.size_px, grey=study.grey)
     seconds = []
     with tempfile.TemporaryDirectory() as folder:

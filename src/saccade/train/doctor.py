@@ -23,6 +23,7 @@ GRAVE = (
     "all images have the same vector",
     "dimensional collapse",
     "no learning",
+    "features worse than at the start",
 )
 """What ends a run with ``train.on_collapse`` stop or repair: it would go on learning nothing."""
 Line = Mapping[str, float]
@@ -45,6 +46,7 @@ class Settings:
     momentum: float | None = None
     center_momentum: float | None = None
     koleo: float | None = None
+    pretrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:
 
     lines   of metrics.jsonl in the order of their steps
     """
+    first = next((line for line in lines if "rank" in line), None)
     lines = lines[-MEMORY:]
+    worse = _worse(first, lines, settings)
+    told = [worse] if worse is not None else []
     hold = max(3.0, min(HOLD, 0.2 * settings.steps))
     begin = settings.warmup_fraction * settings.steps
     stretch: list[Line] = []
@@ -84,8 +89,8 @@ def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:
             stretch.append(line)
     stretch.reverse()
     if len(stretch) < 3 or stretch[-1]["step"] - stretch[0]["step"] < 0.6 * hold:
-        return []
-    return [found for rule in RULES if (found := rule(stretch, lines, settings)) is not None]
+        return told
+    return told + [found for rule in RULES if (found := rule(stretch, lines, settings)) is not None]
 
 
 def _since(lines: Sequence[Line], holds: Callable[[Line], bool]) -> int:
@@ -194,6 +199,45 @@ def _flat_teacher(stretch: Sequence[Line], lines: Sequence[Line], settings: Sett
         _why_flat(settings),
         change,
         "or more steps: an unsure teacher teaches slowly",
+    )
+
+
+# --- runs that start from weights ----------------------------------------------------------------
+
+
+def fell_below(first: Line, now: Line, images: int) -> str | None:
+    """The live figure that is lower than at the start by more than noise: k-NN where there are labels, else agreement.
+
+    Noise is two standard errors of a share of the images that the live probe asks about (see train/live.py).
+    """
+    figure, asked = ("knn", min(500.0, images / 3)) if "knn" in first else ("agreement", min(256.0, images))
+    if figure not in first or figure not in now:
+        return None
+    noise = 2 * math.sqrt(first[figure] * (1 - first[figure]) / max(1.0, asked))
+    return figure if now[figure] < first[figure] - noise else None
+
+
+def _worse(first: Line | None, lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    probes = [line for line in lines if "rank" in line]
+    if first is None or not settings.pretrained or not probes:
+        return None
+    figure = fell_below(first, probes[-1], settings.images)
+    if figure is None:
+        return None
+    since = probes[-1]
+    for line in reversed(probes):
+        if fell_below(first, line, settings.images) is None:
+            break
+        since = line
+    name = {"knn": "k-NN", "agreement": "agreement of two views"}[figure]
+    return Diagnosis(
+        "features worse than at the start",
+        int(since["step"]),
+        int(probes[-1]["step"]),
+        f"{name} {100 * probes[-1][figure]:.1f} %, the weights it began with have {100 * first[figure]:.1f} %",
+        f"the learning rate {settings.lr:g} moves the weights faster than {settings.images:,} images can teach them",
+        {"optim.lr": settings.lr / 3},
+        "",
     )
 
 
@@ -342,6 +386,7 @@ def settings_of(values: Mapping[str, Mapping[str, object]], images: int) -> Sett
     method = str(train["method"])
     known = {field.name for field in dataclasses.fields(Settings)} - {"method", "batch", "images", "steps", "lr"}
     own = {name: value for name, value in values[method].items() if name in known}
+    own["pretrained"] = bool(values.get("model", {}).get("weights"))
     batch = int(train["batch"]) * int(train["accumulate"])  # type: ignore[call-overload]
     return Settings(
         method,

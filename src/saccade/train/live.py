@@ -1,17 +1,24 @@
-"""What is measured while a run goes: effective rank always, weighted k-NN where labels exist."""
+"""What is measured while a run goes: effective rank, agreement of two views, and weighted k-NN where labels exist."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import torch
 
+from saccade.augment.views import make_views
 from saccade.data.loader import ImageCache
 from saccade.data.splits import grouped_split, unit_names
-from saccade.embedding import embed_cached
+from saccade.embedding import answers_to, embed_cached
 from saccade.evaluation.probes import knn_scores
+from saccade.methods.base import Method
 from saccade.seeds import numpy_generator
 from saccade.train.health import effective_rank
 from saccade.train.loop import Plan
+
+EXAMINED = 256
+EXAM = 1_000_000_000  # a step that no run reaches: views of its own
 
 
 class LiveProbe:
@@ -19,15 +26,18 @@ class LiveProbe:
 
     It uses up to 1,000 labelled images to vote and 500 to test, whole groups apart; labels never reach
     the training. Without labels, or with one group only, the effective rank of 512 images is measured.
+    Methods without labels are asked besides which of 256 images a view comes from: ``agreement`` is the share of images
+    whose view, as the student sees it, lies closest to the teacher's vector of another view of the same image.
     """
 
     finished: str | None = None
 
-    def __init__(self, backbone: torch.nn.Module, cache: ImageCache, plan: Plan):
-        self.backbone, self.cache, self.plan = backbone, cache, plan
+    def __init__(self, method: Method, cache: ImageCache, plan: Plan):
+        self.method, self.cache, self.plan = method, cache, plan
         seed = plan.train.seed
         labels = [record.label for record in cache.records]
         order = numpy_generator(seed, "live").permutation(len(cache))
+        self.examined = order[:EXAMINED] if plan.train.method != "supervised" and len(cache) > 1 else None
         self.labelled = all(label is not None for label in labels) and len(set(labels)) > 1
         self.indices = np.sort(order[: 1500 if self.labelled else 512])
         if self.labelled:
@@ -43,7 +53,7 @@ class LiveProbe:
     def __call__(self, step: int) -> dict[str, float]:
         plan = self.plan
         features = embed_cached(
-            self.backbone,
+            self.method.backbone,
             self.cache,
             self.indices,
             plan.spec,
@@ -55,4 +65,26 @@ class LiveProbe:
             k = min(20, len(self.train))
             scores = knn_scores(features[self.train], self.labels[self.train], features[self.test], k, self.classes)
             found["knn"] = float((scores.argmax(axis=1) == self.labels[self.test]).mean())
+        if self.examined is not None:
+            found["agreement"] = self._agreement(self.examined)
         return found
+
+    def _agreement(self, indices: np.ndarray) -> float:
+        plan, method = self.plan, self.method
+        views = dataclasses.replace(plan.views, global_count=2, local_count=0)
+
+        def vectors(network: torch.nn.Module, number: int) -> np.ndarray:
+            def shown(items: np.ndarray) -> torch.Tensor:
+                # The same two views at every evaluation, so that figures differ by what was learned alone.
+                made = make_views(self.cache.batch(items), views, plan.spec, seed=plan.train.seed, step=EXAM)
+                return made[number].pixels
+
+            precision = str(plan.train.precision)
+            found = answers_to(
+                shown, network, lambda x: network(x).cls, indices, device=plan.device, precision=precision
+            )
+            found -= found.mean(axis=0)  # what all images share says nothing of which one it is
+            return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+
+        alike = vectors(method.learner, 0) @ vectors(method.backbone, 1).T
+        return float((alike.argmax(axis=1) == np.arange(len(indices))).mean())

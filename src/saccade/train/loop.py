@@ -71,6 +71,7 @@ class Plan:
     views: ViewsConfig
     spec: InputSpec
     device: torch.device
+    pretrained: bool = False
 
 
 class StopRequest:
@@ -134,7 +135,8 @@ def learn(
     # Stochastic depth draws from the global generator: seed it by step and rank (house rule 11).
     torch.manual_seed(int(torch_generator(train.seed, "step", step, runtime.rank()).initial_seed()))
     lr = optim.learning_rate(plan.optim, progress.fraction)
-    optim.set_rates(optimizer, lr, optim.weight_decay(plan.optim, progress.fraction))
+    share = optim.backbone_share(plan.optim, progress.fraction)
+    optim.set_rates(optimizer, lr, optim.weight_decay(plan.optim, progress.fraction), share)
 
     began, preparing = time.perf_counter(), 0.0
     indices = batch_indices(len(cache), step, images, train.seed)
@@ -156,6 +158,9 @@ def learn(
     parameters = [p for _, p in method.trainable()]
     runtime.average_gradients(parameters)
     method.before_update(progress)
+    if share == 0:  # at rest: neither clipping nor weight decay may count it
+        for parameter in method.learner.parameters():
+            parameter.grad = None
     norm = optim.clip_gradients(parameters, plan.optim.clip_norm)
     logs["grad_norm"] = norm
     # A non-finite gradient must not reach the weights: the checkpoint on disk would inherit it.

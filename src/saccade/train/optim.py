@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import torch
 from torch import nn
 
 from saccade.methods.base import Method
 from saccade.train.settings import OptimConfig
+
+NEW = -1  # the place of what is not in the backbone: heads, decoders, predictors
 
 
 def cosine(start: float, end: float, fraction: float) -> float:
@@ -29,23 +33,52 @@ def weight_decay(config: OptimConfig, fraction: float) -> float:
     return cosine(config.weight_decay, config.weight_decay_end, fraction)
 
 
-def make_optimizer(method: Method, device: torch.device) -> torch.optim.AdamW:
-    """Groups by factor of the learning rate: matrices with weight decay; biases, norms and other vectors without."""
-    named = [(name, p) for name, p in method.trainable() if p.requires_grad]
-    rates = {name: method.rate(name) for name, _ in named}
-    groups = [
-        {"params": [p for name, p in named if rates[name] == rate and (p.ndim > 1) == matrix]}
-        | {"decay": matrix, "rate": rate}
-        for rate in sorted(set(rates.values()), reverse=True)
-        for matrix in (True, False)
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=device.type in ("cpu", "cuda"))
+def layer_numbers(names: list[str]) -> dict[str, int]:
+    """The layer each parameter of a backbone lies in: 0 for what makes tokens, then block after block.
+
+    A block is what the first number of a name counts (``blocks.3``, ``layer2.1``), or the first two where blocks
+    lie in numbered stages (``layers.0.blocks.1``). What follows the last block belongs to it.
+    """
+    found: dict[str, int] = {}
+    last, number = "", 0
+    for name in names:
+        match = None if name.startswith("patch_embed") else re.match(r"\w+\.\d+(\.blocks\.\d+)?\.", name)
+        if match and match[0] != last:
+            last, number = match[0], number + 1
+        found[name] = number
+    return found
 
 
-def set_rates(optimizer: torch.optim.Optimizer, lr: float, decay: float) -> None:
+def make_optimizer(method: Method, config: OptimConfig, device: torch.device) -> torch.optim.AdamW:
+    """Groups by place: each layer of the backbone has ``layer_decay`` times the rate of the next, what is new has the
+    full rate. Matrices with weight decay; biases, norms and other vectors without."""
+    numbers = layer_numbers([name for name, _ in method.learner.named_parameters()])
+    layers = {p: numbers[name] for name, p in method.learner.named_parameters()}
+    deepest = max(numbers.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for _, p in method.trainable():
+        if not p.requires_grad:
+            continue
+        layer, matrix = layers.get(p, NEW), p.ndim > 1
+        rate = 1.0 if layer == NEW else (config.layer_decay or 1.0) ** (deepest - layer)
+        place = (NEW if layer == NEW else 0) if config.layer_decay in (None, 1.0) else layer
+        start = {"params": [], "decay": matrix, "rate": rate, "new": layer == NEW}
+        groups.setdefault((place, matrix), start)["params"].append(p)
+    return torch.optim.AdamW(list(groups.values()), lr=0.0, weight_decay=0.0, fused=device.type in ("cpu", "cuda"))
+
+
+def backbone_share(config: OptimConfig, fraction: float) -> float:
+    """Factor of the backbone's rate: 0 while it is frozen, then up to 1 in as long as the warm-up takes."""
+    frozen = config.freeze_fraction or 0.0
+    if not frozen:
+        return 1.0
+    return min(1.0, max(0.0, fraction - frozen) / max(1e-9, config.warmup_fraction or 0.0))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, decay: float, backbone: float = 1.0) -> None:
+    """backbone   factor for everything that is not new"""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["rate"]
+        group["lr"] = lr * group["rate"] * (1.0 if group["new"] else backbone)
         group["weight_decay"] = decay if group["decay"] else 0.0
 
 

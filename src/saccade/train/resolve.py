@@ -56,6 +56,16 @@ def check_sections(sections: Sections) -> None:
         "optim.lr": sections["optim"].lr,
         "optim.clip_norm": sections["optim"].clip_norm,
     }
+    decay, frozen = sections["optim"].layer_decay, sections["optim"].freeze_fraction
+    if decay is not None and not 0 < decay <= 1:
+        raise UsageError("optim.layer_decay is a factor", got=decay, expected="above 0, at most 1")
+    if frozen is not None and not 0 <= frozen < 1:
+        raise UsageError("optim.freeze_fraction is a share of the run", got=frozen, expected="0 to below 1")
+    if train.method == "supervised":
+        if decay is not None and sections["supervised"].frozen:
+            raise UsageError("optim.layer_decay has no effect on a frozen backbone", hint="leave out one of them")
+        if train.choose == "best":
+            raise UsageError("train.choose has no effect on supervised runs", hint="data.validation")
     for name, value in floor.items():
         if value is not None and value < 0:
             raise UsageError(f"{name} must not be negative", got=value)
@@ -116,8 +126,16 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
     return sections | {
         "data": dataclasses.replace(sections["data"], channels=channels, split=sections["data"].split or ALL_BUT_TEST),
         "model": dataclasses.replace(model, drop_path=0.0 if model.drop_path is None else model.drop_path),
-        "train": dataclasses.replace(train, batch=batch, steps=steps, precision=precision, device=str(device)),
-        "optim": _resolve_optim(sections["optim"], train, model, per_step),
+        "train": dataclasses.replace(
+            train,
+            batch=batch,
+            steps=steps,
+            precision=precision,
+            device=str(device),
+            on_collapse=train.on_collapse or ("repair" if model.weights else "warn"),
+            choose=train.choose or ("last" if train.method == "supervised" else "best"),
+        ),
+        "optim": _resolve_optim(sections, per_step),
         "views": resolve_views(
             sections["views"],
             size_px=model.size_px,
@@ -133,16 +151,22 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
 PEAK = {"dino": (5e-4, 8e-3), "from scratch": (2e-3, 8e-3), "from weights": (2e-3, 4e-3)}
 
 
-def _resolve_optim(config: OptimConfig, train: TrainConfig, model: ModelConfig, per_step: int) -> OptimConfig:
+def _resolve_optim(sections: Sections, per_step: int) -> OptimConfig:
     """DINO's 5e-4 for transformers; CNNs with batch norm bear more, and labels bear more than DINO. Scaled by the
     square root of the batch, which suits AdamW at batches of 16 to 256 (Malladi et al. 2022)."""
-    kind = train.method
+    config: OptimConfig = sections["optim"]
+    model: ModelConfig = sections["model"]
+    kind, labels = sections["train"].method, sections["train"].method == "supervised"
+    transformer = parse(model.backbone).transformer
     if kind == "supervised":
         kind = "from weights" if model.weights else "from scratch"
-    peak = PEAK.get(kind, PEAK["dino"])[0 if parse(model.backbone).transformer else 1]
+    peak = PEAK.get(kind, PEAK["dino"])[0 if transformer else 1]
     lr = config.lr if config.lr is not None else round(peak * math.sqrt(per_step / 256), 6)
     warmup = 0.1 if config.warmup_fraction is None else config.warmup_fraction
-    return dataclasses.replace(config, lr=lr, warmup_fraction=warmup)
+    slow = model.weights and transformer and not (labels and sections["supervised"].frozen)
+    usual = {"layer_decay": 0.75 if slow else 1.0, "freeze_fraction": 0.1 if model.weights and not labels else 0.0}
+    open_ = {name: value for name, value in usual.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, lr=lr, warmup_fraction=warmup, **open_)
 
 
 def resolve_length(sections: Sections, images: int, labels: tuple[str, ...] = ()) -> Sections:

@@ -23,7 +23,7 @@ from saccade import config, runs, runtime
 from saccade.architectures import ARCHITECTURES, parse
 from saccade.augment.views import ViewsConfig
 from saccade.backbones.build import Network, build
-from saccade.backbones.weights import load_model, load_timm_state, save_model
+from saccade.backbones.weights import load_model, load_timm_state, save_model, weights_hash
 from saccade.classify import save_classifier
 from saccade.config import Sections
 from saccade.contracts import Source
@@ -33,6 +33,7 @@ from saccade.methods.base import Method
 from saccade.methods.build import build_method, config_type
 from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
+from saccade.train.choose import Chooser
 from saccade.train.doctor import Diagnosis, Doctor, settings_of
 from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
@@ -104,12 +105,24 @@ def model_options(model: ModelConfig) -> dict[str, object]:
     return found
 
 
-def inherit(sections: Sections, channels: int) -> Sections:
-    """What the weights a run starts from say of the network, where the settings leave it open."""
+def inherit(sections: Sections, cache: ImageCache) -> Sections:
+    """What the weights a run starts from say of the network and its input, where the settings leave it open."""
     model: ModelConfig = sections["model"]
+    data: DataConfig = sections["data"]
+    usual = input_spec(cache, int(model.size_px or 0), grey=data.grey)
+    if model.weights:
+        loaded = load_model(model.weights, channels=cache.channels, size_px=model.size_px)
+        spec = loaded.spec
+        if (spec.channels, spec.offset, spec.scale) == (usual.channels, usual.offset, usual.scale):
+            usual = spec
+    mean, std = data.mean or usual.mean, data.std or usual.std
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != cache.channels:
+            raise UsageError(f"data.{name} has a value for each channel", got=len(values), expected=cache.channels)
+    sections = sections | {"data": dataclasses.replace(data, mean=mean, std=std)}
     if not model.weights:
         return sections
-    own: Any = load_model(model.weights, channels=channels, size_px=model.size_px).backbone.config()["options"]
+    own: Any = loaded.backbone.config()["options"]
     found = {name: own[name] for name in OPTIONS if name != "drop_path" and own.get(name)}
     open_ = {name: value for name, value in found.items() if getattr(model, name) == getattr(ModelConfig(), name)}
     return sections | {"model": dataclasses.replace(model, **open_)}
@@ -148,7 +161,7 @@ def steps_in(minutes: float, sections: Sections, plan: Plan, shares: Shares) -> 
     trial = sections | {"train": dataclasses.replace(sections["train"], steps=1000)}
     timed = resolve_length(trial, len(shares.train), shares.classes)
     method = make_method(timed, plan.spec.channels, plan.device)
-    optimizer = make_optimizer(method, plan.device)
+    optimizer = make_optimizer(method, sections["optim"], plan.device)
     plan = dataclasses.replace(plan, train=timed["train"])
     seconds: list[float] = []
     budget = min(10.0, 2.0 + minutes * 1.5)
@@ -182,19 +195,21 @@ def start(sections: Sections, out: Path, console: Console, opened: Opened | None
             sections, opened = _open(sections, device, console)
         shares = _divide(opened.cache, sections)
         images, channels = len(shares.train), shares.train.channels
-        sections = inherit(sections, channels)
+        sections = inherit(sections, shares.train)
         sections = resolve(sections, images=images, channels=channels, device=device)
         if sections["train"].minutes and sections["train"].steps is None:
             plan = make_plan(out, sections, shares.train, device)
             steps = steps_in(sections["train"].minutes, sections, plan, shares)
             sections = sections | {"train": dataclasses.replace(sections["train"], steps=steps)}
         sections = resolve_length(sections, images, shares.classes)
+        start_text = begins_with(sections)
         if runtime.rank() == 0:
             # config.yaml last: where it is, everything that --resume needs is there.
             runs.write_json(out / "data.json", describe_data(opened, shares, sections))
-            runs.write_json(out / "env.json", _environment(device, sections["train"].seed))
+            runs.write_json(out / "env.json", _environment(device, sections["train"].seed) | {"start": start_text})
             save_config(out, sections)
         console.say(settings_table(sections, images))
+        console.say(start_text)
         return _train(out, sections, shares, device, console, begin=0)
 
 
@@ -253,6 +268,7 @@ def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
                 expected=f"{len(known)} images as listed in {out / 'data.json'}",
                 hint="restore them, or start a new run with --weights " + str(out),
             )
+        console.say(str(runs.read_json(out / "env.json").get("start", "")))
         began = len(checkpoint.available(out)) > 0
         return _train(out, sections, shares, device, console, begin=None if began else 0)
 
@@ -286,8 +302,11 @@ def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
 
 
 def make_plan(out: Path, sections: Sections, cache: ImageCache, device: torch.device) -> Plan:
-    spec = input_spec(cache, sections["model"].size_px, grey=sections["data"].grey)
-    return Plan(out, sections["train"], sections["optim"], sections["views"], spec, device)
+    data: DataConfig = sections["data"]
+    spec = input_spec(cache, sections["model"].size_px, grey=data.grey)
+    spec = dataclasses.replace(spec, mean=data.mean or spec.mean, std=data.std or spec.std)
+    pretrained = bool(sections["model"].weights)
+    return Plan(out, sections["train"], sections["optim"], sections["views"], spec, device, pretrained)
 
 
 def _train(
@@ -301,7 +320,9 @@ def _train(
         if isinstance(method, Supervised) and shares.validation is not None:
             judge = Validation(method, shares.validation, plan, step)
         else:
-            judge = LiveProbe(method.backbone, shares.train, plan)
+            judge = LiveProbe(method, shares.train, plan)
+            if plan.train.choose == "best":
+                judge = Chooser(judge, method, plan, step, images=len(shares.train), say=console.say)
         doctor = _doctor(out, sections, len(shares.train), step)
         reached = fit(plan, method, optimizer, shares.train, start=step, evaluate=judge, doctor=doctor, console=console)
         ill = doctor.ill
@@ -314,8 +335,13 @@ def _train(
         reached = judge.take_best()
         console.say(f"the weights of step {reached} were best on the validation images and are kept")
     if runtime.rank() == 0:
+        if isinstance(judge, Chooser) and (found := judge.take()) is not None:
+            runs.write_json(out / "chosen.json", found)
+            if found["chosen"] != found["last"]:
+                last, reached = reached, int(found["chosen"]["step"])
+                console.say(f"the model is the one of step {reached}, not of step {last}: {found['rule']}")
         about = {"method": plan.train.method, "step": reached, "images": len(shares.train)}
-        about |= {"config": config.to_dict(sections)}
+        about |= {"start": runs.read_json(out / "env.json").get("start"), "config": config.to_dict(sections)}
         save_model(out / "model", method.backbone, plan.spec, about=about)
         if isinstance(method, Supervised):
             save_classifier(out / "model", method)
@@ -327,7 +353,7 @@ def _ready(
 ) -> tuple[Method, torch.optim.Optimizer, int]:
     """Method and optimiser at step ``begin``; None: as the newest checkpoint has them."""
     method = make_method(sections, cache.channels, plan.device, load_weights=begin is not None)
-    optimizer = make_optimizer(method, plan.device)
+    optimizer = make_optimizer(method, plan.optim, plan.device)
     if begin is not None:
         return method, optimizer, begin
     state, messages = checkpoint.load_newest(plan.run)
@@ -363,6 +389,14 @@ def _repair(out: Path, sections: Sections, ill: Diagnosis, console: Console) -> 
         console.say(f"{ill.name}: back to step {back}, with {what}")
     runtime.barrier()
     return changed
+
+
+def begins_with(sections: Sections) -> str:
+    """Where the weights of a run come from: always said, because random weights look like any others."""
+    named = sections["model"].weights
+    if not named:
+        return f"starting from random weights (seed {sections['train'].seed})"
+    return f"starting pretrained from {named} ({weights_hash(named)})"
 
 
 def settings_table(sections: Sections, images: int) -> str:

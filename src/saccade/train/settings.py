@@ -22,6 +22,10 @@ class DataConfig:
     grey: bool = False
     """Turn colour into luminance before anything else."""
     channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    """Each channel is normalised with these, after scaling to 0..1; decided: as ``model.weights`` are used to, where
+    range and channels agree, else those of the images."""
     cache_px: int | None = None
     """Shorter side of the decoded images that are kept; decided: 1.5 times the largest crop."""
     cache_mib: int = 8192
@@ -68,6 +72,12 @@ class OptimConfig:
     weight_decay_end: float = 0.4
     clip_norm: float = 3.0
     """Largest gradient norm; 0 switches clipping off."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each layer of the backbone to the one before; decided: 0.75 for transformers
+    that start from weights, else 1."""
+    freeze_fraction: float | None = None
+    """Share of the run in which the backbone rests and only what is new learns (head warm-up); decided: 0.1 for runs
+    without labels that start from weights, else 0."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,10 @@ class TrainConfig:
     save_every: int | None = None
     patience: int = 0
     """Evaluations without a better validation after which a supervised run ends; 0: it runs to its end."""
-    on_collapse: Literal["warn", "stop", "repair"] = "warn"
-    """When the doctor finds that a run learns nothing any more: say so, end it, or go back and change what is wrong."""
+    on_collapse: Literal["warn", "stop", "repair"] | None = None
+    """When the doctor finds that a run learns nothing any more: say so, end it, or go back and change what is wrong.
+    Decided: repair for runs that start from weights, else warn."""
+    choose: Literal["best", "last"] | None = None
+    """Which checkpoint becomes the model; decided: best, by figures without labels, for runs without labels."""
     keep: int = 2
     """Checkpoints kept; older ones are removed."""
