@@ -45,7 +45,7 @@ class DinoConfig:
     """Reached after the warm-up."""
     temp_warmup_fraction: float = 0.3
     center_momentum: float = 0.9
-    centering: Literal["mean", "sinkhorn"] = "mean"
+    centering: Literal["mean", "sinkhorn", "none"] = "mean"
     momentum: float | None = None
     """Of the teacher, at the start; a cosine takes it to ``momentum_end``."""
     momentum_end: float = 1.0
@@ -276,9 +276,10 @@ class Dino(Method):
     @torch.no_grad()
     def after_update(self, progress: Progress) -> None:
         """Centre (equation 4) and teacher move once an optimiser step, however many micro-batches it had."""
-        mean = mean_over_ranks(self.pending_center / self.pending_count)
-        # A centre that starts from 0 lets one prototype win for the first dozen steps.
-        self.center.lerp_(mean, 1 - self.config.center_momentum if self.center.any() else 1.0)
+        if self.config.centering != "none":
+            mean = mean_over_ranks(self.pending_center / self.pending_count)
+            # A centre that starts from 0 lets one prototype win for the first dozen steps.
+            self.center.lerp_(mean, 1 - self.config.center_momentum if self.center.any() else 1.0)
         self.pending_center.zero_()
         self.pending_count.zero_()
         follow((self.teacher, self.teacher_head), (self.student, self.student_head), self._momentum(progress))

@@ -1,7 +1,7 @@
 """Which checkpoint becomes the model: the best by figures that need no labels, else the last.
 
 The figures are those of the live probe: the effective rank of the features (RankMe, Garrido et al. 2023) and how often
-student and teacher agree on which image two views come from. How far each can be trusted is in docs/log.md.
+student and teacher agree on which image a view comes from. How far each can be trusted is in docs/log.md.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ from saccade.train.live import EXAMINED
 from saccade.train.loop import Judge, Plan
 
 RULE = (
-    "the checkpoint with the highest agreement x ln(effective rank), neither of which uses labels; the last one unless "
+    "the checkpoint with the highest (2 agreement - 1) ln(effective rank), which uses no labels; the last one unless "
     "that is better by more than noise"
 )
 
 
 def quality(figures: Mapping[str, float]) -> float:
-    """Agreement times the logarithm of the effective rank: 0 where views do not match or all vectors are one."""
-    return figures["agreement"] * math.log(max(1.0, figures["rank"]))
+    """Agreement above chance times the logarithm of the effective rank: 0 where views do not match or all vectors are
+    one."""
+    return max(0.0, 2 * figures["agreement"] - 1) * math.log(max(1.0, figures["rank"]))
 
 
 def better(one: Mapping[str, float], other: Mapping[str, float], images: int) -> bool:
     """Whether one has a higher quality than the other by more than two standard errors of its agreement."""
     p = one["agreement"]
-    noise = 2 * math.sqrt(p * (1 - p) / min(EXAMINED, images)) * math.log(max(1.0, one["rank"]))
+    noise = 4 * math.sqrt(p * (1 - p) / min(EXAMINED, images)) * math.log(max(1.0, one["rank"]))
     return quality(one) > quality(other) + noise
 
 

@@ -45,6 +45,7 @@ class Settings:
     teacher_temp_start: float | None = None
     momentum: float | None = None
     center_momentum: float | None = None
+    centering: str | None = None
     koleo: float | None = None
     pretrained: bool = False
 
@@ -58,13 +59,17 @@ class Diagnosis:
     step: int
     evidence: str
     cause: str
-    change: Mapping[str, float]
+    change: Mapping[str, float | str]
     advice: str
 
     def text(self) -> str:
-        what = ", ".join(f"--set {key}={value:g}" for key, value in self.change.items()) or self.advice
+        what = ", ".join(f"--set {key}={shown(value)}" for key, value in self.change.items()) or self.advice
         hint = f"{what} ({self.advice})" if self.change else what
         return f"{self.name} since step {self.since}: {self.evidence}\n  likely cause: {self.cause}\n  change: {hint}"
+
+
+def shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 Rule = Callable[[Sequence[Line], Sequence[Line], Settings], Diagnosis | None]
@@ -164,7 +169,10 @@ def _one_prototype(stretch: Sequence[Line], lines: Sequence[Line], settings: Set
     if not _always(stretch, ("marginal_entropy", "kl"), holds):
         return None
     last = stretch[-1]
-    if settings.center_momentum == 1.0:
+    change: dict[str, float | str]
+    if settings.centering == "none":
+        cause, change = "no centring: one answer may win for all images", {f"{settings.method}.centering": "mean"}
+    elif settings.center_momentum == 1.0:
         cause, change = "no centring: the centre never moves", {f"{settings.method}.center_momentum": 0.9}
     elif settings.momentum is not None and settings.momentum < 0.95:
         cause = f"the teacher follows the student at once (momentum {settings.momentum:g})"

@@ -26,8 +26,9 @@ class LiveProbe:
 
     It uses up to 1,000 labelled images to vote and 500 to test, whole groups apart; labels never reach
     the training. Without labels, or with one group only, the effective rank of 512 images is measured.
-    Methods without labels are asked besides which of 256 images a view comes from: ``agreement`` is the share of images
-    whose view, as the student sees it, lies closest to the teacher's vector of another view of the same image.
+    Methods without labels are asked besides which of two images a view comes from: ``agreement`` is how often, among
+    256 images, the student's vector of a view lies closer to the teacher's of another view of that image than to the
+    teacher's of a view of another image; 0.5 is chance.
     """
 
     finished: str | None = None
@@ -87,4 +88,5 @@ class LiveProbe:
             return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
         alike = vectors(method.learner, 0) @ vectors(method.backbone, 1).T
-        return float((alike.argmax(axis=1) == np.arange(len(indices))).mean())
+        own = np.diagonal(alike)[:, None]
+        return float(((alike < own).sum(axis=1) / (len(indices) - 1)).mean())

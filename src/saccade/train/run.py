@@ -34,7 +34,7 @@ from saccade.methods.build import build_method, config_type
 from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
 from saccade.train.choose import Chooser
-from saccade.train.doctor import Diagnosis, Doctor, settings_of
+from saccade.train.doctor import Diagnosis, Doctor, settings_of, shown
 from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer
@@ -385,7 +385,7 @@ def _repair(out: Path, sections: Sections, ill: Diagnosis, console: Console) -> 
         back = max(checkpoint.available(out), default=0)
         with (out / "repairs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(ill) | {"change": dict(ill.change), "back_to": back}) + "\n")
-        what = ", ".join(f"{key}={value:g}" for key, value in ill.change.items())
+        what = ", ".join(f"{key}={shown(value)}" for key, value in ill.change.items())
         console.say(f"{ill.name}: back to step {back}, with {what}")
     runtime.barrier()
     return changed
