@@ -30,8 +30,7 @@ class ContrastConfig:
     out_dim: int = 256
     hidden: int | None = None
     """Width of projection and predictor; decided: the paper's 4,096 from 100,000 images on, 1,024 below."""
-    head_norm: Literal["none", "batch", "layer"] | None = None
-    """Decided: batch norm for CNNs (as in the paper), layer norm for transformers, which does not mix images."""
+    head_norm: Literal["none", "batch", "layer"] = "batch"
     temperature: float = 0.2
     momentum: float | None = None
     """Of the teacher, at the start; decided: the paper's 0.99, a cosine takes it to 1."""
@@ -47,7 +46,6 @@ def resolve_contrast(config: ContrastConfig, facts: Facts) -> ContrastConfig:
     return dataclasses.replace(
         config,
         hidden=config.hidden or (4096 if facts.images >= 100_000 else 1024),
-        head_norm=config.head_norm or ("batch" if facts.batch_norm else "layer"),
         momentum=0.99 if config.momentum is None else config.momentum,
     )
 

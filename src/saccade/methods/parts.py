@@ -11,6 +11,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saccade.contracts import Features, View
+from saccade.runtime import gather_with_gradient, world_size
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over the images of all processes: [B D] to [B D], the same on one process as on many."""
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.float()
+            own = torch.stack([wide.mean(dim=0), wide.square().mean(dim=0)])
+            mean, square = gather_with_gradient(own[None]).mean(dim=0)
+            variance = (square - mean.square()).clamp_min(0)
+            count = len(x) * world_size()
+            with torch.no_grad():
+                assert self.running_mean is not None and self.running_var is not None
+                assert self.num_batches_tracked is not None and self.momentum is not None
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / max(1, count - 1), self.momentum)
+                self.num_batches_tracked.add_(1)
+            found = (wide - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return found.to(x.dtype)
 
 
 def projection(widths: Sequence[int], norm: str) -> nn.Sequential:
@@ -18,7 +41,7 @@ def projection(widths: Sequence[int], norm: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         if layers:
-            kind = {"none": nn.Identity, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[norm]
+            kind = {"none": nn.Identity, "batch": BatchNorm, "layer": nn.LayerNorm}[norm]
             layers += [kind(inputs), nn.GELU()]
         layers.append(nn.Linear(inputs, outputs))
     for layer in layers:

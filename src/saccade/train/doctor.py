@@ -48,6 +48,18 @@ class Settings:
     centering: str | None = None
     koleo: float | None = None
     pretrained: bool = False
+    temperature: float | None = None
+
+    @property
+    def chance(self) -> tuple[str, float] | None:
+        """The loss of a network that guesses, in words and as a number; None where the method asks no such question."""
+        if self.method == "pair":
+            return "ln 2", math.log(2)
+        if self.method == "position":
+            return "ln 8", math.log(8)
+        if self.method == "contrast" and self.temperature:
+            return f"4 x {self.temperature:g} x ln {self.batch}", 4 * self.temperature * math.log(self.batch)
+        return None
 
 
 @dataclass(frozen=True)
@@ -267,6 +279,48 @@ def _one_vector(stretch: Sequence[Line], lines: Sequence[Line], settings: Settin
     )
 
 
+POINT = math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3))
+"""The test of normality in ``lejepa`` for vectors that are all the same, over their number."""
+
+
+def _one_answer(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    def holds(line: Line) -> bool:
+        return line["sigreg"] > 0.9 * POINT * settings.batch and line["invariance"] < 0.01
+
+    if not _always(stretch, ("sigreg", "invariance"), holds):
+        return None
+    last = stretch[-1]
+    evidence = f"the test of normality gives {last['sigreg']:.1f}, and {POINT * settings.batch:.1f} is one point"
+    cause = "the test of normality has too little weight beside agreement"
+    change: dict[str, float | str] = {"lejepa.weight": 0.05}
+    return Diagnosis(
+        "all images have the same vector", _since(lines, holds), int(last["step"]), evidence, cause, change, ""
+    )
+
+
+def _guessing(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    if settings.chance is None or stretch[0]["step"] < 0.5 * settings.steps:
+        return None
+    words, chance = settings.chance
+    mean = statistics.fmean(line["loss"] for line in stretch)
+    if not abs(mean / chance - 1) < 0.005:
+        return None
+    causes = {
+        "position": "these images have no layout: nothing in a patch tells where it lies",
+        "pair": "views share too little to be known again, or the run is young",
+        "contrast": "views share too little to be known again, or the run is young",
+    }
+    return Diagnosis(
+        "no better than guessing",
+        int(stretch[0]["step"]),
+        int(stretch[-1]["step"]),
+        f"the loss is {mean:.4f} on average, and {words} = {chance:.4f} is guessing",
+        causes[settings.method],
+        {},
+        "another --method" if settings.method == "position" else "--recipe short, a higher --set optim.lr, more steps",
+    )
+
+
 def _dimensions(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
     ranks = [(int(line["step"]), line["rank"]) for line in lines if "rank" in line]
     if len(ranks) < 3 or ranks[-1][0] < stretch[0]["step"]:
@@ -357,9 +411,11 @@ RULES: tuple[Rule, ...] = (
     _uniform,
     _one_prototype,
     _one_vector,
+    _one_answer,
     _dimensions,
     _no_learning,
     _flat_teacher,
+    _guessing,
     _koleo,
     _starving,
 )

@@ -148,7 +148,18 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
 
 
 # Peak learning rates at 256 images, (transformer, CNN); what they rest on is in docs/log.md.
-PEAK = {"dino": (5e-4, 8e-3), "from scratch": (2e-3, 8e-3), "from weights": (2e-3, 4e-3)}
+PEAK = {
+    "dino": (5e-4, 8e-3),
+    "dinov2": (5e-4, 8e-3),
+    "contrast": (4e-3, 1.2e-2),
+    "lejepa": (6e-3, 1.2e-2),
+    "pair": (2e-3, 8e-3),
+    "position": (2e-3, 8e-3),
+    "masked": (4e-3, 4e-3),
+    "latent": (5e-4, 5e-4),
+    "from scratch": (2e-3, 8e-3),
+    "from weights": (2e-3, 4e-3),
+}
 
 
 def _resolve_optim(sections: Sections, per_step: int) -> OptimConfig:
@@ -160,7 +171,7 @@ def _resolve_optim(sections: Sections, per_step: int) -> OptimConfig:
     transformer = parse(model.backbone).transformer
     if kind == "supervised":
         kind = "from weights" if model.weights else "from scratch"
-    peak = PEAK.get(kind, PEAK["dino"])[0 if transformer else 1]
+    peak = PEAK[kind][0 if transformer else 1]
     lr = config.lr if config.lr is not None else round(peak * math.sqrt(per_step / 256), 6)
     warmup = 0.1 if config.warmup_fraction is None else config.warmup_fraction
     slow = model.weights and transformer and not (labels and sections["supervised"].frozen)

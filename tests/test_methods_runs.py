@@ -1,0 +1,231 @@
+"""Every method through whole runs: exact resume, golden losses, collapse that is named, weights gone on from safely.
+
+``python tests/test_methods_runs.py`` writes the golden file again, after a change that is meant.
+"""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import safetensors.torch
+import torch
+
+import saccade
+from saccade import runs
+from saccade.api import Quiet, pretrain, resume
+from saccade.methods.build import METHODS
+from saccade.train import checkpoint, loop
+from saccade.train.choose import Chooser, better, quality
+from saccade.train.doctor import fell_below
+from saccade.train.live import LiveProbe
+
+DATA = "synthetic:tissue?n=48&size=32"
+GOLDEN = Path(__file__).parent / "golden" / "methods.json"
+STEPS = 6
+SMALL = {
+    "model.size_px": 32,
+    "train.batch": 8,
+    "train.steps": STEPS,
+    "train.log_every": 1,
+    "train.save_every": 2,
+    "train.evaluate_every": 3,
+}
+
+
+def run(out: Path, method: str, backbone: str = "vit_micro_patch8_w32", **settings) -> Path:
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    sizes = {"dino.out_dim": 32, "dinov2.out_dim": 32}
+    sizes = {key: value for key, value in sizes.items() if key.startswith(method + ".")}
+    return pretrain(DATA, out=out, method=method, backbone=backbone, settings=SMALL | sizes | named)
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in runs.read_metrics(folder / "metrics.jsonl") if "loss" in line]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_was_cut_off_goes_on_exactly(method, tmp_path, monkeypatch):
+    whole, real = run(tmp_path / "whole", method, train__precision="fp32"), loop.learn
+
+    class Killed(BaseException):
+        pass
+
+    def dies(plan, one, optimizer, cache, step):
+        if step == 3:
+            raise Killed
+        return real(plan, one, optimizer, cache, step)
+
+    monkeypatch.setattr(loop, "learn", dies)
+    with pytest.raises(Killed):
+        run(tmp_path / "cut", method, train__precision="fp32")
+    monkeypatch.setattr(loop, "learn", real)
+    resume(tmp_path / "cut")
+    assert losses(tmp_path / "cut") == losses(whole)
+    states = [safetensors.torch.load_file(folder / "model/model.safetensors") for folder in (whole, tmp_path / "cut")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def golden(method: str, precision: str, folder: Path) -> list[float]:
+    return losses(run(folder / f"{method}-{precision}", method, train__precision=precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_golden_losses(method, precision, tmp_path):
+    expected = json.loads(GOLDEN.read_text())[f"{method} {precision}"]
+    assert golden(method, precision, tmp_path) == pytest.approx(expected, rel=2e-4 if precision == "fp32" else 3e-2)
+
+
+# --- collapse -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "names"),
+    [
+        ("dino", {"dino.teacher_temp": 0.2, "dino.teacher_temp_start": 0.2}, {"uniform collapse"}),
+        (
+            "dino",
+            {
+                "dino.centering": "none",
+                "dino.teacher_temp": 0.01,
+                "dino.teacher_temp_start": 0.01,
+                "dino.momentum": 0.5,
+            },
+            {"one-prototype collapse"},
+        ),
+        ("lejepa", {"lejepa.weight": 0.0}, {"all images have the same vector"}),
+        ("position", {"optim.lr": 1e-6}, {"no better than guessing"}),
+    ],
+    ids=["flat teacher", "no centring", "nothing keeps vectors apart", "nothing is learned"],
+)
+def test_collapse_is_named(method, settings, names, tmp_path):
+    settings = {"train.steps": 60, "optim.lr": 0.01, "train.precision": "fp32"} | settings
+    if method == "dino":
+        settings |= {"dino.koleo": 0.0}
+    folder = run(tmp_path / "run", method, "resnet10_w8", **{k.replace(".", "__"): v for k, v in settings.items()})
+    found = {one.name: one for one in saccade.examine(folder)}
+    assert names & set(found), found
+    assert all(one.since >= 0 and one.evidence and one.cause for one in found.values())
+
+
+# --- going on from weights ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("weights") / "learned", "lejepa", "resnet10_w8")
+
+
+def test_network_size_and_statistics_come_with_the_weights(learned, tmp_path):
+    console = Quiet()
+    other = "synthetic:tissue?n=48&size=32&seed=5"
+    settings = {key: value for key, value in SMALL.items() if key != "model.size_px"}
+    folder = pretrain(
+        other, out=tmp_path / "next", settings=settings | {"model.weights": str(learned)}, console=console
+    )
+    first, then = (json.loads((f / "model/config.json").read_text()) for f in (learned, folder))
+    assert then["backbone"]["name"] == "resnet10_w8" and then["input"] == first["input"]
+    digest = runs.read_json(folder / "env.json")["start"].rpartition("(")[2].rstrip(")")
+    said = next(text for text in console.messages if "pretrained from" in text)
+    assert digest in said and len(digest) == 12
+    assert "random weights" in str(runs.read_json(learned / "env.json")["start"])
+    assert then["about"]["start"] == runs.read_json(folder / "env.json")["start"]
+
+
+def test_the_backbone_rests_while_what_is_new_warms_up(learned, tmp_path):
+    named = {"model__weights": str(learned), "optim__freeze_fraction": 0.5, "train__keep": 9}
+    folder = run(tmp_path / "next", "dino", "resnet10_w8", train__save_every=1, **named)
+    states = [
+        torch.load(checkpoint.folder_of(folder, step) / checkpoint.FILE, weights_only=True)["method"]
+        for step in (1, 3, 6)
+    ]
+    for key in ("student.conv1.weight", "student.layer4.0.conv1.weight"):
+        assert torch.equal(states[0][key], states[1][key]) and not torch.equal(states[1][key], states[2][key])
+    head = "student_head.mlp.0.weight"
+    assert not torch.equal(states[0][head], states[1][head])
+
+
+def test_features_that_get_worse_are_taken_back(learned, tmp_path, monkeypatch):
+    """The live figures fall as long as the rate is high: back to before, a third of the rate, until they do not."""
+    real = LiveProbe.__call__
+
+    def falling(self, step):
+        found = {key: value for key, value in real(self, step).items() if key != "knn"}
+        high = self.plan.optim.lr > 2e-3 and step >= 3
+        return found | {"agreement": 0.6 if high else 0.95, "rank": 20.0}
+
+    monkeypatch.setattr(LiveProbe, "__call__", falling)
+    console = Quiet()
+    settings = SMALL | {"model.weights": str(learned), "optim.lr": 0.01, "dino.out_dim": 32, "train.evaluate_every": 1}
+    folder = pretrain(DATA, out=tmp_path / "run", settings=settings, console=console)
+    repairs = [json.loads(line) for line in (folder / "repairs.jsonl").read_text().splitlines()]
+    assert [one["name"] for one in repairs] == ["features worse than at the start"] * 2
+    assert [one["since"] for one in repairs] == [3, 3] and [one["back_to"] for one in repairs] == [2, 2]
+    lines = runs.read_metrics(folder / "metrics.jsonl")
+    assert max(line["step"] for line in lines) == STEPS and all(line.get("agreement", 1) > 0.9 for line in lines)
+    assert not saccade.examine(folder)
+
+
+def test_the_start_is_kept_where_nothing_else_helps(learned, tmp_path, monkeypatch):
+    def falling(self, step):
+        return {"agreement": 0.95 if step == 0 else 0.5, "rank": 20.0}
+
+    monkeypatch.setattr(LiveProbe, "__call__", falling)
+    folder = run(tmp_path / "run", "dino", "resnet10_w8", model__weights=str(learned), optim__lr=0.05)
+    chosen = runs.read_json(folder / "chosen.json")
+    assert chosen["chosen"]["step"] == 0 and chosen["last"]["agreement"] == 0.5
+    states = [safetensors.torch.load_file(one / "model/model.safetensors") for one in (learned, folder)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert "worse than at the start" in (folder / "report.html").read_text()
+
+
+def test_naive_continuation_is_left_alone_when_asked(learned, tmp_path, monkeypatch):
+    monkeypatch.setattr(LiveProbe, "__call__", lambda self, step: {"agreement": 0.95 - 0.1 * step, "rank": 20.0})
+    named = {"model__weights": str(learned), "train__on_collapse": "warn", "train__choose": "last"}
+    folder = run(tmp_path / "run", "dino", "resnet10_w8", **named)
+    assert not (folder / "repairs.jsonl").exists() and not (folder / "chosen.json").exists()
+    assert next(one.name for one in saccade.examine(folder)) == "features worse than at the start"
+
+
+def test_noise_is_no_fall():
+    first = {"knn": 0.8, "agreement": 0.9}
+    assert fell_below(first, {"knn": 0.78, "agreement": 0.1}, 3000) is None
+    assert fell_below(first, {"knn": 0.7, "agreement": 0.9}, 3000) == "knn"
+    assert fell_below({"agreement": 0.9}, {"agreement": 0.8}, 3000) == "agreement"
+
+
+# --- which checkpoint ---------------------------------------------------------------------------
+
+
+def test_the_best_checkpoint_becomes_the_model(tmp_path, monkeypatch):
+    """Agreement peaks at step 3: those weights are the model, and the file says what the last would have given."""
+    figures = {0: (0.55, 40.0), 3: (0.9, 30.0), 6: (0.7, 8.0)}
+    monkeypatch.setattr(LiveProbe, "__call__", lambda self, step: dict(zip(("agreement", "rank"), figures[step])))
+    kept: dict[int, torch.Tensor] = {}
+    real = Chooser.__call__
+
+    def noted(self, step):
+        kept[step] = self.backbone.state_dict()["conv1.weight"].clone()
+        return real(self, step)
+
+    monkeypatch.setattr(Chooser, "__call__", noted)
+    folder = run(tmp_path / "run", "dino", "resnet10_w8")
+    chosen = runs.read_json(folder / "chosen.json")
+    assert chosen["chosen"] == {"step": 3, "agreement": 0.9, "rank": 30.0} and chosen["last"]["step"] == 6
+    weights = safetensors.torch.load_file(folder / "model/model.safetensors")["conv1.weight"]
+    assert torch.equal(weights, kept[3]) and not torch.equal(weights, kept[6])
+    assert "step 3" in (folder / "report.html").read_text()
+
+
+def test_quality_orders_as_it_should():
+    good, last, few = ({"agreement": a, "rank": r} for a, r in ((0.9, 30.0), (0.88, 30.0), (0.9, 1.0)))
+    assert quality(good) > quality(last) > quality(few) == 0
+    assert not better(good, last, 1000) and better(good, {"agreement": 0.6, "rank": 30.0}, 1000)
+    assert quality({"agreement": 0.4, "rank": 50.0}) == 0  # below chance
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as temporary:
+        found = {f"{m} {p}": golden(m, p, Path(temporary)) for m in METHODS for p in ("fp32", "bf16")}
+    GOLDEN.write_text(json.dumps(found, indent=1))
