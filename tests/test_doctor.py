@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from saccade.train.doctor import HOLD, RULES, Settings, examine
+from saccade.train.doctor import HOLD, Settings, examine
 
 FLAT = math.log(256)
 DINO = Settings(
@@ -107,4 +107,34 @@ def test_other_methods_have_no_prototypes():
     contrast = Settings("contrast", 64, 5000, 1000, 1e-3)
     few = [{k: v for k, v in line.items() if k in ("step", "loss", "grad_norm", "spread")} for line in lines((600, {}))]
     assert examine(few, contrast) == []
-    assert len(RULES) == 9
+
+
+@pytest.mark.parametrize(
+    ("method", "loss", "temperature"),
+    [("pair", math.log(2), None), ("position", math.log(8), None), ("contrast", 0.8 * math.log(64), 0.2)],
+)
+def test_a_loss_that_is_that_of_guessing_is_told_after_half_of_the_run(method, loss, temperature):
+    settings = Settings(method, 64, 5000, 1000, 1e-3, temperature=temperature)
+    guessing = [{"step": 10 * i, "loss": loss + 0.002 * (-1) ** i, "grad_norm": 1.0, "spread": 0.7} for i in range(80)]
+    assert examine(guessing[:50], settings) == []
+    assert names(examine(guessing, settings)) == ["no better than guessing"]
+    assert examine([line | {"loss": 0.9 * loss} for line in guessing], settings) == []
+
+
+def test_lejepa_of_one_point_is_told_by_its_test_of_normality():
+    settings = Settings("lejepa", 64, 5000, 1000, 1e-3)
+    point = 64 * 0.40897
+    figures = {"loss": 1.0, "grad_norm": 1.0, "spread": 0.7, "invariance": 1e-4}
+    sick = [{"step": 10 * i, **figures, "sigreg": point if i > 40 else 3.0} for i in range(60)]
+    assert examine(sick[:41], settings) == []
+    assert names(examine(sick, settings)) == ["all images have the same vector"]
+
+
+def test_features_that_fall_below_the_start_are_told_in_runs_from_weights_only():
+    started = Settings("dino", 64, 5000, 1000, 1e-3, pretrained=True)
+    probes = [{"step": 100 * i, "rank": 20.0, "knn": value} for i, value in enumerate((0.8, 0.81, 0.7, 0.6))]
+    assert examine(probes[:2], started) == []
+    found = examine(probes, started)[0]
+    assert found.name == "features worse than at the start" and found.since == 200 and "80.0 %" in found.evidence
+    assert found.change == {"optim.lr": pytest.approx(1e-3 / 3)}
+    assert examine(probes, Settings("dino", 64, 5000, 1000, 1e-3)) == []

@@ -78,6 +78,10 @@ def warnings(run: RunFiles) -> list[str]:
     if run.metrics and "loss" in run.metrics[-1] and not math.isfinite(loss):
         found.append("The last logged loss is not finite: the run stopped or lost its way there.")
     found += [one.text().replace("\n", " ") for one in illnesses(run)]
+    for one in run.repairs:
+        changes = ", ".join(f"{key}={value}" for key, value in mapping(one.get("change")).items())
+        words = f"{one.get('name')} since step {one.get('since')}: the run went back to step {one.get('back_to')}"
+        found.append(f"{words} and on with {changes}.")
     return found
 
 

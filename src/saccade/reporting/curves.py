@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from saccade.reporting.files import RunFiles, uniform_entropy
-from saccade.reporting.page import Html, h, missing, number, section
-from saccade.viz.charts import curve_svg
+from saccade.reporting.files import RunFiles, mapping, uniform_entropy
+from saccade.reporting.page import Html, count, h, missing, number, section, table
+from saccade.viz.charts import curve_svg, short_number
 
 SMALL = (240, 165)
 
@@ -24,6 +24,7 @@ def curves(run: RunFiles) -> Html:
         _curve(run, "Validation loss", {"loss": "val_loss"}),
         _curve(run, "Entropy", entropies, uniform, unit="nats"),
         _curve(run, "Effective rank", {"rank": "rank"}),
+        _curve(run, "Agreement of two views", {"agreement": "agreement"}),
     ]
     small = [
         _curve(run, "Learning rate", {"lr": "lr"}, size=SMALL),
@@ -37,7 +38,32 @@ def curves(run: RunFiles) -> Html:
         h("div", {"class": "charts"}, large),
         h("h3", None, "Schedules and speed"),
         h("div", {"class": "charts small"}, small),
+        _checkpoint(run),
     )
+
+
+def _checkpoint(run: RunFiles) -> Html | None:
+    """Which checkpoint became the model, and what the last would have given."""
+    chosen, end = mapping(run.chosen.get("chosen")), mapping(run.chosen.get("last"))
+    if not chosen or not end:
+        return None
+    shown = {"the model": chosen} | ({} if chosen == end else {"the last one": end})
+    columns = {"agreement": "agreement of two views", "rank": "effective rank", "knn": "k-NN in %"}
+    present = [key for key in columns if key in end]
+    rows = [
+        [
+            f"{name}, step {count(figures.get('step'))}",
+            *(_number(100 * number(figures.get(key)) if key == "knn" else number(figures.get(key))) for key in present),
+        ]
+        for name, figures in shown.items()
+    ]
+    body = table("the checkpoint that became the model", ["checkpoint", *(columns[key] for key in present)], rows)
+    said = f"Which checkpoint: {run.chosen.get('rule', '')}. k-NN is shown for comparison and did not choose."
+    return h("div", None, h("h3", None, "Which checkpoint is the model"), body, h("p", None, said))
+
+
+def _number(value: float) -> str:
+    return short_number(value, digits=3) if math.isfinite(value) else "–"
 
 
 def _curve(

@@ -29,6 +29,8 @@ class RunFiles:
     notes: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     classifier: Mapping[str, Any]
+    chosen: Mapping[str, Any]
+    repairs: Sequence[Mapping[str, Any]]
     evaluation: Evaluation | None
     evaluation_grey: Evaluation | None
     figures: Sequence[Mapping[str, Any]]
@@ -49,7 +51,9 @@ def read_run(folder: Path) -> RunFiles:
         env=mapping(_json(folder / "env.json")),
         data=mapping(_json(folder / "data.json")),
         notes=mapping(_json(folder / "notes.json")),
-        metrics=_metrics(folder / "metrics.jsonl"),
+        metrics=[line for line in _lines(folder / "metrics.jsonl") if math.isfinite(number(line.get("step")))],
+        repairs=_lines(folder / "repairs.jsonl"),
+        chosen=mapping(_json(folder / "chosen.json")),
         classifier=mapping(_json(folder / "classifier.json")),
         evaluation=read_evaluation(_json(folder / "evaluation.json")),
         evaluation_grey=read_evaluation(_json(folder / "evaluation-grey.json")),
@@ -82,14 +86,14 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _metrics(path: Path) -> list[Mapping[str, Any]]:
+def _lines(path: Path) -> list[Mapping[str, Any]]:
     found = []
     for text in _text(path).splitlines():
         try:
             line = json.loads(text)
         except ValueError:  # the last line of a run that was cut off
             continue
-        if isinstance(line, Mapping) and math.isfinite(number(line.get("step"))):
+        if isinstance(line, Mapping):
             found.append(line)
     return found
 
