@@ -14,6 +14,8 @@ import torch
 import saccade
 from saccade import runs
 from saccade.api import Quiet, pretrain, resume
+from saccade.backbones.build import build
+from saccade.backbones.weights import to_timm_state
 from saccade.methods.build import METHODS
 from saccade.train import checkpoint, loop
 from saccade.train.choose import Chooser, better, quality
@@ -131,6 +133,22 @@ def test_network_size_and_statistics_come_with_the_weights(learned, tmp_path):
     assert digest in said and len(digest) == 12
     assert "random weights" in str(runs.read_json(learned / "env.json")["start"])
     assert then["about"]["start"] == runs.read_json(folder / "env.json")["start"]
+
+
+@pytest.mark.parametrize("kind", ["dino", "dinov2"])
+def test_official_files_without_heads_can_be_gone_on_from(kind, tmp_path):
+    """The files of facebookresearch/dino hold ``teacher`` with prefixes, those of dinov2 plain names and ls1.gamma."""
+    options = {"layer_scale": 1.0} if kind == "dinov2" else {}
+    own = build("vit_tiny_patch16", size_px=32, options=options, seed=3)
+    state = to_timm_state(own)
+    file = tmp_path / f"{kind}.pth"
+    torch.save({"teacher": {"module.backbone." + k: v for k, v in state.items()}} if kind == "dino" else state, file)
+    settings = SMALL | {"model.weights": str(file), "optim.lr": 0.0, "model.size_px": 32, "train.choose": "last"}
+    folder = pretrain(DATA, out=tmp_path / "run", settings=settings | {"dino.out_dim": 32})
+    config = json.loads((folder / "model/config.json").read_text())
+    assert config["backbone"]["name"] == "vit_tiny_patch16" and config["input"]["mean"][0] == pytest.approx(0.485)
+    found = safetensors.torch.load_file(folder / "model/model.safetensors")
+    assert torch.equal(found["blocks.7.attn.qkv.weight"], own.state_dict()["blocks.7.attn.qkv.weight"])
 
 
 def test_the_backbone_rests_while_what_is_new_warms_up(learned, tmp_path):

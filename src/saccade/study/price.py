@@ -22,7 +22,7 @@ from saccade.study.images import Images
 from saccade.train.loop import Plan, learn
 from saccade.train.optim import make_optimizer
 from saccade.train.resolve import resolve, resolve_length
-from saccade.train.run import make_method
+from saccade.train.run import inherit, make_method
 
 STEPS = 8
 
@@ -40,6 +40,7 @@ def price(study: StudyConfig, images: Images, backbone: str) -> dict[str, Any]:
     settings |= {"data.grey": study.grey, "data.cache_px": round(1.5 * study.size_px)} | pairs(study, "supervised")
     options = FinetuneOptions(study.augment, recipe=study.recipe)
     sections = supervised_sections(backbone, options, settings, {})
+    sections = inherit(sections, cache)
     sections = resolve(sections, images=len(cache), channels=cache.channels, device=device)
     sections = resolve_length(sections, len(cache), tuple(images.classes))
     method = make_method(sections, cache.channels, device)
