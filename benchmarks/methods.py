@@ -4,7 +4,7 @@
         [--methods dino,pair,...] [--backbones vit_micro_patch8,resnet10_w32] --out FOLDER
 
 First every method is priced: seconds a step on synthetic tissue of that size, all methods in turn, two rounds, the
-median. Then each is trained on DATA for as many steps as fit into ``--seconds``, in a process of its own on one thread
+lower quartile (other work on the machine only adds). Then each is trained on DATA for as many steps as fit into ``--seconds``, in a process of its own on one thread
 (the peak memory is that process's, images included), and evaluated with saccade's protocol beside random weights.
 Counting steps instead of seconds keeps a busy machine from favouring whoever came at a quiet moment. What is there is
 not done again. ``FOLDER/table.md`` is the table.
@@ -54,7 +54,7 @@ def pretrain(given: argparse.Namespace, method: str, backbone: str, steps: int, 
 
 
 def prices(given: argparse.Namespace, pairs: list[tuple[str, str]]) -> dict[str, float]:
-    """Seconds a step of every method and network."""
+    """Seconds a step of every method and network, while nothing else is heavy."""
     tissue = f"synthetic:tissue?n=400&size={round(1.5 * given.size)}"
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -65,7 +65,7 @@ def prices(given: argparse.Namespace, pairs: list[tuple[str, str]]) -> dict[str,
                 call(pretrain(given, method, backbone, STEPS, tissue, out) + often, out.with_suffix(".peak"))
                 speeds = [line["images_per_second"] for line in metrics(out) if "images_per_second" in line]
                 found.setdefault(f"{method} {backbone}", []).extend(BATCH / speed for speed in speeds[3:])
-    return {name: statistics.median(values) for name, values in found.items()}
+    return {name: statistics.quantiles(values, n=4)[0] for name, values in found.items()}
 
 
 def share(rows: list[dict[str, Any]], model: str, probe: str, fraction: float) -> str:
