@@ -4,10 +4,10 @@
         [--methods dino,pair,...] [--backbones vit_micro_patch8,resnet10_w32] --out FOLDER
 
 First every method is priced: seconds a step on synthetic tissue of that size, all methods in turn, two rounds, the
-lower quartile (other work on the machine only adds). Then each is trained on DATA for as many steps as fit into ``--seconds``, in a process of its own on one thread
-(the peak memory is that process's, images included), and evaluated with saccade's protocol beside random weights.
-Counting steps instead of seconds keeps a busy machine from favouring whoever came at a quiet moment. What is there is
-not done again. ``FOLDER/table.md`` is the table.
+lower quartile (other work on the machine only adds). Then each is trained on DATA for as many steps as fit into
+``--seconds``, in a process of its own on one thread (the peak memory is that process's, images included), and
+evaluated with saccade's protocol beside random weights. Counting steps instead of seconds keeps a busy machine from
+favouring whoever came at a quiet moment. What is there is not done again. ``FOLDER/table.md`` is the table.
 """
 
 from __future__ import annotations
