@@ -241,7 +241,9 @@ def test_two_processes_equal_one(whole, tmp_path):
     words = command(run)
     launcher = [words[0], "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
                 "--rdzv-endpoint=127.0.0.1:0", *words[1:]]  # fmt: skip
-    subprocess.run(launcher, check=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    told = subprocess.run(launcher, check=True, timeout=240, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    assert told.count("next: ") == 1
     assert losses(run) == pytest.approx(losses(whole), rel=1e-3)
 
 

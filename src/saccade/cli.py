@@ -94,7 +94,7 @@ def pretrain(
     ] = None,
 ) -> None:
     """Learn from images without labels. Settings left open are decided from the data and printed."""
-    from saccade import api
+    from saccade import api, runtime
     from saccade.errors import UsageError
 
     with Bar() as bar:
@@ -124,7 +124,8 @@ def pretrain(
             folder = api.pretrain(
                 data, out=out, method=method, backbone=backbone, recipe=recipe, settings=named, console=bar
             )
-    typer.echo(f"{folder}\nnext: saccade evaluate {folder} DATA")
+    if runtime.launched_rank() == 0:
+        typer.echo(f"{folder}\nnext: saccade evaluate {folder} DATA")
 
 
 @app.command()

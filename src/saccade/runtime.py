@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import platform
 from collections.abc import Iterator
@@ -103,6 +104,9 @@ def processes(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Its functions take the group as a default argument: imported later (by the optimiser), they would hold the group
+    # past its end, and its threads could abort the process on the way out.
+    importlib.import_module("torch.distributed.nn.functional")
     # Numbers for people are averaged on the CPU, gradients where they are.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
