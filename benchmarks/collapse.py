@@ -4,7 +4,7 @@
 
 Trains DINO as it is, without centring, without sharpening, without both, with a teacher that is the student of the
 step before (momentum 0), and without small crops; KoLeo is off throughout, so that nothing else keeps vectors apart.
-Writes ``BACKBONE.md`` with a table and the doctor's words, ``BACKBONE.csv``, and four charts of the course of each.
+Writes ``BACKBONE.md`` with a table and the doctor's words, ``BACKBONE.csv``, and five charts of the course of each.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 CHARTS = {
     "teacher_entropy": ("Entropy of the teacher's answers", "nats"),
+    "marginal_entropy": ("Entropy of the teacher's mean answer", "nats"),
     "kl": ("KL from teacher to student", "nats"),
     "rank": ("Effective rank of the features", ""),
     "knn": ("k-NN accuracy on the run's own images", "in %"),
@@ -79,10 +80,12 @@ def words(folder: Path) -> str:
 
 
 def page(found: dict[str, list[dict[str, float]]], named: dict[str, str], told: dict[str, str], made: str) -> str:
-    rows = ["| | teacher's entropy | KL | effective rank | k-NN | named by the doctor |", "|---|---|---|---|---|---|"]
+    rows = ["| | teacher's entropy | of its mean answer | KL | effective rank | k-NN | named by the doctor |"]
+    rows.append("|---|---|---|---|---|---|---|")
     for name, lines in found.items():
         values = [last(lines, key) for key in CHARTS]
-        shown = f"{values[0]:.2f} | {values[1]:.3f} | {values[2]:.1f} | {100 * values[3]:.1f} %"
+        shown = " | ".join(f"{x:.{places}f}" for x, places in zip(values[:4], (2, 2, 3, 1), strict=True))
+        shown += f" | {100 * values[4]:.1f} %"
         rows.append(f"| {name} | {shown} | {named[name]} |")
     text = "\n\n".join(f"**{name}**\n\n{said}" for name, said in told.items())
     return f"{made}\n\n" + "\n".join(rows) + "\n\n## In the doctor's words\n\n" + text + "\n"

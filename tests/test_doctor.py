@@ -50,6 +50,12 @@ def test_named_within_200_steps_of_onset_and_not_before(name):
     assert name in found.text() and found.evidence and found.cause
 
 
+@pytest.mark.parametrize(("mean_answer", "told"), [(5.1, ["uniform collapse"]), (5.4, [])])
+def test_answers_that_say_nothing_of_their_image_are_a_collapse_below_ln_k_too(mean_answer, told):
+    sick = {"teacher_entropy": 5.09, "marginal_entropy": mean_answer, "kl": 0.001, "loss": 5.1}
+    assert names(examine(lines((400, {}), (200, sick)), DINO)) == told
+
+
 @pytest.mark.parametrize("name", SICK)
 def test_a_single_bad_line_is_no_illness(name):
     assert examine(lines((400, {}), (10, SICK[name]), (40, {})), DINO) == []

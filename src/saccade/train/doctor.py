@@ -76,7 +76,7 @@ class Diagnosis:
 
     def text(self) -> str:
         what = ", ".join(f"--set {key}={shown(value)}" for key, value in self.change.items()) or self.advice
-        hint = f"{what} ({self.advice})" if self.change else what
+        hint = f"{what} ({self.advice})" if self.change and self.advice else what
         return f"{self.name} since step {self.since}: {self.evidence}\n  likely cause: {self.cause}\n  change: {hint}"
 
 
@@ -135,9 +135,12 @@ def _uniform(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings)
     flat = math.log(settings.out_dim)
 
     def holds(line: Line) -> bool:
-        return line["teacher_entropy"] > 0.97 * flat and line["kl"] < 0.1
+        # What an answer says of its image is the entropy of the mean answer less the mean entropy of the answers.
+        told = line["marginal_entropy"] - line["teacher_entropy"]
+        flatness = line["teacher_entropy"] / flat
+        return line["kl"] < 0.1 and (flatness > 0.97 or (flatness > 0.5 and told < 0.005 * flat))
 
-    if not _always(stretch, ("teacher_entropy", "kl"), holds):
+    if not _always(stretch, ("teacher_entropy", "marginal_entropy", "kl"), holds):
         return None
     last, cause = stretch[-1], _why_flat(settings)
     change = _sharper(settings) if settings.teacher_temp else {}
@@ -330,8 +333,12 @@ def _dimensions(stretch: Sequence[Line], lines: Sequence[Line], settings: Settin
     if len(low) < 2:
         return None
     evidence = f"the effective rank of the features is {ranks[-1][1]:.1f}, it was {best:.1f}"
-    if settings.koleo == 0.0:
-        change: dict[str, float] = {f"{settings.method}.koleo": 0.1}
+    change: dict[str, float]
+    if settings.momentum is not None and settings.momentum < 0.95:
+        cause = f"the teacher follows the student at once (momentum {settings.momentum:g})"
+        change = {f"{settings.method}.momentum": 0.99}
+    elif settings.koleo == 0.0:
+        change = {f"{settings.method}.koleo": 0.1}
         cause = "nothing keeps vectors apart (koleo is 0)"
     else:
         change, cause = {"optim.lr": settings.lr / 2}, "few directions carry all that the loss asks for"
