@@ -13,7 +13,7 @@ import typer
 
 from saccade.errors import SaccadeError
 from saccade.methods.names import METHODS
-from saccade.terminal import Bar, Data, Grey, Group, Json, Label, Labels, MaxBad, Model, Set, print_json
+from saccade.terminal import Bar, Data, Grey, Group, Json, Label, Labels, MaxBad, Model, Set, first_process, print_json
 
 app = typer.Typer(
     name="saccade",
@@ -94,7 +94,7 @@ def pretrain(
     ] = None,
 ) -> None:
     """Learn from images without labels. Settings left open are decided from the data and printed."""
-    from saccade import api, runtime
+    from saccade import api
     from saccade.errors import UsageError
 
     with Bar() as bar:
@@ -124,7 +124,7 @@ def pretrain(
             folder = api.pretrain(
                 data, out=out, method=method, backbone=backbone, recipe=recipe, settings=named, console=bar
             )
-    if runtime.launched_rank() == 0:
+    if first_process():
         typer.echo(f"{folder}\nnext: saccade evaluate {folder} DATA")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,11 @@ class Bar:
         elif logs:
             figures = f"{logs['images_per_second']:.0f} images/s  loss {logs['loss']:.3f}"
         self.bar.update(self.tasks[key], completed=step, figures=figures)
+
+
+def first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started, the one that talks; also where it started none."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_json(value: object) -> None:
