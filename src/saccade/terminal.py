@@ -64,7 +64,7 @@ class Bar:
 
 
 def first_process() -> bool:
-    """Whether this is the first of the processes that torchrun started, the one that talks; also where it started none."""
+    """Whether this process talks: the first of those that torchrun started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
