@@ -179,7 +179,7 @@ def _one_prototype(stretch: Sequence[Line], lines: Sequence[Line], settings: Set
     flat = math.log(settings.out_dim)
 
     def holds(line: Line) -> bool:
-        return line["marginal_entropy"] < 0.05 * flat and line["kl"] < 0.1
+        return line["marginal_entropy"] < 0.1 * flat and line["kl"] < 0.1
 
     if not _always(stretch, ("marginal_entropy", "kl"), holds):
         return None
@@ -195,7 +195,8 @@ def _one_prototype(stretch: Sequence[Line], lines: Sequence[Line], settings: Set
     else:
         cause, change = f"the learning rate {settings.lr:g} is high for this start", {"optim.lr": settings.lr / 2}
     evidence = (
-        f"all images get the same answer (entropy of the mean answer {last['marginal_entropy']:.4f}, ln K = {flat:.3f})"
+        f"nearly all images get the same answer: the entropy of the mean answer is {last['marginal_entropy']:.3f} of at "
+        f"most ln {settings.out_dim} = {flat:.3f}"
     )
     return Diagnosis("one-prototype collapse", _since(lines, holds), int(last["step"]), evidence, cause, change, "")
 
