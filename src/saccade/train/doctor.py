@@ -195,7 +195,7 @@ def _one_prototype(stretch: Sequence[Line], lines: Sequence[Line], settings: Set
     else:
         cause, change = f"the learning rate {settings.lr:g} is high for this start", {"optim.lr": settings.lr / 2}
     evidence = (
-        f"nearly all images get the same answer: the entropy of the mean answer is {last['marginal_entropy']:.3f} of at "
+        f"nearly all images get one answer: the entropy of the mean answer is {last['marginal_entropy']:.3f} of at "
         f"most ln {settings.out_dim} = {flat:.3f}"
     )
     return Diagnosis("one-prototype collapse", _since(lines, holds), int(last["step"]), evidence, cause, change, "")
