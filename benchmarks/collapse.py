@@ -69,7 +69,7 @@ def chart(found: dict[str, list[dict[str, float]]], key: str) -> str:
         points = [line for line in lines if key in line]
         curves.append(Curve(name, style, [p["step"] for p in points], [scale * p[key] for p in points]))
     end = max(curve.x[-1] for curve in curves if len(curve.x))
-    ticks = [end * i / 4 for i in range(5)]
+    ticks = [float(round(end * i / 4)) for i in range(5)]
     return band_svg(curves, title=title, x_label="step", y_label=unit, log=False, ticks=ticks, size=(560, 300))
 
 
