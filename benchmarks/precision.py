@@ -22,6 +22,7 @@ import torch
 
 from saccade import api
 from saccade.evaluation.protocol import ProtocolConfig
+from saccade.measuring import EvaluateOptions
 
 PRECISIONS = ("bf16", "fp32")
 
@@ -40,7 +41,7 @@ def train(precision: str, options: argparse.Namespace, core: int, answers: Any) 
                 settings={"train.steps": options.steps, "train.seed": seed, "train.precision": precision},
             )
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-            report = api.evaluate([run], options.data, options=api.EvaluateOptions(baselines=False, protocol=protocol))
+            report = api.evaluate([run], options.data, options=EvaluateOptions(baselines=False, protocol=protocol))
         knn = next(row["mean"] for row in report.to_dict()["rows"] if row["probe"] == "knn")
         answers.put((precision, knn, lines[-1]["seconds"]))
 

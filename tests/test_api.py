@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import saccade
-from saccade.api import EvaluateOptions
 from saccade.errors import ContaminationError, DataError, UsageError
 from saccade.evaluation.protocol import ProtocolConfig
+from saccade.measuring import EvaluateOptions
 from saccade.panels import AttendOptions
 from saccade.store import load_table
 

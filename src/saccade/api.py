@@ -13,17 +13,10 @@ from typing import Any
 import torch
 
 from saccade import config, embedding, finetuning, panels, runs, runtime
-from saccade.backbones.weights import LoadedModel, load_model
 from saccade.data.audit import Audit, audit, contact_sheet
-from saccade.data.loader import ImageCache
 from saccade.data.open import open_source
-from saccade.data.splits import Parts, choose_parts
-from saccade.errors import UsageError
-from saccade.evaluation.guard import check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
-from saccade.evaluation.protocol import EvalReport, ProtocolConfig
-from saccade.evaluation.protocol import evaluate as run_protocol
-from saccade.evaluation.tables import to_csv, to_markdown
 from saccade.finetuning import FinetuneOptions
+from saccade.measuring import evaluate, fitted_model
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
 from saccade.store import FeatureTable, save_table
@@ -188,147 +181,11 @@ def embed(
     device = runtime.pick_device()
     runtime.keep_freed_memory()
     decoded = embedding.Decoded(open_source(data), max_bad=max_bad, report=None)
-    loaded, _ = _load(model, decoded)
+    loaded, _ = fitted_model(model, decoded)
     table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
     if out is not None:
         save_table(out, table)
     return table
-
-
-def _load(model: str | Path, decoded: embedding.Decoded) -> tuple[LoadedModel, str | None]:
-    """A model with its input fitted to the data, and what there is to say about that."""
-    loaded = load_model(model, channels=decoded.channels, size_px=min(224, decoded.typical_px))
-    return embedding.fit_input(loaded, decoded)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-    """What ``evaluate`` measures beside the models themselves."""
-
-    labels: Path | None = None
-    label: str | None = None
-    group: str | None = None
-    grey: bool = False
-    baselines: bool = True
-    allow_overlap: bool = False
-    max_bad: float = 0.05
-    protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
-
-
-def evaluate(
-    models: Sequence[str | Path],
-    data: str | Path,
-    *,
-    options: EvaluateOptions | None = None,
-    out: Path | None = None,
-    console: Console | None = None,
-) -> EvalReport:
-    """Few-label evaluation by the protocols of docs/reference/protocols.md.
-
-    The baselines (random weights of the first model, raw pixels, colour histogram) come with every table.
-    Results go to ``out``, or to the run folder when there is exactly one model and it is a run.
-    Raises ContaminationError when test images or groups were seen in pretraining.
-    """
-    options, console = options or EvaluateOptions(), console or Quiet()
-    source = open_source(data, manifest=options.labels, label=options.label, group=options.group)
-    decoded = embedding.Decoded(source, max_bad=options.max_bad, report=None)
-    named = [str(m) for m in models if str(m) != "pixels"]
-    if not named:
-        raise UsageError("evaluate needs at least one model besides pixels", hint="for example random:resnet18")
-    loaded: dict[str, LoadedModel] = {}
-    for name, model in _names(named).items():
-        network, said = _load(model, decoded)
-        if said:
-            console.say(said)
-        loaded[name] = dataclasses.replace(network, name=name)
-    first = next(iter(loaded.values())).spec
-    cache = decoded.at(first.size_px, first.channels)
-    pretrained = [record for m in named if (record := runs.data_record(m)) is not None]
-    held_out = {name for record in pretrained for name in record.get("held_out", [])}
-    parts = choose_parts(cache.records, cache.hashes, seed=options.protocol.seed, held_out=held_out)
-    overlap = _guard(pretrained, cache, parts, options.allow_overlap)
-    tables = _tables(loaded, decoded, options, console)
-    console.say("fitting probes")
-    found = run_protocol(embedding.split_tables(tables, parts.train, parts.test), options.protocol)
-    found = found.with_context(split=parts.text, overlap=overlap, grey=options.grey)
-    folder = out or _run_folder(named)
-    if folder is not None:
-        _write_evaluation(folder, found, options.grey)
-        if (folder / "config.yaml").exists():
-            if not options.grey:  # the report's pictures show the images as they are
-                panels.draw(folder, tables, loaded, decoded, (parts.train, parts.test))
-            write_report(folder)
-    return found
-
-
-def _tables(
-    loaded: Mapping[str, LoadedModel], decoded: embedding.Decoded, options: EvaluateOptions, console: Console
-) -> dict[str, FeatureTable]:
-    device = runtime.pick_device()
-    runtime.keep_freed_memory()
-    first = next(iter(loaded.values()))
-    models = [*loaded.values()] + (
-        [embedding.random_twin(first, options.protocol.seed + 1)] if options.baselines else []
-    )
-    tables: dict[str, FeatureTable] = {}
-    for model in models:
-        console.say(f"embedding {len(decoded.source):,} images with {model.name}")
-        tables[model.name] = embedding.embed_model(
-            model, decoded, device=device, precision=runtime.usual_precision(device), grey=options.grey
-        )
-    if options.baselines:
-        tables |= embedding.embed_baselines(decoded, first.spec.size_px, grey=options.grey or first.spec.grey)
-    return tables
-
-
-def _names(models: Sequence[str]) -> dict[str, str]:
-    """A name for each model in the table: a run is ``dino resnet10``, with its folder where two would read alike."""
-    if len({Path(model).absolute() for model in models}) < len(models):
-        raise UsageError("a model is named twice", got=", ".join(models), hint="name each model once")
-    names: dict[str, str] = {}
-    for model in models:
-        path = Path(model)
-        name = model
-        if (path / "config.yaml").exists():
-            values = config.load(path / "config.yaml")
-            plain = f"{values['train']['method']} {values['model']['backbone']}"
-            place = path.absolute()
-            spellings = (
-                [plain]
-                if len(models) == 1
-                else [f"{plain} ({place.name})", f"{plain} ({place.parent.name}/{place.name})"]
-            )
-            name = next((word for word in spellings if word not in names), f"{plain} ({place})")
-        names[name] = model
-    return names
-
-
-def _guard(pretrained: Sequence[Mapping[str, Any]], cache: ImageCache, parts: Parts, allow: bool) -> bool:
-    """Refuse, or mark, a test part that also lies in the training part or that a model has learned from."""
-    marked = refuse_shared(cache.records, cache.hashes, parts.train.tolist(), parts.test.tolist(), allow=allow)
-    for record in pretrained:
-        seen = seen_in_pretraining(record)
-        overlap = check_overlap(seen, cache.records, cache.hashes, parts.test.tolist())
-        marked |= refuse_overlap(
-            overlap,
-            allow=allow,
-            where="pretraining saw part of the test part",
-            hint="pretrain with a table whose split column names the test part, and with the same --group",
-        )
-    return marked
-
-
-def _run_folder(named: Sequence[str]) -> Path | None:
-    runs_named = [Path(m) for m in named if (Path(m) / "config.yaml").exists()]
-    return runs_named[0] if len(runs_named) == len(named) == 1 else None
-
-
-def _write_evaluation(folder: Path, found: EvalReport, grey: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = "evaluation-grey" if grey else "evaluation"
-    runs.write_json(folder / f"{stem}.json", found.to_dict())
-    runs.write_atomic(folder / f"{stem}.csv", to_csv(found))
-    runs.write_atomic(folder / f"{stem}.md", to_markdown(found))
 
 
 def attend(model: str | Path, image: str | Path, *, options: panels.AttendOptions | None = None) -> panels.Attended:

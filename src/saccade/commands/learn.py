@@ -1,0 +1,225 @@
+"""Commands that train: quickstart, pretrain, finetune, compare. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from saccade.terminal import Bar, Data, Grey, Group, Json, Label, Labels, Set, first_process, print_json
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="New folder for data, run and report.")] = Path(
+        "saccade-quickstart"
+    ),
+    minutes: Annotated[float, typer.Option("--minutes", help="Time for pretraining; more buys better features.")] = 4.5,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help="Another network, e.g. vit_micro_patch8 to see a plain ViT."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The main job end to end, on tissue images that saccade draws itself: under 8 minutes on two cores."""
+    from saccade.starter import quickstart as run
+
+    with Bar() as bar:
+        found = run(out, minutes=minutes, backbone=backbone, console=bar)
+    print_json(found.to_dict()) if as_json else typer.echo(found.text())
+
+
+def pretrain(
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Images to learn from, labels unused.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="New folder for the run.")] = ...,  # type: ignore[assignment]
+    method: Annotated[str, typer.Option(help="How to learn, see below.")] = "dino",
+    backbone: Annotated[
+        str | None, typer.Option(help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the images.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a micro-batch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same run; 0 unless given.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="microscopy, stain, grey, natural, xray or short; several with commas: grey,short.")
+    ] = "microscopy",
+    weights: Annotated[str | None, typer.Option(metavar="MODEL", help="Start from this model.")] = None,
+    on_collapse: Annotated[
+        str | None,
+        typer.Option(help="When nothing is learned any more: warn, stop, or repair (go back, change, go on)."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    set_: Set = None,
+    group: Group = None,
+    max_bad: Annotated[
+        float | None, typer.Option("--max-bad", help="Stop when a larger fraction is damaged; 0.05 unless given.")
+    ] = None,
+) -> None:
+    """Learn from images without labels. Settings left open are decided from the data and printed."""
+    from saccade import api
+    from saccade.errors import UsageError
+
+    with Bar() as bar:
+        from saccade.config import split_pair
+
+        named: dict[str, Any] = dict(split_pair(pair) for pair in set_ or [])
+        given = {
+            "model.size_px": size,
+            "model.weights": weights,
+            "train.on_collapse": on_collapse,
+            "train.epochs": epochs,
+            "train.steps": steps,
+            "train.minutes": minutes,
+            "train.batch": batch,
+            "train.seed": seed,
+            "data.group": group,
+            "data.max_bad": max_bad,
+        }
+        named = {key: value for key, value in given.items() if value is not None} | named
+        if resume:
+            if backbone is not None:
+                named["model.backbone"] = backbone
+            folder = api.resume(out, data=data, settings=named, console=bar)
+        elif data is None:
+            raise UsageError("pretrain needs DATA", hint="saccade pretrain FOLDER --out RUN")
+        else:
+            folder = api.pretrain(
+                data, out=out, method=method, backbone=backbone, recipe=recipe, settings=named, console=bar
+            )
+    if first_process():
+        typer.echo(f"{folder}\nnext: saccade evaluate {folder} DATA")
+
+
+def finetune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Where to start: a run, a file, or random:NAME.")],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="New folder for the run.")] = ...,  # type: ignore[assignment]
+    augment: Annotated[
+        str, typer.Option(help="none, weak (crops, flips) or strong (colour, blur, rotation).")
+    ] = "weak",
+    frozen: Annotated[bool, typer.Option("--frozen", help="Train the classifier only.")] = False,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Slower learning in earlier layers; 0.75 for pretrained transformers.")
+    ] = None,
+    validation: Annotated[float, typer.Option(help="Share of the groups kept apart to stop early by; 0: none.")] = 0.2,
+    patience: Annotated[int, typer.Option(help="Evaluations without a better validation before it stops.")] = 5,
+    size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the images, at most.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, at most.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a micro-batch.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same run; 0 unless given.")] = None,
+    recipe: Annotated[str, typer.Option(help="As in pretrain: which flips and turns mean nothing.")] = "microscopy",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    labels: Labels = None,
+    label: Label = None,
+    group: Group = None,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Go on although MODEL has seen test images; figures are marked.")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train with labels, stop early on a grouped validation part, measure on the test part."""
+    from saccade import api, runs
+    from saccade.config import split_pair
+    from saccade.finetuning import FinetuneOptions, to_text
+
+    given = {
+        "optim.layer_decay": layer_decay,
+        "data.validation": validation,
+        "train.patience": patience,
+        "model.size_px": size,
+        "train.epochs": epochs,
+        "train.steps": steps,
+        "train.minutes": minutes,
+        "train.batch": batch,
+        "train.seed": seed,
+        "data.manifest": None if labels is None else str(labels),
+        "data.label": label,
+        "data.group": group,
+    }
+    named = {key: value for key, value in given.items() if value is not None}
+    named |= dict(split_pair(pair) for pair in set_ or [])
+    options = FinetuneOptions(augment, frozen, recipe, allow_overlap)
+    with Bar() as bar:
+        if resume:
+            api.resume(out, console=bar)
+            found = runs.read_json(out / "classifier.json")
+        else:
+            found = api.finetune(model, data, out=out, options=options, settings=named, console=bar)
+    print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'report.html'}")
+
+
+def compare(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the study; one that exists is continued.")] = ...,  # type: ignore[assignment]
+    backbones: Annotated[
+        str, typer.Option(help="Two or more names, with commas.")
+    ] = "resnet18,resnet18_c4,vit_tiny_patch8",
+    sizes: Annotated[str, typer.Option(help="Numbers of training images, with commas.")] = "100,300,1000",
+    ways: Annotated[str, typer.Option(help="Of supervised, augmented, dino.")] = "supervised,augmented,dino",
+    seeds: Annotated[int, typer.Option(help="Draws of each size.")] = 3,
+    steps: Annotated[int | None, typer.Option(help="Budget of a training: optimiser steps; 300 unless given.")] = None,
+    flops: Annotated[float | None, typer.Option(help="Or its floating-point operations, e.g. 2e13.")] = None,
+    match: Annotated[
+        str, typer.Option(help="params or flops: bring every backbone to the first one's figure by its width.")
+    ] = "",
+    size: Annotated[int, typer.Option(help="Side of the input in pixels.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images a step.")] = 64,
+    augment: Annotated[str, typer.Option(help="weak or strong.")] = "weak",
+    recipe: Annotated[str, typer.Option(help="As in pretrain: which flips and turns mean nothing.")] = "microscopy",
+    grey: Grey = False,
+    test_limit: Annotated[int, typer.Option(help="Most test images, drawn class by class; 0: all.")] = 2000,
+    workers: Annotated[int, typer.Option(help="Cells trained side by side.")] = 1,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Go on although both parts share images; the page says so.")
+    ] = False,
+    labels: Labels = None,
+    label: Label = None,
+    group: Group = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for every training.")
+    ] = None,
+) -> None:
+    """Which inductive bias pays, at which data size, at what cost: learning curves of several backbones."""
+    from saccade import api
+    from saccade.study.grid import StudyConfig
+
+    study = StudyConfig(
+        manifest="" if labels is None else str(labels.resolve()),
+        label=label or "",
+        group=group or "",
+        grey=grey,
+        size_px=size,
+        batch=batch,
+        steps=steps or (0 if flops else 300),
+        flops=flops or 0.0,
+        augment=augment,
+        recipe=recipe,
+        dino_recipe=f"{recipe},short",
+        test_limit=test_limit,
+        allow_overlap=allow_overlap,
+        settings=tuple(set_ or ()),
+    )
+    options = api.CompareOptions(_words(ways), seeds, match, workers, study)
+    with Bar() as bar:
+        page = api.compare(
+            data, out=out, backbones=_words(backbones), sizes=_numbers(sizes), options=options, console=bar
+        )
+    typer.echo(page)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    from saccade.errors import UsageError
+
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise UsageError("--sizes takes whole numbers", got=text, expected="for example 100,300,1000") from None

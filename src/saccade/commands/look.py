@@ -1,0 +1,104 @@
+"""Commands that show: show, attend, report, doctor. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saccade.terminal import Data, Group, Json, MaxBad, Model, print_json
+
+
+def show(
+    data: Data,
+    group: Group = None,
+    max_bad: MaxBad = 0.05,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG) here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What is in there: counts, sizes, bit depth, labels, groups, damaged or duplicate files."""
+    from saccade.api import show as run
+    from saccade.data.audit import render
+
+    found = run(data, group=group, max_bad=max_bad, sheet=sheet)
+    print_json(found.to_dict()) if as_json else typer.echo(render(found))
+
+
+def attend(
+    model: Model,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="One image file.")],
+    query: Annotated[str, typer.Option(help="cls, or Y,X in pixels of the image.")] = "cls",
+    layer: Annotated[int | None, typer.Option(help="Layer, counted from 0; -1 (and the default) is the last.")] = None,
+    head: Annotated[str, typer.Option(help="all, mean, or the number of a head.")] = "all",
+    rollout: Annotated[bool, typer.Option("--rollout", help="Attention through all layers up to the last.")] = False,
+    size: Annotated[
+        int | None, typer.Option(help="Shorter side the image is shown at; default: the model's own.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Also keep the patches with this share of the mass.")] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="True mask; prints the Jaccard index.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Where does this patch look? Exact attention of any query, layer and head, on the model as trained."""
+    from saccade.api import attend as run
+    from saccade.panels import AttendOptions
+
+    options = AttendOptions(
+        query=query, layer=layer, head=head, rollout=rollout, size_px=size, threshold=threshold, mask=mask
+    )
+    found = run(model, image, options=options)
+    path = found.save(out or Path(f"{image.stem}-attention.png"))
+    print_json(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
+
+
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a study.")]) -> None:
+    """Write the page again, also while the run or study goes on: one file, no network needed to read it."""
+    if (run / "study.yaml").exists():
+        from saccade.study.drive import page_so_far
+
+        typer.echo(page_so_far(run))
+        return
+    from saccade.reporting.build import write_report
+    from saccade.runs import require_run
+
+    require_run(run)
+    typer.echo(write_report(run))
+
+
+def doctor(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run; without one, this machine.")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Do a step again that was left out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What is wrong with a run: its illness, the figures, the likely cause, the change to make.
+
+    Without RUN, what saccade finds on this machine: versions, devices, precision, optional packages.
+    """
+    from saccade import api
+
+    if run is not None and replay:
+        from saccade.train.replay import to_text
+
+        again = api.replay(run)
+        print_json(again) if as_json else typer.echo(to_text(again))
+        return
+    if run is not None:
+        illnesses = api.examine(run)
+        if as_json:
+            print_json([vars(one) for one in illnesses])
+        else:
+            typer.echo("\n\n".join(one.text() for one in illnesses) or f"{run}: nothing wrong in its logged figures")
+        return
+    found = api.doctor()
+    if as_json:
+        print_json(found)
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {_yes(v)}" for k, v in value.items())
+        typer.echo(f"{key:14s} {_yes(value)}")
+
+
+def _yes(value: object) -> object:
+    return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value

@@ -1,0 +1,71 @@
+"""Commands that turn images into vectors and figures: embed, evaluate. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saccade.terminal import Bar, Data, Grey, Group, Json, Label, Labels, MaxBad, Model, print_json
+
+
+def embed(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Feature table to write (Parquet).")] = ...,  # type: ignore[assignment]
+    grey: Grey = False,
+    max_bad: MaxBad = 0.05,
+) -> None:
+    """One feature vector an image, in a Parquet table."""
+    from saccade.api import embed as run
+
+    table = run(model, data, out=out, grey=grey, max_bad=max_bad)
+    typer.echo(f"{out}: {table.features.shape[0]:,} images, {table.features.shape[1]} features")
+
+
+def evaluate(
+    models_and_data: Annotated[list[str], typer.Argument(metavar="MODEL... DATA", help="Models, then the images.")],
+    labels: Labels = None,
+    label: Label = None,
+    group: Group = None,
+    fractions: Annotated[str, typer.Option(help="Fractions of the labels to use.")] = "1,0.1,0.01",
+    repeats: Annotated[int, typer.Option(help="Draws at each fraction below 1.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for evaluation.json, .csv, .md.")] = None,
+    grey: Grey = False,
+    baselines: Annotated[bool, typer.Option(help="Random weights, raw pixels, colour histogram.")] = True,
+    allow_overlap: Annotated[
+        bool,
+        typer.Option("--allow-overlap", help="Measure although test images were seen; every number is marked."),
+    ] = False,
+    max_bad: MaxBad = 0.05,
+    as_json: Json = False,
+) -> None:
+    """k-NN and logistic regression at 100, 10 and 1 % of the labels, with intervals and baselines."""
+    from saccade import api
+    from saccade.errors import UsageError
+    from saccade.evaluation.protocol import ProtocolConfig
+    from saccade.evaluation.tables import to_text
+    from saccade.measuring import EvaluateOptions
+
+    if len(models_and_data) < 2:
+        raise UsageError("evaluate takes one or more MODELs and then DATA", got=" ".join(models_and_data))
+    *models, data = models_and_data
+    try:
+        parts = tuple(float(word) for word in fractions.split(","))
+    except ValueError:
+        raise UsageError("--fractions takes numbers", got=fractions, expected="for example 1,0.1,0.01") from None
+    options = EvaluateOptions(
+        labels=labels,
+        label=label,
+        group=group,
+        grey=grey,
+        baselines=baselines,
+        allow_overlap=allow_overlap,
+        max_bad=max_bad,
+        protocol=ProtocolConfig(fractions=parts, repeats=repeats, seed=seed),
+    )
+    with Bar() as bar:
+        found = api.evaluate(models, data, options=options, out=out, console=bar)
+    print_json(found.to_dict()) if as_json else typer.echo(to_text(found))
