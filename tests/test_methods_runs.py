@@ -4,12 +4,14 @@
 """
 
 import json
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 import saccade
 from saccade import runs
@@ -96,10 +98,20 @@ def test_golden_losses(method, precision, tmp_path):
             },
             {"one-prototype collapse"},
         ),
+        (
+            "dino",
+            {
+                "dino.out_dim": 256,
+                "dino.teacher_temp": 0.06,
+                "dino.teacher_temp_start": 0.06,
+                "optim.lr": 1e-3,
+            },
+            {"teacher temperature too high"},
+        ),
         ("lejepa", {"lejepa.weight": 0.0}, {"all images have the same vector"}),
         ("pair", {"optim.lr": 1e-7}, {"no better than guessing"}),
     ],
-    ids=["flat teacher", "no centring", "nothing keeps vectors apart", "nothing is learned"],
+    ids=["flat teacher", "no centring", "warm teacher", "nothing keeps vectors apart", "nothing is learned"],
 )
 def test_collapse_is_named(method, settings, names, tmp_path):
     settings = {"train.steps": 60, "optim.lr": 0.01, "train.precision": "fp32"} | settings
@@ -109,6 +121,28 @@ def test_collapse_is_named(method, settings, names, tmp_path):
     found = {one.name: one for one in saccade.examine(folder)}
     assert names & set(found), found
     assert all(one.since >= 0 and one.evidence and one.cause for one in found.values())
+
+
+def test_one_image_many_times_is_named(tmp_path):
+    """A folder of copies: whatever is learned, all vectors lie on one line."""
+    (tmp_path / "copies").mkdir()
+    for index in range(48):
+        Image.new("RGB", (32, 32), (200, 120, 160)).save(tmp_path / "copies" / f"{index}.png")
+    settings = SMALL | {"train.steps": 40, "dino.out_dim": 32}
+    folder = pretrain(tmp_path / "copies", out=tmp_path / "run", backbone="resnet10_w8", settings=settings)
+    assert "dimensional collapse" in {one.name for one in saccade.examine(folder)}
+
+
+def test_a_slow_source_of_views_is_named(tmp_path, monkeypatch):
+    real = loop.make_views
+
+    def slow(*given, **named):
+        time.sleep(0.2)
+        return real(*given, **named)
+
+    monkeypatch.setattr(loop, "make_views", slow)
+    folder = run(tmp_path / "run", "pair", "resnet10_w8", train__steps=20)
+    assert "the data loader starves the device" in {one.name for one in saccade.examine(folder)}
 
 
 # --- going on from weights ----------------------------------------------------------------------
