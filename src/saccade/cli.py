@@ -24,6 +24,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     measure.evaluate,
     look.attend,
     look.report,
+    look.view,
     look.doctor,
 )
 EPILOGS: dict[Callable[..., None], str] = {

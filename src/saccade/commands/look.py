@@ -1,4 +1,4 @@
-"""Commands that show: show, attend, report, doctor. Heavy imports happen inside."""
+"""Commands that show: show, attend, report, view, doctor. Heavy imports happen inside."""
 
 from __future__ import annotations
 
@@ -64,6 +64,27 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a 
 
     require_run(run)
     typer.echo(write_report(run))
+
+
+def view(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN ...]", help="Runs or other MODELs; without one, all runs found below here."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own lets others in.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port; 8420 or a free one unless given.")] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Do not open a browser.")] = False,
+) -> None:
+    """Look at runs in a local page: attention of any patch, layer and head, live curves, tables."""
+    from saccade.errors import require
+
+    require("fastapi", "web", "saccade view")
+    require("uvicorn", "web", "saccade view")
+    from saccade.web.start import view as run
+
+    run(runs or [], host=host, port=port, open_browser=not no_open, say=typer.echo)
 
 
 def doctor(

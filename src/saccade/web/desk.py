@@ -1,0 +1,120 @@
+"""What lies on the desk: the runs, models, images and uploads that the page may show, under opaque ids.
+
+One object, made by the command and handed to every router. A browser names things by ids only; an id that was never
+handed out leads nowhere, so there is no path to traverse. No torch here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.exceptions import HTTPException
+
+from saccade.contracts import Source
+
+UPLOADS_BYTES = 256 * 2**20
+KEPT_SOURCES = 8
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that came from the browser; kept in memory, never written."""
+
+    name: str
+    data: bytes
+
+
+class Uploads:
+    """The newest uploads, so many bytes of them."""
+
+    def __init__(self, limit_bytes: int = UPLOADS_BYTES):
+        self.limit_bytes = limit_bytes
+        self._kept: OrderedDict[str, Upload] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, name: str, data: bytes) -> str:
+        key = secrets.token_hex(8)
+        with self._lock:
+            self._kept[key] = Upload(name[:200], data)
+            while len(self._kept) > 1 and sum(len(u.data) for u in self._kept.values()) > self.limit_bytes:
+                self._kept.popitem(last=False)
+        return key
+
+    def get(self, key: str) -> Upload | None:
+        return self._kept.get(key)
+
+
+@dataclass(frozen=True)
+class RunOnDesk:
+    """A run folder; ``name`` is what people see, ``id`` what the page says."""
+
+    id: str
+    name: str
+    folder: Path
+
+
+@dataclass
+class Desk:
+    """runs      the run folders that were named, or found under the current folder
+    models    names of models beside those of the runs: ``random:NAME``, ``timm:NAME``, a weights file
+    secret    of this session; ids are made with it
+    """
+
+    runs: Sequence[RunOnDesk]
+    models: Sequence[str] = ()
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    uploads: Uploads = field(default_factory=Uploads)
+
+    def __post_init__(self) -> None:
+        self._sources: OrderedDict[str, Source] = OrderedDict()
+        self._opening = threading.Lock()
+
+    def id_of(self, kind: str, name: str) -> str:
+        """Sixteen hexadecimal digits that say nothing of the name; the same name has the same id in a session."""
+        return opaque(self.secret, kind, name)
+
+    def run(self, key: str) -> RunOnDesk:
+        """The run with this id. HTTP 404 where there is none."""
+        found = next((run for run in self.runs if run.id == key), None)
+        if found is None:
+            raise HTTPException(404, "no such run")
+        return found
+
+
+def opaque(secret: bytes, kind: str, name: str) -> str:
+    return hmac.digest(secret, f"{kind}\0{name}".encode(errors="surrogatepass"), "sha256").hex()[:16]
+
+
+def lay_out(folders: Sequence[Path], models: Sequence[str] = ()) -> Desk:
+    """A desk with these runs. Runs of one folder name are told apart by the folder above."""
+    secret = secrets.token_bytes(32)
+    paths = list(dict.fromkeys(folder.resolve() for folder in folders))
+    twice = {p.name for p in paths if sum(other.name == p.name for other in paths) > 1}
+    runs = [
+        RunOnDesk(opaque(secret, "run", str(p)), f"{p.parent.name}/{p.name}" if p.name in twice else p.name, p)
+        for p in paths
+    ]
+    return Desk(runs, tuple(models), secret)
+
+
+def runs_below(folder: Path, depth: int = 3) -> list[Path]:
+    """Run folders under a folder, newest first; hidden folders and the insides of runs are left out."""
+    found, level = [], [folder]
+    for _ in range(depth + 1):
+        deeper = []
+        for place in level:
+            if (place / "config.yaml").is_file():
+                found.append(place)
+                continue
+            try:
+                deeper += [p for p in sorted(place.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+            except OSError:
+                continue
+        level = deeper
+    return sorted(found, key=lambda p: (p / "config.yaml").stat().st_mtime, reverse=True)

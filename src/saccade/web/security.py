@@ -1,0 +1,187 @@
+"""The gate around the page: who may ask, how much may be sent, and what the browser may do with an answer.
+
+Against other web pages in the same browser: the Host must be ours (DNS rebinding), Origin and Sec-Fetch-Site must be
+ours (forms, scripts and pictures of other sites). Against other people on the machine: a random token, which becomes
+a cookie. Against hostile names in the data: a content security policy that runs nothing but our own files.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+import socket
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+UPLOAD_PATH, UPLOAD_BYTES, BODY_BYTES = "/api/uploads", 32 * 2**20, 2**20
+SAFE_METHODS = ("GET", "HEAD")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# A report is one file with its styles and pictures inside; in a sandbox without permissions nothing in it can run.
+REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Where the page is and what opens it. ``host`` is the address that is listened on."""
+
+    host: str
+    port: int
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+    @property
+    def cookie(self) -> str:
+        # Cookies do not know ports: two pages on one machine must not overwrite each other's.
+        return f"saccade-{self.port}"
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach the page."""
+        address = _address(self.host)
+        return self.host == "localhost" or (address is not None and address.is_loopback)
+
+    @property
+    def origin(self) -> str:
+        """The address to open: this machine's name where every address is listened on."""
+        address = _address(self.host)
+        host = socket.gethostname() if address is not None and address.is_unspecified else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"{self.origin}/?token={self.token}"
+
+    def ours(self, authority: str) -> bool:
+        """Whether ``name:port`` is this page. A name that others can point at us is not: only numbers cannot lie."""
+        host, _, port = authority.rpartition(":")
+        if port != str(self.port):
+            return False
+        host = host.strip("[]").lower()
+        address = _address(host)
+        if self.local:
+            return host == "localhost" or (address is not None and address.is_loopback)
+        return address is not None or host in (self.host.lower(), socket.gethostname().lower(), "localhost")
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+class Gate:
+    """Everything passes here, static files as well. An ASGI application around another one."""
+
+    def __init__(self, app: ASGIApp, keys: Keys):
+        self.app, self.keys = app, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # no web sockets here
+        headers = Headers(scope=scope)
+        token = _token(scope) if scope["path"] == "/" else None
+        refusal = self._refusal(scope, headers, token)
+        guarded = _with_headers(send, self.keys if refusal is None and token is not None else None)
+        if refusal is not None:
+            await refusal(scope, receive, guarded)
+            return
+        limit = UPLOAD_BYTES if scope["path"] == UPLOAD_PATH else BODY_BYTES
+        if _too_long(headers, limit):
+            await PlainTextResponse(f"at most {limit:,} bytes", 413)(scope, receive, guarded)
+            return
+        await self.app(scope, _bounded(receive, limit), guarded)
+
+    def _refusal(self, scope: Scope, headers: Headers, token: str | None) -> PlainTextResponse | None:
+        if not self.keys.ours(headers.get("host", "")):
+            return PlainTextResponse("this page is not served under that name", 421)
+        if not self._same_site(scope["method"], headers, token is not None):
+            return PlainTextResponse("another site asked", 403)
+        if token is not None and _equal(token, self.keys.token):
+            return None
+        if _equal(_cookie(headers, self.keys.cookie), self.keys.token):
+            return None
+        return PlainTextResponse(
+            "open the address that saccade view printed: it carries the token of this session", 403
+        )
+
+    def _same_site(self, method: str, headers: Headers, entering: bool) -> bool:
+        """The address with its token may be followed from anywhere; all else is asked by the page itself."""
+        origin = headers.get("origin")
+        if origin is not None and not (origin.startswith("http://") and self.keys.ours(origin.removeprefix("http://"))):
+            return False
+        if method not in SAFE_METHODS and origin is None:
+            return False
+        return entering or headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+
+
+def _equal(given: str, known: str) -> bool:
+    return hmac.compare_digest(given.encode(), known.encode())
+
+
+def _token(scope: Scope) -> str | None:
+    found = parse_qs(scope["query_string"].decode("latin-1")).get("token")
+    return found[0] if found else None
+
+
+def _cookie(headers: Headers, name: str) -> str:
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(name)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value
+
+
+def _too_long(headers: Headers, limit: int) -> bool:
+    length = headers.get("content-length", "0")
+    return not length.isdigit() or int(length) > limit
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    """The same messages; 413 once a body without a stated length is longer than allowed."""
+    got = 0
+
+    async def counted() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > limit:
+            raise HTTPException(413, f"at most {limit:,} bytes")
+        return message
+
+    return counted
+
+
+def _with_headers(send: Send, entering: Keys | None) -> Send:
+    """Answers with the security headers, unless they bring their own; with the cookie for one who enters."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            if entering is not None:
+                headers.append("set-cookie", f"{entering.cookie}={entering.token}; Path=/; HttpOnly; SameSite=Strict")
+        await send(message)
+
+    return sent

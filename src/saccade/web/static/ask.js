@@ -1,0 +1,53 @@
+// Questions to the server. Errors carry what the command line would say.
+
+export class Refused extends Error {
+  constructor(status, said) {
+    super(said.what ?? `the server answered ${status}`);
+    this.status = status;
+    this.said = said;
+  }
+}
+
+async function checked(response) {
+  if (response.ok) return response;
+  let said = {};
+  try {
+    const body = await response.json();
+    said = body.what ? body : { what: typeof body.detail === "string" ? body.detail : undefined };
+  } catch { /* no JSON: the status must do */ }
+  throw new Refused(response.status, said);
+}
+
+function address(path, query) {
+  const known = Object.entries(query ?? {}).filter(([, value]) => value !== undefined && value !== null);
+  return `/api/${path}${known.length ? `?${new URLSearchParams(known)}` : ""}`;
+}
+
+export async function json(path, query, signal) {
+  return (await checked(await fetch(address(path, query), { signal }))).json();
+}
+
+// Numbers without a text form: float32, little-endian.
+export async function floats(path, query, signal) {
+  return new Float32Array(await (await checked(await fetch(address(path, query), { signal }))).arrayBuffer());
+}
+
+export async function blob(path, query, signal) {
+  return (await checked(await fetch(address(path, query), { signal }))).blob();
+}
+
+export async function post(path, value, signal) {
+  const body = JSON.stringify(value);
+  const headers = { "content-type": "application/json" };
+  return (await checked(await fetch(`/api/${path}`, { method: "POST", headers, body, signal }))).json();
+}
+
+// A file goes as its plain bytes; the name travels beside it.
+export async function upload(file, signal) {
+  const headers = { "content-type": "application/octet-stream", "x-name": encodeURIComponent(file.name) };
+  return (await checked(await fetch("/api/uploads", { method: "POST", headers, body: file, signal }))).json();
+}
+
+export function link(path, query) {
+  return address(path, query);
+}

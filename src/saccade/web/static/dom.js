@@ -1,0 +1,61 @@
+// The only way to make elements. Children become text nodes, so a name from the data can never become markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name === "style") Object.assign(node.style, value);
+    else node.setAttribute(name, value === true ? "" : String(value));
+  }
+  add(node, children);
+  return node;
+}
+
+function add(node, children) {
+  for (const child of children.flat(Infinity)) {
+    if (child === undefined || child === null || child === false) continue;
+    node.append(child instanceof Node ? child : document.createTextNode(String(child)));
+  }
+}
+
+// el("button", {type: "button", onclick: f}, "Open")
+export function el(name, attributes, ...children) {
+  return fill(document.createElement(name), attributes, children);
+}
+
+export function svg(name, attributes, ...children) {
+  return fill(document.createElementNS(SVG, name), attributes, children);
+}
+
+export function replace(node, ...children) {
+  node.replaceChildren();
+  add(node, children);
+  return node;
+}
+
+// Said to screen readers; what changes on a canvas would be silent otherwise.
+export function say(text) {
+  const place = document.getElementById("said");
+  if (place) place.textContent = text;
+}
+
+// A labelled control: the label is text beside it, never a placeholder alone.
+export function field(label, control, hint) {
+  const id = control.id || `f${(field.count = (field.count ?? 0) + 1)}`;
+  control.id = id;
+  return el("div", { class: "field" }, el("label", { for: id }, label), control, hint ? el("small", null, hint) : null);
+}
+
+export function select(options, chosen, onchange) {
+  const node = el("select", { onchange: () => onchange(node.value) });
+  for (const { value, text, group } of options) {
+    const option = el("option", { value, selected: value === chosen }, text);
+    if (!group) { node.append(option); continue; }
+    let place = [...node.children].find((child) => child.label === group);
+    if (!place) node.append((place = el("optgroup", { label: group })));
+    place.append(option);
+  }
+  return node;
+}

@@ -1,0 +1,8 @@
+// Every page: its name in the address, its title, and the module that shows it.
+// A module exports  async function show(root, context)
+//   root     an empty element
+//   context  {query: URLSearchParams, signal: aborted when the page is left, go(page, query)}
+
+export const PAGES = [
+  { id: "runs", title: "Runs", load: () => import("./runs.js") },
+];

@@ -1,0 +1,30 @@
+"""The shell of the page in a real browser: it opens, its pages are there, light and dark."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_the_page_opens_without_the_token_in_the_address(window, site):
+    assert window.url.startswith(site.origin) and "token" not in window.url
+    assert window.locator("#pages a[aria-current=page]").count() == 1
+
+
+def test_every_page_opens(window):
+    for name in window.eval_on_selector_all("#pages a", "links => links.map(link => link.dataset.page)"):
+        window.locator(f"#pages a[data-page={name}]").click()
+        window.wait_for_selector(f".page.{name}[data-ready]")
+        assert window.locator("[role=alert]").count() == 0
+
+
+def test_dark_is_one_click_away(window):
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = window.evaluate(background)
+    window.locator("#theme").click()
+    assert window.evaluate(background) != light
+
+
+def test_the_server_imports_no_torch():
+    code = "import sys, saccade.web.server; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
