@@ -8,6 +8,7 @@ stage of a CNN (over all orientations, where it has them).
     hybrid_{micro,tiny,small}_patchP            convolutional stages down to P pixels, a transformer after
     swin_{micro,tiny,small,base}_patchP_windowK shifted windows, four stages
     hvt_{micro,tiny,small}_patchP               a transformer that pools its tokens
+    grid_{micro,tiny}                           a ViT whose patches are vectors of another network (see data/grids)
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import ClassVar, Literal, get_args
 from saccade.errors import UsageError, unknown
 from saccade.sparsity import parse_pattern
 
-PatchStem = Literal["linear", "conv", "stages"]
-"""linear: patches times one matrix; conv: a few convolutions; stages: residual stages, which makes it a hybrid."""
+PatchStem = Literal["linear", "conv", "stages", "grid"]
+"""linear: patches times one matrix; conv: a few convolutions; stages: residual stages, which makes it a hybrid;
+grid: the pixels are vectors of tiles, times one matrix, and the last channel says which tiles are there."""
 MapStem = Literal["imagenet", "small", "cifar"]
 """imagenet: 7x7 stride 2 and a pool (stride 4); small: 3x3 stride 2; cifar: 3x3 stride 1."""
 Positions = Literal["learned", "sincos", "rotary", "none"]
@@ -99,6 +101,19 @@ class ViTSettings(Checked):
     drop_path: float = 0.0
     attention: str = "full"
     pool: Pool = "cls"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stem != "grid":
+            return
+        if self.positions == "learned":
+            raise UsageError(
+                f"positions of {self.name} cannot be learned",
+                expected="sincos, rotary or none",
+                hint="grids have any number of tiles, and a learned table would be stretched over each",
+            )
+        if self.attention != "full":
+            raise UsageError(f"{self.name} leaves out tiles that are not there", got=self.attention, expected="full")
 
     @property
     def maskable(self) -> bool:
@@ -243,10 +258,13 @@ ARCHITECTURES: dict[str, Settings] = {
     "hvt_micro": HVTSettings("hvt_micro", dim=128, depth=6, heads=4, pools=(2, 4)),
     "hvt_tiny": HVTSettings("hvt_tiny", dim=192, depth=12, heads=3, pools=(4, 8)),
     "hvt_small": HVTSettings("hvt_small", dim=384, depth=12, heads=6, pools=(4, 8)),
+    "grid_micro": ViTSettings("grid_micro", dim=128, depth=4, heads=4, patch=1, stem="grid", positions="sincos"),
+    # The second level of Chen et al. 2022 (HIPT).
+    "grid_tiny": ViTSettings("grid_tiny", dim=192, depth=6, heads=6, patch=1, stem="grid", positions="sincos"),
 }
 
 NAME = re.compile(
-    r"(?P<base>(?:vit|hybrid|swin|hvt)_[a-z]+|resnet\d+)"
+    r"(?P<base>(?:vit|hybrid|swin|hvt|grid)_[a-z]+|resnet\d+)"
     r"(?:_(?P<group>c4|d4|c8))?(?:_patch(?P<patch>[1-9]\d*))?"
     r"(?:_w(?P<width>[1-9]\d*))?(?P<conv>_conv)?"
     r"(?:_(?P<kind>window|neighbourhood|axial|strided)(?P<reach>[1-9]\d*)?)?"
@@ -265,9 +283,16 @@ def names() -> list[str]:
             found += [base, f"{base}_w32", *groups]
         elif isinstance(settings, SwinSettings):
             found.append(f"{base}_patch4_window7")
+        elif is_grid(settings):
+            found.append(base)
         else:
             found += [f"{base}_patch{patch}" for patch in (8, 16)]
     return found
+
+
+def is_grid(settings: Settings) -> bool:
+    """Whether a network reads vectors of tiles instead of pixels."""
+    return isinstance(settings, ViTSettings) and settings.stem == "grid"
 
 
 def parse(name: str) -> Settings:
@@ -301,6 +326,8 @@ def _with_group(settings: Settings, group: str | None) -> Settings | None:
 
 def _fits(settings: Settings, match: re.Match[str]) -> bool:
     """Whether the parts of a name belong to its family."""
+    if is_grid(settings):
+        return not (match["patch"] or match["conv"] or match["kind"])
     if bool(match["patch"]) == isinstance(settings, WITHOUT_PATCH):
         return False
     if match["conv"] and not (isinstance(settings, ViTSettings) and settings.stem == "linear"):

@@ -99,8 +99,9 @@ def _encoder_layer(dim: int, tokens: int, pairs: int) -> Part:
 
 def _stem(s: ViTSettings, side: int) -> Part:
     """Pixels to tokens, as in nn/tokens."""
-    if s.stem == "linear":
-        return _linear(s.channels * s.patch**2, s.dim, side**2)
+    if s.stem in ("linear", "grid"):
+        channels = s.channels - (s.stem == "grid")
+        return _linear(channels * s.patch**2, s.dim, side**2)
     steps = s.patch.bit_length() - 1
     found, inputs, map_side = Part(), s.channels, s.size_px
     for step in range(steps):

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saccade.architectures import ViTSettings, arguments
@@ -116,11 +117,19 @@ class ViT(nn.Module):
         Both only where ``settings.maskable``.
         """
         x, grid, rotation = self._enter(pixels, keep, hidden)
+        seen = self._seen(pixels)
         for block in self.blocks:
-            x = block(x, rotation, grid)
+            x = block(x, rotation, grid, seen)
         x = self.norm(x)
         tokens = x[:, self.prefix :]
-        return Features(cls=tokens.mean(dim=1) if self.settings.pool == "mean" else x[:, 0], tokens=tokens, grid=grid)
+        if seen is not None:  # what stands for nothing says nothing
+            tokens = tokens * seen[:, 0, 0, self.prefix :, None]
+        if self.settings.pool == "cls":
+            return Features(cls=x[:, 0], tokens=tokens, grid=grid)
+        if seen is None:
+            return Features(cls=tokens.mean(dim=1), tokens=tokens, grid=grid)
+        count = seen[..., self.prefix :].sum(dim=(1, 2, 3)).clamp_min(1)
+        return Features(cls=tokens.sum(dim=1) / count[:, None], tokens=tokens, grid=grid)
 
     def attention(
         self, pixels: Float[Tensor, "B C Y X"], *, layer: int = -1, rows: Int[Tensor, "R"]
@@ -135,10 +144,12 @@ class ViT(nn.Module):
         x, grid, rotation = self._enter(pixels)
         self._check_rows(rows, x.shape[1])
         layer %= self.depth
+        seen = self._seen(pixels)
         for index in range(layer):
-            x = self.blocks[index](x, rotation, grid)
+            x = self.blocks[index](x, rotation, grid, seen)
         query, key = self._block(layer).queries_and_keys(x, rotation)
-        return attention_rows(query, key, rows, self._mask(grid, layer, rows.to(query.device)))
+        mask = self._mask(grid, layer, rows.to(query.device)) if seen is None else seen
+        return attention_rows(query, key, rows, mask)
 
     def rollout(
         self, pixels: Float[Tensor, "B C Y X"], row: int, *, head_fusion: HeadFusion = "mean"
@@ -152,20 +163,26 @@ class ViT(nn.Module):
         if head_fusion not in get_args(HeadFusion):
             raise unknown("head fusion", str(head_fusion), get_args(HeadFusion))
         x, grid, rotation = self._enter(pixels)
+        seen = self._seen(pixels)
         batch, count = x.shape[:2]
         self._check_rows(torch.tensor([row]), count)
         compared = []
         for index in range(self.depth):
             compared.append(self._block(index).queries_and_keys(x, rotation))
             if index + 1 < self.depth:
-                x = self.blocks[index](x, rotation, grid)
+                x = self.blocks[index](x, rotation, grid, seen)
         dtype = torch.promote_types(x.dtype, torch.float32)
         weights = torch.zeros(batch, count, device=x.device, dtype=dtype)
         weights[:, row] = 1.0
         for index in reversed(range(self.depth)):
-            mask = functools.partial(self._mask, grid, index)
+            mask = functools.partial(self._mask, grid, index) if seen is None else lambda _: seen
             weights = 0.5 * weights + 0.5 * _through(weights, *compared[index], head_fusion, mask)
         return weights
+
+    def _seen(self, pixels: Tensor) -> Bool[Tensor, "B 1 1 N_all"] | None:
+        """Tokens that stand for something: all of an image (None), of a grid those whose tile is there."""
+        present = self.patch_embed.present(pixels)
+        return None if present is None else F.pad(present, (self.prefix, 0), value=True)[:, None, None]
 
     def _mask(self, grid: Grid, layer: int, rows: Tensor) -> Tensor | None:
         """Which tokens these queries see in one layer; None for all."""

@@ -28,7 +28,7 @@ def attend(
     value: Float[Tensor, "B H M Dv"],
     *,
     explicit: bool | None = None,
-    mask: Float[Tensor, "*#B N M"] | Bool[Tensor, "*#B N M"] | None = None,
+    mask: Float[Tensor, "*#B N M"] | Bool[Tensor, "*#B N M"] | Bool[Tensor, "*#B 1 M"] | None = None,
 ) -> Float[Tensor, "B H N Dv"]:
     """softmax(Q K^T / sqrt(Dk)) V.
 
@@ -48,7 +48,7 @@ def attention_rows(
     query: Float[Tensor, "B H N Dk"],
     key: Float[Tensor, "B H M Dk"],
     rows: Int[Tensor, "R"],
-    mask: Bool[Tensor, "R M"] | None = None,
+    mask: Bool[Tensor, "*#B R M"] | Bool[Tensor, "*#B 1 M"] | None = None,
 ) -> Float[Tensor, "B H R M"]:
     """The attention weights of a few queries, each row summing to 1; memory is O(R M), never O(N M).
 

@@ -10,7 +10,7 @@ import math
 from typing import get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saccade.architectures import Norm
@@ -97,12 +97,18 @@ class Attention(nn.Module):
         return query, key, value
 
     def forward(
-        self, tokens: Float[Tensor, "B N D"], rotation: Rotation | None = None, grid: Grid | None = None
+        self,
+        tokens: Float[Tensor, "B N D"],
+        rotation: Rotation | None = None,
+        grid: Grid | None = None,
+        seen: Bool[Tensor, "B 1 1 N"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """``grid`` of the patches, which come last; only sparse patterns need it."""
+        """grid   of the patches, which come last; only sparse patterns need it
+        seen   tokens that may be looked at, where some stand for nothing; only with full attention
+        """
         query, key, value = self.split(tokens, rotation)
         if self.pattern.kind == "full" or grid is None:
-            mixed = attend(query, key, value)
+            mixed = attend(query, key, value, mask=seen)
         else:
             prefix = tokens.shape[1] - math.prod(grid)
             mixed = attend_local(query, key, value, pattern=self.pattern, grid=grid, prefix=prefix, layer=self.layer)
@@ -147,10 +153,14 @@ class Block(nn.Module):
         return query, key
 
     def forward(
-        self, x: Float[Tensor, "B N D"], rotation: Rotation | None = None, grid: Grid | None = None
+        self,
+        x: Float[Tensor, "B N D"],
+        rotation: Rotation | None = None,
+        grid: Grid | None = None,
+        seen: Bool[Tensor, "B 1 1 N"] | None = None,
     ) -> Float[Tensor, "B N D"]:
         if self.norm == "pre":
-            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation, grid)))
+            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation, grid, seen)))
             return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-        x = self.norm1(x + self.drop_path(self.ls1(self.attn(x, rotation, grid))))
+        x = self.norm1(x + self.drop_path(self.ls1(self.attn(x, rotation, grid, seen))))
         return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
