@@ -110,7 +110,7 @@ def dense(net: ViT, x: torch.Tensor) -> list[torch.Tensor]:
         for handle in handles:
             handle.remove()
         maps = []
-        for module, tokens, rotation, _ in given:
+        for module, tokens, rotation, *_ in given:
             q, k, _ = module.split(tokens, rotation)
             maps.append(torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, dim=-1))
     return maps

@@ -126,7 +126,7 @@ def test_post_norm_block_is_the_equation():
 def test_what_a_block_shows_is_what_it_uses(norm):
     """softmax of the shown queries and keys, times the values, is the block's attention."""
     block, x = Block(12, 3, norm=norm), torch.randn(2, 5, 12)
-    query, key = block.queries_and_keys(x, None)
+    query, key, _ = block.queries_keys_values(x, None)
     entered = block.norm1(x) if norm == "pre" else x
     value = block.attn.split(entered, None)[2]
     mixed = attention_rows(query, key, torch.arange(5)) @ value

@@ -145,26 +145,42 @@ def _query(text: str, rows: int, columns: int, shown: tuple[int, int]) -> Query:
     return int(y * shown[0] / rows), int(x * shown[1] / columns)
 
 
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """One image as a network gets it: ``x`` [1 C Y X] normalised, ``image`` the same for the eye, uint8 [3 Y X]."""
+
+    x: torch.Tensor
+    image: np.ndarray
+
+
+def shown(loaded: LoadedModel, pixels: np.ndarray, name: str, size_px: int | None = None) -> Shown:
+    """The whole image [C Y X] at a shorter side near ``size_px`` (None: the model's own), cut evenly by the patch.
+
+    ``name`` is for messages. Raises DataError where its channels do not fit.
+    """
+    pixels = convert_channels(pixels, loaded.spec.channels, name)
+    size = _fit(pixels, size_px or loaded.spec.size_px, _patch(loaded))
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels.astype(np.float32))[None], size=size, mode="bilinear", antialias=True
+    )[0].numpy()
+    spec = fit_range(loaded.spec, pixels.dtype, float(pixels.min()), float(pixels.max()))
+    x = normalised(small, spec)
+    return Shown(x, _displayed(x, spec))
+
+
 def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Attended:
     """The map of one query over one image file; see AttendOptions."""
     pixels = decode(_bytes_of(Path(image)), str(image))
     loaded = load_model(model, channels=pixels.shape[0])
-    pixels = convert_channels(pixels, loaded.spec.channels, str(image))
-    size_px = options.size_px or loaded.spec.size_px
-    shown = _fit(pixels, size_px, _patch(loaded))
-    query = _query(options.query, pixels.shape[1], pixels.shape[2], shown)
-    small = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels.astype(np.float32))[None], size=shown, mode="bilinear", antialias=True
-    )[0].numpy()
-    spec = fit_range(loaded.spec, pixels.dtype, float(pixels.min()), float(pixels.max()))
-    x = normalised(small, spec)
+    seen = shown(loaded, pixels, str(image), options.size_px)
+    query = _query(options.query, pixels.shape[1], pixels.shape[2], (seen.x.shape[-2], seen.x.shape[-1]))
     _check_options(options, loaded)
     layer = -1 if options.layer is None else options.layer
-    amap = attention_map(loaded.backbone, x, query=query, layer=layer, rollout=options.rollout)
+    amap = attention_map(loaded.backbone, seen.x, query=query, layer=layer, rollout=options.rollout)
     scores = {}
     if options.mask is not None:
         scores = mask_agreement(amap, options.mask, 0.6 if options.threshold is None else options.threshold)
-    return Attended(_displayed(x, spec), amap, options, loaded.name, scores)
+    return Attended(seen.image, amap, options, loaded.name, scores)
 
 
 def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:

@@ -26,6 +26,8 @@ from saccade.nn.tokens import PatchEmbed
 from saccade.sparsity import parse_pattern
 
 HeadFusion = Literal["mean", "max", "min"]
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values of one layer, [B H N Dk] each."""
 CHUNK_ELEMENTS = 2**24  # attention weights held at once by rollout: 64 MiB in float32
 
 
@@ -147,9 +149,23 @@ class ViT(nn.Module):
         seen = self._seen(pixels)
         for index in range(layer):
             x = self.blocks[index](x, rotation, grid, seen)
-        query, key = self._block(layer).queries_and_keys(x, rotation)
+        query, key, _ = self._block(layer).queries_keys_values(x, rotation)
         mask = self._mask(grid, layer, rows.to(query.device)) if seen is None else seen
         return attention_rows(query, key, rows, mask)
+
+    def compared(self, pixels: Float[Tensor, "B C Y X"]) -> tuple[list[Heads], Grid]:
+        """What every layer compares and hands over, [B H N_all Dk] each, and the grid of the patches.
+
+        Of these, any row of any layer is a product away. Memory is O(depth N D); no weights are made.
+        """
+        x, grid, rotation = self._enter(pixels)
+        seen = self._seen(pixels)
+        found = []
+        for index in range(self.depth):
+            found.append(self._block(index).queries_keys_values(x, rotation))
+            if index + 1 < self.depth:
+                x = self.blocks[index](x, rotation, grid, seen)
+        return found, grid
 
     def rollout(
         self, pixels: Float[Tensor, "B C Y X"], row: int, *, head_fusion: HeadFusion = "mean"
@@ -162,21 +178,15 @@ class ViT(nn.Module):
         """
         if head_fusion not in get_args(HeadFusion):
             raise unknown("head fusion", str(head_fusion), get_args(HeadFusion))
-        x, grid, rotation = self._enter(pixels)
-        seen = self._seen(pixels)
-        batch, count = x.shape[:2]
+        compared, grid = self.compared(pixels)
+        batch, _, count, _ = compared[0][0].shape
         self._check_rows(torch.tensor([row]), count)
-        compared = []
-        for index in range(self.depth):
-            compared.append(self._block(index).queries_and_keys(x, rotation))
-            if index + 1 < self.depth:
-                x = self.blocks[index](x, rotation, grid, seen)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        weights = torch.zeros(batch, count, device=x.device, dtype=dtype)
+        query, seen = compared[0][0], self._seen(pixels)
+        weights = torch.zeros(batch, count, device=query.device, dtype=torch.promote_types(query.dtype, torch.float32))
         weights[:, row] = 1.0
         for index in reversed(range(self.depth)):
             mask = functools.partial(self._mask, grid, index) if seen is None else lambda _: seen
-            weights = 0.5 * weights + 0.5 * _through(weights, *compared[index], head_fusion, mask)
+            weights = 0.5 * weights + 0.5 * _through(weights, *compared[index][:2], head_fusion, mask)
         return weights
 
     def _seen(self, pixels: Tensor) -> Bool[Tensor, "B 1 1 N_all"] | None:

@@ -145,12 +145,11 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def queries_and_keys(
+    def queries_keys_values(
         self, x: Float[Tensor, "B N D"], rotation: Rotation | None
-    ) -> tuple[Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"]]:
-        """What the attention of this block compares, for looking at it."""
-        query, key, _ = self.attn.split(self.norm1(x) if self.norm == "pre" else x, rotation)
-        return query, key
+    ) -> tuple[Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"]]:
+        """What the attention of this block compares and hands over, for looking at it."""
+        return self.attn.split(self.norm1(x) if self.norm == "pre" else x, rotation)
 
     def forward(
         self,

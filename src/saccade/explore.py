@@ -1,0 +1,231 @@
+"""What the page asks of a model about one image, kept so that a click costs one row: for ``web``, which has no torch.
+
+A look is an image as one network gets it, with its patches in their order or shuffled, with positions or without. The
+first question about a look runs the network once; queries, keys and values of all layers stay in a bounded memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+from saccade.backbones.vit import ViT
+from saccade.backbones.weights import LoadedModel, load_model
+from saccade.embedding import random_twin
+from saccade.errors import ModelError, UsageError
+from saccade.nn.local import dense_mask
+from saccade.nn.positions import Positions
+from saccade.panels import Shown, shown
+from saccade.seeds import numpy_generator
+from saccade.viz.compared import Compared
+
+LOOKS_BYTES, MODELS_BYTES, LOOK_BYTES = 512 * 2**20, 2**30, 256 * 2**20
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is looked at, and how.
+
+    model      MODEL as on the command line; ``fresh``: the same network with random weights
+    image      any name that stands for these pixels
+    size_px    shorter side; None is the model's own
+    shuffle    None, or the seed of an order of the patches
+    positions  False leaves out what tells tokens where they are
+    """
+
+    model: str
+    image: str
+    fresh: bool = False
+    size_px: int | None = None
+    shuffle: int | None = None
+    positions: bool = True
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network made of a look.
+
+    picture    uint8 [3 Y X], as the network got it
+    grid       (rows, columns) of its tokens
+    order      [N]: the patch of the whole image that lies at each place; None unless shuffled
+    compared   queries, keys and values, tokens with the prefix first; None for networks without attention
+    vectors    [1 + N D] of length one: the image's own vector, then every token's; for networks without attention
+    """
+
+    name: str
+    picture: np.ndarray
+    grid: tuple[int, int]
+    prefix: int
+    order: np.ndarray | None
+    compared: Compared | None
+    vectors: np.ndarray | None
+
+    @property
+    def nbytes(self) -> int:
+        kept = self.compared.nbytes if self.compared is not None else 0
+        return self.picture.nbytes + kept + (self.vectors.nbytes if self.vectors is not None else 0)
+
+    def similarity(self, first: int, count: int) -> np.ndarray:
+        """Cosines [1 R 1 + N] of tokens with the image's own vector and with every token; row 0 is that vector's."""
+        assert self.vectors is not None
+        if first < 0 or count < 1 or first + count > len(self.vectors):
+            raise UsageError("no such token", got=first, expected=f"0 to {len(self.vectors) - 1}")
+        return (self.vectors[first : first + count] @ self.vectors.T)[None]
+
+
+class Kept(Generic[K, V]):
+    """The newest values, up to so many bytes of them; the newest one always."""
+
+    def __init__(self, limit_bytes: int):
+        self.limit_bytes = limit_bytes
+        self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        if key not in self._values:
+            return None
+        self._values.move_to_end(key)
+        return self._values[key][0]
+
+    def put(self, key: K, value: V, nbytes: int) -> None:
+        self._values[key] = (value, nbytes)
+        while len(self._values) > 1 and sum(size for _, size in self._values.values()) > self.limit_bytes:
+            self._values.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class Explorer:
+    """Models and looks, the newest ones. One network runs at a time; rows of what is kept need no turn."""
+
+    def __init__(self, looks_bytes: int = LOOKS_BYTES, models_bytes: int = MODELS_BYTES):
+        self._looks: Kept[Look, Seen] = Kept(looks_bytes)
+        self._models: Kept[tuple[str, bool, bool, int], LoadedModel] = Kept(models_bytes)
+        self._turn = threading.Lock()
+
+    def known(self, look: Look) -> Seen | None:
+        """What is kept of a look, if it is."""
+        with self._turn:
+            return self._looks.get(look)
+
+    def see(self, look: Look, pixels: np.ndarray) -> Seen:
+        """Run the network over ``pixels`` [C Y X] unless this look is kept.
+
+        Raises UsageError, ModelError or DataError where they do not fit each other.
+        """
+        with self._turn:
+            found = self._looks.get(look)
+            if found is None:
+                found = self._look(look, pixels)
+                self._looks.put(look, found, found.nbytes)
+            return found
+
+    def model(self, look: Look, channels: int) -> LoadedModel:
+        """The network of a look; loaded, or made, once."""
+        channels = 1 if channels == 1 else 3
+        key = (look.model, look.fresh, look.positions, channels)
+        found = self._models.get(key)
+        if found is None:
+            found = load_model(look.model, channels=channels)
+            if look.fresh:
+                found = random_twin(found, 0)
+            if not look.positions:
+                found = without_positions(found)
+            size = sum(p.numel() * p.element_size() for p in found.backbone.parameters())
+            self._models.put(key, found, size)
+        return found
+
+    def _look(self, look: Look, pixels: np.ndarray) -> Seen:
+        loaded = self.model(look, pixels.shape[0])
+        with torch.inference_mode():
+            seen = shown(loaded, pixels, look.image, look.size_px)
+            _check_size(loaded, seen)
+            order = None
+            if look.shuffle is not None:
+                seen, order = shuffled(seen, loaded.backbone.stride_px, look.shuffle)
+            if isinstance(loaded.backbone, ViT):
+                compared, grid = record(loaded.backbone, seen.x)
+                return Seen(loaded.name, seen.image, grid, loaded.backbone.prefix, order, compared, None)
+            grid, vectors = _alike(loaded, seen.x)
+            return Seen(loaded.name, seen.image, grid, 1, order, None, vectors)
+
+
+def _alike(loaded: LoadedModel, pixels: torch.Tensor) -> tuple[tuple[int, int], np.ndarray]:
+    features = loaded.backbone(pixels)
+    if len(features.grid) != 2:
+        raise ModelError(f"the tokens of {loaded.name} are not a plane", got=f"a grid of {features.grid}")
+    vectors = torch.cat([features.cls[:, None], features.tokens], dim=1)[0].float()
+    return (int(features.grid[0]), int(features.grid[1])), torch.nn.functional.normalize(vectors, dim=-1).numpy()
+
+
+def record(network: ViT, pixels: torch.Tensor) -> tuple[Compared, tuple[int, int]]:
+    """Queries, keys and values of all layers for one image [1 C Y X], and the grid of its patches."""
+    layers, grid = network.compared(pixels)
+    queries, keys, values = (torch.stack([layer[part][0] for layer in layers]).float().numpy() for part in range(3))
+    return Compared(queries, keys, values, _seen(network, grid)), (int(grid[0]), int(grid[1]))
+
+
+def _seen(network: ViT, grid: tuple[int, ...]) -> list[np.ndarray | None]:
+    """Which keys each query sees, a layer; layers whose windows lie alike share one array."""
+    if network.pattern.kind == "full":
+        return []
+    parities = [dense_mask(network.pattern, grid, network.prefix, layer).numpy() for layer in (0, 1)]
+    return [parities[layer % 2] for layer in range(network.depth)]
+
+
+def without_positions(loaded: LoadedModel) -> LoadedModel:
+    """The same weights, but nothing tells a token where it is. Raises UsageError where nothing ever did."""
+    network = loaded.backbone
+    if not isinstance(network, ViT) or network.positions.kind == "none":
+        raise UsageError(f"{loaded.name} has no positions that could be left out", hint="choose a ViT")
+    blind = copy.deepcopy(network)
+    blind.positions = Positions("none", network.positions.grid, network.dim, network.heads, network.prefix)
+    return dataclasses.replace(loaded, backbone=blind, name=f"{loaded.name} without positions")
+
+
+def shuffled(seen: Shown, patch_px: int, seed: int) -> tuple[Shown, np.ndarray]:
+    """The image with its patches in another order, and which patch now lies where, [N].
+
+    Raises UsageError where places of the network do not tile the image.
+    """
+    if any(side % patch_px for side in seen.x.shape[-2:]):
+        raise UsageError("the places of this network do not tile the image: they cannot be shuffled")
+    rows, columns = seen.x.shape[-2] // patch_px, seen.x.shape[-1] // patch_px
+    order = numpy_generator("shuffle", seed).permutation(rows * columns)
+    x = _reorder(seen.x[0].numpy(), patch_px, order)
+    return Shown(torch.from_numpy(x)[None], _reorder(seen.image, patch_px, order)), order
+
+
+def _reorder(pixels: np.ndarray, patch_px: int, order: np.ndarray) -> np.ndarray:
+    channels, height, width = pixels.shape
+    rows, columns = height // patch_px, width // patch_px
+    cut = pixels.reshape(channels, rows, patch_px, columns, patch_px).transpose(1, 3, 0, 2, 4)
+    cut = cut.reshape(rows * columns, channels, patch_px, patch_px)[order]
+    cut = cut.reshape(rows, columns, channels, patch_px, patch_px).transpose(2, 0, 3, 1, 4)
+    return np.ascontiguousarray(cut.reshape(channels, height, width))
+
+
+def _check_size(loaded: LoadedModel, seen: Shown) -> None:
+    """Raise UsageError where the kept queries, keys and values would be too large."""
+    network = loaded.backbone
+    if not isinstance(network, ViT):
+        return
+    tokens = network.prefix + seen.x.shape[-2] * seen.x.shape[-1] // network.stride_px**2
+    needed = 4 * 3 * network.depth * tokens * network.dim
+    if needed > LOOK_BYTES:
+        raise UsageError(
+            "too many patches to explore at this size",
+            got=f"{tokens:,} tokens: {needed / 2**20:,.0f} MiB of queries, keys and values",
+            expected=f"at most {LOOK_BYTES / 2**20:,.0f} MiB",
+            hint="choose a smaller size",
+        )
