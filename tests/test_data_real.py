@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from saccade.data.audit import audit
@@ -57,11 +58,17 @@ def test_adrenal_volumes(shared_data):
     assert source.read(0).pixels.shape == (1, 64, 64, 64)
 
 
-def test_slides_and_volumes_say_what_they_are(shared_data):
+def test_slides_say_what_they_are(shared_data):
     with pytest.raises(DataError, match="whole slide"):
         open_source(shared_data / "slides" / "CMU-1-Small-Region.svs")
-    with pytest.raises(DataError, match="22 volume files"):
-        open_source(shared_data / "volumes" / "dicom-brain-PGBM-002.zip")
+
+
+def test_hippocampus_has_masks_and_millimetres(shared_data):
+    source = open_source(shared_data / "volumes" / "msd-hippocampus-130.zip")
+    assert source.axes == 3 and len(source) == 130
+    sample = source.read(0)
+    assert sample.pixels.shape[1:] == sample.mask.shape and set(np.unique(sample.mask)) == {0, 1, 2}
+    assert sample.spacing_mm == (1, 1, 1)
 
 
 def test_cifar(shared_data):

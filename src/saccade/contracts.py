@@ -1,7 +1,8 @@
 """The records that travel between the rooms of saccade, and the protocols the rooms keep.
 
 Letters for shapes, used everywhere: B batch, V views, N tokens, D width, H heads, C channels,
-T depth (z), Y rows, X columns. This file imports no torch: tensors appear in annotations only.
+T depth (z), Y rows, X columns, A axes of space (2 for images, 3 for volumes). This file imports no torch: tensors
+appear in annotations only.
 """
 
 from __future__ import annotations
@@ -38,21 +39,36 @@ class Record:
 
 @dataclass(frozen=True)
 class Sample:
-    """One decoded image: ``pixels`` [C Y X] (or [C T Y X]) in the file's own type and range.
+    """One decoded image: ``pixels`` [C Y X], or a volume [C T Y X], in the file's own type and range.
 
     Nothing is rescaled or clipped here: uint8 stays uint8, 16-bit stays uint16, floats stay float32.
+    A volume whose file says how it lies is in LPS order: x grows to the patient's left, y to the back, z to the head.
+
+    spacing_um  (y, x) of an image
+    mask        [Y X] or [T Y X]: inside or not (bool), or the number of each place's class (0 is background)
+    spacing_mm  (z, y, x) of a volume; None where the file does not say
+    affine      [4 4] float64 from voxel (x, y, z, 1) to millimetres in RAS, as NIfTI has it; None likewise
+    modality    of a volume as DICOM spells it (CT, MR, PT), where the file says
     """
 
     pixels: np.ndarray
     record: Record
     spacing_um: tuple[float, ...] | None = None
     mask: np.ndarray | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    affine: np.ndarray | None = None
+    modality: str | None = None
 
 
 class Source(Protocol):
-    """Images in a stable order. A Source never knows views, models or tensors."""
+    """Images, or volumes, in a stable order. A Source never knows views, models or tensors."""
 
     name: str
+
+    @property
+    def axes(self) -> int:
+        """2 when every sample is an image, 3 when every sample is a volume."""
+        ...
 
     @property
     def records(self) -> Sequence[Record]: ...
@@ -76,6 +92,10 @@ class InputSpec:
     and resizing of the whole image to ``size_px``. offset and scale bring the file's range to 0..1
     (0 and 255 for 8-bit data; the observed range for 16-bit and float data).
     grey: the image is first turned to luminance (ITU-R BT.601) and repeated over the channels.
+
+    axes       2: images; 3: volumes, of which ``size_px`` is the side of a cube
+    intensity  of volumes, before all else (data/intensity.py): range, robust, or window with ``window`` = (low, high)
+    size_mm    side of the cube that a volume is seen through, about its middle; 0: the whole volume
     """
 
     channels: int
@@ -85,6 +105,10 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     grey: bool = False
+    axes: int = 2
+    intensity: str = ""
+    window: tuple[float, ...] = ()
+    size_mm: float = 0.0
 
     @property
     def eight_bit(self) -> bool:
@@ -94,12 +118,13 @@ class InputSpec:
 
 @dataclass
 class Batch:
-    """Decoded images of one step. ``pixels`` [B C Y X] uint8 or float32, padded to the largest image.
+    """Decoded images of one step. ``pixels`` [B C Y X] or [B C T Y X], uint8 or float32, padded to the largest.
 
-    sizes_px  [B 2] long: the valid rows and columns of each image inside the padding
+    sizes_px  [B A] long: the valid rows and columns (slices, rows and columns) of each image inside the padding
     indices   [B] long: position of each image in the source
     labels    [B] long: number of each image's class, where a run learns from labels
     offset, scale   bring the pixels to 0..1 (see InputSpec); eight bits travel as they are, a quarter of the bytes
+    spacing_mm  [B A] float32, of volumes: size of the voxels held here, (z, y, x); (1, 1, 1) where it is unknown
     """
 
     pixels: Tensor
@@ -108,6 +133,7 @@ class Batch:
     offset: float = 0.0
     scale: float = 1.0
     labels: Tensor | None = None
+    spacing_mm: Tensor | None = None
 
     def unit(self, part: slice, device: torch.device) -> Tensor:
         """Some of the images as float32 in 0..1, on ``device``."""
@@ -121,8 +147,9 @@ class Batch:
 class View:
     """One augmented crop of every image of a batch.
 
-    pixels  [B C Y X] float32, normalised as the InputSpec says
-    box     [B 4] float32: top, left, height, width of the crop in pixels of the source image
+    pixels  [B C Y X] or [B C T Y X] float32, normalised as the InputSpec says
+    box     [B 2A] float32, in pixels of the batch: top, left, height, width of the crop; of volumes front, top, left,
+            depth, height, width
     labels  [B] long: number of each image's class, where a run learns from labels
     items   [B] long on the CPU: number of each image; what a method draws for an image depends on it (see seeds)
     """
@@ -148,7 +175,7 @@ class Features:
 
     cls     [B D] one vector an image: the class token of a ViT, the pooled map of a CNN
     tokens  [B N D] without class and register tokens
-    grid    (rows, columns) with rows * columns = N
+    grid    (rows, columns), or (slices, rows, columns), with a product of N
     """
 
     cls: Tensor

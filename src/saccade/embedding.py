@@ -17,7 +17,9 @@ from saccade.augment.views import plain_view
 from saccade.backbones.build import rebuild
 from saccade.backbones.weights import LoadedModel
 from saccade.contracts import InputSpec, Record, Source
+from saccade.data.intensity import intensity_of
 from saccade.data.loader import ImageCache, build_cache, fit_range, input_spec, typical_px, usual_channels
+from saccade.errors import ModelError
 from saccade.evaluation.baselines import histogram_features, pixel_features
 from saccade.store import FeatureTable
 
@@ -94,7 +96,7 @@ class Decoded:
 
     def __init__(self, source: Source, *, max_bad: float, report: Report | None):
         self.source, self.max_bad, self.report = source, max_bad, report
-        self._caches: dict[tuple[int, int], ImageCache] = {}
+        self._caches: dict[tuple[object, ...], ImageCache] = {}
 
     @cached_property
     def channels(self) -> int:
@@ -106,11 +108,20 @@ class Decoded:
         """Median shorter side of the first images."""
         return typical_px(self.source)
 
-    def at(self, size_px: int, channels: int | None = None) -> ImageCache:
-        key = (size_px, channels or self.channels)
+    def at(self, size_px: int, channels: int | None = None, like: InputSpec | None = None) -> ImageCache:
+        """The cache of one size; volumes as the model with the input ``like`` is used to (None: decided from them)."""
+        channels = channels or self.channels
+        intensity, size_mm = (intensity_of(like), like.size_mm) if like is not None else (None, 0.0)
+        key = (size_px, channels, intensity, size_mm)
         if key not in self._caches:
             self._caches[key] = build_cache(
-                self.source, cache_px=size_px, channels=key[1], max_bad=self.max_bad, report=self.report
+                self.source,
+                cache_px=size_px,
+                channels=channels,
+                max_bad=self.max_bad,
+                report=self.report,
+                intensity=intensity,
+                size_mm=size_mm,
             )
         return self._caches[key]
 
@@ -121,7 +132,13 @@ def fit_input(model: LoadedModel, decoded: Decoded) -> tuple[LoadedModel, str | 
     Random weights take range and statistics of the data. A model trained on 8-bit images that meets deeper ones,
     or the other way round, takes their range: dividing 16-bit values by 255 would blind it without a word.
     """
-    spec, cache = model.spec, decoded.at(model.spec.size_px, model.spec.channels)
+    spec = model.spec
+    if spec.axes != decoded.source.axes:
+        words = {2: "images", 3: "volumes"}
+        raise ModelError(
+            f"{model.name} is a model of {words[spec.axes]}", got=f"{words[decoded.source.axes]}: {decoded.source.name}"
+        )
+    cache = decoded.at(spec.size_px, spec.channels, spec)
     if model.name.startswith("random:"):
         return dataclasses.replace(model, spec=input_spec(cache, spec.size_px, grey=spec.grey)), None
     fitted = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
@@ -144,7 +161,7 @@ def embed_model(
 ) -> FeatureTable:
     """The feature table of one model. ``grey``: show the images to it as luminance."""
     spec = model.spec
-    cache = decoded.at(spec.size_px, spec.channels)
+    cache = decoded.at(spec.size_px, spec.channels, spec)
     cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
     spec = dataclasses.replace(spec, grey=spec.grey or grey)
     features = embed_cached(

@@ -19,6 +19,7 @@ from saccade import config, runs, runtime
 from saccade.backbones.weights import load_model
 from saccade.classify import Classifier, load_classifier
 from saccade.contracts import Source
+from saccade.data.intensity import intensity_of
 from saccade.data.loader import build_cache
 from saccade.data.open import open_source
 from saccade.data.source import select
@@ -169,7 +170,12 @@ def measure(run: Path, console: Console) -> dict[str, Any]:
     classifier = load_classifier(run)
     test = select(source, parts.test.tolist())
     cache = build_cache(
-        test, cache_px=sections["model"].size_px, channels=classifier.spec.channels, max_bad=data.max_bad
+        test,
+        cache_px=sections["model"].size_px,
+        channels=classifier.spec.channels,
+        max_bad=data.max_bad,
+        intensity=intensity_of(classifier.spec),
+        size_mm=classifier.spec.size_mm,
     )
     device = runtime.pick_device(sections["train"].device)
     scores = classifier.scores(cache, np.arange(len(cache)), device, str(sections["train"].precision))

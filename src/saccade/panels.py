@@ -18,7 +18,8 @@ from saccade.augment.views import normalise
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.contracts import InputSpec
 from saccade.data.decode import decode, decode_mask
-from saccade.data.loader import ImageCache, convert_channels, fit_range, input_spec
+from saccade.data.loader import ImageCache, fit_range, input_spec
+from saccade.data.shrink import convert_channels
 from saccade.embedding import Decoded, random_twin
 from saccade.errors import DataError, UsageError, unknown
 from saccade.store import FeatureTable, nearest

@@ -37,6 +37,10 @@ def pretrain(
         str | None, typer.Option(help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
+    size_mm: Annotated[
+        float | None,
+        typer.Option("--size-mm", help="Side in millimetres of the cube of a volume a view is taken from."),
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the images.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")] = None,
@@ -67,6 +71,7 @@ def pretrain(
         named: dict[str, Any] = dict(split_pair(pair) for pair in set_ or [])
         given = {
             "model.size_px": size,
+            "data.size_mm": size_mm,
             "model.weights": weights,
             "train.on_collapse": on_collapse,
             "train.epochs": epochs,

@@ -1,11 +1,10 @@
-"""Images inside .zip and .tar archives, read in place; nothing is unpacked beside the archive."""
+"""Images or volumes inside .zip and .tar archives, read in place; nothing is unpacked beside the archive."""
 
 from __future__ import annotations
 
 import bz2
 import errno
 import gzip
-import hashlib
 import lzma
 import os
 import posixpath
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 from saccade.contracts import Record, Sample
-from saccade.data.decode import decode
+from saccade.data.cases import Contents
 from saccade.data.source import MANIFESTS, Table, choose_records, read_rows, read_table
 from saccade.errors import DamagedFile, DataError
 
@@ -30,7 +29,7 @@ BROKEN = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFE
 class _Members(Protocol):
     sizes: dict[str, int]
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str, most: int | None = None) -> bytes: ...
 
 
 class _Zip:
@@ -47,8 +46,9 @@ class _Zip:
             self._local.process, self._local.file = os.getpid(), zipfile.ZipFile(self.path)
         return self._local.file
 
-    def read(self, name: str) -> bytes:
-        return self._handle().read(self.infos[name])
+    def read(self, name: str, most: int | None = None) -> bytes:
+        with self._handle().open(self.infos[name]) as member:
+            return member.read() if most is None else member.read(most)
 
 
 class _Tar:
@@ -79,8 +79,9 @@ class _Tar:
             self.places = {_tidy(m.name): (m.offset_data, m.size) for m in index if m.isreg()}
         self.sizes = {name: size for name, (_, size) in self.places.items()}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         start, size = self.places[name]
+        size = size if most is None else min(size, most)
         data = os.pread(self.file.fileno(), size, start)
         if len(data) != size:
             raise OSError(f"the archive ends inside {name}")
@@ -105,7 +106,7 @@ def _open(path: Path) -> _Members:
 
 
 class ArchiveSource:
-    """The images in one archive; satisfies contracts.Source. Folder rules are those of FolderSource.
+    """The images or volumes in one archive; satisfies contracts.Source. Folder rules are those of FolderSource.
 
     A table is also found in the one top folder that many archives have.
     """
@@ -114,16 +115,17 @@ class ArchiveSource:
         self.name = str(path)
         self._members = _open(path)
         self._refuse_escapes()
+        self._contents = Contents(str(path), self._bytes, list(self._members.sizes))
         self.records: list[Record]
         self.records, self.unlisted = choose_records(
-            list(self._members.sizes),
+            self._contents,
             read_table(manifest) if manifest is not None else self._own_table(),
             explicit=manifest is not None,
             locate=lambda _: None,
-            source=str(path),
             label=label,
             group=group,
         )
+        self.axes = self._contents.axes(self.records)
 
     def _refuse_escapes(self) -> None:
         for name in self._members.sizes:
@@ -145,7 +147,9 @@ class ArchiveSource:
     def __len__(self) -> int:
         return len(self.records)
 
-    def _bytes(self, name: str) -> bytes:
+    def _bytes(self, name: str, most: int | None = None) -> bytes:
+        if name not in self._members.sizes:
+            raise DamagedFile(f"{self.name}:{name}: not in the archive")
         if self._members.sizes[name] > MAX_BYTES:
             raise DamagedFile(
                 f"{self.name}:{name}: too large for one image",
@@ -153,13 +157,12 @@ class ArchiveSource:
                 expected=f"at most {MAX_BYTES:,}",
             )
         try:
-            return self._members.read(name)
+            return self._members.read(name, most)
         except (*BROKEN, RuntimeError, NotImplementedError) as error:  # the last two: encrypted, unknown packing
             raise DamagedFile(f"{self.name}:{name}: cannot be read ({error})") from error
 
     def read(self, index: int) -> Sample:
-        record = self.records[index]
-        return Sample(decode(self._bytes(record.id), f"{self.name}:{record.id}"), record)
+        return self._contents.read(self.records[index], self.axes)
 
     def content_hash(self, index: int) -> str:
-        return hashlib.sha256(self._bytes(self.records[index].id)).hexdigest()
+        return self._contents.content_hash(self.records[index])

@@ -35,7 +35,7 @@ class ArraySource:
         layouts = [_layout(images, f"{path}:{split or 'images'}") for split, images, _ in parts]
         if len(set(layouts)) > 1:
             raise DataError(f"{path}: its parts differ in kind", got=", ".join(layouts), expected="one kind of image")
-        self._layout = layouts[0]
+        self._layout, self.axes = layouts[0], 3 if layouts[0] == "volume" else 2
         for split, images, labels in parts:
             _check_labels(images, labels, f"{path}:{split or 'images'}")
             self._stacks.append(images)

@@ -1,28 +1,38 @@
-"""Images in a folder: flat, ``CLASS/file``, ``SPLIT/CLASS/file``, or listed in a manifest."""
+"""Images or volumes in a folder: flat, ``CLASS/file``, ``SPLIT/CLASS/file``, or listed in a manifest."""
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from saccade.contracts import Record, Sample
-from saccade.data.decode import decode
+from saccade.data.cases import Contents
 from saccade.data.source import MANIFESTS, choose_records, read_table
 from saccade.errors import DamagedFile, DataError
 
 
 class FolderSource:
-    """Every image below ``root``; satisfies contracts.Source.
+    """Every image or volume below ``root``; satisfies contracts.Source.
 
+    only      names of files to look at, relative to ``root``; None looks at all
     manifest  a table whose paths are relative to ``root`` or to its own folder; None uses one that lies in ``root``
     label, group  columns of the table to use
     ``unlisted`` counts the images that lie there but are not in the table.
     """
 
-    def __init__(self, root: Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        only: Sequence[str] | None = None,
+        manifest: Path | None = None,
+        label: str | None = None,
+        group: str | None = None,
+    ):
         self.name = str(root)
         self.root = root
+        self._contents = Contents(str(root), self._fetch, _below(root) if only is None else only)
         found = manifest or next((root / name for name in MANIFESTS if (root / name).is_file()), None)
 
         def locate(path: str) -> str | None:
@@ -32,31 +42,31 @@ class FolderSource:
 
         self.records: list[Record]
         self.records, self.unlisted = choose_records(
-            _below(root),
+            self._contents,
             read_table(found) if found else None,
             explicit=manifest is not None,
             locate=locate,
-            source=str(root),
             label=label,
             group=group,
         )
+        self.axes = self._contents.axes(self.records)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def _bytes(self, index: int) -> bytes:
-        path = self.root / self.records[index].id
+    def _fetch(self, name: str, most: int | None = None) -> bytes:
+        path = self.root / name
         try:
-            return path.read_bytes()
+            with path.open("rb") as file:
+                return file.read(-1 if most is None else most)
         except OSError as error:
             raise DamagedFile(f"{path}: cannot be read ({error.strerror})") from error
 
     def read(self, index: int) -> Sample:
-        record = self.records[index]
-        return Sample(decode(self._bytes(index), str(self.root / record.id)), record)
+        return self._contents.read(self.records[index], self.axes)
 
     def content_hash(self, index: int) -> str:
-        return hashlib.sha256(self._bytes(index)).hexdigest()
+        return self._contents.content_hash(self.records[index])
 
 
 def _below(root: Path) -> list[str]:

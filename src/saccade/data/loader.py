@@ -2,31 +2,33 @@
 
 Every image is decoded a single time into one contiguous array (a memory map above a size limit), in the
 file's own number type, its shorter side reduced to ``cache_px``. Images of different shape lie side by
-side. The order of a run is a function of (seed, position) alone, so a resumed run, or one with more
+side. A volume is brought to 0..1 first, and none of its axes is kept finer, in millimetres, than the shortest
+one needs. The order of a run is a function of (seed, position) alone, so a resumed run, or one with more
 processes, sees the same images at the same step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import statistics
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from saccade.contracts import Batch, InputSpec, Record, Source
-from saccade.errors import DamagedFile, DataError, StorageError, TooManyDamaged
+from saccade.contracts import Batch, InputSpec, Record, Sample, Source
+from saccade.data.growing import Growing
+from saccade.data.intensity import Intensity, decide_intensity, to_unit
+from saccade.data.shrink import LUMINANCE, convert_channels, even_sides, number_type, shrink, shrink_volume
+from saccade.errors import DamagedFile, DataError, TooManyDamaged, UsageError
 from saccade.seeds import numpy_generator
 
-LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 Report = Callable[[int, int], None]
 
 
@@ -35,12 +37,15 @@ class ImageCache:
     """All readable images of a source, decoded and reduced.
 
     flat      every pixel of every image, one after another, in the files' own type
-    shapes    [N 3] channels, rows, columns; ``starts`` [N] first element of each image in ``flat``
+    shapes    [N 1+A] channels, then rows, columns (slices, rows, columns); ``starts`` [N] first element of each
+              image in ``flat``
     records   N records of the readable images; ``hashes`` their content hashes
-    original_px  [N 2] rows and columns before reduction
+    original_px  [N A] rows and columns (slices, rows and columns) before reduction
     damaged   (id, reason) of the images that could not be read
     offset, scale   bring the pixel range to 0..1 (see InputSpec)
     labels    [N] number of each image's class, set by ``numbered``
+    spacing_mm  [N A] size of the voxels in ``flat``, of volumes; ones where a file does not say
+    intensity, size_mm   what was done to volumes, and the cube they are seen through (see InputSpec)
     """
 
     flat: np.ndarray
@@ -55,36 +60,46 @@ class ImageCache:
     mean: tuple[float, ...] = field(default=())
     std: tuple[float, ...] = field(default=())
     labels: np.ndarray | None = None
+    spacing_mm: np.ndarray | None = None
+    intensity: Intensity | None = None
+    size_mm: float = 0.0
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def axes(self) -> int:
+        return self.shapes.shape[1] - 1
 
     @property
     def channels(self) -> int:
         return int(self.shapes[0, 0])
 
     def image(self, index: int) -> np.ndarray:
-        """[C Y X] in the files' own type."""
-        c, y, x = (int(v) for v in self.shapes[index])
+        """[C Y X] or [C T Y X] in the files' own type."""
+        shape = [int(side) for side in self.shapes[index]]
         start = int(self.starts[index])
-        return self.flat[start : start + c * y * x].reshape(c, y, x)
+        return self.flat[start : start + math.prod(shape)].reshape(shape)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The images at ``indices`` as one padded batch."""
         shapes = self.shapes[indices]
-        rows, columns = int(shapes[:, 1].max()), int(shapes[:, 2].max())
         kept = np.uint8 if self.flat.dtype == np.uint8 else np.float32  # torch knows little arithmetic on 16 bits
         if (shapes == shapes[0]).all():
             stacked = np.stack([self.image(int(i)) for i in indices]).astype(kept, copy=False)
         else:
-            stacked = np.zeros((len(indices), self.channels, rows, columns), kept)
+            stacked = np.zeros((len(indices), *shapes.max(axis=0)), kept)
             for b, i in enumerate(indices):
                 image = self.image(int(i))
-                stacked[b, :, : image.shape[1], : image.shape[2]] = image
+                inside: Any = (b, *(slice(side) for side in image.shape))
+                stacked[inside] = image
         sizes = torch.from_numpy(shapes[:, 1:].astype(np.int64))
         numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
-        return Batch(torch.from_numpy(stacked), sizes, numbers, self.offset, self.scale, labels)
+        spacing = None
+        if self.spacing_mm is not None:
+            spacing = torch.from_numpy(self.spacing_mm[indices].astype(np.float32))
+        return Batch(torch.from_numpy(stacked), sizes, numbers, self.offset, self.scale, labels, spacing)
 
     def select(self, indices: np.ndarray) -> ImageCache:
         """Some of the images; the pixels are shared, range and damaged files stay those of the whole."""
@@ -97,6 +112,7 @@ class ImageCache:
             hashes=[self.hashes[int(i)] for i in chosen],
             original_px=self.original_px[chosen],
             labels=None if self.labels is None else self.labels[chosen],
+            spacing_mm=None if self.spacing_mm is None else self.spacing_mm[chosen],
         )
 
     def numbered(self, classes: Sequence[str]) -> ImageCache:
@@ -105,128 +121,80 @@ class ImageCache:
         return dataclasses.replace(self, labels=np.array([number[str(r.label)] for r in self.records], np.int64))
 
 
-def convert_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """Grey becomes colour by repetition, colour becomes grey by luminance; anything else is an error."""
-    have = pixels.shape[0]
-    if have == channels:
-        return pixels
-    if have == 1:
-        return np.repeat(pixels, channels, axis=0)
-    if have == 3 and channels == 1:
-        grey = np.tensordot(np.array(LUMINANCE, np.float32), pixels.astype(np.float32), axes=1)[None]
-        return np.rint(grey).astype(pixels.dtype) if pixels.dtype.kind == "u" else grey
-    raise DamagedFile(
-        f"{name}: number of channels differs from the rest of the data",
-        got=f"{have} channels",
-        expected=f"{channels} channels",
-        hint="keep images with different channels in separate folders",
-    )
+@dataclass(frozen=True)
+class _Rules:
+    """How large the decoded images are kept; ``intensity`` and ``size_mm`` for volumes (None: images)."""
 
-
-def _reduce(pixels: np.ndarray, shorter_px: int) -> np.ndarray:
-    """Shrink (never enlarge) so that the shorter side is ``shorter_px``; antialiased, same number type."""
-    rows, columns = pixels.shape[-2:]
-    factor = shorter_px / min(rows, columns)
-    if factor >= 1:
-        return np.ascontiguousarray(pixels)
-    size = (max(1, round(rows * factor)), max(1, round(columns * factor)))
-    small = F.interpolate(
-        torch.from_numpy(pixels.astype(np.float32))[None], size=size, mode="bilinear", antialias=True
-    )[0].numpy()
-    if pixels.dtype.kind in "ui":
-        limits = np.iinfo(pixels.dtype)
-        small = np.rint(small).clip(limits.min, limits.max)
-    return small.astype(pixels.dtype)
-
-
-def _number_type(pixels: np.ndarray) -> np.ndarray:
-    """uint8, uint16 and float32 stay; everything else becomes float32 (exact up to 24 bits)."""
-    if pixels.dtype in (np.uint8, np.uint16, np.float32):
-        return pixels
-    return pixels.astype(np.float32)
+    cache_px: int
+    intensity: Intensity | None = None
+    size_mm: float = 0.0
 
 
 @dataclass
 class _Decoded:
     index: int
     pixels: np.ndarray | None
-    original: tuple[int, int] = (0, 0)
+    original: tuple[int, ...] = (0, 0)
     low: float = 0.0
     high: float = 0.0
     sha256: str = ""
     reason: str = ""
+    spacing_mm: tuple[float, ...] = ()
 
 
-def _decode(source: Source, index: int, cache_px: int) -> _Decoded:
+def _decode(source: Source, index: int, rules: _Rules) -> _Decoded:
     try:
-        pixels = _number_type(source.read(index).pixels)
-        if pixels.ndim != 3:
-            raise DataError(
-                f"{source.records[index].id} is a volume; image training needs 2D images",
-                got=f"shape {pixels.shape}",
-                expected="[C Y X]",
+        sample = source.read(index)
+        if sample.pixels.ndim != source.axes + 1:
+            raise DamagedFile(
+                f"{source.records[index].id}: {'images' if source.axes == 2 else 'volumes'} are expected here",
+                got=f"shape {sample.pixels.shape}",
             )
+        if rules.intensity is not None:
+            pixels, spacing = _volume(sample, rules, rules.intensity)
+        else:
+            pixels, spacing = number_type(sample.pixels), ()
         if not np.isfinite(pixels).all():
             raise DamagedFile(f"{source.records[index].id}: contains NaN or infinite values")
         low, high = float(pixels.min()), float(pixels.max())
-        original = (int(pixels.shape[1]), int(pixels.shape[2]))
-        return _Decoded(index, _reduce(pixels, cache_px), original, low, high, source.content_hash(index))
+        if rules.intensity is None:
+            pixels = shrink(pixels, rules.cache_px)
+        return _Decoded(
+            index, pixels, sample.pixels.shape[1:], low, high, source.content_hash(index), spacing_mm=spacing
+        )
     except DamagedFile as error:
         return _Decoded(index, None, reason=error.what)
 
 
-def _decode_all(source: Source, indices: Sequence[int], cache_px: int, report: Report | None) -> Iterator[_Decoded]:
+def _volume(sample: Sample, rules: _Rules, intensity: Intensity) -> tuple[np.ndarray, tuple[float, ...]]:
+    """[C T Y X] in 0..1 and reduced, with the spacing it then has.
+
+    The finest voxel that is kept is the one that puts ``cache_px`` of them along the shortest side, in millimetres.
+    """
+    name, shape = sample.record.id, sample.pixels.shape[1:]
+    if rules.size_mm and sample.spacing_mm is None:
+        raise DamagedFile(f"{name}: its spacing is unknown, so --size-mm has no meaning", hint="leave out --size-mm")
+    spacing = sample.spacing_mm or (1.0, 1.0, 1.0)
+    span = rules.size_mm or min(n * mm for n, mm in zip(shape, spacing))
+    sides = even_sides(shape, spacing, span / rules.cache_px)
+    pixels = shrink_volume(to_unit(sample.pixels, intensity, name), sides)
+    return pixels, tuple(mm * n / side for mm, n, side in zip(spacing, shape, sides))
+
+
+def _decode_all(source: Source, indices: Sequence[int], rules: _Rules, report: Report | None) -> Iterator[_Decoded]:
     """Decode in threads (decoders release the interpreter lock), hand back in order."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for done, item in enumerate(pool.map(lambda i: _decode(source, i, cache_px), indices), start=1):
+        for done, item in enumerate(pool.map(lambda i: _decode(source, i, rules), indices), start=1):
             if report is not None:
                 report(done, len(indices))
             yield item
 
 
-def _pixel_range(number_type: np.dtype, low: float, high: float) -> tuple[float, float]:
+def _pixel_range(kind: np.dtype, low: float, high: float) -> tuple[float, float]:
     """(offset, scale): fixed for 8-bit data, the observed range for 16-bit and float data."""
-    if number_type == np.uint8:
+    if kind == np.uint8:
         return 0.0, 255.0
     return low, (high - low) or 1.0
-
-
-class _Store:
-    """Grows one flat array; moves to an unnamed file on disk when it passes the memory limit."""
-
-    def __init__(self, memory_limit_mib: float):
-        self.limit = memory_limit_mib * 2**20
-        self.parts: list[np.ndarray] = []
-        self.held = 0
-        self.file: IO[bytes] | None = None
-
-    def add(self, pixels: np.ndarray) -> None:
-        self.parts.append(pixels.reshape(-1))
-        self.held += pixels.nbytes
-        if self.held > self.limit:
-            self._spill()
-
-    def _spill(self) -> None:
-        try:
-            if self.file is None:
-                # Without a name, so that nothing stays behind however the process ends.
-                self.file = tempfile.TemporaryFile(prefix="saccade-cache-")  # noqa: SIM115
-            for part in self.parts:
-                self.file.write(part.tobytes())
-            self.file.flush()
-        except OSError as error:
-            raise StorageError(
-                f"the decoded images do not fit in {tempfile.gettempdir()}",
-                got=error.strerror,
-                hint="set TMPDIR to a larger disk, or make them smaller with --set data.cache_px=SIZE",
-            ) from error
-        self.parts, self.held = [], 0
-
-    def array(self, number_type: np.dtype) -> np.ndarray:
-        if self.file is None:
-            return np.concatenate(self.parts)
-        self._spill()
-        return np.memmap(self.file, dtype=number_type, mode="r")
 
 
 def build_cache(
@@ -237,30 +205,36 @@ def build_cache(
     max_bad: float = 0.05,
     memory_limit_mib: float = 8192,
     report: Report | None = None,
+    intensity: Intensity | None = None,
+    size_mm: float = 0.0,
 ) -> ImageCache:
     """Decode a whole source.
 
     cache_px   shorter side after reduction, in pixels (smaller images keep their size)
+    intensity  of volumes; None is decided from them
+    size_mm    of volumes: what ``cache_px`` voxels span; 0: the shortest side of each
     channels   None takes the most frequent number of channels of the first 64 images
     max_bad    fraction of damaged images above which TooManyDamaged is raised
     Damaged images are left out and listed in ``damaged``.
     """
-    store = _Store(memory_limit_mib)
+    if source.axes == 3:
+        intensity = intensity or decide_intensity(source)
+    elif intensity is not None or size_mm:
+        raise UsageError("intensity and size_mm are settings of volumes", got=f"images in {source.name}")
+    store = Growing(memory_limit_mib)
     kept: list[_Decoded] = []
     shapes: list[tuple[int, ...]] = []
     damaged: list[tuple[str, str]] = []
-    number_type: np.dtype | None = None
+    kind: np.dtype | None = None
     channels = channels or usual_channels(source)
-    for item in _decode_all(source, range(len(source)), cache_px, report):
+    for item in _decode_all(source, range(len(source)), _Rules(cache_px, intensity, size_mm), report):
         name = source.records[item.index].id
         if item.pixels is not None:
             try:
                 pixels = convert_channels(item.pixels, channels, name)
-                number_type = number_type or pixels.dtype
-                if pixels.dtype != number_type:
-                    raise DamagedFile(
-                        f"{name}: number type {pixels.dtype} differs from the rest of the data ({number_type})"
-                    )
+                kind = kind or pixels.dtype
+                if pixels.dtype != kind:
+                    raise DamagedFile(f"{name}: number type {pixels.dtype} differs from the rest of the data ({kind})")
             except DamagedFile as error:
                 item = _Decoded(item.index, None, reason=error.what)
         if item.pixels is None:
@@ -271,12 +245,12 @@ def build_cache(
         item.pixels = None
         kept.append(item)
     check_damage(source.name, damaged, len(source), max_bad)
-    assert number_type is not None
+    assert kind is not None
     shape_table = np.array(shapes, dtype=np.int64)
     counts = shape_table.prod(axis=1)
-    offset, scale = _pixel_range(number_type, min(k.low for k in kept), max(k.high for k in kept))
+    offset, scale = _pixel_range(kind, min(k.low for k in kept), max(k.high for k in kept))
     cache = ImageCache(
-        flat=store.array(number_type),
+        flat=store.array(kind),
         shapes=shape_table,
         starts=np.concatenate([[0], np.cumsum(counts)[:-1]]),
         records=[source.records[k.index] for k in kept],
@@ -285,6 +259,9 @@ def build_cache(
         damaged=damaged,
         offset=offset,
         scale=scale,
+        spacing_mm=np.array([k.spacing_mm for k in kept]) if source.axes == 3 else None,
+        intensity=intensity,
+        size_mm=size_mm,
     )
     return with_statistics(cache)
 
@@ -302,12 +279,15 @@ def usual_channels(source: Source) -> int:
     return counts.most_common(1)[0][0]
 
 
-def typical_px(source: Source) -> int:
-    """Median shorter side of the first readable images."""
+def typical_px(source: Source, size_mm: float = 0.0) -> int:
+    """Median shorter side of the first readable images; of volumes, of so many voxels as the finest spacing makes."""
     sides = []
     for index in range(min(16, len(source))):
         try:
-            sides.append(min(source.read(index).pixels.shape[-2:]))
+            sample = source.read(index)
+            shape, spacing = sample.pixels.shape[1:], sample.spacing_mm or (1.0,) * source.axes
+            span = size_mm or min(n * mm for n, mm in zip(shape, spacing))
+            sides.append(max(1, round(span / min(spacing))))
         except DamagedFile:
             continue
     if not sides:
@@ -334,8 +314,9 @@ def with_statistics(cache: ImageCache) -> ImageCache:
     count = 0
     for index in chosen:
         pixels = (cache.image(int(index)).astype(np.float64) - cache.offset) / cache.scale
-        sums += np.stack([pixels.sum(axis=(1, 2)), (pixels**2).sum(axis=(1, 2))])
-        count += pixels[0].size
+        flat = pixels.reshape(cache.channels, -1)
+        sums += np.stack([flat.sum(axis=1), (flat**2).sum(axis=1)])
+        count += flat.shape[1]
     mean = sums[0] / count
     std = np.sqrt(np.maximum(sums[1] / count - mean**2, 1e-8))
     rounded = (tuple(float(round(v, 4)) for v in mean), tuple(float(round(max(v, 1e-3), 4)) for v in std))
@@ -356,6 +337,10 @@ def input_spec(cache: ImageCache, size_px: int, *, grey: bool) -> InputSpec:
         mean=mean,
         std=std,
         grey=grey,
+        axes=cache.axes,
+        intensity=cache.intensity.kind if cache.intensity else "",
+        window=cache.intensity.window if cache.intensity else (),
+        size_mm=cache.size_mm,
     )
 
 

@@ -1,4 +1,4 @@
-"""One door to all images: ``open_source``."""
+"""One door to all images and volumes: ``open_source``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from saccade.data.arrays import ArraySource
 from saccade.data.decode import IMAGE_SUFFIXES
 from saccade.data.folder import FolderSource
 from saccade.data.source import other_kind
+from saccade.data.volume import VOLUME_SUFFIXES
 from saccade.errors import DataError, UsageError, unknown
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
@@ -50,6 +51,10 @@ def open_source(
         if manifest:
             raise UsageError("two tables were named", got=f"{place} and {manifest}", hint="DATA is then the folder")
         return FolderSource(place.parent, manifest=place, label=label, group=group)
+    if name.endswith(VOLUME_SUFFIXES):
+        if manifest or label or group:
+            raise UsageError("a single volume has no table", got=place, hint="give the folder it lies in")
+        return FolderSource(place.parent, only=[place.name])
     raise _unknown_kind(place, name)
 
 

@@ -16,7 +16,9 @@ import pyarrow
 import pyarrow.parquet
 
 from saccade.contracts import Record, Sample, Source
+from saccade.data.cases import Contents
 from saccade.data.decode import IMAGE_SUFFIXES
+from saccade.data.volume import VOLUME_SUFFIXES
 from saccade.errors import DataError, unknown
 
 MANIFESTS = ("manifest.csv", "manifest.parquet", "labels.csv")
@@ -28,23 +30,17 @@ SPLITS = {
     "validation": "val",
     "test": "test",
     "testing": "test",
+    "imagestr": "train",  # the folders of the Medical Segmentation Decathlon
+    "imagests": "test",
 }
 NOT_IMAGES = {
     "whole slide": (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"),
-    "volume": (".nii", ".nii.gz", ".nrrd", ".mha", ".dcm"),
 }
 Locate = Callable[[str], str | None]
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a name looks like an image; hidden files and macOS shadows do not."""
-    path = PurePosixPath(name)
-    hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES
-
-
 def other_kind(name: str) -> str | None:
-    """ "whole slide" or "volume" for a name that ends like one, else None."""
+    """ "whole slide" for a name that ends like one, else None."""
     return next((kind for kind, suffixes in NOT_IMAGES.items() if name.lower().endswith(suffixes)), None)
 
 
@@ -204,30 +200,29 @@ def _check_rows(records: Sequence[Record], missing: Sequence[str], table: Table)
 
 
 def choose_records(
-    files: Sequence[str],
+    contents: Contents,
     table: Table | None,
     *,
     explicit: bool,
     locate: Locate,
-    source: str,
     label: str | None,
     group: str | None,
 ) -> tuple[list[Record], int]:
     """Records from a fitting manifest, else from the folders; and how many images the manifest leaves out.
 
-    files     names of all files of the source, images or not
+    contents  the files of the source, sorted out
     explicit  the user named the manifest: whatever does not fit is then an error. One that was merely found is
               left aside unless it has a row an image and names at least one of the files
-    locate    finds files that ``files`` does not list
+    locate    finds files that ``contents`` does not list
     """
-    names = [name for name in files if is_image_name(name)]
+    names, source = contents.names, contents.source
     if table is not None:
         find = finder(table, names, locate)
         if explicit or label or group or _fits(table, find):
             records = records_from_rows(table, find, label=label, group=group)
             return records, len(set(names) - {record.id for record in records})
     if not names:
-        raise _no_images(files, source)
+        raise _no_images(contents.files, source)
     if label or group:
         raise DataError(
             f"{source} has no table of columns",
@@ -252,8 +247,8 @@ def _no_images(files: Sequence[str], source: str) -> DataError:
     return DataError(
         f"{source}: no images found",
         got=f"{len(files):,} files" + (f", among them {held}" if held else "") + _some(files),
-        expected="files ending in " + ", ".join(IMAGE_SUFFIXES),
-        hint="whole slides and volumes are not read as images yet: cut them into 2D images first"
+        expected="files ending in " + ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)),
+        hint="whole slides are not read as images yet: cut them into 2D images first"
         if kinds
         else "an archive, .npz or manifest is opened by its own path; see docs/guides/data.md",
     )
@@ -271,7 +266,7 @@ class Selection:
 
     def __init__(self, source: Source, indices: Sequence[int]):
         self.source, self.indices = source, [int(i) for i in indices]
-        self.name = source.name
+        self.name, self.axes = source.name, source.axes
         self.records: list[Record] = [source.records[i] for i in self.indices]
 
     def __len__(self) -> int:

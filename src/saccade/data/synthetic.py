@@ -34,7 +34,7 @@ class TissueSource:
                 expected="n >= 1, size >= 16, groups >= 2",
             )
         self.name = f"synthetic:tissue?n={count}&size={size_px}&seed={seed}&groups={groups}"
-        self.size_px, self.seed, self._groups = size_px, seed, groups
+        self.axes, self.size_px, self.seed, self._groups = 2, size_px, seed, groups
         order = numpy_generator(seed, "tissue-split").permutation(groups)
         test = set(order[: max(1, round(0.3 * groups))].tolist())
         self._patients: list[int] = []

@@ -12,11 +12,12 @@ import numpy as np
 from saccade import runs
 from saccade.config import Sections
 from saccade.contracts import Record, Source
+from saccade.data.intensity import decide_intensity, make_intensity
 from saccade.data.loader import ImageCache, with_statistics
 from saccade.data.open import open_source
 from saccade.data.source import select, with_split
 from saccade.data.splits import draw_test, given_test, grouped_split
-from saccade.errors import DamagedFile, DataError
+from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.evaluation.guard import seen_in_pretraining
 from saccade.seeds import numpy_generator
 from saccade.train.settings import ALL_BUT_TEST, DataConfig
@@ -78,6 +79,19 @@ def open_part(data: DataConfig) -> Part:
     drawn = set(draw_test(records, [hash_of(source, i) for i in range(len(source))], seed=0))
     kept = [i for i in range(len(records)) if i not in drawn]
     return Part(select(source, kept), [records[i].id for i in sorted(drawn)]) if drawn else Part(source, [])
+
+
+def settle_intensity(data: DataConfig, source: Source) -> DataConfig:
+    """The data settings with what volumes are brought to 0..1 by. Raises UsageError for settings without effect."""
+    if source.axes == 2:
+        for name in ("intensity", "window", "size_mm"):
+            if getattr(data, name):
+                raise UsageError(f"data.{name} has no effect on images", hint="it is for volumes")
+        return data
+    how = make_intensity(data.intensity, data.window or ()) if data.intensity else None
+    if how is None:
+        how = decide_intensity(source) if data.window is None else make_intensity("window", data.window)
+    return dataclasses.replace(data, intensity=how.kind, window=how.window)
 
 
 def draw_nested(records: Sequence[Record], candidates: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -152,6 +166,7 @@ def describe_data(opened: Opened, shares: Shares, sections: Sections) -> dict[st
         "held_out": opened.held_out,
         "channels": cache.channels,
         "dtype": str(cache.flat.dtype),
+        "intensity": cache.intensity.text() if cache.intensity else None,
         "range": [cache.offset, cache.offset + cache.scale],
         "size_px": {
             "min": [int(v) for v in cache.original_px.min(axis=0)],

@@ -55,6 +55,7 @@ def check_sections(sections: Sections) -> None:
         "train.seed": train.seed,
         "optim.lr": sections["optim"].lr,
         "optim.clip_norm": sections["optim"].clip_norm,
+        "data.size_mm": data.size_mm,
     }
     decay, frozen = sections["optim"].layer_decay, sections["optim"].freeze_fraction
     if decay is not None and not 0 < decay <= 1:
@@ -124,7 +125,13 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
     precision = train.precision or runtime.usual_precision(device)
     assert model.size_px is not None
     return sections | {
-        "data": dataclasses.replace(sections["data"], channels=channels, split=sections["data"].split or ALL_BUT_TEST),
+        "data": dataclasses.replace(
+            sections["data"],
+            channels=channels,
+            split=sections["data"].split or ALL_BUT_TEST,
+            intensity=sections["data"].intensity or "",
+            window=sections["data"].window or (),
+        ),
         "model": dataclasses.replace(model, drop_path=0.0 if model.drop_path is None else model.drop_path),
         "train": dataclasses.replace(
             train,

@@ -27,6 +27,7 @@ from saccade.backbones.weights import load_model, load_timm_state, save_model, w
 from saccade.classify import save_classifier
 from saccade.config import Sections
 from saccade.contracts import Source
+from saccade.data.intensity import make_intensity
 from saccade.data.loader import ImageCache, build_cache, input_spec, typical_px
 from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
@@ -38,7 +39,7 @@ from saccade.train.doctor import Diagnosis, Doctor, settings_of, shown
 from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer
-from saccade.train.part import Opened, Shares, describe_data, divide, open_part
+from saccade.train.part import Opened, Shares, describe_data, divide, open_part, settle_intensity
 from saccade.train.resolve import check_sections, resolve, resolve_length, resolve_size
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from saccade.train.validate import Validation
@@ -221,7 +222,8 @@ def _open(sections: Sections, device: torch.device, console: Console) -> tuple[S
             f"the data bring no split: {len(part.held_out):,} labelled images (whole groups) are held out for "
             "evaluation; --set data.split=all learns from all"
         )
-    sections = resolve_size(sections, typical_px(part.source), device)
+    sections = sections | {"data": settle_intensity(sections["data"], part.source)}
+    sections = resolve_size(sections, typical_px(part.source, sections["data"].size_mm), device)
     cache = _decode(part.source, sections, console)
     return sections, Opened(part.source.name, len(part.source), part.held_out, cache)
 
@@ -291,6 +293,8 @@ def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
         channels=data.channels,
         max_bad=data.max_bad,
         memory_limit_mib=data.cache_mib,
+        intensity=make_intensity(data.intensity, data.window or ()) if data.intensity else None,
+        size_mm=data.size_mm,
         report=lambda done, total: console.progress(done, total, {}) if done % 64 == 0 or done == total else None,
     )
     if cache.damaged:

@@ -30,6 +30,13 @@ class DataConfig:
     """Shorter side of the decoded images that are kept; decided: 1.5 times the largest crop."""
     cache_mib: int = 8192
     """Above this size the cache is a memory-mapped file instead of memory."""
+    intensity: Literal["", "range", "window", "robust"] | None = None
+    """How volumes are brought to 0..1: as 8 bits are, by ``window``, or by quantiles of each; decided: window for CT,
+    range for 8 bits, else robust. Empty for images."""
+    window: tuple[float, ...] | None = None
+    """Low and high of ``intensity=window`` in HU; decided: -1000 and 1000."""
+    size_mm: float = 0.0
+    """Side of the cube of a volume that a global view is taken from; 0: the whole volume."""
     max_bad: float = 0.05
     limit: int = 0
     """Learn from so many images only, drawn class by class; smaller draws lie inside larger ones. 0: all."""

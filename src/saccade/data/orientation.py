@@ -1,0 +1,80 @@
+"""How a volume lies in the patient: from any file's axes to LPS order, by flips and exchanges of axes only.
+
+The convention of affines is NIfTI's (voxel x, y, z to millimetres in RAS); the order of the arrays is the one a
+radiologist's screen has: [T Y X] with x to the patient's left, y to the back, z to the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel import orientations
+
+from saccade.errors import DamagedFile
+
+LPS = orientations.axcodes2ornt("LPS")
+FLAT = 1e-6  # of the product of the sides: three axes that span less volume lie in one plane
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One decoded volume: pixels [C T Y X]; the rest as in contracts.Sample."""
+
+    pixels: np.ndarray
+    spacing_mm: tuple[float, float, float] | None = None
+    affine: np.ndarray | None = None
+    modality: str | None = None
+
+
+def to_lps(values: np.ndarray, affine: np.ndarray, name: str, modality: str | None = None) -> Volume:
+    """From the file's own axes to LPS.
+
+    values  [X Y Z], or [X Y Z C] with channels last, in the order in which ``affine`` counts voxels
+    affine  [4 4] from voxel indices to millimetres in RAS
+    An oblique volume keeps its angle: each array axis gets the name of the patient axis it lies closest to.
+    Raises DamagedFile for an affine without three real axes.
+    """
+    check_affine(affine, name)
+    turn = orientations.ornt_transform(orientations.io_orientation(affine), LPS)
+    turned = orientations.apply_orientation(values, turn)
+    affine = affine @ orientations.inv_ornt_aff(turn, values.shape[:3])
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    pixels = turned[None] if turned.ndim == 3 else np.moveaxis(turned, 3, 0)
+    return Volume(
+        np.ascontiguousarray(pixels.transpose(0, 3, 2, 1), dtype=values.dtype.newbyteorder("=")),
+        (float(sides[2]), float(sides[1]), float(sides[0])),
+        affine,
+        modality,
+    )
+
+
+def unplaced(values: np.ndarray, spacing_mm: tuple[float, float, float] | None = None) -> Volume:
+    """A volume [T Y X] or [C T Y X] whose file does not say how it lies; the order of its axes is kept."""
+    pixels = values[None] if values.ndim == 3 else values
+    return Volume(np.ascontiguousarray(pixels, dtype=values.dtype.newbyteorder("=")), spacing_mm)
+
+
+def check_affine(affine: np.ndarray, name: str) -> None:
+    """Raise DamagedFile, naming the file, when a voxel has no size, or the axes do not span space."""
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (sides <= 0).any():
+        raise DamagedFile(
+            f"{name}: the voxels have no size",
+            got="spacing " + " x ".join(f"{side:g}" for side in sides[::-1]) + " mm (z, y, x)",
+            expected="numbers above 0",
+            hint="correct the header; spacing is never guessed",
+        )
+    if abs(np.linalg.det(affine[:3, :3])) < FLAT * sides.prod():
+        raise DamagedFile(f"{name}: the directions of its axes lie in one plane", hint="correct the header")
+
+
+def check_spacing(spacing: tuple[float, ...], name: str) -> None:
+    """Raise DamagedFile for a spacing that is zero, negative or no number."""
+    if not all(np.isfinite(side) and side > 0 for side in spacing):
+        raise DamagedFile(
+            f"{name}: the voxels have no size",
+            got="spacing " + " x ".join(f"{side:g}" for side in spacing),
+            expected="numbers above 0",
+            hint="correct the header; spacing is never guessed",
+        )

@@ -1,0 +1,63 @@
+"""What a header may claim: sizes are compared with the bytes that are there before memory is asked for."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+
+import numpy as np
+
+from saccade.errors import DamagedFile
+
+MAX_VOXELS = 2**30  # of all channels: 1024 x 1024 x 1024
+MAX_CHANNELS = 16
+MOST_PACKED = 1032  # deflate writes at least one byte for so many
+
+
+def check_voxels(shape: tuple[int, ...], number_type: np.dtype, name: str) -> None:
+    """Raise DamagedFile for a shape that no volume we read has; nothing is allocated."""
+    voxels = 1
+    for side in shape:
+        voxels *= int(side)
+    if min(shape) < 1 or voxels > MAX_VOXELS:
+        raise DamagedFile(
+            f"{name}: its header claims {' x '.join(f'{int(side):,}' for side in shape)} voxels",
+            got=f"{voxels * number_type.itemsize:,} bytes",
+            expected=f"at most {MAX_VOXELS:,} voxels",
+            hint="cut it into blocks, if it is really so large",
+        )
+
+
+def fits(have: int, needed: int, slice_bytes: int, name: str) -> None:
+    """Raise DamagedFile when a file has fewer bytes than its header declares, or a whole slice more."""
+    if have < needed:
+        raise DamagedFile(
+            f"{name}: the file is cut off, or its header is wrong",
+            got=f"{have:,} bytes",
+            expected=f"{needed:,} bytes, as its header says",
+            hint="copy it again",
+        )
+    if have - needed >= slice_bytes:
+        raise DamagedFile(
+            f"{name}: the file holds more slices than its header says",
+            got=f"at least {have:,} bytes",
+            expected=f"{needed:,} bytes",
+            hint="correct the sizes in the header",
+        )
+
+
+def gunzip(data: bytes, most: int, name: str) -> bytes:
+    """At most ``most`` bytes of gzip data. Raises DamagedFile for a broken stream, and for an impossible claim."""
+    if most > MOST_PACKED * len(data) + 2**16:
+        raise DamagedFile(
+            f"{name}: its header claims more than the file can hold",
+            got=f"{len(data):,} packed bytes",
+            expected=f"{most:,} bytes unpacked",
+            hint="copy it again",
+        )
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            return file.read(most)
+    except (EOFError, OSError, zlib.error) as error:
+        raise DamagedFile(f"{name}: the packed data are cut off or broken ({error})", hint="copy it again") from error

@@ -1,0 +1,80 @@
+"""Smaller, but the same picture: antialiased reduction of images and volumes, and the number of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from saccade.errors import DamagedFile
+
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+SLAB = 16  # slices reduced at a time, so that no float copy of a whole volume is held
+
+
+def convert_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """Grey becomes colour by repetition, colour becomes grey by luminance; anything else is an error."""
+    have = pixels.shape[0]
+    if have == channels:
+        return pixels
+    if have == 1:
+        return np.repeat(pixels, channels, axis=0)
+    if have == 3 and channels == 1:
+        grey = np.tensordot(np.array(LUMINANCE, np.float32), pixels.astype(np.float32), axes=1)[None]
+        return np.rint(grey).astype(pixels.dtype) if pixels.dtype.kind == "u" else grey
+    raise DamagedFile(
+        f"{name}: number of channels differs from the rest of the data",
+        got=f"{have} channels",
+        expected=f"{channels} channels",
+        hint="keep images with different channels in separate folders",
+    )
+
+
+def number_type(pixels: np.ndarray) -> np.ndarray:
+    """uint8, uint16 and float32 stay; everything else becomes float32 (exact up to 24 bits)."""
+    if pixels.dtype in (np.uint8, np.uint16, np.float32):
+        return pixels
+    return pixels.astype(np.float32)
+
+
+def shrink(pixels: np.ndarray, shorter_px: int) -> np.ndarray:
+    """[C Y X] shrunk (never enlarged) so that the shorter side is ``shorter_px``; same number type."""
+    rows, columns = pixels.shape[-2:]
+    factor = shorter_px / min(rows, columns)
+    if factor >= 1:
+        return np.ascontiguousarray(pixels)
+    return _planes(pixels, (max(1, round(rows * factor)), max(1, round(columns * factor))))
+
+
+def even_sides(shape: Sequence[int], spacing_mm: Sequence[float], voxel_mm: float) -> tuple[int, ...]:
+    """The sides of a volume after no axis is sampled finer than ``voxel_mm``; coarser ones stay as they are."""
+    return tuple(max(1, min(n, round(n * mm / voxel_mm))) for n, mm in zip(shape, spacing_mm))
+
+
+def shrink_volume(pixels: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
+    """[C T Y X] shrunk to ``sides`` (slices, rows, columns); same number type."""
+    if pixels.shape[1:] == sides:
+        return np.ascontiguousarray(pixels)
+    channels, slices = pixels.shape[:2]
+    flat = np.empty((channels, slices, *sides[1:]), pixels.dtype)
+    for channel in range(channels):
+        for start in range(0, slices, SLAB):
+            part = slice(start, start + SLAB)
+            flat[channel, part] = _planes(pixels[channel, part], (sides[1], sides[2]))
+    upright = _planes(flat.reshape(channels, slices, -1), (sides[0], sides[1] * sides[2]))
+    return upright.reshape(channels, *sides)
+
+
+def _planes(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The last two axes brought to ``size``; antialiased, same number type."""
+    if pixels.shape[-2:] == size:
+        return np.ascontiguousarray(pixels)
+    small = F.interpolate(
+        torch.from_numpy(pixels.astype(np.float32))[None], size=size, mode="bilinear", antialias=True
+    )[0].numpy()
+    if pixels.dtype.kind in "ui":
+        limits = np.iinfo(pixels.dtype)
+        small = np.rint(small).clip(limits.min, limits.max)
+    return small.astype(pixels.dtype)
