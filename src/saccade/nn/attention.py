@@ -48,11 +48,11 @@ def attention_rows(
     query: Float[Tensor, "B H N Dk"],
     key: Float[Tensor, "B H M Dk"],
     rows: Int[Tensor, "R"],
-    mask: Bool[Tensor, "*#B R M"] | Bool[Tensor, "*#B 1 M"] | None = None,
+    mask: Bool[Tensor, "*#B R M"] | Bool[Tensor, "*#B 1 M"] | Float[Tensor, "*#B R M"] | None = None,
 ) -> Float[Tensor, "B H R M"]:
     """The attention weights of a few queries, each row summing to 1; memory is O(R M), never O(N M).
 
-    mask   True where these queries may see a key
+    mask   True where these queries may see a key, or a number added to the score before the softmax
     Raises ModelError when query and key have different widths.
     """
     _check_shapes(query, key, key)

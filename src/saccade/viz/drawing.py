@@ -1,0 +1,222 @@
+"""A drawing as a list of shapes, written as SVG or painted as PNG: one layout for both. No torch.
+
+In SVG the ink is ``currentColor`` and colours are CSS variables with fallbacks, so a drawing sits on a light page, a
+dark one and paper. In PNG the ground is transparent and the ink a middle grey, for the same reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Ink = Literal["ink", "soft", "line", "mark"]
+SVG_INK = {
+    "ink": "currentColor",
+    "soft": "currentColor",
+    "line": "var(--line-1,#24619e)",
+    "mark": "var(--line-2,#b4541a)",
+}
+PNG_INK = {"ink": (122, 122, 122), "soft": (150, 150, 150), "line": (74, 134, 197), "mark": (208, 112, 58)}
+SOFT = 0.62
+FINE = 3  # a PNG has so many pixels a unit
+LETTERS = "DejaVuSans.ttf"  # comes with matplotlib; has Hebrew, Arabic, Greek and Cyrillic letters
+
+
+@dataclass(frozen=True)
+class Rect:
+    """A filled rectangle, or with ``edge`` an outline of that width."""
+
+    x: float
+    y: float
+    wide: float
+    tall: float
+    ink: Ink = "line"
+    opacity: float = 1.0
+    edge: float = 0.0
+
+
+@dataclass(frozen=True)
+class Text:
+    """One line of letters; ``y`` is its base. ``steep`` turns it upwards by 60 degrees about its start."""
+
+    x: float
+    y: float
+    words: str
+    size: float = 13.0
+    ink: Ink = "ink"
+    anchor: Literal["start", "middle", "end"] = "start"
+    bold: bool = False
+    steep: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A cubic curve from the first to the last of four points."""
+
+    points: tuple[tuple[float, float], ...]
+    width: float
+    opacity: float = 1.0
+    ink: Ink = "line"
+
+
+@dataclass(frozen=True)
+class Raster:
+    """Cells [rows columns] of 0..1, painted as opacity of the line's colour."""
+
+    x: float
+    y: float
+    wide: float
+    tall: float
+    cells: np.ndarray
+
+
+Shape = Rect | Text | Curve | Raster
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Shapes on a ground of ``wide`` by ``tall`` units, with what a reader who cannot see it is told."""
+
+    wide: float
+    tall: float
+    shapes: tuple[Shape, ...]
+    title: str
+    description: str
+
+    def svg(self) -> str:
+        parts = "".join(_svg(shape) for shape in self.shapes)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.wide:.0f} {self.tall:.0f}" role="img" '
+            f'width="{self.wide:.0f}" height="{self.tall:.0f}" color="#4a4a4a" fill="currentColor" '
+            f'font-family="Arial,Helvetica,sans-serif">'
+            f"<title>{_plain(self.title)}</title><desc>{_plain(self.description)}</desc>{parts}</svg>\n"
+        )
+
+    def png(self) -> bytes:
+        picture = Image.new("RGBA", (round(self.wide * FINE), round(self.tall * FINE)), (0, 0, 0, 0))
+        for shape in self.shapes:
+            layer = Image.new("RGBA", picture.size, (0, 0, 0, 0)) if isinstance(shape, Curve) else None
+            _paint(picture if layer is None else layer, shape)
+            if layer is not None:
+                picture.alpha_composite(layer)
+        buffer = io.BytesIO()
+        picture.save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+def width_of(words: str, size: float) -> float:
+    """How wide letters are, in units; Arial in the SVG is a little narrower than this."""
+    return float(_font(size * FINE).getlength(words)) / FINE
+
+
+# --- SVG -------------------------------------------------------------------------------------------
+
+
+def _plain(text: str) -> str:
+    """Escaped, and without the control characters that XML forbids even when escaped."""
+    kept = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs") and ord(c) not in (0xFFFE, 0xFFFF))
+    return html.escape(kept)
+
+
+def _svg(shape: Shape) -> str:
+    if isinstance(shape, Rect):
+        place = f'x="{shape.x:.2f}" y="{shape.y:.2f}" width="{shape.wide:.2f}" height="{shape.tall:.2f}"'
+        if shape.edge:
+            return f'<rect {place} fill="none" stroke="{SVG_INK[shape.ink]}" stroke-width="{shape.edge}"/>'
+        return f'<rect {place} fill="{SVG_INK[shape.ink]}" fill-opacity="{shape.opacity:.3f}"/>'
+    if isinstance(shape, Curve):
+        (x0, y0), *rest = shape.points
+        path = f"M{x0:.1f} {y0:.1f}C" + " ".join(f"{x:.1f} {y:.1f}" for x, y in rest)
+        return (
+            f'<path d="{path}" fill="none" stroke="{SVG_INK[shape.ink]}" stroke-width="{shape.width:.2f}" '
+            f'stroke-opacity="{shape.opacity:.3f}" stroke-linecap="round"/>'
+        )
+    if isinstance(shape, Raster):
+        return (
+            f'<image x="{shape.x:.2f}" y="{shape.y:.2f}" width="{shape.wide:.2f}" height="{shape.tall:.2f}" '
+            f'preserveAspectRatio="none" image-rendering="pixelated" href="{_raster_uri(shape.cells)}"/>'
+        )
+    soft = f' fill-opacity="{SOFT}"' if shape.ink == "soft" else ""
+    bold = ' font-weight="600"' if shape.bold else ""
+    turned = f' transform="rotate(-60 {shape.x:.2f} {shape.y:.2f})"' if shape.steep else ""
+    return (
+        f'<text x="{shape.x:.2f}" y="{shape.y:.2f}" font-size="{shape.size:g}" text-anchor="{shape.anchor}" '
+        f'fill="{SVG_INK[shape.ink]}"{soft}{bold}{turned}>{_plain(shape.words)}</text>'
+    )
+
+
+def _raster_uri(cells: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    _cells(cells).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _cells(cells: np.ndarray) -> Image.Image:
+    rgba = np.empty((*cells.shape, 4), dtype=np.uint8)
+    rgba[..., :3] = PNG_INK["line"]
+    rgba[..., 3] = (np.clip(cells, 0, 1) * 255).round()
+    return Image.fromarray(rgba)
+
+
+# --- PNG -------------------------------------------------------------------------------------------
+
+
+def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/{LETTERS}", max(1, round(size)))
+
+
+def _paint(picture: Image.Image, shape: Shape) -> None:
+    draw = ImageDraw.Draw(picture)
+    if isinstance(shape, Rect):
+        edges = [v * FINE for v in (shape.x, shape.y, shape.x + shape.wide, shape.y + shape.tall)]
+        colour = (*PNG_INK[shape.ink], round(255 * shape.opacity))
+        if shape.edge:
+            draw.rectangle(edges, outline=colour, width=max(1, round(shape.edge * FINE)))
+        else:
+            draw.rectangle([edges[0], edges[1], edges[2] - 1, edges[3] - 1], fill=colour)
+    elif isinstance(shape, Curve):
+        colour = (*PNG_INK[shape.ink], round(255 * shape.opacity))
+        points = [(x * FINE, y * FINE) for x, y in _along(shape.points)]
+        draw.line(points, fill=colour, width=max(1, round(shape.width * FINE)), joint="curve")
+    elif isinstance(shape, Raster):
+        size = (max(1, round(shape.wide * FINE)), max(1, round(shape.tall * FINE)))
+        fine = _cells(shape.cells).resize(size, Image.Resampling.NEAREST)
+        picture.alpha_composite(fine, (round(shape.x * FINE), round(shape.y * FINE)))
+    else:
+        _write(picture, shape)
+
+
+def _write(picture: Image.Image, shape: Text) -> None:
+    font = _font(shape.size * FINE)
+    colour = (*PNG_INK[shape.ink], 255)
+    heavy = {"stroke_width": 1} if shape.bold else {"stroke_width": 0}
+    if not shape.steep:
+        anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
+        where = (shape.x * FINE, shape.y * FINE)
+        ImageDraw.Draw(picture).text(where, shape.words, fill=colour, font=font, anchor=anchor, **heavy)
+        return
+    # Painted flat with its start in the middle of a square, then turned about that middle.
+    half = int(font.getlength(shape.words)) + round(2 * shape.size * FINE)
+    square = Image.new("RGBA", (2 * half, 2 * half), (0, 0, 0, 0))
+    ImageDraw.Draw(square).text((half, half), shape.words, fill=colour, font=font, anchor="ls", **heavy)
+    square = square.rotate(60, Image.Resampling.BICUBIC)
+    ground = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    ground.paste(square, (round(shape.x * FINE) - half, round(shape.y * FINE) - half))
+    picture.alpha_composite(ground)
+
+
+def _along(points: Sequence[tuple[float, float]], steps: int = 48) -> list[tuple[float, float]]:
+    """Points along a cubic curve (Bernstein form)."""
+    t = np.linspace(0, 1, steps + 1)[:, None]
+    basis = np.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1)
+    return [(float(x), float(y)) for x, y in basis @ np.asarray(points, dtype=float)]
