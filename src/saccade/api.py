@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from saccade import config, embedding, finetuning, panels, runs, runtime
+from saccade import config, embedding, finetuning, panels, runs, runtime, sentences
 from saccade.data.audit import Audit, audit, contact_sheet
 from saccade.data.open import open_source
 from saccade.finetuning import FinetuneOptions
@@ -26,9 +26,11 @@ from saccade.train import run as training
 from saccade.train.doctor import Diagnosis, Doctor, settings_of
 from saccade.train.loop import Console, Quiet
 from saccade.train.replay import replay as replay_step
+from saccade.words import TextOptions
 
 __all__ = [
     "attend",
+    "attend_text",
     "compare",
     "doctor",
     "embed",
@@ -194,6 +196,17 @@ def attend(model: str | Path, image: str | Path, *, options: panels.AttendOption
     Returns the map with its numbers; ``.save(path)`` writes PNG, SVG or CSV by suffix.
     """
     return panels.attend(model, image, options or panels.AttendOptions())
+
+
+def attend_text(
+    text: str, *, model: str | Path | None = None, options: TextOptions | None = None
+) -> sentences.AttendedText:
+    """Which words does a word look at? Attention of one layer of a text model, between words or tokens.
+
+    model  a folder of the transformers library; None is the built-in all-MiniLM-L6-v2 (extra ``text``)
+    Returns the numbers; ``.text()`` is for a terminal, ``.save(path)`` writes SVG, PNG, CSV or HTML by suffix.
+    """
+    return sentences.attend_text(model, text, options or TextOptions())
 
 
 def report(run: str | Path) -> Path:

@@ -19,26 +19,9 @@ from saccade.backbones.text import Reading, TextModel, load_text_model
 from saccade.errors import UsageError, unknown
 from saccade.seeds import torch_generator
 from saccade.viz.sentence import SentenceMap, draw, lines
-from saccade.words import find_word, merge
+from saccade.words import TextOptions, find_word, merge
 
 LECTURE = "This GitHub page contains all the general information about the course and the study materials."
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """What to ask of a model and a sentence.
-
-    query    a word, or its number counted from 0 (special tokens included); None: every word
-    layer    0-based, None is the last          head  ``all``, ``mean`` or the number of one
-    tokens   show the model's tokens instead of whole words
-    special  draw the tokens that the tokenizer adds ([CLS], [SEP]); their share is said either way
-    """
-
-    query: str | None = None
-    layer: int | None = None
-    head: str = "all"
-    tokens: bool = False
-    special: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,7 +129,7 @@ def sentence_map(model: str, reading: Reading, options: TextOptions) -> Sentence
         query = None if options.query is None else _token(options.query, reading)
     else:
         weights = merge(weights, units)
-    heads = {"all": f"{reading.heads} heads", "mean": f"mean of {reading.heads} heads"}
+    heads = {"all": f"mean of {reading.heads} heads", "mean": f"mean of {reading.heads} heads"}
     title = f"{model}, layer {layer} of 0 to {len(reading.layers) - 1}, {heads.get(options.head, 'head ' + options.head)}"
     return SentenceMap(names, special, weights, query, hidden=not options.special, title=title)
 

@@ -47,6 +47,23 @@ class Word:
     special: bool
 
 
+@dataclass(frozen=True)
+class TextOptions:
+    """What to ask of a model and a sentence.
+
+    query    a word, or its number counted from 0 (special tokens included); None: every word
+    layer    0-based, None is the last          head  ``all``, ``mean`` or the number of one
+    tokens   show the model's tokens instead of whole words
+    special  draw the tokens that the tokenizer adds ([CLS], [SEP]); their share is said either way
+    """
+
+    query: str | None = None
+    layer: int | None = None
+    head: str = "all"
+    tokens: bool = False
+    special: bool = False
+
+
 def words_of(text: str, tokens: Sequence[Token]) -> tuple[Word, ...]:
     """Tokens joined to words: where the tokenizer says so, never across a space. Special tokens stand alone."""
     found: list[Word] = []

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saccade.terminal import Data, Group, Json, MaxBad, Model, print_json
+from saccade.errors import UsageError
+from saccade.terminal import Data, Group, Json, MaxBad, print_json
+
+if TYPE_CHECKING:
+    from saccade.words import TextOptions
 
 
 def show(
@@ -26,9 +30,14 @@ def show(
 
 
 def attend(
-    model: Model,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="One image file.")],
-    query: Annotated[str, typer.Option(help="cls, or Y,X in pixels of the image.")] = "cls",
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="As elsewhere; with --text a transformers folder.")
+    ] = None,
+    image: Annotated[Path | None, typer.Argument(metavar="[IMAGE]", help="One image file.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="A sentence instead of an image.")] = None,
+    query: Annotated[
+        str | None, typer.Option(help="cls (the default) or Y,X in pixels; of a sentence a word or its number.")
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Layer, counted from 0; -1 (and the default) is the last.")] = None,
     head: Annotated[str, typer.Option(help="all, mean, or the number of a head.")] = "all",
     rollout: Annotated[bool, typer.Option("--rollout", help="Attention through all layers up to the last.")] = False,
@@ -37,19 +46,57 @@ def attend(
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Also keep the patches with this share of the mass.")] = None,
     mask: Annotated[Path | None, typer.Option("--mask", help="True mask; prints the Jaccard index.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV.")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Of a sentence: its tokens instead of whole words.")] = False,
+    special: Annotated[
+        bool, typer.Option("--special", help="Of a sentence: also draw [CLS] and [SEP]; their share is always said.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV; of a sentence also HTML.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Where does this patch look? Exact attention of any query, layer and head, on the model as trained."""
+    """Where does this patch, or this word, look? Exact attention of any query, layer and head, on the model as trained.
+
+    Of an image: saccade attend MODEL IMAGE. Of a sentence: saccade attend [MODEL] --text "..." (without MODEL the
+    built-in all-MiniLM-L6-v2), printed, and drawn into --out.
+    """
+    if text is not None:
+        from saccade.words import TextOptions
+
+        alone = {"IMAGE": image, "--size": size, "--threshold": threshold, "--mask": mask, "--rollout": rollout or None}
+        _refuse("--text", alone)
+        options = TextOptions(query=query, layer=layer, head=head, tokens=tokens, special=special)
+        _attend_text(model, text, options, out, as_json)
+        return
+    _refuse("an image", {"--tokens": tokens or None, "--special": special or None})
+    if model is None or image is None:
+        raise UsageError("nothing to look at", expected='saccade attend MODEL IMAGE, or saccade attend --text "..."')
     from saccade.api import attend as run
     from saccade.panels import AttendOptions
 
-    options = AttendOptions(
-        query=query, layer=layer, head=head, rollout=rollout, size_px=size, threshold=threshold, mask=mask
+    asked = AttendOptions(
+        query=query or "cls", layer=layer, head=head, rollout=rollout, size_px=size, threshold=threshold, mask=mask
     )
-    found = run(model, image, options=options)
+    found = run(model, image, options=asked)
     path = found.save(out or Path(f"{image.stem}-attention.png"))
     print_json(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
+
+
+def _refuse(what: str, options: dict[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)} cannot go with {what}")
+
+
+def _attend_text(model: str | None, text: str, options: TextOptions, out: Path | None, as_json: bool) -> None:
+    from saccade.api import attend_text as run
+
+    found = run(text, model=model, options=options)
+    path = None if out is None else found.save(out)
+    if as_json:
+        print_json(found.to_dict() | ({} if path is None else {"file": str(path)}))
+        return
+    typer.echo(found.text())
+    if path is not None:
+        typer.echo(path)
 
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a study.")]) -> None:

@@ -26,6 +26,7 @@ SVG_INK = {
 }
 PNG_INK = {"ink": (122, 122, 122), "soft": (150, 150, 150), "line": (74, 134, 197), "mark": (208, 112, 58)}
 SOFT = 0.62
+MARGIN = 10.0
 FINE = 3  # a PNG has so many pixels a unit
 LETTERS = "DejaVuSans.ttf"  # comes with matplotlib; has Hebrew, Arabic, Greek and Cyrillic letters
 
@@ -93,22 +94,27 @@ class Drawing:
 
     def svg(self) -> str:
         parts = "".join(_svg(shape) for shape in self.shapes)
+        wide, tall = self.wide + 2 * MARGIN, self.tall + 2 * MARGIN
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.wide:.0f} {self.tall:.0f}" role="img" '
-            f'width="{self.wide:.0f}" height="{self.tall:.0f}" color="#4a4a4a" fill="currentColor" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-MARGIN:g} {-MARGIN:g} {wide:.0f} {tall:.0f}" '
+            f'role="img" width="{wide:.0f}" height="{tall:.0f}" color="#4a4a4a" fill="currentColor" '
             f'font-family="Arial,Helvetica,sans-serif">'
             f"<title>{_plain(self.title)}</title><desc>{_plain(self.description)}</desc>{parts}</svg>\n"
         )
 
     def png(self) -> bytes:
-        picture = Image.new("RGBA", (round(self.wide * FINE), round(self.tall * FINE)), (0, 0, 0, 0))
+        size = (round(self.wide * FINE), round(self.tall * FINE))
+        picture = Image.new("RGBA", size, (0, 0, 0, 0))
         for shape in self.shapes:
             layer = Image.new("RGBA", picture.size, (0, 0, 0, 0)) if isinstance(shape, Curve) else None
             _paint(picture if layer is None else layer, shape)
             if layer is not None:
                 picture.alpha_composite(layer)
+        edge = round(MARGIN * FINE)
+        framed = Image.new("RGBA", (size[0] + 2 * edge, size[1] + 2 * edge), (0, 0, 0, 0))
+        framed.paste(picture, (edge, edge))
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
+        framed.save(buffer, format="PNG")
         return buffer.getvalue()
 
 

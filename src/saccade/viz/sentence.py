@@ -118,7 +118,7 @@ def draw(sentence: SentenceMap) -> Drawing:
 
 def _asks(sentence: SentenceMap) -> str:
     if sentence.query is None:
-        return "rows ask, columns answer"
+        return ""
     return f"“{sentence.names[sentence.query]}” asks"
 
 
@@ -185,11 +185,13 @@ def _matrix(sentence: SentenceMap, top: float) -> tuple[list[Shape], float]:
     count, most = len(shown), max(float(weights.max()), 1e-12)
     labelled = count <= MOST_LABELS
     room = min(200.0, max(width_of(sentence.names[i], 12) for i in shown) + 10) if labelled else 0.0
-    cell = min(24.0, (WIDE - room - 150) / count)
+    cell = min(24.0, (WIDE - room - 170) / count)
     size = cell * count
     head = room * 0.87 + 6 if labelled else 8.0
     y = top + head
+    key = room + size + 24
     shapes: list[Shape] = [
+        Text(key, y + 12, "rows ask, columns answer", 12, "soft"),
         Rect(room, y, size, size, "soft", 0.06),
         Raster(room, y, size, size, np.sqrt(weights / most)),
     ]
@@ -201,8 +203,7 @@ def _matrix(sentence: SentenceMap, top: float) -> tuple[list[Shape], float]:
         shapes.append(Text(room + middle, y - 5, sentence.names[i], letters, ink, steep=True))
     if sentence.query is not None:
         shapes.append(Rect(room, y + shown.index(sentence.query) * cell, size, cell, "mark", edge=1.2))
-    key = room + size + 24
-    return [*shapes, *_key(key, y, most)], y + size
+    return [*shapes, *_key(key, y + 24, most)], y + size
 
 
 def _key(x: float, y: float, most: float) -> list[Shape]:
@@ -210,7 +211,7 @@ def _key(x: float, y: float, most: float) -> list[Shape]:
     shapes: list[Shape] = []
     for n, part in enumerate((1.0, 0.25, 0.04, 0.0)):
         shapes.append(Rect(x, y + 24 * n, 16, 16, "soft", 0.06))
-        shapes.append(Rect(x, y + 24 * n, 16, 16, opacity=math.sqrt(part)))
+        shapes.append(Raster(x, y + 24 * n, 16, 16, np.full((1, 1), math.sqrt(part))))
         shapes.append(Text(x + 24, y + 24 * n + 12.5, percent(part * most), 12, "soft"))
     return shapes
 
