@@ -129,8 +129,8 @@ def sentence_map(model: str, reading: Reading, options: TextOptions) -> Sentence
         query = None if options.query is None else _token(options.query, reading)
     else:
         weights = merge(weights, units)
-    heads = {"all": f"mean of {reading.heads} heads", "mean": f"mean of {reading.heads} heads"}
-    title = f"{model}, layer {layer} of 0 to {len(reading.layers) - 1}, {heads.get(options.head, 'head ' + options.head)}"
+    shown = f"head {options.head}" if options.head.isdigit() else f"mean of {reading.heads} heads"
+    title = f"{model}, layer {layer} of 0 to {len(reading.layers) - 1}, {shown}"
     return SentenceMap(names, special, weights, query, hidden=not options.special, title=title)
 
 

@@ -53,7 +53,7 @@ class Compared:
     def mask_rows(self, rows: Tensor) -> Tensor | None:
         if self.mask is None:
             return None
-        heads, count, _ = self.query.shape
+        count = self.query.shape[1]
         return self.mask.expand(self.mask.shape[0], count, self.key.shape[1]).index_select(1, rows)
 
 
@@ -154,7 +154,7 @@ class Reading:
         one = self.layers[self.layer(layer)]
         count = len(self.tokens)
         rows = torch.arange(count) if rows is None else rows
-        if rows.numel() and not (0 <= int(rows.min()) and int(rows.max()) < count):
+        if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < count):
             raise UsageError("no such token", got=rows.tolist(), expected=f"0 to {count - 1}")
         # attention_rows divides by sqrt(d); a model with another scale has it made up for in its queries.
         query = one.query * (one.scale * one.query.shape[-1] ** 0.5)

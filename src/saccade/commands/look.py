@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,9 +32,9 @@ def show(
 
 def attend(
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="As elsewhere; with --text a transformers folder.")
+        str | None, typer.Argument(metavar="MODEL", help="As elsewhere; with --text a transformers folder.")
     ] = None,
-    image: Annotated[Path | None, typer.Argument(metavar="[IMAGE]", help="One image file.")] = None,
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="One image file.")] = None,
     text: Annotated[str | None, typer.Option("--text", help="A sentence instead of an image.")] = None,
     query: Annotated[
         str | None, typer.Option(help="cls (the default) or Y,X in pixels; of a sentence a word or its number.")
@@ -50,7 +51,7 @@ def attend(
     special: Annotated[
         bool, typer.Option("--special", help="Of a sentence: also draw [CLS] and [SEP]; their share is always said.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV; of a sentence also HTML.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV.")] = None,
     as_json: Json = False,
 ) -> None:
     """Where does this patch, or this word, look? Exact attention of any query, layer and head, on the model as trained.
@@ -80,7 +81,7 @@ def attend(
     print_json(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
 
 
-def _refuse(what: str, options: dict[str, object]) -> None:
+def _refuse(what: str, options: Mapping[str, object]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise UsageError(f"{', '.join(given)} cannot go with {what}")

@@ -205,16 +205,16 @@ def _paint(picture: Image.Image, shape: Shape) -> None:
 def _write(picture: Image.Image, shape: Text) -> None:
     font = _font(shape.size * FINE)
     colour = (*PNG_INK[shape.ink], 255)
-    heavy = {"stroke_width": 1} if shape.bold else {"stroke_width": 0}
+    heavy = 1 if shape.bold else 0
     if not shape.steep:
         anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
         where = (shape.x * FINE, shape.y * FINE)
-        ImageDraw.Draw(picture).text(where, shape.words, fill=colour, font=font, anchor=anchor, **heavy)
+        ImageDraw.Draw(picture).text(where, shape.words, fill=colour, font=font, anchor=anchor, stroke_width=heavy)
         return
     # Painted flat with its start in the middle of a square, then turned about that middle.
     half = int(font.getlength(shape.words)) + round(2 * shape.size * FINE)
     square = Image.new("RGBA", (2 * half, 2 * half), (0, 0, 0, 0))
-    ImageDraw.Draw(square).text((half, half), shape.words, fill=colour, font=font, anchor="ls", **heavy)
+    ImageDraw.Draw(square).text((half, half), shape.words, fill=colour, font=font, anchor="ls", stroke_width=heavy)
     square = square.rotate(60, Image.Resampling.BICUBIC)
     ground = Image.new("RGBA", picture.size, (0, 0, 0, 0))
     ground.paste(square, (round(shape.x * FINE) - half, round(shape.y * FINE) - half))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saccade.viz.drawing import Curve, Drawing, Raster, Rect, Shape, Text, width_of
+from saccade.viz.drawing import Curve, Drawing, Ink, Raster, Rect, Shape, Text, width_of
 from saccade.words import columns, printable
 
 WIDE = 860.0
@@ -197,7 +197,7 @@ def _matrix(sentence: SentenceMap, top: float) -> tuple[list[Shape], float]:
     ]
     letters = min(12.0, cell - 1)
     for n, i in enumerate(shown if labelled else []):
-        ink = "mark" if i == sentence.query else "ink"
+        ink: Ink = "mark" if i == sentence.query else "ink"
         middle = (n + 0.5) * cell + letters * 0.36
         shapes.append(Text(room - 6, y + middle, sentence.names[i], letters, ink, "end"))
         shapes.append(Text(room + middle, y - 5, sentence.names[i], letters, ink, steep=True))
