@@ -9,6 +9,9 @@ stage of a CNN (over all orientations, where it has them).
     swin_{micro,tiny,small,base}_patchP_windowK shifted windows, four stages
     hvt_{micro,tiny,small}_patchP               a transformer that pools its tokens
     grid_{micro,tiny}                           a ViT whose patches are vectors of another network (see data/grids)
+
+The same names build networks for volumes (``axes`` 3, taken from the data like ``channels``), with cubes for patches
+and kernels; swin and the equivariant ResNets are for images only.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ PatchStem = Literal["linear", "conv", "stages", "grid"]
 grid: the pixels are vectors of tiles, times one matrix, and the last channel says which tiles are there."""
 MapStem = Literal["imagenet", "small", "cifar"]
 """imagenet: 7x7 stride 2 and a pool (stride 4); small: 3x3 stride 2; cifar: 3x3 stride 1."""
-Positions = Literal["learned", "sincos", "rotary", "none"]
+Positions = Literal["learned", "factorised", "sincos", "rotary", "none"]
+"""learned: one vector a place of the grid; factorised: one a place of every axis, summed."""
 Norm = Literal["pre", "post"]
 Pool = Literal["cls", "mean"]
 """What a ViT gives as the image's vector: its class token, or the mean of its patches."""
@@ -93,6 +97,7 @@ class ViTSettings(Checked):
     patch: int = 16
     channels: int = 3
     size_px: int = 224
+    axes: int = 2
     stem: PatchStem = "linear"
     positions: Positions = "learned"
     norm: Norm = "pre"
@@ -150,6 +155,7 @@ class ResNetSettings(Checked):
     width: int = 64
     channels: int = 3
     size_px: int = 224
+    axes: int = 2
     stem: MapStem = "imagenet"
 
 
@@ -162,6 +168,7 @@ class EquivariantSettings(Checked):
     maskable: ClassVar[bool] = False
     batch_norm: ClassVar[bool] = True
     unit_px: ClassVar[int] = 8
+    axes: ClassVar[int] = 2
 
     name: str
     layers: tuple[int, int, int, int]
@@ -180,6 +187,7 @@ class SwinSettings(Checked):
     transformer: ClassVar[bool] = True
     maskable: ClassVar[bool] = False
     batch_norm: ClassVar[bool] = False
+    axes: ClassVar[int] = 2
 
     name: str
     dim: int
@@ -218,6 +226,7 @@ class HVTSettings(Checked):
     patch: int = 16
     channels: int = 3
     size_px: int = 224
+    axes: int = 2
     drop_path: float = 0.0
 
     @property
@@ -235,7 +244,8 @@ Settings = ViTSettings | ResNetSettings | EquivariantSettings | SwinSettings | H
 def arguments(settings: Settings) -> dict[str, object]:
     """What ``backbones.build.build`` needs to make this network again."""
     options = {name: getattr(settings, name) for name in settings.options}
-    return {"name": settings.name, "channels": settings.channels, "size_px": settings.size_px, "options": options}
+    made_for = {"channels": settings.channels, "size_px": settings.size_px, "axes": settings.axes}
+    return {"name": settings.name, **made_for, "options": options}
 
 
 # micro is not in timm: transformers that two cores train in minutes.
@@ -363,11 +373,28 @@ def _heads(width: int, head_width: float) -> int:
     return min(divisors, key=lambda n: abs(width / n - head_width))
 
 
+def for_axes(settings: Settings, axes: int) -> Settings:
+    """The same network for images (2) or volumes (3); UsageError where its family has no form for volumes."""
+    if axes == settings.axes:
+        return settings
+    if is_grid(settings) or isinstance(settings, SwinSettings | EquivariantSettings):
+        raise UsageError(
+            f"{settings.name} is for images only",
+            got="volumes",
+            expected="vit_..., hybrid_..., hvt_... or a plain resnet...",
+            hint="vit_tiny_patch8_window4 has windows in three dimensions; "
+            f"--set model.slices=16 shows slices to {settings.name}",
+        )
+    if axes not in (2, 3):
+        raise UsageError("a network is for images or for volumes", got=f"{axes} axes", expected="2 or 3")
+    return dataclasses.replace(settings, axes=axes)
+
+
 def configured(
-    name: str, *, channels: int = 3, size_px: int = 224, options: Mapping[str, object] | None = None
+    name: str, *, channels: int = 3, size_px: int = 224, axes: int = 2, options: Mapping[str, object] | None = None
 ) -> Settings:
     """Settings of a name with everything decided. Raises UsageError for an unknown name or option, or its value."""
-    settings = parse(name)
+    settings = for_axes(parse(name), axes)
     given = dict(options or {})
     for key in given:
         if key not in settings.options:

@@ -7,6 +7,7 @@ kernels of group convolutions, resizing positions), and what is no product: norm
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -63,10 +64,10 @@ def _linear(inputs: int, outputs: int, positions: int, *, bias: bool = True) -> 
     return Part((inputs + bias) * outputs, 2 * inputs * outputs * positions)
 
 
-def _conv(inputs: int, outputs: int, kernel: int, side: int) -> Part:
-    """A convolution without bias whose map has ``side`` x ``side`` positions, and a norm's factor and offset."""
-    weights = inputs * outputs * kernel**2
-    return Part(weights + 2 * outputs, 2 * weights * side**2)
+def _conv(inputs: int, outputs: int, kernel: int, side: int, axes: int = 2) -> Part:
+    """A convolution without bias whose map has ``side`` positions along each axis, and a norm's factor and offset."""
+    weights = inputs * outputs * kernel**axes
+    return Part(weights + 2 * outputs, 2 * weights * side**axes)
 
 
 def _half(side: int) -> int:
@@ -101,29 +102,29 @@ def _stem(s: ViTSettings, side: int) -> Part:
     """Pixels to tokens, as in nn/tokens."""
     if s.stem in ("linear", "grid"):
         channels = s.channels - (s.stem == "grid")
-        return _linear(channels * s.patch**2, s.dim, side**2)
+        return _linear(channels * s.patch**s.axes, s.dim, side**s.axes)
     steps = s.patch.bit_length() - 1
     found, inputs, map_side = Part(), s.channels, s.size_px
     for step in range(steps):
         width, map_side = max(8, s.dim // 2 ** (steps - 1 - step)), map_side // 2
-        found += _conv(inputs, width, 3, map_side)
+        found += _conv(inputs, width, 3, map_side, s.axes)
         if s.stem == "stages" and step > 0:
-            found += _conv(width, width, 3, map_side)
+            found += _conv(width, width, 3, map_side, s.axes)
             if inputs != width:
-                found += _conv(inputs, width, 1, map_side)
+                found += _conv(inputs, width, 1, map_side, s.axes)
         inputs = width
-    return found + _linear(s.dim, s.dim, side**2)
+    return found + _linear(s.dim, s.dim, side**s.axes)
 
 
 def _vit(s: ViTSettings) -> Cost:
     side, prefix, pattern = _side(s, s.unit_px), 1 + s.registers, parse_pattern(s.attention)
-    patches, total = side**2, _stem(s, side)
+    patches, total = side**s.axes, _stem(s, side)
     for index in range(s.depth):
-        total += _encoder_layer(s.dim, prefix + patches, computed_pairs(pattern, (side, side), prefix, index))
+        total += _encoder_layer(s.dim, prefix + patches, computed_pairs(pattern, (side,) * s.axes, prefix, index))
     scales = 2 * s.dim * s.depth if s.layer_scale is not None else 0
-    vectors = prefix + (patches if s.positions == "learned" else 0)
+    places = {"learned": patches, "factorised": s.axes * side}.get(s.positions, 0)
     last_norm = 2 * s.dim if s.norm == "pre" else 0
-    return Cost(total.parameters + scales + vectors * s.dim + last_norm, total.flops, patches, s.dim)
+    return Cost(total.parameters + scales + (prefix + places) * s.dim + last_norm, total.flops, patches, s.dim)
 
 
 def _swin(s: SwinSettings) -> Cost:
@@ -144,21 +145,22 @@ def _swin(s: SwinSettings) -> Cost:
 
 def _hvt(s: HVTSettings) -> Cost:
     side = _side(s, s.unit_px)
-    total = _linear(s.channels * s.patch**2, s.dim, side**2) + Part(side**2 * s.dim)
+    total = _linear(s.channels * s.patch**s.axes, s.dim, side**s.axes) + Part(side**s.axes * s.dim)
     for index in range(s.depth):
         if index in s.pools:
             side = _half(side)
-            total += Part(side**2 * s.dim)
-        total += _encoder_layer(s.dim, side**2, side**4)
-    return Cost(total.parameters + 2 * s.dim, total.flops, side**2, s.dim)
+            total += Part(side**s.axes * s.dim)
+        total += _encoder_layer(s.dim, side**s.axes, side ** (2 * s.axes))
+    return Cost(total.parameters + 2 * s.dim, total.flops, side**s.axes, s.dim)
 
 
 # --- convolutional networks ---------------------------------------------------------------------
 
 
 def _resnet(s: ResNetSettings) -> Cost:
+    conv = functools.partial(_conv, axes=s.axes)
     grow, side = 4 if s.bottleneck else 1, s.size_px if s.stem == "cifar" else _half(s.size_px)
-    total = _conv(s.channels, s.width, 7 if s.stem == "imagenet" else 3, side)
+    total = conv(s.channels, s.width, 7 if s.stem == "imagenet" else 3, side)
     side, inputs = _half(side) if s.stem == "imagenet" else side, s.width
     for stage, count in enumerate(s.layers):
         width = s.width * 2**stage
@@ -166,14 +168,14 @@ def _resnet(s: ResNetSettings) -> Cost:
             halves = stage > 0 and block == 0
             before, side = side, _half(side) if halves else side
             if s.bottleneck:
-                total += _conv(inputs, width, 1, before) + _conv(width, width, 3, side)
-                total += _conv(width, grow * width, 1, side)
+                total += conv(inputs, width, 1, before) + conv(width, width, 3, side)
+                total += conv(width, grow * width, 1, side)
             else:
-                total += _conv(inputs, width, 3, side) + _conv(width, width, 3, side)
+                total += conv(inputs, width, 3, side) + conv(width, width, 3, side)
             if halves or inputs != grow * width:
-                total += _conv(inputs, grow * width, 1, side)
+                total += conv(inputs, grow * width, 1, side)
             inputs = grow * width
-    return Cost(total.parameters, total.flops, side**2, inputs)
+    return Cost(total.parameters, total.flops, side**s.axes, inputs)
 
 
 def _group_conv(inputs: int, outputs: int, order: int, kernel: int, side: int) -> Part:
@@ -209,13 +211,25 @@ FAMILIES: dict[type, Callable[[Any], Cost]] = {
 }
 
 
-def cost(name: str, *, size_px: int, channels: int = 3, options: Mapping[str, object] | None = None) -> Cost:
+def cost(
+    name: str,
+    *,
+    size_px: int,
+    channels: int = 3,
+    axes: int = 2,
+    slices: int = 0,
+    options: Mapping[str, object] | None = None,
+) -> Cost:
     """What the network of this name costs at this size; the arguments are those of ``backbones.build.build``.
 
     Raises UsageError for an unknown name or option, ModelError for a size that does not fit.
     """
-    settings = configured(name, channels=channels, size_px=size_px, options=options)
-    return FAMILIES[type(settings)](settings)
+    settings = configured(name, channels=channels, size_px=size_px, axes=2 if slices else axes, options=options)
+    found: Cost = FAMILIES[type(settings)](settings)
+    if not slices:
+        return found
+    # The same network for every slice, and their mean.
+    return Cost(found.parameters, slices * found.flops, slices * found.tokens, found.dim)
 
 
 def matched(name: str, target: int, by: By, *, size_px: int, channels: int = 3) -> str:

@@ -24,6 +24,7 @@ from saccade.errors import UsageError, unknown
 
 WITH_REACH = {"full": False, "window": True, "neighbourhood": True, "axial": False, "strided": True}
 TILE = 8  # queries of a neighbourhood that share their keys, along an axis: fewer compute less, more multiply faster
+VOLUME_TILE = 4  # the same where there are three axes: 64 queries a tile, as many as in an image
 Segment = tuple[list[int], list[int]]
 """Positions along one axis: of the queries, and of the keys."""
 
@@ -67,10 +68,11 @@ def nearest_start(position: int, reach: int, length: int) -> int:
     return min(max(position - reach // 2, 0), max(0, length - reach))
 
 
-def segments(kind: str, reach: int, length: int, *, shifted: bool = False) -> list[Segment]:
+def segments(kind: str, reach: int, length: int, *, shifted: bool = False, tile: int = TILE) -> list[Segment]:
     """How one axis is cut: each position is a query of exactly one segment.
 
     kind   window | neighbourhood | rest (the same rest modulo ``reach``) | whole | single
+    tile   queries of a neighbourhood's segment
     """
     everything = list(range(length))
     if kind == "whole":
@@ -84,8 +86,8 @@ def segments(kind: str, reach: int, length: int, *, shifted: bool = False) -> li
         cuts = [everything[a:b] for a, b in zip(starts, [*starts[1:], length])]
         return [(cut, cut) for cut in cuts if cut]
     found = []
-    for start in range(0, length, TILE):
-        queries = everything[start : start + TILE]
+    for start in range(0, length, tile):
+        queries = everything[start : start + tile]
         last = nearest_start(queries[-1], reach, length) + reach
         found.append((queries, everything[nearest_start(queries[0], reach, length) : last]))
     return found
@@ -95,7 +97,8 @@ def parts(pattern: Pattern, grid: Sequence[int], layer: int) -> list[list[list[S
     """[part][axis][segment] of everything but ``full``; keys that an earlier part has already are not yet taken out."""
     kind, reach = pattern.kind, pattern.reach
     if kind in ("window", "neighbourhood"):
-        return [[segments(kind, reach, length, shifted=layer % 2 == 1) for length in grid]]
+        tile = VOLUME_TILE if len(grid) > 2 else TILE
+        return [[segments(kind, reach, length, shifted=layer % 2 == 1, tile=tile) for length in grid]]
     if kind == "strided":
         return [[segments(cut, reach, length) for length in grid] for cut in ("window", "rest")]
     axes = range(len(grid))

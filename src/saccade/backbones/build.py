@@ -19,9 +19,11 @@ from saccade.architectures import (
 from saccade.backbones.cnn import ResNet
 from saccade.backbones.equivariant import EquivariantResNet
 from saccade.backbones.hierarchical import HVT, Swin
+from saccade.backbones.sliced import Sliced
 from saccade.backbones.vit import ViT
+from saccade.errors import UsageError
 
-Network = ViT | ResNet | EquivariantResNet | Swin | HVT
+Network = ViT | ResNet | EquivariantResNet | Swin | HVT | Sliced
 NETWORKS: dict[type, Any] = {
     ViTSettings: ViT,
     ResNetSettings: ResNet,
@@ -36,21 +38,39 @@ def build(
     *,
     channels: int = 3,
     size_px: int = 224,
+    axes: int = 2,
+    slices: int = 0,
     options: Mapping[str, object] | None = None,
     seed: int = 0,
 ) -> Network:
     """A network with random weights, the same for the same seed; the caller's random state is untouched.
 
     size_px  side of the images it is made for: sets the grid of learned positions, or the stem of a CNN
-    options  those that the settings of the family name (see architectures): ViT: positions (learned|sincos|rotary|
-             none), norm (pre|post), registers (int), layer_scale (float or None), drop_path (float), attention.
-             ResNet: stem (imagenet|small|cifar, None: from size_px).
+    axes     2 for images, 3 for volumes; slices: above 0, a network for images that is shown so many of a volume
+    options  those that the settings of the family name (see architectures): ViT: positions (learned|factorised|
+             sincos|rotary|none), norm (pre|post), registers (int), layer_scale (float or None), drop_path (float),
+             attention. ResNet: stem (imagenet|small|cifar, None: from size_px).
     Raises UsageError for an unknown name or option, ModelError where size and patch do not fit.
     """
-    settings = configured(name, channels=channels, size_px=size_px, options=options)
+    if slices and axes != 3:
+        raise UsageError("slices are taken from volumes", got="images", hint="leave out model.slices")
+    settings = configured(name, channels=channels, size_px=size_px, axes=2 if slices else axes, options=options)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return NETWORKS[type(settings)](settings)
+        network: Network = NETWORKS[type(settings)](settings)
+        return Sliced(network, slices) if slices else network
+
+
+def use_checkpointing(network: Network) -> None:
+    """Keep one tensor a block for the gradients and compute the rest again; UsageError where a network cannot."""
+    inner = network.network if isinstance(network, Sliced) else network
+    if not isinstance(inner, ViT | HVT | Swin):
+        raise UsageError(
+            f"train.checkpointing has no effect on {inner.name}",
+            expected="a transformer",
+            hint="the batch norm of a CNN would count every batch twice; a smaller batch with train.accumulate",
+        )
+    inner.checkpointing = True
 
 
 def rebuild(network: Network, *, seed: int = 0) -> Network:

@@ -8,7 +8,8 @@ HVT is Pan et al. 2021 (arXiv:2103.10619): no class token, max pooling of tokens
 after each pooling, and the mean of the last tokens as the image's vector. The paper pools the row-major sequence (3
 tokens, every second kept), which joins neighbours of one row only, wraps from row to row, and leaves no map. Here the
 plane is pooled, 3 x 3 tokens with stride 2: a token still stands for a square of the image, and the network has a map
-to show. The price: a pooling keeps a quarter of the tokens, not half. Sides are rounded up, so one token stays one.
+to show. The price: a pooling keeps a quarter of the tokens, not half; in a volume, where 3 x 3 x 3 are pooled, an
+eighth. Sides are rounded up, so one token stays one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from saccade.architectures import HVTSettings, SwinSettings, arguments
 from saccade.contracts import Features
 from saccade.errors import ModelError
 from saccade.nn.attention import attend
-from saccade.nn.blocks import NORM_EPS, Block, DropPath, Mlp, drop_rates
+from saccade.nn.blocks import NORM_EPS, Block, DropPath, Mlp, drop_rates, through
 from saccade.nn.positions import Grid, Positions
 from saccade.nn.tokens import PatchEmbed, PatchProjection, check_pixels
 
@@ -206,12 +207,12 @@ class SwinStage(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "B N D"], grid: tuple[int, int]
+        self, x: Float[Tensor, "B N D"], grid: tuple[int, int], *, recompute: bool = False
     ) -> tuple[Float[Tensor, "B M E"], tuple[int, int]]:
         if self.downsample is not None:
             x, grid = self.downsample(x, grid), (grid[0] // 2, grid[1] // 2)
         for block in self.blocks:
-            x = block(x, grid)
+            x = through(block, x, grid, recompute=recompute)
         return x, grid
 
 
@@ -234,7 +235,7 @@ class Swin(nn.Module):
         super().__init__()
         s = self.settings = settings
         self.name, self.channels, self.patch = s.name, s.channels, s.patch
-        self.dim, self.stride_px = 8 * s.dim, 8 * s.patch
+        self.dim, self.stride_px, self.checkpointing = 8 * s.dim, 8 * s.patch, False
         self.patch_embed = NormedPatches(s.channels, s.dim, s.patch)
         rates, stages = drop_rates(s.drop_path, sum(s.depths)), []
         for stage, (depth, heads) in enumerate(zip(s.depths, s.heads)):
@@ -254,7 +255,7 @@ class Swin(nn.Module):
         height, width = self._fitting(pixels)
         x, grid = self.patch_embed(pixels), (height // self.patch, width // self.patch)
         for stage in self.layers:
-            x, grid = stage(x, grid)
+            x, grid = stage(x, grid, recompute=self.checkpointing)
         x = self.norm(x)
         return Features(cls=x.mean(dim=1), tokens=x, grid=grid)
 
@@ -277,26 +278,28 @@ class Swin(nn.Module):
 # --- HVT ----------------------------------------------------------------------------------------
 
 
-def pool_tokens(x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> tuple[Float[Tensor, "B M D"], tuple[int, int]]:
-    """The greatest of 3 x 3 tokens in every channel, at every second row and column; sides are rounded up."""
+def pool_tokens(x: Float[Tensor, "B N D"], grid: Grid) -> tuple[Float[Tensor, "B M D"], Grid]:
+    """The greatest of 3 x 3 (x 3) tokens in every channel, at every second place of each axis; sides are rounded up."""
+    pool = F.max_pool2d if len(grid) == 2 else F.max_pool3d
     # A plane with channels last is what the tokens are already: nothing is copied.
-    plane = F.max_pool2d(x.unflatten(1, grid).permute(0, 3, 1, 2), 3, stride=2, padding=1)
-    return plane.permute(0, 2, 3, 1).flatten(1, 2), (plane.shape[2], plane.shape[3])
+    plane = pool(x.unflatten(1, grid).movedim(-1, 1), 3, stride=2, padding=1)
+    return plane.movedim(1, -1).flatten(1, -2), tuple(plane.shape[2:])
 
 
 class HVT(nn.Module):
     """A ViT without class token that pools its tokens before the blocks ``settings.pools``.
 
-    Any image size that patches divide. Raises ModelError where ``settings.size_px`` is not a multiple of the patch.
+    Any image or volume size that patches divide. Raises ModelError where ``settings.size_px`` is no multiple of the
+    patch.
     """
 
     def __init__(self, settings: HVTSettings):
         super().__init__()
         s = self.settings = settings
         self.name, self.dim, self.channels, self.patch = s.name, s.dim, s.channels, s.patch
-        self.stride_px = s.patch * 2 ** len(s.pools)
-        self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch)
-        grid, tables = self.patch_embed.grid((s.size_px, s.size_px)), []
+        self.stride_px, self.checkpointing = s.patch * 2 ** len(s.pools), False
+        self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch, axes=s.axes)
+        grid, tables = self.patch_embed.grid((s.size_px,) * s.axes), []
         for _ in range(1 + len(s.pools)):
             tables.append(Positions("learned", grid, s.dim, s.heads, prefix=0))
             grid = tuple(math.ceil(length / 2) for length in grid)
@@ -310,17 +313,17 @@ class HVT(nn.Module):
         """Arguments of ``backbones.build.build`` that make this network again."""
         return arguments(self.settings)
 
-    def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
+    def forward(self, pixels: Float[Tensor, "B C *size"]) -> Features:
         """The last tokens after the norm, their mean as the image's vector; ModelError when the pixels do not fit."""
         x = self.patch_embed(pixels)
-        height, width = self.patch_embed.grid(tuple(pixels.shape[2:]))
-        x, grid, pooled = self._placed(x, (height, width), 0), (height, width), 0
+        grid, pooled = self.patch_embed.grid(tuple(pixels.shape[2:])), 0
+        x = self._placed(x, grid, pooled)
         for index, block in enumerate(self.blocks):
             if index in self.settings.pools:
                 x, grid = pool_tokens(x, grid)
                 pooled += 1
                 x = self._placed(x, grid, pooled)
-            x = block(x)
+            x = through(block, x, recompute=self.checkpointing)
         x = self.norm(x)
         return Features(cls=x.mean(dim=1), tokens=x, grid=grid)
 

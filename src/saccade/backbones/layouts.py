@@ -17,6 +17,7 @@ from saccade.architectures import ARCHITECTURES, ResNetSettings, SwinSettings, V
 from saccade.backbones.build import Network
 from saccade.backbones.cnn import ResNet
 from saccade.backbones.hierarchical import Swin
+from saccade.backbones.sliced import Sliced
 from saccade.backbones.vit import ViT
 from saccade.errors import ModelError
 from saccade.nn.positions import resize_table
@@ -35,6 +36,10 @@ def to_timm_state(backbone: Network) -> State:
     A Swin's tables are those of whole windows, as timm has them where a window fits into the last map.
     Raises ModelError where timm's plain ViT, ResNet or Swin has no such network.
     """
+    if isinstance(backbone, Sliced):
+        return to_timm_state(backbone.network)
+    if backbone.settings.axes != 2:
+        raise _not_in_timm(backbone.name, "a network for volumes")
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     if isinstance(backbone, ResNet):
         if backbone.settings.stem != "imagenet" or backbone.settings.width != 64:
@@ -53,7 +58,7 @@ def to_timm_state(backbone: Network) -> State:
     if table is None:
         table = torch.zeros(1, math.prod(grid), s.dim)
     table = table.detach().cpu()
-    state.pop("positions.table", None)
+    state = {key: value for key, value in state.items() if not key.startswith("positions.")}
     if not s.registers:
         table = torch.cat([torch.zeros(1, 1, s.dim).to(table), table], dim=1)
     state["pos_embed"] = table
@@ -73,15 +78,23 @@ def load_timm_state(backbone: Network, state: Mapping[str, Tensor]) -> None:
     """Fill a network from a state in timm's layout or in our own; heads of classifiers are left out.
 
     Learned positions are resized to the network's grid, and the first layer is adapted from three channels
-    to one by summing them. Raises ModelError naming the keys that are missing, superfluous or of wrong shape.
+    to one by summing them. Weights for images are inflated for a network for volumes (``inflate``). Raises
+    ModelError naming the keys that are missing, superfluous or of wrong shape.
     """
+    if isinstance(backbone, Sliced):
+        inner = {key.removeprefix("network."): value for key, value in state.items()}
+        load_timm_state(backbone.network, inner)
+        return
     given = {key: value for key, value in state.items() if not key.startswith(HEADS)}
+    axes = axes_of(given)
+    if backbone.settings.axes == 3:
+        given = inflate(backbone, given)
     if isinstance(backbone, ViT):
-        given = _own_vit_layout(backbone, given)
+        given = _own_vit_layout(backbone, given, axes)
     elif isinstance(backbone, Swin):
         given = {key: value for key, value in given.items() if not key.endswith(SWIN_BUFFERS)}
     first = "conv1.weight" if "conv1.weight" in given else "patch_embed.proj.weight"
-    if backbone.channels == 1 and first in given and given[first].ndim == 4 and given[first].shape[1] == 3:
+    if backbone.channels == 1 and first in given and given[first].ndim >= 4 and given[first].shape[1] == 3:
         given[first] = given[first].sum(dim=1, keepdim=True)
     check_keys(backbone.state_dict(), given, backbone.name)
     backbone.load_state_dict(given)
@@ -92,9 +105,35 @@ def load_dino_state(backbone: Network, state: Mapping[str, Any]) -> None:
     load_timm_state(backbone, unwrap(state))
 
 
-def _own_vit_layout(backbone: ViT, given: State) -> State:
-    """timm's names to ours: the position of prefix tokens is added to them, that of patches is resized."""
+def axes_of(state: Mapping[str, Tensor]) -> int:
+    """2 for weights of a network for images, 3 for volumes: what the kernel of its first layer says."""
+    first = next((state[key] for key in ("patch_embed.proj.weight", "conv1.weight") if key in state), None)
+    return 2 if first is None else first.ndim - 2
+
+
+def inflate(backbone: Network, given: State) -> State:
+    """Weights for images as those of a network for volumes; weights for volumes stay as they are.
+
+    Every kernel is repeated along depth and divided by it, so that a volume whose slices are all alike is answered as
+    the slice was (Carreira and Zisserman 2017, arXiv:1705.07750).
+    """
+    own = backbone.state_dict()
+    found = dict(given)
+    for key, value in given.items():
+        if key in own and own[key].ndim == 5 and value.ndim == 4:
+            depth = own[key].shape[2]
+            found[key] = (value[:, :, None] / depth).expand(-1, -1, depth, -1, -1).contiguous()
+    return found
+
+
+def _own_vit_layout(backbone: ViT, given: State, axes: int) -> State:
+    """timm's names to ours: the position of prefix tokens is added to them, that of patches is resized.
+
+    axes   of what the weights were made for; a table for images is repeated for every slice of a volume
+    """
     given = {key.replace("register_tokens", "reg_token"): value for key, value in given.items()}
+    if backbone.settings.positions == "factorised":
+        return given | _own_lines(backbone, given, axes)
     if backbone.settings.positions != "learned":
         return given  # a table in the file is then reported as superfluous, never dropped
     own = "positions.table" in given
@@ -108,13 +147,27 @@ def _own_vit_layout(backbone: ViT, given: State) -> State:
             hint="name the network that the weights belong to; a weights file takes it as FILE@NAME",
         )
     registers = given["reg_token"].shape[1] if "reg_token" in given else 0
-    prefix, side = (0, math.isqrt(table.shape[1])) if own else _split_positions(table.shape[1], registers)
+    prefix, side = (0, round(table.shape[1] ** (1 / axes))) if own else _split_positions(table.shape[1], registers)
     if prefix:
         given["cls_token"] = given["cls_token"] + table[:, :1]
     if prefix > 1:
         given["reg_token"] = given["reg_token"] + table[:, 1:prefix]
-    given["positions.table"] = resize_table(table.detach()[:, prefix:], (side, side), backbone.positions.grid)
+    grid = backbone.positions.grid
+    found = resize_table(table.detach()[:, prefix:], (side,) * axes, grid[-axes:])
+    given["positions.table"] = found.repeat(1, math.prod(grid[:-axes]), 1)
     return given
+
+
+def _own_lines(backbone: ViT, given: State, axes: int) -> State:
+    """One table an axis, resized; slices of a volume begin alike where the weights know none."""
+    grid = backbone.positions.grid
+    missing, found = len(grid) - axes, {}
+    for axis, length in enumerate(grid):
+        key = f"positions.tables.{axis - missing}"
+        line = given.get(key) if axis >= missing else torch.zeros(1, length, backbone.dim)
+        if line is not None:
+            found[f"positions.tables.{axis}"] = resize_table(line, (line.shape[1],), (length,))
+    return found
 
 
 def _split_positions(count: int, registers: int) -> tuple[int, int]:

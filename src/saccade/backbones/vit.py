@@ -19,7 +19,7 @@ from saccade.architectures import ViTSettings, arguments
 from saccade.contracts import Features, Hidden
 from saccade.errors import UsageError, unknown
 from saccade.nn.attention import attention_rows
-from saccade.nn.blocks import NORM_EPS, Block, drop_rates
+from saccade.nn.blocks import NORM_EPS, Block, drop_rates, through
 from saccade.nn.local import visible
 from saccade.nn.positions import Grid, Positions, Rotation
 from saccade.nn.tokens import PatchEmbed
@@ -32,8 +32,9 @@ CHUNK_ELEMENTS = 2**24  # attention weights held at once by rollout: 64 MiB in f
 
 
 class ViT(nn.Module):
-    """Patches, a class token, registers if wanted, and an encoder. Any image size that patches divide.
+    """Patches, a class token, registers if wanted, and an encoder. Any image or volume size that patches divide.
 
+    checkpointing   forget what a block computes inside and compute it again for the gradients
     Raises UsageError and ModelError for settings that do not fit together.
     """
 
@@ -43,12 +44,13 @@ class ViT(nn.Module):
         self.name, self.dim, self.depth, self.heads = s.name, s.dim, s.depth, s.heads
         self.channels, self.patch, self.stride_px = s.channels, s.patch, s.patch
         self.prefix = 1 + s.registers
-        self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch, stem=s.stem)
+        self.checkpointing = False
+        self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch, stem=s.stem, axes=s.axes)
         self.pattern = parse_pattern(s.attention)
         # A position for prefix tokens would only be a second name for the token itself: they have none.
         self.cls_token = nn.Parameter(torch.empty(1, 1, s.dim))
         self.reg_token = nn.Parameter(torch.empty(1, s.registers, s.dim)) if s.registers else None
-        grid = self.patch_embed.grid((s.size_px,) * self.patch_embed.axes)
+        grid = self.patch_embed.grid((s.size_px,) * s.axes)
         self.positions = Positions(s.positions, grid, s.dim, s.heads, self.prefix)
         self.blocks = nn.ModuleList(
             Block(
@@ -107,7 +109,7 @@ class ViT(nn.Module):
 
     def forward(
         self,
-        pixels: Float[Tensor, "B C Y X"],
+        pixels: Float[Tensor, "B C *size"],
         *,
         keep: Int[Tensor, "B M"] | None = None,
         hidden: Hidden | None = None,
@@ -121,7 +123,7 @@ class ViT(nn.Module):
         x, grid, rotation = self._enter(pixels, keep, hidden)
         seen = self._seen(pixels)
         for block in self.blocks:
-            x = block(x, rotation, grid, seen)
+            x = through(block, x, rotation, grid, seen, recompute=self.checkpointing)
         x = self.norm(x)
         tokens = x[:, self.prefix :]
         if seen is not None:  # what stands for nothing says nothing
@@ -134,7 +136,7 @@ class ViT(nn.Module):
         return Features(cls=tokens.sum(dim=1) / count[:, None], tokens=tokens, grid=grid)
 
     def attention(
-        self, pixels: Float[Tensor, "B C Y X"], *, layer: int = -1, rows: Int[Tensor, "R"]
+        self, pixels: Float[Tensor, "B C *size"], *, layer: int = -1, rows: Int[Tensor, "R"]
     ) -> Float[Tensor, "B H R N_all"]:
         """Attention weights of a few queries in one layer: 0 the class token, then registers, then patches.
 
@@ -168,7 +170,7 @@ class ViT(nn.Module):
         return found, grid
 
     def rollout(
-        self, pixels: Float[Tensor, "B C Y X"], row: int, *, head_fusion: HeadFusion = "mean"
+        self, pixels: Float[Tensor, "B C *size"], row: int, *, head_fusion: HeadFusion = "mean"
     ) -> Float[Tensor, "B N_all"]:
         """What one token of the last layer draws from every input token: row of the product of (A + I) / 2.
 

@@ -1,6 +1,7 @@
-"""Where a token is: learned, sine-cosine, rotary, or not told at all.
+"""Where a token is: learned, factorised, sine-cosine, rotary, or not told at all.
 
-Learned tables as in Dosovitskiy et al. 2021 (arXiv:2010.11929), resized to other grids; fixed sines and
+Learned tables as in Dosovitskiy et al. 2021 (arXiv:2010.11929), resized to other grids, whole or as the sum of one
+table an axis (as in ViViT, Arnab et al. 2021, arXiv:2103.15691: 3 S vectors instead of S^3); fixed sines and
 cosines as in Vaswani et al. 2017, one part of the width for each axis; rotary embedding of Su et al. 2021
 (arXiv:2104.09864) in the axial form of Heo et al. 2024 (arXiv:2403.13298). The number of axes is the length
 of the grid tuple: 1 for text, 2 for images, 3 for volumes. Only patch tokens have a position.
@@ -101,14 +102,29 @@ class Positions(nn.Module):
         if kind == "learned":
             self.table = nn.Parameter(torch.empty(1, math.prod(grid), dim))
             nn.init.trunc_normal_(self.table, std=0.02)
+        if kind == "factorised":
+            self.tables = nn.ParameterList(torch.empty(1, length, dim) for length in grid)
+            for table in self.tables:
+                nn.init.trunc_normal_(table, std=0.02)
 
     def added(self, grid: Grid, like: Tensor) -> Float[Tensor, "1 N D"] | None:
         """What is added to the patch tokens of this grid, or None."""
         if self.kind == "learned":
             return resize_table(self.table, self.grid, grid)
+        if self.kind == "factorised":
+            return self._sum_of_axes(grid)
         if self.kind == "sincos":
             return sincos_table(grid, self.dim, like.device).to(like.dtype)
         return None
+
+    def _sum_of_axes(self, grid: Grid) -> Float[Tensor, "1 N D"]:
+        total: Tensor | float = 0.0
+        for axis, table in enumerate(self.tables):
+            line = resize_table(table, (self.grid[axis],), (grid[axis],))
+            shape = [grid[axis] if a == axis else 1 for a in range(len(grid))]
+            total = total + line.view(1, *shape, self.dim)
+        assert isinstance(total, Tensor)
+        return total.reshape(1, -1, self.dim)
 
     def rotation(self, grid: Grid, like: Tensor) -> Rotation | None:
         """What turns queries and keys of all tokens, prefix included, or None."""
