@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         replay,
         report,
         resume,
+        search,
         show,
     )
     from saccade.starter import quickstart
@@ -43,6 +44,7 @@ __all__ = [
     "replay",
     "report",
     "resume",
+    "search",
     "show",
 ]
 

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
-from saccade import config, embedding, finetuning, panels, runs, runtime, sentences
+from saccade import config, embedding, finetuning, panels, runs, runtime, searching, sentences, tables
+from saccade.backbones.weights import fingerprint
 from saccade.data.audit import Audit, audit, contact_sheet
 from saccade.data.open import open_source
 from saccade.finetuning import FinetuneOptions
 from saccade.measuring import evaluate, fitted_model
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
-from saccade.store import FeatureTable, save_table
+from saccade.searching import SearchOptions
+from saccade.store import FeatureTable
 from saccade.study import drive
 from saccade.study.grid import WAYS, Grid, StudyConfig
 from saccade.train import run as training
@@ -42,6 +44,7 @@ __all__ = [
     "replay",
     "report",
     "resume",
+    "search",
     "show",
 ]
 
@@ -176,18 +179,47 @@ def _absolute(data: str | Path) -> str | Path:
     return data if str(data).startswith("synthetic:") else Path(data).resolve()
 
 
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """Where to read what is known of the images: a table that lies apart, and its columns (see open_source)."""
+
+    labels: Path | None = None
+    label: str | None = None
+    group: str | None = None
+
+
 def embed(
-    model: str | Path, data: str | Path, *, out: Path | None = None, grey: bool = False, max_bad: float = 0.05
+    model: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    grey: bool = False,
+    max_bad: float = 0.05,
+    described: Described | None = None,
 ) -> FeatureTable:
-    """One feature vector for every image of ``data``; written to ``out`` (Parquet) when named."""
+    """One feature vector for every image of ``data``; written to ``out`` when named: Parquet, or DATABASE/NAME.lance."""
     device = runtime.pick_device()
     runtime.keep_freed_memory()
-    decoded = embedding.Decoded(open_source(data), max_bad=max_bad, report=None)
+    where = described or Described()
+    source = open_source(data, manifest=where.labels, label=where.label, group=where.group)
+    decoded = embedding.Decoded(source, max_bad=max_bad, report=None)
     loaded, _ = fitted_model(model, decoded)
     table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
+    origin = {"data": str(_absolute(data)), "labels": str(Path(where.labels).resolve()) if where.labels else None}
+    table = dataclasses.replace(table, about=table.about | {"weights": fingerprint(loaded.backbone)} | origin)
     if out is not None:
-        save_table(out, table)
+        tables.write(out, table)
     return table
+
+
+def search(
+    model: str | Path, image: str | Path, *, store: str | Path, options: SearchOptions | None = None
+) -> searching.Found:
+    """The images of a feature table that are most like one image file.
+
+    Raises ModelError when another model made the table.
+    """
+    return searching.search(model, image, store, options or SearchOptions())
 
 
 def attend(model: str | Path, image: str | Path, *, options: panels.AttendOptions | None = None) -> panels.Attended:

@@ -23,6 +23,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     measure.embed,
     measure.evaluate,
     look.attend,
+    look.search,
     look.report,
     look.view,
     look.doctor,

@@ -6,6 +6,7 @@ Every model of a comparison sees the same decoded images; sources are decoded on
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
@@ -16,12 +17,12 @@ from saccade import runtime
 from saccade.augment.views import plain_view
 from saccade.backbones.build import rebuild
 from saccade.backbones.weights import LoadedModel
-from saccade.contracts import InputSpec, Record, Source
+from saccade.contracts import InputSpec, Record, Sample, Source
 from saccade.data.intensity import intensity_of
 from saccade.data.loader import ImageCache, build_cache, fit_range, input_spec, typical_px, usual_channels
 from saccade.errors import ModelError
 from saccade.evaluation.baselines import histogram_features, pixel_features
-from saccade.store import FeatureTable
+from saccade.store import COLUMNS, FEATURES, FeatureTable
 
 PIXELS, HISTOGRAM = "pixels", "colour histogram"
 Report = Callable[[int, int], None]
@@ -83,7 +84,13 @@ def _table(cache: ImageCache, features: np.ndarray, model: str, about: dict[str,
         hashes=list(cache.hashes),
         model=model,
         about=about,
+        extras={name: [r.extra.get(name) or None for r in cache.records] for name in _extra_columns(cache)},
     )
+
+
+def _extra_columns(cache: ImageCache) -> list[str]:
+    """Other columns of the manifest, but for those that a table has a place for."""
+    return sorted({name for record in cache.records for name in record.extra} - {*COLUMNS, FEATURES})
 
 
 def random_twin(model: LoadedModel, seed: int) -> LoadedModel:
@@ -173,6 +180,38 @@ def embed_model(
         precision=precision,
     )
     return _table(cache, features, model.name, {"spec": dataclasses.asdict(spec), "precision": precision})
+
+
+@dataclasses.dataclass(frozen=True)
+class OneImage:
+    """A source of one image that is already decoded; satisfies contracts.Source."""
+
+    name: str
+    pixels: np.ndarray
+
+    @property
+    def records(self) -> list[Record]:
+        return [Record(self.name)]
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, index: int) -> Sample:
+        return Sample(self.pixels, self.records[index])
+
+    def content_hash(self, index: int) -> str:
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()
+
+
+def embed_one(
+    model: LoadedModel, spec: InputSpec, name: str, pixels: np.ndarray, *, device: torch.device, precision: str
+) -> np.ndarray:
+    """The vector [D] of one image [C Y X], shown as ``spec`` says, in the way the images of a table are."""
+    cache = build_cache(OneImage(name, pixels), cache_px=spec.size_px, channels=spec.channels, max_bad=0)
+    spec = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
+    cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
+    network = model.backbone.to(device)
+    return embed_cached(network, cache, np.arange(1), spec, device=device, precision=precision)[0]
 
 
 def embed_baselines(decoded: Decoded, size_px: int, *, grey: bool) -> Mapping[str, FeatureTable]:

@@ -1,15 +1,18 @@
-"""The feature table: one vector an image with what is known of it, in Parquet; exact search in it."""
+"""The feature table: one vector an image with what is known of it, in Parquet; exact search in it.
+
+A table of many rows may lie in LanceDB instead, see lance.py.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +20,22 @@ import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
 from saccade.errors import DataError, StorageError
+from saccade.filters import Condition, mask
 
 ROWS, QUERIES = 4096, 512  # of one product: 8 MiB of similarities
 GROUP = 32
 COLUMNS = ("id", "label", "group", "split", "sha256")
+FEATURES = "features"
 
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """features [N D] float32; the lists have N entries; ``model`` made the features, ``about`` says how."""
+    """features [N D] float32; the lists have N entries.
+
+    model   name of what made the features
+    about   how: ``spec`` (the input), ``weights`` (their hash), ``data`` (where the images lay), ``precision``
+    extras  every other column of the images' manifest, as text
+    """
 
     features: np.ndarray
     ids: list[str]
@@ -35,41 +45,58 @@ class FeatureTable:
     hashes: list[str | None]
     model: str = ""
     about: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, list[str | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def columns(self) -> dict[str, list[str | None]]:
+        """Everything known of the images, by name of the column."""
+        known = [self.ids, self.labels, self.groups, self.splits, self.hashes]
+        return dict(zip(COLUMNS, known)) | self.extras
+
     def select(self, indices: Iterable[int]) -> FeatureTable:
         """The rows at ``indices``, in that order."""
         chosen = [int(i) for i in indices]
+        known = {name: [values[i] for i in chosen] for name, values in self.columns.items()}
+        return table_of(self.features[chosen], known, self.model, self.about)
 
-        def of(values: list[Any]) -> list[Any]:
-            return [values[i] for i in chosen]
 
-        return FeatureTable(
-            self.features[chosen],
-            of(self.ids),
-            of(self.labels),
-            of(self.groups),
-            of(self.splits),
-            of(self.hashes),
-            self.model,
-            self.about,
-        )
+def table_of(
+    features: np.ndarray, columns: dict[str, list[str | None]], model: str, about: dict[str, Any]
+) -> FeatureTable:
+    """A table from its columns by name, the five of COLUMNS and any others."""
+    extras = {name: values for name, values in columns.items() if name not in COLUMNS}
+    ids, labels, groups, splits, hashes = (columns[name] for name in COLUMNS)
+    return FeatureTable(features, [str(i) for i in ids], labels, groups, splits, hashes, model, about, extras)
+
+
+def to_arrow(table: FeatureTable) -> pa.Table:
+    """Columns of text and one fixed-size list column ``features``; what is said of all rows is in the metadata."""
+    flat = pa.array(np.ascontiguousarray(table.features, dtype=np.float32).reshape(-1))
+    data = {name: pa.array(values, pa.string()) for name, values in table.columns.items()}
+    data[FEATURES] = pa.FixedSizeListArray.from_arrays(flat, table.features.shape[1])
+    about = {"model": table.model, "about": table.about}
+    return pa.table(data).replace_schema_metadata({"saccade": json.dumps(about)})
+
+
+def from_arrow(arrow: pa.Table) -> FeatureTable:
+    """The table that to_arrow wrote. Raises KeyError for others."""
+    about = json.loads((arrow.schema.metadata or {})[b"saccade"])
+    lists = arrow[FEATURES].combine_chunks()
+    width = lists.type.list_size
+    features = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(arrow), width)
+    columns = {name: arrow[name].to_pylist() for name in arrow.column_names if name != FEATURES}
+    return table_of(features, columns, about["model"], about["about"])
 
 
 def save_table(path: Path, table: FeatureTable) -> None:
-    """Write Parquet (one fixed-size list column ``features``), under a temporary name first."""
-    flat = pa.array(np.ascontiguousarray(table.features, dtype=np.float32).reshape(-1))
-    columns = [table.ids, table.labels, table.groups, table.splits, table.hashes]
-    data = {name: pa.array(values, pa.string()) for name, values in zip(COLUMNS, columns)}
-    data["features"] = pa.FixedSizeListArray.from_arrays(flat, table.features.shape[1])
-    about = {"model": table.model, "about": table.about}
-    arrow = pa.table(data).replace_schema_metadata({"saccade": json.dumps(about)})
+    """Write Parquet, under a temporary name first."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(arrow, temporary)
+        pq.write_table(to_arrow(table), temporary)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -79,18 +106,108 @@ def save_table(path: Path, table: FeatureTable) -> None:
 def load_table(path: Path) -> FeatureTable:
     """Read what save_table wrote. Raises DataError for other files."""
     try:
-        arrow = pq.read_table(path)
-        about = json.loads((arrow.schema.metadata or {})[b"saccade"])
-        lists = arrow["features"].combine_chunks()
-        features = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(arrow), -1)
-        ids, labels, groups, splits, hashes = (arrow[name].to_pylist() for name in COLUMNS)
-    except (OSError, pa.ArrowException, KeyError) as error:
+        return from_arrow(pq.read_table(path))
+    except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
         raise DataError(
             f"{path} is not a feature table",
             got=str(error).splitlines()[0],
             hint="saccade embed MODEL DATA --out FILE",
         ) from error
-    return FeatureTable(features, ids, labels, groups, splits, hashes, about["model"], about["about"])
+
+
+# --- searching ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How much of the truth approximate answers hold, measured on rows of the table (see lance.py).
+
+    k, filter   of the search that was measured
+    cells       parts of the index that are looked into
+    mean        share of the k exact neighbours that were found; low and high: its 95 % interval
+    queries     rows whose neighbours were compared
+    """
+
+    k: int
+    filter: str
+    cells: int
+    mean: float
+    low: float
+    high: float
+    queries: int
+
+    def text(self) -> str:
+        return (
+            f"approximate: {self.mean:.1%} of the {self.k} exact neighbours are found "
+            f"({self.low:.1%} to {self.high:.1%}, measured on {self.queries} rows of the table)"
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Neighbours, nearest first: what is known of each, and its cosine similarity [k]; recall None means exact."""
+
+    hits: list[dict[str, str | None]]
+    similarities: np.ndarray
+    recall: Recall | None = None
+
+
+class Store(Protocol):
+    """A feature table that can be searched, wherever it lies."""
+
+    place: str
+    model: str
+    about: dict[str, Any]
+    rows: int
+    width: int
+    columns: tuple[str, ...]
+    indexed: bool
+
+    def load(self, rows: Sequence[int] | None = None) -> FeatureTable:
+        """The table in memory, or the rows named, in ascending order."""
+        ...
+
+    def values(self, column: str) -> list[str]:
+        """What the column holds, sorted; "" where something is not known."""
+        ...
+
+    def nearest_rows(
+        self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
+    ) -> Answer:
+        """The k rows most like ``query`` [D] among those that fulfil the conditions."""
+        ...
+
+
+class MemoryStore:
+    """A table in memory; satisfies Store. Its answers are always exact."""
+
+    indexed = False
+
+    def __init__(self, place: str | Path, table: FeatureTable):
+        self.place, self.table = str(place), table
+        self.model, self.about = table.model, table.about
+        self.rows, self.width = table.features.shape
+        self.columns = tuple(table.columns)
+
+    def load(self, rows: Sequence[int] | None = None) -> FeatureTable:
+        return self.table if rows is None else self.table.select(sorted(int(row) for row in rows))
+
+    def values(self, column: str) -> list[str]:
+        return sorted({value or "" for value in self.table.columns[column]})
+
+    def nearest_rows(
+        self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
+    ) -> Answer:
+        features, kept = self.table.features, None
+        if conditions:
+            kept = np.flatnonzero(mask(conditions, self.table.columns, self.rows))
+            features = features[kept]
+        if not len(features):
+            return Answer([], np.zeros(0, np.float32))
+        similar, found = nearest(features, query[None], k)
+        rows = found[0] if kept is None else kept[found[0]]
+        known = self.table.columns
+        return Answer([{name: known[name][int(row)] for name in self.columns} for row in rows], similar[0])
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ from saccade.runs import read_json, write_atomic, write_json
 
 __all__ = [
     "LoadedModel",
+    "fingerprint",
     "load_dino_state",
     "load_model",
     "load_timm_state",
@@ -127,6 +128,15 @@ def weights_hash(model: str | Path) -> str:
     file = path if path.is_file() else next(f / WEIGHTS for f in folders if (f / WEIGHTS).exists())
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+
+
+def fingerprint(backbone: Network) -> str:
+    """First 12 digits of the SHA-256 of the weights themselves: the same wherever the model lies, and for random:."""
+    digest = hashlib.sha256()
+    for key, value in sorted(backbone.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _random(name: str, channels: int, size_px: int | None, seed: int) -> LoadedModel:

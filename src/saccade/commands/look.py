@@ -1,4 +1,4 @@
-"""Commands that show: show, attend, report, view, doctor. Heavy imports happen inside."""
+"""Commands that show: show, attend, search, report, view, doctor. Heavy imports happen inside."""
 
 from __future__ import annotations
 
@@ -98,6 +98,32 @@ def _attend_text(model: str | None, text: str, options: TextOptions, out: Path |
     typer.echo(found.text())
     if path is not None:
         typer.echo(path)
+
+
+def search(
+    model: Model,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="One image file.")],
+    store: Annotated[str, typer.Option("--in", help="Feature table of saccade embed, by the same model.")] = ...,  # type: ignore[assignment]
+    k: Annotated[int, typer.Option(help="Neighbours.")] = 10,
+    where: Annotated[str, typer.Option(help="Only these: label=a,b split=train group!=7 'other column'=x.")] = "",
+    approximate: Annotated[
+        bool | None,
+        typer.Option("--approximate/--exact", help="Use the index of a LanceDB table; default: above a million rows."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Where the images lie now, if they have moved.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Contact sheet of the hits (PNG).")] = None,
+    as_json: Json = False,
+) -> None:
+    """The images of a feature table that are most like this one, and the label they vote for."""
+    from saccade import api
+    from saccade.searching import SearchOptions
+
+    options = SearchOptions(k=k, where=where, approximate=approximate, data=data)
+    found = api.search(model, image, store=store, options=options)
+    faults = found.save_sheet(out) if out else []
+    print_json(found.to_dict() | {"sheet": str(out) if out else None}) if as_json else typer.echo(found.text())
+    for fault in faults:
+        typer.echo(fault, err=True)
 
 
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a study.")]) -> None:

@@ -13,14 +13,18 @@ from saccade.terminal import Bar, Data, Grey, Group, Json, Label, Labels, MaxBad
 def embed(
     model: Model,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Feature table to write (Parquet).")] = ...,  # type: ignore[assignment]
+    out: Annotated[str, typer.Option("--out", help="Table to write: FILE.parquet, or DATABASE/NAME.lance.")] = ...,  # type: ignore[assignment]
+    labels: Labels = None,
+    label: Label = None,
+    group: Group = None,
     grey: Grey = False,
     max_bad: MaxBad = 0.05,
 ) -> None:
-    """One feature vector an image, in a Parquet table."""
-    from saccade.api import embed as run
+    """One feature vector an image, in a table: Parquet, or LanceDB for many."""
+    from saccade import api
 
-    table = run(model, data, out=out, grey=grey, max_bad=max_bad)
+    described = api.Described(labels=labels, label=label, group=group)
+    table = api.embed(model, data, out=out, grey=grey, max_bad=max_bad, described=described)
     typer.echo(f"{out}: {table.features.shape[0]:,} images, {table.features.shape[1]} features")
 
 

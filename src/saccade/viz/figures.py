@@ -211,6 +211,20 @@ def neighbours_panel(rows: Sequence[tuple[Neighbour, Sequence[Neighbour]]]) -> b
     return _png(_sheet(cells, columns=columns, first_apart=True))
 
 
+def hits_panel(query: np.ndarray, hits: Sequence[Neighbour], *, columns: int = 6) -> bytes:
+    """PNG: an image (uint8 [3 Y X]) and below it what was found for it, nearest first, from left to right.
+
+    A hit of 1 x 1 pixels stands for an image that is not there.
+    """
+    blank = Cell(Image.new("RGBA", (1, 1), (0, 0, 0, 0)))
+    cells = [Cell(_square(query), ("asked with",)), *[blank] * (min(columns, len(hits) or 1) - 1)]
+    for place, item in enumerate(hits, start=1):
+        gone = item.image.shape[1:] == (1, 1)
+        text = f"{place}: {item.score:.3f}" + (", not there" if gone else "")
+        cells.append(Cell(blank.picture if gone else _square(item.image), (text, item.label or "")))
+    return _png(_sheet(cells, columns=min(columns, len(hits) or 1)))
+
+
 def _asks(amap: AttentionMap) -> str:
     whole = amap.query_box is None
     if amap.kind == "similarity":

@@ -1,0 +1,161 @@
+"""Which images of a feature table are most like this one? (``saccade search``)
+
+The image is embedded as those of the table were: by the same weights, which are compared by their hash, at the
+same size and in the same range. Another model would answer in another space, and its answers would look as good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade import runtime
+from saccade.backbones.weights import LoadedModel, fingerprint, load_model
+from saccade.contracts import InputSpec
+from saccade.data.decode import decode
+from saccade.embedding import embed_one
+from saccade.errors import DataError, ModelError, UsageError
+from saccade.filters import parse
+from saccade.pictures import Pictures
+from saccade.store import Answer, Store
+from saccade.tables import approximates, open_store
+from saccade.viz.figures import Neighbour, hits_panel
+from saccade.votes import Guess, guess
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    k            neighbours
+    where        conditions on what is known of the images, see filters.py; "" takes all
+    approximate  use the index of a table in LanceDB; None: only above a million rows
+    data         where the images of the table lie now, when they have moved
+    """
+
+    k: int = 10
+    where: str = ""
+    approximate: bool | None = None
+    data: Path | None = None
+
+
+class Searcher:
+    """A model and a table that it made: images in, vectors of the table's space out."""
+
+    def __init__(self, model: str | Path, store: Store):
+        self.store = store
+        values = {key: tuple(v) if isinstance(v, list) else v for key, v in store.about.get("spec", {}).items()}
+        if not values or "weights" not in store.about:
+            raise DataError(
+                f"{store.place} does not say which weights made it",
+                hint="it is of an older saccade: saccade embed MODEL DATA --out FILE writes it again",
+            )
+        self.spec = InputSpec(**values)
+        self.model: LoadedModel = load_model(model, channels=self.spec.channels, size_px=self.spec.size_px)
+        found, expected = fingerprint(self.model.backbone), store.about["weights"]
+        if found != expected:
+            raise ModelError(
+                f"{store.place} was made by another model",
+                got=f"{self.model.name}, weights {found}",
+                expected=f"{store.model}, weights {expected}",
+                hint="search with that model, or embed the images again with this one",
+            )
+        self.device = runtime.pick_device()
+
+    def vector(self, data: bytes, name: str) -> np.ndarray:
+        """The vector [D] of an encoded image. Raises DamagedFile."""
+        precision = str(self.store.about.get("precision") or runtime.usual_precision(self.device))
+        return embed_one(self.model, self.spec, name, decode(data, name), device=self.device, precision=precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The answer to one image.
+
+    same    whether each hit is the very file that was asked with; such a hit has no vote
+    guess   the label that the others vote for, None where they have none
+    """
+
+    query: str
+    pixels: np.ndarray
+    store: Store
+    options: SearchOptions
+    answer: Answer
+    same: list[bool]
+    guess: Guess | None
+    pictures: Pictures
+
+    def text(self) -> str:
+        """A table for the terminal."""
+        shown = [name for name in ("label", "group", "split") if any(hit[name] for hit in self.answer.hits)]
+        rows = [["", "similarity", *shown, "image"]]
+        for place, hit in enumerate(self.answer.hits):
+            known = [hit[name] or "" for name in shown]
+            note = " (the image itself)" if self.same[place] else ""
+            rows.append([str(place + 1), f"{self.answer.similarities[place]:.4f}", *known, f"{hit['id']}{note}"])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows]
+        filtered = f", {self.options.where}" if self.options.where else ""
+        how = self.answer.recall.text() if self.answer.recall else "exact"
+        lines += ["", f"{self.store.rows:,} images in {self.store.place}, {self.store.model}{filtered}; {how}"]
+        return "\n".join(lines + ([self.guess.text()] if self.guess else []))
+
+    def to_dict(self) -> dict[str, Any]:
+        hits = [
+            hit | {"rank": i + 1, "similarity": round(float(self.answer.similarities[i]), 6), "same_file": self.same[i]}
+            for i, hit in enumerate(self.answer.hits)
+        ]
+        return {
+            "query": self.query,
+            "store": self.store.place,
+            "rows": self.store.rows,
+            "model": self.store.model,
+            "weights": self.store.about["weights"],
+            "where": self.options.where,
+            "exact": self.answer.recall is None,
+            "recall": dataclasses.asdict(self.answer.recall) if self.answer.recall else None,
+            "guess": dataclasses.asdict(self.guess) if self.guess else None,
+            "hits": hits,
+        }
+
+    def save_sheet(self, path: Path) -> list[str]:
+        """Write a contact sheet (PNG): the image asked with, then the hits. Returns why some are not shown."""
+        if path.suffix.lower() != ".png":
+            raise UsageError("a contact sheet is a PNG", got=path)
+        shown, faults = [], []
+        for hit, score in zip(self.answer.hits, self.answer.similarities):
+            try:
+                pixels = self.pictures.pixels(str(hit["id"]), hit["sha256"])
+            except DataError as error:
+                faults.append(str(error))
+                pixels = np.zeros((3, 1, 1), np.uint8)
+            shown.append(Neighbour(pixels, hit["label"], float(score)))
+        if shown and len(faults) == len(shown):
+            raise DataError("none of the images found is there to be shown", got=faults[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(hits_panel(self.pixels, shown))
+        return faults
+
+
+def search(model: str | Path, image: str | Path, place: str | Path, options: SearchOptions) -> Found:
+    """The nearest neighbours of an image file in a feature table; see SearchOptions."""
+    if options.k < 1:
+        raise UsageError("--k is at least 1", got=options.k)
+    path, store = Path(image), open_store(place)
+    conditions = parse(options.where)
+    if not path.is_file():
+        raise DataError("image file not found", got=path)
+    data = path.read_bytes()
+    vector = Searcher(model, store).vector(data, str(path))
+    approximate = approximates(store, options.approximate)
+    answer = store.nearest_rows(vector, options.k, conditions, approximate=approximate)
+    digest = hashlib.sha256(data).hexdigest()
+    same = [hit["sha256"] == digest for hit in answer.hits]
+    voters = [(hit["label"], float(s)) for hit, s, own in zip(answer.hits, answer.similarities, same) if not own]
+    pictures = Pictures(store.about, data=options.data)
+    shown = pictures.eight_bit(decode(data, str(path)))
+    return Found(str(image), shown, store, options, answer, same, guess(voters), pictures)

@@ -1,0 +1,42 @@
+"""One door to feature tables: a Parquet file, or ``DATABASE/NAME.lance`` for many rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saccade.errors import DataError
+from saccade.lance import LanceStore, is_lance, save_lance
+from saccade.store import FeatureTable, MemoryStore, Store, load_table, save_table
+
+EXACT_ROWS = 1_000_000  # above, a search is approximate where there is an index
+
+
+def open_store(place: str | Path) -> Store:
+    """The table at ``place``. Raises DataError when there is none."""
+    if is_lance(place):
+        return LanceStore(place)
+    if not Path(place).is_file():
+        raise DataError("no such feature table", got=place, hint=f"saccade embed MODEL DATA --out {place}")
+    return MemoryStore(place, load_table(Path(place)))
+
+
+def write(place: str | Path, table: FeatureTable) -> None:
+    """Write the table where and as the name says. Raises StorageError."""
+    if is_lance(place):
+        save_lance(place, table)
+    else:
+        save_table(Path(place), table)
+
+
+def approximates(store: Store, wish: bool | None) -> bool:
+    """Whether a search uses the index: as wished; else only above EXACT_ROWS, where there is one.
+
+    Raises DataError when an approximate answer is wished of a table without an index.
+    """
+    if wish and not store.indexed:
+        raise DataError(
+            f"{store.place} has no index, so its answers are exact",
+            got=f"{store.rows:,} rows",
+            hint="leave out --approximate; tables in LanceDB of more than 10,000 rows have one",
+        )
+    return store.indexed and store.rows > EXACT_ROWS if wish is None else wish
