@@ -197,7 +197,7 @@ def embed(
     max_bad: float = 0.05,
     described: Described | None = None,
 ) -> FeatureTable:
-    """One feature vector for every image of ``data``; written to ``out`` when named: Parquet, or DATABASE/NAME.lance."""
+    """One feature vector for every image of ``data``; written to ``out``: FILE.parquet, or DATABASE/NAME.lance."""
     device = runtime.pick_device()
     runtime.keep_freed_memory()
     where = described or Described()

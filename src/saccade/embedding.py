@@ -182,16 +182,12 @@ def embed_model(
     return _table(cache, features, model.name, {"spec": dataclasses.asdict(spec), "precision": precision})
 
 
-@dataclasses.dataclass(frozen=True)
 class OneImage:
     """A source of one image that is already decoded; satisfies contracts.Source."""
 
-    name: str
-    pixels: np.ndarray
-
-    @property
-    def records(self) -> list[Record]:
-        return [Record(self.name)]
+    def __init__(self, name: str, pixels: np.ndarray):
+        self.name, self.pixels = name, pixels
+        self.records = [Record(name)]
 
     def __len__(self) -> int:
         return 1

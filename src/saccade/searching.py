@@ -48,7 +48,9 @@ class Searcher:
 
     def __init__(self, model: str | Path, store: Store):
         self.store = store
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in store.about.get("spec", {}).items()}
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in store.about.get("spec", {}).items()
+        }
         if not values or "weights" not in store.about:
             raise DataError(
                 f"{store.place} does not say which weights made it",

@@ -53,7 +53,7 @@ class FeatureTable:
     @property
     def columns(self) -> dict[str, list[str | None]]:
         """Everything known of the images, by name of the column."""
-        known = [self.ids, self.labels, self.groups, self.splits, self.hashes]
+        known: list[Any] = [self.ids, self.labels, self.groups, self.splits, self.hashes]
         return dict(zip(COLUMNS, known)) | self.extras
 
     def select(self, indices: Iterable[int]) -> FeatureTable:
