@@ -183,27 +183,32 @@ def embed_model(
 
 
 class OneImage:
-    """A source of one image that is already decoded; satisfies contracts.Source."""
+    """A source of one image or volume that is already decoded; satisfies contracts.Source."""
 
-    def __init__(self, name: str, pixels: np.ndarray):
-        self.name, self.pixels = name, pixels
-        self.records = [Record(name)]
+    def __init__(self, sample: Sample):
+        self.sample, self.name, self.records = sample, sample.record.id, [sample.record]
+        self.axes = sample.pixels.ndim - 1
 
     def __len__(self) -> int:
         return 1
 
     def read(self, index: int) -> Sample:
-        return Sample(self.pixels, self.records[index])
+        return self.sample
 
     def content_hash(self, index: int) -> str:
-        return hashlib.sha256(self.pixels.tobytes()).hexdigest()
+        return hashlib.sha256(self.sample.pixels.tobytes()).hexdigest()
 
 
 def embed_one(
-    model: LoadedModel, spec: InputSpec, name: str, pixels: np.ndarray, *, device: torch.device, precision: str
+    model: LoadedModel, spec: InputSpec, sample: Sample, *, device: torch.device, precision: str
 ) -> np.ndarray:
-    """The vector [D] of one image [C Y X], shown as ``spec`` says, in the way the images of a table are."""
-    cache = build_cache(OneImage(name, pixels), cache_px=spec.size_px, channels=spec.channels, max_bad=0)
+    """The vector [D] of one image or volume, shown as ``spec`` says, in the way those of a table are."""
+    source = OneImage(sample)
+    if source.axes != spec.axes:
+        words = {2: "an image", 3: "a volume"}
+        raise ModelError(f"{model.name} looks at {words[spec.axes]}", got=f"{words[source.axes]}: {source.name}")
+    decoded = Decoded(source, max_bad=0, report=None)
+    cache = decoded.at(spec.size_px, spec.channels, spec)
     spec = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
     cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
     network = model.backbone.to(device)

@@ -72,12 +72,17 @@ class Pictures:
         return buffer.getvalue()
 
     def eight_bit(self, pixels: np.ndarray) -> np.ndarray:
-        """[C Y X] in the range of the table's model to uint8 [3 Y X]; deeper images by that range, not by clipping."""
-        if pixels.ndim != 3:
-            raise DataError("only images of two dimensions are shown here", got=f"shape {pixels.shape}")
+        """[C Y X], or the middle slice of [C T Y X], to uint8 [3 Y X].
+
+        Deeper images are shown by the range of the table's model, not by clipping; volumes by their own.
+        """
+        low, scale = float(pixels.min()), float(pixels.max()) - float(pixels.min())
+        spec = self._about.get("spec", {})
+        if pixels.ndim == 4:
+            pixels = pixels[:, pixels.shape[1] // 2]
+        elif spec:
+            low, scale = float(spec["offset"]), float(spec["scale"])
         if pixels.dtype != np.uint8:
-            spec = self._about.get("spec", {})
-            low = float(spec.get("offset", pixels.min()))
-            scale = float(spec.get("scale", float(pixels.max()) - low)) or 1.0
-            pixels = ((pixels.astype(np.float32) - low) / scale * 255).round().clip(0, 255).astype(np.uint8)
+            shown = (pixels.astype(np.float32) - low) / (scale or 1.0) * 255
+            pixels = shown.round().clip(0, 255).astype(np.uint8)
         return pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, axis=0)

@@ -15,8 +15,9 @@ import numpy as np
 
 from saccade import runtime
 from saccade.backbones.weights import LoadedModel, fingerprint, load_model
-from saccade.contracts import InputSpec
-from saccade.data.decode import decode
+from saccade.contracts import InputSpec, Record, Sample
+from saccade.data.decode import IMAGE_SUFFIXES, decode
+from saccade.data.open import open_source
 from saccade.embedding import embed_one
 from saccade.errors import DataError, ModelError, UsageError
 from saccade.filters import parse
@@ -68,10 +69,10 @@ class Searcher:
             )
         self.device = runtime.pick_device()
 
-    def vector(self, data: bytes, name: str) -> np.ndarray:
-        """The vector [D] of an encoded image. Raises DamagedFile."""
+    def vector(self, sample: Sample) -> np.ndarray:
+        """The vector [D] of an image or volume. Raises ModelError where the table has none of that kind."""
         precision = str(self.store.about.get("precision") or runtime.usual_precision(self.device))
-        return embed_one(self.model, self.spec, name, decode(data, name), device=self.device, precision=precision)
+        return embed_one(self.model, self.spec, sample, device=self.device, precision=precision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,21 +144,30 @@ class Found:
         return faults
 
 
+def read_query(path: Path) -> tuple[Sample, str]:
+    """The image or volume that is asked with, and the hash of its file."""
+    if not path.exists():
+        raise DataError("image file not found", got=path)
+    if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
+        data = path.read_bytes()
+        return Sample(decode(data, str(path)), Record(str(path))), hashlib.sha256(data).hexdigest()
+    source = open_source(path)
+    if len(source) != 1:
+        raise UsageError("a search asks with one image", got=f"{len(source):,} in {path}")
+    return source.read(0), source.content_hash(0)
+
+
 def search(model: str | Path, image: str | Path, place: str | Path, options: SearchOptions) -> Found:
     """The nearest neighbours of an image file in a feature table; see SearchOptions."""
     if options.k < 1:
         raise UsageError("--k is at least 1", got=options.k)
-    path, store = Path(image), open_store(place)
-    conditions = parse(options.where)
-    if not path.is_file():
-        raise DataError("image file not found", got=path)
-    data = path.read_bytes()
-    vector = Searcher(model, store).vector(data, str(path))
+    store, conditions = open_store(place), parse(options.where)
+    sample, digest = read_query(Path(image))
+    vector = Searcher(model, store).vector(sample)
     approximate = approximates(store, options.approximate)
     answer = store.nearest_rows(vector, options.k, conditions, approximate=approximate)
-    digest = hashlib.sha256(data).hexdigest()
     same = [hit["sha256"] == digest for hit in answer.hits]
     voters = [(hit["label"], float(s)) for hit, s, own in zip(answer.hits, answer.similarities, same) if not own]
     pictures = Pictures(store.about, data=options.data)
-    shown = pictures.eight_bit(decode(data, str(path)))
+    shown = pictures.eight_bit(sample.pixels)
     return Found(str(image), shown, store, options, answer, same, guess(voters), pictures)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saccade.errors import UsageError
-from saccade.terminal import Data, Group, Json, MaxBad, print_json
+from saccade.terminal import Data, Group, Json, MaxBad, Model, print_json
 
 if TYPE_CHECKING:
     from saccade.words import TextOptions
