@@ -1,7 +1,10 @@
 """The real images: counts that were published with them, and what is known to be wrong with them."""
 
+import gzip
+import zipfile
 from collections import Counter
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -69,6 +72,34 @@ def test_hippocampus_has_masks_and_millimetres(shared_data):
     sample = source.read(0)
     assert sample.pixels.shape[1:] == sample.mask.shape and set(np.unique(sample.mask)) == {0, 1, 2}
     assert sample.spacing_mm == (1, 1, 1)
+
+
+def test_hippocampus_lies_as_nibabel_says(shared_data):
+    path = shared_data / "volumes" / "msd-hippocampus-130.zip"
+    source = open_source(path)
+    with zipfile.ZipFile(path) as archive:
+        for index in range(0, len(source), 13):
+            image = nibabel.Nifti1Image.from_bytes(gzip.decompress(archive.read(source.records[index].id)))
+            there, sample = nibabel.as_closest_canonical(image), source.read(index)
+            ours = sample.pixels[0].transpose(2, 1, 0)[::-1, ::-1]
+            np.testing.assert_allclose(ours, np.asarray(there.dataobj), rtol=1e-5)
+            corner = [sample.pixels.shape[3] - 1, sample.pixels.shape[2] - 1, 0, 1]
+            np.testing.assert_allclose(sample.affine @ corner, there.affine[:, 3], atol=1e-5)
+
+
+def test_dicom_series_as_simpleitk_reads_it(shared_data, tmp_path):
+    SimpleITK = pytest.importorskip("SimpleITK")
+    path = shared_data / "volumes" / "dicom-brain-PGBM-002.zip"
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path)
+    sample = open_source(path).read(0)
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "PGBM-002-T1post")))
+    image = SimpleITK.DICOMOrient(reader.Execute(), "LPS")
+    np.testing.assert_array_equal(sample.pixels[0], SimpleITK.GetArrayFromImage(image))
+    np.testing.assert_allclose(sample.spacing_mm, image.GetSpacing()[::-1], rtol=1e-5)
+    np.testing.assert_allclose(sample.affine[:3, 3], np.array(image.GetOrigin()) * (-1, -1, 1), atol=1e-4)
+    assert sample.modality == "MR" and sample.pixels.shape == (1, 22, 512, 512)
 
 
 def test_cifar(shared_data):

@@ -16,10 +16,14 @@ from typing import Protocol
 import numpy as np
 
 from saccade.contracts import Record, Sample
-from saccade.data.decode import IMAGE_SUFFIXES, decode
+from saccade.data.decode import IMAGE_SUFFIXES, TIFF_MARKS, decode
+from saccade.data.dicom import read_series
+from saccade.data.series import find_series, is_dicom
+from saccade.data.stack import is_stack
 from saccade.data.volume import VOLUME_SUFFIXES, read_volume
 from saccade.errors import DamagedFile, DataError
 
+TIFF = (".tif", ".tiff")
 MASKS = {
     "images": ("labels", "masks", "segmentations"),
     "imagestr": ("labelstr",),
@@ -36,18 +40,20 @@ class Fetch(Protocol):
 
 @dataclass(frozen=True)
 class Case:
-    """The files of one volume, and its mask."""
+    """The files of one volume, its mask, and the name of its patient; of a DICOM series ``group`` is known."""
 
     files: tuple[str, ...]
     mask: str | None = None
+    group: str | None = None
 
 
 @dataclass
 class Contents:
     """The files of a source, sorted out.
 
-    images  names of the image files
-    cases   files of every volume, by its id
+    images   names of the image files
+    cases    files of every volume, by its id
+    reports  DICOM files without an image
     """
 
     source: str
@@ -55,14 +61,31 @@ class Contents:
     files: Sequence[str]
     images: list[str] = field(default_factory=list)
     cases: dict[str, Case] = field(default_factory=dict)
+    reports: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         seen = [name for name in self.files if visible(name)]
         self.images = [name for name in seen if name.lower().endswith(IMAGE_SUFFIXES)]
         volumes = [name for name in seen if name.lower().endswith(VOLUME_SUFFIXES)]
+        if self.images and all(name.lower().endswith(TIFF) for name in self.images) and self._stacked():
+            volumes, self.images = volumes + self.images, []
         masks = _masks(volumes)
         taken = set(masks.values())
         self.cases = {name: Case((name,), masks.get(name)) for name in volumes if name not in taken}
+        rest = [name for name in seen if not name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))]
+        series, self.reports = find_series([name for name in rest if is_dicom(name, self.fetch)], self.fetch)
+        self.cases |= {one.id: Case(one.files, None, one.group) for one in series}
+
+    def _stacked(self) -> bool:
+        """Whether the TIFFs are volumes, by the first that can be read."""
+        for name in sorted(self.images)[:3]:
+            try:
+                data = self.fetch(name)
+            except DamagedFile:
+                continue
+            if data[:4] in TIFF_MARKS:
+                return is_stack(data)
+        return False
 
     @property
     def names(self) -> list[str]:
@@ -86,6 +109,10 @@ class Contents:
     def is_volume(self, name: str) -> bool:
         return name in self.cases or name.lower().endswith(VOLUME_SUFFIXES)
 
+    def group(self, name: str) -> str | None:
+        """The patient of a DICOM series, under a name that says nothing of him."""
+        return self._case(name).group
+
     def _case(self, name: str) -> Case:
         return self.cases.get(name) or Case((name,))  # a table may name a file outside the folder
 
@@ -95,7 +122,10 @@ class Contents:
         if axes == 2:
             return Sample(decode(self.fetch(record.id), where), record)
         case = self._case(record.id)
-        volume = read_volume(self.fetch(record.id), where, self._beside(record.id))
+        if case.group is not None:
+            volume = read_series(case.files, self.fetch, where)
+        else:
+            volume = read_volume(self.fetch(record.id), where, self._beside(record.id))
         mask = None
         if case.mask is not None:
             name = case.mask

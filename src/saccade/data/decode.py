@@ -130,7 +130,7 @@ def _tiff(data: bytes, name: str) -> np.ndarray:
         channel = _channel_axis(series.axes, series.shape, name)
         if np.prod(series.shape, dtype=np.float64) > 64 * MAX_PIXELS:
             raise _too_large(name, f"shape {series.shape}")
-        _check_ends(series, len(data), name)
+        check_ends(series, len(data), name)
         if page.photometric in INKS:
             return _over_white(_pillow(data, name))
         axes = [i for i, axis in enumerate(series.axes) if axis == channel or axis in "YX"]
@@ -158,7 +158,7 @@ def _channel_axis(axes: str, shape: tuple[int, ...], name: str) -> str | None:
     others = [axis for axis in axes if axis not in "YX" and sizes[axis] > 1]
     if len(others) > 1 or any(axis not in "CS" for axis in others):
         raise DamagedFile(
-            f"{name}: a stack, not an image; volumes are not read as images yet",
+            f"{name}: a stack, not an image",
             got=f"axes {axes}, shape {shape}",
             expected="rows, columns and at most one channel axis (OME axes CYX, or samples of a pixel)",
             hint="save one plane as an image, or the channels as OME-TIFF",
@@ -166,7 +166,7 @@ def _channel_axis(axes: str, shape: tuple[int, ...], name: str) -> str | None:
     return others[0] if others else None
 
 
-def _check_ends(series: tifffile.TiffPageSeries, length: int, name: str) -> None:
+def check_ends(series: tifffile.TiffPageSeries, length: int, name: str) -> None:
     """A cut strip of JPEG data decodes to grey without an error, so the places in the file are checked first."""
     for page in series.pages:
         if page is None:

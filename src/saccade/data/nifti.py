@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import nibabel
 import numpy as np
@@ -16,7 +17,7 @@ LONGEST = 544  # bytes of the longer header and its extension flag
 IN_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
-def read_nifti(data: bytes, name: str) -> Volume:
+def read_nifti(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume:
     """One volume; a fourth (or fifth) axis of at most 16 becomes the channels.
 
     Slope and intercept are applied; without them the number type stays. Raises DamagedFile, naming the file.

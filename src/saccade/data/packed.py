@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import zlib
@@ -49,6 +50,34 @@ def fits(have: int, needed: int, slice_bytes: int, name: str) -> None:
 
 def gunzip(data: bytes, most: int, name: str) -> bytes:
     """At most ``most`` bytes of gzip data. Raises DamagedFile for a broken stream, and for an impossible claim."""
+    _check_claim(data, most, name)
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            return file.read(most)
+    except (EOFError, OSError, zlib.error) as error:
+        raise _broken(name, error) from error
+
+
+def inflate(data: bytes, most: int, name: str) -> bytes:
+    """The same for zlib data, as MetaImage has them."""
+    _check_claim(data, most, name)
+    try:
+        stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        found = stream.decompress(data, most)
+    except zlib.error as error:
+        raise _broken(name, error) from error
+    return found
+
+
+def bunzip(data: bytes, most: int, name: str) -> bytes:
+    """The same for bzip2 data."""
+    try:
+        return bz2.BZ2Decompressor().decompress(data, most)
+    except (OSError, EOFError, ValueError) as error:
+        raise _broken(name, error) from error
+
+
+def _check_claim(data: bytes, most: int, name: str) -> None:
     if most > MOST_PACKED * len(data) + 2**16:
         raise DamagedFile(
             f"{name}: its header claims more than the file can hold",
@@ -56,8 +85,7 @@ def gunzip(data: bytes, most: int, name: str) -> bytes:
             expected=f"{most:,} bytes unpacked",
             hint="copy it again",
         )
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            return file.read(most)
-    except (EOFError, OSError, zlib.error) as error:
-        raise DamagedFile(f"{name}: the packed data are cut off or broken ({error})", hint="copy it again") from error
+
+
+def _broken(name: str, error: Exception) -> DamagedFile:
+    return DamagedFile(f"{name}: the packed data are cut off or broken ({error})", hint="copy it again")

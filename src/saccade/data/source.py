@@ -33,6 +33,7 @@ SPLITS = {
     "imagestr": "train",  # the folders of the Medical Segmentation Decathlon
     "imagests": "test",
 }
+FEW = 5  # volumes; folders with fewer on average are patients
 NOT_IMAGES = {
     "whole slide": (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"),
 }
@@ -229,7 +230,26 @@ def choose_records(
             got=f"--label or --group {label or group}",
             hint="add a labels.csv with the columns path,label,split,group, or name one with --labels",
         )
-    return records_from_names(names), 0
+    return _with_patients(records_from_names(names), contents), 0
+
+
+def _with_patients(records: list[Record], contents: Contents) -> list[Record]:
+    """Volumes often lie in a folder a patient: folders with few volumes each are groups, not classes.
+
+    The patients of DICOM files are known, and go before.
+    """
+    if not records or not all(contents.is_volume(record.id) for record in records):
+        return records
+    folders = {record.label for record in records if record.label is not None}
+    patients = len(folders) * FEW > len(records)
+    return [
+        dataclasses.replace(
+            record,
+            label=None if patients else record.label,
+            group=contents.group(record.id) or (record.label if patients else None),
+        )
+        for record in records
+    ]
 
 
 def _fits(table: Table, find: Locate) -> bool:
