@@ -271,6 +271,14 @@ def test_the_best_checkpoint_becomes_the_model(tmp_path, monkeypatch):
     assert "step 3" in (folder / "report.html").read_text()
 
 
+def test_random_weights_are_never_the_model(tmp_path, monkeypatch):
+    """Their rank is the highest of a run, and where views differ little they match them: no sign of having learned."""
+    figures = {0: (0.95, 40.0), 3: (0.9, 9.0), 6: (0.9, 10.0)}
+    monkeypatch.setattr(LiveProbe, "__call__", lambda self, step: dict(zip(("agreement", "rank"), figures[step])))
+    chosen = runs.read_json(run(tmp_path / "run", "masked") / "chosen.json")
+    assert chosen["chosen"]["step"] == chosen["last"]["step"] == STEPS
+
+
 def test_quality_orders_as_it_should():
     good, last, few = ({"agreement": a, "rank": r} for a, r in ((0.9, 30.0), (0.88, 30.0), (0.9, 1.0)))
     assert quality(good) > quality(last) > quality(few) == 0
