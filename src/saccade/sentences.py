@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saccade.backbones.text import Reading, TextModel, load_text_model
+from saccade.backbones.text import Positions, Reading, TextModel, load_text_model
 from saccade.errors import UsageError, unknown
 from saccade.seeds import torch_generator
 from saccade.viz.sentence import SentenceMap, draw, lines
@@ -151,6 +153,60 @@ def _token(query: str, reading: Reading) -> int:
     if not -count <= int(query) < count:
         raise UsageError("no such token", got=query, expected=f"0 to {count - 1}")
     return int(query) % count
+
+
+# --- for a page ------------------------------------------------------------------------------------
+
+KEPT_READINGS, MOST_LETTERS = 8, 100_000
+
+
+class Readings:
+    """Models and the newest readings, by name and text; one text is read at a time."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, TextModel] = {}
+        self._kept: OrderedDict[tuple[str, str, Positions], Reading] = OrderedDict()
+        self._turn = threading.Lock()
+
+    def model(self, name: str) -> TextModel:
+        """The model of this folder, loaded once; the empty name is the built-in one."""
+        with self._turn:
+            if name not in self._models:
+                self._models[name] = load_text_model(name or None)
+            return self._models[name]
+
+    def read(self, name: str, text: str, positions: Positions) -> Reading:
+        """Raises UsageError for a text without words or of more than MOST_LETTERS letters."""
+        if len(text) > MOST_LETTERS:
+            raise UsageError("the text is too long", got=f"{len(text):,} letters", expected=f"at most {MOST_LETTERS:,}")
+        model, key = self.model(name), (name, text, positions)
+        with self._turn:
+            if key not in self._kept:
+                self._kept[key] = model.read(text, positions=positions)
+            self._kept.move_to_end(key)
+            while len(self._kept) > KEPT_READINGS:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+
+def facts(model: TextModel, reading: Reading) -> dict[str, Any]:
+    """What a page must know of a reading before it asks for weights."""
+    return {
+        "model": model.name,
+        "text": reading.text,
+        "depth": len(reading.layers),
+        "heads": reading.heads,
+        "width": model.dim,
+        "limit": model.limit,
+        "left_out": reading.left_out,
+        "causal": reading.causal,
+        "positions": reading.positions,
+        "tokens": [
+            {"id": t.id, "piece": t.piece, "text": t.text, "special": t.special, "unknown": t.unknown}
+            for t in reading.tokens
+        ],
+        "words": [{"text": w.text, "first": w.first, "last": w.last, "special": w.special} for w in reading.words],
+    }
 
 
 # --- what order means ------------------------------------------------------------------------------

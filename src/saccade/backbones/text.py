@@ -166,6 +166,8 @@ class Reading:
         one = self.layers[self.layer(layer)]
         if not 0 <= head < self.heads:
             raise UsageError("no such head", got=head, expected=f"0 to {self.heads - 1}")
+        if not 0 <= key < len(self.tokens):
+            raise UsageError("no such token", got=key, expected=f"0 to {len(self.tokens) - 1}")
         weight = float(self.attention(layer=layer, rows=torch.tensor([query]))[head, 0, key])
         q, k = one.query[head, query].double(), one.key[head].double()
         scores = (k @ q) * one.scale

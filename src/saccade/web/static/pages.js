@@ -5,4 +5,5 @@
 
 export const PAGES = [
   { id: "runs", title: "Runs", load: () => import("./runs.js") },
+  { id: "words", title: "Sentences", load: () => import("./words.js") },
 ];

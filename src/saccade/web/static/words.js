@@ -1,0 +1,57 @@
+// Sentences: type one, choose a word, see which words it looks at.
+
+import { floats, json, post } from "./ask.js";
+import { el, field, replace, select } from "./dom.js";
+import { SentenceView } from "./sentence_view.js";
+
+const LECTURE = "This GitHub page contains all the general information about the course and the study materials.";
+
+// A reading on the server, as sentence_view.js wants it.
+function server(info, model, signal) {
+  const of = (what, query) => [`words/${info.id}/${what}`, query, signal];
+  return {
+    info,
+    layer: (layer) => floats(...of("weights", { layer })),
+    head: (layer, head) => floats(...of("weights", { layer, head })),
+    pair: (layer, head, query, answer) => json(...of("pair", { layer, head, query, answer })),
+    lookUp: (token) => json("words/look-up", { model, token }, signal),
+    order: (seed) => json(...of("order", { seed })),
+  };
+}
+
+export async function show(root, { query, signal }) {
+  const models = await json("words/models", {}, signal);
+  const chosen = { model: models[0].id, positions: true };
+  const text = el("textarea", { rows: 2, spellcheck: "false", class: "sentence-text" });
+  text.value = query.get("text") ?? LECTURE;
+  const trouble = el("div", { role: "alert" });
+  const place = el("div");
+  const view = new SentenceView(place, signal);
+  // Of the built-in model the second layer is the one in which words of one phrase find each other.
+  Object.assign(view.state, { layer: 1, wanted: query.get("word") ?? "course" });
+
+  async function read() {
+    if (!text.value.trim()) { replace(trouble, el("div", { class: "note" }, "Type a sentence.")); return; }
+    try {
+      const info = await post("words", { ...chosen, text: text.value }, signal);
+      if (signal.aborted) return;
+      replace(trouble);
+      view.state.wanted ??= view.source && view.units()[view.state.asks]?.text;
+      await view.open(server(info, chosen.model, signal));
+    } catch (error) {
+      if (!signal.aborted) replace(trouble, el("div", { class: "note" }, error.message, error.said?.hint ? el("p", null, error.said.hint) : null));
+    }
+  }
+
+  let waiting;
+  text.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(read, 400); });
+  signal.addEventListener("abort", () => clearTimeout(waiting));
+  const positions = el("input", { type: "checkbox", checked: true, onchange: () => { chosen.positions = positions.checked; read(); } });
+  root.append(el("h1", null, "Sentences"),
+    el("p", { class: "soft" }, "Which words does a word look at? Click one, or use the arrow keys. Nothing you type leaves this machine."),
+    el("div", { class: "row noprint" }, field("Text", text),
+      models.length > 1 ? field("Model", select(models.map(({ id, name }) => ({ value: id, text: name })), chosen.model, (id) => { chosen.model = id; read(); })) : null,
+      el("label", { class: "tick" }, positions, " Positions")),
+    trouble, place);
+  await read();
+}

@@ -1,0 +1,144 @@
+"""The page of sentences: which word looks at which. The text model is loaded at the first question."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Body, Response
+from starlette.exceptions import HTTPException
+
+from saccade.errors import UsageError
+from saccade.web.desk import Desk
+
+if TYPE_CHECKING:
+    from saccade.backbones.text import Positions, Reading
+    from saccade.sentences import Readings
+
+BUILT_IN = "all-MiniLM-L6-v2"
+KNOWN_QUESTIONS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A text, the folder of a model ("" is the built-in one), and whether its positions are told."""
+
+    model: str
+    text: str
+    positions: bool
+
+
+class Shelf:
+    """What was asked, by the id that the page has for it; readings that were dropped are made again."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+        self.models = {desk.id_of("text", name): name for name in ("", *text_models(desk.models))}
+        self._asked: OrderedDict[str, Question] = OrderedDict()
+        self._readings: Readings | None = None
+        self._turn = threading.Lock()
+
+    def readings(self) -> Readings:
+        with self._turn:
+            if self._readings is None:
+                from saccade.sentences import Readings
+
+                self._readings = Readings()
+            return self._readings
+
+    def model(self, key: str) -> str:
+        if key not in self.models:
+            raise HTTPException(404, "no such model")
+        return self.models[key]
+
+    def ask(self, question: Question) -> str:
+        named = json.dumps(dataclasses.astuple(question)).encode()
+        key = self.desk.id_of("words", hashlib.sha256(named).hexdigest())
+        with self._turn:
+            self._asked[key] = question
+            while len(self._asked) > KNOWN_QUESTIONS:
+                self._asked.popitem(last=False)
+        return key
+
+    def reading(self, key: str) -> tuple[Question, Reading]:
+        question = self._asked.get(key)
+        if question is None:
+            raise HTTPException(404, "no such text: read it again")
+        positions: Positions = "trained" if question.positions else "constant"
+        return question, self.readings().read(question.model, question.text, positions)
+
+
+def text_models(names: Sequence[str]) -> list[str]:
+    """Those models of the desk that are folders of the transformers library."""
+    found = []
+    for name in names:
+        config = Path(name) / "config.json"
+        try:
+            if config.is_file() and "model_type" in json.loads(config.read_bytes()):
+                found.append(name)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def router(desk: Desk) -> APIRouter:
+    api = APIRouter(prefix="/words")
+    shelf = Shelf(desk)
+
+    @api.get("/models")
+    def models() -> list[dict[str, str]]:
+        return [{"id": key, "name": Path(name).name or BUILT_IN} for key, name in shelf.models.items()]
+
+    @api.post("")
+    def read(
+        model: str = Body(), text: str = Body(max_length=1_000_000), positions: bool = Body(True)
+    ) -> dict[str, Any]:
+        name = shelf.model(model)
+        key = shelf.ask(Question(name, text, positions))
+        _, reading = shelf.reading(key)
+        from saccade.sentences import facts
+
+        return {"id": key} | facts(shelf.readings().model(name), reading)
+
+    @api.get("/look-up")
+    def look_up(model: str, token: int) -> dict[str, Any]:
+        from saccade.sentences import look_up as run
+
+        return run(shelf.readings().model(shelf.model(model)), token)
+
+    @api.get("/{key}/weights")
+    def weights(key: str, layer: int, head: str = "all") -> Response:
+        """float32: all heads of a layer [H N N], or one of them or their mean [N N]."""
+        _, reading = shelf.reading(key)
+        found = reading.attention(layer=layer)
+        if head == "mean":
+            found = found.mean(dim=0)
+        elif head != "all":
+            if not head.isdigit() or int(head) >= reading.heads:
+                raise UsageError("no such head", got=head, expected=f"0 to {reading.heads - 1}, mean or all")
+            found = found[int(head)]
+        return Response(found.float().contiguous().numpy().tobytes(), media_type="application/octet-stream")
+
+    @api.get("/{key}/pair")
+    def pair(key: str, layer: int, head: int, query: int, answer: int) -> dict[str, Any]:
+        _, reading = shelf.reading(key)
+        found = reading.pair(query, answer, layer=layer, head=head)
+        numbers = {name: getattr(found, name).tolist() for name in ("query", "key", "products")}
+        shown = {"scale": found.scale, "score": found.score, "log_sum": found.log_sum, "weight": found.weight}
+        # JSON has no infinity: a hidden key has no score.
+        return numbers | shown | {"visible": found.visible, "score": found.score if found.visible else None}
+
+    @api.get("/{key}/order")
+    def order(key: str, seed: int = 0) -> dict[str, Any]:
+        from saccade.sentences import order_test
+
+        question, _ = shelf.reading(key)
+        return dataclasses.asdict(order_test(shelf.readings().model(question.model), question.text, seed=seed))
+
+    return api
