@@ -8,18 +8,19 @@ import tifffile
 from PIL import Image
 
 from saccade.contracts import Record, Sample
-from saccade.data.audit import audit, contact_sheet, render
+from saccade.data.audit import audit, render
 from saccade.data.open import open_source
+from saccade.data.sheet import contact_sheet
 from saccade.errors import TooManyDamaged, UsageError
 
 
 class Listed:
-    """Images held in a list."""
+    """Images or volumes held in a list."""
 
     name = "listed"
 
     def __init__(self, images, records):
-        self.images, self.records = images, records
+        self.images, self.records, self.axes = images, records, images[0].ndim - 1
 
     def __len__(self):
         return len(self.records)
@@ -182,7 +183,7 @@ def test_labels_are_drawn_evenly(tmp_path):
     assert means == [60, 60, 200, 200]
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 9), (5, 8, 9), (1, 6, 8, 9)])
+@pytest.mark.parametrize("shape", [(2, 8, 9), (5, 8, 9)])
 def test_odd_shapes_and_damaged_files_are_shown(tmp_path, shape):
     source = Listed([constant(9, shape, np.float32)], [Record("a")])
     assert Image.open(contact_sheet(source, tmp_path / "s.png")).width == 8 * 100 + 4
@@ -190,3 +191,73 @@ def test_odd_shapes_and_damaged_files_are_shown(tmp_path, shape):
     (tmp_path / "d" / "a.png").write_bytes(b"x")
     broken = tile(contact_sheet(open_source(tmp_path / "d"), tmp_path / "t.png"), 0, 96)
     assert (broken == 255).all()
+
+
+# --- volumes --------------------------------------------------------------------------------------
+
+
+class Scans(Listed):
+    """Volumes with a place in the patient and a mask."""
+
+    name = "scans"
+
+    def read(self, index):
+        mask = np.zeros(self.images[index].shape[1:], np.uint8)
+        mask[2:5, 3:6, 4:8] = 2
+        affine = np.diag([-0.5, -0.5, 2.0, 1.0])
+        return Sample(
+            self.images[index],
+            self.records[index],
+            mask=mask,
+            spacing_mm=(2.0, 0.5, 0.5),
+            affine=affine,
+            modality="CT",
+            stored_as="RAS",
+        )
+
+
+def scans(count: int = 2) -> Scans:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(-1000, 900, (1, 8, 12, 16)).astype(np.int16) for _ in range(count)]
+    return Scans(images, [Record(f"s{n}", "sick" if n else "well") for n in range(count)])
+
+
+def test_volumes_say_how_they_lie():
+    found = audit(scans())
+    facts = found.volumes
+    assert found.axes == 3 and found.smallest_px == (8, 12, 16)
+    assert facts.spacings_mm == {"2 x 0.5 x 0.5": 2} and facts.largest_mm == (16, 6, 8)
+    assert facts.stored_as == {"RAS": 2} and facts.modalities == {"CT": 2} and facts.largest_tilt == 0
+    assert facts.masks == 2 and facts.classes == {"0": 2, "2": 2}
+    assert "window -1000 to 1000 HU" in facts.intensity and facts.quantiles[0] < -980
+    text = render(found)
+    for said in (
+        "2 x 0.5 x 0.5: 2 mm (z, y, x)",
+        "16 x 6 x 8 mm",
+        "RAS: 2; read as LPS",
+        "CT: 2",
+        "8 x 12 x 16 voxels",
+    ):
+        assert said in text
+    assert json.loads(json.dumps(found.to_dict()))["volumes"]["masks"] == 2
+    assert audit(Listed([constant(0, (1, 4, 5, 6))], [Record("a")])).volumes.stored_as == {"unknown": 1}
+
+
+def test_three_planes_have_the_shape_that_millimetres_give(tmp_path):
+    source = scans(1)
+    source.images[0][:] = 0
+    source.images[0][0, 7] = 1000  # the top slice: bright, and up in the coronal and sagittal plane
+    sheet = np.asarray(Image.open(contact_sheet(source, tmp_path / "s.png"))).astype(int)
+    side = (1300 - 4 * 5) // 3
+    coronal = sheet[64 + 10 :, 4 + side + 4 : 4 + 2 * side + 4]
+    lit = np.argwhere((coronal.min(axis=2) > 240) & (coronal.max(axis=2) - coronal.min(axis=2) < 5))
+    assert len(lit) and lit[:, 0].min() < side // 6
+    blue = (sheet == (100, 200, 255)).all(axis=2)  # class 2 is outlined
+    assert blue.sum() > 100
+
+
+def test_sheet_of_volumes_names_damage_and_needs_no_place(tmp_path):
+    (tmp_path / "d").mkdir()
+    np.save(tmp_path / "d" / "a.npy", np.arange(6 * 7 * 8).reshape(6, 7, 8))
+    (tmp_path / "d" / "b.npy").write_bytes(b"x")
+    assert Image.open(contact_sheet(open_source(tmp_path / "d"), tmp_path / "s.png")).width > 1000

@@ -274,7 +274,7 @@ def test_a_tiff_that_claims_a_huge_size_is_refused_before_it_is_read():
     ids=["pages", "ome z", "rgb pages"],
 )
 def test_a_volume_is_said_to_be_one(data):
-    with pytest.raises(DataError, match="volumes are not read as images yet"):
+    with pytest.raises(DataError, match="a stack, not an image"):
         decode(data, "x.tif")
 
 

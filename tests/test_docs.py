@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from saccade.cli import app
-from saccade.data.audit import contact_sheet
+from saccade.data.sheet import contact_sheet
 from saccade.data.synthetic import TissueSource
 
 ROOT = Path(__file__).resolve().parents[1]

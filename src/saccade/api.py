@@ -14,8 +14,9 @@ import torch
 
 from saccade import config, embedding, finetuning, panels, runs, runtime, searching, sentences, tables
 from saccade.backbones.weights import fingerprint
-from saccade.data.audit import Audit, audit, contact_sheet
+from saccade.data.audit import Audit, audit
 from saccade.data.open import open_source
+from saccade.data.sheet import contact_sheet
 from saccade.finetuning import FinetuneOptions
 from saccade.measuring import evaluate, fitted_model
 from saccade.recipes import sections_for

@@ -49,6 +49,7 @@ class Sample:
     spacing_mm  (z, y, x) of a volume; None where the file does not say
     affine      [4 4] float64 from voxel (x, y, z, 1) to millimetres in RAS, as NIfTI has it; None likewise
     modality    of a volume as DICOM spells it (CT, MR, PT), where the file says
+    stored_as   where the file's own axes point, e.g. RAS or PIL; None where it does not say
     """
 
     pixels: np.ndarray
@@ -58,6 +59,7 @@ class Sample:
     spacing_mm: tuple[float, float, float] | None = None
     affine: np.ndarray | None = None
     modality: str | None = None
+    stored_as: str | None = None
 
 
 class Source(Protocol):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import shutil
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,10 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from saccade.contracts import Record, Sample
-from saccade.errors import DataError
+from saccade.errors import DataError, StorageError
 
 PARTS = ("train", "val", "test")
 Layout = Literal["grey", "colour", "volume"]
+MAPPED_ABOVE = 64 * 2**20  # bytes of one array
 Part = tuple[str | None, np.ndarray, np.ndarray | None]
 
 
@@ -75,6 +79,37 @@ def _load(path: Path) -> Any:
     return np.load(path, allow_pickle=False, mmap_mode="r" if start[:2] != b"PK" else None)
 
 
+def _member(path: Path, key: str) -> np.ndarray:
+    """One array of an .npz. A large one is unpacked to an unnamed file and mapped: beside the reduced images of the
+    cache, no second copy is held in memory. Raises ValueError when the bytes are not those the header declares."""
+    with zipfile.ZipFile(path) as archive, archive.open(archive.getinfo(f"{key}.npy")) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, kind = read(member)
+        needed, there = math.prod(shape) * kind.itemsize, archive.getinfo(f"{key}.npy").file_size
+        if kind.hasobject:
+            raise ValueError("Object arrays hold Python objects (pickle)")
+        if not 0 <= there - needed < 2**16:
+            raise ValueError(f"{key}: its header claims {needed:,} bytes and there are {there:,}")
+        order: Literal["F", "C"] = "F" if by_columns else "C"
+        if needed <= MAPPED_ABOVE:
+            data = member.read()
+            if len(data) != needed:
+                raise EOFError(f"{key} is cut off")
+            return np.frombuffer(data, kind).reshape(shape, order=order)
+        with tempfile.TemporaryFile(prefix="saccade-npz-") as file:
+            try:
+                shutil.copyfileobj(member, file, 2**20)
+                file.flush()
+            except OSError as error:
+                raise StorageError(
+                    f"{path}: no room to unpack it in {tempfile.gettempdir()}",
+                    got=error.strerror,
+                    hint="set TMPDIR to a larger disk",
+                ) from error
+            return np.memmap(file, kind, "r", shape=shape, order=order)
+
+
 def _parts(path: Path) -> list[Part]:
     try:
         loaded = _load(path)
@@ -83,12 +118,12 @@ def _parts(path: Path) -> list[Part]:
         with loaded:
             keys = set(loaded.files)
             found: list[Part] = [
-                (part, loaded[f"{part}_images"], loaded[f"{part}_labels"] if f"{part}_labels" in keys else None)
+                (part, _member(path, f"{part}_images"), loaded[f"{part}_labels"] if f"{part}_labels" in keys else None)
                 for part in PARTS
                 if f"{part}_images" in keys
             ]
             if not found and "images" in keys:
-                found = [(None, loaded["images"], loaded["labels"] if "labels" in keys else None)]
+                found = [(None, _member(path, "images"), loaded["labels"] if "labels" in keys else None)]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         pickled = "pickle" in str(error).lower() or "Python objects" in str(error)
         raise DataError(

@@ -1,25 +1,48 @@
-"""What is in a source: counts, sizes, bit depth, labels, groups, exact copies, damaged files; a contact sheet."""
+"""What is in a source: counts, sizes, bit depth, labels, groups, exact copies, damaged files; where volumes lie."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from saccade.contracts import Record, Source
+from saccade.contracts import Record, Sample, Source
 from saccade.data.archive import ArchiveSource
 from saccade.data.folder import FolderSource
+from saccade.data.intensity import likely_kind, quantiles, usual_intensity
 from saccade.data.loader import check_damage
+from saccade.data.orientation import tilt_degrees
 from saccade.errors import DamagedFile, UsageError
-from saccade.seeds import numpy_generator
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """What is asked of volumes only. Spacings are (z, y, x) in millimetres; counts are by value.
+
+    smallest_mm, largest_mm   smallest and largest extent of each axis over all volumes; None where no file says
+    stored_as     where the files' own axes point; all are turned to LPS
+    largest_tilt  angle to the patient's axes in degrees, of the most oblique volume
+    quantiles     the lowest and the highest 0.5 %, and the lowest and the highest 99.5 % quantile of any volume
+    intensity     the rule that brings them to 0..1 (decided), as a text
+    masks         how many volumes have one; ``classes`` in how many masks each number is found
+    """
+
+    spacings_mm: dict[str, int]
+    smallest_mm: tuple[float, ...] | None
+    largest_mm: tuple[float, ...] | None
+    stored_as: dict[str, int]
+    largest_tilt: float
+    modalities: dict[str, int]
+    quantiles: tuple[float, float, float, float]
+    intensity: str
+    masks: int
+    classes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -34,6 +57,7 @@ class Audit:
     duplicates   ids of byte-identical images, one list a set; ``leaks`` says which cross a split, group or label
     damaged      (id, reason); ``unlisted`` counts images that lie there and are not in the table
     hashes       content hash of every readable image by id; not in ``to_dict``
+    axes         2 for images; 3 for volumes, whose sizes are slices, rows, columns; ``volumes`` says more of them
     """
 
     name: str
@@ -58,6 +82,8 @@ class Audit:
     damaged: list[tuple[str, str]]
     unlisted: int
     hashes: dict[str, str] = dataclasses.field(repr=False)
+    axes: int = 2
+    volumes: VolumeFacts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything for JSON but ``hashes``, which is a line an image."""
@@ -72,6 +98,18 @@ class _Seen:
     high: float
     spacing_um: tuple[float, ...] | None
     sha256: str
+    volume: _Volume | None = None
+
+
+@dataclass(frozen=True)
+class _Volume:
+    spacing_mm: tuple[float, ...] | None
+    stored_as: str
+    tilt: float
+    modality: str | None
+    quantiles: tuple[float, float]
+    kind: str
+    classes: tuple[int, ...] | None
 
 
 def _look(source: Source, index: int) -> _Seen | str:
@@ -82,9 +120,43 @@ def _look(source: Source, index: int) -> _Seen | str:
         low, high = float(pixels.min()), float(pixels.max())
         if not np.isfinite([low, high]).all():
             return f"{source.records[index].id}: contains NaN or infinite values"
-        return _Seen(pixels.shape, pixels.dtype, low, high, sample.spacing_um, source.content_hash(index))
+        volume = _volume(sample) if source.axes == 3 else None
+        return _Seen(pixels.shape, pixels.dtype, low, high, sample.spacing_um, source.content_hash(index), volume)
     except DamagedFile as error:
         return error.what
+
+
+def _volume(sample: Sample) -> _Volume:
+    return _Volume(
+        sample.spacing_mm,
+        sample.stored_as or "unknown",
+        0.0 if sample.affine is None else tilt_degrees(sample.affine),
+        sample.modality,
+        quantiles(sample.pixels),
+        likely_kind(sample),
+        None if sample.mask is None else tuple(np.unique(sample.mask).tolist()),
+    )
+
+
+def _volume_facts(seen: Sequence[_Seen]) -> VolumeFacts | None:
+    volumes = [item.volume for item in seen if item.volume is not None]
+    if not volumes:
+        return None
+    known = [(item.shape[1:], item.volume.spacing_mm) for item in seen if item.volume and item.volume.spacing_mm]
+    spans = np.array([[n * mm for n, mm in zip(shape, spacing)] for shape, spacing in known])
+    ends = np.array([volume.quantiles for volume in volumes])
+    return VolumeFacts(
+        spacings_mm=dict(Counter(_spacing(spacing, 3) for _, spacing in known).most_common()),
+        smallest_mm=tuple(np.round(spans.min(axis=0), 1).tolist()) if known else None,
+        largest_mm=tuple(np.round(spans.max(axis=0), 1).tolist()) if known else None,
+        stored_as=dict(Counter(volume.stored_as for volume in volumes).most_common()),
+        largest_tilt=round(max(volume.tilt for volume in volumes), 1),
+        modalities=dict(Counter(volume.modality for volume in volumes if volume.modality is not None)),
+        quantiles=(*ends.min(axis=0).tolist(), *ends.max(axis=0).tolist()),
+        intensity=usual_intensity(volume.kind for volume in volumes).text(),
+        masks=sum(volume.classes is not None for volume in volumes),
+        classes=dict(sorted(Counter(str(c) for volume in volumes for c in volume.classes or ()).items())),
+    )
 
 
 def audit(
@@ -147,11 +219,13 @@ def _summary(source: Source, whole: list[tuple[Record, _Seen]], damaged: list[tu
         damaged=damaged,
         unlisted=source.unlisted if isinstance(source, (FolderSource, ArchiveSource)) else 0,
         hashes={record.id: item.sha256 for record, item in whole},
+        axes=source.axes,
+        volumes=_volume_facts(seen),
     )
 
 
-def _spacing(spacing_um: tuple[float, ...]) -> str:
-    return " x ".join(f"{value:g}" for value in spacing_um)
+def _spacing(spacing: Sequence[float], digits: int = 6) -> str:
+    return " x ".join(f"{value:.{digits}g}" for value in spacing)
 
 
 def _copies(whole: list[tuple[Record, _Seen]]) -> tuple[list[list[str]], list[str]]:
@@ -181,18 +255,21 @@ def _groups_in_two_splits(records: list[Record]) -> list[str]:
 def render(found: Audit) -> str:
     """The audit as text, one line a property."""
     low, high = found.value_range
-    size = " x ".join(map(str, found.smallest_px))
-    if found.smallest_px != found.largest_px:
-        size += " to " + " x ".join(map(str, found.largest_px))
+    images = "images" if found.axes == 2 else "volumes"
     bits = f" ({found.bits_used} bits used)" if found.bits_used is not None else ""
-    groups = f"{found.groups:,} of {found.smallest_group:,} to {found.largest_group:,} images"
+    groups = f"{found.groups:,} of {found.smallest_group:,} to {found.largest_group:,} {images}"
     partly = f", {found.looked_at:,} looked at" if found.looked_at < found.images else ""
     rows = [
-        ("images", f"{found.images:,}{partly}" + (f", {found.readable:,} readable" if found.damaged else "")),
-        ("size", f"{size} px"),
+        (images, f"{found.images:,}{partly}" + (f", {found.readable:,} readable" if found.damaged else "")),
+        ("size", _between(found.smallest_px, found.largest_px) + (" px" if found.axes == 2 else " voxels (z, y, x)")),
         ("pixels", f"{_counted(found.number_types)}; values {low:g} to {high:g}{bits}"),
         ("channels", _counted(found.channels)),
-        ("spacing", _counted(found.spacings_um) + (" (micrometres)" if found.spacings_um else "unknown")),
+    ]
+    if found.volumes is not None:
+        rows += _volume_rows(found.volumes)
+    else:
+        rows.append(("spacing", _counted(found.spacings_um) + (" (micrometres)" if found.spacings_um else "unknown")))
+    rows += [
         ("labels", _counted(found.labels) or "none"),
         ("splits", _counted(found.splits) or "none: a split by group is drawn when it is needed"),
         ("groups", groups if found.groups else "none known"),
@@ -200,13 +277,40 @@ def render(found: Audit) -> str:
     if found.columns:
         rows.append(("columns", ", ".join(found.columns) + "  (choose with --group or --label)"))
     if found.unlisted:
-        rows.append(("not listed", f"{found.unlisted:,} image files are not in the table and are left aside"))
+        rows.append(("not listed", f"{found.unlisted:,} {images[:-1]} files are not in the table and are left aside"))
     rows.append(("copies", _sets(found.duplicates)))
     rows += [("LEAK", text) for text in found.leaks]
     rows.append(("damaged", f"{len(found.damaged):,}" if found.damaged else "none"))
     lines = [found.name] + [f"  {key:11s} {value}" for key, value in rows]
     lines += [f"    {name}: {reason}" for name, reason in found.damaged[:20]]
     return "\n".join(lines)
+
+
+def _volume_rows(facts: VolumeFacts) -> list[tuple[str, str]]:
+    rows = [("spacing", _counted(facts.spacings_mm, 6) + (" mm (z, y, x)" if facts.spacings_mm else "unknown"))]
+    if facts.smallest_mm is not None and facts.largest_mm is not None:
+        rows.append(("extent", _between(facts.smallest_mm, facts.largest_mm) + " mm"))
+    known = [name for name in facts.stored_as if name != "unknown"]
+    turned = "; read as LPS" + (f", up to {facts.largest_tilt:g} degrees oblique" if facts.largest_tilt > 0 else "")
+    rows.append(("orientation", _counted(facts.stored_as) + (turned if known else "")))
+    if facts.modalities:
+        rows.append(("modality", _counted(facts.modalities)))
+    first, second, third, fourth = facts.quantiles
+    rows.append(("dark end", f"{_range(first, third)} (0.5 % quantile of a volume)"))
+    rows.append(("bright end", f"{_range(second, fourth)} (99.5 %)"))
+    rows.append(("intensity", f"{facts.intensity} (data.intensity)"))
+    if facts.masks:
+        rows.append(("masks", f"{facts.masks:,}; classes by number of masks {_counted(facts.classes)}"))
+    return rows
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _between(smallest: Sequence[float], largest: Sequence[float]) -> str:
+    ends = [" x ".join(f"{value:g}" for value in sides) for sides in (smallest, largest)]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def _counted(values: dict[Any, int], limit: int = 12) -> str:
@@ -219,90 +323,3 @@ def _sets(duplicates: list[list[str]]) -> str:
         return "none"
     extra = sum(len(ids) - 1 for ids in duplicates)
     return f"{extra:,} exact copies in {len(duplicates):,} sets, e.g. {', '.join(duplicates[0][:3])}"
-
-
-# --- contact sheet --------------------------------------------------------------------------------
-
-GAP_PX, LINE_PX = 4, 14
-PERCENTILES = (1, 99)
-
-
-def contact_sheet(
-    source: Source, path: Path, *, columns: int = 8, rows: int = 6, tile_px: int = 96, seed: int = 0
-) -> Path:
-    """A PNG of images drawn evenly over the labels, each with its label. Returns ``path``.
-
-    8-bit images are shown as they are; others between their own 1st and 99th percentile over all channels shown,
-    marked ``*`` and explained in the title. Of more than three channels the first three are shown, of two the
-    first, of a volume the middle slice; the caption says so.
-    """
-    chosen = _evenly(source, columns * rows, seed)
-    head_px = 2 * LINE_PX + 2 * GAP_PX
-    step_y, step_x = tile_px + LINE_PX + GAP_PX, tile_px + GAP_PX
-    lines = -(-len(chosen) // columns)
-    sheet = Image.new("RGB", (max(columns * step_x + GAP_PX, 360), head_px + lines * step_y), "white")
-    draw = ImageDraw.Draw(sheet)
-    rule = f"* shown from {PERCENTILES[0]} to {PERCENTILES[1]} percentile of each image"
-    marked = False
-    for place, index in enumerate(chosen):
-        y, x = divmod(place, columns)
-        top, left = head_px + y * step_y, GAP_PX + x * step_x
-        try:
-            pixels = source.read(index).pixels
-            sheet.paste(_tile(pixels, tile_px), (left, top))
-            mark = _mark(pixels)
-            marked |= mark.startswith("*")
-        except DamagedFile:
-            mark = " (damaged)"
-        label = source.records[index].label or Path(source.records[index].id).stem
-        room = tile_px // 6 - len(mark)
-        draw.text((left, top + tile_px), label[: max(room, 1)] + mark, fill=(60, 60, 60))
-    title = f"{source.name.rstrip('/').rsplit('/', 1)[-1]}: {len(chosen):,} of {len(source):,} images"
-    draw.text((GAP_PX, GAP_PX), title, fill=(0, 0, 0))
-    draw.text((GAP_PX, GAP_PX + LINE_PX), rule if marked else "8-bit images as they are", fill=(60, 60, 60))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-    return path
-
-
-def _evenly(source: Source, count: int, seed: int) -> list[int]:
-    by_label: dict[str, list[int]] = {}
-    for index in numpy_generator(seed, "sheet").permutation(len(source)):
-        by_label.setdefault(str(source.records[int(index)].label), []).append(int(index))
-    queues = [by_label[label] for label in sorted(by_label)]
-    chosen: list[int] = []
-    while len(chosen) < min(count, len(source)):
-        for queue in queues:
-            if queue and len(chosen) < count:
-                chosen.append(queue.pop())
-    return sorted(chosen, key=lambda i: (str(source.records[i].label), i))
-
-
-def _mark(pixels: np.ndarray) -> str:
-    """What the picture leaves out: ``*`` a window of the values, then channels and slices not shown."""
-    mark = "" if pixels.dtype == np.uint8 else "*"
-    if pixels.shape[0] not in (1, 3):
-        mark += f" {3 if pixels.shape[0] > 3 else 1}/{pixels.shape[0]}ch"
-    if pixels.ndim == 4:
-        mark += f" z{pixels.shape[1] // 2}"
-    return mark
-
-
-def _tile(pixels: np.ndarray, tile_px: int) -> Image.Image:
-    """One image as large as the tile allows; enlarged without smoothing, so that real pixels are seen."""
-    picture = Image.fromarray(_shown(pixels))
-    factor = tile_px / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
-
-
-def _shown(pixels: np.ndarray) -> np.ndarray:
-    """[C Y X] (the middle slice of [C T Y X]) as uint8 [Y X 3] for the eye."""
-    plane = pixels[:, pixels.shape[1] // 2] if pixels.ndim == 4 else pixels
-    plane = plane[:3] if plane.shape[0] >= 3 else np.repeat(plane[:1], 3, axis=0)
-    if plane.dtype != np.uint8:
-        finite = plane[np.isfinite(plane)]
-        low, high = np.percentile(finite, PERCENTILES) if finite.size else (0.0, 1.0)
-        plane = np.nan_to_num((plane - low) / max(high - low, 1e-9), nan=0.0)
-        plane = (plane.clip(0, 1) * 255).astype(np.uint8)
-    return np.ascontiguousarray(plane.transpose(1, 2, 0))

@@ -143,6 +143,7 @@ class Contents:
             spacing_mm=volume.spacing_mm,
             affine=volume.affine,
             modality=volume.modality,
+            stored_as=volume.stored_as,
         )
 
     def content_hash(self, record: Record) -> str:

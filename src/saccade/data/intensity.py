@@ -7,7 +7,6 @@ robust   the rest: from the 0.5 to the 99.5 % quantile of every volume by itself
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -58,18 +57,22 @@ def intensity_of(spec: InputSpec) -> Intensity | None:
 
 
 def decide_intensity(source: Source) -> Intensity:
-    """Window for CT, range for 8 bits, robust for the rest; by the first readable volumes."""
-    votes: Counter[str] = Counter()
-    for index in range(min(LOOKED_AT, len(source))):
+    """Window for CT, range for 8 bits, robust for the rest; by volumes spread evenly over the source."""
+    kinds: list[Kind] = []
+    for index in np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int)):
         try:
-            votes[likely_kind(source.read(index))] += 1
+            kinds.append(likely_kind(source.read(int(index))))
         except DamagedFile:
             continue
-    if not votes:
-        raise DataError(f"{source.name}: none of the first volumes can be read", hint="saccade show lists the reasons")
-    if len(votes) == 1:
-        return make_intensity(next(iter(votes)))
-    return make_intensity("robust")  # the one rule that fits volumes of any kind
+    if not kinds:
+        raise DataError(f"{source.name}: no volume can be read", hint="saccade show lists the reasons")
+    return usual_intensity(kinds)
+
+
+def usual_intensity(kinds: Iterable[str]) -> Intensity:
+    """The rule that all volumes call for, or else robust: the one that fits volumes of any kind."""
+    found = set(kinds)
+    return make_intensity(found.pop() if len(found) == 1 else "robust")
 
 
 def likely_kind(sample: Sample) -> Kind:

@@ -25,6 +25,7 @@ class Volume:
     spacing_mm: tuple[float, float, float] | None = None
     affine: np.ndarray | None = None
     modality: str | None = None
+    stored_as: str | None = None
 
 
 def to_lps(values: np.ndarray, affine: np.ndarray, name: str, modality: str | None = None) -> Volume:
@@ -36,7 +37,8 @@ def to_lps(values: np.ndarray, affine: np.ndarray, name: str, modality: str | No
     Raises DamagedFile for an affine without three real axes.
     """
     check_affine(affine, name)
-    turn = orientations.ornt_transform(orientations.io_orientation(affine), LPS)
+    stored = orientations.io_orientation(affine)
+    turn = orientations.ornt_transform(stored, LPS)
     turned = orientations.apply_orientation(values, turn)
     affine = affine @ orientations.inv_ornt_aff(turn, values.shape[:3])
     sides = np.linalg.norm(affine[:3, :3], axis=0)
@@ -46,7 +48,14 @@ def to_lps(values: np.ndarray, affine: np.ndarray, name: str, modality: str | No
         (float(sides[2]), float(sides[1]), float(sides[0])),
         affine,
         modality,
+        "".join(orientations.ornt2axcodes(stored)),
     )
+
+
+def tilt_degrees(affine: np.ndarray) -> float:
+    """The largest angle between an axis of the volume and the patient axis it is called after."""
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.degrees(np.arccos(np.abs(cosines).max(axis=0).clip(0, 1)).max()))
 
 
 def unplaced(values: np.ndarray, spacing_mm: tuple[float, float, float] | None = None) -> Volume:
