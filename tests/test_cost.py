@@ -98,7 +98,7 @@ def test_every_family_is_known():
     assert set(FAMILIES) == set(NETWORKS)
     for name in names():
         size_px = 7 * max(32, parse(name).unit_px)
-        assert cost(name, size_px=size_px).parameters > 5e5
+        assert cost(name, size_px=size_px).parameters > (5e4 if name.startswith("grid") else 5e5)
 
 
 @pytest.mark.parametrize("name", STUDIED)

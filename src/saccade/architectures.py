@@ -8,7 +8,7 @@ stage of a CNN (over all orientations, where it has them).
     hybrid_{micro,tiny,small}_patchP            convolutional stages down to P pixels, a transformer after
     swin_{micro,tiny,small,base}_patchP_windowK shifted windows, four stages
     hvt_{micro,tiny,small}_patchP               a transformer that pools its tokens
-    grid_{micro,tiny}                           a ViT whose patches are vectors of another network (see data/grids)
+    grid_{nano,micro,tiny}                      a ViT whose patches are vectors of another network (see data/grids)
 
 The same names build networks for volumes (``axes`` 3, taken from the data like ``channels``), with cubes for patches
 and kernels; swin and the equivariant ResNets are for images only.
@@ -268,6 +268,7 @@ ARCHITECTURES: dict[str, Settings] = {
     "hvt_micro": HVTSettings("hvt_micro", dim=128, depth=6, heads=4, pools=(2, 4)),
     "hvt_tiny": HVTSettings("hvt_tiny", dim=192, depth=12, heads=3, pools=(4, 8)),
     "hvt_small": HVTSettings("hvt_small", dim=384, depth=12, heads=6, pools=(4, 8)),
+    "grid_nano": ViTSettings("grid_nano", dim=64, depth=2, heads=4, patch=1, stem="grid", positions="sincos"),
     "grid_micro": ViTSettings("grid_micro", dim=128, depth=4, heads=4, patch=1, stem="grid", positions="sincos"),
     # The second level of Chen et al. 2022 (HIPT).
     "grid_tiny": ViTSettings("grid_tiny", dim=192, depth=6, heads=6, patch=1, stem="grid", positions="sincos"),

@@ -50,6 +50,8 @@ class Sample:
     affine      [4 4] float64 from voxel (x, y, z, 1) to millimetres in RAS, as NIfTI has it; None likewise
     modality    of a volume as DICOM spells it (CT, MR, PT), where the file says
     stored_as   where the file's own axes point, e.g. RAS or PIL; None where it does not say
+    grid: the "pixels" are vectors of tiles that another network made, float32; the last channel is 1 where a tile is
+    there and 0 where it is not (background, or beyond the slide). Grids are never resized.
     """
 
     pixels: np.ndarray
@@ -60,6 +62,7 @@ class Sample:
     affine: np.ndarray | None = None
     modality: str | None = None
     stored_as: str | None = None
+    grid: bool = False
 
 
 class Source(Protocol):
@@ -98,6 +101,7 @@ class InputSpec:
     axes       2: images; 3: volumes, of which ``size_px`` is the side of a cube
     intensity  of volumes, before all else (data/intensity.py): range, robust, or window with ``window`` = (low, high)
     size_mm    side of the cube that a volume is seen through, about its middle; 0: the whole volume
+    grid: the input is a grid of vectors as in Sample; ``size_px`` counts tiles, and nothing is resized.
     """
 
     channels: int
@@ -111,6 +115,7 @@ class InputSpec:
     intensity: str = ""
     window: tuple[float, ...] = ()
     size_mm: float = 0.0
+    grid: bool = False
 
     @property
     def eight_bit(self) -> bool:

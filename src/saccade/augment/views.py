@@ -11,12 +11,13 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saccade.augment import geometry, intensity
+from saccade.augment import geometry, grids, intensity
 from saccade.contracts import Batch, InputSpec, Role, View
 from saccade.errors import UsageError
 from saccade.seeds import uniforms
@@ -58,6 +59,23 @@ class ViewsConfig:
     """In pixels where a global view has 224; scaled with its size, the same for local views."""
     solarise_prob: float = 0.0
     """In the global views after the first. DINO has 0.2; stained tissue loses its white background by it."""
+    tile_dropout: float = 0.0
+    """Share of the tiles of a grid that is left out of each view; grids of vectors only."""
+    vector_dropout: float = 0.0
+    """Share of the channels of a grid that is left out of each view; grids of vectors only."""
+
+
+ONLY_IMAGES = (
+    "global_scale",
+    "local_scale",
+    "aspect",
+    "rotate_degrees",
+    "jitter_prob",
+    "blur_prob",
+    "solarise_prob",
+    *COLOUR,
+)
+ONLY_GRIDS = ("tile_dropout", "vector_dropout")
 
 
 def resolve_views(
@@ -83,7 +101,39 @@ def resolve_views(
         local_count=local_count if config.local_count is None else config.local_count,
         **colour,
     )
+    for name in ONLY_GRIDS:
+        if getattr(config, name):
+            raise UsageError(f"views.{name} has no effect on images", hint="leave it out")
     _check(resolved, patch if whole_patches else 1)
+    return resolved
+
+
+def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -> ViewsConfig:
+    """Fill every None for grids of ``size_px`` tiles: crops of 14 and 6 of 16 tiles, as in HIPT.
+
+    UsageError for settings that only images have, and for values that cannot be meant.
+    """
+    usual = ViewsConfig()
+    for name in ONLY_IMAGES:
+        value = getattr(config, name)
+        if value and value != getattr(usual, name) and np.any(value):
+            raise UsageError(f"views.{name} has no effect on grids of vectors", got=value, hint="leave it out")
+    resolved = dataclasses.replace(
+        config,
+        global_px=config.global_px or max(1, round(size_px * 14 / 16)),
+        local_px=config.local_px or max(1, round(size_px * 6 / 16)),
+        local_count=local_count if config.local_count is None else config.local_count,
+        jitter_prob=0.0,
+        blur_prob=(0.0, 0.0, 0.0),
+        saturation=0.0,
+        hue=0.0,
+        grey_prob=0.0,
+        stain=0.0,
+    )
+    for name in ONLY_GRIDS:
+        if not 0 <= getattr(config, name) < 1:
+            raise UsageError(f"views.{name} is a share", got=getattr(config, name), expected="0 to below 1")
+    _check(resolved, 1)
     return resolved
 
 
@@ -161,6 +211,8 @@ def make_views(
     which is several times faster than each step over the whole batch.
     """
     device = device or batch.pixels.device
+    if spec.grid:
+        return _grid_views(batch, config, spec, seed, step, device)
     images = len(batch.pixels)
     roles = _draw_roles(batch, config, seed, step, device)
     rows, columns = batch.pixels.shape[-2:]
@@ -186,6 +238,30 @@ def make_views(
     return made
 
 
+def _wanted(config: ViewsConfig) -> list[tuple[Role, range, int]]:
+    """Role, numbers and size of all views, globals first."""
+    assert config.global_px and config.local_px and config.local_count is not None
+    return [
+        ("global", range(config.global_count), config.global_px),
+        ("local", range(config.global_count, config.global_count + config.local_count), config.local_px),
+    ]
+
+
+def _grid_views(
+    batch: Batch, config: ViewsConfig, spec: InputSpec, seed: int, step: int, device: torch.device
+) -> list[View]:
+    """Views of grids of vectors: crops of whole tiles (see ``grids``)."""
+    what = grids.GridViews(config.hflip, config.vflip, config.turn90, config.tile_dropout, config.vector_dropout)
+    labels = None if batch.labels is None else batch.labels.to(device)
+    made = []
+    for role, numbers, side in _wanted(config):
+        for number in numbers:
+            crops = grids.draw_grids(batch, side, what, seed=seed, step=step, stream=f"view{number}")
+            pixels = normalise(crops.vectors.to(device), spec) * crops.kept.to(device)
+            made.append(View(role, pixels, crops.box.to(device), labels, batch.indices.cpu()))
+    return made
+
+
 def _repeated(batch: Batch, role: _Role) -> Int[Tensor, "BV 2"]:
     return batch.sizes_px.repeat_interleave(len(role.out), dim=0)
 
@@ -198,14 +274,9 @@ def _at_once(roles: list[_Role]) -> int:
 
 
 def _draw_roles(batch: Batch, config: ViewsConfig, seed: int, step: int, device: torch.device) -> list[_Role]:
-    assert config.global_px and config.local_px and config.local_count is not None
-    wanted: list[tuple[Role, range, int]] = [
-        ("global", range(config.global_count), config.global_px),
-        ("local", range(config.global_count, config.global_count + config.local_count), config.local_px),
-    ]
     images, channels = batch.pixels.shape[:2]
     roles = []
-    for role, numbers, size_px in wanted:
+    for role, numbers, size_px in _wanted(config):
         if not numbers:
             continue
         u = _draw(batch, numbers, seed, step)
@@ -279,8 +350,13 @@ def normalise(
 
 
 def plain_view(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C S S"]:
-    """The evaluation view: shorter side to ``spec.size_px`` (antialiased), centre crop, normalised."""
+    """The evaluation view: shorter side to ``spec.size_px`` (antialiased), centre crop, normalised.
+
+    Of grids, everything there is.
+    """
     pixels = batch.unit(slice(None), batch.pixels.device)
+    if spec.grid:
+        return normalise(pixels, spec)
     pixels = intensity.to_grey(pixels) if spec.grey else pixels
     out = pixels.new_empty(len(pixels), pixels.shape[1], spec.size_px, spec.size_px)
     for size in batch.sizes_px.unique(dim=0).tolist():

@@ -46,6 +46,7 @@ class ImageCache:
     labels    [N] number of each image's class, set by ``numbered``
     spacing_mm  [N A] size of the voxels in ``flat``, of volumes; ones where a file does not say
     intensity, size_mm   what was done to volumes, and the cube they are seen through (see InputSpec)
+    grid      the images are grids of vectors (see Sample)
     """
 
     flat: np.ndarray
@@ -63,6 +64,7 @@ class ImageCache:
     spacing_mm: np.ndarray | None = None
     intensity: Intensity | None = None
     size_mm: float = 0.0
+    grid: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
@@ -140,6 +142,7 @@ class _Decoded:
     sha256: str = ""
     reason: str = ""
     spacing_mm: tuple[float, ...] = ()
+    grid: bool = False
 
 
 def _decode(source: Source, index: int, rules: _Rules) -> _Decoded:
@@ -157,11 +160,10 @@ def _decode(source: Source, index: int, rules: _Rules) -> _Decoded:
         if not np.isfinite(pixels).all():
             raise DamagedFile(f"{source.records[index].id}: contains NaN or infinite values")
         low, high = float(pixels.min()), float(pixels.max())
-        if rules.intensity is None:
+        if rules.intensity is None and not sample.grid:
             pixels = shrink(pixels, rules.cache_px)
-        return _Decoded(
-            index, pixels, sample.pixels.shape[1:], low, high, source.content_hash(index), spacing_mm=spacing
-        )
+        original, digest = sample.pixels.shape[1:], source.content_hash(index)
+        return _Decoded(index, pixels, original, low, high, digest, spacing_mm=spacing, grid=sample.grid)
     except DamagedFile as error:
         return _Decoded(index, None, reason=error.what)
 
@@ -248,7 +250,8 @@ def build_cache(
     assert kind is not None
     shape_table = np.array(shapes, dtype=np.int64)
     counts = shape_table.prod(axis=1)
-    offset, scale = _pixel_range(kind, min(k.low for k in kept), max(k.high for k in kept))
+    grid, low, high = kept[0].grid, min(k.low for k in kept), max(k.high for k in kept)
+    offset, scale = (0.0, 1.0) if grid else _pixel_range(kind, low, high)
     cache = ImageCache(
         flat=store.array(kind),
         shapes=shape_table,
@@ -262,6 +265,7 @@ def build_cache(
         spacing_mm=np.array([k.spacing_mm for k in kept]) if source.axes == 3 else None,
         intensity=intensity,
         size_mm=size_mm,
+        grid=grid,
     )
     return with_statistics(cache)
 
@@ -308,17 +312,22 @@ def check_damage(name: str, damaged: Sequence[tuple[str, str]], total: int, max_
 
 
 def with_statistics(cache: ImageCache) -> ImageCache:
-    """Per-channel mean and standard deviation in 0..1, from at most 2,000 images evenly spread."""
+    """Per-channel mean and standard deviation in 0..1, from at most 2,000 images evenly spread.
+
+    Of grids, those of the tiles that are there.
+    """
     chosen = np.unique(np.linspace(0, len(cache) - 1, min(2000, len(cache))).astype(int))
     sums = np.zeros((2, cache.channels))
     count = 0
     for index in chosen:
         pixels = (cache.image(int(index)).astype(np.float64) - cache.offset) / cache.scale
-        flat = pixels.reshape(cache.channels, -1)
+        flat = pixels[:, pixels[-1] > 0.5] if cache.grid else pixels.reshape(cache.channels, -1)
         sums += np.stack([flat.sum(axis=1), (flat**2).sum(axis=1)])
         count += flat.shape[1]
-    mean = sums[0] / count
-    std = np.sqrt(np.maximum(sums[1] / count - mean**2, 1e-8))
+    mean = sums[0] / max(1, count)
+    std = np.sqrt(np.maximum(sums[1] / max(1, count) - mean**2, 1e-8))
+    if cache.grid:  # whether a tile is there stays 0 or 1
+        mean[-1], std[-1] = 0.0, 1.0
     rounded = (tuple(float(round(v, 4)) for v in mean), tuple(float(round(max(v, 1e-3), 4)) for v in std))
     return dataclasses.replace(cache, mean=rounded[0], std=rounded[1])
 
@@ -341,6 +350,7 @@ def input_spec(cache: ImageCache, size_px: int, *, grey: bool) -> InputSpec:
         intensity=cache.intensity.kind if cache.intensity else "",
         window=cache.intensity.window if cache.intensity else (),
         size_mm=cache.size_mm,
+        grid=cache.grid,
     )
 
 

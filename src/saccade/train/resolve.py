@@ -12,8 +12,8 @@ import math
 import torch
 
 from saccade import runtime
-from saccade.architectures import parse
-from saccade.augment.views import resolve_views
+from saccade.architectures import is_grid, parse
+from saccade.augment.views import ViewsConfig, resolve_grid_views, resolve_views
 from saccade.config import Sections, unresolved
 from saccade.errors import UsageError
 from saccade.methods.base import Facts
@@ -143,15 +143,22 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
             choose=train.choose or ("last" if train.method == "supervised" else "best"),
         ),
         "optim": _resolve_optim(sections, per_step),
-        "views": resolve_views(
-            sections["views"],
-            size_px=model.size_px,
-            channels=channels,
-            patch=parse(model.backbone).unit_px,
-            whole_patches=parse(model.backbone).transformer,
-            local_count=4 if device.type == "cpu" else 8,
-        ),
+        "views": _resolve_views(sections, channels, local_count=4 if device.type == "cpu" else 8),
     }
+
+
+def _resolve_views(sections: Sections, channels: int, *, local_count: int) -> ViewsConfig:
+    size_px, network = sections["model"].size_px, parse(sections["model"].backbone)
+    if is_grid(network):
+        return resolve_grid_views(sections["views"], size_px=size_px, local_count=local_count)
+    return resolve_views(
+        sections["views"],
+        size_px=size_px,
+        channels=channels,
+        patch=network.unit_px,
+        whole_patches=network.transformer,
+        local_count=local_count,
+    )
 
 
 # Peak learning rates at 256 images, (transformer, CNN); what they rest on is in docs/log.md.

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from saccade import config, runs, runtime
-from saccade.architectures import ARCHITECTURES, parse
+from saccade.architectures import ARCHITECTURES, is_grid, parse
 from saccade.augment.views import ViewsConfig
 from saccade.backbones.build import Network, build
 from saccade.backbones.weights import load_model, load_timm_state, save_model, weights_hash
@@ -106,10 +106,21 @@ def model_options(model: ModelConfig) -> dict[str, object]:
     return found
 
 
+def check_kind(backbone: str, cache: ImageCache) -> None:
+    """UsageError where a network for images meets grids of vectors, or the other way round."""
+    if is_grid(parse(backbone)) != cache.grid:
+        raise UsageError(
+            f"{backbone} reads {'images' if cache.grid else 'grids of vectors'}",
+            got="grids of vectors" if cache.grid else "images",
+            expected="--backbone grid_tiny or grid_micro" if cache.grid else "a backbone for images",
+        )
+
+
 def inherit(sections: Sections, cache: ImageCache) -> Sections:
     """What the weights a run starts from say of the network and its input, where the settings leave it open."""
     model: ModelConfig = sections["model"]
     data: DataConfig = sections["data"]
+    check_kind(model.backbone, cache)
     usual = input_spec(cache, int(model.size_px or 0), grey=data.grey)
     if model.weights:
         loaded = load_model(model.weights, channels=cache.channels, size_px=model.size_px)
@@ -413,6 +424,8 @@ def settings_table(sections: Sections, images: int) -> str:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, list) and len(value) > 16:
+        return f"[{len(value)} numbers]"
     return json.dumps(value) if isinstance(value, (list, Mapping)) else str(value)
 
 

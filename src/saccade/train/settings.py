@@ -55,7 +55,8 @@ class ModelConfig:
     """Start from this model instead of random weights; empty: random."""
     drop_path: float | None = None
     """Stochastic depth of the student; decided: none."""
-    positions: Literal["learned", "sincos", "rotary", "none"] = "learned"
+    positions: Literal["", "learned", "sincos", "rotary", "none"] = ""
+    """Empty: learned, or sincos for grids of vectors."""
     norm: Literal["pre", "post"] = "pre"
     registers: int = 0
     layer_scale: float = 0.0

@@ -1,0 +1,254 @@
+"""Nested cross-validation with whole patients apart: few slides are judged by all of them, each by a head that never
+saw its patient.
+
+Outer folds give the figures; inner folds, inside the training part of each, choose the strength of a head's penalty
+(Varma and Simon 2006 show what is gained falsely without). The same folds, draws and resamples for every learner, so
+differences are paired. AUROC is taken within each outer fold and averaged: scores of two heads have no common scale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from saccade.data.splits import unit_names
+from saccade.errors import EvaluationError, UsageError
+from saccade.evaluation.metrics import Metric, auroc, balanced_accuracy, interval, resampling_weights
+from saccade.evaluation.protocol import FEW_UNITS, draw_fraction
+from saccade.seeds import numpy_generator
+
+MEASURED: dict[str, Metric] = {"auroc": auroc, "balanced_accuracy": balanced_accuracy}
+
+
+@dataclass(frozen=True)
+class NestedConfig:
+    """folds: outer; inner: within each training part; repeats: draws at each fraction of the labels below 1."""
+
+    folds: int = 5
+    inner: int = 3
+    fractions: tuple[float, ...] = (1.0, 0.25)
+    repeats: int = 3
+    bootstrap: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds < 2 or self.inner < 2 or self.repeats < 1:
+            got = f"folds {self.folds}, inner {self.inner}, repeats {self.repeats}"
+            raise UsageError("cross-validation needs two folds or more", got=got)
+        if not self.fractions or not all(0 < f <= 1 for f in self.fractions):
+            raise UsageError("fractions of the labels lie between 0 and 1", got=self.fractions, expected="e.g. 1,0.25")
+
+
+class Learner(Protocol):
+    """Something that learns from labelled slides. ``choices``: values of its penalty, the strongest first."""
+
+    name: str
+    choices: Sequence[float]
+
+    def scores(
+        self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, choice: float, seed: int
+    ) -> np.ndarray:
+        """Scores [M K] of the slides at ``test`` after learning from those at ``train`` with ``labels`` [N]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """S labelled slides: class numbers [S], patients, the names of the classes, and which slides [S] may be tested on
+    (those that pretraining has not seen)."""
+
+    labels: np.ndarray
+    groups: list[str | None]
+    classes: tuple[str, ...]
+    testable: np.ndarray
+
+
+def outer_folds(cohort: Cohort, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train, test) of each outer fold: every testable slide is tested once, whole patients apart.
+
+    Slides that pretraining has seen only ever train. EvaluationError where there are too few patients of a class.
+    """
+    units = np.array(unit_names(cohort.groups))
+    own = np.flatnonzero(cohort.testable)
+    fewest = min((len(set(units[own][cohort.labels[own] == c])) for c in range(len(cohort.classes))), default=0)
+    if fewest < 2:
+        raise EvaluationError(
+            "too few patients to test on",
+            got=f"{fewest} of the rarest class" + ("" if cohort.testable.all() else ", not seen in pretraining"),
+            expected="two or more of every class",
+            hint="pretrain on other slides, or mark every number with --allow-overlap",
+        )
+    parts = StratifiedGroupKFold(min(count, fewest), shuffle=True, random_state=seed)
+    found = []
+    for _, test in parts.split(own, cohort.labels[own], units[own]):
+        inside = np.isin(units, units[own[test]])
+        found.append((np.flatnonzero(~inside), own[test]))
+    return found
+
+
+def inner_folds(labels: np.ndarray, units: np.ndarray, count: int, classes: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Parts of a training part, patients apart, all classes on both sides; empty where there are too few patients."""
+    fewest = min(len(set(units[labels == c])) for c in range(classes))
+    if fewest < 2:
+        return []
+    parts = StratifiedGroupKFold(min(count, fewest), shuffle=True, random_state=0).split(labels, labels, units)
+    return [(a, b) for a, b in parts if len(set(labels[a])) == classes == len(set(labels[b]))]
+
+
+def choose(
+    learner: Learner, train: np.ndarray, labels: np.ndarray, units: np.ndarray, config: NestedConfig, classes: int
+) -> float:
+    """The choice with the highest mean AUROC over the inner folds; the strongest penalty on a tie or without folds."""
+    folds = inner_folds(labels, units, config.inner, classes) if len(learner.choices) > 1 else []
+    if not folds:
+        return learner.choices[0]
+    means = []
+    for choice in learner.choices:
+        areas = []
+        for a, b in folds:
+            scores = learner.scores(train[a], labels[a], train[b], choice=choice, seed=config.seed)
+            areas.append(float(auroc(scores, labels[b], np.ones((1, len(b))))[0]))
+        means.append(float(np.mean(areas)))
+    return learner.choices[int(np.argmax(means))]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of the labels: for every outer fold the rows that train."""
+
+    fraction: float
+    train: list[np.ndarray]
+
+
+def draws(cohort: Cohort, folds: Sequence[tuple[np.ndarray, np.ndarray]], config: NestedConfig) -> list[Draw]:
+    """All draws of labels, stratified, whole patients where the share allows."""
+    found = []
+    for fraction in config.fractions:
+        for repeat in range(config.repeats if fraction < 1 else 1):
+            rows = []
+            for train, _ in folds:
+                groups = [cohort.groups[i] for i in train]
+                picked, _ = draw_fraction(cohort.labels[train], groups, fraction, seed=config.seed, repeat=repeat)
+                rows.append(train[picked])
+            found.append(Draw(fraction, rows))
+    return found
+
+
+def out_of_fold(
+    learner: Learner, cohort: Cohort, folds: Sequence[tuple[np.ndarray, np.ndarray]], draw: Draw, config: NestedConfig
+) -> np.ndarray:
+    """Scores [S K] of every tested slide by the head of its own fold; NaN for slides that are not tested."""
+    units, classes = np.array(unit_names(cohort.groups)), len(cohort.classes)
+    scores = np.full((len(cohort.labels), classes), np.nan)
+    for (_, test), train in zip(folds, draw.train):
+        labels = cohort.labels[train]
+        choice = choose(learner, train, labels, units[train], config, classes)
+        scores[test] = learner.scores(train, labels, test, choice=choice, seed=config.seed)
+    return scores
+
+
+def by_folds(
+    measure: Metric, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, folds: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Mean of a metric over the outer folds, [R] for weights [R S]; folds that a resample leaves empty do not count."""
+    values = []
+    for test in folds:
+        inside = weights[:, test]
+        held = inside.sum(axis=1) > 0
+        value = np.full(len(weights), np.nan)
+        value[held] = measure(scores[test], labels[test], inside[held])
+        values.append(value)
+    stacked = np.stack(values)
+    known = ~np.isnan(stacked)
+    return np.where(known, stacked, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+
+
+def nested(
+    learners: Sequence[Learner],
+    cohort: Cohort,
+    config: NestedConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Every learner by the same folds, draws and resamples: ``protocol``, ``rows``, ``differences`` from the first."""
+    folds = outer_folds(cohort, config.folds, config.seed)
+    every = draws(cohort, folds, config)
+    found: dict[str, list[np.ndarray]] = {}
+    for learner in learners:
+        found[learner.name] = []
+        for draw in every:
+            found[learner.name].append(out_of_fold(learner, cohort, folds, draw, config))
+            if progress is not None:
+                progress(sum(map(len, found.values())), len(learners) * len(every))
+    return summarise(found, cohort, folds, every, config)
+
+
+def summarise(
+    found: dict[str, list[np.ndarray]],
+    cohort: Cohort,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    every: Sequence[Draw],
+    config: NestedConfig,
+) -> dict[str, Any]:
+    """Rows and paired differences with 95 % intervals by bootstrap over patients; a resample also picks a draw."""
+    tests = [test for _, test in folds]
+    weights = resampling_weights(cohort.groups, config.bootstrap, config.seed)
+    one = np.ones((1, len(cohort.labels)))
+    rows: list[dict[str, Any]] = []
+    differences: list[dict[str, Any]] = []
+    first = next(iter(found))
+    units = len({unit_names(cohort.groups)[i] for test in tests for i in test})
+    for fraction in config.fractions:
+        members = [i for i, draw in enumerate(every) if draw.fraction == fraction]
+        picks = numpy_generator(config.seed, "picks", round(fraction * 1e6)).integers(len(members), size=len(weights))
+        n_train = round(float(np.mean([len(rows_) for i in members for rows_ in every[i].train])))
+        for metric, measure in MEASURED.items():
+            base: np.ndarray | None = None
+            for name, scores in found.items():
+                points = [float(by_folds(measure, scores[i], cohort.labels, one, tests)[0]) for i in members]
+                spread = np.empty(len(weights))
+                for j, i in enumerate(members):
+                    mine = picks == j
+                    spread[mine] = by_folds(measure, scores[i], cohort.labels, weights[mine], tests)
+                low, high = interval(spread)
+                about = {"model": name, "fraction": fraction, "metric": metric, "n_train": n_train}
+                rows.append(about | {"mean": float(np.mean(points)), "low": low, "high": high})
+                if base is None:
+                    base, mean = spread, float(np.mean(points))
+                    continue
+                low, high = interval(base - spread)
+                clear = bool(low > 0 or high < 0) and units >= FEW_UNITS
+                about = about | {"model": first, "against": name, "difference": mean - float(np.mean(points))}
+                differences.append(about | {"low": low, "high": high, "clear": clear})
+    protocol = dataclasses.asdict(config) | {
+        "classes": list(cohort.classes),
+        "slides": len(cohort.labels),
+        "tested": int(sum(map(len, tests))),
+        "units": units,
+        "text": _text(cohort, folds, units, config),
+    }
+    return {"protocol": protocol, "rows": rows, "differences": differences}
+
+
+def _text(cohort: Cohort, folds: Sequence[Any], units: int, config: NestedConfig) -> str:
+    tested = sum(len(test) for _, test in folds)
+    words = [
+        f"{len(cohort.labels)} labelled slides of {len(set(unit_names(cohort.groups)))} patients, "
+        f"{len(cohort.classes)} classes; {tested} slides tested.",
+        f"Nested cross-validation, whole patients apart: {len(folds)} outer folds give the figures, {config.inner} "
+        "inner ones choose the penalty.",
+        "AUROC within each outer fold, mean over folds; "
+        f"95 % intervals by bootstrap over {units} patients, {config.bootstrap} resamples, paired.",
+    ]
+    if not cohort.testable.all():
+        words.append(f"{int((~cohort.testable).sum())} slides that pretraining has seen only train.")
+    if min(config.fractions) < 1:
+        words.append(f"Below 100 % of the labels: {config.repeats} stratified draws of each training part.")
+    if units < FEW_UNITS:
+        words.append(f"With only {units} patients the intervals mean nothing and no difference is called clear.")
+    return " ".join(words)

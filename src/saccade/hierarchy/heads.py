@@ -1,0 +1,177 @@
+"""Heads from the vectors of a slide's regions to its label: gated attention pooling, and a small transformer.
+
+Gated attention is Ilse et al. 2018, "Attention-based deep multiple instance learning" (arXiv:1802.04712), equation 9;
+the transformer is the third level of HIPT (Chen et al. 2022, arXiv:2206.02647): it sees where the regions lie.
+Few slides, many regions: all slides of a training part are one padded batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from saccade.backbones.build import build
+from saccade.backbones.vit import ViT
+from saccade.seeds import torch_generator
+
+Kind = Literal["abmil", "transformer"]
+KINDS: tuple[Kind, ...] = ("abmil", "transformer")
+WARMUP = 0.1
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Grids of vectors of S slides, padded: ``grids`` [S D+1 Y X] float32, the last channel says what is there."""
+
+    grids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    @property
+    def dim(self) -> int:
+        return self.grids.shape[1] - 1
+
+    def select(self, rows: np.ndarray) -> Bags:
+        return Bags(self.grids[rows])
+
+    def means(self) -> np.ndarray:
+        """[S D] mean of the vectors that are there: the pooling that knows no arrangement and no weights."""
+        there = self.grids[:, -1:]
+        return (self.grids[:, :-1] * there).sum(axis=(2, 3)) / np.maximum(there.sum(axis=(2, 3)), 1)
+
+
+def pad_bags(grids: list[np.ndarray]) -> Bags:
+    """Grids [D+1 Y X] of several sizes as one batch."""
+    rows, columns = (max(g.shape[a] for g in grids) for a in (1, 2))
+    out = np.zeros((len(grids), grids[0].shape[0], rows, columns), np.float32)
+    for s, grid in enumerate(grids):
+        out[s, :, : grid.shape[1], : grid.shape[2]] = grid
+    return Bags(out)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """How a head is trained. ``weight_decay`` is what nested cross-validation chooses (see ``crossval``)."""
+
+    kind: Kind = "abmil"
+    hidden: int = 64
+    dropout: float = 0.25
+    steps: int = 80
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+
+
+class GatedAttention(nn.Module):
+    """Ilse et al. 2018: weights softmax(w (tanh(V h) * sigmoid(U h))), then a linear answer to the weighted mean."""
+
+    def __init__(self, dim: int, classes: int, config: HeadConfig):
+        super().__init__()
+        self.squeeze = nn.Sequential(nn.Linear(dim, config.hidden), nn.ReLU(), nn.Dropout(config.dropout))
+        self.value, self.gate = nn.Linear(config.hidden, config.hidden), nn.Linear(config.hidden, config.hidden)
+        self.score = nn.Linear(config.hidden, 1)
+        self.classify = nn.Linear(config.hidden, classes)
+
+    def weights(
+        self, vectors: Float[Tensor, "S R D"], there: Bool[Tensor, "S R"]
+    ) -> tuple[Float[Tensor, "S R"], Float[Tensor, "S R H"]]:
+        """How much each region counts (sum 1 over what is there), and the vectors that are weighted."""
+        hidden = self.squeeze(vectors)
+        scores = self.score(torch.tanh(self.value(hidden)) * torch.sigmoid(self.gate(hidden)))[..., 0]
+        return torch.softmax(scores.masked_fill(~there, -1e9), dim=1) * there, hidden
+
+    def forward(self, grids: Float[Tensor, "S C Y X"]) -> Float[Tensor, "S K"]:
+        weights, hidden = self.weights(*_as_bag(grids))
+        answer: Tensor = self.classify((weights[..., None] * hidden).sum(dim=1))
+        return answer
+
+
+class GridTransformer(nn.Module):
+    """Two layers over the grid of regions, with positions; the class token answers."""
+
+    def __init__(self, dim: int, classes: int, config: HeadConfig):
+        super().__init__()
+        encoder = build(f"grid_nano_w{config.hidden}", channels=dim + 1, size_px=1)
+        assert isinstance(encoder, ViT)
+        self.encoder = encoder
+        self.dropout = nn.Dropout(config.dropout)
+        self.classify = nn.Linear(config.hidden, classes)
+
+    def forward(self, grids: Float[Tensor, "S C Y X"]) -> Float[Tensor, "S K"]:
+        return self.classify(self.dropout(self.encoder(grids).cls))
+
+
+def _as_bag(grids: Float[Tensor, "S C Y X"]) -> tuple[Float[Tensor, "S R D"], Bool[Tensor, "S R"]]:
+    flat = grids.flatten(2).transpose(1, 2)
+    return flat[..., :-1], flat[..., -1] > 0.5
+
+
+Head = GatedAttention | GridTransformer
+HEADS: dict[str, type[GatedAttention] | type[GridTransformer]] = {
+    "abmil": GatedAttention,
+    "transformer": GridTransformer,
+}
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A trained head with what its input is normalised by: [D] mean and std of the training part's vectors."""
+
+    network: Head
+    mean: np.ndarray
+    std: np.ndarray
+
+    def scores(self, bags: Bags) -> np.ndarray:
+        """Probabilities [S K]."""
+        with torch.inference_mode():
+            return torch.softmax(self.network(_normalised(bags, self.mean, self.std)), dim=1).numpy()
+
+    def weights(self, bags: Bags) -> np.ndarray:
+        """[S Y X] how much each region counts; 0 where none is."""
+        x = _normalised(bags, self.mean, self.std)
+        with torch.inference_mode():
+            if isinstance(self.network, GatedAttention):
+                found = self.network.weights(*_as_bag(x))[0]
+            else:
+                encoder = self.network.encoder
+                rows = encoder.attention(x, layer=-1, rows=torch.tensor([0]))[:, :, 0, encoder.prefix :]
+                found = rows.mean(dim=1)
+                found = found / found.sum(dim=1, keepdim=True).clamp_min(1e-12)
+        return found.reshape(len(bags), *bags.grids.shape[2:]).numpy()
+
+
+def _normalised(bags: Bags, mean: np.ndarray, std: np.ndarray) -> Tensor:
+    x = (bags.grids[:, :-1] - mean[:, None, None]) / std[:, None, None]
+    return torch.from_numpy(np.concatenate([x * bags.grids[:, -1:], bags.grids[:, -1:]], axis=1).astype(np.float32))
+
+
+def statistics(bags: Bags) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [D] of the vectors that are there."""
+    vectors = bags.grids[:, :-1].transpose(1, 0, 2, 3)[:, bags.grids[:, -1] > 0.5]
+    return vectors.mean(axis=1), np.maximum(vectors.std(axis=1), 1e-6)
+
+
+def fit_head(bags: Bags, labels: np.ndarray, classes: int, config: HeadConfig, *, seed: int) -> FittedHead:
+    """Train one head on all slides at once; classes count alike, however many slides they have."""
+    mean, std = statistics(bags)
+    x, y = _normalised(bags, mean, std), torch.from_numpy(labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch_generator(seed, "head").initial_seed()))
+        network = HEADS[config.kind](bags.dim, classes, config)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        counts = torch.bincount(y, minlength=classes).clamp_min(1)
+        network.train()
+        for step in range(config.steps):
+            rate = min(1.0, (step + 1) / (WARMUP * config.steps)) * 0.5 * (1 + np.cos(np.pi * step / config.steps))
+            optimizer.param_groups[0]["lr"] = config.lr * rate
+            loss = F.cross_entropy(network(x), y, weight=len(y) / (classes * counts))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+    return FittedHead(network.eval(), mean, std)

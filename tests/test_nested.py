@@ -1,0 +1,157 @@
+"""Nested cross-validation keeps patients apart, and heads over slides learn what is planted."""
+
+import numpy as np
+import pytest
+import torch
+
+from saccade.errors import EvaluationError
+from saccade.evaluation.nested import Cohort, NestedConfig, draws, inner_folds, nested, outer_folds
+from saccade.hierarchy.heads import KINDS, Bags, GatedAttention, HeadConfig, fit_head, pad_bags
+from saccade.hierarchy.learners import HeadLearner, MeanLearner
+
+CLASSES = ("no", "yes")
+
+
+def cohort(slides: int = 40, patients: int = 20, seed: int = 0, seen: float = 0.0) -> Cohort:
+    rng = np.random.default_rng(seed)
+    own = rng.integers(patients, size=slides)
+    labels = (own % 2).astype(np.int64)
+    return Cohort(labels, [f"p{i}" for i in own], CLASSES, rng.random(slides) >= seen)
+
+
+class Spy:
+    """A learner that keeps what it was given."""
+
+    name, choices = "spy", (0.1, 1.0)
+
+    def __init__(self):
+        self.calls = []
+
+    def scores(self, train, labels, test, *, choice, seed):
+        self.calls.append((train, labels, test))
+        return np.random.default_rng(len(self.calls)).random((len(test), 2))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_patient_trains_and_is_tested(seed):
+    """Neither in outer nor in inner folds, at any share of the labels; every slide is tested once."""
+    found, spy = cohort(seed=seed), Spy()
+    config = NestedConfig(folds=4, inner=3, fractions=(1.0, 0.5), repeats=2, bootstrap=20)
+    result = nested([spy], found, config)
+    groups = np.array(found.groups)
+    assert len(spy.calls) > 4 * 3
+    for train, labels, test in spy.calls:
+        assert not set(groups[train]) & set(groups[test])
+        assert np.array_equal(labels, found.labels[train])
+    tested = np.concatenate([test for _, test in outer_folds(found, 4, 0)])
+    assert sorted(tested) == list(range(len(groups)))
+    assert {row["fraction"] for row in result["rows"]} == {1.0, 0.5}
+
+
+def test_slides_seen_in_pretraining_only_train():
+    found = cohort(seen=0.4)
+    for train, test in outer_folds(found, 3, 0):
+        assert found.testable[test].all()
+        assert not {found.groups[i] for i in test} & {found.groups[i] for i in train}
+    with pytest.raises(EvaluationError, match="too few patients"):
+        outer_folds(Cohort(found.labels, found.groups, CLASSES, np.zeros(40, bool)), 3, 0)
+
+
+def test_inner_folds_show_all_classes_on_both_sides():
+    found = cohort()
+    for a, b in inner_folds(found.labels, np.array(found.groups), 3, 2):
+        assert set(found.labels[a]) == set(found.labels[b]) == {0, 1}
+    assert inner_folds(np.array([0, 0, 1]), np.array(["a", "b", "c"]), 3, 2) == []
+
+
+def test_draws_are_shares_of_the_training_part():
+    found = cohort(80, 40)
+    folds = outer_folds(found, 4, 0)
+    for draw in draws(found, folds, NestedConfig(fractions=(0.25,), repeats=3)):
+        for (train, _), picked in zip(folds, draw.train):
+            assert set(picked) <= set(train) and 0.1 < len(picked) / len(train) < 0.4
+            assert set(found.labels[picked]) == {0, 1}
+
+
+def planted(arrangement: bool, slides: int = 40, seed: int = 0) -> tuple[Bags, np.ndarray]:
+    """Grids of 3 x 4 regions. Two kinds of region, as many of each; with ``arrangement`` the label is where they lie,
+    without it which kind there is once."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(slides) % 2
+    grids = []
+    for label in labels:
+        x = 0.3 * rng.normal(size=(9, 3, 4))
+        x[-1] = 1
+        if arrangement:
+            x[0, :, :2] += 1 if label else -1
+            x[0, :, 2:] -= 1 if label else -1
+        else:
+            y, column = rng.integers(3), rng.integers(4)
+            x[1 + label, y, column] += 4
+        if not arrangement:  # a place where nothing is, whatever stands there
+            x[-1, 2, 3], x[0, 2, 3] = 0, 100 * label
+        grids.append(x.astype(np.float32))
+    return pad_bags(grids), labels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_learn_what_one_region_shows(kind):
+    bags, labels = planted(arrangement=False)
+    learner = HeadLearner(kind, bags, 2, HeadConfig(kind=kind, steps=60))
+    scores = learner.scores(np.arange(30), labels[:30], np.arange(30, 40), choice=0.01, seed=0)
+    assert (scores.argmax(axis=1) == labels[30:]).mean() >= 0.9
+
+
+def test_only_what_knows_places_learns_an_arrangement():
+    """Attention pooling and the mean see a bag; the transformer sees where its members lie."""
+    bags, labels = planted(arrangement=True, slides=70)
+    train, test = np.arange(40), np.arange(40, 70)
+    transformer = HeadLearner("t", bags, 2, HeadConfig(kind="transformer", steps=60))
+    right = transformer.scores(train, labels[train], test, choice=0.01, seed=0).argmax(axis=1) == labels[test]
+    assert right.mean() > 0.85
+    mean = MeanLearner("m", bags.means(), 2)
+    guessed = mean.scores(train, labels[train], test, choice=1.0, seed=0).argmax(axis=1) == labels[test]
+    assert guessed.mean() < 0.8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_sum_to_one_and_leave_out_what_is_not_there(kind):
+    bags, labels = planted(arrangement=False, slides=8)
+    head = fit_head(bags, labels, 2, HeadConfig(kind=kind, steps=5), seed=0)
+    weights = head.weights(bags)
+    assert weights.shape == (8, 3, 4)
+    assert np.allclose(weights.sum(axis=(1, 2)), 1, atol=1e-5) and np.abs(weights[:, 2, 3]).max() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_there_has_no_influence(kind):
+    bags, labels = planted(arrangement=False, slides=8)
+    head = fit_head(bags, labels, 2, HeadConfig(kind=kind, steps=5), seed=0)
+    other = bags.grids.copy()
+    other[:, :-1, 2, 3] = -7
+    padded = np.pad(bags.grids, ((0, 0), (0, 0), (0, 2), (0, 1)))
+    for changed in (other, padded):
+        assert np.allclose(head.scores(Bags(changed)), head.scores(bags), atol=1e-5)
+    assert np.allclose(bags.means(), Bags(other).means())
+
+
+def test_same_seed_same_head():
+    bags, labels = planted(arrangement=False, slides=8)
+    state = torch.random.get_rng_state()
+    one, two = (fit_head(bags, labels, 2, HeadConfig(steps=3), seed=1).scores(bags) for _ in range(2))
+    assert np.array_equal(one, two) and torch.equal(state, torch.random.get_rng_state())
+    assert isinstance(fit_head(bags, labels, 2, HeadConfig(steps=1), seed=1).network, GatedAttention)
+
+
+def test_differences_are_paired_and_marked():
+    found = cohort(60, 30)
+    rng = np.random.default_rng(0)
+    good = found.labels[:, None] + 0.1 * rng.normal(size=(60, 3))
+    learners = [MeanLearner("good", good, 2), MeanLearner("noise", rng.normal(size=(60, 3)), 2)]
+    result = nested(learners, found, NestedConfig(bootstrap=100, repeats=2))
+    rows = {(r["model"], r["fraction"], r["metric"]): r for r in result["rows"]}
+    assert rows["good", 1.0, "auroc"]["mean"] > 0.95
+    assert all(r["low"] <= r["mean"] + 0.02 and r["mean"] - 0.02 <= r["high"] for r in rows.values())
+    clear = [d for d in result["differences"] if d["metric"] == "auroc"]
+    assert all(d["clear"] and d["difference"] > 0.2 for d in clear)
+    assert "whole patients apart" in result["protocol"]["text"]
