@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import saccade
 from saccade import cli
 from saccade.errors import MissingDependency, ModelError, UsageError
-from saccade.sentences import LECTURE, look_up, order_test
+from saccade.texts import LECTURE, look_up, order_test
 from saccade.words import TextOptions, Word, columns, find_word, merge, printable
 
 HOSTILE = (

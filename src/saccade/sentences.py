@@ -1,29 +1,25 @@
-"""Sentences and text models: one sentence on request (``attend_text``), and what order, look-up and projection mean.
+"""One sentence on request (``attend_text``): lines for a terminal, pictures, numbers, and a page of one file.
 
-The text models' own side is in ``backbones/text``, the pictures in ``viz/sentence``.
+The model's side is in ``backbones/text``, the pictures are in ``viz/sentence``, the page in ``web/static``.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-import threading
-from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from saccade.backbones.text import Positions, Reading, TextModel, load_text_model
-from saccade.errors import UsageError, unknown
-from saccade.seeds import torch_generator
+from saccade.backbones.text import Reading, TextModel, load_text_model
+from saccade.errors import ModelError, UsageError, unknown
+from saccade.reporting.standalone import packed, standalone
+from saccade.texts import facts, look_up, order_test
+from saccade.viz.quantised import FLOOR, quantise
 from saccade.viz.sentence import SentenceMap, draw, lines
 from saccade.words import TextOptions, find_word, merge
-
-LECTURE = "This GitHub page contains all the general information about the course and the study materials."
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class AttendedText:
     reading: Reading
     sentence: SentenceMap
     options: TextOptions
-    model: str
+    model: TextModel
     layer: int
 
     def text(self) -> str:
@@ -54,7 +50,7 @@ class AttendedText:
     def to_dict(self) -> dict[str, Any]:
         sentence = self.sentence
         found = {
-            "model": self.model,
+            "model": self.model.name,
             "layer": self.layer,
             "head": self.options.head,
             "heads": self.reading.heads,
@@ -67,7 +63,7 @@ class AttendedText:
         return found | {"weights": [[round(float(v), 7) for v in row] for row in np.atleast_2d(rows)]}
 
     def save(self, path: Path) -> Path:
-        """Write SVG or PNG (arcs and matrix) or CSV (head, query, key, words, weight)."""
+        """Write SVG or PNG (arcs and matrix), CSV (head, query, key, words, weight) or a page to look into (HTML)."""
         path = Path(path)
         suffix = path.suffix.lower()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +73,10 @@ class AttendedText:
             path.write_bytes(draw(self.sentence).png())
         elif suffix == ".csv":
             path.write_text(self._csv(), encoding="utf-8")
+        elif suffix == ".html":
+            path.write_text(page(self), encoding="utf-8")
         else:
-            raise unknown("picture format", path.suffix, (".svg", ".png", ".csv"))
+            raise unknown("picture format", path.suffix, (".svg", ".png", ".csv", ".html"))
         return path
 
     def _csv(self) -> str:
@@ -113,7 +111,7 @@ def attend_text(model: str | Path | TextModel | None, text: str, options: TextOp
     reading = loaded.read(text)
     layer = reading.layer(-1 if options.layer is None else options.layer)
     sentence = sentence_map(loaded.name, reading, options)
-    return AttendedText(reading, sentence, options, loaded.name, layer)
+    return AttendedText(reading, sentence, options, loaded, layer)
 
 
 def sentence_map(model: str, reading: Reading, options: TextOptions) -> SentenceMap:
@@ -155,142 +153,82 @@ def _token(query: str, reading: Reading) -> int:
     return int(query) % count
 
 
-# --- for a page ------------------------------------------------------------------------------------
+# --- a page of one file ----------------------------------------------------------------------------
 
-KEPT_READINGS, MOST_LETTERS = 8, 100_000
-
-
-class Readings:
-    """Models and the newest readings, by name and text; one text is read at a time."""
-
-    def __init__(self) -> None:
-        self._models: dict[str, TextModel] = {}
-        self._kept: OrderedDict[tuple[str, str, Positions], Reading] = OrderedDict()
-        self._turn = threading.Lock()
-
-    def model(self, name: str) -> TextModel:
-        """The model of this folder, loaded once; the empty name is the built-in one."""
-        with self._turn:
-            if name not in self._models:
-                self._models[name] = load_text_model(name or None)
-            return self._models[name]
-
-    def read(self, name: str, text: str, positions: Positions) -> Reading:
-        """Raises UsageError for a text without words or of more than MOST_LETTERS letters."""
-        if len(text) > MOST_LETTERS:
-            raise UsageError("the text is too long", got=f"{len(text):,} letters", expected=f"at most {MOST_LETTERS:,}")
-        model, key = self.model(name), (name, text, positions)
-        with self._turn:
-            if key not in self._kept:
-                self._kept[key] = model.read(text, positions=positions)
-            self._kept.move_to_end(key)
-            while len(self._kept) > KEPT_READINGS:
-                self._kept.popitem(last=False)
-            return self._kept[key]
+MOST_BYTES = 24 * 2**20  # of weights in one page, one byte each
+ORDERS = 5  # shuffles of the words that a page carries
 
 
-def facts(model: TextModel, reading: Reading) -> dict[str, Any]:
-    """What a page must know of a reading before it asks for weights."""
-    return {
-        "model": model.name,
-        "text": reading.text,
-        "depth": len(reading.layers),
-        "heads": reading.heads,
-        "width": model.dim,
-        "limit": model.limit,
-        "left_out": reading.left_out,
-        "causal": reading.causal,
-        "positions": reading.positions,
-        "tokens": [
-            {"id": t.id, "piece": t.piece, "text": t.text, "special": t.special, "unknown": t.unknown}
-            for t in reading.tokens
-        ],
-        "words": [{"text": w.text, "first": w.first, "last": w.last, "special": w.special} for w in reading.words],
+def page(attended: AttendedText) -> str:
+    """A page to look into without a server: weights of all layers and heads, or of as many layers as fit.
+
+    What is lost by keeping one byte a weight is measured and said on the page.
+    """
+    reading, model = attended.reading, attended.model
+    count = len(reading.tokens)
+    kept = kept_layers(len(reading.layers), reading.heads * count * count, attended.layer)
+    layers, losses = {}, []
+    for layer in kept:
+        found = quantise(reading.attention(layer=layer).numpy())
+        layers[layer] = {"codes": packed(found.codes), "largest": packed(found.largest)}
+        losses.append((found.relative, found.absolute, found.dropped))
+    words = lost(*(max(column) for column in zip(*losses)))
+    if len(kept) < len(reading.layers):
+        words += f" Of {len(reading.layers)} layers, {len(kept)} are kept."
+    shown = attended.options
+    data = {
+        "info": facts(model, reading) | {"layers": kept},
+        "layers": layers,
+        "scale": {"width": count, "floor": FLOOR},
+        "look": {t.id: _short(look_up(model, t.id)) for t in reading.tokens},
+        "orders": _orders(model, reading.text),
+        "note": words,
+        "asked": {
+            "layer": attended.layer,
+            "head": int(shown.head) if shown.head.isdigit() else "mean",
+            "tokens": shown.tokens,
+            "special": shown.special,
+            "first": -1 if attended.sentence.query is None else attended.sentence.query,
+        },
     }
+    return standalone(f"Attention: {reading.text[:60]}", "standalone_words.js", data)
 
 
-# --- what order means ------------------------------------------------------------------------------
+def kept_layers(depth: int, layer_bytes: int, asked: int) -> list[int]:
+    """All layers, or as many as fit into MOST_BYTES: spread evenly, with the last one and the one that was asked for.
 
-
-@dataclass(frozen=True)
-class OrderTest:
-    """The same words in another order, read with and without positions.
-
-    shuffled         the text in its new order
-    with_positions   largest difference of any word's output between the two orders, positions as trained
-    without          the same with all positions alike: rounding only, when nothing else tells the order
-    typical          mean size of an output number, to compare with
-    causal           whether the model hides later words; then order shows even without positions
+    Raises UsageError when not even one fits.
     """
+    room = MOST_BYTES // layer_bytes
+    if room < 1:
+        raise UsageError(
+            "one layer does not fit into a page",
+            got=f"{layer_bytes / 2**20:,.0f} MiB",
+            expected=f"at most {MOST_BYTES // 2**20} MiB",
+        )
+    if room >= depth:
+        return list(range(depth))
+    spread = np.linspace(depth - 1, 0, room).round().astype(int).tolist()
+    if asked not in spread:
+        spread[min(range(len(spread)), key=lambda i: abs(spread[i] - asked))] = asked
+    return sorted(set(spread))
 
-    shuffled: str
-    with_positions: float
-    without: float
-    typical: float
-    causal: bool
 
-
-def order_test(model: TextModel, text: str, *, seed: int = 0) -> OrderTest:
-    """Do the outputs of the words change when the words change places?
-
-    Without positions the set of outputs stays the same: the encoder is permutation-equivariant. The words' tokens
-    are moved, the special tokens stay where they are. Raises ModelError when positions cannot be taken away.
-    """
-    tokens, _ = model.tokens(text)
-    ids = [token.id for token in tokens]
-    plain = model.read(text)
-    order = _shuffled(plain, seed)
-    differences = {}
-    for positions in ("trained", "constant"):
-        before, _ = model.run(ids, positions)
-        after, _ = model.run([ids[i] for i in order], positions)
-        differences[positions] = float((after - before[order]).abs().max())
-    words = sorted((w for w in plain.words if not w.special), key=lambda w: order.index(w.first))
-    return OrderTest(
-        shuffled=" ".join(word.text for word in words),
-        with_positions=differences["trained"],
-        without=differences["constant"],
-        typical=float(plain.outputs.abs().mean()),
-        causal=plain.causal,
+def lost(relative: float, absolute: float, dropped: float) -> str:
+    """What a page says of its own numbers."""
+    return (
+        f"Weights are kept in one byte: within {100 * relative:.1f} % of themselves, at most {100 * absolute:.2f} "
+        f"percentage points off; those below 1/{1 / FLOOR:,.0f} of their row's largest are 0 "
+        f"(at most {100 * dropped:.2g} % of a row)."
     )
 
 
-def _shuffled(reading: Reading, seed: int) -> list[int]:
-    """Numbers of the tokens in their new order: words as a whole, special tokens in their places."""
-    words = [w for w in reading.words if not w.special]
-    turned = torch.randperm(len(words), generator=torch_generator(seed, "words")).tolist()
-    if len(words) > 1 and turned == list(range(len(words))):
-        turned = turned[::-1]
-    moved = iter([n for w in turned for n in range(words[w].first, words[w].last + 1)])
-    return [i if token.special else next(moved) for i, token in enumerate(reading.tokens)]
+def _short(found: dict[str, Any]) -> dict[str, Any]:
+    return found | {"row": [round(v, 4) for v in found["row"]]}
 
 
-# --- look-up against projection --------------------------------------------------------------------
-
-PATCH, CHANNELS, LEVELS = 16, 3, 256
-ATOMS_LOG2 = 266  # in the observable universe, about 10^80
-
-
-def look_up(model: TextModel, token: int) -> dict[str, Any]:
-    """The row of the model's table that a token stands for, and why a patch cannot have one.
-
-    token  its number in the vocabulary. Raises UsageError when the table has no such row.
-    """
-    rows, width = model.table.shape
-    if not 0 <= token < rows:
-        raise UsageError("no such token in the vocabulary", got=token, expected=f"0 to {rows - 1}")
-    numbers = PATCH * PATCH * CHANNELS
-    bits = numbers * int(math.log2(LEVELS))
-    return {
-        "token": token,
-        "vocabulary": rows,
-        "width": width,
-        "row": model.table[token].tolist(),
-        "table_numbers": rows * width,
-        "patch_px": PATCH,
-        "patch_numbers": numbers,
-        "patch_values_log2": bits,
-        "patch_values_log10": bits * math.log10(2),
-        "atoms_log2": ATOMS_LOG2,
-        "projection_numbers": numbers * width + width,
-    }
+def _orders(model: TextModel, text: str) -> list[dict[str, Any]]:
+    try:
+        return [asdict(order_test(model, text, seed=seed)) for seed in range(ORDERS)]
+    except ModelError:  # positions that cannot be taken away
+        return []

@@ -28,7 +28,7 @@ HOSTILE = (
 def known(site):
     """What the library itself says of the lecture's sentence, layer 1, mean of heads."""
     from saccade.api import attend_text
-    from saccade.sentences import LECTURE
+    from saccade.texts import LECTURE
     from saccade.words import TextOptions
 
     return attend_text(LECTURE, options=TextOptions(query="course", layer=1, head="mean")).sentence

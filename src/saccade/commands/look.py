@@ -51,7 +51,7 @@ def attend(
     special: Annotated[
         bool, typer.Option("--special", help="Of a sentence: also draw [CLS] and [SEP]; their share is always said.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV; of a sentence also HTML.")] = None,
     as_json: Json = False,
 ) -> None:
     """Where does this patch, or this word, look? Exact attention of any query, layer and head, on the model as trained.

@@ -19,7 +19,7 @@ from saccade.web.desk import Desk
 
 if TYPE_CHECKING:
     from saccade.backbones.text import Positions, Reading
-    from saccade.sentences import Readings
+    from saccade.texts import Readings
 
 BUILT_IN = "all-MiniLM-L6-v2"
 KNOWN_QUESTIONS = 64
@@ -47,7 +47,7 @@ class Shelf:
     def readings(self) -> Readings:
         with self._turn:
             if self._readings is None:
-                from saccade.sentences import Readings
+                from saccade.texts import Readings
 
                 self._readings = Readings()
             return self._readings
@@ -102,13 +102,13 @@ def router(desk: Desk) -> APIRouter:
         name = shelf.model(model)
         key = shelf.ask(Question(name, text, positions))
         _, reading = shelf.reading(key)
-        from saccade.sentences import facts
+        from saccade.texts import facts
 
         return {"id": key} | facts(shelf.readings().model(name), reading)
 
     @api.get("/look-up")
     def look_up(model: str, token: int) -> dict[str, Any]:
-        from saccade.sentences import look_up as run
+        from saccade.texts import look_up as run
 
         return run(shelf.readings().model(shelf.model(model)), token)
 
@@ -136,7 +136,7 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/{key}/order")
     def order(key: str, seed: int = 0) -> dict[str, Any]:
-        from saccade.sentences import order_test
+        from saccade.texts import order_test
 
         question, _ = shelf.reading(key)
         return dataclasses.asdict(order_test(shelf.readings().model(question.model), question.text, seed=seed))

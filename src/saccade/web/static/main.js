@@ -2,6 +2,7 @@
 
 import { el, replace } from "./dom.js";
 import { PAGES } from "./pages.js";
+import { themes } from "./theme.js";
 
 let leaving = new AbortController();
 
@@ -46,24 +47,10 @@ async function open() {
   }
 }
 
-function themes() {
-  const button = document.getElementById("theme");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const shown = () => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light");
-  const name = () => { button.textContent = shown() === "dark" ? "Light" : "Dark"; };
-  button.addEventListener("click", () => {
-    document.documentElement.dataset.theme = shown() === "dark" ? "light" : "dark";
-    name();
-    document.dispatchEvent(new Event("theme"));
-  });
-  dark.addEventListener("change", () => { name(); document.dispatchEvent(new Event("theme")); });
-  name();
-}
-
 // The token has become a cookie; in the address it could be copied along with a link.
 if (location.search) history.replaceState(null, "", location.pathname + location.hash);
 replace(document.getElementById("pages"),
   PAGES.map((page) => el("a", { href: `#/${page.id}`, "data-page": page.id }, page.title)));
-themes();
+themes(document.getElementById("theme"));
 addEventListener("hashchange", open);
 open();

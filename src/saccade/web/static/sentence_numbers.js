@@ -31,7 +31,7 @@ export class Numbers {
     const asks = units[state.asks], answers = units[state.answers];
     const head = state.head === "mean" ? this.strongestHead(asks, answers) : state.head;
     const [found, row] = await Promise.all([
-      answers ? source.pair(state.layer, head, asks.first, answers.first) : null,
+      answers && source.pair ? source.pair(state.layer, head, asks.first, answers.first) : null,
       source.lookUp(source.info.tokens[asks.first].id)]);
     if (this.asking !== asked || signal.aborted) return;
     this.showPair(asks, answers, head, found);
@@ -48,15 +48,15 @@ export class Numbers {
   }
 
   showPair(asks, answers, head, found) {
+    this.pair.hidden = !this.view.source.pair;
     const title = el("h2", null, "Query, key and value");
     const words = el("p", null, "Every word makes three vectors. The ", el("strong", null, "query"), " is what it asks, the ",
       el("strong", null, "key"), " what it offers, the ", el("strong", null, "value"),
       " what it hands over. How well a query fits a key is their product, number by number, summed: q·k.");
-    if (!answers) {
+    if (!found) {
       replace(this.pair, title, words, el("p", { class: "soft" }, "Choose the word that answers: shift-click a word, click a cell of the matrix, a word of the list, or press the arrow keys up and down."));
       return;
     }
-    if (!found) { replace(this.pair, title, words, el("p", { class: "soft" }, "This page holds the weights, not the vectors: saccade view shows those.")); return; }
     const several = [asks, answers].some((unit) => unit.first !== unit.last);
     const mean = this.view.state.head === "mean";
     replace(this.pair, title, words,

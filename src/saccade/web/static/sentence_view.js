@@ -5,7 +5,7 @@
 //   source.layer(layer)          -> [H N N]         all heads of a layer, for up to WHOLE_TOKENS tokens
 //   source.head(layer, head)     -> [N N]           one head, or "mean"
 //   source.pair(layer, head, query, answer), source.lookUp(token), source.order(seed)
-//                                                   numbers behind the picture; null where a source has none
+//                                                   numbers behind the picture; pair and order may be null
 
 import { el, field, replace, say, select } from "./dom.js";
 import { CanvasPainter, colours, csv, keep, SvgPainter } from "./painter.js";
@@ -45,11 +45,12 @@ export class SentenceView {
     const { info } = (this.source = source);
     this.cache.clear();
     const state = this.state;
+    if (!(info.layers ?? [state.layer]).includes(state.layer)) state.layer = info.layers[0];
     state.layer = Math.min(state.layer, info.depth - 1);
     if (state.head !== "mean" && state.head >= info.heads) state.head = "mean";
-    state.asks = state.answers = state.hover = -1;
-    state.asks = this.firstShown(state.wanted);
-    delete state.wanted;
+    state.answers = state.hover = -1;
+    state.asks = this.units()[state.first] ? state.first : this.firstShown(state.wanted);
+    state.wanted = state.first = undefined;
     this.makeControls();
     await this.load();
     this.numbers.opened();

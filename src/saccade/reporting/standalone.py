@@ -1,0 +1,99 @@
+"""One HTML file that works without a server: the page's own modules and styles inside, beside a block of data.
+
+The modules are those of ``web/static``, read as files, so a picture is drawn by the same lines as in ``saccade view``.
+A browser does not load modules from a file beside the page; so they are joined into one script, in order. The content
+security policy names the hashes of that script and of the styles: nothing else runs, nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from saccade.errors import SaccadeError
+
+IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w.]+)";\n', re.MULTILINE)
+EXPORT = re.compile(r"^export (async function|function|class|const) (\w+)", re.MULTILINE)
+LEFT = re.compile(r"^(import|export)\b.*", re.MULTILINE)
+
+
+def packed(values: np.ndarray) -> str:
+    """The bytes of an array, deflated, as base64; ``embedded.js`` opens it."""
+    return base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 6)).decode("ascii")
+
+
+def standalone(title: str, entry: str, data: Mapping[str, Any], *, instead: Mapping[str, str] | None = None) -> str:
+    """The page as text. ``entry`` is the module that starts it; it finds ``data`` in the element ``#data``.
+
+    instead  modules that take the place of others, with the same exports, e.g. {"ask.js": "embedded.js"}
+    """
+    script = joined(entry, instead or {})
+    style = _static("style.css") + _static("standalone.css")
+    # The parser of HTML must not find the end of the block, or a comment, inside the data.
+    block = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        '<main id="page"></main>\n<div id="said" class="visually-hidden" role="status" aria-live="polite"></div>\n'
+        f'<script type="application/json" id="data">{block}</script>\n<script>{script}</script>\n</body>\n</html>\n'
+    )
+
+
+def joined(entry: str, instead: Mapping[str, str]) -> str:
+    """The module ``entry`` and all that it imports as one script: each module a function that returns its exports."""
+    order: list[str] = []
+    _visit(entry, instead, order, ())
+    parts = [f"const {_variable(name)} = (() => {{\n{_body(name, instead)}}})();\n" for name in order]
+    return '"use strict";\n' + "".join(parts)
+
+
+def _visit(name: str, instead: Mapping[str, str], order: list[str], above: Sequence[str]) -> None:
+    if name in above:
+        raise SaccadeError(f"modules of the page import each other in a circle: {' -> '.join((*above, name))}")
+    if name in order:
+        return
+    for _, needed in IMPORT.findall(_static(name)):
+        _visit(instead.get(needed, needed), instead, order, (*above, name))
+    order.append(name)
+
+
+def _body(name: str, instead: Mapping[str, str]) -> str:
+    text = _static(name)
+    exported = [found[1] for found in EXPORT.findall(text)]
+
+    def taken(match: re.Match[str]) -> str:
+        names = match[1].replace(" as ", ": ")
+        return f"const {{{names}}} = {_variable(instead.get(match[2], match[2]))};\n"
+
+    text = EXPORT.sub(r"\1 \2", IMPORT.sub(taken, text))
+    if (left := LEFT.search(text)) is not None or "</script" in text.lower():
+        raise SaccadeError(f"{name} cannot be put into one file", got=left[0] if left else "</script")
+    return f"{text}\nreturn {{ {', '.join(exported)} }};\n"
+
+
+def _variable(name: str) -> str:
+    return "module_" + re.sub(r"\W", "_", name)
+
+
+def _static(name: str) -> str:
+    return resources.files("saccade").joinpath("web", "static", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -1,0 +1,15 @@
+// Light or dark: as the system has it, until a person says otherwise.
+
+export function themes(button) {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const shown = () => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light");
+  const name = () => { button.textContent = shown() === "dark" ? "Light" : "Dark"; };
+  button.setAttribute("aria-label", "Light or dark");
+  button.addEventListener("click", () => {
+    document.documentElement.dataset.theme = shown() === "dark" ? "light" : "dark";
+    name();
+    document.dispatchEvent(new Event("theme"));
+  });
+  dark.addEventListener("change", () => { name(); document.dispatchEvent(new Event("theme")); });
+  name();
+}
