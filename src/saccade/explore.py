@@ -89,17 +89,20 @@ class Kept(Generic[K, V]):
     def __init__(self, limit_bytes: int):
         self.limit_bytes = limit_bytes
         self._values: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: K) -> V | None:
-        if key not in self._values:
-            return None
-        self._values.move_to_end(key)
-        return self._values[key][0]
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
 
     def put(self, key: K, value: V, nbytes: int) -> None:
-        self._values[key] = (value, nbytes)
-        while len(self._values) > 1 and sum(size for _, size in self._values.values()) > self.limit_bytes:
-            self._values.popitem(last=False)
+        with self._lock:
+            self._values[key] = (value, nbytes)
+            while len(self._values) > 1 and sum(size for _, size in self._values.values()) > self.limit_bytes:
+                self._values.popitem(last=False)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -114,9 +117,8 @@ class Explorer:
         self._turn = threading.Lock()
 
     def known(self, look: Look) -> Seen | None:
-        """What is kept of a look, if it is."""
-        with self._turn:
-            return self._looks.get(look)
+        """What is kept of a look, if it is; never waits for a network."""
+        return self._looks.get(look)
 
     def see(self, look: Look, pixels: np.ndarray) -> Seen:
         """Run the network over ``pixels`` [C Y X] unless this look is kept.

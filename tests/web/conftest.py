@@ -52,7 +52,7 @@ def site(small_runs) -> Iterator[Site]:
     from saccade.web.security import Keys
     from saccade.web.server import create_app, listen, server
 
-    desk = lay_out(small_runs, ["random:vit_micro_patch8", "random:resnet10_w16"])
+    desk = lay_out(list(small_runs), ["random:vit_micro_patch8", "random:resnet10_w16"])
     sock = listen("127.0.0.1", 0)
     keys = Keys("127.0.0.1", sock.getsockname()[1])
     running = server(create_app(desk, keys))

@@ -12,14 +12,24 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import yaml
 from starlette.exceptions import HTTPException
 
-from saccade.contracts import Source
+from saccade.contracts import Record, Source
+from saccade.data.decode import decode
+from saccade.data.open import open_source
+from saccade.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from saccade.explore import Explorer
 
 UPLOADS_BYTES = 256 * 2**20
-KEPT_SOURCES = 8
+UPLOAD_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,27 @@ class RunOnDesk:
     folder: Path
 
 
+@dataclass(frozen=True)
+class ModelOnDesk:
+    """A model that can be asked. ``fresh``: its network with random weights, to compare with."""
+
+    id: str
+    name: str
+    model: str
+    fresh: bool = False
+    run: str | None = None
+
+
+@dataclass(frozen=True)
+class ImageOnDesk:
+    """One image of a run's data, by its number in the source."""
+
+    id: str
+    run: RunOnDesk
+    index: int
+    record: Record
+
+
 @dataclass
 class Desk:
     """runs      the run folders that were named, or found under the current folder
@@ -72,8 +103,16 @@ class Desk:
     uploads: Uploads = field(default_factory=Uploads)
 
     def __post_init__(self) -> None:
-        self._sources: OrderedDict[str, Source] = OrderedDict()
+        self._sources: dict[str, Source] = {}
+        self._images: dict[str, ImageOnDesk] = {}
         self._opening = threading.Lock()
+
+    @cached_property
+    def explorer(self) -> Explorer:
+        """What models are asked through. The first use imports torch."""
+        from saccade.explore import Explorer
+
+        return Explorer()
 
     def id_of(self, kind: str, name: str) -> str:
         """Sixteen hexadecimal digits that say nothing of the name; the same name has the same id in a session."""
@@ -85,6 +124,62 @@ class Desk:
         if found is None:
             raise HTTPException(404, "no such run")
         return found
+
+    def choices(self) -> list[ModelOnDesk]:
+        """All models: of each run the trained one and its twin with random weights, then the others that were named."""
+        found = []
+        for run in self.runs:
+            if (run.folder / "model" / "config.json").is_file():
+                path = str(run.folder)
+                found.append(ModelOnDesk(self.id_of("model", path), run.name, path, run=run.id))
+                twin = self.id_of("twin", path)
+                found.append(ModelOnDesk(twin, f"{run.name}, random weights", path, fresh=True, run=run.id))
+        for name in dict.fromkeys(self.models):
+            shown = name if name.startswith(("random:", "timm:")) else Path(name).name
+            found.append(ModelOnDesk(self.id_of("model", name), shown, name))
+        return found
+
+    def model(self, key: str) -> ModelOnDesk:
+        """The model with this id. HTTP 404 where there is none."""
+        found = next((one for one in self.choices() if one.id == key), None)
+        if found is None:
+            raise HTTPException(404, "no such model")
+        return found
+
+    def source(self, run: RunOnDesk) -> Source:
+        """The images that a run learned from, opened once. Raises DataError where they are no longer there."""
+        with self._opening:
+            if run.id not in self._sources:
+                data = (yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8")) or {}).get(
+                    "data"
+                ) or {}
+                if not data.get("source"):
+                    raise UsageError("the run does not say what it learned from", got=run.name)
+                columns = {key: data.get(key) or None for key in ("manifest", "label", "group")}
+                self._sources[run.id] = open_source(data["source"], **columns)
+            return self._sources[run.id]
+
+    def images(self, run: RunOnDesk, start: int, count: int) -> tuple[int, list[ImageOnDesk]]:
+        """How many images a run has, and some of them."""
+        records = self.source(run).records
+        found = []
+        for index in range(max(0, start), min(len(records), start + count)):
+            key = self.id_of("image", f"{run.id}/{index}")
+            found.append(self._images.setdefault(key, ImageOnDesk(key, run, index, records[index])))
+        return len(records), found
+
+    def picture(self, key: str) -> tuple[str, np.ndarray]:
+        """Name and pixels [C Y X] of an image or an upload. HTTP 404 where there is none; DamagedFile, DataError."""
+        upload = self.uploads.get(key)
+        if upload is not None:
+            return upload.name, decode(upload.data, upload.name)
+        image = self._images.get(key)
+        if image is None:
+            raise HTTPException(404, "no such image")
+        pixels = self.source(image.run).read(image.index).pixels
+        if pixels.ndim != 3:
+            raise DataError(f"{image.record.id}: not a plane", got=f"shape {pixels.shape}")
+        return image.record.id, pixels
 
 
 def opaque(secret: bytes, kind: str, name: str) -> str:

@@ -70,6 +70,8 @@ class Keys:
 
     def ours(self, authority: str) -> bool:
         """Whether ``name:port`` is this page. A name that others can point at us is not: only numbers cannot lie."""
+        if self.port == 80 and not authority.endswith(":80"):
+            authority += ":80"  # browsers leave out the usual port
         host, _, port = authority.rpartition(":")
         if port != str(self.port):
             return False

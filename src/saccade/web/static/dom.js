@@ -43,8 +43,9 @@ export function say(text) {
 
 // A labelled control: the label is text beside it, never a placeholder alone.
 export function field(label, control, hint) {
-  const id = control.id || `f${(field.count = (field.count ?? 0) + 1)}`;
-  control.id = id;
+  const labelled = control.matches("input, select, textarea, button") ? control : control.querySelector("input, select, textarea");
+  const id = labelled.id || `f${(field.count = (field.count ?? 0) + 1)}`;
+  labelled.id = id;
   return el("div", { class: "field" }, el("label", { for: id }, label), control, hint ? el("small", null, hint) : null);
 }
 

@@ -4,6 +4,7 @@
 //   context  {query: URLSearchParams, signal: aborted when the page is left, go(page, query)}
 
 export const PAGES = [
-  { id: "runs", title: "Runs", load: () => import("./runs.js") },
+  { id: "explorer", title: "Attention", load: () => import("./explorer.js") },
   { id: "words", title: "Sentences", load: () => import("./words.js") },
+  { id: "runs", title: "Runs", load: () => import("./runs.js") },
 ];

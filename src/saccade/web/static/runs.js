@@ -1,12 +1,188 @@
-// Runs: which there are, how they go, what they are worth.
+// Runs: how they go while they go, what the doctor says, what they are worth, and how they differ.
 
-import { json } from "./ask.js";
-import { el } from "./dom.js";
+import { json, link } from "./ask.js";
+import { chart, key } from "./chart.js";
+import { el, replace, say } from "./dom.js";
+import { compact } from "./maps.js";
 
-export async function show(root, { signal }) {
-  const runs = await json("runs", {}, signal);
-  root.append(el("h1", null, "Runs"));
-  if (!runs.length) root.append(el("p", null, "No run yet. saccade pretrain DATA --out RUN makes one."));
-  root.append(el("ul", { class: "cards" }, runs.map((run) =>
-    el("li", { class: "card" }, el("h2", null, run.name), el("p", null, run.headline)))));
+// Figures in the order in which they tell most; what is not named here follows by name.
+const TITLES = {
+  loss: "Loss", knn: "k-NN accuracy, live probe", rank: "Effective rank of the features", agreement: "Agreement of two views",
+  teacher_entropy: "Entropy of the teacher, nats", kl: "Student from teacher, nats", spread: "Spread of the vectors",
+  grad_norm: "Length of the gradient", koleo: "KoLeo term", marginal_entropy: "Entropy of the mean answer, nats", center_norm: "Length of the centre",
+  lr: "Learning rate", images_per_second: "Images a second", wait: "Share of waiting",
+};
+const LEFT_OUT = new Set(["step", "epoch", "seconds", "images", "weight_decay", "momentum", "student_entropy"]);
+
+export async function show(root, context) {
+  const runs = await json("runs", {}, context.signal);
+  if (!runs.length) {
+    root.append(el("h1", null, "Runs"), el("p", null, "No run here yet. ", el("code", null, "saccade pretrain DATA --out RUN"), " makes one."));
+    return;
+  }
+  new Runs(root, context, runs).build();
+}
+
+class Runs {
+  constructor(root, context, runs) {
+    Object.assign(this, { root, context, runs });
+    const named = (context.query.get("runs") ?? "").split(",").filter((id) => runs.some((run) => run.id === id));
+    this.chosen = new Set(named.length ? named : [runs[0].id]);
+    this.lines = new Map();
+    this.doctor = new Map();
+    this.about = new Map();
+    this.folds = new Set();
+  }
+
+  build() {
+    this.cards = el("ul", { class: "cards runs-list", "aria-label": "Runs" });
+    this.state = el("p", { class: "soft", role: "status" });
+    this.illnesses = el("div");
+    this.curves = el("div");
+    this.tables = el("div");
+    replace(this.root, el("h1", null, "Runs"), this.cards, this.state, this.illnesses, this.curves, this.tables);
+    replace(this.cards, this.runs.map((run) => this.card(run)));
+    this.context.signal.addEventListener("abort", () => this.stream?.close());
+    this.choose();
+  }
+
+  card(run) {
+    const box = el("input", { type: "checkbox", checked: this.chosen.has(run.id), "aria-label": `Show ${run.name}`,
+      onchange: () => { if (box.checked) this.chosen.add(run.id); else this.chosen.delete(run.id); this.choose(); } });
+    const steps = run.steps ? `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")} steps` : "";
+    return el("li", { class: "card", "data-run": run.id },
+      el("label", { class: "check" }, box, el("strong", null, run.name)),
+      el("p", { class: "soft" }, `${run.title} · ${run.data}`),
+      el("p", null, run.headline),
+      el("p", { class: "soft progress" }, run.running ? el("strong", null, "running · ") : null, steps),
+      run.report ? el("a", { href: link(`runs/${run.id}/report`), target: "_blank", rel: "noopener" }, "Report") : null);
+  }
+
+  async choose() {
+    this.stream?.close();
+    const ids = this.runs.map((run) => run.id).filter((id) => this.chosen.has(id));
+    history.replaceState(null, "", `${location.pathname}#/runs${ids.length ? `?runs=${ids.join(",")}` : ""}`);
+    this.lines.clear();
+    this.doctor.clear();
+    this.draw();
+    this.drawDoctor();
+    if (!ids.length) { replace(this.tables); return; }
+    this.listen(ids);
+    const found = await Promise.all(ids.map((id) => json(`runs/${id}`, {}, this.context.signal)));
+    this.about = new Map(found.map((one) => [one.id, one]));
+    this.drawTables(found);
+  }
+
+  listen(ids) {
+    this.stream = new EventSource(link("live", { runs: ids.join(",") }));
+    this.stream.addEventListener("lines", (event) => {
+      const { run, anew, lines, doctor } = JSON.parse(event.data);
+      if (anew || !this.lines.has(run)) { this.lines.set(run, []); this.doctor.set(run, []); }
+      this.lines.get(run).push(...lines);
+      this.doctor.get(run).push(...doctor);
+      for (const one of doctor) say(`${this.name(run)}: ${one.name}`);
+      this.progress(run);
+      this.drawSoon();
+    });
+    // The browser asks again by itself after a break; the server then sends everything from the start.
+    this.stream.addEventListener("open", () => { this.lines.clear(); this.doctor.clear(); });
+  }
+
+  name(id) { return this.runs.find((run) => run.id === id).name; }
+
+  progress(id) {
+    const run = this.runs.find((one) => one.id === id), step = this.lines.get(id).at(-1)?.step;
+    if (step === undefined || !run.steps) return;
+    const place = this.cards.querySelector(`[data-run="${id}"] .progress`);
+    replace(place, run.running ? el("strong", null, "running · ") : null, `${step.toLocaleString("en")} of ${run.steps.toLocaleString("en")} steps`);
+  }
+
+  // Several runs send their lines at once; one drawing is enough.
+  drawSoon() {
+    if (this.waiting) return;
+    this.waiting = requestAnimationFrame(() => { this.waiting = null; this.draw(); this.drawDoctor(); });
+  }
+
+  draw() {
+    const ids = this.runs.map((run) => run.id).filter((id) => this.chosen.has(id) && this.lines.get(id)?.length);
+    if (!ids.length) { replace(this.curves, this.chosen.size ? el("p", { class: "soft" }, "No figures logged yet.") : el("p", { class: "soft" }, "Tick a run.")); return; }
+    const found = new Set(ids.flatMap((id) => this.lines.get(id).flatMap((line) => Object.keys(line))));
+    const order = Object.keys(TITLES);
+    const figures = [...found].filter((figure) => !LEFT_OUT.has(figure)).sort((a, b) =>
+      (order.indexOf(a) + 1 || 99) - (order.indexOf(b) + 1 || 99) || a.localeCompare(b));
+    const index = (id) => this.runs.findIndex((run) => run.id === id);
+    const charts = figures.map((figure) => {
+      const series = ids.map((id) => ({ name: this.name(id), index: index(id),
+        points: this.lines.get(id).filter((line) => Number.isFinite(line[figure])).map((line) => [line.step, line[figure]]) }))
+        .filter(({ points }) => points.length);
+      return series.length ? chart(TITLES[figure] ?? figure, series) : null;
+    });
+    replace(this.curves, el("h2", null, "Curves"), key(ids.map((id) => ({ name: this.name(id), index: index(id) }))),
+      el("div", { class: "charts" }, charts));
+  }
+
+  drawDoctor() {
+    const notes = [...this.doctor].filter(([id]) => this.chosen.has(id)).flatMap(([id, found]) => found.map((one) =>
+      el("div", { class: "note" }, el("strong", null, `${this.name(id)}: ${one.name}`), ` since step ${one.since}`,
+        el("p", null, one.evidence), el("p", null, `Likely cause: ${one.cause}`),
+        one.change || one.advice ? el("p", null, "Change: ", one.change ? el("code", null, one.change) : null, " ", one.advice) : null)));
+    const quiet = [...this.lines.keys()].filter((id) => this.chosen.has(id) && !this.doctor.get(id)?.length);
+    replace(this.illnesses, notes, quiet.length ? el("p", { class: "soft", "data-healthy": "yes" },
+      `The doctor finds nothing wrong in the figures of ${quiet.map((id) => this.name(id)).join(", ")}.`) : null);
+  }
+
+  drawTables(found) {
+    replace(this.tables, sideBySide(found), found.map((one) => fullTable(one)), differences(found));
+  }
+}
+
+const share = (fraction) => `${compact(100 * fraction)} %`;
+const points = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(1));
+
+function cellOf(evaluation, model, probe, fraction) {
+  const row = evaluation.rows.find((one) => one.model === model && one.probe === probe && one.fraction === fraction);
+  if (!row) return el("td", { class: "number" }, "–");
+  return el("td", { class: "number" }, points(row.mean), el("small", null, ` ${points(row.low)} to ${points(row.high)}`));
+}
+
+const PROBES = { knn: "k-NN", logistic: "logistic regression" };
+
+// The models of several runs under one heading; only where they were measured with the same figure.
+function sideBySide(found) {
+  const measured = found.filter((one) => one.evaluation);
+  if (measured.length < 2) return null;
+  const same = measured.filter((one) => one.evaluation.metric === measured[0].evaluation.metric);
+  const probes = [...new Set(same.flatMap((one) => one.evaluation.probes))];
+  const fractions = [...new Set(same.flatMap((one) => one.evaluation.fractions))].sort((a, b) => b - a);
+  return el("section", null, el("h2", null, "Side by side"),
+    el("p", { class: "soft" }, "Each run as its own evaluation measured it, with 95 % intervals. Runs measured on different data or splits cannot be compared by these numbers."),
+    el("div", { class: "scroll" }, el("table", null,
+      el("thead", null, el("tr", null, el("th", null, `${same[0].evaluation.metric.replace("_", " ")}, %`), same.map((one) => el("th", { class: "number" }, one.name)))),
+      el("tbody", null, probes.flatMap((probe) => fractions.map((fraction) => el("tr", null,
+        el("th", { scope: "row" }, `${PROBES[probe] ?? probe}, ${share(fraction)} of labels`),
+        same.map((one) => cellOf(one.evaluation, one.evaluation.primary, probe, fraction)))))))));
+}
+
+function fullTable(one) {
+  const evaluation = one.evaluation;
+  if (!evaluation) return el("p", { class: "soft" }, `${one.name} has not been measured: `, el("code", null, "saccade evaluate RUN DATA"));
+  return el("section", null, el("h2", null, `${one.name}: with few labels`),
+    evaluation.overlap ? el("p", { class: "note" }, "Measured on images that were seen in pretraining.") : null,
+    evaluation.probes.map((probe) => el("div", { class: "scroll" }, el("table", null,
+      el("thead", null, el("tr", null, el("th", null, `${PROBES[probe] ?? probe}, ${evaluation.metric.replace("_", " ")}, %`),
+        evaluation.fractions.map((fraction) => el("th", { class: "number" }, `${share(fraction)} of labels`)))),
+      el("tbody", null, evaluation.models.map((model) => el("tr", null, el("th", { scope: "row" }, model),
+        evaluation.fractions.map((fraction) => cellOf(evaluation, model, probe, fraction)))))))),
+    evaluation.protocol ? el("details", null, el("summary", null, "How it was measured"), evaluation.protocol.split("\n\n").map((text) => el("p", null, text))) : null);
+}
+
+function differences(found) {
+  if (found.length < 2) return null;
+  const names = [...new Set(found.flatMap((one) => Object.keys(one.settings)))];
+  const rows = names.filter((name) => new Set(found.map((one) => JSON.stringify(one.settings[name] || null))).size > 1);
+  return el("section", null, el("h2", null, "Settings that differ"),
+    rows.length ? el("div", { class: "scroll" }, el("table", null,
+      el("thead", null, el("tr", null, el("th", null, "Setting"), found.map((one) => el("th", null, one.name)))),
+      el("tbody", null, rows.map((name) => el("tr", null, el("th", { scope: "row", class: "code" }, name),
+        found.map((one) => el("td", null, String(one.settings[name] ?? "–")))))))) : el("p", null, "None."));
 }

@@ -1,0 +1,113 @@
+"""The attention explorer: where any patch looks, in every layer and head, of any model on the desk.
+
+Rows of numbers travel as float32, little-endian, in row-major order; the page paints them.
+"""
+
+# No postponed annotations here: FastAPI could not find ``seen``, which belongs to one desk, by its name.
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query
+from fastapi.responses import Response
+
+from saccade.errors import UsageError
+from saccade.web.desk import Desk
+from saccade.web.images import png
+
+if TYPE_CHECKING:
+    from saccade.explore import Seen
+
+MOST_FLOATS = 2**22  # of one answer: 16 MiB
+
+
+def router(desk: Desk) -> APIRouter:
+    api = APIRouter(prefix="/attention")
+
+    def seen(
+        model: str,
+        image: str,
+        size: Annotated[int | None, Query(ge=16, le=2048)] = None,
+        shuffle: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+        positions: bool = True,
+    ) -> "Seen":
+        """The look that a question is about; the network runs only if it is not kept."""
+        from saccade.explore import Look
+
+        chosen = desk.model(model)
+        look = Look(chosen.model, image, chosen.fresh, size, shuffle, positions)
+        return desk.explorer.known(look) or desk.explorer.see(look, desk.picture(image)[1])
+
+    @api.get("/models")
+    def models() -> list[dict[str, Any]]:
+        return [{"id": one.id, "name": one.name, "run": one.run, "fresh": one.fresh} for one in desk.choices()]
+
+    @api.get("/look")
+    def look(found: Annotated[Any, Depends(seen)]) -> dict[str, Any]:
+        return about(found)
+
+    @api.get("/picture")
+    def picture(found: Annotated[Any, Depends(seen)]) -> Response:
+        return png(found.picture)
+
+    @api.get("/rows")
+    def rows(found: Annotated[Any, Depends(seen)], layer: int, first: int, count: int = 1) -> Response:
+        """[H R N] of the queries ``first`` and following in one layer."""
+        if found.compared is None:
+            return numbers(found.similarity(first, count))
+        _check_count(found.compared.heads * count * found.compared.tokens)
+        return numbers(found.compared.rows(layer, first, count))
+
+    @api.get("/fan")
+    def fan(found: Annotated[Any, Depends(seen)], token: int) -> Response:
+        """[L H N] of one query in every layer."""
+        if found.compared is None:
+            return numbers(found.similarity(token, 1))
+        return numbers(found.compared.fan(token))
+
+    @api.get("/rollout")
+    def rollout(found: Annotated[Any, Depends(seen)], first: int, count: int = 1) -> Response:
+        """[1 R N]: attention followed through all layers."""
+        _attentive(found)
+        _check_count(count * found.compared.tokens)
+        return numbers(found.compared.rollout(first, count)[None])
+
+    @api.get("/pair")
+    def pair(found: Annotated[Any, Depends(seen)], layer: int, head: int, query: int, key: int) -> dict[str, Any]:
+        """Every number between one query and one key."""
+        _attentive(found)
+        one = found.compared.pair(layer, head, query, key)
+        known = {name: getattr(one, name) for name in ("dot", "score", "largest", "total", "weight", "rank")}
+        vectors = {name: getattr(one, name).tolist() for name in ("query", "key", "value", "products")}
+        return known | vectors | {"tokens": found.compared.tokens}
+
+    return api
+
+
+def about(found: "Seen") -> dict[str, Any]:
+    """What the page must know to ask on: how many layers, heads and tokens, and where the patches lie."""
+    compared = found.compared
+    return {
+        "name": found.name,
+        "kind": "similarity" if compared is None else "attention",
+        "depth": 1 if compared is None else compared.depth,
+        "heads": 1 if compared is None else compared.heads,
+        "width": 0 if compared is None else int(compared.queries.shape[-1]),
+        "prefix": found.prefix,
+        "grid": list(found.grid),
+        "size_px": list(found.picture.shape[1:]),
+        "order": None if found.order is None else found.order.tolist(),
+    }
+
+
+def numbers(values: np.ndarray) -> Response:
+    return Response(np.ascontiguousarray(values, dtype="<f4").tobytes(), media_type="application/octet-stream")
+
+
+def _check_count(floats: int) -> None:
+    if floats > MOST_FLOATS:
+        raise UsageError("too many rows at once", got=f"{floats:,} numbers", expected=f"at most {MOST_FLOATS:,}")
+
+
+def _attentive(found: "Seen") -> None:
+    if found.compared is None:
+        raise UsageError(f"{found.name} has no attention", hint="the similarity of its tokens is shown instead")

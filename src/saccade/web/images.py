@@ -1,0 +1,80 @@
+"""Images to choose from: those a run learned from, and uploads, which stay in memory. Small pictures of them."""
+
+from __future__ import annotations
+
+import io
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+import numpy as np
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import Response
+from PIL import Image
+
+from saccade.data.decode import decode
+from saccade.errors import DataError
+from saccade.web.desk import UPLOAD_PIXELS, Desk
+
+
+def router(desk: Desk) -> APIRouter:
+    api = APIRouter()
+
+    @api.get("/images")
+    def listed(
+        run: str, start: Annotated[int, Query(ge=0)] = 0, count: Annotated[int, Query(ge=1, le=200)] = 48
+    ) -> dict[str, Any]:
+        total, found = desk.images(desk.run(run), start, count)
+        rows = [{"id": i.id, "name": i.record.id, "label": i.record.label, "split": i.record.split} for i in found]
+        return {"total": total, "images": rows}
+
+    @api.get("/images/{key}/small")
+    def small(key: str, side: Annotated[int, Query(ge=16, le=1024)] = 96) -> Response:
+        _, pixels = desk.picture(key)
+        return png(to_display(pixels), side)
+
+    @api.post("/uploads")
+    async def upload(request: Request, x_name: Annotated[str, Header()] = "upload") -> dict[str, Any]:
+        name, data = unquote(x_name), await request.body()
+        check_pixels(data, name)
+        pixels = decode(data, name)
+        return {"id": desk.uploads.add(name, data), "name": name, "size_px": list(pixels.shape[1:])}
+
+    return api
+
+
+def check_pixels(data: bytes, name: str) -> None:
+    """Raise DataError for an image whose header claims more pixels than an upload may have, before it is decoded."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            claimed = image.width * image.height
+    except Exception:  # kinds that Pillow does not know are the decoder's to judge; it has a bound of its own
+        return
+    if claimed > UPLOAD_PIXELS:
+        raise DataError(
+            f"{name} has too many pixels for the page",
+            got=f"{claimed:,}",
+            expected=f"at most {UPLOAD_PIXELS:,}",
+            hint="cut out a part of it, or use saccade attend",
+        )
+
+
+def to_display(pixels: np.ndarray) -> np.ndarray:
+    """[C Y X] of any type to uint8 [3 Y X]: 8 bits as they are, others by their own smallest and largest value."""
+    if pixels.shape[0] != 3:
+        pixels = np.repeat(pixels[:1], 3, axis=0)
+    if pixels.dtype == np.uint8:
+        return pixels
+    values = np.nan_to_num(pixels.astype(np.float32))
+    low, high = float(values.min()), float(values.max())
+    return ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
+
+
+def png(pixels: np.ndarray, longest_px: int | None = None) -> Response:
+    """uint8 [3 Y X] as PNG, not larger than ``longest_px``."""
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    if longest_px is not None:
+        image.thumbnail((longest_px, longest_px))
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    # The same id never means another picture in a session, so the browser may keep it.
+    return Response(file.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})

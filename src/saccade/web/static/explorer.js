@@ -1,0 +1,365 @@
+// The attention explorer: where does this patch look, in which layer, which head, of which model.
+
+import { json } from "./ask.js";
+import { chooser } from "./chooser.js";
+import { el, field, replace, say, select } from "./dom.js";
+import { choose, Look } from "./look.js";
+import { compact, percent, range, where } from "./maps.js";
+import { explain, nothing } from "./pair.js";
+import { Overview, Panel } from "./panel.js";
+import { saver } from "./save.js";
+
+const SEED = 1;
+const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token asks"], ["[ ]", "layer before, after"],
+  [", .", "head before, after"], ["M", "mean of the heads"], ["R", "rollout on, off"], ["Shift + arrows", "move the answering patch"]];
+
+export async function show(root, context) {
+  const { signal, query } = context;
+  const [models, runs] = await Promise.all([json("attention/models", {}, signal), json("runs", {}, signal)]);
+  const page = new Explorer(root, context, models);
+  const first = query.get("image") ? { image: query.get("image"), run: query.get("run") ?? undefined,
+    start: Number(query.get("start") ?? 0) } : {};
+  const images = chooser(context, runs, first, (image) => page.setImage(image));
+  page.build(images.node);
+  const image = await images.start();
+  if (image) await page.setImage({ ...image, run: first.run ?? runs[0]?.id, start: first.start ?? 0 });
+  images.node.querySelector(`[data-id="${image?.id}"]`)?.setAttribute("aria-selected", "true");
+}
+
+class Explorer {
+  constructor(root, context, models) {
+    Object.assign(this, { root, signal: context.signal, models });
+    const words = context.query;
+    const known = (id, other) => (models.some((model) => model.id === id) ? id : other);
+    this.sides = [
+      { model: known(words.get("a"), models[0]?.id), shuffle: words.has("as"), positions: !words.has("ap") },
+      { model: known(words.get("b"), ""), shuffle: words.has("bs"), positions: !words.has("bp") },
+    ];
+    this.layer = words.has("layer") ? Number(words.get("layer")) : null;
+    this.head = words.has("head") && words.get("head") !== "mean" ? Number(words.get("head")) : "mean";
+    this.kind = words.get("kind") ?? "attention";
+    this.view = { keep: 1, smooth: false, colour: false, same: false, size: null };
+    // Where in the whole image the query lies, in 0..1; null: the class token. Shuffling moves the patch, not this.
+    this.asked = null;
+    this.hovered = null;
+    this.answer = null;
+    this.image = null;
+    this.turn = 0;
+  }
+
+  get two() { return this.sides[1].model !== ""; }
+  get looks() { return this.panels.map((panel) => panel.look); }
+
+  // --- what is on the page ------------------------------------------------------------------------
+
+  build(images) {
+    this.panels = [0, 1].map((side) => new Panel(`Attention map ${side ? "B" : "A"}`, {
+      hover: (place) => this.hover(side, place), pick: (place) => this.pick(side, place), head: (head) => this.setHead(head),
+    }));
+    this.explained = el("section", { class: "explained card", "aria-label": "Query, key, value" });
+    this.difference = el("p", { class: "difference", role: "status" });
+    this.overview = new Overview((layer, head) => { this.layer = layer; this.setHead(head); });
+    this.all = el("details", { class: "all noprint", open: true, ontoggle: () => this.refresh() },
+      el("summary", null, "All layers and heads of A"),
+      el("p", { class: "soft" }, "Rows are layers, first on top; columns are heads. Each map has a scale of its own."),
+      el("div", { class: "scroll" }, this.overview.canvas));
+    this.trouble = el("div", { class: "note", role: "alert", hidden: true });
+    this.toolbar = el("div", { class: "tools noprint" });
+    this.boxes = el("div", { class: "panels" }, this.panels.map((panel) => panel.node));
+    const help = el("details", { class: "keys noprint" }, el("summary", null, "Keys"),
+      el("dl", null, HELP.map(([key, what]) => el("div", null, el("dt", { class: "code" }, key), el("dd", null, what)))));
+    this.work = el("div", { class: "work" }, this.toolbar, this.trouble, this.boxes, this.difference, this.all, help);
+    replace(this.root, el("h1", null, "Where does this patch look?"),
+      el("div", { class: "explorer-grid" }, images, this.work, this.explained));
+    for (const panel of this.panels) panel.canvas.addEventListener("keydown", (event) => this.key(event));
+    nothing(this.explained, "Choose an image, then click a patch.");
+    this.tools();
+  }
+
+  tools() {
+    const names = this.models.map((model) => ({ value: model.id, text: model.name }));
+    const sides = this.sides.map((side, i) => el("div", { class: "side" },
+      field(i ? "B, beside it" : "Model", select(i ? [{ value: "", text: "nothing" }, ...names] : names, side.model,
+        (model) => { side.model = model; this.reopen(); })),
+      i && !this.two ? null : this.check("shuffled", side.shuffle, (on) => { side.shuffle = on; this.reopen(); }),
+      i && !this.two ? null : this.check("no positions", !side.positions, (on) => { side.positions = !on; this.reopen(); })));
+    const first = this.panels[0].look;
+    const attention = !first || first.kind === "attention";
+    const depth = first?.depth ?? 1, heads = first?.heads ?? 1;
+    this.layerInput = el("input", { type: "range", min: 1, max: depth, value: (this.layer ?? depth - 1) + 1,
+      oninput: (event) => { this.layer = Number(event.target.value) - 1; this.refresh(true); } });
+    this.layerName = el("output");
+    const headNames = [{ value: "mean", text: "mean of all" },
+      ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h + 1}` }))];
+    this.headInput = select(headNames, String(this.head), (head) => this.setHead(head === "mean" ? head : Number(head)));
+    const kinds = [{ value: "attention", text: "attention of a layer" }, { value: "rollout", text: "rollout, all layers" }];
+    this.kindInput = select(kinds, this.kind, (kind) => { this.kind = kind; this.tools(); this.refresh(); });
+    const keep = el("input", { type: "range", min: 5, max: 100, step: 5, value: 100 * this.view.keep,
+      oninput: (event) => {
+        this.view.keep = Number(event.target.value) / 100;
+        event.target.nextSibling.textContent = `${event.target.value} %`;
+        this.refresh();
+      } });
+    const sizes = [{ value: "", text: "the model's own" }, ...[224, 336, 448, 672].map((px) => ({ value: String(px), text: `${px} px` }))];
+    replace(this.toolbar,
+      el("div", { class: "row" }, sides, el("button", { type: "button", onclick: () => this.orderQuestion() }, "The order question")),
+      el("div", { class: "row" },
+        attention ? field("Shown", this.kindInput) : null,
+        attention && this.kind === "attention" ? field("Layer", el("span", { class: "slider" }, this.layerInput, this.layerName)) : null,
+        attention && this.kind === "attention" ? field("Head", this.headInput) : null,
+        el("button", { type: "button", onclick: () => this.ask(null) }, attention ? "Class token asks" : "Whole image asks"),
+        saver(this)),
+      el("div", { class: "row" },
+        field("Keep the share", el("span", { class: "slider" }, keep, el("output", null, `${Math.round(100 * this.view.keep)} %`))),
+        field("Size", select(sizes, this.view.size ? String(this.view.size) : "", (px) => { this.view.size = px ? Number(px) : null; this.reopen(); })),
+        this.check("smooth", this.view.smooth, (on) => { this.view.smooth = on; this.refresh(); }),
+        this.check("colours of the image", this.view.colour, (on) => { this.view.colour = on; this.refresh(); }),
+        this.two ? this.check("one scale", this.view.same, (on) => { this.view.same = on; this.refresh(); }) : null),
+      attention ? null : el("p", { class: "soft" }, `${first.name} has no attention that could be read: shown is how alike ` +
+        "its own places are, as the cosine of their vectors. It is not where the network looks."));
+    this.named();
+  }
+
+  check(text, on, onchange) {
+    return el("label", { class: "check" },
+      el("input", { type: "checkbox", checked: on, onchange: (event) => onchange(event.target.checked) }), text);
+  }
+
+  named() {
+    const depth = this.panels[0].look?.depth ?? 1;
+    this.layerName.textContent = `${(this.layer ?? depth - 1) + 1} of ${depth}`;
+    this.layerInput.value = (this.layer ?? depth - 1) + 1;
+    this.headInput.value = String(this.head);
+  }
+
+  // --- looking ------------------------------------------------------------------------------------
+
+  async setImage(image) {
+    this.image = image;
+    await this.reopen();
+  }
+
+  orderQuestion() {
+    const [a, b] = this.sides;
+    Object.assign(b, { model: a.model, shuffle: true, positions: a.positions });
+    a.shuffle = false;
+    this.view.same = true;
+    this.reopen();
+  }
+
+  async reopen() {
+    if (!this.image || !this.sides[0].model) return;
+    const turn = ++this.turn;
+    this.boxes.setAttribute("aria-busy", "true");
+    try {
+      const looks = await Promise.all(this.sides.map((side) => side.model === "" ? null : Look.open({
+        model: side.model, image: this.image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
+        positions: side.positions }, this.signal)));
+      if (turn !== this.turn || this.signal.aborted) return;
+      this.trouble.hidden = true;
+      looks.forEach((look, side) => {
+        this.panels[side].node.hidden = look === null;
+        if (look) this.panels[side].setLook(look, this.titleOf(side, look)); else this.panels[side].look = null;
+      });
+      this.root.classList.toggle("two", this.two);
+      const first = looks[0];
+      this.layer = Math.min(this.layer ?? first.depth - 1, first.depth - 1);
+      if (this.head !== "mean" && this.head >= first.heads) this.head = "mean";
+      this.tools();
+      await this.refresh();
+    } catch (error) {
+      if (this.signal.aborted || turn !== this.turn) return;
+      this.trouble.hidden = false;
+      replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
+    } finally { this.boxes.removeAttribute("aria-busy"); }
+  }
+
+  titleOf(side, look) {
+    const named = this.models.find((model) => model.id === this.sides[side].model).name;
+    const same = named.includes(look.name) || look.name.startsWith(named);
+    return [this.two ? `${"AB"[side]}: ` : "", named, same ? "" : ` (${look.name})`,
+      look.order ? ", patches shuffled" : "", same && !this.sides[side].positions ? ", without positions" : ""].join("");
+  }
+
+  // The patch of the whole image under a place of one panel, as a point in 0..1.
+  pointAt(side, place) {
+    const { look } = this.panels[side];
+    const patch = look.patchAt(place), [rows, columns] = look.grid;
+    return { y: (Math.floor(patch / columns) + 0.5) / rows, x: ((patch % columns) + 0.5) / columns };
+  }
+
+  placeOf(look, point) {
+    if (point === null) return null;
+    const [rows, columns] = look.grid;
+    return look.placeOf(Math.min(rows - 1, Math.floor(point.y * rows)) * columns + Math.min(columns - 1, Math.floor(point.x * columns)));
+  }
+
+  kindOf(look) { return look.kind === "similarity" ? "similarity" : this.kind; }
+  layerOf(look) { return look.kind === "similarity" ? 0 : Math.min(this.layer, look.depth - 1); }
+  token(look, place) { return place === null ? 0 : look.prefix + place; }
+
+  hover(side, place) {
+    const point = place === null ? null : this.pointAt(side, place);
+    if (JSON.stringify(point) === JSON.stringify(this.hovered)) return;
+    this.hovered = point;
+    if (this.pinned) this.setAnswer(point); else this.refresh(true);
+  }
+
+  pick(side, place) {
+    if (place === null) return;
+    const point = this.pointAt(side, place);
+    const again = this.pinned && JSON.stringify(point) === JSON.stringify(this.asked);
+    this.pinned = !again;
+    this.ask(again ? null : point);
+  }
+
+  ask(point) {
+    this.asked = point;
+    this.pinned = point !== null || this.pinned === true;
+    if (point === null) this.pinned = false;
+    this.answer = null;
+    this.hovered = null;
+    return this.refresh();
+  }
+
+  setAnswer(point) { this.answer = point; this.refresh(true); }
+  setHead(head) { this.head = head; this.named(); this.refresh(); }
+
+  // `light`: only what follows the pointer.
+  async refresh(light = false) {
+    if (!this.panels[0].look) return;
+    this.named();
+    const turn = (this.drawn = (this.drawn ?? 0) + 1);
+    const point = this.pinned || !this.hovered ? this.asked : this.hovered;
+    const looks = this.looks.filter(Boolean);
+    const asked = looks.map((look) => {
+      const place = this.placeOf(look, point), kind = this.kindOf(look), layer = this.layerOf(look);
+      const now = look.rowsNow(kind, layer, this.token(look, place));
+      return { look, place, kind, layer, values: now ?? look.rows(kind, layer, this.token(look, place), this.signal) };
+    });
+    const waiting = asked.some(({ values }) => values instanceof Promise);
+    const rows = waiting ? await Promise.all(asked.map(({ values }) => values)) : asked.map(({ values }) => values);
+    if (turn !== this.drawn || this.signal.aborted) return;
+    const maps = asked.map(({ look, kind }, i) => choose(rows[i], look.tokens, look.prefix, this.headOf(look, kind)));
+    const limits = this.view.same && maps.length === 2 && asked[0].kind === asked[1].kind ? range([...maps[0], ...maps[1]]) : null;
+    asked.forEach(({ look, place, kind }, i) => {
+      const pointed = this.answer === null ? null : this.placeOf(look, this.answer);
+      this.panels[i].draw(rows[i], kind, { ...this.view, head: this.headOf(look, kind), place, pointed, limits });
+    });
+    this.compare(asked, maps);
+    if (!light) this.announce(asked[0], maps[0]);
+    await Promise.all([this.explainPair(asked[0], rows[0], turn), this.drawAll(asked[0], turn)]);
+    if (!light) this.remember();
+  }
+
+  headOf(look, kind) { return kind !== "attention" || (this.head !== "mean" && this.head >= look.heads) ? "mean" : this.head; }
+
+  // Two maps of one size, patch by patch of the whole image, however they are laid out.
+  compare(asked, maps) {
+    const [a, b] = asked;
+    if (!b || a.look.grid.join() !== b.look.grid.join()) { replace(this.difference); return; }
+    const ordered = asked.map(({ look }, i) => maps[i].map((_, patch) => maps[i][look.placeOf(patch)]));
+    let most = 0;
+    for (let i = 0; i < ordered[0].length; i++) most = Math.max(most, Math.abs(ordered[0][i] - ordered[1][i]));
+    const same = a.kind !== "similarity" && b.kind !== "similarity";
+    replace(this.difference, "Patch by patch, put back in order, A and B differ by at most ",
+      el("strong", { "data-most": most }, same ? percent(most) : compact(most)), "; their correlation is ",
+      el("strong", null, compact(correlation(ordered[0], ordered[1]))), ".",
+      most < 1e-5 && (a.look.order || b.look.order) ? " Only the order has changed: this network does not know where a patch lies." : "",
+      most >= 1e-5 && Boolean(a.look.order) !== Boolean(b.look.order) && this.sides[0].model === this.sides[1].model
+        ? " The same patches in another order are not the same to this network: positions tell it." : "");
+  }
+
+  announce({ look, place, kind }, map) {
+    const most = map.indexOf(range(map).high);
+    const who = place === null ? "The class token" : `The patch in ${where(place, look.grid[1])}`;
+    say(`${who}: most ${kind === "similarity" ? "alike" : "attention"} in ${where(most, look.grid[1])}.`);
+  }
+
+  async explainPair({ look, place, kind, layer }, rows, turn) {
+    if (kind !== "attention") {
+      nothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own. Choose the attention of a layer."
+        : "This network has no queries and keys.");
+      return;
+    }
+    if (this.answer === null && !this.pinned && place !== null) {
+      nothing(this.explained, "Click a patch: it keeps asking. Then point at another one, and every number between the two is here.");
+      return;
+    }
+    const [query, key] = [this.token(look, place), this.answer === null ? this.strongest(look, rows) : this.token(look, this.placeOf(look, this.answer))];
+    const head = this.head !== "mean" && this.head < look.heads ? this.head : this.headFor(look, rows, key);
+    const note = this.head === "mean" ? "The mean has no score of its own: this is the head in which this key has most." : "";
+    try {
+      const pair = await look.pair(layer, head, query, key, this.signal);
+      if (turn !== this.drawn || this.signal.aborted) return;
+      const name = (token) => token < look.prefix ? "the class token" : `the patch in ${where(token - look.prefix, look.grid[1])}`;
+      explain(this.explained, pair, { query: name(query), key: name(key), layer, head }, note);
+    } catch (error) {
+      if (!this.signal.aborted && turn === this.drawn) nothing(this.explained, error.message);
+    }
+  }
+
+  strongest(look, rows) {
+    const map = choose(rows, look.tokens, look.prefix, this.headOf(look, "attention"));
+    return look.prefix + map.indexOf(range(map).high);
+  }
+
+  headFor(look, rows, key) {
+    let best = 0;
+    for (let head = 1; head < look.heads; head++) if (rows[head * look.tokens + key] > rows[best * look.tokens + key]) best = head;
+    return best;
+  }
+
+  async drawAll({ look, place, kind }, turn) {
+    this.all.hidden = kind !== "attention";
+    if (kind !== "attention" || !this.all.open) return;
+    const values = await look.fan(this.token(look, place), this.signal).catch(() => null);
+    if (values && turn === this.drawn) this.overview.draw(values, look, { layer: this.layer, head: this.headOf(look, kind) });
+  }
+
+  // --- keys and the address -----------------------------------------------------------------------
+
+  key(event) {
+    const { look } = this.panels[0];
+    if (!look || event.ctrlKey || event.metaKey || event.altKey) return;
+    const [rows, columns] = look.grid;
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (step) {
+      const from = (event.shiftKey ? this.answer : this.asked) ?? { y: 0.5, x: 0.5 };
+      const move = (value, by, count) => (Math.min(count - 1, Math.max(0, Math.floor(value * count) + by)) + 0.5) / count;
+      const to = { y: move(from.y, step[0], rows), x: move(from.x, step[1], columns) };
+      this.pinned = true;
+      if (event.shiftKey) this.setAnswer(to); else this.ask(to);
+    } else if (event.key === "c" || event.key === "Escape") this.ask(null);
+    else if (event.key === "m") this.setHead("mean");
+    else if (event.key === "r") { this.kind = this.kind === "rollout" ? "attention" : "rollout"; this.tools(); this.refresh(); }
+    else if (event.key === "[" || event.key === "]") {
+      this.layer = Math.min(look.depth - 1, Math.max(0, this.layer + (event.key === "]" ? 1 : -1)));
+      this.refresh();
+    } else if (event.key === "," || event.key === ".") {
+      const at = this.head === "mean" ? -1 : this.head;
+      this.setHead(((at + (event.key === "." ? 1 : -1) + look.heads + (at < 0 && event.key === "," ? 1 : 0)) % look.heads));
+    } else return;
+    event.preventDefault();
+  }
+
+  // The address names what is shown, so that it can be opened again; ids hold while the server runs.
+  remember() {
+    const [a, b] = this.sides;
+    const words = { image: this.image.id, run: this.image.run ?? "", start: this.image.start ?? 0, a: a.model, layer: this.layer,
+      head: this.head, kind: this.kind };
+    if (b.model) words.b = b.model;
+    for (const [name, on] of [["as", a.shuffle], ["ap", !a.positions], ["bs", b.model && b.shuffle], ["bp", b.model && !b.positions]]) {
+      if (on) words[name] = 1;
+    }
+    history.replaceState(null, "", `${location.pathname}#/explorer?${new URLSearchParams(words)}`);
+  }
+}
+
+function correlation(a, b) {
+  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  const ma = mean(a), mb = mean(b);
+  let ab = 0, aa = 0, bb = 0;
+  for (let i = 0; i < a.length; i++) { ab += (a[i] - ma) * (b[i] - mb); aa += (a[i] - ma) ** 2; bb += (b[i] - mb) ** 2; }
+  return ab / Math.sqrt(aa * bb);
+}

@@ -1,0 +1,102 @@
+// One image as one network sees it: asks the server, keeps what came, answers from memory where it can.
+
+import { blob, floats, json } from "./ask.js";
+
+const WHOLE = 2 ** 20; // numbers of one layer that are fetched at once, so that moving the mouse asks nobody
+
+export class Look {
+  // query: {model, image, size, shuffle, positions} as the server takes them
+  constructor(query, about, picture, grey) {
+    Object.assign(this, about);
+    this.query = query;
+    this.picture = picture;
+    this.greyPicture = grey;
+    this.tokens = this.prefix + this.grid[0] * this.grid[1];
+    this.blocks = new Map();
+    this.places = this.order ? inverse(this.order) : null;
+  }
+
+  static async open(query, signal) {
+    const about = await json("attention/look", query, signal);
+    const picture = await createImageBitmap(await blob("attention/picture", query, signal));
+    return new Look(query, about, picture, greyed(picture));
+  }
+
+  // Of kinds "attention", "rollout", "similarity"; values [heads, tokens].
+  async rows(kind, layer, token, signal) {
+    const now = this.rowsNow(kind, layer, token);
+    if (now) return now;
+    const key = `${kind}/${layer}`;
+    const heads = kind === "attention" ? this.heads : 1;
+    const path = kind === "rollout" ? "attention/rollout" : "attention/rows";
+    const asked = { ...this.query, layer: kind === "rollout" ? undefined : layer };
+    const one = await floats(path, { ...asked, first: token, count: 1 }, signal);
+    if (heads * this.tokens ** 2 <= WHOLE && !this.blocks.has(key)) {
+      this.blocks.set(key, null); // on its way
+      floats(path, { ...asked, first: 0, count: this.tokens })
+        .then((values) => this.blocks.set(key, values), () => this.blocks.delete(key));
+    }
+    return one;
+  }
+
+  rowsNow(kind, layer, token) {
+    const block = this.blocks.get(`${kind}/${layer}`);
+    if (!block) return null;
+    const heads = kind === "attention" ? this.heads : 1, count = this.tokens;
+    const found = new Float32Array(heads * count);
+    for (let head = 0; head < heads; head++) {
+      const start = (head * count + token) * count;
+      found.set(block.subarray(start, start + count), head * count);
+    }
+    return found;
+  }
+
+  fan(token, signal) {
+    return floats("attention/fan", { ...this.query, token }, signal);
+  }
+
+  pair(layer, head, query, key, signal) {
+    return json("attention/pair", { ...this.query, layer, head, query, key }, signal);
+  }
+
+  // Patches of the image and places on the screen; the same unless the patches are shuffled.
+  placeOf(patch) { return this.places ? this.places[patch] : patch; }
+  patchAt(place) { return this.order ? this.order[place] : place; }
+}
+
+function inverse(order) {
+  const places = new Array(order.length);
+  order.forEach((patch, place) => { places[patch] = place; });
+  return places;
+}
+
+// Below a map the picture is grey, so that its own colours are not read as attention.
+function greyed(picture) {
+  const canvas = document.createElement("canvas");
+  canvas.width = picture.width;
+  canvas.height = picture.height;
+  const context = canvas.getContext("2d");
+  context.filter = "grayscale(1)";
+  context.drawImage(picture, 0, 0);
+  return canvas;
+}
+
+// Values [heads, tokens] to one map over the patches: a head, or the mean of all.
+export function choose(values, tokens, prefix, head) {
+  const count = tokens - prefix, heads = values.length / tokens;
+  if (head !== "mean") return values.slice(head * tokens + prefix, (head + 1) * tokens);
+  const found = new Float32Array(count);
+  for (let h = 0; h < heads; h++) for (let i = 0; i < count; i++) found[i] += values[h * tokens + prefix + i] / heads;
+  return found;
+}
+
+// What does not go to patches, but to class and register tokens.
+export function elsewhere(values, tokens, prefix, head) {
+  const heads = values.length / tokens;
+  let sum = 0;
+  for (let h = 0; h < heads; h++) {
+    if (head !== "mean" && h !== head) continue;
+    for (let i = 0; i < prefix; i++) sum += values[h * tokens + i] / (head === "mean" ? heads : 1);
+  }
+  return sum;
+}

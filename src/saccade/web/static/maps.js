@@ -1,0 +1,93 @@
+// Numbers over a grid of patches as colours, masks and words. The colours are those of saccade's figures: inferno (Smith
+// and van der Walt, CC0), readable in grey.
+
+const INFERNO = ("000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 d24644 e45a31 f1731d f98e09 fcac11 " +
+  "f9cb35 f2ea69 fcffa4").split(" ").map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
+
+// 256 colours, made once.
+const TABLE = Uint8ClampedArray.from({ length: 768 }, (_, i) => {
+  const at = (Math.floor(i / 3) / 255) * (INFERNO.length - 1);
+  const low = Math.min(Math.floor(at), INFERNO.length - 2);
+  return INFERNO[low][i % 3] + (at - low) * (INFERNO[low + 1][i % 3] - INFERNO[low][i % 3]);
+});
+
+export function colour(strength) {
+  const at = 3 * Math.round(255 * Math.min(1, Math.max(0, strength)));
+  return [TABLE[at], TABLE[at + 1], TABLE[at + 2]];
+}
+
+// How much a map of 0..1 covers the picture: the picture stays visible everywhere.
+export function cover(strength) {
+  return 0.35 + 0.45 * strength;
+}
+
+export function range(values) {
+  let low = Infinity, high = -Infinity;
+  for (const value of values) { if (value < low) low = value; if (value > high) high = value; }
+  return { low, high };
+}
+
+// The smallest set of patches that holds the share `keep` of the mass (figures 3 and 4 of the DINO paper).
+export function mask(values, keep) {
+  const inside = new Uint8Array(values.length);
+  let total = 0;
+  for (const value of values) total += Math.max(0, value);
+  const order = Array.from(values.keys()).sort((a, b) => values[b] - values[a] || a - b);
+  let held = 0;
+  for (const i of order) {
+    if (held >= keep * total * (1 - 1e-9)) break;
+    inside[i] = 1;
+    held += Math.max(0, values[i]);
+  }
+  return inside;
+}
+
+// Colours and covers of one map, one a patch. `shown` null shows all.
+export function painted(values, { low, high }, shown = null) {
+  const data = new Uint8ClampedArray(4 * values.length);
+  const width = high > low ? high - low : 1;
+  for (let i = 0; i < values.length; i++) {
+    const strength = Math.min(1, Math.max(0, (values[i] - low) / width));
+    const [r, g, b] = colour(strength);
+    data.set([r, g, b, shown && !shown[i] ? 0 : 255 * cover(strength)], 4 * i);
+  }
+  return data;
+}
+
+const scratch = document.createElement("canvas");
+
+// One map over the rectangle of a canvas; crisp patches, or smooth between their centres.
+export function lay(context, data, [rows, columns], { x, y, width, height }, smooth) {
+  scratch.width = columns;
+  scratch.height = rows;
+  scratch.getContext("2d").putImageData(new ImageData(data, columns, rows), 0, 0);
+  context.imageSmoothingEnabled = smooth;
+  context.drawImage(scratch, x, y, width, height);
+  context.imageSmoothingEnabled = true;
+}
+
+export function outline(context, [rows, columns], place, { x, y, width, height }, colours, line = 2) {
+  const high = height / rows, wide = width / columns;
+  const left = x + (place % columns) * wide, top = y + Math.floor(place / columns) * high;
+  context.lineWidth = line + 2;
+  context.strokeStyle = colours[1];
+  context.strokeRect(left, top, wide, high);
+  context.lineWidth = line;
+  context.strokeStyle = colours[0];
+  context.strokeRect(left, top, wide, high);
+}
+
+export function percent(value, digits = 2) {
+  return `${(100 * value).toPrecision(Math.max(1, digits + (value >= 0.1 ? 1 : 0)))} %`;
+}
+
+export function compact(value) {
+  if (!Number.isFinite(value)) return "–";
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(1).replace("-", "−");
+  return String(Number(value.toPrecision(3))).replace("-", "−");
+}
+
+export function where(place, columns) {
+  return `row ${Math.floor(place / columns) + 1}, column ${(place % columns) + 1}`;
+}

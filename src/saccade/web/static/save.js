@@ -1,0 +1,128 @@
+// Exactly what is shown, as a file: SVG (one rectangle a patch), PNG (that drawing) or CSV (its numbers).
+
+import { el, say } from "./dom.js";
+import { colour, cover, percent, compact } from "./maps.js";
+
+const GAP = 24, HEAD = 64, FOOT = 56;
+
+export function saver(page) {
+  const names = { svg: "SVG", png: "PNG", csv: "CSV" };
+  return el("div", { class: "field" }, el("span", { class: "label", id: "save-label" }, "Save"),
+    el("div", { class: "group", role: "group", "aria-labelledby": "save-label" }, Object.entries(names).map(([kind, name]) =>
+      el("button", { type: "button", "data-save": kind, onclick: () => save(page, kind) }, name))));
+}
+
+async function save(page, kind) {
+  const shown = page.panels.filter((panel) => panel.look && panel.shown && !panel.node.hidden);
+  if (!shown.length) return;
+  const name = `${page.image.name.replace(/[^A-Za-z0-9._-]+/g, "-").replace(/\.[a-z]+$/i, "")}-attention.${kind}`;
+  const data = kind === "csv" ? new Blob([csv(page, shown)], { type: "text/csv" })
+    : kind === "svg" ? new Blob([drawing(page, shown)], { type: "image/svg+xml" }) : await picture(page, shown);
+  const url = URL.createObjectURL(data);
+  el("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+  say(`${name} saved`);
+}
+
+function cell(text) {
+  // A name that begins like a formula would be one in a spreadsheet.
+  const safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+  return `"${safe.replaceAll('"', '""')}"`;
+}
+
+function csv(page, shown) {
+  const lines = ["panel,model,kind,layer,head,row,column,patch,value,shown"];
+  shown.forEach(({ look, shown: { map, kind, head, inside } }, side) => {
+    const named = head === "mean" ? "mean" : head + 1;
+    const layer = kind === "attention" ? Math.min(page.layer, look.depth - 1) + 1 : "all";
+    map.forEach((value, place) => lines.push([
+      "AB"[side], cell(look.name), kind, layer, named, Math.floor(place / look.grid[1]) + 1, (place % look.grid[1]) + 1,
+      look.patchAt(place) + 1, value.toPrecision(8), inside && !inside[place] ? 0 : 1].join(",")));
+  });
+  return lines.join("\n") + "\n";
+}
+
+const escaped = (text) => String(text).replace(/[&<>"]/g, (one) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[one]);
+
+function asPng(picture) {
+  const canvas = document.createElement("canvas");
+  canvas.width = picture.width;
+  canvas.height = picture.height;
+  canvas.getContext("2d").drawImage(picture, 0, 0);
+  return canvas.toDataURL("image/png");
+}
+
+function sizeOf(shown) {
+  const boxes = shown.map(({ look }) => {
+    const factor = 448 / Math.max(...look.size_px);
+    return { width: look.size_px[1] * factor, height: look.size_px[0] * factor };
+  });
+  const width = boxes.reduce((sum, box) => sum + box.width + GAP, GAP);
+  return { boxes, width, height: HEAD + Math.max(...boxes.map((box) => box.height)) + FOOT };
+}
+
+function asks(page, look, shown) {
+  const who = shown.place === null ? (look.kind === "similarity" ? "the whole image" : "the class token")
+    : `the patch in row ${Math.floor(shown.place / look.grid[1]) + 1}, column ${(shown.place % look.grid[1]) + 1}`;
+  if (shown.kind !== "attention") return `${shown.kind === "rollout" ? "rollout of" : "similarity to"} ${who}`;
+  const head = shown.head === "mean" ? "mean of all heads" : `head ${shown.head + 1}`;
+  return `${who} asks; layer ${Math.min(page.layer, look.depth - 1) + 1}, ${head}`;
+}
+
+function overlay(shown, look, box, x, y, smooth) {
+  const [rows, columns] = look.grid;
+  if (smooth) {
+    const canvas = document.createElement("canvas");
+    canvas.width = columns;
+    canvas.height = rows;
+    canvas.getContext("2d").putImageData(new ImageData(shown.data, columns, rows), 0, 0);
+    return `<image x="${x}" y="${y}" width="${box.width}" height="${box.height}" preserveAspectRatio="none" href="${canvas.toDataURL("image/png")}"/>`;
+  }
+  const wide = box.width / columns, high = box.height / rows, span = shown.limits.high - shown.limits.low || 1;
+  const parts = [];
+  shown.map.forEach((value, i) => {
+    if (shown.inside && !shown.inside[i]) return;
+    const strength = Math.min(1, Math.max(0, (value - shown.limits.low) / span));
+    parts.push(`<rect x="${(x + (i % columns) * wide).toFixed(2)}" y="${(y + Math.floor(i / columns) * high).toFixed(2)}" ` +
+      `width="${wide.toFixed(2)}" height="${high.toFixed(2)}" fill="rgb(${colour(strength).map(Math.round)})" fill-opacity="${cover(strength).toFixed(3)}"/>`);
+  });
+  return `<g shape-rendering="crispEdges">${parts.join("")}</g>`;
+}
+
+function drawing(page, shown) {
+  const { boxes, width, height } = sizeOf(shown);
+  let x = GAP;
+  const parts = shown.map((panel, side) => {
+    const { look, shown: one } = panel, box = boxes[side], at = x;
+    x += box.width + GAP;
+    const image = asPng(page.view.colour ? look.picture : look.greyPicture);
+    const number = one.kind === "similarity" ? compact : percent;
+    const [rows, columns] = look.grid, wide = box.width / columns, high = box.height / rows;
+    const mark = one.place === null ? "" : `<rect x="${at + (one.place % columns) * wide}" y="${HEAD + Math.floor(one.place / columns) * high}" ` +
+      `width="${wide}" height="${high}" fill="none" stroke="#000" stroke-width="4"/><rect x="${at + (one.place % columns) * wide}" ` +
+      `y="${HEAD + Math.floor(one.place / columns) * high}" width="${wide}" height="${high}" fill="none" stroke="#fff" stroke-width="2"/>`;
+    return `<text x="${at}" y="26" font-size="15" font-weight="600">${escaped(panel.caption.textContent)}</text>` +
+      `<text x="${at}" y="48" font-size="13">${escaped(asks(page, look, one))}</text>` +
+      `<image x="${at}" y="${HEAD}" width="${box.width}" height="${box.height}" preserveAspectRatio="none" href="${image}"/>` +
+      overlay(one, look, box, at, HEAD, page.view.smooth) + mark +
+      `<text x="${at}" y="${HEAD + box.height + 20}" font-size="12">${escaped(`${number(one.limits.low)} to ${number(one.limits.high)}`)}` +
+      `${page.view.keep < 1 ? escaped(`; the patches that hold ${percent(page.view.keep)}`) : ""}</text>`;
+  });
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" ` +
+    `font-family="system-ui, sans-serif" fill="#1c1e21"><title>${escaped(page.image.name)}</title><rect width="100%" height="100%" fill="#fff"/>` +
+    `${parts.join("")}<text x="${GAP}" y="${height - 10}" font-size="12" fill="#5c6167">${escaped(page.image.name)} · saccade</text></svg>`;
+}
+
+async function picture(page, shown) {
+  const { width, height } = sizeOf(shown), dots = 2;
+  const url = URL.createObjectURL(new Blob([drawing(page, shown)], { type: "image/svg+xml" }));
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  canvas.width = dots * width;
+  canvas.height = dots * height;
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  URL.revokeObjectURL(url);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}

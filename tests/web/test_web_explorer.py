@@ -1,0 +1,227 @@
+"""The explorer in a real browser: what is shown is what the network computes, by mouse and by keys; and saved."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from waiting import until
+
+from conftest import TABLET
+from saccade.explore import Explorer, Look
+
+EXPLAINED = "document.querySelector('.explained').innerText"
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
+DRAWN = "document.querySelector('.words strong') && !document.querySelector('[aria-busy]')"
+
+
+@pytest.fixture
+def explorer(window):
+    until(window, DRAWN)
+    return window
+
+
+def saved(page, kind: str) -> bytes:
+    with page.expect_download() as download:
+        page.locator(f"[data-save={kind}]").click()
+    return download.value.path().read_bytes()
+
+
+def table(page) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(saved(page, "csv").decode())))
+
+
+def values(rows: list[dict[str, str]], panel: str = "A") -> np.ndarray:
+    return np.array([float(row["value"]) for row in rows if row["panel"] == panel])
+
+
+def choose_model(page, name: str, side: str = "Model") -> None:
+    page.get_by_label(side, exact=True).select_option(label=name)
+    until(page, DRAWN)
+
+
+def patch(page, row: int, column: int, of: int) -> dict[str, float]:
+    """Where a patch lies on the canvas of panel A."""
+    box = page.locator(".map").first.bounding_box()
+    return {"x": (column + 0.5) * box["width"] / of, "y": (row + 0.5) * box["height"] / of}
+
+
+def first_image(site) -> tuple[str, np.ndarray]:
+    run = next(run for run in site.desk.runs if run.folder == site.run)
+    _, images = site.desk.images(run, 0, 1)
+    return site.desk.picture(images[0].id)
+
+
+def test_the_class_token_asks_first_and_the_numbers_are_the_networks(explorer, site):
+    rows = table(explorer)
+    _, pixels = first_image(site)
+    seen = Explorer().see(Look(str(site.run), "image"), pixels)
+    last = seen.compared.depth - 1
+    wanted = seen.compared.rows(last, 0)[:, 0, seen.prefix :].mean(axis=0)
+    np.testing.assert_allclose(values(rows), wanted, rtol=1e-4)
+    assert rows[0]["head"] == "mean" and rows[0]["layer"] == str(last + 1)
+
+
+def test_a_click_asks_a_patch_and_pointing_explains_the_pair(explorer, site):
+    explorer.locator(".map").first.click(position=patch(explorer, 1, 2, of=4))
+    explorer.locator(".map").first.hover(position=patch(explorer, 3, 0, of=4))
+    until(explorer, "document.querySelector('.explained').innerText.includes('row 4, column 1')")
+    text = explorer.locator(".explained").inner_text()
+    assert "what the patch in row 2, column 3 asks" in text
+    _, pixels = first_image(site)
+    compared = Explorer().see(Look(str(site.run), "image"), pixels).compared
+    layer, head = (int(number) - 1 for number in re.search(r"Layer (\d+), head (\d+)", text).groups())
+    pair = compared.pair(layer, head, 1 + 6, 1 + 12)
+    shown = explorer.locator("[data-step=score]").inner_text().replace("−", "-")
+    dot, score = re.search(r"= (\S+) / √\d+ = (\S+)", shown).groups()
+    assert float(dot) == pytest.approx(pair.dot, rel=1e-2, abs=2e-5)
+    assert float(score) == pytest.approx(pair.score, rel=1e-2, abs=2e-5)
+    weight = explorer.locator("[data-step=weight]").inner_text().replace("−", "-").split("= ")[-1]
+    assert float(weight) == pytest.approx(pair.weight, rel=1e-2)
+
+
+def test_hovering_shows_the_row_of_the_patch_under_the_pointer(explorer, site):
+    explorer.locator(".map").first.hover(position=patch(explorer, 2, 2, of=4))
+    until(explorer, "document.querySelector('#said')")
+    explorer.wait_for_timeout(150)
+    _, pixels = first_image(site)
+    compared = Explorer().see(Look(str(site.run), "image"), pixels).compared
+    wanted = compared.rows(compared.depth - 1, 1 + 10)[:, 0, 1:].mean(axis=0)
+    words = explorer.locator(".words").first.inner_text()
+    place = int(wanted.argmax())
+    assert f"row {place // 4 + 1}, column {place % 4 + 1}" in words
+
+
+def test_everything_works_by_keys(explorer):
+    explorer.locator(".map").first.focus()
+    explorer.keyboard.press("ArrowRight")
+    until(explorer, "document.getElementById('said').textContent.startsWith('The patch in row 3, column 4')")
+    explorer.keyboard.press("ArrowUp")
+    until(explorer, "document.getElementById('said').textContent.startsWith('The patch in row 2, column 4')")
+    explorer.keyboard.press("Shift+ArrowLeft")
+    until(
+        explorer, "document.querySelector('.explained').innerText.includes('what the patch in row 3, column 2 offers')"
+    )
+    explorer.keyboard.press("[")
+    until(explorer, "document.querySelector('.slider output').textContent.startsWith('5 of')")
+    explorer.keyboard.press(".")
+    until(explorer, "document.querySelector('.heads button').getAttribute('aria-pressed') === 'true'")
+    explorer.keyboard.press("c")
+    until(explorer, "document.getElementById('said').textContent.startsWith('The class token')")
+    outline = explorer.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+
+
+def test_every_control_has_a_name(explorer):
+    controls = "main button, main select, main input, main canvas[tabindex]"
+    named = "node.getAttribute('aria-label') || node.textContent.trim() || node.labels?.length"
+    outer = f"all => all.filter(node => !({named})).map(node => node.outerHTML)"
+    unnamed = explorer.eval_on_selector_all(controls, outer)
+    assert unnamed == []
+
+
+def test_the_order_question_with_and_without_positions(explorer):
+    choose_model(explorer, "random:vit_micro_patch8")
+    explorer.get_by_role("button", name="The order question").click()
+    until(explorer, "document.querySelectorAll('.panel:not([hidden])').length === 2")
+    explorer.wait_for_selector(".difference [data-most]")
+    for box in explorer.get_by_label("no positions").all():
+        box.check()
+        until(explorer, DRAWN)
+    until(explorer, "document.querySelector('.difference').innerText.includes('Only the order has changed')")
+    rows = table(explorer)
+    a = {row["patch"]: float(row["value"]) for row in rows if row["panel"] == "A"}
+    b = {row["patch"]: float(row["value"]) for row in rows if row["panel"] == "B"}
+    assert [row["patch"] for row in rows if row["panel"] == "B"] != list(a)
+    assert max(abs(a[one] - b[one]) for one in a) < 1e-6
+
+
+def test_two_models_side_by_side(explorer):
+    choose_model(explorer, "short, random weights", side="B, beside it")
+    explorer.wait_for_selector(".difference [data-most]")
+    rows = table(explorer)
+    assert {row["panel"] for row in rows} == {"A", "B"}
+    assert np.abs(values(rows) - values(rows, "B")).max() > 1e-6
+
+
+def test_a_cnn_says_that_it_has_no_attention(explorer):
+    choose_model(explorer, "random:resnet10_w16")
+    until(explorer, "document.querySelector('.tools').innerText.includes('has no attention')")
+    assert explorer.get_by_label("Head", exact=True).count() == 0
+    assert {row["kind"] for row in table(explorer)} == {"similarity"}
+
+
+def test_rollout_and_the_kept_share(explorer, site):
+    explorer.get_by_label("Shown").select_option("rollout")
+    until(explorer, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
+    explorer.get_by_label("Keep the share").fill("60")
+    until(explorer, "document.querySelector('.words').innerText.includes('patches hold')")
+    rows = table(explorer)
+    _, pixels = first_image(site)
+    wanted = Explorer().see(Look(str(site.run), "image"), pixels).compared.rollout(0)[0, 1:]
+    np.testing.assert_allclose(values(rows), wanted, rtol=1e-4)
+    from saccade.viz.maps import threshold_mask
+
+    assert [row["shown"] == "1" for row in rows] == threshold_mask(wanted[None], 0.6)[0].tolist()
+
+
+def test_what_is_saved_is_what_is_shown(explorer):
+    drawing = saved(explorer, "svg").decode()
+    assert drawing.count("fill-opacity") == 16 and "the class token asks; layer 6, mean of all heads" in drawing
+    picture = Image.open(io.BytesIO(saved(explorer, "png")))
+    assert picture.width == 2 * (448 + 48)
+    centre = np.asarray(picture.convert("RGB"))[2 * (64 + 56), 2 * (24 + 56)]
+    shown = explorer.evaluate(
+        "() => [...document.querySelector('.map').getContext('2d').getImageData(56, 56, 1, 1).data].slice(0, 3)"
+    )
+    assert np.abs(centre.astype(int) - shown).max() <= 12
+
+
+def test_an_upload_is_shown(explorer, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "mine.png")
+    explorer.set_input_files("input[type=file]", tmp_path / "mine.png")
+    until(explorer, "document.querySelector('.thumbs button').title === 'mine.png'")
+    until(explorer, DRAWN)
+    until(explorer, "location.hash.includes(document.querySelector('.thumbs button').dataset.id)")
+    assert {int(row["column"]) for row in table(explorer)} == set(range(1, 7))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_a_tablet(explorer, scheme):
+    explorer.emulate_media(color_scheme=scheme)
+    explorer.set_viewport_size(TABLET)
+    explorer.wait_for_timeout(100)
+    assert explorer.evaluate("document.documentElement.scrollWidth") <= TABLET["width"]
+    choose_model(explorer, "random:vit_micro_patch8", side="B, beside it")
+    assert explorer.evaluate("document.documentElement.scrollWidth") <= TABLET["width"]
+
+
+def test_paper_has_the_maps_and_no_controls(explorer):
+    explorer.emulate_media(media="print")
+    assert explorer.locator(".map").first.is_visible() and not explorer.locator(".tools").is_visible()
+    assert not explorer.locator("#pages").is_visible()
+    assert explorer.evaluate(BACKGROUND) in (
+        "rgb(255, 255, 255)",
+        "rgba(0, 0, 0, 0)",
+    )
+
+
+def test_questions_that_make_no_sense_are_answered_in_words(site):
+    from test_web_security import ask
+
+    model = site.desk.choices()[0].id
+    run = next(run for run in site.desk.runs if run.folder == site.run)
+    image = site.desk.images(run, 0, 1)[1][0].id
+    path = f"/api/attention/rows?model={model}&image={image}"
+    assert ask(site, f"{path}&layer=99&first=0")[0] == 400
+    assert ask(site, f"{path}&layer=0&first=0&count=99999")[0] == 400
+    assert ask(site, f"{path}&layer=x&first=0")[0] == 422
+    assert ask(site, f"/api/attention/look?model=nothing&image={image}")[0] == 404
+    assert ask(site, f"/api/attention/look?model={model}&image=nothing")[0] == 404
+    status, _, body = ask(site, f"/api/attention/look?model={model}&image={image}&size=40&positions=false")
+    assert status == 200 and json.loads(body)["grid"] == [5, 5]

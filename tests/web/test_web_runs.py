@@ -1,0 +1,114 @@
+"""The page of runs: figures that grow while it is open, the doctor's words, tables with their intervals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from waiting import until
+
+from saccade.web.live import Tail
+from saccade.web.runs import flat
+
+
+def show(page, site, *folders) -> None:
+    ids = [run.id for folder in folders for run in site.desk.runs if run.folder == folder]
+    page.goto(f"{site.origin}/#/runs?runs={','.join(ids)}")
+    page.reload()
+    page.wait_for_selector(".page.runs[data-ready]")
+    page.wait_for_selector(".chart")
+
+
+def test_curves_of_two_runs_lie_in_one_chart(window, site):
+    show(window, site, site.run, site.second)
+    until(window, "document.querySelector('.chart').querySelectorAll('path.series').length === 2")
+    assert window.locator(".key li").all_inner_texts() == ["short", "long"]
+    dashes = window.eval_on_selector_all(
+        ".chart:first-child path", "paths => paths.map(p => p.getAttribute('stroke-dasharray'))"
+    )
+    assert len(set(dashes)) == 2  # told apart without colour
+
+
+def test_the_table_has_the_runs_numbers_and_intervals(window, site):
+    show(window, site, site.second)
+    window.wait_for_selector("table")
+    rows = json.loads((site.second / "evaluation.json").read_text())["rows"]
+    row = next(r for r in rows if r["probe"] == "logistic" and r["fraction"] == 0.1 and r["metric"] == "accuracy")
+    text = window.locator("table").first.inner_text()
+    assert f"{100 * row['mean']:.1f} {100 * row['low']:.1f} to {100 * row['high']:.1f}" in text.replace("\xa0", " ")
+    assert row["model"] in text
+
+
+def test_settings_that_differ_are_listed(window, site):
+    show(window, site, site.run, site.second)
+    window.wait_for_selector("text=Settings that differ")
+    text = window.locator("table").last.inner_text()
+    assert "model.backbone" in text and "vit_micro_patch8_w32" in text
+
+
+@pytest.fixture
+def growing(site):
+    """A copy of the long run that has just begun: its first hundred lines. Removed from the desk afterwards."""
+    from saccade.web.desk import RunOnDesk
+
+    folder = site.second.with_name("growing")
+    shutil.copytree(site.second, folder)
+    (folder / "report.html").unlink(missing_ok=True)
+    lines = (site.second / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:100]))
+    run = RunOnDesk(site.desk.id_of("run", str(folder)), "growing", folder)
+    site.desk.runs.append(run)
+    yield folder, lines
+    site.desk.runs.remove(run)
+    shutil.rmtree(folder)
+
+
+def test_a_running_run_is_followed(window, site, growing):
+    folder, lines = growing
+    show(window, site, folder)
+    card = window.locator(".runs-list .card", has_text="growing")
+    assert "running" in card.inner_text() and "594 of" in card.inner_text()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("".join(lines[100:150]))
+    until(window, "[...document.querySelectorAll('.card')].some(card => card.innerText.includes('894 of'))")
+    assert window.locator("[data-healthy]").count() == 1
+
+
+def test_the_doctor_speaks_while_a_run_goes_wrong(window, site, growing):
+    folder, lines = growing
+    show(window, site, folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in range(600, 1200, 6):
+            line = json.loads(lines[99]) | {"step": step, "grad_norm": 900.0}
+            file.write(json.dumps(line) + "\n")
+    window.wait_for_selector(".note strong:has-text('growing: diverged')")
+    note = window.locator(".note").first.inner_text()
+    assert "Likely cause" in note and "--set optim.lr=" in note
+
+
+def test_a_report_opens_in_its_sandbox(window, site):
+    show(window, site, site.run)
+    with window.context.expect_page() as opened:
+        window.locator(".card", has_text="short").get_by_role("link", name="Report").click()
+    opened.value.wait_for_load_state()
+    assert opened.value.locator("h1").count() == 1
+
+
+def test_a_tail_reads_whole_lines_and_notices_a_new_beginning(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.read() == (False, [])
+    path.write_text('{"step": 0}\n{"step": 1}\n{"ste')
+    assert tail.read() == (False, [{"step": 0}, {"step": 1}])
+    with path.open("a") as file:
+        file.write('p": 2}\nnonsense\n[1]\n')
+    assert tail.read() == (False, [{"step": 2}])
+    temporary = tmp_path / "new"
+    temporary.write_text('{"step": 0, "again": 1}\n')
+    temporary.replace(path)
+    assert tail.read() == (True, [{"step": 0, "again": 1}])
+
+
+def test_settings_become_dotted_names():
+    assert flat({"a": {"b": 1, "c": float("nan")}, "d": None}) == {"a.b": 1, "a.c": None, "d": None}
