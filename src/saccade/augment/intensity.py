@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from saccade.contracts import InputSpec
+
 BLUR_ELEMENTS = 2**18  # float32 numbers blurred together: a megabyte, which the cache of a core holds
 DEVICE_BLUR_ELEMENTS = 2**26  # on a GPU, where each call has its price
 
@@ -180,3 +182,11 @@ def _blur(x: Float[Tensor, "N C S S"], weights: Float[Tensor, "N K"], radius: in
 def solarise(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
     """Invert everything from 0.5 up."""
     return torch.where(x >= 0.5, 1 - x, x)
+
+
+def normalise(
+    x: Float[Tensor, "*V B C Y X"], spec: InputSpec, out: Float[Tensor, "*V B C Y X"] | None = None
+) -> Float[Tensor, "*V B C Y X"]:
+    """Each channel less its mean, by its standard deviation."""
+    mean, std = (torch.tensor(v, device=x.device).view(-1, *(1,) * spec.axes) for v in (spec.mean, spec.std))
+    return torch.sub(x, mean, out=out).div_(std)

@@ -7,8 +7,6 @@ The defaults suit the microscope, where up is no direction: flips and quarter tu
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,152 +15,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saccade.augment import geometry, grids, intensity
+from saccade.augment import geometry, grids, intensity, volumes
+from saccade.augment.intensity import normalise
+from saccade.augment.settings import ViewsConfig, resolve_grid_views, resolve_views
 from saccade.contracts import Batch, InputSpec, Role, View
-from saccade.errors import UsageError
 from saccade.seeds import uniforms
 
-COLOUR = {"saturation": 0.2, "hue": 0.1, "grey_prob": 0.2, "stain": 0.0}  # DINO's values; stain is ours
+__all__ = ["ViewsConfig", "make_views", "normalise", "plain_view", "resolve_grid_views", "resolve_views"]
+
 CHANGE_DRAWS = 15
 CACHE_ELEMENTS = 2**20  # float32 numbers of one role that are worked on at once: 4 MiB
-
-
-@dataclass(frozen=True)
-class ViewsConfig:
-    """Which crops are made and how they are changed; defaults are DINO's where not decided from the data."""
-
-    global_count: int = 2
-    local_count: int | None = None
-    global_px: int | None = None
-    local_px: int | None = None
-    global_scale: tuple[float, float] = (0.4, 1.0)
-    """Share of the image's area."""
-    local_scale: tuple[float, float] = (0.1, 0.4)
-    aspect: tuple[float, float] = (0.75, 1.3333)
-    hflip: bool = True
-    vflip: bool = True
-    turn90: bool = True
-    rotate_degrees: float = 0.0
-    """Free rotation by up to this angle either way; 0: only flips and quarter turns."""
-    jitter_prob: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float | None = None
-    hue: float | None = None
-    """Share of a full turn."""
-    grey_prob: float | None = None
-    stain: float | None = None
-    """Strength of the jitter of haematoxylin and eosin; 0: off."""
-    blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    """First global view, other global views, local views."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """In pixels where a global view has 224; scaled with its size, the same for local views."""
-    solarise_prob: float = 0.0
-    """In the global views after the first. DINO has 0.2; stained tissue loses its white background by it."""
-    tile_dropout: float = 0.0
-    """Share of the tiles of a grid that is left out of each view; grids of vectors only."""
-    vector_dropout: float = 0.0
-    """Share of the channels of a grid that is left out of each view; grids of vectors only."""
-
-
-ONLY_IMAGES = (
-    "global_scale",
-    "local_scale",
-    "aspect",
-    "rotate_degrees",
-    "jitter_prob",
-    "blur_prob",
-    "solarise_prob",
-    *COLOUR,
-)
-ONLY_GRIDS = ("tile_dropout", "vector_dropout")
-
-
-def resolve_views(
-    config: ViewsConfig, *, size_px: int, channels: int, patch: int, local_count: int, whole_patches: bool = True
-) -> ViewsConfig:
-    """Fill every None. Local crops: DINO's 96 of 224 pixels, rounded up to a multiple of ``patch``.
-
-    Colour settings are zero for images without colour; asking for them there is an error (UsageError), and so
-    is a range or probability that makes no sense, or, with ``whole_patches``, a crop that is not a multiple of it.
-    """
-    global_px = config.global_px or size_px
-    local_px = config.local_px or math.ceil(global_px * 96 / 224 / patch) * patch
-    colour = {name: getattr(config, name) for name in COLOUR}
-    for name, value in colour.items():
-        if channels != 3 and value:
-            raise UsageError(f"views.{name} has no effect on images with {channels} channels", hint="leave it out")
-        if value is None:
-            colour[name] = COLOUR[name] if channels == 3 else 0.0
-    resolved = dataclasses.replace(
-        config,
-        global_px=global_px,
-        local_px=local_px,
-        local_count=local_count if config.local_count is None else config.local_count,
-        **colour,
-    )
-    for name in ONLY_GRIDS:
-        if getattr(config, name):
-            raise UsageError(f"views.{name} has no effect on images", hint="leave it out")
-    _check(resolved, patch if whole_patches else 1)
-    return resolved
-
-
-def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -> ViewsConfig:
-    """Fill every None for grids of ``size_px`` tiles: crops of 14 and 6 of 16 tiles, as in HIPT.
-
-    UsageError for settings that only images have, and for values that cannot be meant.
-    """
-    usual = ViewsConfig()
-    for name in ONLY_IMAGES:
-        value = getattr(config, name)
-        if value and value != getattr(usual, name) and np.any(value):
-            raise UsageError(f"views.{name} has no effect on grids of vectors", got=value, hint="leave it out")
-    resolved = dataclasses.replace(
-        config,
-        global_px=config.global_px or max(1, round(size_px * 14 / 16)),
-        local_px=config.local_px or max(1, round(size_px * 6 / 16)),
-        local_count=local_count if config.local_count is None else config.local_count,
-        jitter_prob=0.0,
-        blur_prob=(0.0, 0.0, 0.0),
-        saturation=0.0,
-        hue=0.0,
-        grey_prob=0.0,
-        stain=0.0,
-    )
-    for name in ONLY_GRIDS:
-        if not 0 <= getattr(config, name) < 1:
-            raise UsageError(f"views.{name} is a share", got=getattr(config, name), expected="0 to below 1")
-    _check(resolved, 1)
-    return resolved
-
-
-def _check(config: ViewsConfig, patch: int) -> None:
-    """Raise UsageError, with the name of the setting, for values that cannot be meant."""
-    assert config.local_count is not None
-    ranges = {
-        "global_scale": 0 < config.global_scale[0] <= config.global_scale[1] <= 1,
-        "local_scale": 0 < config.local_scale[0] <= config.local_scale[1] <= 1,
-        "aspect": 0 < config.aspect[0] <= config.aspect[1],
-        "blur_sigma": 0 <= config.blur_sigma[0] <= config.blur_sigma[1],
-    }
-    for name, good in ranges.items():
-        if not good:
-            raise UsageError(f"views.{name} is not a range", got=getattr(config, name), expected="low, high")
-    for name in ("jitter_prob", "grey_prob", "blur_prob", "solarise_prob"):
-        value = getattr(config, name)
-        if not all(0 <= p <= 1 for p in (value if isinstance(value, tuple) else (value,))):
-            raise UsageError(f"views.{name} is not a probability", got=value, expected="0 to 1")
-    for name in ("brightness", "contrast", "saturation", "hue", "stain", "rotate_degrees", "local_count"):
-        if getattr(config, name) < 0:
-            raise UsageError(f"views.{name} is negative", got=getattr(config, name), expected="0 or more")
-    if config.global_count < 1:
-        raise UsageError("views.global_count is too small", got=config.global_count, expected="1 or more")
-    for name in ("global_px", "local_px"):
-        if getattr(config, name) % patch:
-            raise UsageError(
-                f"views.{name} does not fit the backbone", got=getattr(config, name), expected=f"a multiple of {patch}"
-            )
 
 
 @dataclass(frozen=True)
@@ -204,7 +66,7 @@ def make_views(
     step: int,
     device: torch.device | None = None,
 ) -> list[View]:
-    """All views of a batch, globals first: pixels [B C S S] normalised as ``spec`` says, made on ``device``.
+    """All views of a batch, globals first: pixels [B C S S] or [B C S S S], normalised as ``spec`` says, on ``device``.
 
     Boxes are in pixels of the image as it lies in the batch. config: resolved.
     On the CPU a few images at a time are taken through all steps: their crops stay in the cache of the processor,
@@ -213,6 +75,8 @@ def make_views(
     device = device or batch.pixels.device
     if spec.grid:
         return _grid_views(batch, config, spec, seed, step, device)
+    if spec.axes == 3:
+        return volumes.make_views(batch, config, spec, seed=seed, step=step, device=device)
     images = len(batch.pixels)
     roles = _draw_roles(batch, config, seed, step, device)
     rows, columns = batch.pixels.shape[-2:]
@@ -342,18 +206,13 @@ def _change(x: Float[Tensor, "N C S S"], changes: _Changes, config: ViewsConfig)
     return x.clamp_(0, 1)
 
 
-def normalise(
-    x: Float[Tensor, "*V B C Y X"], spec: InputSpec, out: Float[Tensor, "*V B C Y X"] | None = None
-) -> Float[Tensor, "*V B C Y X"]:
-    mean, std = (torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (spec.mean, spec.std))
-    return torch.sub(x, mean, out=out).div_(std)
-
-
-def plain_view(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C S S"]:
+def plain_view(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C *S"]:
     """The evaluation view: shorter side to ``spec.size_px`` (antialiased), centre crop, normalised.
 
-    Of grids, everything there is.
+    Of a volume the cube around all of it, or the one of ``spec.size_mm`` about its middle; of grids, everything.
     """
+    if spec.axes == 3:
+        return normalise(volumes.whole(batch, spec), spec)
     pixels = batch.unit(slice(None), batch.pixels.device)
     if spec.grid:
         return normalise(pixels, spec)
