@@ -41,6 +41,7 @@ PLAIN = {
     "views.grey_prob": 0.0,
     "views.stain": 0.0,
     "views.blur_prob": (0.0, 0.0, 0.0),
+    "views.low_resolution_prob": 0.0,
     "views.solarise_prob": 0.0,
 }
 AUGMENT: dict[str, dict[str, Any]] = {
@@ -102,11 +103,11 @@ def named_model(model: str | Path, settings: Mapping[str, Any]) -> dict[str, Any
     if sign and kind == "random":
         return {"model.backbone": name}
     loaded = load_model(model)
-    size = {} if "model.size_px" in settings else {"model.size_px": loaded.spec.size_px}
+    slices = {"model.slices": count} if (count := loaded.backbone.config().get("slices")) else {}
     place = str(model) if str(model).startswith("timm:") else str(Path(model).resolve())
     # A model of grey images wants grey; one of coloured images can be shown either.
     grey = {"data.grey": True} if loaded.spec.grey else {}
-    return {"model.backbone": loaded.backbone.name, "model.weights": place} | grey | size
+    return {"model.backbone": loaded.backbone.name, "model.weights": place} | grey | slices
 
 
 def finetune(

@@ -24,7 +24,9 @@ from saccade.train.loop import Console, Quiet
 
 def fitted_model(model: str | Path, decoded: embedding.Decoded) -> tuple[LoadedModel, str | None]:
     """A model with its input fitted to the data, and what there is to say about that."""
-    loaded = load_model(model, channels=decoded.channels, size_px=min(224, decoded.typical_px))
+    axes = decoded.source.axes
+    largest = {2: 224, 3: 64}[axes]
+    loaded = load_model(model, channels=decoded.channels, size_px=min(largest, decoded.typical_px), axes=axes)
     return embedding.fit_input(loaded, decoded)
 
 

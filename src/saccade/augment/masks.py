@@ -1,7 +1,7 @@
 """Which patches a network may see: drawn for every image from (seed, step, item), on the CPU.
 
-Patches are numbered row by row. Every function is bounded: a grid that is too small for what is asked gives the
-nearest that fits, and never an endless search.
+Patches are numbered row by row (slice by slice, in volumes). Every function is bounded: a grid that is too small for
+what is asked gives the nearest that fits, and never an endless search.
 """
 
 from __future__ import annotations
@@ -31,22 +31,28 @@ def random_parts(
     return order[:, :kept].sort(dim=1).values, order[:, kept:].sort(dim=1).values
 
 
-def _rectangle(grid: Grid, share: float, aspect: float) -> tuple[int, int]:
-    """Rows and columns of a rectangle of about this share of the grid, never all of it along an axis of 2 and more."""
+def _block(grid: Grid, share: float, aspect: float) -> Grid:
+    """Sides of a rectangle, or box, of about this share of the grid, never all of it along an axis of 2 and more.
+
+    aspect   rows by columns; the slices of a box are between the two
+    """
     area = share * math.prod(grid)
-    wanted = (math.sqrt(area * aspect), math.sqrt(area / aspect))
-    sides = [min(max(1, length - 1), max(1, round(side))) for side, length in zip(wanted, grid)]
-    return sides[0], sides[1]
+    wanted: list[float] = [math.sqrt(area * aspect), math.sqrt(area / aspect)]
+    if len(grid) == 3:
+        side = area ** (1 / 3)
+        wanted = [side, side * math.sqrt(aspect), side / math.sqrt(aspect)]
+    return tuple(min(max(1, length - 1), max(1, round(side))) for side, length in zip(wanted, grid))
 
 
-def _inside(grid: Grid, size: tuple[int, int], u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """[B Y X] bool: a rectangle of this size for every image, placed by uniform numbers."""
-    tops = np.floor(u * (grid[0] - size[0] + 1)).astype(int)
-    lefts = np.floor(v * (grid[1] - size[1] + 1)).astype(int)
-    rows, columns = np.arange(grid[0])[None, :], np.arange(grid[1])[None, :]
-    tall = (rows >= tops[:, None]) & (rows < tops[:, None] + size[0])
-    wide = (columns >= lefts[:, None]) & (columns < lefts[:, None] + size[1])
-    return tall[:, :, None] & wide[:, None, :]
+def _inside(grid: Grid, size: Grid, u: np.ndarray) -> np.ndarray:
+    """[B *grid] bool: a block of this size for every image, placed by uniform numbers [A B]."""
+    found = np.ones((u.shape[1], *(1,) * len(grid)), bool)
+    for axis, (length, side) in enumerate(zip(grid, size)):
+        starts = np.floor(u[axis] * (length - side + 1)).astype(int)
+        places = np.arange(length)[None, :]
+        own = (places >= starts[:, None]) & (places < starts[:, None] + side)
+        found = found & own.reshape(len(own), *(length if a == axis else 1 for a in range(len(grid))))
+    return found
 
 
 def context_and_targets(
@@ -59,14 +65,15 @@ def context_and_targets(
     all patches outside the targets, then outside the first target.
     """
     draw = numpy_generator(seed, step, "block sizes")
-    block = _rectangle(grid, draw.uniform(0.15, 0.2), draw.uniform(0.75, 1.5))
-    around = [max(1, round(length * math.sqrt(draw.uniform(0.85, 1.0)))) for length in grid]
-    u = uniforms(seed, step, items.numpy(), 2 * targets + 2, "blocks")
-    blocks = np.stack([_inside(grid, block, u[:, 2 * t], u[:, 2 * t + 1]) for t in range(targets)], axis=1)
+    axes = len(grid)
+    block = _block(grid, draw.uniform(0.15, 0.2), draw.uniform(0.75, 1.5))
+    around = tuple(max(1, round(length * draw.uniform(0.85, 1.0) ** (1 / axes))) for length in grid)
+    u = uniforms(seed, step, items.numpy(), axes * (targets + 1), "blocks").T.reshape(targets + 1, axes, -1)
+    blocks = np.stack([_inside(grid, block, u[t]) for t in range(targets)], axis=1)
     hidden: np.ndarray = np.logical_or.reduce(blocks, axis=1)
-    context: np.ndarray = _inside(grid, (around[0], around[1]), u[:, -2], u[:, -1]) & ~hidden
+    context: np.ndarray = _inside(grid, around, u[targets]) & ~hidden
     for instead in (~hidden, ~blocks[:, 0]):
-        empty = np.logical_not(np.any(context, axis=(1, 2)))
+        empty = np.logical_not(np.any(context, axis=tuple(range(1, 1 + axes))))
         context[empty] = instead[empty]
     numbers = np.asarray(np.nonzero(blocks.reshape(len(items), targets, -1))[2]).reshape(len(items), targets, -1)
     return torch.from_numpy(context.reshape(len(items), -1)), torch.from_numpy(numbers)
@@ -82,12 +89,12 @@ def first_of(allowed: Bool[Tensor, "B N"], count: int, *, seed: int, step: int, 
 def hidden_blocks(
     grid: Grid, *, seed: int, step: int, items: Int[Tensor, "B"], stream: str, prob: float, share: tuple[float, float]
 ) -> Bool[Tensor, "B N"]:
-    """iBOT's masks (Zhou et al. 2022): with ``prob`` an image loses a share of its patches, as overlapping rectangles.
+    """iBOT's masks (Zhou et al. 2022): with ``prob`` an image loses a share of its patches, as overlapping blocks.
 
-    Rectangles of up to a third of the image are laid over each other until enough is covered, at most 20 of them.
+    Blocks of up to a third of the image are laid over each other until enough is covered, at most 20 of them.
     """
-    tries = 20
-    u = uniforms(seed, step, items.numpy(), 2 + 4 * tries, f"hidden {stream}")
+    tries, each = 20, 2 + len(grid)
+    u = uniforms(seed, step, items.numpy(), 2 + each * tries, f"hidden {stream}")
     wanted = np.where(u[:, 0] < prob, share[0] + (share[1] - share[0]) * u[:, 1], 0.0) * math.prod(grid)
     found = np.zeros((len(items), *grid), bool)
     for index, needed in enumerate(wanted):
@@ -95,9 +102,9 @@ def hidden_blocks(
             rest = needed - found[index].sum()
             if rest < 1:
                 break
-            part, stretch, top, left = u[index, 2 + 4 * t : 6 + 4 * t]
+            part, stretch, *where = u[index, 2 + each * t : 2 + each * (t + 1)]
             area = min(rest, (0.05 + 0.28 * part) * math.prod(grid)) / math.prod(grid)
-            size = _rectangle(grid, area, 0.3 * (1 / 0.3**2) ** stretch)
-            new = _inside(grid, size, np.array([top]), np.array([left]))[0] & ~found[index]
+            size = _block(grid, area, 0.3 * (1 / 0.3**2) ** stretch)
+            new = _inside(grid, size, np.array(where)[:, None])[0] & ~found[index]
             found[index].flat[np.flatnonzero(new)[: int(rest)]] = True
     return torch.from_numpy(found.reshape(len(items), -1))

@@ -79,17 +79,19 @@ class LoadedModel:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def load_model(model: str | Path, *, channels: int = 3, size_px: int | None = None, seed: int = 0) -> LoadedModel:
+def load_model(
+    model: str | Path, *, channels: int = 3, size_px: int | None = None, axes: int = 2, seed: int = 0
+) -> LoadedModel:
     """The network that MODEL names, in evaluation mode, with the input it expects.
 
-    channels, size_px, seed  for ``random:``; size_px is cut to a multiple of the patch, None takes 224.
+    channels, size_px, axes, seed  for ``random:``; size_px is cut to a multiple of the patch, None takes 224.
                              Weights of others take one channel when ``channels`` is 1, else their own.
     Raises UsageError when nothing of that name exists, ModelError when it does not fit.
     """
     text = str(model)
     kind, sign, rest = text.partition(":")
     if sign and kind == "random":
-        return _random(rest, channels, size_px, seed)
+        return _random(rest, channels, size_px, axes, seed)
     if sign and kind == "timm":
         return _from_timm(rest, channels)
     path, name = Path(text), None
@@ -139,13 +141,14 @@ def fingerprint(backbone: Network) -> str:
     return digest.hexdigest()[:12]
 
 
-def _random(name: str, channels: int, size_px: int | None, seed: int) -> LoadedModel:
+def _random(name: str, channels: int, size_px: int | None, axes: int, seed: int) -> LoadedModel:
     size_px = 224 if size_px is None else size_px
     settings = parse(name)
     if settings.transformer:
         size_px = max(1, size_px // settings.unit_px) * settings.unit_px
-    backbone = build(name, channels=channels, size_px=size_px, seed=seed)
-    return LoadedModel(backbone.eval(), _usual_spec(channels, size_px), f"random:{name}")
+    backbone = build(name, channels=channels, size_px=size_px, axes=axes, seed=seed)
+    spec = dataclasses.replace(_usual_spec(channels, size_px), axes=axes)
+    return LoadedModel(backbone.eval(), spec, f"random:{name}")
 
 
 def _usual_spec(
@@ -304,9 +307,16 @@ def save_model(folder: Path, backbone: Network, spec: InputSpec, *, about: Mappi
         ) from error
 
 
+def _volumes_as(spec: InputSpec) -> str:
+    """How volumes become the input, for the card."""
+    cube = f"a cube of {spec.size_mm:g} mm about the middle" if spec.size_mm else "the cube around the whole volume"
+    window = f" ({spec.window[0]:g} to {spec.window[1]:g})" if spec.window else ""
+    return f"* volumes through {cube}, brought to 0..1 by `{spec.intensity}`{window}; outside is 0"
+
+
 def model_card(label: str, backbone: Network, spec: InputSpec, about: Mapping[str, Any]) -> str:
     """README.md of a saved model: what it is, how to load it, what it eats, how it was made."""
-    numbers = ", ".join
+    numbers, shape = ", ".join, " ".join("TYX"[-spec.axes :])
     lines = [
         f"# {label}",
         "",
@@ -319,12 +329,13 @@ def model_card(label: str, backbone: Network, spec: InputSpec, about: Mapping[st
         "from saccade.backbones.weights import load_model",
         "",
         'model = load_model("THIS FOLDER")',
-        "features = model.backbone(pixels)  # pixels [B C Y X]; features.cls [B D], features.tokens [B N D]",
+        f"features = model.backbone(pixels)  # pixels [B C {shape}]; features.cls [B D], features.tokens [B N D]",
         "```",
         "",
         "## Input",
         "",
         f"* {spec.channels} channels, {spec.size_px} px" + (", turned to grey first" if spec.grey else ""),
+        *([_volumes_as(spec)] if spec.axes == 3 else []),
         f"* `x = ((pixels - {spec.offset:g}) / {spec.scale:g} - mean) / std`",
         f"* mean {numbers(f'{v:.4f}' for v in spec.mean)}; std {numbers(f'{v:.4f}' for v in spec.std)}",
         "",

@@ -20,7 +20,7 @@ class Facts:
     batch_norm  the network has batch norm     labels  the classes of the data, empty where there are none
     pretrained  the run starts from weights    transformer  the network is one
     maskable    patches can be left out of it           view_px, unit_px  of a global view, and what divides it
-    dim         width of its tokens
+    dim         width of its tokens                     axes   2 for images, 3 for volumes
     """
 
     images: int
@@ -32,6 +32,7 @@ class Facts:
     view_px: int = 64
     unit_px: int = 8
     dim: int = 192
+    axes: int = 2
     pretrained: bool = False
     labels: tuple[str, ...] = ()
 

@@ -30,6 +30,7 @@ class Entry:
     config     its dataclass; resolve(config, facts) fills its Nones; kind(networks, config, seed) makes it
     twin       it has a teacher: a second network of the same shape
     hides      it leaves patches out, which only some networks allow
+    volumes    it works on volumes, too
     defaults   settings of other sections that it needs
     """
 
@@ -38,6 +39,7 @@ class Entry:
     kind: Callable[..., Method]
     twin: bool = False
     hides: bool = False
+    volumes: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -49,6 +51,7 @@ ONE_VIEW: dict[str, Any] = {
     "views.jitter_prob": 0.0,
     "views.grey_prob": 0.0,
     "views.blur_prob": (0.0, 0.0, 0.0),
+    "views.low_resolution_prob": 0.0,
 }
 
 METHODS: dict[str, Entry] = {
@@ -87,6 +90,7 @@ METHODS: dict[str, Entry] = {
         PositionConfig,
         resolve_position,
         Position,
+        volumes=False,
         defaults=ONE_VIEW,
     ),
     "masked": Entry(
@@ -137,6 +141,9 @@ def resolve_method(name: str, config: Any, facts: Facts) -> Any:
             expected="a vit_ backbone with linear patches and full attention",
             hint="of the methods that suit every network, dino is the one to begin with",
         )
+    if facts.axes == 3 and not entry.volumes:
+        able = ", ".join(known for known, one in METHODS.items() if one.volumes)
+        raise UsageError(f"{name} is for images only", got="volumes", expected=able)
     return entry.resolve(config, facts)
 
 

@@ -46,11 +46,13 @@ def resolve_masked(config: MaskedConfig, facts: Facts) -> MaskedConfig:
     return dataclasses.replace(config, decoder_dim=config.decoder_dim or max(32, facts.dim // 2 // 32 * 32))
 
 
-def patches_of(pixels: Float[Tensor, "B C Y X"], patch: int) -> Float[Tensor, "B N P"]:
-    """Every patch in a row: its rows, columns and, last, its channels (as in the paper's code)."""
-    batch, channels, rows, columns = pixels.shape
-    x = pixels.reshape(batch, channels, rows // patch, patch, columns // patch, patch)
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
+def patches_of(pixels: Float[Tensor, "B C *size"], patch: int) -> Float[Tensor, "B N P"]:
+    """Every patch in a row: its (slices,) rows, columns and, last, its channels (as in the paper's code)."""
+    batch, channels, *size = pixels.shape
+    axes = len(size)
+    x = pixels.reshape(batch, channels, *(n for side in size for n in (side // patch, patch)))
+    order = [0, *range(2, 2 + 2 * axes, 2), *range(3, 3 + 2 * axes, 2), 1]
+    return x.permute(order).reshape(batch, -1, patch**axes * channels)
 
 
 def masked_loss(drawn: Float[Tensor, "B M P"], wanted: Float[Tensor, "B M P"], *, normalise: bool) -> Float[Tensor, ""]:
@@ -76,7 +78,8 @@ class Masked(Method):
             self.mask_token = nn.Parameter(torch.empty(dim))
             self.decoder = nn.ModuleList(Block(dim, dim // 32) for _ in range(config.decoder_depth))
             self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-            self.draw = nn.Linear(dim, int(network.patch) ** 2 * int(network.channels))  # type: ignore[arg-type]
+            values = int(network.patch) ** network.settings.axes * int(network.channels)  # type: ignore
+            self.draw = nn.Linear(dim, values)
             nn.init.trunc_normal_(self.mask_token, std=0.02)
             for module in (self.embed, *self.decoder.modules(), self.draw):
                 if isinstance(module, nn.Linear):
@@ -108,9 +111,9 @@ class Masked(Method):
         for number, view in enumerate(views):
             assert view.items is not None
             wanted = patches_of(view.pixels, patch)
-            rows, columns = (side // patch for side in view.pixels.shape[-2:])
+            grid = tuple(side // patch for side in view.pixels.shape[2:])
             step = progress.step * len(views) + number
-            parts = random_parts((rows, columns), self.config.share, seed=self.seed, step=step, items=view.items)
+            parts = random_parts(grid, self.config.share, seed=self.seed, step=step, items=view.items)
             visible, hidden = (part.to(wanted.device) for part in parts)
             seen = self.network(view.pixels, keep=visible)
             drawn = self.decode(seen, visible, hidden)

@@ -12,7 +12,7 @@ import math
 import torch
 
 from saccade import runtime
-from saccade.architectures import is_grid, parse
+from saccade.architectures import for_axes, is_grid, parse
 from saccade.augment.views import ViewsConfig, resolve_grid_views, resolve_views
 from saccade.config import Sections, unresolved
 from saccade.errors import UsageError
@@ -51,6 +51,7 @@ def check_sections(sections: Sections) -> None:
     floor = {
         "train.patience": train.patience,
         "data.limit": data.limit,
+        "model.slices": model.slices,
         "train.minutes": train.minutes,
         "train.seed": train.seed,
         "optim.lr": sections["optim"].lr,
@@ -81,7 +82,12 @@ def check_batch(batch: int, images: int) -> None:
         raise UsageError("the batch is larger than the data", got=f"batch {batch}, {images} images")
 
 
-def resolve_size(sections: Sections, image_px: int, device: torch.device) -> Sections:
+LARGEST = {("cpu", 2): 64, ("cpu", 3): 32, ("cuda", 2): 224, ("cuda", 3): 96}
+"""Side of the input that is taken by itself, by device and axes; a volume of 32 has as many tokens as an image of 64
+with patches of 8."""
+
+
+def resolve_size(sections: Sections, image_px: int, device: torch.device, axes: int = 2) -> Sections:
     """Size of the network's input, and how large decoded images are kept. ``image_px``: typical shorter side."""
     model: ModelConfig = sections["model"]
     data: DataConfig = sections["data"]
@@ -89,7 +95,7 @@ def resolve_size(sections: Sections, image_px: int, device: torch.device) -> Sec
     network = parse(model.backbone)
     unit = network.unit_px
     if size is None:
-        largest = 64 if device.type == "cpu" else 224
+        largest = LARGEST["cpu" if device.type == "cpu" else "cuda", axes]
         size = unit * max(2, round(min(image_px, largest) / unit))
     elif network.transformer and size % unit:
         near = f"{max(1, size // unit) * unit} or {(size // unit + 1) * unit}"
@@ -101,11 +107,23 @@ def resolve_size(sections: Sections, image_px: int, device: torch.device) -> Sec
     }
 
 
-def resolve(sections: Sections, *, images: int, channels: int, device: torch.device) -> Sections:
+def check_axes(sections: Sections, axes: int) -> None:
+    """Raise UsageError for a network or setting that these images, or volumes, have no use for."""
+    model, named = sections["model"], sections["data"].axes
+    if named not in (None, axes):
+        raise UsageError("the data are not what data.axes says", got=f"{axes} axes", expected=named)
+    if axes == 2 and model.slices:
+        raise UsageError("model.slices has no effect on images", hint="it is for volumes")
+    if not model.slices:
+        for_axes(parse(model.backbone), axes)
+
+
+def resolve(sections: Sections, *, images: int, channels: int, device: torch.device, axes: int = 2) -> Sections:
     """Everything but the length: ``steps`` stays None when minutes limit the run.
 
-    images     images in use       channels   of the decoded data
+    images     images in use       channels, axes   of the decoded data
     """
+    check_axes(sections, axes)
     train: TrainConfig = sections["train"]
     model: ModelConfig = sections["model"]
     world = runtime.world_size()
@@ -128,6 +146,7 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
         "data": dataclasses.replace(
             sections["data"],
             channels=channels,
+            axes=axes,
             split=sections["data"].split or ALL_BUT_TEST,
             intensity=sections["data"].intensity or "",
             window=sections["data"].window or (),
@@ -143,11 +162,11 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
             choose=train.choose or ("last" if train.method == "supervised" else "best"),
         ),
         "optim": _resolve_optim(sections, per_step),
-        "views": _resolve_views(sections, channels, local_count=4 if device.type == "cpu" else 8),
+        "views": _resolve_views(sections, channels, axes, local_count=4 if device.type == "cpu" else 8),
     }
 
 
-def _resolve_views(sections: Sections, channels: int, *, local_count: int) -> ViewsConfig:
+def _resolve_views(sections: Sections, channels: int, axes: int, *, local_count: int) -> ViewsConfig:
     size_px, network = sections["model"].size_px, parse(sections["model"].backbone)
     if is_grid(network):
         return resolve_grid_views(sections["views"], size_px=size_px, local_count=local_count)
@@ -155,6 +174,7 @@ def _resolve_views(sections: Sections, channels: int, *, local_count: int) -> Vi
         sections["views"],
         size_px=size_px,
         channels=channels,
+        axes=axes,
         patch=network.unit_px,
         whole_patches=network.transformer,
         local_count=local_count,
@@ -216,7 +236,8 @@ def resolve_length(sections: Sections, images: int, labels: tuple[str, ...] = ()
         batch_norm=network.batch_norm,
         transformer=network.transformer,
         pretrained=bool(model.weights),
-        maskable=network.maskable and model.attention in ("", "full"),
+        maskable=network.maskable and model.attention in ("", "full") and not model.slices,
+        axes=sections["data"].axes,
         view_px=sections["views"].global_px,
         unit_px=network.unit_px,
         dim=network.width,

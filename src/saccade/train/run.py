@@ -22,7 +22,7 @@ import torch
 from saccade import config, runs, runtime
 from saccade.architectures import ARCHITECTURES, is_grid, parse
 from saccade.augment.views import ViewsConfig
-from saccade.backbones.build import Network, build
+from saccade.backbones.build import Network, build, use_checkpointing
 from saccade.backbones.weights import load_model, load_timm_state, save_model, weights_hash
 from saccade.classify import save_classifier
 from saccade.config import Sections
@@ -40,7 +40,7 @@ from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer
 from saccade.train.part import Opened, Shares, describe_data, divide, open_part, settle_intensity
-from saccade.train.resolve import check_sections, resolve, resolve_length, resolve_size
+from saccade.train.resolve import check_axes, check_sections, resolve, resolve_length, resolve_size
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from saccade.train.validate import Validation
 
@@ -48,6 +48,7 @@ CHANGEABLE = (
     "optim.lr",
     "optim.clip_norm",
     "train.precision",
+    "train.checkpointing",
     "train.device",
     "train.log_every",
     "train.save_every",
@@ -125,7 +126,12 @@ def inherit(sections: Sections, cache: ImageCache) -> Sections:
     if model.weights:
         loaded = load_model(model.weights, channels=cache.channels, size_px=model.size_px)
         spec = loaded.spec
-        if (spec.channels, spec.offset, spec.scale) == (usual.channels, usual.offset, usual.scale):
+        if (spec.axes, spec.channels, spec.offset, spec.scale) == (
+            usual.axes,
+            usual.channels,
+            usual.offset,
+            usual.scale,
+        ):
             usual = spec
     mean, std = data.mean or usual.mean, data.std or usual.std
     for name, values in (("mean", mean), ("std", std)):
@@ -147,17 +153,20 @@ def make_method(sections: Sections, channels: int, device: torch.device, *, load
     """
     model: ModelConfig = sections["model"]
     train: TrainConfig = sections["train"]
-    size_px = model.size_px
-    assert size_px is not None
+    size_px, axes = model.size_px, sections["data"].axes
+    assert size_px is not None and axes is not None
     options = model_options(model)
     still = {name: value for name, value in options.items() if name != "drop_path"}
-    student = build(model.backbone, channels=channels, size_px=size_px, options=options, seed=train.seed)
+    made_for = {"channels": channels, "size_px": size_px, "axes": axes, "slices": model.slices}
+    student = build(model.backbone, **made_for, options=options, seed=train.seed)
+    if train.checkpointing:
+        use_checkpointing(student)
     if model.weights and load_weights:
         loaded = load_model(model.weights, channels=channels, size_px=size_px)
         load_timm_state(student, loaded.backbone.state_dict())
 
     def make_teacher() -> Network:
-        return build(model.backbone, channels=channels, size_px=size_px, options=still, seed=train.seed)
+        return build(model.backbone, **made_for, options=still, seed=train.seed)
 
     return build_method(train.method, student, make_teacher, sections[train.method], seed=train.seed).to(device)
 
@@ -208,7 +217,7 @@ def start(sections: Sections, out: Path, console: Console, opened: Opened | None
         shares = _divide(opened.cache, sections)
         images, channels = len(shares.train), shares.train.channels
         sections = inherit(sections, shares.train)
-        sections = resolve(sections, images=images, channels=channels, device=device)
+        sections = resolve(sections, images=images, channels=channels, device=device, axes=shares.train.axes)
         if sections["train"].minutes and sections["train"].steps is None:
             plan = make_plan(out, sections, shares.train, device)
             steps = steps_in(sections["train"].minutes, sections, plan, shares)
@@ -234,9 +243,23 @@ def _open(sections: Sections, device: torch.device, console: Console) -> tuple[S
             "evaluation; --set data.split=all learns from all"
         )
     sections = sections | {"data": settle_intensity(sections["data"], part.source)}
-    sections = resolve_size(sections, typical_px(part.source, sections["data"].size_mm), device)
+    axes = part.source.axes
+    check_axes(sections, axes)
+    sections = _size_of_weights(sections, axes)
+    sections = resolve_size(sections, typical_px(part.source, sections["data"].size_mm), device, axes)
     cache = _decode(part.source, sections, console)
     return sections, Opened(part.source.name, len(part.source), part.held_out, cache)
+
+
+def _size_of_weights(sections: Sections, axes: int) -> Sections:
+    """The size that the weights are used to, where none is named and they were made for the same kind of data."""
+    model: ModelConfig = sections["model"]
+    if model.size_px is not None or not model.weights:
+        return sections
+    spec = load_model(model.weights).spec
+    if spec.axes != axes:
+        return sections
+    return sections | {"model": dataclasses.replace(model, size_px=spec.size_px)}
 
 
 def _divide(cache: ImageCache, sections: Sections) -> Shares:

@@ -22,6 +22,8 @@ class DataConfig:
     grey: bool = False
     """Turn colour into luminance before anything else."""
     channels: int | None = None
+    axes: int | None = None
+    """2 for images, 3 for volumes; decided: what the data are."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     """Each channel is normalised with these, after scaling to 0..1; decided: as ``model.weights`` are used to, where
@@ -55,7 +57,7 @@ class ModelConfig:
     """Start from this model instead of random weights; empty: random."""
     drop_path: float | None = None
     """Stochastic depth of the student; decided: none."""
-    positions: Literal["", "learned", "sincos", "rotary", "none"] = ""
+    positions: Literal["", "learned", "factorised", "sincos", "rotary", "none"] = ""
     """Empty: learned, or sincos for grids of vectors."""
     norm: Literal["pre", "post"] = "pre"
     registers: int = 0
@@ -64,6 +66,8 @@ class ModelConfig:
     """full, window:K, neighbourhood:K, axial or strided:K; empty: as the name of the backbone says."""
     pool: Literal["", "cls", "mean"] = ""
     """The image's vector of a ViT: its class token or the mean of its patches; empty: as the method learns it."""
+    slices: int = 0
+    """Show so many slices of a volume to a network for images, whose vectors are averaged; 0: a network for volumes."""
     stem: str = ""
     """First layers of a CNN: imagenet, small or cifar; empty: by ``size_px``, or as in ``weights``."""
 
@@ -111,6 +115,8 @@ class TrainConfig:
     save_every: int | None = None
     patience: int = 0
     """Evaluations without a better validation after which a supervised run ends; 0: it runs to its end."""
+    checkpointing: bool = False
+    """Keep one tensor a block of a transformer for the gradients, compute the others again: less memory, more time."""
     on_collapse: Literal["warn", "stop", "repair"] | None = None
     """When the doctor finds that a run learns nothing any more: say so, end it, or go back and change what is wrong.
     Decided: repair for runs that start from weights, else warn."""
