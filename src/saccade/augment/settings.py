@@ -161,7 +161,10 @@ def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -
         hue=0.0,
         grey_prob=0.0,
         stain=0.0,
-        **dict.fromkeys(SCAN, 0.0),
+        gamma=0.0,
+        bias_field=0.0,
+        noise=0.0,
+        low_resolution_prob=0.0,
     )
     for name in ONLY_GRIDS:
         if not 0 <= getattr(config, name) < 1:
