@@ -32,7 +32,7 @@ class FolderSource:
     ):
         self.name = str(root)
         self.root = root
-        self._contents = Contents(str(root), self._fetch, _below(root) if only is None else only)
+        self._contents = Contents(str(root), self._fetch, files_below(root) if only is None else only)
         found = manifest or next((root / name for name in MANIFESTS if (root / name).is_file()), None)
 
         def locate(path: str) -> str | None:
@@ -69,7 +69,7 @@ class FolderSource:
         return self._contents.content_hash(self.records[index])
 
 
-def _below(root: Path) -> list[str]:
+def files_below(root: Path) -> list[str]:
     """Names of all files below ``root``, relative, with ``/``. Links are followed, each real folder once."""
 
     def refuse(error: OSError) -> None:

@@ -9,22 +9,29 @@ from saccade.data.archive import ArchiveSource
 from saccade.data.arrays import ArraySource
 from saccade.data.decode import IMAGE_SUFFIXES
 from saccade.data.folder import FolderSource
+from saccade.data.slides.find import TABLES, find_slides
+from saccade.data.slides.grid import Tiling
 from saccade.data.source import other_kind
 from saccade.data.volume import VOLUME_SUFFIXES
 from saccade.errors import DataError, UsageError, unknown
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 ARRAYS = (".npz", ".npy")
-TABLES = (".csv", ".parquet")
 
 
 def open_source(
-    path: str | Path, *, manifest: str | Path | None = None, label: str | None = None, group: str | None = None
+    path: str | Path,
+    *,
+    manifest: str | Path | None = None,
+    label: str | None = None,
+    group: str | None = None,
+    tiling: Tiling | None = None,
 ) -> Source:
     """Open images by what ``path`` is; see docs/guides/data.md.
 
     manifest      a CSV or Parquet table (path, label, split, group) that lies apart from the images
     label, group  columns of the table that hold the class and the patient, slide or source
+    tiling        how slides are cut into tiles; an error for other images
     An empty text is as good as None: settings files have no None. Raises DataError or UsageError, naming the path and
     what to do.
     """
@@ -38,6 +45,12 @@ def open_source(
         raise DataError("no such file or folder", got=place, hint="check the path; or try synthetic:tissue")
     if manifest is not None and not manifest.is_file():
         raise DataError("table not found", got=manifest)
+    tiling = tiling or Tiling()
+    slides = find_slides(place, manifest=manifest, label=label, group=group, tiling=tiling)
+    if slides is not None:
+        return slides
+    if tiling.asked:
+        raise UsageError("--mpp, --tile, --tissue and --slide-mpp are for slides; these are other images", got=place)
     if place.is_dir():
         return FolderSource(place, manifest=manifest, label=label, group=group)
     name = place.name.lower()

@@ -1,0 +1,135 @@
+"""Which files are slides: by the name, by being a tiled pyramid, or because the user cuts them into tiles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import tifffile
+
+from saccade.contracts import Record
+from saccade.data.folder import files_below
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.readers import SLIDE_SUFFIXES
+from saccade.data.slides.source import Named, SlideTiles
+from saccade.data.source import MANIFESTS, Table, finder, read_table, records_from_names, records_from_rows
+from saccade.errors import DataError, UsageError
+
+TABLES = (".csv", ".parquet")
+TIFF_SUFFIXES = (".tif", ".tiff", ".btf")
+PROBED = 3  # TIFF files of a folder that are opened to see what they are
+LARGE_PX = 178_000_000  # more is no image that is decoded whole
+
+
+def is_slide_name(name: str) -> bool:
+    return name.lower().endswith(SLIDE_SUFFIXES)
+
+
+def is_pyramid(path: Path) -> bool:
+    """Whether a TIFF has tiles and either several levels or too many pixels for an image."""
+    if not path.name.lower().endswith(TIFF_SUFFIXES):
+        return False
+    try:
+        with tifffile.TiffFile(path) as file:
+            first = file.pages.first.aspage()
+            second = file.pages[1].aspage() if len(file.pages) > 1 else first
+            smaller = len(file.series[0].levels) > 1 or 0.02 < second.imagewidth / first.imagewidth < 0.9
+            return bool(first.is_tiled and (smaller or first.imagewidth * first.imagelength > LARGE_PX))
+    except Exception:  # nearly anything is raised on broken bytes; such a file is no pyramid
+        return False
+
+
+def find_slides(
+    place: Path,
+    *,
+    manifest: Path | None = None,
+    label: str | None = None,
+    group: str | None = None,
+    tiling: Tiling,
+) -> SlideTiles | None:
+    """The tiles of ``place`` where it is a slide, a folder or a table of slides; None where it is something else.
+
+    A table has the columns ``path,mpp,label,patient,split``, all but the first optional.
+    """
+    if place.is_file() and not place.name.lower().endswith(TABLES):
+        return _one(place, tiling) if _is_slide(place, tiling) else None
+    root, table = place, read_table(manifest) if manifest else None
+    if place.is_file():
+        root, table = place.parent, read_table(place)
+    elif table is None:
+        held = next((place / name for name in MANIFESTS if (place / name).is_file()), None)
+        table = read_table(held) if held else None
+    if table is not None and table.path_column:
+        names = [row[table.path_column] for row in table.rows]
+        if not (tiling.asked or "mpp" in table.rows[0] or any(is_slide_name(name) for name in names)):
+            near = Path(table.name).parent
+            if not any(is_pyramid(base / name) for base in (near, root) for name in names[:PROBED]):
+                return None
+    files = files_below(root)
+    if table is None and not _holds_slides(root, files, tiling):
+        return None
+    return open_slides(root, files, table, tiling=tiling, label=label, group=group, name=str(place))
+
+
+def _is_slide(path: Path, tiling: Tiling) -> bool:
+    name = path.name.lower()
+    return is_slide_name(name) or is_pyramid(path) or (tiling.asked and name.endswith(TIFF_SUFFIXES))
+
+
+def _one(path: Path, tiling: Tiling) -> SlideTiles:
+    return SlideTiles(str(path), [Named(path, Record(id=path.name))], tiling)
+
+
+def _holds_slides(root: Path, names: Sequence[str], tiling: Tiling) -> bool:
+    """Whether the files of a folder are slides: a name of a slide among them, or tiled pyramids at its beginning."""
+    if any(is_slide_name(name) for name in names):
+        return True
+    pictures = [name for name in names if name.lower().endswith(TIFF_SUFFIXES) and _seen(name)]
+    return bool(pictures) and (tiling.asked or any(is_pyramid(root / name) for name in pictures[:PROBED]))
+
+
+def _seen(name: str) -> bool:
+    return not any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def open_slides(
+    root: Path,
+    names: Sequence[str],
+    table: Table | None,
+    *,
+    tiling: Tiling,
+    label: str | None,
+    group: str | None,
+    name: str,
+) -> SlideTiles:
+    """The tiles of the slides in a folder, or of those that a table lists (``path,mpp,label,patient,split``)."""
+    files = [name for name in names if name.lower().endswith(SLIDE_SUFFIXES + TIFF_SUFFIXES) and _seen(name)]
+    if table is not None:
+        near = Path(table.name).parent
+
+        def locate(path: str) -> str | None:
+            place = near / path
+            return Path(os.path.relpath(place, root)).as_posix() if path and place.is_file() else None
+
+        find = finder(table, files, locate)
+        group = group or ("patient" if "patient" in table.rows[0] and "group" not in table.rows[0] else None)
+        records = records_from_rows(table, find, label=label, group=group)
+    elif label or group:
+        raise DataError(f"{name} has no table of columns", got=f"--label or --group {label or group}")
+    else:
+        records = records_from_names(files)
+    if not records:
+        raise DataError(f"{name}: no slides found", got=f"{len(names):,} files", expected=", ".join(SLIDE_SUFFIXES))
+    return SlideTiles(name, [Named(root / record.id, record, _mpp(record, table)) for record in records], tiling)
+
+
+def _mpp(record: Record, table: Table | None) -> float | None:
+    text = record.extra.get("mpp", "")
+    if not text:
+        return None
+    try:
+        return float(text.replace(",", "."))
+    except ValueError:
+        named = table.name if table else record.id
+        raise UsageError(f"{named}: the column mpp has micrometres a pixel", got=f"{text!r} for {record.id}") from None

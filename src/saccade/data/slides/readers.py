@@ -1,0 +1,95 @@
+"""Which reader opens a file: OpenSlide, and tifffile for the TIFF that OpenSlide cannot read."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from saccade.data.slides.slide import Reader, Region
+from saccade.data.slides.tiff_reader import TiffReader, is_tiff
+from saccade.errors import DamagedFile, require
+
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
+CACHE_BYTES = 32 * 2**20
+
+
+class OpenSlideReader:
+    """Levels through OpenSlide; pixels are uint8 [Y X 3]. Threads may share one; processes may not."""
+
+    def __init__(self, path: Path, module: Any):
+        self.path, self.module, self.note = path, module, ""
+        self._slide = self._open()
+        found = self._slide.properties
+        self.vendor = str(found.get("openslide.vendor", "unknown"))
+        self.sizes_px = [(rows, columns) for columns, rows in self._slide.level_dimensions]
+        self.downsamples = list(self._slide.level_downsamples)
+        x, y = found.get("openslide.mpp-x"), found.get("openslide.mpp-y")
+        self.spacing_um = (float(y), float(x)) if x and y else None
+
+    def _open(self) -> Any:
+        slide = self.module.OpenSlide(str(self.path))
+        slide.set_cache(self.module.OpenSlideCache(CACHE_BYTES))
+        return slide
+
+    def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
+        before_y, before_x = max(0, -top), max(0, -left)  # OpenSlide shifts what begins outside
+        rows, columns = size_px[0] - before_y, size_px[1] - before_x
+        if rows <= 0 or columns <= 0:
+            return Region(np.full((*size_px, 3), fill, np.uint8), (top, left))
+        # OpenSlide wants whole pixels of level 0; what the level makes of them is a fraction, which it interpolates.
+        step = self.downsamples[level]
+        x, y = round(max(0, left) * step), round(max(0, top) * step)
+        try:
+            region = self._slide.read_region((x, y), level, (columns, rows))
+        except self.module.OpenSlideError as error:
+            self._slide = self._open()  # after an error a handle of OpenSlide only repeats it
+            raise DamagedFile(f"{self.path}: cannot be read at {x}, {y} ({error})", hint="copy it again") from error
+        if region.getextrema()[3][0] == 255:
+            pixels = np.asarray(region.convert("RGB"))
+        else:
+            laid = Image.new("RGB", region.size, (fill, fill, fill))  # outside, or never scanned
+            laid.paste(region, mask=region.getchannel("A"))
+            pixels = np.asarray(laid)
+        if before_y or before_x:
+            pixels = np.pad(pixels, ((before_y, 0), (before_x, 0), (0, 0)), constant_values=fill)
+        return Region(pixels, (y / step - before_y, x / step - before_x))
+
+
+def _beyond(path: Path, module: Any) -> bool:
+    """Whether OpenSlide would open a TIFF and lose something: more than 8 bits, channels, the levels of OME-TIFF."""
+    if module.OpenSlide.detect_format(str(path)) != "generic-tiff":
+        return False
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first.aspage()
+            return file.is_ome or page.dtype != np.uint8 or page.samplesperpixel not in (1, 3, 4)
+    except Exception:  # nearly anything is raised on broken bytes; OpenSlide says what is wrong
+        return False
+
+
+def open_reader(path: Path) -> Reader:
+    """The first reader that opens the file. Raises DamagedFile with the reasons of those that did not."""
+    if not path.is_file():
+        raise DamagedFile(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DamagedFile(f"{path}: empty file", hint="copy it again from where it came")
+    tiff = is_tiff(path)
+    reasons = []
+    if not tiff or importlib.util.find_spec("openslide") is not None:
+        module = require("openslide", "slides", f"the slide {path.name}")
+        try:
+            if not (tiff and _beyond(path, module)):
+                return OpenSlideReader(path, module)
+        except module.OpenSlideError as error:
+            reasons.append(f"OpenSlide: {str(error).rstrip('.') or 'unknown kind of file'}")
+    if tiff:
+        try:
+            return TiffReader(path)
+        except DamagedFile as error:
+            reasons.append(f"tifffile: {error.what.removeprefix(f'{path}: ')}")
+    raise DamagedFile(f"{path}: cannot be opened as a slide ({'; '.join(reasons)})")

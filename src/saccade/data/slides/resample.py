@@ -1,0 +1,44 @@
+"""One resampling, with a fractional box: what an antialiased reduction needs when factors of levels are not whole.
+
+The filter is a triangle, two target pixels wide. Pillow does it for 8-bit grey and colour; other number types and
+numbers of channels take the same weights as two matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+
+Box = tuple[float, float, float, float]
+
+
+def margin_px(scale: float) -> int:
+    """Source pixels that the filter reaches beyond the box, at ``scale`` source pixels a target pixel."""
+    return math.ceil(max(scale, 1.0)) + 1
+
+
+def resample(pixels: np.ndarray, box: Box, size_px: tuple[int, int]) -> np.ndarray:
+    """[Y X C] to [rows columns C]: what lies in ``box`` (left, top, right, bottom; fractions of pixels count)."""
+    rows, columns = size_px
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
+        image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+        return np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR, box=box)).reshape(rows, columns, -1)
+    down = weights(pixels.shape[0], box[1], box[3], rows)
+    across = weights(pixels.shape[1], box[0], box[2], columns)
+    found = np.einsum("ry,yxc,kx->rkc", down, pixels.astype(np.float32), across, optimize=True)
+    if pixels.dtype.kind in "ui":
+        limits = np.iinfo(pixels.dtype)
+        found = np.rint(found).clip(limits.min, limits.max)
+    return found.astype(pixels.dtype)
+
+
+def weights(length: int, start: float, stop: float, count: int) -> np.ndarray:
+    """[count length] float32: share of every source pixel in every target pixel; rows sum to 1."""
+    scale = (stop - start) / count
+    width = max(scale, 1.0)
+    centres = start + (np.arange(count) + 0.5) * scale
+    distance = np.abs(np.arange(length) + 0.5 - centres[:, None]) / width
+    found = np.clip(1 - distance, 0, None)
+    return (found / found.sum(axis=1, keepdims=True)).astype(np.float32)

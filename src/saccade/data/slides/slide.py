@@ -1,0 +1,218 @@
+"""A whole slide: pixels of any place at any resolution, in coordinates of level 0.
+
+``open_slide`` takes OpenSlide where it can read the file, and tifffile for other TIFF. Label and macro pictures of a
+file are never opened: they can carry names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from saccade.data.slides.resample import margin_px, resample
+from saccade.errors import DataError, UsageError
+
+FINER = 0.9  # of the asked resolution: a level may be coarser than asked by a tenth, no more
+NEAR = 1.01  # a level that is coarser by up to 1 % is the level asked for
+BRIGHT, DARK = "bright", "dark"
+PLAUSIBLE_UM = (0.02, 50.0)  # a pixel of a microscope; 72 dpi, the default of many programs, is 353 micrometres
+WHOLE_HASH = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Region:
+    """Pixels [Y X C] of a level, and where exactly they begin: (y, x) in pixels of the level, maybe with a fraction."""
+
+    pixels: np.ndarray
+    origin: tuple[float, float]
+
+
+class Reader(Protocol):
+    """One file as levels of pixels; made by openslide_reader and tiff_reader."""
+
+    vendor: str
+    sizes_px: list[tuple[int, int]]
+    """Rows and columns of every level, largest first."""
+    downsamples: list[float]
+    spacing_um: tuple[float, float] | None
+    """(y, x) of level 0."""
+    note: str
+
+    def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
+        """[Y X C] of one level from about (left, top) in pixels of that level; ``fill`` outside. Raises DamagedFile."""
+        ...
+
+
+class Slide:
+    """One whole slide, opened.
+
+    size_px      rows and columns of level 0
+    spacing_um   (y, x) of level 0 in micrometres a pixel; None where neither file nor user says
+    note         what a user should know of how the file was read; "" where there is nothing to say
+    """
+
+    def __init__(self, path: Path, reader: Reader, mpp: float | None = None):
+        self.path, self.reader, self.note = path, reader, reader.note
+        self.vendor = reader.vendor
+        self.size_px = (int(reader.sizes_px[0][0]), int(reader.sizes_px[0][1]))
+        self.downsamples = tuple(float(d) for d in reader.downsamples)
+        self.spacing_um = reader.spacing_um
+        if self.spacing_um is not None and not all(PLAUSIBLE_UM[0] <= v <= PLAUSIBLE_UM[1] for v in self.spacing_um):
+            self.note = (
+                f"its resolution of {self.spacing_um[1]:g} micrometres a pixel is no microscope's and is left aside"
+            )
+            self.spacing_um = None
+        if mpp is not None:
+            if not PLAUSIBLE_UM[0] <= mpp <= PLAUSIBLE_UM[1]:
+                raise UsageError(
+                    f"{path}: this is no resolution of a slide",
+                    got=f"{mpp:g} micrometres a pixel",
+                    expected="0.02 to 50",
+                )
+            said = self.spacing_um
+            if said is not None and abs(said[1] / mpp - 1) > 0.05:
+                self.note = f"the file says {said[1]:g} micrometres a pixel; {mpp:g} is used, as told"
+            self.spacing_um = (mpp, mpp)
+
+    @property
+    def known_um(self) -> tuple[float, float]:
+        """``spacing_um``, or the error that says how to give it."""
+        if self.spacing_um is None:
+            raise no_resolution([str(self.path)])
+        return self.spacing_um
+
+    @cached_property
+    def dark(self) -> bool:
+        """Whether the background is dark (fluorescence): most of the slide nearly black, hardly any of it bright.
+
+        Judged by 64 small places spread over the coarsest level: a slide of one level is large.
+        """
+        level, side = len(self.downsamples) - 1, 16
+        places = (np.arange(8) + 0.5) / 8
+        rows, columns = self.reader.sizes_px[level]
+        seen = [
+            self.reader.read(level, int(x * columns), int(y * rows), (side, side), 128).pixels
+            for y in places
+            for x in places
+        ]
+        values = np.stack(seen).astype(np.float32)
+        top = 255.0 if seen[0].dtype == np.uint8 else max(float(np.percentile(values, 99.9)), 1.0)
+        return bool((values.max(axis=-1) < 0.3 * top).mean() > 0.5 and (values.min(axis=-1) > 0.7 * top).mean() < 0.1)
+
+    @property
+    def mode(self) -> str:
+        return DARK if self.dark else BRIGHT
+
+    @cached_property
+    def number_type(self) -> np.dtype:
+        return self.reader.read(len(self.downsamples) - 1, 0, 0, (1, 1), 0).pixels.dtype
+
+    @property
+    def background(self) -> int:
+        """What lies outside: white, black for fluorescence."""
+        return 0 if self.dark or self.number_type != np.uint8 else 255
+
+    def read(self, x: float, y: float, *, mpp: float, size_px: tuple[int, int]) -> np.ndarray:
+        """[C Y X] of ``size_px`` (rows, columns) at ``mpp``, its upper left corner at (x, y) in pixels of level 0.
+
+        Raises UsageError where ``mpp`` is finer than the slide, DataError without resolution, DamagedFile.
+        """
+        return self._scaled(x, y, self.factors(mpp), size_px, self.background)
+
+    def factors(self, mpp: float) -> tuple[float, float]:
+        """(y, x): pixels of level 0 a pixel at ``mpp``. Raises as ``read``."""
+        um = self.known_um
+        if mpp < FINER * max(um):
+            raise UsageError(
+                f"{self.path} has no such resolution",
+                got=f"{mpp:g} micrometres a pixel",
+                expected=f"{max(um):.4g} or coarser",
+                hint=f"--mpp {max(um):.4g}; enlarged pixels hold nothing new",
+            )
+        return mpp / um[0], mpp / um[1]
+
+    def reduced(self, x: float, y: float, downsample: float, size_px: tuple[int, int]) -> np.ndarray:
+        """Like ``read`` with a factor of level 0 instead of micrometres: for slides without resolution."""
+        return self._scaled(x, y, (downsample, downsample), size_px, self.background)
+
+    def thumbnail(self, longest_px: int) -> np.ndarray:
+        """The whole slide [C Y X], its longer side ``longest_px`` or its own, if smaller."""
+        factor = max(1.0, max(self.size_px) / longest_px)
+        size = (max(1, round(self.size_px[0] / factor)), max(1, round(self.size_px[1] / factor)))
+        factors = (self.size_px[0] / size[0], self.size_px[1] / size[1])
+        return self._scaled(0, 0, factors, size, self.background)
+
+    def _scaled(
+        self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], fill: int
+    ) -> np.ndarray:
+        level = max((i for i, d in enumerate(self.downsamples) if d <= min(factors) * NEAR), default=0)
+        step = self.downsamples[level]
+        first = (y / step, x / step)
+        last = tuple(f + count * factor / step for f, count, factor in zip(first, size_px, factors))
+        # The level's own pixels, where they are what was asked for.
+        plain = all(abs(f - round(f)) < 1e-3 and abs(factor / step - 1) < 1e-6 for f, factor in zip(first, factors))
+        margin = 0 if plain else margin_px(max(factors) / step)
+        top, left = ((round(f) if plain else math.floor(f)) - margin for f in first)
+        bottom, right = ((round(f) if plain else math.ceil(f)) + margin for f in last)
+        found = self.reader.read(level, left, top, (bottom - top, right - left), fill)
+        if plain and found.origin == (top, left):
+            return np.ascontiguousarray(found.pixels.transpose(2, 0, 1))
+        (y0, x0), (y1, x1) = first, last
+        box = (x0 - found.origin[1], y0 - found.origin[0], x1 - found.origin[1], y1 - found.origin[0])
+        return np.ascontiguousarray(resample(found.pixels, box, size_px).transpose(2, 0, 1))
+
+    def content_hash(self) -> str:
+        """SHA-256 of the file; above 64 MiB of its size and 64 pieces spread over it, the first and last among them."""
+        digest = hashlib.sha256()
+        files = [self.path]
+        beside = self.path.with_suffix("")
+        if self.path.suffix.lower() == ".mrxs" and beside.is_dir():  # the pixels lie in a folder of the same name
+            files += sorted(file for file in beside.iterdir() if file.is_file())
+        try:
+            for file in files:
+                _take(digest, file)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
+        return digest.hexdigest()
+
+
+def _take(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE_HASH:
+            while piece := file.read(2**20):
+                digest.update(piece)
+            return
+        digest.update(str(size).encode())
+        for start in np.linspace(0, size - 2**16, 64).astype(np.int64):
+            file.seek(int(start), os.SEEK_SET)
+            digest.update(file.read(2**16))
+
+
+def no_resolution(names: Sequence[str]) -> DataError:
+    """The error for slides that do not say how large a pixel is."""
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return DataError(
+        f"no resolution is known of {shown}",
+        expected="micrometres a pixel of the largest level",
+        hint="one of: a column mpp in the table of slides; --slide-mpp VALUE; the tags XResolution, YResolution and "
+        "ResolutionUnit in the file. It is on the scanner's sheet; it is not guessed here",
+    )
+
+
+def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
+    """Open a slide. ``mpp``: micrometres a pixel of level 0, where the file has none or a wrong one.
+
+    Raises DamagedFile, naming the file and the reason of every reader, where none can open it.
+    """
+    from saccade.data.slides.readers import open_reader
+
+    return Slide(Path(path), open_reader(Path(path)), mpp)

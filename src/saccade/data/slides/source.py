@@ -1,0 +1,212 @@
+"""Tiles of many slides as one Source: nothing is written, a tile is read from its slide when it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from saccade.contracts import Record, Sample
+from saccade.data.slides.grid import TILE_PX, TISSUE, TileGrid, Tiling, tile_grid
+from saccade.data.slides.mask import find_tissue
+from saccade.data.slides.slide import FINER, Slide, no_resolution, open_slide
+from saccade.errors import DamagedFile, DataError, UsageError
+
+USUAL_UM = 0.5  # 20x, what most published encoders are trained at
+OPEN_AT_ONCE = 24  # each open slide holds a cache of 32 MiB
+
+
+@dataclass(frozen=True)
+class Named:
+    """One slide as a folder or table names it: file, record (id, label, group, split), and resolution if given."""
+
+    path: Path
+    record: Record
+    mpp: float | None = None
+
+
+class TileRecords(Sequence[Record]):
+    """Records of tiles, made when they are asked for: a million of them would be half a gigabyte."""
+
+    def __init__(self, slides: Sequence[Record], slide_of: np.ndarray, coords: np.ndarray):
+        self.slides, self.slide_of, self.coords = slides, slide_of, coords
+
+    def __len__(self) -> int:
+        return len(self.slide_of)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        x, y = self.coords[index]
+        slide = self.slides[self.slide_of[index]]
+        return dataclasses.replace(slide, id=f"{slide.id}#{x},{y}", group=slide.group or slide.id)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+    def take(self, indices: np.ndarray) -> TileRecords:
+        """Some of the records, in the order given."""
+        return TileRecords(self.slides, self.slide_of[indices], self.coords[indices])
+
+
+class Handles:
+    """Open slides of one process, the least used closed when there are many."""
+
+    def __init__(self, named: Sequence[Named], slide_mpp: float | None):
+        self.named, self.slide_mpp = named, slide_mpp
+        self._open: OrderedDict[int, Slide] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, number: int) -> Slide:
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+        slide = open_named(self.named[number], self.slide_mpp)
+        with self._lock:
+            self._open[number] = slide
+            while len(self._open) > OPEN_AT_ONCE:
+                self._open.popitem(last=False)
+        return slide
+
+    def __len__(self) -> int:
+        return len(self.named)
+
+
+def open_named(one: Named, slide_mpp: float | None) -> Slide:
+    """A slide with the resolution of its row, of its file, or ``slide_mpp``, in this order."""
+    slide = open_slide(one.path, one.mpp)
+    return open_slide(one.path, slide_mpp) if slide.spacing_um is None and slide_mpp is not None else slide
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one slide gave: its tiles, its mode (bright or dark), the shares of mask.Tissue, content hash and note."""
+
+    grid: TileGrid
+    mode: str
+    shares: dict[str, float]
+    sha256: str
+    note: str
+
+
+class SlideTiles:
+    """Tiles of slides; satisfies contracts.Source.
+
+    named       the slides that can be read; ``unreadable`` (id, reason) those that cannot
+    slides      ``slides[k]`` opens the k-th, ``cut[k]`` has its tiles and what was found on it
+    slide_of    [n] number of each tile's slide; ``coords`` [n 2] (x, y) in pixels of level 0
+    tiling      resolved: resolution, side and share of tissue
+    Raises DataError for slides without resolution and where no slide can be read or none has tissue, UsageError.
+    """
+
+    def __init__(self, name: str, named: Sequence[Named], tiling: Tiling):
+        self.name = name
+        known = _in_threads(lambda one: _resolution(one, tiling.slide_mpp), named)
+        readable = {one.record.id: um for one, um in zip(named, known) if not isinstance(um, str)}
+        without = [slide for slide, um in readable.items() if um == 0]
+        if without:
+            raise no_resolution(without)
+        self.tiling = _resolve(tiling, readable) if readable else tiling
+        found = _in_threads(
+            lambda both: both[1] if isinstance(both[1], str) else self._look(both[0]), zip(named, known)
+        )
+        whole = [(one, seen) for one, seen in zip(named, found) if not isinstance(seen, str)]
+        self.unreadable = [(one.record.id, seen) for one, seen in zip(named, found) if isinstance(seen, str)]
+        if not whole:
+            listed = "\n".join(f"    {file}: {reason}" for file, reason in self.unreadable[:20])
+            raise DataError(f"{name}: none of {len(named):,} slides can be read\n{listed}")
+        self.named = [one for one, _ in whole]
+        self.cut = [seen for _, seen in whole]
+        self.hashes = [seen.sha256 for seen in self.cut]
+        self.slides = Handles(self.named, self.tiling.slide_mpp)
+        self.slide_of = np.repeat(np.arange(len(self.named)), [len(seen.grid) for seen in self.cut])
+        self.coords = np.concatenate([seen.grid.coords for seen in self.cut])
+        if not len(self.coords):
+            raise DataError(
+                f"{name}: no tile has enough tissue",
+                got=f"{len(self.named):,} slides, tiles of {self.tile_px} px at {self.mpp:g} micrometres a pixel",
+                hint="saccade show --sheet shows what was found; lower --tissue, or take smaller tiles",
+            )
+        self.records = TileRecords([one.record for one in self.named], self.slide_of, self.coords)
+
+    def _look(self, one: Named) -> Cut | str:
+        """The tiles of one slide, or why it cannot be used. The masks are not kept: a thousand of them are 2 GiB."""
+        assert self.tiling.tissue is not None
+        try:
+            slide = open_named(one, self.tiling.slide_mpp)
+            mask = find_tissue(slide)
+            grid = tile_grid(slide, mpp=self.mpp, tile_px=self.tile_px, tissue=self.tiling.tissue, mask=mask)
+            return Cut(grid, mask.mode, mask.shares(), slide.content_hash(), slide.note)
+        except DamagedFile as error:
+            return error.what
+
+    @property
+    def mpp(self) -> float:
+        assert self.tiling.mpp is not None
+        return self.tiling.mpp
+
+    @property
+    def tile_px(self) -> int:
+        assert self.tiling.tile_px is not None
+        return self.tiling.tile_px
+
+    def grid(self, number: int) -> TileGrid:
+        """The tiles of one slide."""
+        return self.cut[number].grid
+
+    def tiles_of(self, number: int) -> np.ndarray:
+        """Indices of the tiles of one slide, in the order of its grid."""
+        return np.flatnonzero(self.slide_of == number)
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    def read(self, index: int) -> Sample:
+        x, y = (int(v) for v in self.coords[index])
+        slide = self.slides[int(self.slide_of[index])]
+        pixels = slide.read(x, y, mpp=self.mpp, size_px=(self.tile_px, self.tile_px))
+        return Sample(pixels, self.records[index], spacing_um=(self.mpp, self.mpp))
+
+    def content_hash(self, index: int) -> str:
+        """Of the whole slide: what has seen one tile of it has seen the slide."""
+        return self.hashes[int(self.slide_of[index])]
+
+
+def _resolution(one: Named, slide_mpp: float | None) -> float | str:
+    """Micrometres a pixel of level 0, 0 where nobody says, or why the slide cannot be opened."""
+    try:
+        return max(open_named(one, slide_mpp).spacing_um or (0.0,))
+    except DamagedFile as error:
+        return error.what
+
+
+def _in_threads(work, items: Iterable):
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, items))
+
+
+def _resolve(tiling: Tiling, resolutions: dict[str, float]) -> Tiling:
+    """The Nones of a tiling, from micrometres a pixel of every slide."""
+    coarsest = max(resolutions.values())
+    mpp = tiling.mpp or max(USUAL_UM, round(coarsest, 4))
+    finer = [name for name, um in resolutions.items() if mpp < FINER * um]
+    if finer:
+        raise UsageError(
+            f"{len(finer):,} of {len(resolutions):,} slides are coarser than --mpp {mpp:g}",
+            got=", ".join(f"{name} ({resolutions[name]:.4g})" for name in finer[:5]),
+            hint=f"--mpp {coarsest:.4g}, or leave these slides out; enlarged pixels hold nothing new",
+        )
+    return dataclasses.replace(
+        tiling,
+        mpp=mpp,
+        tile_px=tiling.tile_px or TILE_PX,
+        tissue=TISSUE if tiling.tissue is None else tiling.tissue,
+    )

@@ -1,0 +1,186 @@
+"""Slides in TIFF through tifffile, tile by tile: what OpenSlide does not read (16 bits, many channels, other codecs).
+
+Only the segments that a region touches are decoded; a few stay in memory, because neighbouring regions share them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+import xml.etree.ElementTree as ElementTree
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from saccade.data.slides.slide import Region
+from saccade.errors import DamagedFile
+
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+KEPT_BYTES = 64 * 2**20
+SEGMENT_BYTES = 512 * 2**20
+UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+
+def is_tiff(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in TIFF_MARKS
+    except OSError:
+        return False
+
+
+class TiffReader:
+    """Levels of a TIFF; pixels [Y X C] in the file's own type. Threads may share one; processes may not."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = tifffile.TiffFile(path)
+            planes = _first_planes(self._file)
+            self._levels = _levels(self._file, planes)
+            self.spacing_um = _spacing(self._file)
+        except DamagedFile:
+            raise
+        except Exception as error:  # tifffile raises nearly anything on broken bytes
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DamagedFile(f"{path}: not a readable TIFF ({reason})", hint="copy it again") from error
+        first = planes[0]
+        self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
+        self.note = "read by tifffile" + ("" if first.is_tiled else "; it has no tiles, which is slow")
+        self.sizes_px = [(int(level[0].imagelength), int(level[0].imagewidth)) for level in self._levels]
+        rows, columns = self.sizes_px[0]
+        self.downsamples = [0.5 * (rows / r + columns / c) for r, c in self.sizes_px]
+        self._check(path.stat().st_size)
+        self._kept: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def _check(self, length: int) -> None:
+        """A cut file opens well and decodes to grey: the places in it are checked first."""
+        for level in self._levels:
+            for page in level:
+                ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts)]
+                if max(ends, default=0) > length:
+                    raise DamagedFile(
+                        f"{self.path}: the file is cut off", got=f"{length:,} bytes", expected=f"{max(ends):,} bytes"
+                    )
+                rows, columns = _segment_px(page)
+                if rows * columns * page.samplesperpixel * page.dtype.itemsize > SEGMENT_BYTES:
+                    raise DamagedFile(
+                        f"{self.path}: its pixels lie in one piece too large to be read in parts",
+                        got=f"pieces of {rows:,} x {columns:,} pixels",
+                        hint="save it with tiles, for example with vips tiffsave --tile --pyramid",
+                    )
+
+    def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
+        planes = [self._plane(level, number, left, top, size_px, fill) for number in range(len(self._levels[level]))]
+        return Region(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), (top, left))
+
+    def _plane(self, level: int, number: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> np.ndarray:
+        page = self._levels[level][number]
+        apart = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
+        out = np.full((*size_px, page.samplesperpixel), fill, page.dtype)
+        rows, columns = _segment_px(page)
+        across, down = math.ceil(page.imagewidth / columns), math.ceil(page.imagelength / rows)
+        bottom, right = min(top + size_px[0], page.imagelength), min(left + size_px[1], page.imagewidth)
+        for row in range(max(0, top) // rows, math.ceil(max(0, bottom) / rows)):
+            for column in range(max(0, left) // columns, math.ceil(max(0, right) / columns)):
+                for sample in range(page.samplesperpixel if apart else 1):
+                    piece = self._segment(level, number, (sample * down + row) * across + column)
+                    if piece is None:
+                        continue  # a sparse file: nothing was stored here
+                    y0, x0 = max(top, row * rows), max(left, column * columns)
+                    y1, x1 = min(bottom, row * rows + piece.shape[0]), min(right, column * columns + piece.shape[1])
+                    part = piece[y0 - row * rows : y1 - row * rows, x0 - column * columns : x1 - column * columns]
+                    where = slice(sample, sample + 1) if apart else slice(None)
+                    out[y0 - top : y1 - top, x0 - left : x1 - left, where] = part
+        return out
+
+    def _segment(self, level: int, number: int, index: int) -> np.ndarray | None:
+        """One tile or strip [Y X S], decoded."""
+        key = (level, number, index)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        page = self._levels[level][number]
+        start, count = page.dataoffsets[index], page.databytecounts[index]
+        if not count:
+            return None
+        try:
+            data = os.pread(self._file.filehandle.fileno(), count, start)
+            found, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
+        except Exception as error:  # decoders raise nearly anything on broken bytes
+            raise DamagedFile(f"{self.path}: cannot be read (tile {index}: {error})", hint="copy it again") from error
+        if found is None:
+            return None
+        piece: np.ndarray = found[0, : shape[1], : shape[2]]
+        with self._lock:
+            self._kept[key] = piece
+            self._bytes += piece.nbytes
+            while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return piece
+
+
+def _segment_px(page: Any) -> tuple[int, int]:
+    if page.is_tiled:
+        return int(page.tilelength), int(page.tilewidth)
+    return min(int(page.rowsperstrip), int(page.imagelength)), int(page.imagewidth)
+
+
+def _first_planes(file: tifffile.TiffFile) -> list[Any]:
+    """Pages of the full picture: one, or one a channel. Raises DamagedFile for stacks."""
+    if not file.series:
+        raise DamagedFile(f"{file.filename}: a TIFF without an image")
+    series = file.series[0]
+    sizes = dict(zip(series.axes, series.shape))
+    others = [axis for axis in series.axes if axis not in "YXSC" and sizes[axis] > 1]
+    if others or "Y" not in sizes or "X" not in sizes:
+        raise DamagedFile(f"{file.filename}: a stack, not a slide", got=f"axes {series.axes}, shape {series.shape}")
+    pages = [page for page in series.pages if page is not None]
+    return [page.aspage() for page in pages]
+
+
+def _levels(file: tifffile.TiffFile, planes: list[Any]) -> list[list[Any]]:
+    """Pages of every level: those that tifffile finds, or the smaller copies of the first page among the others."""
+    found = [[page.aspage() for page in level.pages if page is not None] for level in file.series[0].levels]
+    levels, first = [planes], planes[0]
+    if len(planes) > 1:
+        return found
+    for page in list(file.pages)[1:]:
+        whole = page.aspage()
+        same = whole.is_tiled == first.is_tiled and whole.dtype == first.dtype
+        if not same or whole.samplesperpixel != first.samplesperpixel or whole.imagewidth >= levels[-1][0].imagewidth:
+            continue
+        ratio = first.imagewidth / whole.imagewidth
+        # A label or macro picture has another shape.
+        if abs(first.imagelength / ratio - whole.imagelength) <= 1 and ratio > 1.5:
+            levels.append([whole])
+    return levels if len(levels) > len(found) else found
+
+
+def _spacing(file: tifffile.TiffFile) -> tuple[float, float] | None:
+    """(y, x) in micrometres from OME-XML, Aperio's text, or the resolution tags; None where none has a unit."""
+    if file.is_ome and file.ome_metadata:
+        pixels = next((e for e in ElementTree.fromstring(file.ome_metadata).iter() if e.tag.endswith("}Pixels")), None)
+        if pixels is not None and pixels.get("PhysicalSizeX") and pixels.get("PhysicalSizeY"):
+            unit = [UNITS_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), 0.0) for axis in "YX"]
+            found = [float(pixels.get(f"PhysicalSize{axis}", "0")) * u for axis, u in zip("YX", unit)]
+            if min(found) > 0:
+                return found[0], found[1]
+    first: Any = file.pages.first.aspage()
+    told = re.search(r"\bMPP = ([0-9.]+)", str(first.description)) if file.is_svs else None
+    if told:
+        return float(told[1]), float(told[1])
+    tags = first.tags
+    x, y, unit_tag = tags.get("XResolution"), tags.get("YResolution"), tags.get("ResolutionUnit")
+    um = {2: 25_400.0, 3: 10_000.0}.get(int(unit_tag.value) if unit_tag else 1)
+    if um is None or x is None or y is None or not x.value[0] or not y.value[0]:
+        return None
+    return um * y.value[1] / y.value[0], um * x.value[1] / x.value[0]

@@ -1,0 +1,177 @@
+"""Reading slides: places and resolutions against level 0, two readers, files that are broken."""
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from made_slides import UM, texture, write_slide
+from saccade.data.open import open_source
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.readers import open_reader
+from saccade.data.slides.resample import resample, weights
+from saccade.data.slides.slide import Slide, open_slide
+from saccade.data.slides.tiff_reader import TiffReader
+from saccade.errors import DamagedFile, DataError, UsageError
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """A slide whose levels have factors 2.0026 and 4.0052, and its level 0."""
+    pixels = texture(801, 1502, grain=5.0)
+    path = tmp_path_factory.mktemp("slides") / "uneven.tif"
+    return write_slide(path, pixels, level_px=((400, 750), (200, 375))), pixels
+
+
+def from_level_0(pixels: np.ndarray, x: float, y: float, factor: float, size: int) -> np.ndarray:
+    """The reference: level 0 alone, with exact weights, in double precision."""
+    top, left, reach = int(y) - 30, int(x) - 30, int(size * factor) + 60
+    near = pixels[top : top + reach, left : left + reach].astype(np.float64)
+    down = weights(len(near), y - top, y - top + size * factor, size)
+    across = weights(near.shape[1], x - left, x - left + size * factor, size)
+    return np.stack([down @ channel @ across.T for channel in near.transpose(2, 0, 1)])
+
+
+@pytest.mark.parametrize("reader", [open_reader, TiffReader], ids=["openslide", "tifffile"])
+@pytest.mark.parametrize("factor", [1.0, 1.37, 2.0, 2.0026, 3.3, 4.0])
+def test_regions_are_where_level_0_has_them(uneven, reader, factor):
+    path, pixels = uneven
+    slide = Slide(path, reader(path))
+    assert slide.downsamples == pytest.approx((1, 2.0026, 4.0052), abs=1e-3)
+    for x, y in ((43, 35), (701, 300), (1470 - int(32 * factor), 770 - int(32 * factor))):
+        found = slide.read(x, y, mpp=UM * factor, size_px=(32, 32))
+        wanted = from_level_0(pixels, x, y, factor, 32)
+        error = np.abs(found - wanted).mean()
+        assert error < 3.5, (x, y)  # of 50 grey values of spread; level and resampling both blur a little
+        # Far from the corner a factor rounded to 2 would be two pixels off; even a third of a pixel fits worse.
+        s = max(0.5, 0.3 * factor)
+        beside = [(dx, dy) for dx in (-s, 0, s) for dy in (-s, 0, s) if dx or dy]
+        assert all(np.abs(found - from_level_0(pixels, x + dx, y + dy, factor, 32)).mean() > error for dx, dy in beside)
+
+
+def test_a_level_that_fits_is_handed_over_as_it_is(uneven):
+    path, pixels = uneven
+    found = open_slide(path).read(300, 200, mpp=UM, size_px=(40, 70))
+    assert np.array_equal(found, pixels[200:240, 300:370].transpose(2, 0, 1))
+
+
+def test_outside_is_background(uneven):
+    path, _ = uneven
+    for reader in (open_reader, TiffReader):
+        found = Slide(path, reader(path)).read(-200, 790, mpp=UM, size_px=(64, 64))
+        assert (found[:, 11:] == 255).all() and (found == 255).all()
+        found = Slide(path, reader(path)).read(1490, 790, mpp=UM, size_px=(32, 32))
+        assert (found[:, 11:] == 255).all() and (found[:, :, 12:] == 255).all() and (found[:, :11, :12] < 255).any()
+
+
+def test_both_readers_agree(uneven):
+    path, _ = uneven
+    one, two = open_slide(path), Slide(path, TiffReader(path))
+    assert (one.vendor, two.vendor) == ("generic-tiff", "tiff") and one.spacing_um == two.spacing_um == (UM, UM)
+    found = [slide.read(777, 333, mpp=1.7, size_px=(100, 120)).astype(int) for slide in (one, two)]
+    assert np.abs(found[0] - found[1]).mean() < 1.5
+
+
+def test_weights_of_a_resampling():
+    found = weights(10, 1.5, 8.5, 3)
+    assert found.sum(axis=1) == pytest.approx(1) and (found[1] == found[1][::-1]).all()
+    ramp = np.arange(40, dtype=np.uint16)[None, :, None].repeat(40, axis=0) * 1000
+    small = resample(ramp, (4.5, 4.5, 34.5, 34.5), (10, 10))
+    assert small.dtype == np.uint16 and small[0, :, 0].tolist() == [1000 * (4.5 + 3 * i + 1) for i in range(10)]
+
+
+def test_sixteen_bits_and_many_channels(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 60_000, (5, 300, 400)).astype(np.uint16)
+    path = tmp_path / "five.ome.tif"
+    meta = {"axes": "CYX", "PhysicalSizeX": 0.325, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.325}
+    tifffile.imwrite(path, pixels, tile=(64, 64), metadata=meta)
+    slide = open_slide(path)
+    assert (slide.vendor, slide.spacing_um, slide.size_px) == ("ome-tiff", (0.325, 0.325), (300, 400))
+    assert np.array_equal(slide.read(100, 50, mpp=0.325, size_px=(90, 80)), pixels[:, 50:140, 100:180])
+    assert slide.read(0, 0, mpp=0.65, size_px=(150, 200)).shape == (5, 150, 200)
+
+
+# --- resolution ---------------------------------------------------------------------------------
+
+
+def test_a_slide_without_resolution_names_three_ways(tmp_path):
+    path = write_slide(tmp_path / "mute.tif", texture(300, 400), um=None, level_px=((150, 200),))
+    with pytest.raises(DataError, match=r"mute\.tif[\s\S]*column mpp[\s\S]*--slide-mpp[\s\S]*ResolutionUnit"):
+        open_source(path)
+    assert open_source(path, tiling=Tiling(slide_mpp=0.25, tile_px=64, mpp=0.5)).mpp == 0.5
+    (tmp_path / "slides.csv").write_text("path,mpp,label,patient\nmute.tif,0.25,tumour,p1\n")
+    source = open_source(tmp_path / "slides.csv", tiling=Tiling(tile_px=64))
+    assert source.slides[0].spacing_um == (0.25, 0.25)
+    assert {(r.label, r.group) for r in source.records} == {("tumour", "p1")}
+
+
+def test_72_dpi_is_no_resolution(tmp_path):
+    path = tmp_path / "web.tif"
+    tifffile.imwrite(path, texture(300, 400), tile=(128, 128), photometric="rgb", resolution=(72, 72), resolutionunit=2)
+    slide = open_slide(path)
+    assert slide.spacing_um is None and "left aside" in slide.note
+    with pytest.raises(DataError, match="no resolution"):
+        slide.read(0, 0, mpp=0.5, size_px=(8, 8))
+
+
+def test_the_table_overrules_a_wrong_resolution(tmp_path):
+    slide = open_slide(write_slide(tmp_path / "a.tif", texture(200, 200), um=5.0), mpp=0.5)
+    assert slide.spacing_um == (0.5, 0.5) and "the file says 5" in slide.note
+
+
+def test_finer_than_the_slide_is_refused(uneven):
+    with pytest.raises(UsageError, match=r"0\.5 or coarser"):
+        open_slide(uneven[0]).read(0, 0, mpp=0.25, size_px=(8, 8))
+    with pytest.raises(UsageError, match=r"coarser than --mpp 0\.1"):
+        open_source(uneven[0], tiling=Tiling(mpp=0.1))
+
+
+# --- broken files -------------------------------------------------------------------------------
+
+
+def test_broken_files_are_named(tmp_path, uneven):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_slide(folder / "good.tif", texture(600, 600), level_px=((300, 300),))
+    (folder / "empty.svs").write_bytes(b"")
+    (folder / "text.ndpi").write_text("this is no slide")
+    (folder / "cut.tif").write_bytes(uneven[0].read_bytes()[: uneven[0].stat().st_size // 2])
+    source = open_source(folder)
+    reasons = dict(source.unreadable)
+    assert set(reasons) == {"empty.svs", "text.ndpi", "cut.tif"} and {r.group for r in source.records} == {"good.tif"}
+    assert "empty file" in reasons["empty.svs"] and "Unsupported" in reasons["text.ndpi"]
+    with pytest.raises(DataError, match=r"none of 1 slides[\s\S]*empty file"):
+        open_source(folder / "empty.svs")
+
+
+def test_a_damaged_tile_is_an_error_and_the_rest_is_readable(tmp_path, uneven):
+    data = bytearray(uneven[0].read_bytes())
+    with tifffile.TiffFile(uneven[0]) as file:
+        page = file.pages[0]
+        start, count = page.dataoffsets[30], page.databytecounts[30]
+    data[start : start + count] = bytes(count)
+    path = tmp_path / "hole.tif"
+    path.write_bytes(bytes(data))
+    across = -(-1502 // 128)
+    row, column = divmod(30, across)
+    for reader in (open_reader, TiffReader):
+        slide = Slide(path, reader(path))
+        with pytest.raises(DamagedFile, match=r"hole\.tif.*cannot be read"):
+            slide.read(column * 128, row * 128, mpp=UM, size_px=(64, 64))
+        assert slide.read(0, 0, mpp=UM, size_px=(64, 64)).any()
+
+
+def test_a_file_with_nothing_but_a_label_is_no_slide(tmp_path):
+    path = tmp_path / "label.svs"
+    label = np.asarray(Image.new("RGB", (387, 463), "white"))
+    tifffile.imwrite(path, label, photometric="rgb", subfiletype=1, description="Aperio\nlabel 387x463", metadata=None)
+    with pytest.raises(DataError, match=r"label\.svs"):
+        open_source(path)
+
+
+def test_a_stack_is_no_slide(tmp_path):
+    path = tmp_path / "stack.ome.tif"
+    tifffile.imwrite(path, np.zeros((7, 64, 64), np.uint8), metadata={"axes": "ZYX"})
+    with pytest.raises(DamagedFile, match="a stack"):
+        TiffReader(path)
