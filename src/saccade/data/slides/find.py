@@ -57,19 +57,28 @@ def find_slides(
     root, table = place, read_table(manifest) if manifest else None
     if place.is_file():
         root, table = place.parent, read_table(place)
-    elif table is None:
+    explicit = table is not None
+    if table is None:
         held = next((place / name for name in MANIFESTS if (place / name).is_file()), None)
         table = read_table(held) if held else None
-    if table is not None and table.path_column:
-        names = [row[table.path_column] for row in table.rows]
-        if not (tiling.asked or "mpp" in table.rows[0] or any(is_slide_name(name) for name in names)):
-            near = Path(table.name).parent
-            if not any(is_pyramid(base / name) for base in (near, root) for name in names[:PROBED]):
-                return None
-    files = files_below(root)
-    if table is None and not _holds_slides(root, files, tiling):
+    if table is not None and table.path_column and _lists_slides(table, root, tiling):
+        return open_slides(root, files_below(root), table, tiling=tiling, label=label, group=group, name=str(place))
+    if explicit:
         return None
-    return open_slides(root, files, table, tiling=tiling, label=label, group=group, name=str(place))
+    files = files_below(root)
+    if not _holds_slides(root, files, tiling):
+        return None
+    return open_slides(root, files, None, tiling=tiling, label=label, group=group, name=str(place))
+
+
+def _lists_slides(table: Table, root: Path, tiling: Tiling) -> bool:
+    assert table.path_column
+    names = [row[table.path_column] for row in table.rows]
+    if any(is_slide_name(name) for name in names) or "mpp" in table.rows[0]:
+        return True
+    pictures = [name for name in names if name.lower().endswith(TIFF_SUFFIXES)]
+    places = [base / name for base in (Path(table.name).parent, root) for name in pictures[:PROBED]]
+    return bool(pictures) and (tiling.asked or any(is_pyramid(place) for place in places))
 
 
 def _is_slide(path: Path, tiling: Tiling) -> bool:

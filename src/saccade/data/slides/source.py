@@ -108,7 +108,7 @@ class SlideTiles:
     """
 
     def __init__(self, name: str, named: Sequence[Named], tiling: Tiling):
-        self.name = name
+        self.name, self.axes = name, 2
         known = _in_threads(lambda one: _resolution(one, tiling.slide_mpp), named)
         readable = {one.record.id: um for one, um in zip(named, known) if not isinstance(um, str)}
         without = [slide for slide, um in readable.items() if um == 0]
