@@ -74,7 +74,8 @@ def listen(host: str, port: int | None) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     failed: OSError | None = None
     for wanted in (USUAL_PORT, 0) if port is None else (port,):
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        # The protocol is named: asyncio turns off Nagle's waiting, 40 ms an answer, only where it is.
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, wanted))

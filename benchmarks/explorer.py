@@ -1,0 +1,124 @@
+"""A click in the explorer: saccade's page beside asking timm's ViT with its attention maps taken out by hooks.
+
+    python benchmarks/explorer.py [--rounds 5] [--size 224] [--json]
+
+ViT-S/16. Ours: the page's own server, through HTTP on this machine: a new image (network, picture, first row), and
+then other patches of it. Peer: what a click costs without anything kept, the whole network on its explicit path
+with all maps of all layers. Milliseconds, medians, A B A B; and the processor time of a new image.
+The last line is one JSON object: ``ours`` and ``peer`` milliseconds of another patch, ``ratio``, and ``first``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+
+from saccade.web.desk import Desk, lay_out
+from saccade.web.security import Keys
+from saccade.web.server import create_app, listen, server
+
+MODEL = "random:vit_small_patch16"
+
+
+class Page:
+    """The page's server in a thread, asked as a browser asks."""
+
+    def __init__(self, size_px: int):
+        self.size_px = size_px
+        self.desk: Desk = lay_out([], [MODEL])
+        sock = listen("127.0.0.1", 0)
+        self.keys = Keys("127.0.0.1", sock.getsockname()[1])
+        self.running = server(create_app(self.desk, self.keys))
+        threading.Thread(target=self.running.run, kwargs={"sockets": [sock]}, daemon=True).start()
+        while not self.running.started:
+            time.sleep(0.01)
+        self.connection = http.client.HTTPConnection("127.0.0.1", self.keys.port)
+        self.model = self.desk.choices()[0].id
+
+    def ask(self, path: str) -> bytes:
+        headers = {"Cookie": f"{self.keys.cookie}={self.keys.token}", "Host": f"127.0.0.1:{self.keys.port}"}
+        self.connection.request("GET", path, headers=headers)
+        answer = self.connection.getresponse()
+        body = answer.read()
+        assert answer.status == 200, body
+        return body
+
+    def add(self, pixels: np.ndarray) -> str:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return f"model={self.model}&image={self.desk.uploads.add('noise.png', file.getvalue())}&size={self.size_px}"
+
+    def first(self, query: str) -> None:
+        """What the page asks before its first map is there."""
+        for what in ("look?", "picture?", "rows?layer=11&first=0&"):
+            self.ask(f"/api/attention/{what}{query}")
+
+    def another(self, query: str, token: int) -> None:
+        self.ask(f"/api/attention/rows?layer=11&first={token}&{query}")
+
+
+class Hooked:
+    """timm's ViT without its fused path; hooks keep every map, as extractors do."""
+
+    def __init__(self, size_px: int):
+        self.network = timm.create_model("vit_small_patch16_224", img_size=size_px).eval()
+        self.maps: list[torch.Tensor] = []
+        for block in self.network.blocks:
+            block.attn.fused_attn = False
+            block.attn.attn_drop.register_forward_hook(lambda module, given, found: self.maps.append(found))
+
+    @torch.inference_mode()
+    def ask(self, pixels: torch.Tensor, token: int) -> torch.Tensor:
+        self.maps.clear()
+        self.network.forward_features(pixels)
+        return self.maps[11][0, :, token]
+
+
+def timed(call: Callable[..., object], *words: object) -> float:
+    began = time.perf_counter()
+    call(*words)
+    return 1e3 * (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    options = parser.parse_args()
+    page, peer = Page(options.size), Hooked(options.size)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (options.rounds + 1, options.size, options.size, 3), dtype=np.uint8)
+    found: dict[str, list[float]] = {"first": [], "first_cpu": [], "ours": [], "peer": []}
+    for index, pixels in enumerate(images):
+        query, tensor = page.add(pixels), torch.from_numpy(pixels.transpose(2, 0, 1)[None] / 127.5 - 1).float()
+        cpu = time.process_time()
+        first = timed(page.first, query)
+        cpu = 1e3 * (time.process_time() - cpu)
+        theirs = timed(peer.ask, tensor, 40)
+        mine = statistics.median(timed(page.another, query, token) for token in range(20, 40))
+        if index:  # the first one loads the network
+            for name, value in (("first", first), ("first_cpu", cpu), ("ours", mine), ("peer", theirs)):
+                found[name].append(value)
+    medians = {name: round(statistics.median(values), 2) for name, values in found.items()}
+    result = {"ours": medians["ours"], "peer": medians["peer"], "ratio": round(medians["peer"] / medians["ours"], 1)}
+    result |= {"first": medians["first"], "first_cpu": medians["first_cpu"]}
+    if not options.json:
+        print(f"new image {result['first']:.0f} ms ({result['first_cpu']:.0f} ms of processor)")
+        print(f"another patch {result['ours']:.1f} ms, {result['peer']:.0f} ms with timm and hooks")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
