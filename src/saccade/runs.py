@@ -118,11 +118,13 @@ def prepare(run: Path, *, resume: bool) -> None:
 
 
 def data_record(model: str | Path) -> dict[str, Any] | None:
-    """data.json of the run that a model comes from: a run folder, its model folder, or the weights file therein."""
+    """data.json of the run that a model comes from: a run folder (or a hierarchy's), its model folder, or the weights
+    file therein."""
     path = Path(model)
     if not path.exists():
         return None
     for place in (path, *path.absolute().parents[:2]):
-        if (place / "config.yaml").is_file() and (place / "data.json").is_file():
+        whole = any((place / name).is_file() for name in ("config.yaml", "hierarchy.yaml"))
+        if whole and (place / "data.json").is_file():
             return read_json(place / "data.json")
     return None

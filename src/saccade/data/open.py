@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saccade.contracts import Source
+from saccade.data import grids
 from saccade.data.archive import ArchiveSource
 from saccade.data.arrays import ArraySource
 from saccade.data.decode import IMAGE_SUFFIXES
@@ -45,6 +46,10 @@ def open_source(
         raise DataError("no such file or folder", got=place, hint="check the path; or try synthetic:tissue")
     if manifest is not None and not manifest.is_file():
         raise DataError("table not found", got=manifest)
+    if (place / grids.FILE).is_file():
+        if manifest or label or group:
+            raise UsageError("grids of vectors bring the labels and groups of their slides", got=place)
+        return grids.open_grids(place)
     tiling = tiling or Tiling()
     slides = find_slides(place, manifest=manifest, label=label, group=group, tiling=tiling)
     if slides is not None:

@@ -63,8 +63,8 @@ class HeadConfig:
     kind: Kind = "abmil"
     hidden: int = 64
     dropout: float = 0.25
-    steps: int = 80
-    lr: float = 2e-3
+    steps: int = 100
+    lr: float = 3e-3
     weight_decay: float = 1e-2
 
 

@@ -1,0 +1,131 @@
+"""From grids of vectors to one vector a grid, slide by slide, each slide's kept in a file of its own.
+
+A file is used again where slide, network, what the network read, and the side of its blocks are the same: embedding
+twice is free, and a pass that was interrupted goes on with the next slide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from saccade import runtime
+from saccade.architectures import is_grid
+from saccade.augment.views import normalise
+from saccade.backbones.weights import LoadedModel, load_model, weights_hash
+from saccade.data.grids import cells_of, cut_blocks, fill
+from saccade.errors import DataError, ModelError
+from saccade.exchange import SlideFeatures, load_parquet, save_parquet
+from saccade.train.loop import Console
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A network over grids, and what tells it from others: the hash of its weights, or the seed of random ones."""
+
+    model: LoadedModel
+    hash: str
+
+
+def reader_of(model: str | Path) -> Reader:
+    """The grid network that MODEL names. ModelError where it reads images."""
+    loaded = load_model(model)
+    if not is_grid(loaded.backbone.settings):
+        raise ModelError(f"{model} reads images", expected="a network over grids of vectors (grid_tiny, grid_micro)")
+    return Reader(loaded, weights_hash(model))
+
+
+def embed_grids(
+    reader: Reader, files: Sequence[Path], folder: Path, *, side: int, least: float, console: Console
+) -> list[Path]:
+    """One file of vectors for every file in ``files``, in ``folder`` and under the same name.
+
+    side    tiles along a block; 0: a slide is one block, and its file has one vector
+    least   share of a block's tiles that must be there; a slide without such a block has none and is left out
+    """
+    device = runtime.pick_device()
+    network = reader.model.backbone.to(device).eval()
+    precision = runtime.usual_precision(device)
+    found, made = [], 0
+    for done, file in enumerate(files, start=1):
+        target = folder / file.name
+        below = load_parquet(file)
+        about = _about(below.about, reader, side, least)
+        if not _is_there(target, about):
+            vectors = _vectors_of(network, reader, below, file, about, device, precision)
+            if vectors is None:
+                console.say(f"{file.name}: no block of {side} x {side} tiles with {least:.0%} of them; left out")
+                continue
+            save_parquet(target, vectors)
+            made += 1
+        found.append(target)
+        console.progress(done, len(files), {})
+    if not found:
+        raise DataError("no slide has a region with enough tissue", hint="lower hipt.least, or take smaller regions")
+    if made < len(found):
+        console.say(
+            f"{len(found) - made:,} of {len(found):,} slides were embedded before; their vectors are used again"
+        )
+    return found
+
+
+def _about(below: dict[str, Any], reader: Reader, side: int, least: float) -> dict[str, Any]:
+    """What is written with the vectors: all that they depend on, and what is known of the slide."""
+    about = {key: below.get(key) for key in ("slide", "slide_sha256", "label", "group", "split", "mpp")}
+    if side:
+        about["tile_px"] = int(below["tile_px"]) * side
+        about["tile_px_level0"] = float(below["tile_px_level0"]) * side
+    else:
+        about["tile_px"], about["tile_px_level0"] = below["tile_px"], below["tile_px_level0"]
+    about |= {"model": reader.model.name, "model_sha256": reader.hash, "side": side, "least": least}
+    return about | {"below_sha256": " ".join(str(below.get(key)) for key in ("model_sha256", "below_sha256"))}
+
+
+def _is_there(target: Path, about: dict[str, Any]) -> bool:
+    if not target.is_file():
+        return False
+    try:
+        known = load_parquet(target).about
+    except (DataError, OSError, pa.ArrowException):
+        return False
+    return all(known.get(key) == value for key, value in about.items() if key not in ("label", "group", "split"))
+
+
+@torch.inference_mode()
+def _vectors_of(
+    network: Any,
+    reader: Reader,
+    below: SlideFeatures,
+    file: Path,
+    about: dict[str, Any],
+    device: torch.device,
+    precision: str,
+) -> SlideFeatures | None:
+    cells, spec = cells_of(below), reader.model.spec
+    if below.features.shape[1] + 1 != spec.channels:
+        raise ModelError(
+            f"{reader.model.name} does not fit the vectors of {file}",
+            got=f"vectors of width {below.features.shape[1]}",
+            expected=f"width {spec.channels - 1}",
+            hint="the levels below must be those it was trained on",
+        )
+    blocks = cut_blocks(file, cells, about["side"], about["least"])
+    if not blocks:
+        return None
+    rows = []
+    for start in range(0, len(blocks), BATCH):
+        grids = np.stack([fill(below, cells, block) for block in blocks[start : start + BATCH]])
+        x = normalise((torch.from_numpy(grids).to(device) - spec.offset) / spec.scale, spec)
+        with runtime.autocast(device, precision):
+            rows.append(network(x).cls.float().cpu().numpy())
+    step = float(below.about["tile_px_level0"])
+    coords = np.array([(round(b.left * step), round(b.top * step)) for b in blocks], np.int64)
+    return SlideFeatures(coords, np.concatenate(rows), about)

@@ -1,0 +1,177 @@
+"""Grids of vectors as a source: blocks of the lattice, missing tiles, views of whole tiles, and a whole run."""
+
+import numpy as np
+import pytest
+import torch
+
+from saccade import runs
+from saccade.api import embed, pretrain
+from saccade.augment.views import ViewsConfig, make_views, plain_view, resolve_grid_views
+from saccade.config import load
+from saccade.contracts import InputSpec
+from saccade.data.grids import open_grids, write_grids
+from saccade.data.loader import build_cache
+from saccade.data.open import open_source
+from saccade.errors import DataError, UsageError
+from saccade.exchange import SlideFeatures, save_parquet
+
+STEP = 100.5  # side of a tile at level 0, in pixels
+
+
+def features(path, *, rows=9, columns=10, width=5, missing=0.2, seed=0, label="a", split=None):
+    """A file of the features of one slide: what a tile holds is its own row, column and noise."""
+    rng = np.random.default_rng(seed)
+    cells = np.argwhere(rng.random((rows, columns)) >= missing)
+    coords = np.rint(cells[:, ::-1] * STEP).astype(np.int64)
+    vectors = rng.normal(size=(len(cells), width)).astype(np.float32)
+    vectors[:, :2] = cells
+    about = {
+        "slide": path.stem,
+        "slide_sha256": f"{seed:064d}",
+        "model": "m",
+        "model_sha256": "0" * 64,
+        "mpp": 1.0,
+        "tile_px": 64,
+        "tile_px_level0": STEP,
+        "label": label,
+        "group": f"patient {seed}",
+        "split": split,
+    }
+    save_parquet(path, SlideFeatures(coords, vectors, about))
+    return path, cells
+
+
+@pytest.fixture
+def folder(tmp_path):
+    files = [features(tmp_path / f"s{i}.parquet", seed=i, label="ab"[i % 2])[0] for i in range(4)]
+    return write_grids(tmp_path / "grids", files, side=4, least=0.5)
+
+
+def test_a_block_holds_its_tiles(tmp_path, folder):
+    """Every tile lies where its coordinates say; what is missing is zero and marked."""
+    source = open_source(folder)
+    assert len(source) == len(source.records) and {r.label for r in source.records} == {"a", "b"}
+    assert len({source.content_hash(i) for i in range(len(source))}) == len(source)
+    for index in range(len(source)):
+        sample = source.read(index)
+        assert sample.grid and sample.pixels.shape == (6, 4, 4) and sample.pixels.dtype == np.float32
+        top, left = (round(v / STEP) for v in source.places[index][::-1])
+        there = sample.pixels[-1] > 0
+        assert there.mean() >= 0.5
+        y, x = np.nonzero(there)
+        assert np.array_equal(sample.pixels[0][there], y + top) and np.array_equal(sample.pixels[1][there], x + left)
+        assert np.abs(sample.pixels[:, ~there]).max(initial=0) == 0
+        assert sample.record.group.startswith("patient") and "#" in sample.record.id
+
+
+def test_every_tile_of_a_slide_is_in_one_grid(tmp_path):
+    file, cells = features(tmp_path / "s.parquet", missing=0.9)
+    source = open_grids(write_grids(tmp_path / "whole", [file], side=0, least=0.0))
+    sample = source.read(0)
+    assert len(source) == 1 and sample.pixels[-1].sum() == len(cells)
+    assert sample.pixels.shape[1:] == tuple(np.ptp(cells, axis=0) + 1)
+
+
+def test_errors_name_what_is_wrong(tmp_path):
+    file, _ = features(tmp_path / "s.parquet", missing=0.9)
+    with pytest.raises(DataError, match="no grids"):
+        open_grids(write_grids(tmp_path / "none", [file], side=8, least=0.9))
+    place = write_grids(tmp_path / "gone", [file], side=4, least=0.1)
+    file.unlink()
+    with pytest.raises(DataError, match="not there"):
+        open_grids(place)
+
+
+# --- views ---------------------------------------------------------------------------------------
+
+
+def batch_of(folder):
+    cache = build_cache(open_source(folder), cache_px=2)
+    assert cache.grid and cache.shapes[0].tolist() == [6, 4, 4]  # cache_px reduces images, never grids
+    return cache, cache.batch(np.arange(len(cache)))
+
+
+def plain_spec(size_px: int = 4) -> InputSpec:
+    return InputSpec(6, size_px, 0.0, 1.0, (0.0,) * 6, (1.0,) * 6, grid=True)
+
+
+def test_statistics_are_those_of_the_tiles_that_are_there(folder):
+    cache, _ = batch_of(folder)
+    tiles = np.concatenate([cache.image(i)[:, cache.image(i)[-1] > 0] for i in range(len(cache))], axis=1)
+    assert np.allclose(cache.mean[:-1], tiles[:-1].mean(axis=1), atol=1e-4) and cache.mean[-1] == 0
+    assert np.allclose(cache.std[:-1], tiles[:-1].std(axis=1), atol=1e-4) and cache.std[-1] == 1
+
+
+def test_views_move_whole_tiles(folder):
+    """A view holds tiles of its own grid only, unchanged, at places that flips and turns lead to."""
+    _, batch = batch_of(folder)
+    config = resolve_grid_views(ViewsConfig(), size_px=4, local_count=2)
+    assert (config.global_px, config.local_px) == (4, 2)
+    for view in make_views(batch, config, plain_spec(), seed=1, step=2):
+        for own, crop in zip(batch.pixels, view.pixels):
+            tiles = {tuple(t) for t in own.flatten(1).T.tolist()}
+            assert {tuple(t) for t in crop.flatten(1).T.tolist()} <= tiles
+    once, again = (make_views(batch, config, plain_spec(), seed=1, step=2) for _ in range(2))
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(once, again))
+
+
+def test_views_without_turns_lie_where_their_box_says(folder):
+    _, batch = batch_of(folder)
+    config = resolve_grid_views(
+        ViewsConfig(hflip=False, vflip=False, turn90=False, global_px=3), size_px=4, local_count=1
+    )
+    for view in make_views(batch, config, plain_spec(), seed=0, step=0):
+        for own, crop, (top, left, height, width) in zip(batch.pixels, view.pixels, view.box.long().tolist()):
+            assert torch.equal(own[:, top : top + height, left : left + width], crop)
+
+
+def test_a_small_grid_lies_in_a_larger_crop(folder):
+    _, batch = batch_of(folder)
+    config = resolve_grid_views(ViewsConfig(global_px=6), size_px=4, local_count=0)
+    (view, _) = make_views(batch, config, plain_spec(), seed=0, step=0)
+    assert view.pixels.shape[-1] == 6
+    assert torch.equal(view.pixels[:, -1].sum(dim=(1, 2)), batch.pixels[:, -1].sum(dim=(1, 2)))
+
+
+def test_dropout_leaves_out_tiles_and_channels(folder):
+    _, batch = batch_of(folder)
+    config = resolve_grid_views(ViewsConfig(tile_dropout=0.5, vector_dropout=0.5), size_px=4, local_count=0)
+    whole = resolve_grid_views(ViewsConfig(), size_px=4, local_count=0)
+    few = make_views(batch, config, plain_spec(), seed=0, step=0)[0].pixels
+    all_ = make_views(batch, whole, plain_spec(), seed=0, step=0)[0].pixels
+    assert 0.2 < few[:, -1].sum() / all_[:, -1].sum() < 0.8
+    assert (few[:, :-1].abs().sum(dim=(2, 3)) == 0).float().mean() > 0.2
+
+
+def test_settings_of_images_are_refused():
+    for name, value in (("aspect", (0.5, 2.0)), ("solarise_prob", 0.2), ("global_scale", (0.6, 1.0)), ("hue", 0.1)):
+        with pytest.raises(UsageError, match=name):
+            resolve_grid_views(ViewsConfig(**{name: value}), size_px=16, local_count=2)
+    with pytest.raises(UsageError, match="tile_dropout"):
+        resolve_grid_views(ViewsConfig(tile_dropout=1.0), size_px=16, local_count=2)
+
+
+def test_evaluation_shows_everything(folder):
+    _, batch = batch_of(folder)
+    assert torch.equal(plain_view(batch, plain_spec(size_px=2)), batch.pixels)
+
+
+# --- the same command ----------------------------------------------------------------------------
+
+
+def test_the_same_command_learns_from_grids(folder, tmp_path):
+    settings = {"train.steps": 3, "train.batch": 4, "dino.out_dim": 32, "data.split": "all"}
+    run = pretrain(folder, out=tmp_path / "run", backbone="grid_micro_w32", settings=settings)
+    spec = runs.read_json(run / "model" / "config.json")["input"]
+    assert spec["grid"] and spec["size_px"] == 4 and spec["channels"] == 6
+    assert load(run / "config.yaml")["views"]["jitter_prob"] == 0
+    table = embed(run, folder)
+    assert table.features.shape == (len(open_source(folder)), 32) and np.isfinite(table.features).all()
+
+
+def test_networks_and_data_of_different_kinds_are_refused(folder, tmp_path):
+    settings = {"train.steps": 1}
+    with pytest.raises(UsageError, match="reads images"):
+        pretrain(folder, out=tmp_path / "a", backbone="vit_micro_patch1", settings=settings | {"data.split": "all"})
+    with pytest.raises(UsageError, match="reads grids"):
+        pretrain("synthetic:tissue?n=32&size=32", out=tmp_path / "b", backbone="grid_micro", settings=settings)
