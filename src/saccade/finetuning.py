@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -223,7 +223,7 @@ def _text(found: Mapping[str, Any], parts: Parts, overlap: bool) -> str:
     return " ".join(words)
 
 
-def _predictions(scores: np.ndarray, records: list[Any], classes: tuple[str, ...]) -> str:
+def _predictions(scores: np.ndarray, records: Sequence[Any], classes: tuple[str, ...]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["path", "label", "predicted", *classes])

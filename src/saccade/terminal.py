@@ -9,12 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-Data = Annotated[str, typer.Argument(metavar="DATA", help="Images: folder, archive, .npz, manifest, synthetic:tissue.")]
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help="Images: folder, archive, .npz, manifest, slides, synthetic:tissue.")
+]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, weights file, random:NAME or timm:NAME.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Grey = Annotated[bool, typer.Option("--grey", help="Show the images without colour.")]
 MaxBad = Annotated[float, typer.Option("--max-bad", help="Stop when a larger fraction of the files is damaged.")]
 Group = Annotated[str | None, typer.Option("--group", help="Column that names patient, slide or source tile.")]
+
+Mpp = Annotated[float | None, typer.Option("--mpp", help="Slides: micrometres a pixel of the tiles; 0.5 unless given.")]
+Tile = Annotated[int | None, typer.Option("--tile", help="Slides: side of a tile in pixels; 256 unless given.")]
+Tissue = Annotated[float | None, typer.Option("--tissue", help="Slides: least share of tissue in a tile; 0.5.")]
+SlideMpp = Annotated[
+    float | None, typer.Option("--slide-mpp", help="Micrometres a pixel of slides whose files do not say.")
+]
 
 Labels = Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column that names the class.")]

@@ -7,7 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from saccade.terminal import Bar, Data, Grey, Group, Json, Label, Labels, Set, first_process, print_json
+from saccade.terminal import (
+    Bar,
+    Data,
+    Grey,
+    Group,
+    Json,
+    Label,
+    Labels,
+    Mpp,
+    Set,
+    SlideMpp,
+    Tile,
+    Tissue,
+    first_process,
+    print_json,
+)
 
 
 def quickstart(
@@ -55,6 +70,10 @@ def pretrain(
         typer.Option(help="When nothing is learned any more: warn, stop, or repair (go back, change, go on)."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    mpp: Mpp = None,
+    tile: Tile = None,
+    tissue: Tissue = None,
+    slide_mpp: SlideMpp = None,
     set_: Set = None,
     group: Group = None,
     max_bad: Annotated[
@@ -79,6 +98,10 @@ def pretrain(
             "train.minutes": minutes,
             "train.batch": batch,
             "train.seed": seed,
+            "data.mpp": mpp,
+            "data.tile_px": tile,
+            "data.tissue": tissue,
+            "data.slide_mpp": slide_mpp,
             "data.group": group,
             "data.max_bad": max_bad,
         }

@@ -26,6 +26,8 @@ from saccade.contracts import Batch, InputSpec, Record, Sample, Source
 from saccade.data.growing import Growing
 from saccade.data.intensity import Intensity, decide_intensity, to_unit
 from saccade.data.shrink import LUMINANCE, convert_channels, even_sides, number_type, shrink, shrink_volume
+from saccade.data.slides.stream import TileStore
+from saccade.data.source import pick
 from saccade.errors import DamagedFile, DataError, TooManyDamaged, UsageError
 from saccade.seeds import numpy_generator
 
@@ -36,7 +38,8 @@ Report = Callable[[int, int], None]
 class ImageCache:
     """All readable images of a source, decoded and reduced.
 
-    flat      every pixel of every image, one after another, in the files' own type
+    flat      every pixel of every image, one after another, in the files' own type; or the tiles of slides, which
+              are read when they are wanted: ``starts`` are then their numbers
     shapes    [N 1+A] channels, then rows, columns (slices, rows, columns); ``starts`` [N] first element of each
               image in ``flat``
     records   N records of the readable images; ``hashes`` their content hashes
@@ -49,10 +52,10 @@ class ImageCache:
     grid      the images are grids of vectors (see Sample)
     """
 
-    flat: np.ndarray
+    flat: np.ndarray | TileStore
     shapes: np.ndarray
     starts: np.ndarray
-    records: list[Record]
+    records: Sequence[Record]
     hashes: list[str]
     original_px: np.ndarray
     damaged: list[tuple[str, str]]
@@ -81,13 +84,17 @@ class ImageCache:
         """[C Y X] or [C T Y X] in the files' own type."""
         shape = [int(side) for side in self.shapes[index]]
         start = int(self.starts[index])
+        if isinstance(self.flat, TileStore):
+            return self.flat.images(np.array([start]))[0]
         return self.flat[start : start + math.prod(shape)].reshape(shape)
 
     def batch(self, indices: np.ndarray) -> Batch:
         """The images at ``indices`` as one padded batch."""
         shapes = self.shapes[indices]
         kept = np.uint8 if self.flat.dtype == np.uint8 else np.float32  # torch knows little arithmetic on 16 bits
-        if (shapes == shapes[0]).all():
+        if isinstance(self.flat, TileStore):
+            stacked = self.flat.images(self.starts[indices]).astype(kept, copy=False)
+        elif (shapes == shapes[0]).all():
             stacked = np.stack([self.image(int(i)) for i in indices]).astype(kept, copy=False)
         else:
             stacked = np.zeros((len(indices), *shapes.max(axis=0)), kept)
@@ -103,6 +110,16 @@ class ImageCache:
             spacing = torch.from_numpy(self.spacing_mm[indices].astype(np.float32))
         return Batch(torch.from_numpy(stacked), sizes, numbers, self.offset, self.scale, labels, spacing)
 
+    @property
+    def streamed(self) -> bool:
+        """Whether pixels are read when they are wanted."""
+        return isinstance(self.flat, TileStore)
+
+    def expect(self, indices: np.ndarray) -> None:
+        """Says which images come next: tiles that are read when wanted are read ahead; decoded images are there."""
+        if isinstance(self.flat, TileStore):
+            self.flat.expect(self.starts[indices])
+
     def select(self, indices: np.ndarray) -> ImageCache:
         """Some of the images; the pixels are shared, range and damaged files stay those of the whole."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -110,7 +127,7 @@ class ImageCache:
             self,
             shapes=self.shapes[chosen],
             starts=self.starts[chosen],
-            records=[self.records[int(i)] for i in chosen],
+            records=pick(self.records, chosen),
             hashes=[self.hashes[int(i)] for i in chosen],
             original_px=self.original_px[chosen],
             labels=None if self.labels is None else self.labels[chosen],
@@ -256,7 +273,7 @@ def build_cache(
         flat=store.array(kind),
         shapes=shape_table,
         starts=np.concatenate([[0], np.cumsum(counts)[:-1]]),
-        records=[source.records[k.index] for k in kept],
+        records=pick(source.records, [k.index for k in kept]),
         hashes=[k.sha256 for k in kept],
         original_px=np.array([k.original for k in kept]),
         damaged=damaged,
@@ -314,9 +331,11 @@ def check_damage(name: str, damaged: Sequence[tuple[str, str]], total: int, max_
 def with_statistics(cache: ImageCache) -> ImageCache:
     """Per-channel mean and standard deviation in 0..1, from at most 2,000 images evenly spread.
 
-    Of grids, those of the tiles that are there.
+    Of tiles that are read when wanted, 256. Of grids, those of the tiles that are there.
     """
-    chosen = np.unique(np.linspace(0, len(cache) - 1, min(2000, len(cache))).astype(int))
+    most = 256 if isinstance(cache.flat, TileStore) else 2000
+    chosen = np.unique(np.linspace(0, len(cache) - 1, min(most, len(cache))).astype(int))
+    cache.expect(chosen)
     sums = np.zeros((2, cache.channels))
     count = 0
     for index in chosen:

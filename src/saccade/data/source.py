@@ -8,10 +8,11 @@ import io
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -281,13 +282,44 @@ def _some(files: Sequence[str]) -> str:
 # --- views over a source --------------------------------------------------------------------------
 
 
+class TileRecords(Sequence[Record]):
+    """Records of tiles, made when they are asked for: a million of them would be half a gigabyte."""
+
+    def __init__(self, slides: Sequence[Record], slide_of: np.ndarray, coords: np.ndarray):
+        self.slides, self.slide_of, self.coords = slides, slide_of, coords
+
+    def __len__(self) -> int:
+        return len(self.slide_of)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        x, y = self.coords[index]
+        slide = self.slides[self.slide_of[index]]
+        return dataclasses.replace(slide, id=f"{slide.id}#{x},{y}", group=slide.group or slide.id)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+    def take(self, indices: np.ndarray) -> TileRecords:
+        """Some of the records, in the order given."""
+        return TileRecords(self.slides, self.slide_of[indices], self.coords[indices])
+
+
+def pick(records: Sequence[Record], indices: Iterable[int]) -> Sequence[Record]:
+    """The records at ``indices``; of tiles, without making them."""
+    if isinstance(records, TileRecords):
+        return records.take(np.asarray(list(indices), dtype=np.int64))
+    return [records[int(i)] for i in indices]
+
+
 class Selection:
     """Some images of another source, in the order given."""
 
     def __init__(self, source: Source, indices: Sequence[int]):
         self.source, self.indices = source, [int(i) for i in indices]
         self.name, self.axes = source.name, source.axes
-        self.records: list[Record] = [source.records[i] for i in self.indices]
+        self.records = pick(source.records, self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)

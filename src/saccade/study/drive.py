@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from saccade import cost, runs
-from saccade.contracts import Record
 from saccade.errors import TrainingError, UsageError
 from saccade.evaluation.learning import Answers, summarise
 from saccade.reporting.study import write_study
@@ -215,7 +214,7 @@ def write_page(out: Path, grid: Grid, failed: dict[str, str]) -> Path:
     cells = [cell for cell in grid.cells() if cell.done(out)]
     truth = images.test.numbered(images.classes).labels
     assert truth is not None
-    records: list[Record] = images.test.records
+    records = images.test.records
     groups = [record.group for record in records]
     described = {cell: runs.read_json(cell.folder(out) / "cell.json") for cell in cells}
     answers = [found for cell in cells for found in _answers(out, cell)]

@@ -72,7 +72,7 @@ def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "flat.npy", cache.flat)
+        np.save(folder / "flat.npy", np.asarray(cache.flat))
         for name in ARRAYS:
             np.save(folder / f"{name}.npy", getattr(cache, name))
     except OSError as error:

@@ -124,6 +124,13 @@ def ids_at(plan: Plan, cache: ImageCache, step: int) -> list[str]:
     return [cache.records[int(i)].id for i in indices]
 
 
+def read_ahead(plan: Plan, cache: ImageCache, step: int) -> None:
+    """Let the tiles of the next step be read while this one is computed."""
+    assert plan.train.batch is not None
+    coming = batch_indices(len(cache), step + 1, plan.train.batch * plan.train.accumulate, plan.train.seed)
+    cache.expect(coming.reshape(-1, plan.train.batch)[:, runtime.rank() :: runtime.world_size()].ravel())
+
+
 def learn(
     plan: Plan, method: Method, optimizer: torch.optim.Optimizer, cache: ImageCache, step: int
 ) -> dict[str, torch.Tensor | float]:
@@ -149,6 +156,8 @@ def learn(
         batch = cache.batch(micro[runtime.rank() :: world])
         views = make_views(batch, plan.views, plan.spec, seed=train.seed, step=step, device=plan.device)
         preparing += time.perf_counter() - mark
+        if cache.streamed:
+            read_ahead(plan, cache, step)
         with runtime.autocast(plan.device, train.precision):
             output = method.step(views, progress)
         (output.loss / train.accumulate).backward()

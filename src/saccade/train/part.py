@@ -15,7 +15,9 @@ from saccade.contracts import Record, Source
 from saccade.data.intensity import decide_intensity, make_intensity
 from saccade.data.loader import ImageCache, with_statistics
 from saccade.data.open import open_source
-from saccade.data.source import select, with_split
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.source import tiles_in
+from saccade.data.source import TileRecords, select, with_split
 from saccade.data.splits import draw_test, given_test, grouped_split
 from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.evaluation.guard import seen_in_pretraining
@@ -65,7 +67,9 @@ def open_part(data: DataConfig) -> Part:
     By default that is everything but the test part: the one the data bring, or, where labels but no split are
     there, the one that ``evaluate`` would draw. ``all`` takes everything, any other name is a split.
     """
-    source = open_source(data.source, manifest=data.manifest, label=data.label, group=data.group)
+    source = open_source(
+        data.source, manifest=data.manifest, label=data.label, group=data.group, tiling=tiling_of(data)
+    )
     records = source.records
     if data.split == "all":
         return Part(source, [])
@@ -79,6 +83,25 @@ def open_part(data: DataConfig) -> Part:
     drawn = set(draw_test(records, [hash_of(source, i) for i in range(len(source))], seed=0))
     kept = [i for i in range(len(records)) if i not in drawn]
     return Part(select(source, kept), [records[i].id for i in sorted(drawn)]) if drawn else Part(source, [])
+
+
+def tiling_of(data: DataConfig) -> Tiling:
+    """How the settings cut slides into tiles; sides of 0 pixels are what other images have."""
+    if data.tile_px == 0:
+        return Tiling()
+    return Tiling(data.mpp or None, data.tile_px, data.tissue, data.slide_mpp or None)
+
+
+def settle_tiles(data: DataConfig, source: Source) -> DataConfig:
+    """The data settings with how slides were cut. Raises UsageError for settings without effect."""
+    found = tiles_in(source)
+    if found is not None:
+        tiling = found[0].tiling
+        return dataclasses.replace(data, mpp=tiling.mpp, tile_px=tiling.tile_px, tissue=tiling.tissue)
+    for name in ("stream", "workers"):
+        if getattr(data, name):
+            raise UsageError(f"data.{name} is for slides", got=source.name, hint="leave it out")
+    return dataclasses.replace(data, mpp=0.0, tile_px=0, tissue=0.0, stream=False, workers=0)
 
 
 def settle_intensity(data: DataConfig, source: Source) -> DataConfig:
@@ -149,13 +172,26 @@ def hash_of(source: Source, index: int) -> str | None:
         return None
 
 
+def files_of(shares: Shares) -> list[dict[str, str | None]]:
+    """Id, hash and group of every image a run has seen; of tiles, those of their slides, each once."""
+    found: dict[str, dict[str, str | None]] = {}
+    for part in (shares.train, shares.validation):
+        if part is None:
+            continue
+        for record, digest in zip(part.records, part.hashes):
+            name = record.id.rpartition("#")[0] if isinstance(part.records, TileRecords) else record.id
+            found.setdefault(name, {"id": name, "sha256": digest, "group": record.group})
+    return list(found.values())
+
+
 def describe_data(opened: Opened, shares: Shares, sections: Sections) -> dict[str, Any]:
     """data.json: what was learned from, with the hashes and groups the contamination guard needs."""
     weights, cache = sections["model"].weights, shares.train
-    records, hashes = shares.everything()
-    by_hash: dict[str, list[str]] = {}
-    for record, digest in zip(records, hashes):
-        by_hash.setdefault(digest, []).append(record.id)
+    records = shares.everything()[0]
+    files = files_of(shares)
+    by_hash: dict[str | None, list[str]] = {}
+    for file in files:
+        by_hash.setdefault(file["sha256"], []).append(str(file["id"]))
     labels = Counter(record.label for record in records if record.label is not None)
     return {
         "source": opened.name,
@@ -176,8 +212,6 @@ def describe_data(opened: Opened, shares: Shares, sections: Sections) -> dict[st
         "groups": len({record.group for record in records if record.group is not None}),
         "duplicates": [ids for ids in by_hash.values() if len(ids) > 1],
         "damaged": [{"id": name, "reason": reason} for name, reason in cache.damaged],
-        "files": [
-            {"id": record.id, "sha256": digest, "group": record.group} for record, digest in zip(records, hashes)
-        ],
+        "files": files,
         "ancestors": seen_in_pretraining(runs.data_record(weights)) if weights else [],
     }

@@ -28,7 +28,9 @@ from saccade.classify import save_classifier
 from saccade.config import Sections
 from saccade.contracts import Source
 from saccade.data.intensity import make_intensity
-from saccade.data.loader import ImageCache, build_cache, input_spec, typical_px
+from saccade.data.loader import ImageCache, build_cache, check_damage, input_spec, typical_px
+from saccade.data.slide_cache import must_stream, stream_tiles, usual_workers
+from saccade.data.slides.source import tiles_in
 from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
 from saccade.methods.build import build_method, config_type
@@ -39,7 +41,16 @@ from saccade.train.doctor import Diagnosis, Doctor, settings_of, shown
 from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer
-from saccade.train.part import Opened, Shares, describe_data, divide, open_part, settle_intensity
+from saccade.train.part import (
+    Opened,
+    Shares,
+    describe_data,
+    divide,
+    files_of,
+    open_part,
+    settle_intensity,
+    settle_tiles,
+)
 from saccade.train.resolve import check_axes, check_sections, resolve, resolve_length, resolve_size
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from saccade.train.validate import Validation
@@ -242,13 +253,23 @@ def _open(sections: Sections, device: torch.device, console: Console) -> tuple[S
             f"the data bring no split: {len(part.held_out):,} labelled images (whole groups) are held out for "
             "evaluation; --set data.split=all learns from all"
         )
-    sections = sections | {"data": settle_intensity(sections["data"], part.source)}
+    sections = sections | {"data": settle_tiles(settle_intensity(sections["data"], part.source), part.source)}
     axes = part.source.axes
     check_axes(sections, axes)
     sections = _size_of_weights(sections, axes)
     sections = resolve_size(sections, typical_px(part.source, sections["data"].size_mm), device, axes)
+    sections = sections | {"data": _settle_stream(sections["data"], part.source)}
     cache = _decode(part.source, sections, console)
     return sections, Opened(part.source.name, len(part.source), part.held_out, cache)
+
+
+def _settle_stream(data: DataConfig, source: Source) -> DataConfig:
+    """Whether tiles of slides are read when they are wanted, and by how many processes."""
+    assert data.cache_px is not None
+    stream = must_stream(source, data.cache_px) if data.stream is None else data.stream
+    if not stream and data.workers:
+        raise UsageError("data.workers has no effect where tiles are decoded once", hint="--set data.stream=true")
+    return dataclasses.replace(data, stream=stream, workers=(data.workers or usual_workers()) if stream else 0)
 
 
 def _size_of_weights(sections: Sections, axes: int) -> Sections:
@@ -296,7 +317,7 @@ def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
     with runtime.processes(device):
         shares = reopen(sections, console)
         known = [item["sha256"] for item in runs.read_json(out / "data.json")["files"]]
-        hashes = shares.everything()[1]
+        hashes = [item["sha256"] for item in files_of(shares)]
         if known != hashes:
             raise DataError(
                 "the images are not the ones this run began with",
@@ -321,6 +342,14 @@ def reopen(sections: Sections, console: Console) -> Shares:
 def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
     data: DataConfig = sections["data"]
     assert data.cache_px is not None
+    found = tiles_in(source)
+    if found is not None and found[0].unreadable:
+        bad = found[0].unreadable
+        check_damage(found[0].name, bad, len(bad) + len(found[0].named), data.max_bad)
+        console.say("slides that cannot be read are left out:\n" + "\n".join(f"  {n}: {why}" for n, why in bad[:20]))
+    if data.stream:
+        assert data.workers
+        return stream_tiles(source, cache_px=data.cache_px, workers=data.workers, max_bad=data.max_bad, say=console.say)
     cache = build_cache(
         source,
         cache_px=data.cache_px,

@@ -39,6 +39,18 @@ class DataConfig:
     """Low and high of ``intensity=window`` in HU; decided: -1000 and 1000."""
     size_mm: float = 0.0
     """Side of the cube of a volume that a global view is taken from; 0: the whole volume."""
+    mpp: float | None = None
+    """Micrometres a pixel of the tiles of slides; decided: 0.5, or the coarsest slide's own. 0: these are no slides."""
+    tile_px: int | None = None
+    """Side of the tiles of slides in pixels; decided: 256. 0: these are no slides."""
+    tissue: float | None = None
+    """Least share of usable tissue in a tile; decided: 0.5."""
+    slide_mpp: float = 0.0
+    """Micrometres a pixel of level 0, for slides that do not say; 0: then it is an error."""
+    stream: bool | None = None
+    """Read tiles from their slides when they are wanted; decided: where they would take more than 1 GiB decoded."""
+    workers: int | None = None
+    """Processes that read tiles; decided: one a core, at most eight. 0: tiles are decoded once, or these are images."""
     max_bad: float = 0.05
     limit: int = 0
     """Learn from so many images only, drawn class by class; smaller draws lie inside larger ones. 0: all."""

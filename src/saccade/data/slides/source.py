@@ -6,17 +6,18 @@ import dataclasses
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from saccade.contracts import Record, Sample
+from saccade.contracts import Record, Sample, Source
 from saccade.data.slides.grid import TILE_PX, TISSUE, TileGrid, Tiling, tile_grid
 from saccade.data.slides.mask import find_tissue
 from saccade.data.slides.slide import FINER, Slide, no_resolution, open_slide
+from saccade.data.source import Selection, TileRecords
 from saccade.errors import DamagedFile, DataError, UsageError
 
 USUAL_UM = 0.5  # 20x, what most published encoders are trained at
@@ -32,28 +33,14 @@ class Named:
     mpp: float | None = None
 
 
-class TileRecords(Sequence[Record]):
-    """Records of tiles, made when they are asked for: a million of them would be half a gigabyte."""
-
-    def __init__(self, slides: Sequence[Record], slide_of: np.ndarray, coords: np.ndarray):
-        self.slides, self.slide_of, self.coords = slides, slide_of, coords
-
-    def __len__(self) -> int:
-        return len(self.slide_of)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
-        x, y = self.coords[index]
-        slide = self.slides[self.slide_of[index]]
-        return dataclasses.replace(slide, id=f"{slide.id}#{x},{y}", group=slide.group or slide.id)
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[i] for i in range(len(self)))
-
-    def take(self, indices: np.ndarray) -> TileRecords:
-        """Some of the records, in the order given."""
-        return TileRecords(self.slides, self.slide_of[indices], self.coords[indices])
+def tiles_in(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
+    """The slides behind a source, and which of their tiles it has; None for other images."""
+    if isinstance(source, SlideTiles):
+        return source, np.arange(len(source))
+    if isinstance(source, Selection):
+        inner = tiles_in(source.source)
+        return None if inner is None else (inner[0], inner[1][source.indices])
+    return None
 
 
 class Handles:

@@ -1,0 +1,56 @@
+"""Tiles of slides for a training: which are decoded once, and which are read as they are wanted."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+
+from saccade.contracts import Source
+from saccade.data.loader import ImageCache, with_statistics
+from saccade.data.slides.source import tiles_in
+from saccade.data.slides.stream import Say, TileStore, Wanted
+from saccade.errors import UsageError
+
+KEPT_BYTES = 2**30
+SEEN = 256  # tiles for mean, standard deviation and range
+
+
+def must_stream(source: Source, cache_px: int) -> bool:
+    """Whether the tiles of a source are too many to be kept decoded: above 1 GiB."""
+    return tiles_in(source) is not None and len(source) * 3 * cache_px**2 > KEPT_BYTES
+
+
+def usual_workers() -> int:
+    """Processes that read tiles: one a core, at most eight."""
+    return min(8, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+
+
+def stream_tiles(source: Source, *, cache_px: int, workers: int, max_bad: float, say: Say) -> ImageCache:
+    """A cache whose pixels are read from slides when a batch is made; mean, spread and range are of 256 tiles.
+
+    cache_px   side of the tiles in the batch; they are read at that size, resampled once
+    """
+    found = tiles_in(source)
+    if found is None:
+        raise UsageError("data.stream is for slides", got=source.name)
+    tiles, numbers = found
+    size = min(cache_px, tiles.tile_px)
+    first = source.read(0).pixels
+    store = TileStore(tiles, Wanted(size, len(first), first.dtype), workers=workers, max_bad=max_bad, say=say)
+    examined = numbers[np.unique(np.linspace(0, len(numbers) - 1, min(SEEN, len(numbers))).astype(int))]
+    seen = store.images(examined)
+    eight = seen.dtype == np.uint8
+    cache = ImageCache(
+        flat=store,
+        shapes=np.tile(np.array(seen.shape[1:], np.int64), (len(numbers), 1)),
+        starts=numbers.astype(np.int64),
+        records=source.records,
+        hashes=[tiles.hashes[int(k)] for k in tiles.slide_of[numbers]],
+        original_px=np.full((len(numbers), 2), tiles.tile_px),
+        damaged=list(tiles.unreadable),
+        offset=0.0 if eight else float(seen.min()),
+        scale=255.0 if eight else float(seen.max() - seen.min()) or 1.0,
+    )
+    return with_statistics(cache)

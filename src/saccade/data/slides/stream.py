@@ -1,0 +1,175 @@
+"""Tiles that are read when they are wanted, by processes that work ahead; nothing else of a slide is ever in memory.
+
+The processes are plain children that speak lines and bytes, so they need no guard in a user's script and share no lock
+with the training. What they read is what they are told: the order stays a function of (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from saccade.data.slides.source import SlideTiles
+from saccade.errors import DamagedFile, StorageError, TooManyDamaged
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What tiles are read as: side in pixels after reduction, channels, number type."""
+
+    size_px: int
+    channels: int
+    number_type: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size_px, self.size_px
+
+
+@dataclass
+class _Child:
+    """A process, and the tiles it was asked for and has not answered, in order."""
+
+    process: subprocess.Popen[bytes]
+    asked: deque[int] = field(default_factory=deque)
+
+
+class _Board:
+    """What the children have read so far, shared by the threads that listen to them; the oldest make room."""
+
+    def __init__(self) -> None:
+        self.ready: OrderedDict[int, np.ndarray | str] = OrderedDict()
+        self.news = threading.Condition()
+        self.broken = ""
+
+    def listen(self, child: _Child, wanted: Wanted) -> None:
+        """Runs in a thread, one a child, until the child ends."""
+        assert child.process.stdout is not None
+        stream, size = child.process.stdout, int(np.prod(wanted.shape)) * wanted.number_type.itemsize
+        while mark := stream.read(1):
+            found: np.ndarray | str
+            if mark == b"\0":
+                found = np.frombuffer(stream.read(size), wanted.number_type)
+                if found.nbytes < size:
+                    break
+                found = found.reshape(wanted.shape)
+            else:
+                found = stream.readline().decode(errors="replace").strip()
+            with self.news:
+                self.ready[child.asked.popleft()] = found
+                self.news.notify_all()
+        with self.news:
+            self.broken = f"a process that reads slides ended (exit code {child.process.wait()})"
+            self.news.notify_all()
+
+
+class TileStore:
+    """Tiles of slides, read by ``workers`` processes, each with handles of its own.
+
+    max_bad   share of the tiles that may fail. One that fails is named, and another of the same request stands for it
+    """
+
+    def __init__(self, tiles: SlideTiles, wanted: Wanted, *, workers: int, max_bad: float, say: Say):
+        self.tiles, self.wanted, self.dtype, self.say = tiles, wanted, wanted.number_type, say
+        self.failed: dict[int, str] = {}
+        self._most_bad = max_bad * len(tiles)
+        self._room = 0
+        told = {
+            "slides": [(str(one.path), tiles.slides[k].known_um[1]) for k, one in enumerate(tiles.named)],
+            "mpp": tiles.mpp * tiles.tile_px / wanted.size_px,
+            "size_px": wanted.size_px,
+            "channels": wanted.channels,
+        }
+        self._children = [_Child(_start(json.dumps(told))) for _ in range(workers)]
+        self._board = _Board()
+        for child in self._children:
+            threading.Thread(target=self._board.listen, args=(child, wanted), daemon=True).start()
+        self.close = weakref.finalize(self, _end, [child.process for child in self._children])
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Let the children read these tiles ahead."""
+        with self._board.news:
+            pending = {number for child in self._children for number in child.asked}
+            new = [n for n in dict.fromkeys(int(n) for n in numbers) if n not in self._board.ready and n not in pending]
+            for number in new:
+                child = min(self._children, key=lambda one: len(one.asked))
+                child.asked.append(number)
+                self._ask(child, number)
+
+    def _ask(self, child: _Child, number: int) -> None:
+        x, y = self.tiles.coords[number]
+        assert child.process.stdin is not None
+        try:
+            child.process.stdin.write(f"{self.tiles.slide_of[number]} {x} {y}\n".encode())
+            child.process.stdin.flush()
+        except OSError:
+            self._board.broken = "a process that reads slides ended"
+
+    def images(self, numbers: np.ndarray) -> np.ndarray:
+        """Pixels [B C S S] of these tiles; waits until the children have them. Raises TooManyDamaged, StorageError."""
+        wanted = [int(number) for number in numbers]
+        self._room = max(self._room, 4 * len(wanted))
+        self.expect(wanted)
+        found: dict[int, np.ndarray | str] = {}
+        with self._board.news:
+            while missing := [n for n in wanted if n not in found]:
+                found |= {n: self._board.ready[n] for n in missing if n in self._board.ready}
+                if len(found) < len(set(wanted)):
+                    if self._board.broken:
+                        raise StorageError(self._board.broken, hint="was it killed for memory? Fewer: data.workers")
+                    self._board.news.wait(timeout=1.0)
+            for number in wanted:
+                self._board.ready.move_to_end(number)
+            while len(self._board.ready) > self._room:
+                self._board.ready.popitem(last=False)
+        return self._stacked(wanted, found)
+
+    def _stacked(self, wanted: list[int], found: dict[int, np.ndarray | str]) -> np.ndarray:
+        good = next((one for one in found.values() if not isinstance(one, str)), None)
+        rows = []
+        for number in wanted:
+            one = found[number]
+            if isinstance(one, str):
+                self._note(number, one)
+                if good is None:
+                    raise DamagedFile(f"{self.tiles.records[number].id}: {one}; nor can any other tile of its batch")
+                one = good
+            rows.append(one)
+        return np.stack(rows)
+
+    def _note(self, number: int, reason: str) -> None:
+        if number in self.failed:
+            return
+        self.failed[number] = reason
+        self.say(f"a tile cannot be read, another of its batch stands for it: {reason}")
+        if len(self.failed) > self._most_bad:
+            raise TooManyDamaged(
+                f"{self.tiles.name}: {len(self.failed):,} of {len(self.tiles):,} tiles cannot be read",
+                got=reason,
+                hint="repair or remove these slides, or raise --max-bad",
+            )
+
+
+def _start(told: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "saccade.data.slides.worker"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    child.stdin.write(told.encode() + b"\n")
+    child.stdin.flush()
+    return child
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
+        child.wait()
