@@ -78,9 +78,10 @@ def read_series(files: Sequence[str], fetch: Callable[[str], bytes], name: str) 
     planes: list[Plane] = []
     modality: str | None = None
     for file in files:
-        data = read_header(fetch(file), file, KEPT, stop=False)
+        where = f"{name}/{posixpath.basename(file)}"
+        data = read_header(fetch(file), where, KEPT, stop=False)
         modality = modality or str(data.get("Modality", "")) or None
-        planes += _planes(data, file, slices=len(files))
+        planes += _planes(data, where, slices=len(files))
     _check_alike(planes, name)
     normal = planes[0].normal
     planes.sort(key=lambda plane: float(plane.position @ normal))

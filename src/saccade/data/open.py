@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from saccade.contracts import Source
@@ -78,12 +79,13 @@ def open_source(
 
 def _synthetic(text: str) -> Source:
     kind, _, query = text.removeprefix("synthetic:").partition("?")
-    if kind != "tissue":
-        raise unknown("synthetic data", kind, ("tissue",))
-    from saccade.data.synthetic import open_tissue
+    from saccade.data.synthetic import open_tissue, open_volume
 
+    kinds: dict[str, Callable[[dict[str, str]], Source]] = {"tissue": open_tissue, "volume": open_volume}
+    if kind not in kinds:
+        raise unknown("synthetic data", kind, kinds)
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
-    return open_tissue({key: value for key, _, value in pairs})
+    return kinds[kind]({key: value for key, _, value in pairs})
 
 
 def _unknown_kind(place: Path, name: str) -> DataError:
