@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import minimum_filter
 
 from saccade.contracts import Sample
 from saccade.data.intensity import Intensity, to_unit
 
 PLANES = ("axial", "coronal", "sagittal")
 INDEX_PLANES = ("z", "y", "x")  # of volumes whose orientation is unknown
+CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
 COLOURS = ((255, 176, 0), (100, 200, 255), (220, 90, 180), (120, 220, 90), (250, 110, 70))  # outlines of mask classes
 
 
@@ -55,16 +57,12 @@ def _picture(plane: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _outlined(picture: Image.Image, mask: np.ndarray | None) -> Image.Image:
-    """The edges of every class, one pixel wide, in a colour of its own."""
+    """The edge of every class against lower ones and the background, one pixel wide, in a colour of its own."""
     if mask is None or not mask.any():
         return picture
     whole = Image.fromarray(mask.astype(np.int32)).resize(picture.size, Image.Resampling.NEAREST)
     classes, pixels = np.asarray(whole), np.asarray(picture).copy()
-    edge = np.zeros(classes.shape, bool)
-    edge[:-1] |= classes[:-1] != classes[1:]
-    edge[:, :-1] |= classes[:, :-1] != classes[:, 1:]
-    edge[1:] |= (classes[:-1] != classes[1:]) & (classes[:-1] == 0)
-    edge[:, 1:] |= (classes[:, :-1] != classes[:, 1:]) & (classes[:, :-1] == 0)
+    edge = classes > minimum_filter(classes, footprint=CROSS, mode="nearest")
     for number in np.unique(classes[classes > 0]):
         pixels[edge & (classes == number)] = COLOURS[(int(number) - 1) % len(COLOURS)]
     return Image.fromarray(pixels)
