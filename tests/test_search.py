@@ -167,6 +167,17 @@ def test_conditions_that_leave_nothing_have_an_empty_answer():
     assert found.hits == [] and len(found.similarities) == 0
 
 
+def test_names_that_are_no_text_are_spelt_out(tmp_path):
+    """A file name may hold any bytes; its image is found all the same."""
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+    Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(tmp_path / name)
+    Image.fromarray(np.full((16, 16, 3), 30, np.uint8)).save(tmp_path / "b.png")
+    saccade.embed(MODEL, tmp_path, out=tmp_path / "f.parquet")
+    table = store.load_table(tmp_path / "f.parquet")
+    assert table.ids == ["b.png", "caf\\udce9.png"]
+    assert Pictures(table.about).pixels(table.ids[1], table.hashes[1])[0, 0, 0] == 90
+
+
 def test_votes():
     found = guess([("a", 0.9), ("b", 0.9), ("a", 0.83), (None, 1.0)])
     one = np.exp(-0.07 / 0.07)

@@ -206,7 +206,12 @@ def embed(
     decoded = embedding.Decoded(source, max_bad=max_bad, report=None)
     loaded, _ = fitted_model(model, decoded)
     table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
-    origin = {"data": str(_absolute(data)), "labels": str(Path(where.labels).resolve()) if where.labels else None}
+    made_by = str(model) if str(model).startswith(("random:", "timm:")) else str(Path(model).resolve())
+    origin = {
+        "made_by": made_by,
+        "data": str(_absolute(data)),
+        "labels": str(Path(where.labels).resolve()) if where.labels else None,
+    }
     table = dataclasses.replace(table, about=table.about | {"weights": fingerprint(loaded.backbone)} | origin)
     if out is not None:
         tables.write(out, table)

@@ -14,6 +14,7 @@ from PIL import Image
 from saccade.contracts import Source
 from saccade.data.open import open_source
 from saccade.errors import DataError, SaccadeError
+from saccade.store import storable
 
 
 class Pictures:
@@ -45,7 +46,7 @@ class Pictures:
     def _index(self) -> dict[str, int]:
         if isinstance(self._source, str):
             return {}
-        return {record.id: i for i, record in enumerate(self._source.records)}
+        return {str(storable(record.id)): i for i, record in enumerate(self._source.records)}
 
     def missing(self) -> str | None:
         """Why no image can be shown, or None when the source is there."""

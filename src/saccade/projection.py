@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -215,7 +215,10 @@ class Job:
                 self._state = State(state, share, text, round(time.monotonic() - self._began, 1))
 
     def state(self) -> State:
-        return self._state
+        with self._lock:
+            if self._state.state != "running":
+                return self._state
+            return replace(self._state, seconds=round(time.monotonic() - self._began, 1))
 
     def cancel(self) -> None:
         """End the process; a map that is done stays."""

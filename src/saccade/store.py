@@ -72,10 +72,15 @@ def table_of(
     return FeatureTable(features, [str(i) for i in ids], labels, groups, splits, hashes, model, about, extras)
 
 
+def storable(text: str | None) -> str | None:
+    """File names may hold bytes that are no text; a table cannot, so they are spelt out: ``\\udcff``."""
+    return text if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def to_arrow(table: FeatureTable) -> pa.Table:
     """Columns of text and one fixed-size list column ``features``; what is said of all rows is in the metadata."""
     flat = pa.array(np.ascontiguousarray(table.features, dtype=np.float32).reshape(-1))
-    data = {name: pa.array(values, pa.string()) for name, values in table.columns.items()}
+    data = {name: pa.array(map(storable, values), pa.string()) for name, values in table.columns.items()}
     data[FEATURES] = pa.FixedSizeListArray.from_arrays(flat, table.features.shape[1])
     about = {"model": table.model, "about": table.about}
     return pa.table(data).replace_schema_metadata({"saccade": json.dumps(about)})

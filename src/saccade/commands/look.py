@@ -145,6 +145,9 @@ def view(
         list[str] | None,
         typer.Argument(metavar="[RUN ...]", help="Runs or other MODELs; without one, all runs found below here."),
     ] = None,
+    store: Annotated[
+        list[str] | None, typer.Option("--store", help="A feature table for the map, beside RUN/features.parquet.")
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; any but this machine's own lets others in.")
     ] = "127.0.0.1",
@@ -158,7 +161,7 @@ def view(
     require("uvicorn", "web", "saccade view")
     from saccade.web.start import view as run
 
-    run(runs or [], host=host, port=port, open_browser=not no_open, say=typer.echo)
+    run(runs or [], stores=store or [], host=host, port=port, open_browser=not no_open, say=typer.echo)
 
 
 def doctor(

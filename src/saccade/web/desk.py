@@ -94,6 +94,7 @@ class ImageOnDesk:
 class Desk:
     """runs      the run folders that were named, or found under the current folder
     models    names of models beside those of the runs: ``random:NAME``, ``timm:NAME``, a weights file
+    tables    feature tables beside those of the runs
     secret    of this session; ids are made with it
     """
 
@@ -101,6 +102,7 @@ class Desk:
     models: Sequence[str] = ()
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     uploads: Uploads = field(default_factory=Uploads)
+    tables: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._sources: dict[str, Source] = {}
@@ -186,7 +188,7 @@ def opaque(secret: bytes, kind: str, name: str) -> str:
     return hmac.digest(secret, f"{kind}\0{name}".encode(errors="surrogatepass"), "sha256").hex()[:16]
 
 
-def lay_out(folders: Sequence[Path], models: Sequence[str] = ()) -> Desk:
+def lay_out(folders: Sequence[Path], models: Sequence[str] = (), tables: Sequence[str] = ()) -> Desk:
     """A desk with these runs. Runs of one folder name are told apart by the folder above."""
     secret = secrets.token_bytes(32)
     paths = list(dict.fromkeys(folder.resolve() for folder in folders))
@@ -195,7 +197,7 @@ def lay_out(folders: Sequence[Path], models: Sequence[str] = ()) -> Desk:
         RunOnDesk(opaque(secret, "run", str(p)), f"{p.parent.name}/{p.name}" if p.name in twice else p.name, p)
         for p in paths
     ]
-    return Desk(runs, tuple(models), secret)
+    return Desk(runs, tuple(models), secret, tables=tuple(tables))
 
 
 def runs_below(folder: Path, depth: int = 3) -> list[Path]:

@@ -14,14 +14,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from saccade.errors import SaccadeError, UsageError
-from saccade.web import explorer, images, runs, words
+from saccade.web import atlas, explorer, images, runs, words
 from saccade.web.desk import Desk
 from saccade.web.security import Gate, Keys
 
 STATIC = Path(__file__).parent / "static"
 USUAL_PORT = 8420
 # One router a page.
-ROUTERS: tuple[Callable[[Desk], APIRouter], ...] = (explorer.router, words.router, runs.router, images.router)
+ROUTERS: tuple[Callable[[Desk], APIRouter], ...] = (
+    explorer.router,
+    words.router,
+    atlas.router,
+    runs.router,
+    images.router,
+)
 
 
 def create_app(desk: Desk, keys: Keys) -> ASGIApp:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from saccade.errors import UsageError
+from saccade.tables import open_store
 from saccade.web.desk import Desk, lay_out, runs_below
 from saccade.web.security import Keys
 from saccade.web.server import create_app, listen, serve
@@ -19,9 +20,17 @@ figures of these runs and can make this machine compute. It is not encrypted. Sa
   ssh -L {port}:127.0.0.1:{port} THIS_MACHINE"""
 
 
-def view(named: Sequence[str], *, host: str, port: int | None, open_browser: bool, say: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C. ``named``: run folders, or other MODELs. Raises UsageError."""
-    desk = lay_out_named(named)
+def view(
+    named: Sequence[str],
+    *,
+    stores: Sequence[str] = (),
+    host: str,
+    port: int | None,
+    open_browser: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Serve until Ctrl-C. ``named``: run folders, or other MODELs; ``stores``: feature tables. Raises UsageError."""
+    desk = lay_out_named(named, stores)
     sock = listen(host, port)
     keys = Keys(host, sock.getsockname()[1])
     if not keys.local:
@@ -33,10 +42,13 @@ def view(named: Sequence[str], *, host: str, port: int | None, open_browser: boo
     serve(create_app(desk, keys), sock)
 
 
-def lay_out_named(named: Sequence[str]) -> Desk:
+def lay_out_named(named: Sequence[str], stores: Sequence[str] = ()) -> Desk:
     """Run folders and other models by name; without a name, the runs below the current folder."""
+    tables = [store if "://" in store else str(Path(store).resolve()) for store in stores]
+    for table in tables:
+        open_store(table)  # a misspelt name is said now, not in the browser
     if not named:
-        return lay_out(runs_below(Path.cwd()), ALWAYS)
+        return lay_out(runs_below(Path.cwd()), ALWAYS, tables)
     folders, models = [], []
     for name in named:
         path = Path(name)
@@ -46,4 +58,4 @@ def lay_out_named(named: Sequence[str]) -> Desk:
             models.append(name)
         else:
             raise UsageError("no such run", got=name, hint="a run folder holds config.yaml; or random:NAME, timm:NAME")
-    return lay_out(folders, (*models, *ALWAYS))
+    return lay_out(folders, (*models, *ALWAYS), tables)

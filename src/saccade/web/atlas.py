@@ -1,0 +1,166 @@
+"""The map of embeddings: which images a model finds alike, seen as points, searched, selected.
+
+Positions and codes of columns travel as float32, little-endian; the page paints them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Body, Query
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from saccade.errors import UsageError
+from saccade.filters import Condition
+from saccade.reporting.files import read_run
+from saccade.web.desk import Desk, RunOnDesk
+from saccade.web.opened import MOST, OpenedTable
+
+KEPT = 3  # tables in memory
+USUAL = ("features.parquet", "features.lance")
+
+
+class Shelf:
+    """The tables that may be looked at: those of the runs on the desk, and those that were named."""
+
+    def __init__(self, desk: Desk):
+        self.desk = desk
+        self._opened: OrderedDict[str, tuple[float, OpenedTable]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Every table; for a run without one, the command that makes it."""
+        found: list[dict[str, Any]] = []
+        for place in self.desk.tables:
+            found.append({"id": self.desk.id_of("table", place), "name": place.rstrip("/").rpartition("/")[2]})
+        for run in self.desk.runs:
+            own = self._of(run)
+            if own is None:
+                found.append({"name": run.name, "command": _command(run)})
+            else:
+                found.append({"id": self.desk.id_of("table", str(own)), "name": run.name, "run": run.id})
+        return found
+
+    def open(self, key: str) -> OpenedTable:
+        """The table with this id, read again when it was written anew. HTTP 404 where there is none."""
+        places = {self.desk.id_of("table", place): place for place in self.desk.tables}
+        for run in self.desk.runs:
+            if (found := self._of(run)) is not None:
+                places[self.desk.id_of("table", str(found))] = str(found)
+        if key not in places:
+            raise HTTPException(404, "no such table")
+        place = Path(places[key])
+        written = place.stat().st_mtime if place.exists() else 0.0
+        with self._lock:
+            if key not in self._opened or self._opened[key][0] != written:
+                models = [str(run.folder) for run in self.desk.runs if run.folder == place.parent]
+                self._opened[key] = written, OpenedTable(places[key], models)
+            self._opened.move_to_end(key)
+            while len(self._opened) > KEPT:
+                self._opened.popitem(last=False)
+            return self._opened[key][1]
+
+    def _of(self, run: RunOnDesk) -> Path | None:
+        return next((run.folder / name for name in USUAL if (run.folder / name).exists()), None)
+
+
+def _command(run: RunOnDesk) -> str:
+    """What makes the table of a run, ready to be copied into a shell."""
+    files = read_run(run.folder)
+    data, group = files.setting("data", "source") or "DATA", files.setting("data", "group")
+    words = [
+        "saccade",
+        "embed",
+        run.folder,
+        data,
+        "--out",
+        run.folder / USUAL[0],
+        *(["--group", group] if group else []),
+    ]
+    return shlex.join(str(word) for word in words)
+
+
+def router(desk: Desk) -> APIRouter:
+    api = APIRouter(prefix="/atlas")
+    shelf = Shelf(desk)
+
+    @api.get("")
+    def listed() -> list[dict[str, Any]]:
+        return shelf.listed()
+
+    @api.get("/{key}")
+    def about(key: str) -> dict[str, Any]:
+        return shelf.open(key).about()
+
+    @api.get("/{key}/places")
+    def places(key: str, kind: str = "pca") -> Response:
+        """[N 2]: where every row lies."""
+        return _numbers(shelf.open(key).places(kind))
+
+    @api.get("/{key}/values")
+    def values(key: str, name: str, clusters: int | None = None) -> list[str]:
+        """The values of a column, the most frequent first; ``clusters`` makes the column of that name anew."""
+        table = shelf.open(key)
+        if clusters is not None:
+            table.cluster(clusters)
+        return table.column(name)[0]
+
+    @api.get("/{key}/codes")
+    def codes(key: str, name: str) -> Response:
+        """[N]: which of the values each row has."""
+        return _numbers(shelf.open(key).column(name)[1])
+
+    @api.get("/{key}/job")
+    def job(key: str, kind: str) -> dict[str, Any]:
+        return dataclasses.asdict(shelf.open(key).job(kind))
+
+    @api.post("/{key}/job")
+    def start(key: str, kind: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
+        return dataclasses.asdict(shelf.open(key).start(kind))
+
+    @api.post("/{key}/cancel")
+    def cancel(key: str, kind: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
+        return dataclasses.asdict(shelf.open(key).cancel(kind))
+
+    @api.post("/{key}/rows")
+    def rows(key: str, numbers: Annotated[list[int], Body(embed=True, max_length=MOST)]) -> list[dict[str, Any]]:
+        table = shelf.open(key)
+        return [{"row": number} | table.row(number) for number in numbers]
+
+    @api.get("/{key}/thumb/{number}")
+    def thumb(key: str, number: int, side: Annotated[int, Query(ge=16, le=512)] = 128) -> Response:
+        return Response(
+            shelf.open(key).thumbnail(number, side),
+            media_type="image/png",
+            headers={"cache-control": "private, max-age=3600"},
+        )
+
+    @api.post("/{key}/neighbours")
+    def neighbours(key: str, question: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+        """``row`` or ``upload``, ``k``, ``where`` ([{column, values, negated}]), ``approximate``."""
+        table = shelf.open(key)
+        try:
+            k, wish = int(question.get("k", 10)), question.get("approximate")
+            where = [Condition(w["column"], tuple(w["values"]), bool(w["negated"])) for w in question.get("where", [])]
+            row = None if question.get("row") is None else int(question["row"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError("the question does not fit", got=str(error)) from error
+        if row is not None:
+            return table.like_row(row, k, where, wish)
+        upload = desk.uploads.get(str(question.get("upload")))
+        if upload is None:
+            raise HTTPException(404, "no such upload")
+        return table.like_upload(upload, k, where, wish)
+
+    return api
+
+
+def _numbers(values: np.ndarray) -> Response:
+    return Response(np.ascontiguousarray(values, dtype="<f4").tobytes(), media_type="application/octet-stream")

@@ -1,0 +1,115 @@
+// What is like one image: its neighbours, the label they vote for, filters, a file to ask with.
+
+import { json, link, post, upload } from "./ask.js";
+import { named } from "./atlas-legend.js";
+import { el, field, replace, say, select } from "./dom.js";
+
+const KS = [5, 10, 20, 50, 100];
+
+export class Near {
+  // page: {table, signal, columns, describe(hit), go(row), marked(row, rows)}
+  constructor(page) {
+    this.page = page;
+    this.k = 10;
+    this.apart = page.about.columns.includes("group") && page.grouped;
+    this.where = [];
+    this.asked = null;
+    this.turn = 0;
+    this.list = el("ol", { class: "hits" });
+    this.head = el("p", { class: "soft" }, "Click a point, or press Enter on it, to see which images the model finds most like it.");
+    this.votes = el("div", { class: "votes" });
+    this.chips = el("div", { class: "chips" });
+    const file = el("input", { type: "file", class: "visually-hidden", accept: "image/*,.tif,.tiff", tabindex: "-1" });
+    file.addEventListener("change", () => { if (file.files[0]) this.ask({ file: file.files[0] }); file.value = ""; });
+    this.node = el("section", { class: "card near", "aria-label": "Neighbours" }, el("h2", null, "Most alike"),
+      el("div", { class: "row noprint" },
+        field("Neighbours", select(KS.map((k) => ({ value: String(k), text: String(k) })), "10", (k) => { this.k = Number(k); this.again(); })),
+        el("button", { type: "button", onclick: () => file.click() }, "Ask with a file …"), file),
+      this.filters(), this.chips, this.head, this.votes, this.list);
+  }
+
+  filters() {
+    const { page } = this;
+    const column = select(page.about.columns.map((name) => ({ value: name, text: name })), page.about.columns[0], () => fill());
+    const value = el("select");
+    const fill = async () => {
+      const values = await json(`atlas/${page.table}/values`, { name: column.value }, page.signal);
+      replace(value, values.slice(0, 500).map((one) => el("option", { value: one }, named(one))));
+    };
+    const put = (negated) => { this.where.push({ column: column.value, values: [value.value], negated }); this.filtered(); };
+    const apart = el("input", { type: "checkbox", checked: this.apart, onchange: () => { this.apart = apart.checked; this.again(); } });
+    const more = el("details", { class: "noprint" }, el("summary", null, "Filter"), el("div", { class: "row" },
+      field("Column", column), field("Value", value),
+      el("button", { type: "button", onclick: () => put(false) }, "Only these"),
+      el("button", { type: "button", onclick: () => put(true) }, "Not these")));
+    more.addEventListener("toggle", () => { if (more.open && !value.options.length) fill().catch((error) => this.complain(error)); });
+    return [page.grouped ? el("label", { class: "check noprint" }, apart, "not from the same group") : null, more];
+  }
+
+  filtered() {
+    replace(this.chips, this.where.map((one, n) => el("button", {
+      type: "button", class: "chip", "aria-label": `Remove the filter ${one.column} ${one.negated ? "is not" : "is"} ${named(one.values[0])}`,
+      onclick: () => { this.where.splice(n, 1); this.filtered(); },
+    }, `${one.column} ${one.negated ? "≠" : "="} ${named(one.values[0])}`, el("span", { "aria-hidden": "true" }, " ×"))));
+    this.again();
+  }
+
+  again() { if (this.asked) this.ask(this.asked); }
+
+  conditions(known) {
+    const own = this.apart && known?.group ? [{ column: "group", values: [known.group], negated: true }] : [];
+    return [...this.where, ...own];
+  }
+
+  // with {row} of the map, or {file} from this computer
+  async ask(asked) {
+    const turn = ++this.turn, { page } = this;
+    this.asked = asked;
+    this.node.setAttribute("aria-busy", "true");
+    try {
+      if (asked.file && !asked.upload) asked.upload = (await upload(asked.file, page.signal)).id;
+      const known = asked.row === undefined ? null : (await page.known([asked.row]))[0];
+      const question = { row: asked.row ?? null, upload: asked.upload ?? null, k: this.k, where: this.conditions(known) };
+      const found = await post(`atlas/${page.table}/neighbours`, question, page.signal);
+      if (turn !== this.turn) return;
+      this.show(asked, known, found);
+    } catch (error) { if (turn === this.turn) this.complain(error); } finally {
+      if (turn === this.turn) this.node.removeAttribute("aria-busy");
+    }
+  }
+
+  complain(error) {
+    if (this.page.signal.aborted) return;
+    const said = error.said ?? {};
+    replace(this.head, el("span", { class: "note", role: "alert" }, [error.message, said.got, said.hint].filter(Boolean).join(" · ")));
+    replace(this.votes);
+    replace(this.list);
+    this.page.marked(-1, []);
+  }
+
+  show(asked, known, found) {
+    const name = known ? known.id : asked.file.name;
+    replace(this.head, el("span", { class: "asked" }, known ? this.thumb(asked.row, 64) : null, el("span", null, el("strong", null, name), known?.label ? ` ${known.label}` : "",
+      el("br"), `${found.recall ?? "exact"}; ${found.rows.toLocaleString("en")} images`)));
+    replace(this.votes, found.guess ? this.bars(found.guess) : null);
+    replace(this.list, found.hits.map((hit) => el("li", null, el("button", {
+      type: "button", title: `${hit.id}: similarity ${hit.similarity.toFixed(4)}`, onclick: () => this.page.go(hit.row),
+      onmouseenter: () => this.page.point(hit.row), onmouseleave: () => this.page.point(-1),
+    }, this.thumb(hit.row, 96), el("span", { class: "what" }, named(hit.label ?? "")), el("span", { class: "soft" }, hit.similarity.toFixed(3))))));
+    this.page.marked(asked.row ?? -1, found.hits.map((hit) => hit.row));
+    const vote = found.guess ? `; they vote for ${found.guess.label}` : "";
+    say(`${found.hits.length} images like ${name}${vote}`);
+  }
+
+  thumb(row, side) {
+    return this.page.pictures
+      ? el("img", { src: link(`atlas/${this.page.table}/thumb/${row}`, { side: 128 }), alt: "", width: side, height: side, loading: "lazy" })
+      : el("span", { class: "no-picture", "aria-hidden": "true" });
+  }
+
+  bars(guess) {
+    return [el("h3", null, `The neighbours vote for ${guess.label}`), el("ul", null, Object.entries(guess.shares).slice(0, 6).map(([label, share]) =>
+      el("li", null, el("span", { class: "what" }, label), el("span", { class: "share", "aria-hidden": "true" }, el("span", { style: { width: `${100 * share}%` } })),
+        el("span", null, `${Math.round(100 * share)} % (${guess.counts[label]})`))))];
+  }
+}
