@@ -211,7 +211,7 @@ def test_a_hundred_thousand_points_stay_fluid(window):
     times = window.evaluate(
         """async (count) => {
           const { Scatter } = await import("/static/scatter.js");
-          const { looks } = await import("/static/atlas-legend.js");
+          const { looks } = await import("/static/atlas_legend.js");
           const scatter = new Scatter(), places = new Float32Array(2 * count);
           let state = 7;
           const draw = () => { state = (Math.imul(state, 1664525) + 1013904223) >>> 0; return state / 2 ** 32; };

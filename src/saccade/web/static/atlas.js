@@ -1,10 +1,10 @@
 // The map of embeddings: images that a model finds alike lie together.
 
 import { floats, json, link, post } from "./ask.js";
-import { legend, looks, named, NAMED } from "./atlas-legend.js";
-import { Near } from "./atlas-near.js";
-import { Plot } from "./atlas-plot.js";
-import { csv, download, drawing, picture } from "./atlas-save.js";
+import { legend, looks, named, NAMED } from "./atlas_legend.js";
+import { Near } from "./atlas_near.js";
+import { Plot } from "./atlas_plot.js";
+import { csv, download, drawing, picture } from "./atlas_save.js";
 import { el, field, replace, say, select } from "./dom.js";
 
 const KINDS = { pca: "PCA", tsne: "t-SNE", umap: "UMAP" };

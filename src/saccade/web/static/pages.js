@@ -6,5 +6,6 @@
 export const PAGES = [
   { id: "explorer", title: "Attention", load: () => import("./explorer.js") },
   { id: "words", title: "Sentences", load: () => import("./words.js") },
+  { id: "atlas", title: "Map", load: () => import("./atlas.js") },
   { id: "runs", title: "Runs", load: () => import("./runs.js") },
 ];

@@ -1,7 +1,7 @@
 // What is like one image: its neighbours, the label they vote for, filters, a file to ask with.
 
 import { json, link, post, upload } from "./ask.js";
-import { named } from "./atlas-legend.js";
+import { named } from "./atlas_legend.js";
 import { el, field, replace, say, select } from "./dom.js";
 
 const KS = [5, 10, 20, 50, 100];
