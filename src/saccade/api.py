@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from saccade import config, embedding, finetuning, panels, runs, runtime, searching, sentences, tables
+from saccade import config, embedding, finetuning, interactive, panels, runs, runtime, searching, sentences, tables
 from saccade.backbones.weights import fingerprint
 from saccade.data.audit import Audit, audit
 from saccade.data.open import open_source
@@ -44,6 +44,7 @@ __all__ = [
     "pretrain",
     "replay",
     "report",
+    "report_interactive",
     "resume",
     "search",
     "show",
@@ -253,6 +254,16 @@ def report(run: str | Path) -> Path:
         return drive.page_so_far(Path(run))
     runs.require_run(Path(run))
     return write_report(Path(run))
+
+
+def report_interactive(
+    run: str | Path, out: str | Path, *, images: Sequence[str | Path] = (), size_px: int | None = None
+) -> tuple[Path, str]:
+    """Write the attention explorer for chosen images as one HTML file ``out``. Returns it, and what it says of itself.
+
+    images  files; without any, a few images of the run's data, one a class
+    """
+    return interactive.write_interactive(run, out, images, size_px)
 
 
 def examine(run: str | Path) -> list[Diagnosis]:

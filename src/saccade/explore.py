@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -74,6 +74,21 @@ class Seen:
     def nbytes(self) -> int:
         kept = self.compared.nbytes if self.compared is not None else 0
         return self.picture.nbytes + kept + (self.vectors.nbytes if self.vectors is not None else 0)
+
+    def about(self) -> dict[str, Any]:
+        """What a page must know to ask on: how many layers, heads and tokens, and where the patches lie."""
+        compared = self.compared
+        return {
+            "name": self.name,
+            "kind": "similarity" if compared is None else "attention",
+            "depth": 1 if compared is None else compared.depth,
+            "heads": 1 if compared is None else compared.heads,
+            "width": 0 if compared is None else int(compared.queries.shape[-1]),
+            "prefix": self.prefix,
+            "grid": list(self.grid),
+            "size_px": list(self.picture.shape[1:]),
+            "order": None if self.order is None else self.order.tolist(),
+        }
 
     def similarity(self, first: int, count: int) -> np.ndarray:
         """Cosines [1 R 1 + N] of tokens with the image's own vector and with every token; row 0 is that vector's."""

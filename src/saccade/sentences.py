@@ -15,9 +15,9 @@ import numpy as np
 
 from saccade.backbones.text import Reading, TextModel, load_text_model
 from saccade.errors import ModelError, UsageError, unknown
-from saccade.reporting.standalone import packed, standalone
+from saccade.reporting.standalone import block, kept_layers, standalone
 from saccade.texts import facts, look_up, order_test
-from saccade.viz.quantised import FLOOR, quantise
+from saccade.viz.quantised import lost, quantise
 from saccade.viz.sentence import SentenceMap, draw, lines
 from saccade.words import TextOptions, find_word, merge
 
@@ -155,7 +155,6 @@ def _token(query: str, reading: Reading) -> int:
 
 # --- a page of one file ----------------------------------------------------------------------------
 
-MOST_BYTES = 24 * 2**20  # of weights in one page, one byte each
 ORDERS = 5  # shuffles of the words that a page carries
 
 
@@ -167,19 +166,14 @@ def page(attended: AttendedText) -> str:
     reading, model = attended.reading, attended.model
     count = len(reading.tokens)
     kept = kept_layers(len(reading.layers), reading.heads * count * count, attended.layer)
-    layers, losses = {}, []
-    for layer in kept:
-        found = quantise(reading.attention(layer=layer).numpy())
-        layers[layer] = {"codes": packed(found.codes), "largest": packed(found.largest)}
-        losses.append((found.relative, found.absolute, found.dropped))
-    words = lost(*(max(column) for column in zip(*losses)))
+    layers = {layer: quantise(reading.attention(layer=layer).numpy()) for layer in kept}
+    words = lost(layers.values())
     if len(kept) < len(reading.layers):
         words += f" Of {len(reading.layers)} layers, {len(kept)} are kept."
     shown = attended.options
     data = {
         "info": facts(model, reading) | {"layers": kept},
-        "layers": layers,
-        "scale": {"width": count, "floor": FLOOR},
+        "layers": {layer: block(found) for layer, found in layers.items()},
         "look": {t.id: _short(look_up(model, t.id)) for t in reading.tokens},
         "orders": _orders(model, reading.text),
         "note": words,
@@ -192,35 +186,6 @@ def page(attended: AttendedText) -> str:
         },
     }
     return standalone(f"Attention: {reading.text[:60]}", "standalone_words.js", data)
-
-
-def kept_layers(depth: int, layer_bytes: int, asked: int) -> list[int]:
-    """All layers, or as many as fit into MOST_BYTES: spread evenly, with the last one and the one that was asked for.
-
-    Raises UsageError when not even one fits.
-    """
-    room = MOST_BYTES // layer_bytes
-    if room < 1:
-        raise UsageError(
-            "one layer does not fit into a page",
-            got=f"{layer_bytes / 2**20:,.0f} MiB",
-            expected=f"at most {MOST_BYTES // 2**20} MiB",
-        )
-    if room >= depth:
-        return list(range(depth))
-    spread = np.linspace(depth - 1, 0, room).round().astype(int).tolist()
-    if asked not in spread:
-        spread[min(range(len(spread)), key=lambda i: abs(spread[i] - asked))] = asked
-    return sorted(set(spread))
-
-
-def lost(relative: float, absolute: float, dropped: float) -> str:
-    """What a page says of its own numbers."""
-    return (
-        f"Weights are kept in one byte: within {100 * relative:.1f} % of themselves, at most {100 * absolute:.2f} "
-        f"percentage points off; those below 1/{1 / FLOOR:,.0f} of their row's largest are 0 "
-        f"(at most {100 * dropped:.2g} % of a row)."
-    )
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,19 @@ import csv
 import io
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+from waiting import until
 
-from saccade.errors import UsageError
-from saccade.reporting.standalone import joined
-from saccade.viz.quantised import FLOOR, STEP, dequantise, quantise
+import saccade
+from saccade import cli
+from saccade.errors import SaccadeError, UsageError
+from saccade.reporting.standalone import MOST_BYTES, joined, kept_layers
+from saccade.viz.quantised import FLOOR, STEPS, dequantise, quantise
 
 HOSTILE = "</script><script>alert(1)</script> <!-- <img src=x onerror=alert(2)> \u2028 materials"
 
@@ -61,17 +66,19 @@ def saved(page, kind: str) -> bytes:
 
 def test_a_byte_keeps_a_weight_in_proportion():
     rng = np.random.default_rng(0)
-    scores = rng.normal(size=(4, 60, 60)) * 3
+    scores = rng.normal(size=(4, 60, 60)) * np.array([0.01, 1, 3, 9])[:, None, None]
     exact = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
-    exact[0, 0, 5:] = 0
+    exact[1, 0, 5:] = 0  # as a mask does
     found = quantise(exact)
-    again = dequantise(found.codes, found.largest)
+    again = dequantise(found.codes, found.largest, found.smallest)
     kept = found.codes > 0
     assert found.relative == pytest.approx(np.abs(again[kept] / exact[kept] - 1).max())
-    assert found.relative < np.exp(STEP / 2) - 1 + 1e-6
+    assert found.relative < np.expm1(-np.log(FLOOR) / STEPS / 2) + 1e-6
     assert found.absolute == pytest.approx(np.abs(again - exact).max())
-    assert (exact[~kept] <= 1.1 * FLOOR * exact.max(axis=-1, keepdims=True).repeat(60, axis=-1)[~kept]).all()
-    assert quantise(np.zeros((2, 3))).absolute == 0
+    assert np.array_equal(kept, exact >= FLOOR * exact.max(axis=-1, keepdims=True))
+    # Rows that are nearly even keep what little there is.
+    assert quantise(exact[0]).relative < 2e-4
+    assert quantise(np.zeros((2, 3))).absolute == 0 and quantise(np.full((1, 4), 0.25)).absolute == 0
 
 
 def test_modules_become_one_script():
@@ -81,8 +88,6 @@ def test_modules_become_one_script():
 
 
 def test_layers_are_left_out_where_they_do_not_fit():
-    from saccade.sentences import MOST_BYTES, kept_layers
-
     assert kept_layers(12, MOST_BYTES // 12, 5) == list(range(12))
     few = kept_layers(12, MOST_BYTES // 4, 5)
     assert len(few) == 4 and 11 in few and 5 in few
@@ -117,3 +122,117 @@ def test_a_hostile_sentence_stays_text(sentence, opened, tmp_path):
     assert page.locator("main script, main img").count() == 0
     block = re.search(r'id="data">(.*?)</script>', hostile.read_text(encoding="utf-8"), re.DOTALL)
     assert json.loads(block[1])["info"]["text"] == HOSTILE
+
+
+# --- images ------------------------------------------------------------------------------------------
+
+NAME = "<img src=x onerror=alert(1)>&'\u202e.png"
+DRAWN = "document.querySelector('.words strong') && !document.querySelector('[aria-busy]')"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> list:
+    from PIL import Image
+
+    rng = np.random.default_rng(3)
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / "a.png", folder / NAME]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (40, 56, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def kept(small_runs, pictures, tmp_path_factory):
+    return saccade.report_interactive(small_runs[0], tmp_path_factory.mktemp("page") / "kept.html", images=pictures)
+
+
+def exact(run, path, fresh: bool = False):
+    from saccade.data.decode import decode
+    from saccade.explore import Explorer, Look
+
+    return Explorer().see(Look(str(run), "image", fresh), decode(path.read_bytes(), path.name))
+
+
+def table(page) -> np.ndarray:
+    """Values of panel A as the page saves them."""
+    with page.expect_download() as download:
+        page.locator("[data-save=csv]").click()
+    rows = csv.DictReader(io.StringIO(download.value.path().read_text(encoding="utf-8")))
+    return np.array([float(row["value"]) for row in rows if row["panel"] == "A"])
+
+
+def test_chosen_images_open_from_a_file_with_the_numbers_of_the_network(kept, opened, small_runs, pictures):
+    path, note = kept
+    relative, absolute = (float(number) for number in re.findall(r"[\d.]+(?= %| percentage)", note)[:2])
+    page = opened(path)
+    until(page, DRAWN)
+    assert note in page.locator("main").inner_text()
+    seen = exact(small_runs[0], pictures[0])
+    wanted = seen.compared.rows(seen.compared.depth - 1, 0)[:, 0, seen.prefix :].mean(axis=0)
+    shown = table(page)
+    assert np.abs(shown - wanted).max() <= 1.1 * absolute / 100
+    assert np.abs(shown / wanted - 1).max() <= 1.1 * relative / 100
+    page.get_by_label("Shown").select_option("rollout")
+    until(page, "document.querySelector('.words').innerText.includes('Class token')")
+    np.testing.assert_allclose(table(page), seen.compared.rollout(0)[0, seen.prefix :], rtol=0.02)
+
+
+def test_random_weights_stand_beside_it_and_a_click_asks_a_patch(kept, opened, small_runs, pictures):
+    page = opened(kept[0])
+    until(page, DRAWN)
+    page.locator(".thumbs button").nth(1).click()
+    page.get_by_label("Model", exact=True).select_option(index=1)
+    until(page, DRAWN)
+    box = page.locator(".map").first.bounding_box()
+    seen = exact(small_runs[0], pictures[1], fresh=True)
+    rows, columns = seen.grid
+    where = {"x": 2.5 * box["width"] / columns, "y": 1.5 * box["height"] / rows}
+    page.locator(".map").first.click(position=where)
+    page.get_by_label("Head", exact=True).select_option("0")
+    until(page, "document.querySelector('.explained').innerText.includes('not the vectors')")
+    query = seen.prefix + columns + 2
+    wanted = seen.compared.rows(seen.compared.depth - 1, query)[0, 0, seen.prefix :]
+    np.testing.assert_allclose(table(page), wanted, rtol=0.03)
+    assert page.locator("main script, .thumbs img[src=x]").count() == 0
+    assert page.get_by_role("button", name="The order question").count() == 0
+
+
+def test_without_images_a_few_of_the_run_are_taken(small_runs, opened, tmp_path):
+    path, _ = saccade.report_interactive(small_runs[0], tmp_path / "own.html")
+    page = opened(path, (768, 1024))
+    until(page, DRAWN)
+    assert page.locator(".thumbs button").count() == 4
+    assert len(set(page.locator(".thumbs button").evaluate_all("all => all.map(one => one.title)"))) == 4
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_network_without_attention_keeps_similarities(small_runs, opened, pictures, tmp_path):
+    from saccade.backbones.weights import load_model, save_model
+
+    loaded = load_model("random:resnet10_w16", size_px=32)
+    run = tmp_path / "cnn"
+    shutil.copytree(small_runs[0], run, ignore=shutil.ignore_patterns("model", "checkpoints"))
+    save_model(run / "model", loaded.backbone, loaded.spec, about={})
+    path, note = saccade.report_interactive(run, tmp_path / "cnn.html", images=pictures[:1])
+    page = opened(path)
+    until(page, DRAWN)
+    assert note == "Similarities are kept to 0.004."
+    seen = exact(run, pictures[0])
+    wanted = seen.similarity(0, 1)[0, 0, 1:]
+    assert np.abs(table(page) - wanted).max() < 0.005
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--images", "a.png"], "--images cannot go with a report without --interactive"),
+        (["--interactive", "a.png"], "name it FILE.html"),
+        (["--interactive", "a.html", "--images", "nothing.png"], "image file not found"),
+        (["--interactive", "a.html", "--images", ",".join(["a.png"] * 25)], "too many images"),
+    ],
+)
+def test_mistakes_are_named(small_runs, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = CliRunner().invoke(cli.app, ["report", str(small_runs[0]), *words]).exception
+    assert isinstance(error, SaccadeError) and said in str(error)

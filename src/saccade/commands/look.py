@@ -126,8 +126,29 @@ def search(
         typer.echo(fault, err=True)
 
 
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a study.")]) -> None:
-    """Write the page again, also while the run or study goes on: one file, no network needed to read it."""
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a study.")],
+    interactive: Annotated[
+        Path | None, typer.Option("--interactive", metavar="FILE.html", help="Write the explorer as one file instead.")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option("--images", help="Its images, with commas; default: a few of the run's, one a class.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Their shorter side in pixels; default: the model's own.")] = None,
+) -> None:
+    """Write the page again, also while the run or study goes on: one file, no network needed to read it.
+
+    With --interactive, the attention explorer for chosen images as one file that works without a server: every patch,
+    layer and head, beside the same network with random weights. For supplements of papers and for lectures.
+    """
+    if interactive is not None:
+        from saccade.api import report_interactive
+
+        files = [name.strip() for name in (images or "").split(",") if name.strip()]
+        path, note = report_interactive(run, interactive, images=files, size_px=size)
+        typer.echo(f"{note}\n{path} ({path.stat().st_size / 2**20:.1f} MiB)")
+        return
+    _refuse("a report without --interactive", {"--images": images, "--size": size})
     if (run / "study.yaml").exists():
         from saccade.study.drive import page_so_far
 

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from saccade.errors import SaccadeError
+from saccade.errors import SaccadeError, UsageError
+from saccade.viz.quantised import Quantised
 
+MOST_BYTES = 24 * 2**20  # of weights in one page, one byte each
 IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w.]+)";\n', re.MULTILINE)
 EXPORT = re.compile(r"^export (async function|function|class|const) (\w+)", re.MULTILINE)
 LEFT = re.compile(r"^(import|export)\b.*", re.MULTILINE)
@@ -31,6 +33,11 @@ def packed(values: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 6)).decode("ascii")
 
 
+def block(found: Quantised) -> dict[str, str]:
+    """Rows of weights as ``embedded.js`` takes them."""
+    return {name: packed(getattr(found, name)) for name in ("codes", "largest", "smallest")}
+
+
 def standalone(title: str, entry: str, data: Mapping[str, Any], *, instead: Mapping[str, str] | None = None) -> str:
     """The page as text. ``entry`` is the module that starts it; it finds ``data`` in the element ``#data``.
 
@@ -39,7 +46,7 @@ def standalone(title: str, entry: str, data: Mapping[str, Any], *, instead: Mapp
     script = joined(entry, instead or {})
     style = _static("style.css") + _static("standalone.css")
     # The parser of HTML must not find the end of the block, or a comment, inside the data.
-    block = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    inside = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
@@ -51,8 +58,28 @@ def standalone(title: str, entry: str, data: Mapping[str, Any], *, instead: Mapp
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{html.escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         '<main id="page"></main>\n<div id="said" class="visually-hidden" role="status" aria-live="polite"></div>\n'
-        f'<script type="application/json" id="data">{block}</script>\n<script>{script}</script>\n</body>\n</html>\n'
+        f'<script type="application/json" id="data">{inside}</script>\n<script>{script}</script>\n</body>\n</html>\n'
     )
+
+
+def kept_layers(depth: int, layer_bytes: int, asked: int) -> list[int]:
+    """All layers, or as many as fit into MOST_BYTES: spread evenly, with the last one and the one that was asked for.
+
+    Raises UsageError when not even one fits.
+    """
+    room = MOST_BYTES // layer_bytes
+    if room < 1:
+        raise UsageError(
+            "one layer does not fit into a page",
+            got=f"{layer_bytes / 2**20:,.0f} MiB",
+            expected=f"at most {MOST_BYTES // 2**20} MiB",
+        )
+    if room >= depth:
+        return list(range(depth))
+    spread = np.linspace(depth - 1, 0, room).round().astype(int).tolist()
+    if asked not in spread:
+        spread[min(range(len(spread)), key=lambda i: abs(spread[i] - asked))] = asked
+    return sorted(set(spread))
 
 
 def joined(entry: str, instead: Mapping[str, str]) -> str:

@@ -43,7 +43,7 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/look")
     def look(found: Annotated[Any, Depends(seen)]) -> dict[str, Any]:
-        return about(found)
+        return found.about()
 
     @api.get("/picture")
     def picture(found: Annotated[Any, Depends(seen)]) -> Response:
@@ -81,22 +81,6 @@ def router(desk: Desk) -> APIRouter:
         return known | vectors | {"tokens": found.compared.tokens}
 
     return api
-
-
-def about(found: "Seen") -> dict[str, Any]:
-    """What the page must know to ask on: how many layers, heads and tokens, and where the patches lie."""
-    compared = found.compared
-    return {
-        "name": found.name,
-        "kind": "similarity" if compared is None else "attention",
-        "depth": 1 if compared is None else compared.depth,
-        "heads": 1 if compared is None else compared.heads,
-        "width": 0 if compared is None else int(compared.queries.shape[-1]),
-        "prefix": found.prefix,
-        "grid": list(found.grid),
-        "size_px": list(found.picture.shape[1:]),
-        "order": None if found.order is None else found.order.tolist(),
-    }
 
 
 def numbers(values: np.ndarray) -> Response:

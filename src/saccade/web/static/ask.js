@@ -1,4 +1,6 @@
-// Questions to the server. Errors carry what the command line would say.
+// Questions to the server. Errors carry what the command line would say. embedded_ask.js answers where there is none.
+
+export const live = true;
 
 export class Refused extends Error {
   constructor(status, said) {

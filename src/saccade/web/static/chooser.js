@@ -1,6 +1,6 @@
 // Choosing an image: from a run's data, page by page, or from a file, which stays in the server's memory.
 
-import { json, link, upload } from "./ask.js";
+import { json, link, live, upload } from "./ask.js";
 import { el, field, replace, say, select } from "./dom.js";
 
 const A_PAGE = 24;
@@ -86,7 +86,7 @@ export function chooser(context, runs, chosen, onchoose) {
   const pick = runs.length ? field("Images of", select(runs.map((run) => ({ value: run.id, text: run.name })), state.run,
     (run) => { Object.assign(state, { run, start: 0 }); hide(); show().catch(complain); })) : null;
   const node = el("section", { class: "chooser noprint", "aria-label": "Choose an image" },
-    pick, el("div", { class: "row" }, add, file), trouble, thumbs,
+    pick, live ? el("div", { class: "row" }, add, file) : null, trouble, thumbs,
     el("div", { class: "row pager" }, earlier, later, count));
   return { node, start: async () => {
     try {

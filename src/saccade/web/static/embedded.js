@@ -10,17 +10,30 @@ export function bytes(text) {
   return found;
 }
 
-async function inflated(text) {
+export async function inflated(text) {
   const stream = new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// Weights of one byte each: the logarithm of their share of the row's largest, 254 steps down to `floor`.
-export async function weights({ codes, largest, width, floor }) {
-  const small = await inflated(codes), most = new Float32Array((await inflated(largest)).buffer);
-  const step = -Math.log(floor) / 254;
-  const table = Float64Array.from({ length: 256 }, (_, code) => (code ? Math.exp((code - 255) * step) : 0));
-  const found = new Float32Array(small.length);
-  for (let i = 0; i < small.length; i++) found[i] = table[small[i]] * most[Math.floor(i / width)];
-  return found;
+const numbers = async (text) => new Float32Array((await inflated(text)).buffer);
+
+// One layer's rows, unpacked but still a byte a weight.
+export async function unpacked({ codes, largest, smallest }) {
+  return { codes: await inflated(codes), largest: await numbers(largest), smallest: await numbers(smallest) };
+}
+
+// The weights of row `from` (counted over all heads) into `values` at `to`: 254 even steps of the logarithm between the
+// row's smallest and largest, and 0.
+export function unrow({ codes, largest, smallest }, from, width, values, to) {
+  const low = smallest[from], step = Math.log(largest[from] / low) / 254;
+  for (let i = 0; i < width; i++) {
+    const code = codes[from * width + i];
+    values[to + i] = code ? low * Math.exp((code - 1) * step) : 0;
+  }
+}
+
+export async function weights(packed, width) {
+  const layer = await unpacked(packed), values = new Float32Array(layer.codes.length);
+  for (let row = 0; row < values.length / width; row++) unrow(layer, row, width, values, row * width);
+  return values;
 }

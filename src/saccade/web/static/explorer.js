@@ -1,6 +1,6 @@
 // The attention explorer: where does this patch look, in which layer, which head, of which model.
 
-import { json } from "./ask.js";
+import { json, live } from "./ask.js";
 import { chooser } from "./chooser.js";
 import { el, field, replace, say, select } from "./dom.js";
 import { choose, Look } from "./look.js";
@@ -81,8 +81,8 @@ class Explorer {
     const sides = this.sides.map((side, i) => el("div", { class: "side" },
       field(i ? "B, beside it" : "Model", select(i ? [{ value: "", text: "nothing" }, ...names] : names, side.model,
         (model) => { side.model = model; this.reopen(); })),
-      i && !this.two ? null : this.check("shuffled", side.shuffle, (on) => { side.shuffle = on; this.reopen(); }),
-      i && !this.two ? null : this.check("no positions", !side.positions, (on) => { side.positions = !on; this.reopen(); })));
+      !live || (i && !this.two) ? null : this.check("shuffled", side.shuffle, (on) => { side.shuffle = on; this.reopen(); }),
+      !live || (i && !this.two) ? null : this.check("no positions", !side.positions, (on) => { side.positions = !on; this.reopen(); })));
     const first = this.panels[0].look;
     const attention = !first || first.kind === "attention";
     const depth = first?.depth ?? 1, heads = first?.heads ?? 1;
@@ -102,7 +102,8 @@ class Explorer {
       } });
     const sizes = [{ value: "", text: "the model's own" }, ...[224, 336, 448, 672].map((px) => ({ value: String(px), text: `${px} px` }))];
     replace(this.toolbar,
-      el("div", { class: "row" }, sides, el("button", { type: "button", onclick: () => this.orderQuestion() }, "The order question")),
+      el("div", { class: "row" }, sides,
+        live ? el("button", { type: "button", onclick: () => this.orderQuestion() }, "The order question") : null),
       el("div", { class: "row" },
         attention ? field("Shown", this.kindInput) : null,
         attention && this.kind === "attention" ? field("Layer", el("span", { class: "slider" }, this.layerInput, this.layerName)) : null,
@@ -111,7 +112,7 @@ class Explorer {
         saver(this)),
       el("div", { class: "row" },
         field("Keep the share", el("span", { class: "slider" }, keep, el("output", null, `${Math.round(100 * this.view.keep)} %`))),
-        field("Size", select(sizes, this.view.size ? String(this.view.size) : "", (px) => { this.view.size = px ? Number(px) : null; this.reopen(); })),
+        live && field("Size", select(sizes, this.view.size ? String(this.view.size) : "", (px) => { this.view.size = px ? Number(px) : null; this.reopen(); })),
         this.check("smooth", this.view.smooth, (on) => { this.view.smooth = on; this.refresh(); }),
         this.check("colours of the image", this.view.colour, (on) => { this.view.colour = on; this.refresh(); }),
         this.two ? this.check("one scale", this.view.same, (on) => { this.view.same = on; this.refresh(); }) : null),
@@ -127,8 +128,9 @@ class Explorer {
 
   named() {
     const depth = this.panels[0].look?.depth ?? 1;
-    this.layerName.textContent = `${(this.layer ?? depth - 1) + 1} of ${depth}`;
-    this.layerInput.value = (this.layer ?? depth - 1) + 1;
+    const layer = this.layer ?? depth - 1;
+    this.layerName.textContent = `${this.panels[0].look?.layerName(layer) ?? layer + 1} of ${this.panels[0].look?.wholeDepth ?? depth}`;
+    this.layerInput.value = layer + 1;
     this.headInput.value = String(this.head);
   }
 
@@ -293,7 +295,7 @@ class Explorer {
       const pair = await look.pair(layer, head, query, key, this.signal);
       if (turn !== this.drawn || this.signal.aborted) return;
       const name = (token) => token < look.prefix ? "the class token" : `the patch in ${where(token - look.prefix, look.grid[1])}`;
-      explain(this.explained, pair, { query: name(query), key: name(key), layer, head }, note);
+      explain(this.explained, pair, { query: name(query), key: name(key), layer: look.layerName(layer) - 1, head }, note);
     } catch (error) {
       if (!this.signal.aborted && turn === this.drawn) nothing(this.explained, error.message);
     }
@@ -345,6 +347,7 @@ class Explorer {
 
   // The address names what is shown, so that it can be opened again; ids hold while the server runs.
   remember() {
+    if (!live) return;
     const [a, b] = this.sides;
     const words = { image: this.image.id, run: this.image.run ?? "", start: this.image.start ?? 0, a: a.model, layer: this.layer,
       head: this.head, kind: this.kind };

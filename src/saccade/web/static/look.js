@@ -51,6 +51,10 @@ export class Look {
     return found;
   }
 
+  // What a layer is called, counted from 1; a page of one file may keep some layers only.
+  layerName(layer) { return (this.layers?.[layer] ?? layer) + 1; }
+  get wholeDepth() { return this.whole ?? this.depth; }
+
   fan(token, signal) {
     return floats("attention/fan", { ...this.query, token }, signal);
   }

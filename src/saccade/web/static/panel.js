@@ -2,7 +2,7 @@
 
 import { el, replace } from "./dom.js";
 import { choose, elsewhere } from "./look.js";
-import { compact, cover, lay, mask, outline, painted, percent, range, where } from "./maps.js";
+import { compact, lay, mask, outline, painted, percent, range, where } from "./maps.js";
 
 const SIDE = 448, SMALL = 72;
 
@@ -151,5 +151,3 @@ export class Overview {
     }
   }
 }
-
-export { cover };

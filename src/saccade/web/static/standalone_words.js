@@ -5,11 +5,11 @@ import { block, weights } from "./embedded.js";
 import { SentenceView } from "./sentence_view.js";
 import { themes } from "./theme.js";
 
-const { info, layers, scale, look, orders, note, asked } = block();
+const { info, layers, look, orders, note, asked } = block();
 const signal = new AbortController().signal;
 
 // One layer at a time is unpacked; the view keeps what it asked for.
-const layer = (number) => weights({ ...layers[number], ...scale });
+const layer = (number) => weights(layers[number], info.tokens.length);
 const source = {
   info,
   note,
