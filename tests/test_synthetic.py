@@ -1,4 +1,4 @@
-"""synthetic:tissue: the same for everyone, hard for colour and pixels, honest about its patients."""
+"""synthetic:tissue and synthetic:volume: the same for everyone, hard for colour and pixels, honest about its patients."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saccade.data.open import open_source
-from saccade.data.synthetic import CLASSES, TissueSource
+from saccade.data.synthetic import CLASSES, VOLUME_CLASSES, TissueSource, VolumeSource
 from saccade.embedding import Decoded, embed_baselines
 from saccade.errors import UsageError
 from saccade.evaluation.probes import knn_scores
@@ -82,3 +82,81 @@ def test_queries():
     ]:
         with pytest.raises(UsageError, match=said):
             open_source(text)
+
+
+# --- volumes --------------------------------------------------------------------------------------
+
+
+def test_a_volume_depends_on_seed_and_index_alone():
+    few, many = VolumeSource(12, size_mm=24), VolumeSource(60, size_mm=24)
+    assert few.records == many.records[:12]
+    for index in (0, 11):
+        assert np.array_equal(few.read(index).pixels, many.read(index).pixels)
+        assert few.content_hash(index) == many.content_hash(index)
+    other = VolumeSource(12, size_mm=24, seed=1)
+    assert not np.array_equal(few.read(0).pixels, other.read(0).pixels)
+    assert (
+        len({few.content_hash(0), other.content_hash(0), VolumeSource(12, size_mm=24, slice_mm=3).content_hash(0)}) == 3
+    )
+
+
+def test_volumes_have_masks_places_and_patients_on_one_side():
+    source = VolumeSource(120, size_mm=32)
+    assert set(Counter(r.label for r in source.records).values()) == {20}
+    sides = {}
+    for record in source.records:
+        assert sides.setdefault(record.group, record.split) == record.split
+    for index in range(len(VOLUME_CLASSES)):
+        sample = source.read(index)
+        assert sample.pixels.shape == (1, 32, 32, 32) and sample.pixels.dtype == np.uint16
+        assert set(np.unique(sample.mask)) == {0, 1, 2} and sample.mask.shape == sample.pixels.shape[1:]
+        assert 0.005 < (sample.mask == 2).mean() < 0.06
+        assert sample.pixels[0][sample.mask == 0].mean() < 0.5 * sample.pixels[0][sample.mask == 1].mean()
+
+
+def test_thick_slices_are_fewer_and_know_their_distance():
+    cube, thick = VolumeSource(6), VolumeSource(6, slice_mm=4)
+    sample = thick.read(0)
+    assert sample.pixels.shape == (1, 12, 48, 48) and sample.spacing_mm == (4, 1, 1)
+    np.testing.assert_allclose(np.linalg.norm(sample.affine[:3, :3], axis=0), (1, 1, 4))
+    assert np.array_equal(sample.mask, cube.read(0).mask[2::4])
+
+
+def test_the_class_is_in_the_shape_and_not_in_the_numbers():
+    source = VolumeSource(240, size_mm=32)
+    samples = [source.read(i) for i in range(len(source))]
+    labels = [r.label for r in source.records]
+    assert len(set(labels)) >= 4
+    train = np.array([r.split == "train" for r in source.records])
+
+    def accuracy(features: np.ndarray) -> float:
+        """Of 5 nearest neighbours on standardised features, over the test patients."""
+        features = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-9)
+        near = np.linalg.norm(features[~train][:, None] - features[train][None], axis=2).argsort(axis=1)[:, :5]
+        names = np.array(labels)
+        voted = [Counter(names[train][row]).most_common(1)[0][0] for row in near]
+        return float(np.mean(names[~train] == voted))
+
+    means = np.array([[s.pixels.mean() / np.quantile(s.pixels, 0.995)] for s in samples])
+    voxels = np.array([[(s.mask == 2).sum()] for s in samples])
+    assert accuracy(means) < 0.33 and accuracy(voxels) < 0.33  # chance is 0.17
+
+    def shape(mask: np.ndarray) -> np.ndarray:
+        """Spread along the principal axes, in radii of a ball of the same volume, and the emptiness of the middle."""
+        places = np.argwhere(mask == 2).astype(float)
+        places -= places.mean(axis=0)
+        radius = np.cbrt(3 / (4 * np.pi) * len(places))
+        spread = np.sqrt(np.linalg.eigvalsh(np.cov(places.T))) / radius
+        return np.r_[spread, (np.linalg.norm(places, axis=1) < 0.6 * radius).mean()]
+
+    shaped = [i for i, label in enumerate(labels) if label != "mottled"]  # which has the shape of a solid one
+    samples, labels, train = [samples[i] for i in shaped], [labels[i] for i in shaped], train[shaped]
+    assert accuracy(np.array([shape(s.mask) for s in samples])) > 0.8
+
+
+def test_settings_of_volumes_that_mean_nothing():
+    for text, said in (("size=8", "cannot be drawn"), ("slice_mm=9", "cannot be drawn"), ("slices=3", "slice_mm")):
+        with pytest.raises(UsageError, match=said):
+            open_source(f"synthetic:volume?{text}")
+    with pytest.raises(UsageError, match="tissue"):
+        open_source("synthetic:volumes")
