@@ -1,4 +1,4 @@
-"""synthetic:tissue and synthetic:volume: the same for everyone, hard for colour and pixels, honest about its patients."""
+"""synthetic:tissue and :volume: the same for everyone, hard for colour and pixels, honest about patients."""
 
 from collections import Counter
 

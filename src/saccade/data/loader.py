@@ -24,7 +24,7 @@ import torch
 
 from saccade.contracts import Batch, InputSpec, Record, Sample, Source
 from saccade.data.growing import Growing
-from saccade.data.intensity import Intensity, decide_intensity, to_unit
+from saccade.data.intensity import STEPS, Intensity, decide_intensity, to_unit
 from saccade.data.shrink import LUMINANCE, convert_channels, even_sides, number_type, shrink, shrink_volume
 from saccade.data.slides.stream import TileStore
 from saccade.data.source import pick
@@ -209,6 +209,15 @@ def _decode_all(source: Source, indices: Sequence[int], rules: _Rules, report: R
             yield item
 
 
+def _range_of(kept: Sequence[_Decoded], kind: np.dtype, intensity: Intensity | None) -> tuple[float, float]:
+    """(offset, scale) of all that was decoded; 0 and 1 of a volume mean what its rule says, reached or not."""
+    if kept[0].grid:
+        return 0.0, 1.0
+    if intensity is not None and intensity.kind != "range":
+        return 0.0, float(STEPS)
+    return _pixel_range(kind, min(k.low for k in kept), max(k.high for k in kept))
+
+
 def _pixel_range(kind: np.dtype, low: float, high: float) -> tuple[float, float]:
     """(offset, scale): fixed for 8-bit data, the observed range for 16-bit and float data."""
     if kind == np.uint8:
@@ -267,8 +276,7 @@ def build_cache(
     assert kind is not None
     shape_table = np.array(shapes, dtype=np.int64)
     counts = shape_table.prod(axis=1)
-    grid, low, high = kept[0].grid, min(k.low for k in kept), max(k.high for k in kept)
-    offset, scale = (0.0, 1.0) if grid else _pixel_range(kind, low, high)
+    offset, scale = _range_of(kept, kind, intensity)
     cache = ImageCache(
         flat=store.array(kind),
         shapes=shape_table,
@@ -282,7 +290,7 @@ def build_cache(
         spacing_mm=np.array([k.spacing_mm for k in kept]) if source.axes == 3 else None,
         intensity=intensity,
         size_mm=size_mm,
-        grid=grid,
+        grid=kept[0].grid,
     )
     return with_statistics(cache)
 
