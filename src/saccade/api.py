@@ -294,6 +294,8 @@ def doctor() -> dict[str, Any]:
         "dicom": "pydicom",
         "web": "fastapi",
         "search": "lancedb",
+        "map": "openTSNE",
+        "umap": "umap",
         "text": "transformers",
         "onnx": "onnx",
     }

@@ -175,26 +175,22 @@ def test_tsne_in_the_background_is_cancelled_and_made(window, tables):
     assert "t-SNE" in window.locator(".words").inner_text()
 
 
-def test_an_upload_finds_its_like(window, tables, site):
-    """The bytes of an image of the table find that image; the model of the run embeds them."""
+def test_an_upload_finds_its_like(window, tables):
+    """The file of an image of the table finds that image; the model of the run embeds it."""
     from PIL import Image
 
     from saccade.api import open_source
 
-    pixels = open_source("synthetic:tissue?n=24&size=32").read(7).pixels
-    file = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "PNG")
-    key = site.desk.uploads.add("<b>tile</b>.png", file.getvalue())
+    source, file = open_source("synthetic:tissue?n=24&size=32"), io.BytesIO()
+    Image.fromarray(source.read(7).pixels.transpose(1, 2, 0)).save(file, "PNG")
     open_map(window, "short")
-    found = window.evaluate(
-        """async (upload) => {
-          const table = new URLSearchParams(location.hash.split('?')[1]).get('table');
-          const headers = { "content-type": "application/json" }, body = JSON.stringify({ upload, k: 3 });
-          return (await fetch(`/api/atlas/${table}/neighbours`, { method: "POST", headers, body })).json();
-        }""",
-        key,
-    )
-    assert found["hits"][0]["row"] == 7 and found["hits"][0]["similarity"] > 0.999 and len(found["hits"]) == 3
+    upload = {"name": "<b>tile</b>.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    window.locator(".near input[type=file]").set_input_files(upload)
+    window.wait_for_selector(".hits li", timeout=60_000)
+    assert window.locator(".asked strong").inner_text() == "<b>tile</b>.png"
+    first = window.locator(".hits button").first
+    assert first.get_attribute("title").startswith(f"{source.records[7].id}: similarity 1.0000")
+    assert window.locator(".hits li").count() == 10
 
 
 def test_what_is_not_there_is_not_found(window, tables, site):

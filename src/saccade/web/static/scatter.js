@@ -148,12 +148,13 @@ export class Scatter {
     const { pixels, canvas: { width, height }, places, codes, hidden, chosen, dots, order } = this;
     const [gr, gg, gb] = this.ground;
     pixels.fill(packed(gr, gg, gb));
+    const count = this.looks.length ? this.count : 0;  // places may be there before colours are
     const scale = this.view.scale * dots, left = this.view.x * dots, top = this.view.y * dots;
     const brushes = this.brushes(1), faint = chosen ? this.brushes(0.22) : null;
     const reach = Math.max(1, ...brushes.map((brush) => brush.reach));
     for (let pass = chosen ? 0 : 1; pass < 2; pass++) {  // with a selection, the others come first and faint
       const looks = pass ? brushes : faint;
-      for (let n = 0; n < this.count; n++) {
+      for (let n = 0; n < count; n++) {
         const i = order[n];
         if (hidden[i] || (chosen && chosen[i] !== pass)) continue;
         const px = Math.round(places[2 * i] * scale + left), py = Math.round(top - places[2 * i + 1] * scale);
