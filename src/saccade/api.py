@@ -17,11 +17,15 @@ from saccade.backbones.weights import fingerprint
 from saccade.data.audit import Audit, audit
 from saccade.data.open import open_source
 from saccade.data.sheet import contact_sheet
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.source import SlideTiles
+from saccade.errors import UsageError
 from saccade.finetuning import FinetuneOptions
 from saccade.measuring import evaluate, fitted_model
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
 from saccade.searching import SearchOptions
+from saccade.slide_embedding import Embedded, Embedder, as_trained, embed_slides, embed_table, load_for_tiles
 from saccade.store import FeatureTable
 from saccade.study import drive
 from saccade.study.grid import WAYS, Grid, StudyConfig
@@ -198,12 +202,22 @@ def embed(
     grey: bool = False,
     max_bad: float = 0.05,
     described: Described | None = None,
-) -> FeatureTable:
-    """One feature vector for every image of ``data``; written to ``out``: FILE.parquet, or DATABASE/NAME.lance."""
+    tiling: Tiling | None = None,
+    console: Console | None = None,
+) -> FeatureTable | Embedded:
+    """One feature vector for every image of ``data``; written to ``out``: FILE.parquet, or DATABASE/NAME.lance.
+
+    Of slides, one for every tile (``tiling``; what is left open is as the model was trained): FILE.parquet, or
+    FOLDER.h5 with a file a slide. They are not held in memory; what is returned says which files were written.
+    """
     device = runtime.pick_device()
     runtime.keep_freed_memory()
     where = described or Described()
-    source = open_source(data, manifest=where.labels, label=where.label, group=where.group)
+    source = open_source(
+        data, manifest=where.labels, label=where.label, group=where.group, tiling=as_trained(model, tiling)
+    )
+    if isinstance(source, SlideTiles):
+        return _embed_slides(model, source, out, grey=grey, max_bad=max_bad, console=console or Quiet())
     decoded = embedding.Decoded(source, max_bad=max_bad, report=None)
     loaded, _ = fitted_model(model, decoded)
     table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
@@ -217,6 +231,24 @@ def embed(
     if out is not None:
         tables.write(out, table)
     return table
+
+
+def _embed_slides(
+    model: str | Path, tiles: SlideTiles, out: str | Path | None, *, grey: bool, max_bad: float, console: Console
+) -> Embedded:
+    if out is None:
+        raise UsageError("features of slides go to files", expected="out=FILE.parquet, FOLDER.h5 or a folder")
+    loaded = load_for_tiles(model, tiles)
+    loaded = dataclasses.replace(loaded, spec=dataclasses.replace(loaded.spec, grey=loaded.spec.grey or grey))
+    embedder = Embedder(loaded, tiles, say=console.say, max_bad=max_bad)
+    place = Path(out)
+
+    def report(done: int, total: int) -> None:
+        console.progress(done, total, {})
+
+    if place.suffix == ".parquet":
+        return embed_table(embedder, place, report=report)
+    return embed_slides(embedder, place, suffix=".h5" if place.suffix == ".h5" else ".parquet", report=report)
 
 
 def search(

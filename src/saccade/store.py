@@ -108,6 +108,36 @@ def save_table(path: Path, table: FeatureTable) -> None:
         raise StorageError(f"cannot write the feature table {path}", got=str(error)) from error
 
 
+class TableWriter:
+    """Writes a table part by part, under a temporary name until it is whole; for tables that do not fit memory."""
+
+    def __init__(self, path: Path):
+        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> TableWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def add(self, part: FeatureTable) -> None:
+        """All parts have the same columns, width, model and ``about``. Raises StorageError."""
+        arrow = to_arrow(part)
+        try:
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self.temporary, arrow.schema)
+            self._writer.write_table(arrow)
+        except OSError as error:
+            raise StorageError(f"cannot write the feature table {self.path}", got=str(error)) from error
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if kind is None and self._writer is not None:
+            self.temporary.replace(self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
 def load_table(path: Path) -> FeatureTable:
     """Read what save_table wrote. Raises DataError for other files."""
     try:

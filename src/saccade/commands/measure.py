@@ -7,24 +7,55 @@ from typing import Annotated
 
 import typer
 
-from saccade.terminal import Bar, Data, Grey, Group, Json, Label, Labels, MaxBad, Model, print_json
+from saccade.terminal import (
+    Bar,
+    Data,
+    Grey,
+    Group,
+    Json,
+    Label,
+    Labels,
+    MaxBad,
+    Model,
+    Mpp,
+    SlideMpp,
+    Tile,
+    Tissue,
+    print_json,
+)
 
 
 def embed(
     model: Model,
     data: Data,
-    out: Annotated[str, typer.Option("--out", help="Table to write: FILE.parquet, or DATABASE/NAME.lance.")] = ...,  # type: ignore[assignment]
+    out: Annotated[str, typer.Option("--out", help="FILE.parquet, DATABASE/NAME.lance; slides: FOLDER.h5.")] = ...,  # type: ignore[assignment]
     labels: Labels = None,
     label: Label = None,
     group: Group = None,
+    mpp: Mpp = None,
+    tile: Tile = None,
+    tissue: Tissue = None,
+    slide_mpp: SlideMpp = None,
     grey: Grey = False,
     max_bad: MaxBad = 0.05,
 ) -> None:
-    """One feature vector an image, in a table: Parquet, or LanceDB for many."""
+    """One feature vector an image, in a table: Parquet, or LanceDB for many.
+
+    Of slides one a tile: FILE.parquet has all, FOLDER.h5 a file a slide (coords, features), as TRIDENT has them.
+    """
     from saccade import api
+    from saccade.data.slides.grid import Tiling
 
     described = api.Described(labels=labels, label=label, group=group)
-    table = api.embed(model, data, out=out, grey=grey, max_bad=max_bad, described=described)
+    tiling = Tiling(mpp, tile, tissue, slide_mpp)
+    with Bar() as bar:
+        table = api.embed(
+            model, data, out=out, grey=grey, max_bad=max_bad, described=described, tiling=tiling, console=bar
+        )
+    if isinstance(table, api.Embedded):
+        kept = f" ({table.kept:,} were there)" if table.kept else ""
+        typer.echo(f"{out}: {table.slides:,} slides{kept}, {table.tiles:,} tiles, {table.width} features")
+        return
     typer.echo(f"{out}: {table.features.shape[0]:,} images, {table.features.shape[1]} features")
 
 

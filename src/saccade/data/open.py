@@ -41,7 +41,7 @@ def open_source(
     if str(path).startswith("synthetic:"):
         if manifest or label or group:
             raise UsageError("synthetic images bring their own labels and groups", got=path)
-        return _synthetic(str(path))
+        return _synthetic(str(path), tiling or Tiling())
     place = Path(path).expanduser()
     if not place.exists():
         raise DataError("no such file or folder", got=place, hint="check the path; or try synthetic:tissue")
@@ -77,15 +77,21 @@ def open_source(
     raise _unknown_kind(place, name)
 
 
-def _synthetic(text: str) -> Source:
+def _synthetic(text: str, tiling: Tiling) -> Source:
     kind, _, query = text.removeprefix("synthetic:").partition("?")
+    pairs = {key: value for key, _, value in (pair.partition("=") for pair in query.split("&") if pair)}
+    if kind == "slide":
+        from saccade.data.slides.drawn import draw_slides, read_drawing
+
+        return open_source(draw_slides(*read_drawing(pairs)), tiling=tiling)
     from saccade.data.synthetic import open_tissue, open_volume
 
     kinds: dict[str, Callable[[dict[str, str]], Source]] = {"tissue": open_tissue, "volume": open_volume}
     if kind not in kinds:
-        raise unknown("synthetic data", kind, kinds)
-    pairs = [pair.partition("=") for pair in query.split("&") if pair]
-    return kinds[kind]({key: value for key, _, value in pairs})
+        raise unknown("synthetic data", kind, [*kinds, "slide"])
+    if tiling.asked:
+        raise UsageError("--mpp, --tile, --tissue and --slide-mpp are for slides; these are other images", got=text)
+    return kinds[kind](pairs)
 
 
 def _unknown_kind(place: Path, name: str) -> DataError:

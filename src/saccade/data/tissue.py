@@ -289,6 +289,16 @@ def draw_stain(rng: np.random.Generator) -> Stain:
 
 def render(pattern: str, size_px: int, rng: np.random.Generator, stain: Stain) -> tuple[np.ndarray, np.ndarray]:
     """One tile: pixels uint8 [3 Y X] and the mask of its nuclei uint8 [Y X] (255 inside)."""
+    haematoxylin, eosin, mask = draw_amounts(pattern, size_px, rng)
+    density = stain.haematoxylin[:, None, None] * haematoxylin * stain.amounts[0]
+    density = density + stain.eosin[:, None, None] * eosin * stain.amounts[1]
+    light = 250 * stain.light * rng.uniform(0.95, 1.02)
+    pixels = light[:, None, None] * np.exp(-density) + rng.normal(0, rng.uniform(1, 4), density.shape)
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), mask.astype(np.uint8) * 255
+
+
+def draw_amounts(pattern: str, size_px: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What one tile holds, before it has a colour: amounts of both stains [Y X] and the mask of its nuclei."""
     canvas = Canvas(size_px, float(rng.uniform(0.85, 1.2)), rng)
     PATTERNS[pattern](canvas)
     chromatin = 1 + 0.25 * canvas.noise(2.2)
@@ -297,11 +307,7 @@ def render(pattern: str, size_px: int, rng: np.random.Generator, stain: Stain) -
     sigma = rng.uniform(0.3, 0.8)
     darkness = gaussian_filter(darkness + 0.01 * canvas.noise(5), sigma)
     haematoxylin, eosin = _stained(darkness, rng)
-    density = stain.haematoxylin[:, None, None] * haematoxylin * stain.amounts[0]
-    density = density + stain.eosin[:, None, None] * eosin * stain.amounts[1]
-    light = 250 * stain.light * rng.uniform(0.95, 1.02)
-    pixels = light[:, None, None] * np.exp(-density) + rng.normal(0, rng.uniform(1, 4), density.shape)
-    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), canvas.mask.astype(np.uint8) * 255
+    return haematoxylin, eosin, canvas.mask
 
 
 def _stained(darkness: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -21,17 +21,19 @@ class Tiling:
     tile_px    side of a tile in pixels; decided: 256
     tissue     share of a tile that must be usable tissue; decided: 0.5
     slide_mpp  micrometres a pixel of level 0 for slides that do not say
+    usual      these are a model's habits, not the user's wish: for other images than slides they mean nothing
     """
 
     mpp: float | None = None
     tile_px: int | None = None
     tissue: float | None = None
     slide_mpp: float | None = None
+    usual: bool = False
 
     @property
     def asked(self) -> bool:
-        """Whether anything was set by the user."""
-        return self != Tiling()
+        """Whether the user set anything."""
+        return not self.usual and self != Tiling()
 
     def __post_init__(self) -> None:
         for name, value in (("--mpp", self.mpp), ("--slide-mpp", self.slide_mpp), ("--tile", self.tile_px)):

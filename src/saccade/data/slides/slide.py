@@ -6,7 +6,9 @@ file are never opened: they can carry names.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from saccade.data.slides.resample import margin_px, resample
-from saccade.errors import DataError, UsageError
+from saccade.errors import DamagedFile, DataError, UsageError
 
 FINER = 0.9  # of the asked resolution: a level may be coarser than asked by a tenth, no more
 NEAR = 1.01  # a level that is coarser by up to 1 % is the level asked for
@@ -44,6 +46,7 @@ class Reader(Protocol):
     downsamples: list[float]
     spacing_um: tuple[float, float] | None
     """(y, x) of level 0."""
+    number_type: np.dtype
     note: str
 
     def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
@@ -98,22 +101,23 @@ class Slide:
         level, side = len(self.downsamples) - 1, 16
         places = (np.arange(8) + 0.5) / 8
         rows, columns = self.reader.sizes_px[level]
-        seen = [
-            self.reader.read(level, int(x * columns), int(y * rows), (side, side), 128).pixels
-            for y in places
-            for x in places
-        ]
+        seen = []
+        for y, x in itertools.product(places, places):
+            with contextlib.suppress(DamagedFile):  # one bad place does not hide what the slide is
+                seen.append(self.reader.read(level, int(x * columns), int(y * rows), (side, side), 128).pixels)
+        if not seen:
+            raise DamagedFile(f"{self.path}: no place of its smallest level can be read", hint="copy it again")
         values = np.stack(seen).astype(np.float32)
-        top = 255.0 if seen[0].dtype == np.uint8 else max(float(np.percentile(values, 99.9)), 1.0)
+        top = 255.0 if self.number_type == np.uint8 else max(float(np.percentile(values, 99.9)), 1.0)
         return bool((values.max(axis=-1) < 0.3 * top).mean() > 0.5 and (values.min(axis=-1) > 0.7 * top).mean() < 0.1)
 
     @property
     def mode(self) -> str:
         return DARK if self.dark else BRIGHT
 
-    @cached_property
+    @property
     def number_type(self) -> np.dtype:
-        return self.reader.read(len(self.downsamples) - 1, 0, 0, (1, 1), 0).pixels.dtype
+        return self.reader.number_type
 
     @property
     def background(self) -> int:

@@ -50,6 +50,7 @@ class TiffReader:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DamagedFile(f"{path}: not a readable TIFF ({reason})", hint="copy it again") from error
         first = planes[0]
+        self.number_type = np.dtype(first.dtype)
         self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
         self.note = "read by tifffile" + ("" if first.is_tiled else "; it has no tiles, which is slow")
         self.sizes_px = [(int(level[0].imagelength), int(level[0].imagewidth)) for level in self._levels]

@@ -1,0 +1,210 @@
+"""Frozen backbone over the tiles of slides, slide by slide: one file of features a slide, or one table of all.
+
+Tiles are read by worker processes while the network computes; no more than a few batches are in memory. A slide whose
+file has the same content hash, model hash and tiles is left out: embedding twice is free, and a stopped pass goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saccade import config, runtime
+from saccade.augment.views import plain_view
+from saccade.backbones.weights import LoadedModel, fingerprint, load_model
+from saccade.data.loader import ImageCache, check_damage, fit_range, input_spec
+from saccade.data.slide_cache import stream_tiles, usual_workers
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.source import SlideTiles
+from saccade.embedding import answers_to
+from saccade.errors import UsageError
+from saccade.exchange import SlideFeatures, read_about, save_features
+from saccade.store import FeatureTable, TableWriter
+
+Say = Callable[[str], None]
+Report = Callable[[int, int], None]
+BATCH = 64
+SAME = ("slide_sha256", "model_sha256", "mpp", "tile_px", "tissue", "tiles")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a pass wrote: files, slides of which ``kept`` were there already, tiles and width of the features."""
+
+    files: list[Path]
+    slides: int
+    kept: int
+    tiles: int
+    width: int
+
+
+class Embedder:
+    """A model and the tiles of slides. Processes start with the first slide that is asked for."""
+
+    def __init__(
+        self, model: LoadedModel, tiles: SlideTiles, *, say: Say, workers: int | None = None, max_bad: float = 0.05
+    ):
+        self.tiles, self.say, self.workers, self.max_bad = tiles, say, workers or usual_workers(), max_bad
+        self.device = runtime.pick_device()
+        self.model = model
+        self.model_sha256 = fingerprint(model.backbone)
+        self._cache: ImageCache | None = None
+
+    def cache(self) -> ImageCache:
+        """The tiles, read as they are wanted, at the size the model is used to."""
+        if self._cache is None:
+            spec = self.model.spec
+            cache = stream_tiles(
+                self.tiles, cache_px=spec.size_px, workers=self.workers, max_bad=self.max_bad, say=self.say
+            )
+            if self.model.name.startswith("random:"):
+                spec = input_spec(cache, spec.size_px, grey=spec.grey)
+            else:
+                spec = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
+            self.model = dataclasses.replace(self.model, spec=spec)
+            self._cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
+        return self._cache
+
+    def about(self, number: int) -> dict[str, Any]:
+        """What a file of features says of one slide."""
+        tiles, record = self.tiles, self.tiles.named[number].record
+        grid, slide = tiles.grid(number), tiles.slides[number]
+        return {
+            "slide": record.id,
+            "slide_sha256": tiles.hashes[number],
+            "model": self.model.name,
+            "model_sha256": self.model_sha256,
+            "mpp": tiles.mpp,
+            "tile_px": tiles.tile_px,
+            "tile_px_level0": grid.step_px[1],
+            "slide_px": list(slide.size_px),
+            "tissue": tiles.tiling.tissue,
+            "tiles": len(grid),
+            "mode": tiles.cut[number].mode,
+            "label": record.label,
+            "group": record.group or record.id,
+            "split": record.split,
+        }
+
+    def features(self, number: int, done: Callable[[int], None] | None = None) -> np.ndarray:
+        """[n D] float32 of the tiles of one slide, in the order of its grid."""
+        cache, indices = self.cache(), self.tiles.tiles_of(number)
+        at = 0
+
+        def shown(items: np.ndarray) -> torch.Tensor:
+            nonlocal at
+            at += len(items)
+            batch = cache.batch(items)
+            cache.expect(indices[at : at + BATCH])
+            if done is not None:
+                done(len(items))
+            return plain_view(batch, self.model.spec)
+
+        network = self.model.backbone.to(self.device)
+        return answers_to(
+            shown,
+            network,
+            lambda x: network(x).cls,
+            indices,
+            device=self.device,
+            precision=runtime.usual_precision(self.device),
+            batch=BATCH,
+        )
+
+    def slide(self, number: int, done: Callable[[int], None] | None = None) -> SlideFeatures:
+        grid = self.tiles.grid(number)
+        if not len(grid):
+            width = self.model.backbone.dim
+            return SlideFeatures(grid.coords, np.zeros((0, width), np.float32), self.about(number))
+        return SlideFeatures(grid.coords, self.features(number, done), self.about(number))
+
+
+def as_trained(model: str | Path, asked: Tiling | None) -> Tiling:
+    """How to cut slides for a model: what was asked for, the rest as the run that made it had them."""
+    asked = asked or Tiling()
+    settings = Path(model) / "config.yaml"
+    data = config.load(settings)["data"] if settings.is_file() else {}
+    if not data.get("tile_px"):
+        return asked
+    mpp, tile_px = asked.mpp or data["mpp"], asked.tile_px or data["tile_px"]
+    tissue = data["tissue"] if asked.tissue is None else asked.tissue
+    return Tiling(mpp, tile_px, tissue, asked.slide_mpp or data["slide_mpp"] or None, usual=not asked.asked)
+
+
+def load_for_tiles(name: str | Path, tiles: SlideTiles) -> LoadedModel:
+    """A model for the tiles of these slides; one without a size of its own takes the side of the tiles."""
+    return load_model(name, channels=len(tiles.read(0).pixels), size_px=min(224, tiles.tile_px))
+
+
+def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: Report | None = None) -> Embedded:
+    """Write the features of every slide into the folder ``out``, a file each; those that are there already are kept."""
+    tiles = embedder.tiles
+    check_unreadable(tiles, embedder.max_bad, embedder.say)
+    names = file_names([one.record.id for one in tiles.named])
+    files, kept, done = [], 0, 0
+    for number, name in enumerate(names):
+        path, about = out / f"{name}{suffix}", embedder.about(number)
+        files.append(path)
+        there = read_about(path) if path.exists() else {}
+        if all(there.get(key) == about[key] for key in SAME):
+            kept += 1
+        else:
+            save_features(path, embedder.slide(number))
+        done += about["tiles"]
+        if report is not None:
+            report(done, len(tiles))
+    return Embedded(files, len(tiles.named), kept, len(tiles), embedder.model.backbone.dim)
+
+
+def embed_table(embedder: Embedder, out: Path, *, report: Report | None = None) -> Embedded:
+    """Write one feature table (see store) with a row a tile, slide by slide."""
+    tiles = embedder.tiles
+    check_unreadable(tiles, embedder.max_bad, embedder.say)
+    about = {"mpp": tiles.mpp, "tile_px": tiles.tile_px, "model_sha256": embedder.model_sha256}
+    with TableWriter(out) as writer:
+        done = 0
+        for number in range(len(tiles.named)):
+            indices = tiles.tiles_of(number)
+            if not len(indices):
+                continue
+            records = list(tiles.records.take(indices))
+            found = FeatureTable(
+                features=embedder.features(number),
+                ids=[r.id for r in records],
+                labels=[r.label for r in records],
+                groups=[r.group for r in records],
+                splits=[r.split for r in records],
+                hashes=[tiles.hashes[number]] * len(records),
+                model=embedder.model.name,
+                about=about,
+            )
+            writer.add(found)
+            done += len(records)
+            if report is not None:
+                report(done, len(tiles))
+    return Embedded([out], len(tiles.named), 0, len(tiles), embedder.model.backbone.dim)
+
+
+def check_unreadable(tiles: SlideTiles, max_bad: float, say: Say) -> None:
+    """Name the slides that cannot be read. Raises TooManyDamaged above the share ``max_bad``."""
+    bad = tiles.unreadable
+    check_damage(tiles.name, bad, len(bad) + len(tiles.named), max_bad)
+    if bad:
+        say("slides that cannot be read are left out:\n" + "\n".join(f"  {name}: {why}" for name, why in bad[:20]))
+
+
+def file_names(slides: list[str]) -> list[str]:
+    """A name a slide for its file: the stem, with folders where two slides would share one."""
+    stems = [Path(slide).stem for slide in slides]
+    if len(set(stems)) == len(stems):
+        return stems
+    found = [slide.replace("../", "").replace("/", "__") for slide in slides]
+    if len(set(found)) < len(found):
+        raise UsageError("two slides have one name", got=", ".join(slides[:5]))
+    return found

@@ -1,0 +1,166 @@
+"""Features of slides: files as TRIDENT has them, what is embedded twice, a training that reads while it goes."""
+
+import json
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+
+from made_slides import on_glass, texture, write_slide
+from saccade import api
+from saccade.data.open import open_source
+from saccade.data.slide_cache import stream_tiles
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.stream import TileStore, Wanted
+from saccade.errors import DataError, StorageError, TooManyDamaged, UsageError
+from saccade.exchange import SlideFeatures, load_features, load_h5, save_features
+from saccade.runs import read_json, read_metrics
+from saccade.slide_embedding import Embedded
+from saccade.store import load_table
+
+CUT = Tiling(mpp=1.0, tile_px=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("slides")
+    for number in range(3):
+        pixels = on_glass(texture(500, 620, seed=number), 50)
+        write_slide(place / f"slide-{number}.tif", pixels, level_px=((250, 310),))
+    return place
+
+
+@pytest.fixture
+def tiles(folder):
+    return open_source(folder, tiling=CUT)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_hdf5_is_what_trident_users_have(folder, tmp_path):
+    found = api.embed("random:vit_micro_patch8", folder, out=tmp_path / "features.h5", tiling=CUT)
+    assert isinstance(found, Embedded) and [f.name for f in found.files] == [f"slide-{n}.h5" for n in range(3)]
+    with h5py.File(found.files[0]) as file:
+        assert file["coords"].dtype == np.int64 and file["features"].dtype == np.float32
+        assert len(file["coords"]) == len(file["features"]) and file["features"].ndim == 2
+        told = dict(file["coords"].attrs)
+    assert (told["patch_size"], told["patch_size_level0"], told["overlap"]) == (32, 64, 0)
+    assert (told["level0_magnification"], told["target_magnification"], told["name"]) == (20, 10.0, "slide-0")
+    assert (told["level0_height"], told["level0_width"]) == (500, 620)
+    again = load_h5(found.files[0])
+    source = open_source(folder, tiling=CUT)
+    assert np.array_equal(again.coords, source.grid(0).coords) and again.about["group"] == "slide-0.tif"
+
+
+def test_a_second_pass_is_free_and_a_stopped_one_goes_on(folder, tmp_path):
+    out = tmp_path / "features"
+    api.embed("random:vit_micro_patch8", folder, out=out, tiling=CUT)
+    times = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    (out / "slide-1.parquet").unlink()
+    found = api.embed("random:vit_micro_patch8", folder, out=out, tiling=CUT)
+    same = [file for file, made in times.items() if file.exists() and file.stat().st_mtime_ns == made]
+    assert found.kept == len(same) == 2 and (out / "slide-1.parquet").exists()
+
+
+def test_one_table_has_every_tile(folder, tmp_path, tiles):
+    api.embed("random:resnet10_w8", folder, out=tmp_path / "all.parquet", tiling=CUT)
+    table = load_table(tmp_path / "all.parquet")
+    assert table.ids == [record.id for record in tiles.records] and len(set(table.hashes)) == 3
+    with pytest.raises(UsageError, match="go to files"):
+        api.embed("random:resnet10_w8", folder, tiling=CUT)
+
+
+def test_files_of_other_programs_are_read(tmp_path):
+    coords, features = np.array([[0, 512], [512, 0]]), np.ones((1, 2, 8), np.float32)
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["features"] = features
+        file["coords"] = coords
+        file["coords"].attrs.update({"patch_size": 256, "patch_size_level0": 512, "target_magnification": 20})
+    found = load_features(tmp_path / "theirs.h5")
+    assert found.features.shape == (2, 8) and found.coords.tolist() == coords.tolist()
+    assert found.about == {"slide": "theirs", "tile_px": 256, "tile_px_level0": 512.0, "mpp": 0.5}
+    (tmp_path / "bad.h5").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"bad\.h5 holds no features"):
+        load_features(tmp_path / "bad.h5")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_both_forms_keep_everything(tmp_path, suffix):
+    about = {"slide": "a.svs", "mpp": 0.5, "tile_px": 256, "tile_px_level0": 513.02, "label": None, "slide_px": [9, 8]}
+    made = SlideFeatures(np.array([[3, 4]], np.int64), np.array([[1.5, 2]], np.float32), about)
+    save_features(tmp_path / f"a{suffix}", made)
+    found = load_features(tmp_path / f"a{suffix}")
+    assert found.about == about and np.array_equal(found.features, made.features) and found.coords.tolist() == [[3, 4]]
+
+
+# --- reading while training ----------------------------------------------------------------------
+
+
+def test_what_the_processes_read_is_what_the_source_reads(tiles):
+    store = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=2, max_bad=0, say=print)
+    wanted = np.array([5, 0, len(tiles) - 1, 5])
+    store.expect(wanted[:2])
+    found = store.images(wanted)
+    assert np.array_equal(found, np.stack([tiles.read(int(i)).pixels for i in wanted]))
+    store.close()
+    with pytest.raises(StorageError, match="process that reads slides ended"):
+        store.images(np.array([7]))
+
+
+def test_damaged_tiles_are_named_and_bounded(folder, tmp_path):
+    said: list[str] = []
+    path = tmp_path / "slide.tif"
+    path.write_bytes((folder / "slide-0.tif").read_bytes())
+    tiles = open_source(path, tiling=CUT)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:  # damaged after the look at the slide, in the level that is read
+        start, count = file.pages[1].dataoffsets[0], file.pages[1].databytecounts[0]
+    data[start : start + count] = bytes(count)
+    path.write_bytes(bytes(data))
+    store = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=1, max_bad=1.0, say=said.append)
+    found = store.images(np.arange(len(tiles)))
+    assert len(found) == len(tiles) and 0 < len(store.failed) < len(tiles) and "cannot be read" in said[0]
+    strict = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=1, max_bad=0.0, say=said.append)
+    with pytest.raises(TooManyDamaged, match=r"1 of \d+ tiles"):
+        strict.images(np.arange(len(tiles)))
+
+
+def test_processes_end_with_the_store(tiles):
+    cache = stream_tiles(tiles, cache_px=32, workers=1, max_bad=0, say=print)
+    assert cache.streamed and len(cache) == len(tiles) and cache.mean != ()
+    child = cache.flat._children[0].process
+    cache.flat.close()
+    for _ in range(50):
+        if child.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert child.poll() is not None
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["decoded", "streamed"])
+def test_pretraining_reads_slides(folder, tmp_path, stream):
+    """A resumed run sees what an uninterrupted one does, also when tiles are read while it goes."""
+    settings = {"train.batch": 8, "train.steps": 4, "model.size_px": 32, "dino.out_dim": 32, "data.stream": stream}
+    settings |= {"data.mpp": 1.0, "data.tile_px": 32, "views.local_count": 1, "train.evaluate_every": 4}
+    whole = api.pretrain(folder, out=tmp_path / "a", backbone="vit_micro_patch8", settings=settings)
+    data = read_json(whole / "data.json")
+    assert [file["id"] for file in data["files"]] == [f"slide-{n}.tif" for n in range(3)] and data["duplicates"] == []
+    losses = [line["loss"] for line in read_metrics(whole / "metrics.jsonl") if "loss" in line]
+    assert len(losses) == 4
+    for folder_ in sorted((whole / "checkpoints").iterdir())[1:]:
+        for file in folder_.iterdir():
+            file.unlink()
+        folder_.rmdir()
+    api.resume(whole)
+    again = [line["loss"] for line in read_metrics(whole / "metrics.jsonl") if "loss" in line]
+    assert again == losses
+    found = api.embed(whole, folder, out=tmp_path / "f.h5")  # cut as the run had them
+    assert json.loads(json.dumps(load_h5(found.files[0]).about))["tile_px"] == 32
+
+
+def test_settings_of_slides_are_refused_for_other_images(tmp_path):
+    with pytest.raises(UsageError, match=r"data\.workers is for slides"):
+        api.pretrain("synthetic:tissue?n=32", out=tmp_path / "a", settings={"data.workers": 2})
