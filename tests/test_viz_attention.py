@@ -103,7 +103,7 @@ def test_what_cannot_be_asked():
         attention_map(Known(), PIXELS, query="cls", layer=3)
     with pytest.raises(UsageError, match="rollout needs"):
         attention_map(Flat((2, 2)), PIXELS, query="cls", rollout=True)
-    with pytest.raises(ModelError, match="not a plane"):
+    with pytest.raises(ModelError, match="do not lie in the image"):
         attention_map(Flat((1, 2, 2)), PIXELS, query="cls")
     with pytest.raises(UsageError, match="query does not fit"):
         attention_map(Known(), PIXELS, query="middle")

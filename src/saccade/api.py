@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from saccade import config, embedding, finetuning, interactive, panels, runs, runtime, searching, sentences, tables
+from saccade.asking import AttendOptions
 from saccade.backbones.weights import fingerprint
 from saccade.data.audit import Audit, audit
 from saccade.data.open import open_source
@@ -33,6 +34,7 @@ from saccade.train import run as training
 from saccade.train.doctor import Diagnosis, Doctor, settings_of
 from saccade.train.loop import Console, Quiet
 from saccade.train.replay import replay as replay_step
+from saccade.volume_panels import AttendedVolume
 from saccade.words import TextOptions
 
 __all__ = [
@@ -261,12 +263,14 @@ def search(
     return searching.search(model, image, store, options or SearchOptions())
 
 
-def attend(model: str | Path, image: str | Path, *, options: panels.AttendOptions | None = None) -> panels.Attended:
-    """Where does the model look? Attention (or token similarity, for CNNs) of one query over an image.
+def attend(
+    model: str | Path, image: str | Path, *, options: AttendOptions | None = None
+) -> panels.Attended | AttendedVolume:
+    """Where does the model look? Attention (or token similarity, for CNNs) of one query over an image or a volume.
 
-    Returns the map with its numbers; ``.save(path)`` writes PNG, SVG or CSV by suffix.
+    Returns the map with its numbers; ``.save(path)`` writes PNG, SVG (of a volume NIfTI) or CSV by suffix.
     """
-    return panels.attend(model, image, options or panels.AttendOptions())
+    return panels.attend(model, image, options or AttendOptions())
 
 
 def attend_text(

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from saccade import runs
+from saccade import runs, volume_panels
+from saccade.asking import AttendOptions, check_options, numbers_of
 from saccade.augment.intensity import to_grey
 from saccade.augment.views import normalise
 from saccade.backbones.weights import LoadedModel, load_model
@@ -25,27 +26,6 @@ from saccade.errors import DataError, UsageError, unknown
 from saccade.store import FeatureTable, nearest
 from saccade.viz.attention import AttentionMap, Attentive, Query, attention_map, jaccard, threshold_mask, upsample
 from saccade.viz.figures import Neighbour, attention_panel, neighbours_panel, overlay_svg
-
-
-@dataclasses.dataclass(frozen=True)
-class AttendOptions:
-    """What to ask of a model and an image.
-
-    query      ``cls``, or ``Y,X`` in pixels of the image as given
-    layer      0-based, None is the last; ``rollout`` follows all layers instead
-    head       ``all``, ``mean`` or the number of one
-    size_px    shorter side the image is shown to the network at; None is the size it was trained with
-    threshold  share of the mass to keep, e.g. 0.6: what lies outside is not shown
-    mask       image file with the true mask (non-zero is inside); gives the Jaccard index, threshold 0.6 if open
-    """
-
-    query: str = "cls"
-    layer: int | None = None
-    head: str = "all"
-    rollout: bool = False
-    size_px: int | None = None
-    threshold: float | None = None
-    mask: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +117,7 @@ def _fit(pixels: np.ndarray, size_px: int, multiple: int) -> tuple[int, int]:
 def _query(text: str, rows: int, columns: int, shown: tuple[int, int]) -> Query:
     if text == "cls":
         return "cls"
-    try:
-        y, x = (float(word) for word in text.split(","))
-    except ValueError:
-        raise UsageError("--query takes cls or Y,X", got=repr(text), expected="for example 120,340") from None
+    y, x = numbers_of(text, 2)
     if not (0 <= y < rows and 0 <= x < columns):
         raise UsageError("the query lies outside the image", got=text, expected=f"0..{rows - 1},0..{columns - 1}")
     return int(y * shown[0] / rows), int(x * shown[1] / columns)
@@ -169,13 +146,15 @@ def shown(loaded: LoadedModel, pixels: np.ndarray, name: str, size_px: int | Non
     return Shown(x, _displayed(x, spec))
 
 
-def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Attended:
-    """The map of one query over one image file; see AttendOptions."""
+def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Attended | volume_panels.AttendedVolume:
+    """The map of one query over one image file, or one volume; see AttendOptions."""
+    if volume_panels.is_volume(image):
+        return volume_panels.attend(model, image, options)
     pixels = decode(_bytes_of(Path(image)), str(image))
     loaded = load_model(model, channels=pixels.shape[0])
     seen = shown(loaded, pixels, str(image), options.size_px)
     query = _query(options.query, pixels.shape[1], pixels.shape[2], (seen.x.shape[-2], seen.x.shape[-1]))
-    _check_options(options, loaded)
+    check_options(options, loaded)
     layer = -1 if options.layer is None else options.layer
     amap = attention_map(loaded.backbone, seen.x, query=query, layer=layer, rollout=options.rollout)
     scores = {}
@@ -188,19 +167,6 @@ def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
     """[C Y X] in file range to the network's input [1 C Y X], without resizing."""
     x = (torch.from_numpy(pixels.astype(np.float32))[None] - spec.offset) / spec.scale
     return normalise(to_grey(x) if spec.grey else x, spec)
-
-
-def _check_options(options: AttendOptions, loaded: LoadedModel) -> None:
-    """Raise UsageError for an option that this network, or rollout, has no use for."""
-    attentive = isinstance(loaded.backbone, Attentive)
-    if options.layer is not None and (options.rollout or not attentive):
-        what = "rollout, which follows all layers" if options.rollout else f"{loaded.name}, which has no attention"
-        raise UsageError(f"--layer has no effect on {what}", hint="leave it out")
-    if options.threshold is not None and not 0 < options.threshold <= 1:
-        raise UsageError("the kept share of a map does not fit", got=options.threshold, expected="0 < threshold <= 1")
-    heads = loaded.backbone.heads if isinstance(loaded.backbone, Attentive) and not options.rollout else 1
-    if options.head not in ("all", "mean") and (not options.head.isdigit() or int(options.head) >= heads):
-        raise UsageError(f"no head {options.head!r}", expected=f"all, mean or 0..{heads - 1}")
 
 
 def mask_agreement(amap: AttentionMap, mask_file: Path, keep: float) -> dict[str, float]:
@@ -227,14 +193,14 @@ def draw(
     decoded: Decoded,
     parts: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Write RUN/figures: maps of some test images, trained against random weights, and nearest neighbours.
+    """Write RUN/figures: maps of some test images (or volumes), trained against random weights, and nearest neighbours.
 
     parts  indices of the training and the test part in the tables; the first model is shown
     """
     train, test = parts
     name, model = next(iter(models.items()))
     table = tables[name]
-    cache = decoded.at(model.spec.size_px, model.spec.channels)
+    cache = decoded.at(model.spec.size_px, model.spec.channels, model.spec)
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     chosen = _one_a_class(table, test)
@@ -257,7 +223,10 @@ def _one_a_class(table: FeatureTable, test: np.ndarray) -> list[int]:
 
 def _eight_bit(cache: ImageCache, index: int) -> np.ndarray:
     spec = input_spec(cache, 1, grey=False)
-    scaled = (cache.image(index).astype(np.float32) - spec.offset) / spec.scale * 255
+    image = cache.image(index)
+    if cache.axes == 3:  # the slice in the middle stands for a volume
+        image = image[:, image.shape[1] // 2]
+    scaled = (image.astype(np.float32) - spec.offset) / spec.scale * 255
     pixels = scaled.round().clip(0, 255).astype(np.uint8)
     return pixels if pixels.shape[0] == 3 else np.repeat(pixels[:1], 3, axis=0)
 
@@ -286,18 +255,12 @@ def _neighbours(
 def _map_figure(
     folder: Path, model: LoadedModel, cache: ImageCache, table: FeatureTable, index: int, *, trained: bool
 ) -> dict[str, str]:
-    spec = model.spec
-    pixels = cache.image(index).astype(np.float32)
-    shown = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
-    large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=shown, mode="bilinear")[0].numpy()
-    x = normalised(large, spec)
     # A CNN has no class token that asks; the similarity to one place says more than that to the mean of all.
     attentive = isinstance(model.backbone, Attentive)
-    query: Query = "cls" if attentive else (shown[0] // 2, shown[1] // 2)
-    amap = attention_map(model.backbone.cpu().eval(), x, query=query)
+    draw_one = volume_panels.panel_of_cached if cache.axes == 3 else _panel
     who = "trained" if trained else "random weights"
     file = f"map-{index:06d}-{'trained' if trained else 'random'}.png"
-    (folder / file).write_bytes(attention_panel(_displayed(x, spec), amap))
+    (folder / file).write_bytes(draw_one(model, cache, index))
     what = "attention of the class token" if attentive else "similarity of each place to the one in the middle"
     return {
         "file": file,
@@ -306,6 +269,17 @@ def _map_figure(
         "caption": f"{what.capitalize()}, {who}. {table.ids[index]}",
         "alt": f"{what} over a test image of class {table.labels[index]}, {who}",
     }
+
+
+def _panel(model: LoadedModel, cache: ImageCache, index: int) -> bytes:
+    spec = model.spec
+    pixels = cache.image(index).astype(np.float32)
+    shown = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
+    large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=shown, mode="bilinear")[0].numpy()
+    x = normalised(large, spec)
+    query: Query = "cls" if isinstance(model.backbone, Attentive) else (shown[0] // 2, shown[1] // 2)
+    amap = attention_map(model.backbone.cpu().eval(), x, query=query)
+    return attention_panel(_displayed(x, spec), amap)
 
 
 def _patch(model: LoadedModel) -> int:

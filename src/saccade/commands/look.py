@@ -34,10 +34,11 @@ def attend(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="As elsewhere; with --text a transformers folder.")
     ] = None,
-    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="One image file.")] = None,
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="One image, or one volume.")] = None,
     text: Annotated[str | None, typer.Option("--text", help="A sentence instead of an image.")] = None,
     query: Annotated[
-        str | None, typer.Option(help="cls (the default) or Y,X in pixels; of a sentence a word or its number.")
+        str | None,
+        typer.Option(help="cls (the default), Y,X in pixels, z,y,x in voxels; of a sentence a word or its number."),
     ] = None,
     layer: Annotated[int | None, typer.Option(help="Layer, counted from 0; -1 (and the default) is the last.")] = None,
     head: Annotated[str, typer.Option(help="all, mean, or the number of a head.")] = "all",
@@ -51,13 +52,16 @@ def attend(
     special: Annotated[
         bool, typer.Option("--special", help="Of a sentence: also draw [CLS] and [SEP]; their share is always said.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="PNG, SVG or CSV; of a sentence also HTML.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="PNG, SVG or CSV; of a volume PNG, .nii.gz or CSV; of a sentence also HTML."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Where does this patch, or this word, look? Exact attention of any query, layer and head, on the model as trained.
 
-    Of an image: saccade attend MODEL IMAGE. Of a sentence: saccade attend [MODEL] --text "..." (without MODEL the
-    built-in all-MiniLM-L6-v2), printed, and drawn into --out.
+    Of an image, or a volume: saccade attend MODEL IMAGE. Of a sentence: saccade attend [MODEL] --text "..." (without
+    MODEL the built-in all-MiniLM-L6-v2), printed, and drawn into --out.
     """
     if text is not None:
         from saccade.words import TextOptions
@@ -71,13 +75,13 @@ def attend(
     if model is None or image is None:
         raise UsageError("nothing to look at", expected='saccade attend MODEL IMAGE, or saccade attend --text "..."')
     from saccade.api import attend as run
-    from saccade.panels import AttendOptions
+    from saccade.asking import AttendOptions
 
     asked = AttendOptions(
         query=query or "cls", layer=layer, head=head, rollout=rollout, size_px=size, threshold=threshold, mask=mask
     )
     found = run(model, image, options=asked)
-    path = found.save(out or Path(f"{image.stem}-attention.png"))
+    path = found.save(out or Path(f"{Path(image.name.removesuffix('.gz')).stem}-attention.png"))
     print_json(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
 
 

@@ -19,7 +19,7 @@ from saccade.viz.maps import AttentionMap, Box, jaccard, threshold_mask, upsampl
 
 __all__ = ["AttentionMap", "attention_map", "jaccard", "threshold_mask", "token_similarity", "upsample"]
 
-Query = Literal["cls"] | tuple[int, int]
+Query = Literal["cls"] | tuple[int, ...]
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ def token_similarity(features: Features, row: int | None) -> Float[Tensor, "N"]:
 
 def attention_map(
     backbone: Backbone,
-    pixels: Float[Tensor, "1 C Y X"],
+    pixels: Float[Tensor, "1 C *size"],
     *,
     query: Query,
     layer: int = -1,
@@ -53,13 +53,13 @@ def attention_map(
     """What one query of one image takes from every patch.
 
     pixels   normalised as the model's InputSpec says; the backbone should be in eval mode
-    query    "cls", or (y, x) in pixels of the input: the patch that holds this pixel asks
+    query    "cls", or (y, x), of volumes (z, y, x), in pixels of the input: the patch that holds this pixel asks
     layer    0-based, negative counts from the last; only for attention
     rollout  follow the attention through all layers instead of reading one
     Raises UsageError for a query outside the image, a layer that is not there, or rollout of a network
-    without attention; ModelError when the network's tokens are not a plane.
+    without attention; ModelError when the network's tokens have no places in the image.
     """
-    size_px = (int(pixels.shape[-2]), int(pixels.shape[-1]))
+    size_px = tuple(pixels.shape[2:])
     attentive = isinstance(backbone, Attentive)
     if rollout and not attentive:
         raise UsageError(
@@ -69,7 +69,7 @@ def attention_map(
         )
     with torch.inference_mode():
         features = backbone(pixels)
-        grid = _plane(features, backbone)
+        grid = _places(features, backbone, len(size_px))
         patch = None if query == "cls" else _patch_at(query, grid, size_px)
         if isinstance(backbone, Attentive):
             row = _token_row(backbone, patch)
@@ -96,28 +96,30 @@ def _rows(backbone: Attentive, pixels: Tensor, layer: int, row: int) -> Float[Te
     return backbone.attention(pixels, layer=layer, rows=rows)[0, :, 0]
 
 
-def _plane(features: Features, backbone: Backbone) -> tuple[int, int]:
-    if len(features.grid) != 2:
+def _places(features: Features, backbone: Backbone, axes: int) -> tuple[int, ...]:
+    if len(features.grid) != axes:
         raise ModelError(
-            f"the tokens of {backbone.name} are not a plane",
+            f"the tokens of {backbone.name} do not lie in the image",
             got=f"a grid of {features.grid}",
-            expected="rows, columns",
+            expected=f"{axes} axes",
         )
-    return int(features.grid[0]), int(features.grid[1])
+    return tuple(int(length) for length in features.grid)
 
 
-def _patch_at(query: tuple[int, int] | str, grid: tuple[int, int], size_px: tuple[int, int]) -> int:
+def _patch_at(query: tuple[int, ...] | str, grid: tuple[int, ...], size_px: tuple[int, ...]) -> int:
     """Index, in row-major order, of the patch that holds the pixel."""
-    if isinstance(query, str):
-        raise UsageError("the query does not fit", got=query, expected='"cls" or (y, x) in pixels')
-    y, x = query
-    if not (0 <= y < size_px[0] and 0 <= x < size_px[1]):
+    names = "zyx"[-len(grid) :]
+    if isinstance(query, str) or len(query) != len(grid):
+        raise UsageError("the query does not fit", got=query, expected=f'"cls" or ({", ".join(names)}) in pixels')
+    if not all(0 <= at < length for at, length in zip(query, size_px)):
         raise UsageError(
             "the query lies outside the image",
-            got=f"y={y}, x={x}",
-            expected=f"0 <= y < {size_px[0]} and 0 <= x < {size_px[1]}, in pixels of the network's input",
+            got=", ".join(f"{name}={at}" for name, at in zip(names, query)),
+            expected=" and ".join(f"0 <= {name} < {length}" for name, length in zip(names, size_px))
+            + ", in pixels of the network's input",
         )
-    return int(y * grid[0] // size_px[0]) * grid[1] + int(x * grid[1] // size_px[1])
+    places = [at * length // side for at, length, side in zip(query, grid, size_px)]
+    return int(np.ravel_multi_index(places, grid))
 
 
 def _token_row(backbone: Attentive, patch: int | None) -> int:
@@ -134,8 +136,9 @@ def _layer(backbone: Attentive, layer: int) -> int:
     return layer % backbone.depth
 
 
-def _box(patch: int, grid: tuple[int, int], size_px: tuple[int, int]) -> Box:
-    row, column = divmod(patch, grid[1])
-    top, left = -(-row * size_px[0] // grid[0]), -(-column * size_px[1] // grid[1])
-    bottom, right = -(-(row + 1) * size_px[0] // grid[0]), -(-(column + 1) * size_px[1] // grid[1])
-    return top, left, bottom - top, right - left
+def _box(patch: int, grid: tuple[int, ...], size_px: tuple[int, ...]) -> Box:
+    """Where a patch begins along each axis, then how far it reaches."""
+    places = [int(place) for place in np.unravel_index(patch, grid)]
+    starts = [-(-place * side // length) for place, side, length in zip(places, size_px, grid)]
+    ends = [-(-(place + 1) * side // length) for place, side, length in zip(places, size_px, grid)]
+    return (*starts, *(end - start for start, end in zip(starts, ends)))

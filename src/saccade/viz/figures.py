@@ -92,7 +92,7 @@ def overlay_png(image: np.ndarray, amap: AttentionMap, path: Path | None = None,
     Also written to ``path`` when named.
     """
     box = _scaled_box(amap, image.shape[1:])
-    data = _png(blend(image, amap.values.mean(axis=0), longest_px=longest_px, box=box))
+    data = png_of(blend(image, amap.values.mean(axis=0), longest_px=longest_px, box=box))
     if path is not None:
         path.write_bytes(data)
     return data
@@ -125,7 +125,7 @@ def overlay_svg(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x_px} {y_px}" role="img" '
         f'aria-labelledby="t d" shape-rendering="crispEdges">'
         f'<title id="t">{html.escape(title)}</title><desc id="d">{html.escape(description)}</desc>'
-        f'<image width="{x_px}" height="{y_px}" href="{data_uri(_png(grey))}"/>'
+        f'<image width="{x_px}" height="{y_px}" href="{data_uri(png_of(grey))}"/>'
         f"<g>{''.join(patches)}</g>{_svg_mark(_scaled_box(amap, image.shape[1:]), y_px, x_px)}</svg>\n"
     )
 
@@ -177,7 +177,7 @@ def attention_panel(image: np.ndarray, amap: AttentionMap) -> bytes:
         values = amap.values[head]
         picture = blend(image, values, longest_px=CELL_PX, box=box)
         cells.append(Cell(picture, (f"head {head}", _extent(values, amap.kind))))
-    return _png(_sheet(cells, columns=_columns(len(cells))))
+    return png_of(_sheet(cells, columns=_columns(len(cells))))
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def neighbours_panel(rows: Sequence[tuple[Neighbour, Sequence[Neighbour]]]) -> b
             label = f"other: {item.label}" if differs else item.label or ""
             cells.append(Cell(_square(item.image), (score, label), rule=same))
         cells += [Cell(blank)] * (columns - 1 - len(found))
-    return _png(_sheet(cells, columns=columns, first_apart=True))
+    return png_of(_sheet(cells, columns=columns, first_apart=True))
 
 
 def hits_panel(query: np.ndarray, hits: Sequence[Neighbour], *, columns: int = 6) -> bytes:
@@ -222,7 +222,7 @@ def hits_panel(query: np.ndarray, hits: Sequence[Neighbour], *, columns: int = 6
         gone = item.image.shape[1:] == (1, 1)
         text = f"{place}: {item.score:.3f}" + (", not there" if gone else "")
         cells.append(Cell(blank.picture if gone else _square(item.image), (text, item.label or "")))
-    return _png(_sheet(cells, columns=min(columns, len(hits) or 1)))
+    return png_of(_sheet(cells, columns=min(columns, len(hits) or 1)))
 
 
 def _asks(amap: AttentionMap) -> str:
@@ -308,7 +308,7 @@ def _mark(picture: Image.Image, box: Box, size: tuple[int, ...]) -> None:
     draw.rectangle(edge, outline=(255, 255, 255), width=2)
 
 
-def _png(picture: Image.Image) -> bytes:
+def png_of(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -15,12 +15,12 @@ from PIL import Image
 from saccade.errors import UsageError
 
 Kind = Literal["attention", "rollout", "similarity"]
-Box = tuple[int, int, int, int]
+Box = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """How much one query takes from every patch of an image.
+    """How much one query takes from every patch of an image, or of a volume: T comes before Y everywhere then.
 
     values        [H Y' X'] float32 over the patch grid; H is 1 for rollout and similarity.
                   Attention and rollout are shares of the whole row, class and register tokens included, so a
@@ -28,7 +28,8 @@ class AttentionMap:
     mean          [Y' X'] float32, the mean over heads
     grid          (Y', X')
     size_px       (Y, X) of the network's input
-    query_box     (top, left, height, width) of the asking patch, pixels of the input; None: the class token
+    query_box     (top, left, height, width) of the asking patch, pixels of the input; None: the class token. Of volumes
+                  (front, top, left, depth, height, width)
     kind          what the numbers are
     prefix_share  [H] float32, the share of the row that goes to class and register tokens; 0 for similarity
     layer         0-based layer the rows were taken from; None for rollout (all layers) and similarity
@@ -36,8 +37,8 @@ class AttentionMap:
 
     values: np.ndarray
     mean: np.ndarray
-    grid: tuple[int, int]
-    size_px: tuple[int, int]
+    grid: tuple[int, ...]
+    size_px: tuple[int, ...]
     query_box: Box | None
     kind: Kind
     prefix_share: np.ndarray
