@@ -17,7 +17,7 @@ import saccade
 from saccade import cli
 from saccade.errors import MissingDependency, ModelError, UsageError
 from saccade.texts import LECTURE, look_up, order_test
-from saccade.words import TextOptions, Word, columns, find_word, merge, printable
+from saccade.words import TextOptions, Word, columns, find_word, merge, printable, words_of
 
 HOSTILE = (
     "<script>alert(1)</script> & \"quotes\" 'single' ]]> --",
@@ -156,6 +156,33 @@ def test_tokens_become_words(reading):
     # To "GitHub": the sum of its three tokens; from it: their mean.
     assert np.allclose(merged[:, 1, 2], weights[:, 1, 2:5].sum(axis=-1), atol=1e-6)
     assert np.allclose(merged[:, 2, 3], weights[:, 2:5, 5].mean(axis=-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("space", ["bytes", "marks"])
+def test_words_of_other_tokenizers(space):
+    """Byte-level tokens, of which an emoji takes four, and tokens that begin with the mark of a space."""
+    transformers = pytest.importorskip("transformers", reason='sentences need pip install "saccade[text]"')
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    from saccade.backbones.text import _tokens
+
+    text = "The general information 😀 about 日本語 studies."
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    letters = pre_tokenizers.ByteLevel.alphabet() if space == "bytes" else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=["<s>", "<unk>"], initial_alphabet=letters, show_progress=False
+    )
+    if space == "bytes":
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.post_processor = processors.ByteLevel(trim_offsets=False)
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.train_from_iterator([text], trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="<unk>")
+    coded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    found = [word.text for word in words_of(text, _tokens(text, coded, tokenizer))]
+    assert "".join(found) == text.replace(" ", "")
+    assert found[:6] == ["The", "general", "information", "😀", "about", "日本語"]
 
 
 def test_a_word_is_found_by_letters_or_number():

@@ -223,6 +223,21 @@ def test_a_network_without_attention_keeps_similarities(small_runs, opened, pict
     assert np.abs(table(page) - wanted).max() < 0.005
 
 
+def test_layers_that_do_not_fit_are_left_out_and_keep_their_names(small_runs, opened, pictures, tmp_path, monkeypatch):
+    compared = exact(small_runs[0], pictures[0]).compared
+    monkeypatch.setattr("saccade.reporting.standalone.MOST_BYTES", 2 * 2 * compared.heads * compared.tokens**2)
+    path, note = saccade.report_interactive(small_runs[0], tmp_path / "few.html", images=pictures[:1])
+    assert note.endswith(f"Kept are 2 of {compared.depth} layers.")
+    page = opened(path)
+    until(page, DRAWN)
+    assert page.locator(".slider output").first.inner_text() == f"{compared.depth} of {compared.depth}"
+    page.get_by_label("Layer", exact=True).fill("1")
+    until(page, f"document.querySelector('.slider output').innerText === '1 of {compared.depth}'")
+    wanted = compared.rows(0, 0)[:, 0, 1:].mean(axis=0)
+    np.testing.assert_allclose(table(page), wanted, rtol=0.03)
+    assert page.locator("option[value=rollout]").count() == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -200,3 +200,13 @@ def test_the_server_names_mistakes(site):
     assert ask(f"words/{key}/pair?layer=1&head=0&query=0&answer=99")[0] == 400
     assert ask("words/0123456789abcdef/weights?layer=0")[0] == 404
     assert ask(f"words/look-up?model={model}&token=30522")[0] == 400
+
+
+def test_a_folder_of_transformers_is_a_model_of_sentences_only(tmp_path):
+    from saccade.web.desk import lay_out
+    from saccade.web.words import Shelf
+
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    desk = lay_out([], [str(tmp_path), "random:vit_micro_patch8"])
+    assert [one.name for one in desk.choices()] == ["random:vit_micro_patch8"]
+    assert list(Shelf(desk).models.values()) == ["", str(tmp_path)]

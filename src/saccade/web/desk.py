@@ -7,6 +7,7 @@ handed out leads nowhere, so there is no path to traverse. No torch here.
 from __future__ import annotations
 
 import hmac
+import json
 import secrets
 import threading
 from collections import OrderedDict
@@ -137,6 +138,8 @@ class Desk:
                 twin = self.id_of("twin", path)
                 found.append(ModelOnDesk(twin, f"{run.name}, random weights", path, fresh=True, run=run.id))
         for name in dict.fromkeys(self.models):
+            if is_text_model(name):
+                continue  # the page of sentences asks those
             shown = name if name.startswith(("random:", "timm:")) else Path(name).name
             found.append(ModelOnDesk(self.id_of("model", name), shown, name))
         return found
@@ -182,6 +185,15 @@ class Desk:
         if pixels.ndim != 3:
             raise DataError(f"{image.record.id}: not a plane", got=f"shape {pixels.shape}")
         return image.record.id, pixels
+
+
+def is_text_model(name: str) -> bool:
+    """Whether a MODEL is a folder of the transformers library."""
+    config = Path(name) / "config.json"
+    try:
+        return config.is_file() and "model_type" in json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return False
 
 
 def opaque(secret: bytes, kind: str, name: str) -> str:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from fastapi import APIRouter, Body, Response
 from starlette.exceptions import HTTPException
 
 from saccade.errors import UsageError
-from saccade.web.desk import Desk
+from saccade.web.desk import Desk, is_text_model
 
 if TYPE_CHECKING:
     from saccade.backbones.text import Positions, Reading
@@ -39,7 +38,7 @@ class Shelf:
 
     def __init__(self, desk: Desk):
         self.desk = desk
-        self.models = {desk.id_of("text", name): name for name in ("", *text_models(desk.models))}
+        self.models = {desk.id_of("text", name): name for name in ("", *filter(is_text_model, desk.models))}
         self._asked: OrderedDict[str, Question] = OrderedDict()
         self._readings: Readings | None = None
         self._turn = threading.Lock()
@@ -72,19 +71,6 @@ class Shelf:
             raise HTTPException(404, "no such text: read it again")
         positions: Positions = "trained" if question.positions else "constant"
         return question, self.readings().read(question.model, question.text, positions)
-
-
-def text_models(names: Sequence[str]) -> list[str]:
-    """Those models of the desk that are folders of the transformers library."""
-    found = []
-    for name in names:
-        config = Path(name) / "config.json"
-        try:
-            if config.is_file() and "model_type" in json.loads(config.read_bytes()):
-                found.append(name)
-        except (OSError, ValueError):
-            continue
-    return found
 
 
 def router(desk: Desk) -> APIRouter:

@@ -92,7 +92,8 @@ class Explorer {
     const headNames = [{ value: "mean", text: "mean of all" },
       ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h + 1}` }))];
     this.headInput = select(headNames, String(this.head), (head) => this.setHead(head === "mean" ? head : Number(head)));
-    const kinds = [{ value: "attention", text: "attention of a layer" }, { value: "rollout", text: "rollout, all layers" }];
+    const kinds = [{ value: "attention", text: "attention of a layer" }];
+    if (!first || first.wholeDepth === first.depth) kinds.push({ value: "rollout", text: "rollout, all layers" });
     this.kindInput = select(kinds, this.kind, (kind) => { this.kind = kind; this.tools(); this.refresh(); });
     const keep = el("input", { type: "range", min: 5, max: 100, step: 5, value: 100 * this.view.keep,
       oninput: (event) => {
@@ -334,7 +335,7 @@ class Explorer {
       if (event.shiftKey) this.setAnswer(to); else this.ask(to);
     } else if (event.key === "c" || event.key === "Escape") this.ask(null);
     else if (event.key === "m") this.setHead("mean");
-    else if (event.key === "r") { this.kind = this.kind === "rollout" ? "attention" : "rollout"; this.tools(); this.refresh(); }
+    else if (event.key === "r" && look.wholeDepth === look.depth) { this.kind = this.kind === "rollout" ? "attention" : "rollout"; this.tools(); this.refresh(); }
     else if (event.key === "[" || event.key === "]") {
       this.layer = Math.min(look.depth - 1, Math.max(0, this.layer + (event.key === "]" ? 1 : -1)));
       this.refresh();
