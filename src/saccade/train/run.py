@@ -470,7 +470,7 @@ def settings_table(sections: Sections, images: int) -> str:
     """Every resolved setting, one line a section; printed before the first step."""
     lines = [f"settings, resolved for {images:,} images"]
     for name, values in config.to_dict(sections).items():
-        shown = ", ".join(f"{key}={_short(value)}" for key, value in values.items() if value not in ("", None))
+        shown = ", ".join(f"{key}={_short(value)}" for key, value in values.items() if value not in ("", None, []))
         lines.append(f"  {name:7s} {shown}")
     return "\n".join(lines)
 
