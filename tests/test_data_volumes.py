@@ -11,7 +11,7 @@ import tifffile
 
 from saccade.contracts import Sample
 from saccade.data.open import open_source
-from volume_files import SHAPE, counted, oblique, turned, write_nifti, write_series
+from volume_files import SHAPE, counted, oblique, turned, write_frames, write_nifti, write_series
 
 AFFINES = [*turned()[::5], oblique(0), oblique(1), oblique(2)]
 
@@ -234,6 +234,14 @@ def test_times_and_echoes_of_a_series_are_volumes(tmp_path):
     source = open_source(tmp_path)
     assert [record.id for record in source.records] == ["series-1", "series-2"]
     np.testing.assert_array_equal(source.read(0).pixels, source.read(1).pixels)
+
+
+def test_a_multi_frame_file_is_a_volume_of_its_own(tmp_path):
+    for name in ("a", "b"):
+        write_frames(tmp_path / f"{name}.dcm", counted(), oblique(9))
+    source = open_source(tmp_path)
+    assert [record.id for record in source.records] == ["series-1", "series-2"]
+    check_places(source.read(0), 2 * counted() - 100, oblique(9))
 
 
 def test_dicom_without_suffix_and_in_a_zip(tmp_path):

@@ -104,3 +104,28 @@ def change(folder: Path, name: str, **tags: object) -> None:
         else:
             setattr(data, key, value)
     data.save_as(folder / name)
+
+
+def write_frames(path: Path, values: np.ndarray, affine: np.ndarray) -> Path:
+    """The same volume as one multi-frame file, its frames out of order, half of the geometry shared by all."""
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    sides = np.linalg.norm(lps[:3, :3], axis=0)
+    data = slice_header(generate_uid(), generate_uid())
+    shared, measures, angles, numbers = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [float(sides[1]), float(sides[0])], 9.0
+    angles.ImageOrientationPatient = [float(v) for v in np.r_[lps[:3, 0] / sides[0], lps[:3, 1] / sides[1]]]
+    numbers.RescaleSlope, numbers.RescaleIntercept = 2, -100
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [angles]
+    shared.PixelValueTransformationSequence = [numbers]
+    data.SharedFunctionalGroupsSequence, frames = [shared], []
+    order = np.random.default_rng(2).permutation(values.shape[2])
+    for z in order:
+        frame, place = Dataset(), Dataset()
+        place.ImagePositionPatient = [float(v) for v in lps[:3, 3] + z * lps[:3, 2]]
+        frame.PlanePositionSequence = [place]
+        frames.append(frame)
+    data.PerFrameFunctionalGroupsSequence = frames
+    set_pixels(data, values[:, :, order].transpose(2, 1, 0).reshape(-1, values.shape[0]))
+    data.Rows, data.NumberOfFrames = values.shape[1], len(order)
+    data.save_as(path, enforce_file_format=True)
+    return path
