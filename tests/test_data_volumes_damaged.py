@@ -5,13 +5,15 @@ import struct
 import zipfile
 from pathlib import Path
 
+import imagecodecs
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import tifffile
 from PIL import Image
-from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from saccade.data import dicom
 from saccade.data.audit import audit
@@ -278,17 +280,51 @@ def test_packed_pixels(series, monkeypatch):
         data.save_as(file)
     np.testing.assert_array_equal(open_source(series).read(0).pixels, plain)
 
-    class Absent:
-        is_available = False
-
     monkeypatch.setattr(dicom, "get_decoder", lambda _: Absent())
     refused(series, "RLE Lossless", 'pip install "saccade[dicom]"', kind=MissingDependency)
-    for syntax, said in ((JPEG2000Lossless, "saccade[dicom]"), (JPEGLosslessSV1, "gdcm")):
-        for file in series.iterdir():
-            data = pydicom.dcmread(file)
-            data.file_meta.TransferSyntaxUID = syntax
-            data.save_as(file)
-        refused(series, said, kind=MissingDependency)
+
+
+class Absent:
+    """A decoder of pydicom without a plugin."""
+
+    is_available = False
+
+
+@pytest.mark.parametrize(
+    ("syntax", "codec"),
+    [(JPEGLosslessSV1, "ljpeg"), (JPEGLSLossless, "jpegls"), (JPEG2000Lossless, "jpeg2k")],
+    ids=["lossless jpeg", "jpeg-ls", "jpeg 2000"],
+)
+def test_usual_packing_is_read_without_plugins(series, monkeypatch, syntax, codec):
+    for file in series.iterdir():  # negative numbers in 12 of 16 bits
+        data = pydicom.dcmread(file)
+        set_pixels(data, data.pixel_array - 100)
+        data.BitsStored, data.HighBit = 12, 11
+        data.save_as(file)
+    plain = open_source(series).read(0).pixels
+    assert plain.min() == -100
+    for file in series.iterdir():
+        data = pydicom.dcmread(file)
+        low = np.ascontiguousarray(data.pixel_array.view(np.uint16) & 0x0FFF)
+        packed = getattr(imagecodecs, f"{codec}_encode")(low, **CODING[codec])
+        data.PixelData = encapsulate([packed])
+        data["PixelData"].VR = "OB"
+        data.file_meta.TransferSyntaxUID = syntax
+        data.save_as(file)
+    monkeypatch.setattr(dicom, "get_decoder", lambda _: Absent())
+    np.testing.assert_array_equal(open_source(series).read(0).pixels, plain)
+    name = in_order(series)[0]
+    data = pydicom.dcmread(series / name)
+    data.PixelData = encapsulate([b"no picture" * 9])
+    data.save_as(series / name)
+    refused(series, name, "pixels cannot be read")
+
+
+CODING = {
+    "ljpeg": {"bitspersample": 12},
+    "jpegls": {},
+    "jpeg2k": {"level": 0, "reversible": True, "codecformat": "j2k"},
+}
 
 
 def test_what_needs_a_package_stops_the_audit_too(series, monkeypatch):
@@ -296,9 +332,6 @@ def test_what_needs_a_package_stops_the_audit_too(series, monkeypatch):
         data = pydicom.dcmread(file)
         data.compress(RLELossless)
         data.save_as(file)
-
-    class Absent:
-        is_available = False
 
     monkeypatch.setattr(dicom, "get_decoder", lambda _: Absent())
     with pytest.raises(MissingDependency):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 
 from saccade.data.orientation import Volume, check_spacing, to_lps
@@ -48,7 +49,14 @@ KEPT = [
 SAME_ANGLE = 1e-3  # in the cosines: rounding differs between slices of one scan
 SAME_GAP = 0.05  # of the usual distance between slices
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM counts millimetres in LPS
-OUTSIDE = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}  # lossless JPEG: no permissive plugin of pydicom
+OWN_DECODERS = {  # of imagecodecs, where pydicom has no plugin: scanners' usual packing can always be read
+    "1.2.840.10008.1.2.4.57": "ljpeg_decode",
+    "1.2.840.10008.1.2.4.70": "ljpeg_decode",
+    "1.2.840.10008.1.2.4.80": "jpegls_decode",
+    "1.2.840.10008.1.2.4.81": "jpegls_decode",
+    "1.2.840.10008.1.2.4.90": "jpeg2k_decode",
+    "1.2.840.10008.1.2.4.91": "jpeg2k_decode",
+}
 
 
 @dataclass(frozen=True)
@@ -172,10 +180,9 @@ def _first(data: Dataset, group: str) -> Dataset:
 def _stored(data: Dataset, file: str) -> np.ndarray:
     """The numbers as they are stored; dark is low also where the header says it is the other way round."""
     syntax = data.file_meta.get("TransferSyntaxUID") if "file_meta" in data.__dict__ else None
-    if syntax is not None and syntax.is_compressed:
-        _check_decoder(syntax, file)
+    own = _own_decoder(syntax, file) if syntax is not None and syntax.is_compressed else None
     try:
-        stored = data.pixel_array
+        stored = data.pixel_array if own is None else _unpacked(data, own)
     except SaccadeError:
         raise
     except Exception as error:
@@ -187,16 +194,33 @@ def _stored(data: Dataset, file: str) -> np.ndarray:
     return stored
 
 
-def _check_decoder(syntax: Any, file: str) -> None:
+def _own_decoder(syntax: Any, file: str) -> str | None:
+    """The function of imagecodecs that unpacks; None where pydicom can. Raises MissingDependency where nothing can."""
     try:
-        available = get_decoder(syntax).is_available
+        if get_decoder(syntax).is_available:
+            return None
     except NotImplementedError:
         raise DamagedFile(f"{file}: packed in a way that is not for slices", got=syntax.name) from None
-    if not available:
-        hint = 'pip install "saccade[dicom]"'
-        if syntax in OUTSIDE:
-            hint = "pip install python-gdcm, or unpack the series once with dcmtk's dcmdjpeg"
-        raise MissingDependency(f"{file}: unpacking {syntax.name} needs a package that is not installed", hint=hint)
+    if syntax in OWN_DECODERS:
+        return OWN_DECODERS[syntax]
+    raise MissingDependency(
+        f"{file}: unpacking {syntax.name} needs a package that is not installed", hint='pip install "saccade[dicom]"'
+    )
+
+
+def _unpacked(data: Dataset, decoder: str) -> np.ndarray:
+    """[frames Y X] by imagecodecs. Codecs give unsigned numbers of ``BitsStored``; the sign is put back."""
+    import imagecodecs
+
+    frames = int(data.get("NumberOfFrames") or 1)
+    packed = generate_frames(data.PixelData, number_of_frames=frames)
+    found = np.stack([getattr(imagecodecs, decoder)(frame) for frame in packed])
+    if found.shape != (frames, data.Rows, data.Columns):
+        raise ValueError(f"shape {found.shape} instead of {(frames, data.Rows, data.Columns)}")
+    if data.PixelRepresentation == 1 and found.dtype.kind == "u":
+        spare = 8 * found.dtype.itemsize - int(data.BitsStored)
+        found = (found << spare).view(f"i{found.dtype.itemsize}") >> spare
+    return found
 
 
 def _line(error: Exception) -> str:
