@@ -6,12 +6,15 @@ import torch
 
 from saccade.contracts import InputSpec, Record, Sample
 from saccade.data.intensity import decide_intensity, intensity_of, make_intensity, to_unit
-from saccade.data.loader import build_cache, input_spec, typical_px
+from saccade.data.loader import build_cache, input_spec
 from saccade.data.open import open_source
 from saccade.data.shrink import even_sides, shrink_volume
-from saccade.data.synthetic import VolumeSource
+from saccade.data.survey import typical_px
+from saccade.data.synthetic import TissueSource, VolumeSource
 from saccade.embedding import Decoded
-from saccade.errors import DamagedFile
+from saccade.errors import DamagedFile, DataError, UsageError
+from saccade.train.part import settle_intensity
+from saccade.train.settings import DataConfig
 from volume_files import counted, write_nifti, write_series
 
 
@@ -169,3 +172,17 @@ def test_a_volume_among_images_and_other_channels_are_damage(tmp_path):
     write_nifti(tmp_path / "c.nii", counted((5, 6, 7, 2)), np.eye(4))
     cache = build_cache(open_source(tmp_path), cache_px=8, max_bad=0.5)
     assert [name for name, _ in cache.damaged] == ["c.nii"] and "channels" in cache.damaged[0][1]
+
+
+def test_settings_of_volumes_are_settled_before_anything_is_decoded():
+    known = VolumeSource(6, size_mm=24)
+    settled = settle_intensity(DataConfig(size_mm=12.0), known)
+    assert (settled.intensity, settled.window) == ("robust", ())
+    assert settle_intensity(DataConfig(window=(-160, 240)), known).intensity == "window"
+    with pytest.raises(DataError, match="--size-mm has no meaning"):
+        settle_intensity(DataConfig(size_mm=12.0), VolumeLike())
+    with pytest.raises(UsageError, match="no effect with data.intensity=robust"):
+        settle_intensity(DataConfig(intensity="robust", window=(0, 1)), known)
+    for setting in ({"intensity": "robust"}, {"window": (0.0, 1.0)}, {"size_mm": 5.0}):
+        with pytest.raises(UsageError, match="no effect on images"):
+            settle_intensity(DataConfig(**setting), TissueSource(8))

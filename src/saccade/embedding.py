@@ -19,7 +19,8 @@ from saccade.backbones.build import rebuild
 from saccade.backbones.weights import LoadedModel
 from saccade.contracts import InputSpec, Record, Sample, Source
 from saccade.data.intensity import intensity_of
-from saccade.data.loader import ImageCache, build_cache, fit_range, input_spec, typical_px, usual_channels
+from saccade.data.loader import ImageCache, build_cache, fit_range, input_spec
+from saccade.data.survey import typical_px, usual_channels
 from saccade.errors import ModelError
 from saccade.evaluation.baselines import histogram_features, pixel_features
 from saccade.store import COLUMNS, FEATURES, FeatureTable

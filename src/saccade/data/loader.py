@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,7 +26,8 @@ from saccade.data.intensity import STEPS, Intensity, decide_intensity, to_unit
 from saccade.data.shrink import LUMINANCE, convert_channels, even_sides, number_type, shrink, shrink_volume
 from saccade.data.slides.stream import TileStore
 from saccade.data.source import pick
-from saccade.errors import DamagedFile, DataError, TooManyDamaged, UsageError
+from saccade.data.survey import usual_channels
+from saccade.errors import DamagedFile, TooManyDamaged, UsageError
 from saccade.seeds import numpy_generator
 
 Report = Callable[[int, int], None]
@@ -293,35 +292,6 @@ def build_cache(
         grid=kept[0].grid,
     )
     return with_statistics(cache)
-
-
-def usual_channels(source: Source) -> int:
-    """Number of channels most images have, by the first that can be read."""
-    counts: Counter[int] = Counter()
-    for index in range(min(64, len(source))):
-        try:
-            counts[source.read(index).pixels.shape[0]] += 1
-        except DamagedFile:
-            continue
-    if not counts:
-        raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
-    return counts.most_common(1)[0][0]
-
-
-def typical_px(source: Source, size_mm: float = 0.0) -> int:
-    """Median shorter side of the first readable images; of volumes, of so many voxels as the finest spacing makes."""
-    sides = []
-    for index in range(min(16, len(source))):
-        try:
-            sample = source.read(index)
-            shape, spacing = sample.pixels.shape[1:], sample.spacing_mm or (1.0,) * source.axes
-            span = size_mm or min(n * mm for n, mm in zip(shape, spacing))
-            sides.append(max(1, round(span / min(spacing))))
-        except DamagedFile:
-            continue
-    if not sides:
-        raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
-    return int(statistics.median(sides))
 
 
 def check_damage(name: str, damaged: Sequence[tuple[str, str]], total: int, max_bad: float) -> None:

@@ -19,6 +19,7 @@ from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import tiles_in
 from saccade.data.source import TileRecords, select, with_split
 from saccade.data.splits import draw_test, given_test, grouped_split
+from saccade.data.survey import check_spacing_known
 from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.evaluation.guard import seen_in_pretraining
 from saccade.seeds import numpy_generator
@@ -111,6 +112,8 @@ def settle_intensity(data: DataConfig, source: Source) -> DataConfig:
             if getattr(data, name):
                 raise UsageError(f"data.{name} has no effect on images", hint="it is for volumes")
         return data
+    if data.size_mm:
+        check_spacing_known(source)
     how = make_intensity(data.intensity, data.window or ()) if data.intensity else None
     if how is None:
         how = decide_intensity(source) if data.window is None else make_intensity("window", data.window)

@@ -28,9 +28,10 @@ from saccade.classify import save_classifier
 from saccade.config import Sections
 from saccade.contracts import Source
 from saccade.data.intensity import make_intensity
-from saccade.data.loader import ImageCache, build_cache, check_damage, input_spec, typical_px
+from saccade.data.loader import ImageCache, build_cache, check_damage, input_spec
 from saccade.data.slide_cache import must_stream, stream_tiles, usual_workers
 from saccade.data.slides.source import tiles_in
+from saccade.data.survey import typical_px
 from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
 from saccade.methods.build import build_method, config_type

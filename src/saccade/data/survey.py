@@ -1,0 +1,52 @@
+"""What the first images of a source say of all: channels, size, and whether volumes know their millimetres."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+
+from saccade.contracts import Source
+from saccade.errors import DamagedFile, DataError
+
+
+def usual_channels(source: Source) -> int:
+    """Number of channels most images have, by the first that can be read."""
+    counts: Counter[int] = Counter()
+    for index in range(min(64, len(source))):
+        try:
+            counts[source.read(index).pixels.shape[0]] += 1
+        except DamagedFile:
+            continue
+    if not counts:
+        raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
+    return counts.most_common(1)[0][0]
+
+
+def typical_px(source: Source, size_mm: float = 0.0) -> int:
+    """Median shorter side of the first readable images; of volumes, of so many voxels as the finest spacing makes."""
+    sides = []
+    for index in range(min(16, len(source))):
+        try:
+            sample = source.read(index)
+            shape, spacing = sample.pixels.shape[1:], sample.spacing_mm or (1.0,) * source.axes
+            span = size_mm or min(n * mm for n, mm in zip(shape, spacing))
+            sides.append(max(1, round(span / min(spacing))))
+        except DamagedFile:
+            continue
+    if not sides:
+        raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
+    return int(statistics.median(sides))
+
+
+def check_spacing_known(source: Source) -> None:
+    """Raise DataError when none of the first volumes says how large its voxels are."""
+    for index in range(min(16, len(source))):
+        try:
+            if source.read(index).spacing_mm is not None:
+                return
+        except DamagedFile:
+            continue
+    raise DataError(
+        f"{source.name}: the spacing of its voxels is unknown, so --size-mm has no meaning",
+        hint="leave out --size-mm, or give the volumes in a format that has a spacing (NIfTI, NRRD, DICOM)",
+    )
