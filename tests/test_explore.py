@@ -6,13 +6,14 @@ import torch
 
 from saccade.backbones.build import build
 from saccade.backbones.weights import save_model
-from saccade.contracts import InputSpec
+from saccade.contracts import InputSpec, Record, Sample
 from saccade.errors import UsageError
 from saccade.explore import Explorer, Kept, Look, shuffled
 from saccade.panels import Shown
 
 MODEL = "random:vit_micro_patch8_w32"
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+IMAGE = Sample(PIXELS, Record("noise.png"))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def look(**other) -> Look:
 
 
 def test_a_look_is_what_the_network_computes(explorer):
-    seen = explorer.see(look(), PIXELS)
+    seen = explorer.see(look(), IMAGE)
     network = explorer.model(look(), 3).backbone
     assert seen.grid == (8, 8) and seen.picture.shape == (3, 64, 64) and seen.prefix == 1
     std, mean = torch.tensor([0.229, 0.224, 0.225]), torch.tensor([0.485, 0.456, 0.406])
@@ -45,15 +46,15 @@ def test_a_look_is_what_the_network_computes(explorer):
 
 
 def test_a_look_is_kept(explorer):
-    first = explorer.see(look(), PIXELS)
-    assert explorer.see(look(), np.zeros_like(PIXELS)) is first and explorer.known(look()) is first
+    first = explorer.see(look(), IMAGE)
+    assert explorer.see(look(), None) is first and explorer.known(look()) is first
 
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_without_positions_a_shuffle_only_shuffles_attention(explorer, placed, fresh):
     """The rows of a query are the same numbers, in the new order of the patches."""
-    plain = explorer.see(look(model=placed, positions=False, fresh=fresh), PIXELS)
-    mixed = explorer.see(look(model=placed, positions=False, fresh=fresh, shuffle=3), PIXELS)
+    plain = explorer.see(look(model=placed, positions=False, fresh=fresh), IMAGE)
+    mixed = explorer.see(look(model=placed, positions=False, fresh=fresh, shuffle=3), IMAGE)
     for layer in range(plain.compared.depth):
         tokens = np.concatenate([[0], 1 + mixed.order])
         wanted = plain.compared.rows(layer, 0, plain.compared.tokens)[:, tokens][:, :, tokens]
@@ -61,7 +62,7 @@ def test_without_positions_a_shuffle_only_shuffles_attention(explorer, placed, f
 
 
 def test_with_positions_a_shuffle_changes_attention(explorer, placed):
-    plain, mixed = (explorer.see(look(model=placed, shuffle=seed), PIXELS) for seed in (None, 3))
+    plain, mixed = (explorer.see(look(model=placed, shuffle=seed), IMAGE) for seed in (None, 3))
     tokens = np.concatenate([[0], 1 + mixed.order])
     wanted = plain.compared.rows(1, 0)[:, :, tokens]
     assert np.abs(mixed.compared.rows(1, 0) - wanted).max() > 1e-4
@@ -75,18 +76,18 @@ def test_a_shuffle_moves_whole_patches_and_says_where():
 
 
 def test_local_attention_is_masked(explorer):
-    seen = explorer.see(look(model="random:vit_micro_patch8_window4"), PIXELS)
+    seen = explorer.see(look(model="random:vit_micro_patch8_window4"), IMAGE)
     row = seen.compared.rows(0, 1)[0, 0]
     assert (row[1:].reshape(8, 8)[4:] == 0).all() and row.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_cnn_is_asked_how_alike_its_places_are(explorer):
-    seen = explorer.see(look(model="random:resnet10_w16"), PIXELS)
+    seen = explorer.see(look(model="random:resnet10_w16"), IMAGE)
     alike = seen.similarity(0, 1 + seen.grid[0] * seen.grid[1])
     assert seen.compared is None
     np.testing.assert_allclose(np.diagonal(alike[0]), 1, atol=1e-5)
     with pytest.raises(UsageError, match="no positions"):
-        explorer.see(look(model="random:resnet10_w16", positions=False), PIXELS)
+        explorer.see(look(model="random:resnet10_w16", positions=False), IMAGE)
 
 
 def test_memory_is_bounded(monkeypatch):
@@ -98,4 +99,4 @@ def test_memory_is_bounded(monkeypatch):
     assert len(kept) == 1
     monkeypatch.setattr("saccade.explore.LOOK_BYTES", 1000)
     with pytest.raises(UsageError, match="too many patches"):
-        Explorer().see(look(), PIXELS)
+        Explorer().see(look(), IMAGE)

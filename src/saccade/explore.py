@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -17,9 +18,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from saccade.augment.views import plain_view
 from saccade.backbones.vit import ViT
 from saccade.backbones.weights import LoadedModel, load_model
-from saccade.embedding import random_twin
+from saccade.contracts import Sample
+from saccade.data.loader import fit_range
+from saccade.embedding import Decoded, OneImage, random_twin
 from saccade.errors import ModelError, UsageError
 from saccade.nn.local import dense_mask
 from saccade.nn.positions import Positions
@@ -55,8 +59,8 @@ class Look:
 class Seen:
     """What a network made of a look.
 
-    picture    uint8 [3 Y X], as the network got it
-    grid       (rows, columns) of its tokens
+    picture    uint8 [3 Y X], of a volume [T Y X]: as the network got it
+    grid       how many tokens there are along each axis
     order      [N]: the patch of the whole image that lies at each place; None unless shuffled
     compared   queries, keys and values, tokens with the prefix first; None for networks without attention
     vectors    [1 + N D] of length one: the image's own vector, then every token's; for networks without attention
@@ -64,7 +68,7 @@ class Seen:
 
     name: str
     picture: np.ndarray
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     prefix: int
     order: np.ndarray | None
     compared: Compared | None
@@ -86,7 +90,7 @@ class Seen:
             "width": 0 if compared is None else int(compared.queries.shape[-1]),
             "prefix": self.prefix,
             "grid": list(self.grid),
-            "size_px": list(self.picture.shape[1:]),
+            "size_px": list(self.picture.shape[-len(self.grid) :]),
             "order": None if self.order is None else self.order.tolist(),
         }
 
@@ -135,21 +139,21 @@ class Explorer:
         """What is kept of a look, if it is; never waits for a network."""
         return self._looks.get(look)
 
-    def see(self, look: Look, pixels: np.ndarray) -> Seen:
-        """Run the network over ``pixels`` [C Y X] unless this look is kept.
+    def see(self, look: Look, sample: Sample) -> Seen:
+        """Run the network over an image or a volume unless this look is kept.
 
         Raises UsageError, ModelError or DataError where they do not fit each other.
         """
         with self._turn:
             found = self._looks.get(look)
             if found is None:
-                found = self._look(look, pixels)
+                found = self._look(look, sample)
                 self._looks.put(look, found, found.nbytes)
             return found
 
     def model(self, look: Look, channels: int) -> LoadedModel:
         """The network of a look; loaded, or made, once."""
-        channels = 1 if channels == 1 else 3
+        channels = 1 if channels == 1 else 3  # only random weights care
         key = (look.model, look.fresh, look.positions, channels)
         found = self._models.get(key)
         if found is None:
@@ -162,14 +166,10 @@ class Explorer:
             self._models.put(key, found, size)
         return found
 
-    def _look(self, look: Look, pixels: np.ndarray) -> Seen:
-        loaded = self.model(look, pixels.shape[0])
+    def _look(self, look: Look, sample: Sample) -> Seen:
+        loaded = self.model(look, sample.pixels.shape[0])
         with torch.inference_mode():
-            seen = shown(loaded, pixels, look.image, look.size_px)
-            _check_size(loaded, seen)
-            order = None
-            if look.shuffle is not None:
-                seen, order = shuffled(seen, loaded.backbone.stride_px, look.shuffle)
+            seen, order = _shown(loaded, look, sample)
             if isinstance(loaded.backbone, ViT):
                 compared, grid = record(loaded.backbone, seen.x)
                 return Seen(loaded.name, seen.image, grid, loaded.backbone.prefix, order, compared, None)
@@ -177,19 +177,47 @@ class Explorer:
             return Seen(loaded.name, seen.image, grid, 1, order, None, vectors)
 
 
-def _alike(loaded: LoadedModel, pixels: torch.Tensor) -> tuple[tuple[int, int], np.ndarray]:
+def _shown(loaded: LoadedModel, look: Look, sample: Sample) -> tuple[Shown, np.ndarray | None]:
+    """The input, and the order of its patches where they are shuffled."""
+    axes = sample.pixels.ndim - 1
+    if loaded.spec.axes != axes or loaded.spec.grid:
+        words = {2: "images", 3: "volumes"}
+        wanted = "grids of vectors" if loaded.spec.grid else words[loaded.spec.axes]
+        raise ModelError(f"{loaded.name} is a model of {wanted}", got=f"{words[axes]}: {sample.record.id}")
+    if axes == 3:
+        if look.shuffle is not None:
+            raise UsageError("the patches of volumes are not shuffled here", hint="ask the order question of an image")
+        seen = cube(loaded, sample, look.size_px)
+        _check_size(loaded, seen)
+        return seen, None
+    seen = shown(loaded, sample.pixels, sample.record.id, look.size_px)
+    _check_size(loaded, seen)
+    return (seen, None) if look.shuffle is None else shuffled(seen, loaded.backbone.stride_px, look.shuffle)
+
+
+def cube(loaded: LoadedModel, sample: Sample, size_px: int | None) -> Shown:
+    """A volume through the cube that the model is used to: x [1 C S S S], and uint8 [T Y X] of its first channel."""
+    unit = max(loaded.backbone.stride_px, loaded.backbone.settings.unit_px)
+    side = max(unit, round((size_px or loaded.spec.size_px) / unit) * unit)
+    spec = dataclasses.replace(loaded.spec, size_px=side)
+    cache = Decoded(OneImage(sample), max_bad=0, report=None).at(side, spec.channels, spec)
+    spec = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
+    x = plain_view(dataclasses.replace(cache, offset=spec.offset, scale=spec.scale).batch(np.arange(1)), spec)
+    grey = (x[0, 0] * spec.std[0] + spec.mean[0]) * 255
+    return Shown(x, grey.round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def _alike(loaded: LoadedModel, pixels: torch.Tensor) -> tuple[tuple[int, ...], np.ndarray]:
     features = loaded.backbone(pixels)
-    if len(features.grid) != 2:
-        raise ModelError(f"the tokens of {loaded.name} are not a plane", got=f"a grid of {features.grid}")
     vectors = torch.cat([features.cls[:, None], features.tokens], dim=1)[0].float()
-    return (int(features.grid[0]), int(features.grid[1])), torch.nn.functional.normalize(vectors, dim=-1).numpy()
+    return features.grid, torch.nn.functional.normalize(vectors, dim=-1).numpy()
 
 
-def record(network: ViT, pixels: torch.Tensor) -> tuple[Compared, tuple[int, int]]:
-    """Queries, keys and values of all layers for one image [1 C Y X], and the grid of its patches."""
+def record(network: ViT, pixels: torch.Tensor) -> tuple[Compared, tuple[int, ...]]:
+    """Queries, keys and values of all layers for one image or volume [1 C ...], and the grid of its patches."""
     layers, grid = network.compared(pixels)
     queries, keys, values = (torch.stack([layer[part][0] for layer in layers]).float().numpy() for part in range(3))
-    return Compared(queries, keys, values, _seen(network, grid)), (int(grid[0]), int(grid[1]))
+    return Compared(queries, keys, values, _seen(network, grid)), grid
 
 
 def _seen(network: ViT, grid: tuple[int, ...]) -> list[np.ndarray | None]:
@@ -237,7 +265,7 @@ def _check_size(loaded: LoadedModel, seen: Shown) -> None:
     network = loaded.backbone
     if not isinstance(network, ViT):
         return
-    tokens = network.prefix + seen.x.shape[-2] * seen.x.shape[-1] // network.stride_px**2
+    tokens = network.prefix + math.prod(side // network.stride_px for side in seen.x.shape[2:])
     needed = 4 * 3 * network.depth * tokens * network.dim
     if needed > LOOK_BYTES:
         raise UsageError(

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from saccade import config, runs
+from saccade.contracts import Record, Sample
 from saccade.data.decode import decode
 from saccade.data.open import open_source
 from saccade.errors import DataError, UsageError
@@ -95,7 +96,7 @@ def _data(run: Path, chosen: Sequence[Chosen], size_px: int | None) -> tuple[dic
             raise DataError(f"{image.name}: not a plane", got=f"shape {list(image.pixels.shape)}")
         for model in models:
             look = Look(str(run), f"{number}", model["id"] == "random", size_px)
-            seen = explorer.see(look, image.pixels)
+            seen = explorer.see(look, Sample(image.pixels, Record(image.name)))
             layers = _layers(seen, 2 * len(chosen))
             entry, lossy = _look(seen, layers)
             looks[f"{model['id']}/{number}"] = entry

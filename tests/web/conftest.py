@@ -72,7 +72,7 @@ def browser() -> Iterator[object]:
     system = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with api.sync_playwright() as play:
         try:
-            found = play.chromium.launch(executable_path=system, args=["--no-sandbox"])
+            found = play.chromium.launch(executable_path=system, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
         except api.Error as error:
             pytest.skip(f"browser tests need Chromium: {str(error).splitlines()[0]}")
         yield found

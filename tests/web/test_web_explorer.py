@@ -13,6 +13,7 @@ from PIL import Image
 from waiting import until
 
 from conftest import TABLET
+from saccade.contracts import Sample
 from saccade.explore import Explorer, Look
 
 EXPLAINED = "document.querySelector('.explained').innerText"
@@ -51,16 +52,16 @@ def patch(page, row: int, column: int, of: int) -> dict[str, float]:
     return {"x": (column + 0.5) * box["width"] / of, "y": (row + 0.5) * box["height"] / of}
 
 
-def first_image(site) -> tuple[str, np.ndarray]:
+def first_image(site) -> Sample:
     run = next(run for run in site.desk.runs if run.folder == site.run)
     _, images = site.desk.images(run, 0, 1)
-    return site.desk.picture(images[0].id)
+    return site.desk.sample(images[0].id)
 
 
 def test_the_class_token_asks_first_and_the_numbers_are_the_networks(explorer, site):
     rows = table(explorer)
-    _, pixels = first_image(site)
-    seen = Explorer().see(Look(str(site.run), "image"), pixels)
+    sample = first_image(site)
+    seen = Explorer().see(Look(str(site.run), "image"), sample)
     last = seen.compared.depth - 1
     wanted = seen.compared.rows(last, 0)[:, 0, seen.prefix :].mean(axis=0)
     np.testing.assert_allclose(values(rows), wanted, rtol=1e-4)
@@ -73,8 +74,8 @@ def test_a_click_asks_a_patch_and_pointing_explains_the_pair(explorer, site):
     until(explorer, "document.querySelector('.explained').innerText.includes('row 4, column 1')")
     text = explorer.locator(".explained").inner_text()
     assert "what the patch in row 2, column 3 asks" in text
-    _, pixels = first_image(site)
-    compared = Explorer().see(Look(str(site.run), "image"), pixels).compared
+    sample = first_image(site)
+    compared = Explorer().see(Look(str(site.run), "image"), sample).compared
     layer, head = (int(number) - 1 for number in re.search(r"Layer (\d+), head (\d+)", text).groups())
     pair = compared.pair(layer, head, 1 + 6, 1 + 12)
     shown = explorer.locator("[data-step=score]").inner_text().replace("−", "-")
@@ -89,8 +90,8 @@ def test_hovering_shows_the_row_of_the_patch_under_the_pointer(explorer, site):
     explorer.locator(".map").first.hover(position=patch(explorer, 2, 2, of=4))
     until(explorer, "document.querySelector('#said')")
     explorer.wait_for_timeout(150)
-    _, pixels = first_image(site)
-    compared = Explorer().see(Look(str(site.run), "image"), pixels).compared
+    sample = first_image(site)
+    compared = Explorer().see(Look(str(site.run), "image"), sample).compared
     wanted = compared.rows(compared.depth - 1, 1 + 10)[:, 0, 1:].mean(axis=0)
     words = explorer.locator(".words").first.inner_text()
     place = int(wanted.argmax())
@@ -162,8 +163,8 @@ def test_rollout_and_the_kept_share(explorer, site):
     explorer.get_by_label("Keep the share").fill("60")
     until(explorer, "document.querySelector('.words').innerText.includes('patches hold')")
     rows = table(explorer)
-    _, pixels = first_image(site)
-    wanted = Explorer().see(Look(str(site.run), "image"), pixels).compared.rollout(0)[0, 1:]
+    sample = first_image(site)
+    wanted = Explorer().see(Look(str(site.run), "image"), sample).compared.rollout(0)[0, 1:]
     np.testing.assert_allclose(values(rows), wanted, rtol=1e-4)
     from saccade.viz.maps import threshold_mask
 

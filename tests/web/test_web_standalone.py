@@ -148,10 +148,12 @@ def kept(small_runs, pictures, tmp_path_factory):
 
 
 def exact(run, path, fresh: bool = False):
+    from saccade.contracts import Record, Sample
     from saccade.data.decode import decode
     from saccade.explore import Explorer, Look
 
-    return Explorer().see(Look(str(run), "image", fresh), decode(path.read_bytes(), path.name))
+    sample = Sample(decode(path.read_bytes(), path.name), Record(path.name))
+    return Explorer().see(Look(str(run), "image", fresh), sample)
 
 
 def table(page) -> np.ndarray:

@@ -155,7 +155,7 @@ class ViT(nn.Module):
         mask = self._mask(grid, layer, rows.to(query.device)) if seen is None else seen
         return attention_rows(query, key, rows, mask)
 
-    def compared(self, pixels: Float[Tensor, "B C Y X"]) -> tuple[list[Heads], Grid]:
+    def compared(self, pixels: Float[Tensor, "B C *size"]) -> tuple[list[Heads], Grid]:
         """What every layer compares and hands over, [B H N_all Dk] each, and the grid of the patches.
 
         Of these, any row of any layer is a product away. Memory is O(depth N D); no weights are made.

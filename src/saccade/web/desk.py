@@ -17,14 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import yaml
 from starlette.exceptions import HTTPException
 
-from saccade.contracts import Record, Source
+from saccade.contracts import Record, Sample, Source
 from saccade.data.decode import decode
 from saccade.data.open import open_source
-from saccade.errors import DataError, UsageError
+from saccade.errors import UsageError
 
 if TYPE_CHECKING:
     from saccade.explore import Explorer
@@ -72,13 +71,17 @@ class RunOnDesk:
 
 @dataclass(frozen=True)
 class ModelOnDesk:
-    """A model that can be asked. ``fresh``: its network with random weights, to compare with."""
+    """A model that can be asked. ``fresh``: its network with random weights, to compare with.
+
+    axes   of what it looks at: 2 images, 3 volumes, 0 grids of vectors
+    """
 
     id: str
     name: str
     model: str
     fresh: bool = False
     run: str | None = None
+    axes: int = 2
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,10 @@ class Desk:
         found = []
         for run in self.runs:
             if (run.folder / "model" / "config.json").is_file():
-                path = str(run.folder)
-                found.append(ModelOnDesk(self.id_of("model", path), run.name, path, run=run.id))
-                twin = self.id_of("twin", path)
-                found.append(ModelOnDesk(twin, f"{run.name}, random weights", path, fresh=True, run=run.id))
+                path, axes = str(run.folder), axes_of(run.folder)
+                found.append(ModelOnDesk(self.id_of("model", path), run.name, path, run=run.id, axes=axes))
+                twin, name = self.id_of("twin", path), f"{run.name}, random weights"
+                found.append(ModelOnDesk(twin, name, path, fresh=True, run=run.id, axes=axes))
         for name in dict.fromkeys(self.models):
             if is_text_model(name):
                 continue  # the page of sentences asks those
@@ -173,18 +176,15 @@ class Desk:
             found.append(self._images.setdefault(key, ImageOnDesk(key, run, index, records[index])))
         return len(records), found
 
-    def picture(self, key: str) -> tuple[str, np.ndarray]:
-        """Name and pixels [C Y X] of an image or an upload. HTTP 404 where there is none; DamagedFile, DataError."""
+    def sample(self, key: str) -> Sample:
+        """An image, a volume or an upload. HTTP 404 where there is none; DamagedFile, DataError."""
         upload = self.uploads.get(key)
         if upload is not None:
-            return upload.name, decode(upload.data, upload.name)
+            return Sample(decode(upload.data, upload.name), Record(upload.name))
         image = self._images.get(key)
         if image is None:
             raise HTTPException(404, "no such image")
-        pixels = self.source(image.run).read(image.index).pixels
-        if pixels.ndim != 3:
-            raise DataError(f"{image.record.id}: not a plane", got=f"shape {pixels.shape}")
-        return image.record.id, pixels
+        return self.source(image.run).read(image.index)
 
 
 def is_text_model(name: str) -> bool:
@@ -198,6 +198,15 @@ def is_text_model(name: str) -> bool:
 
 def opaque(secret: bytes, kind: str, name: str) -> str:
     return hmac.digest(secret, f"{kind}\0{name}".encode(errors="surrogatepass"), "sha256").hex()[:16]
+
+
+def axes_of(folder: Path) -> int:
+    """Of what a run's model looks at, as its files say: 2 images (or nothing known), 3 volumes, 0 grids of vectors."""
+    try:
+        seen = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))["input"]
+    except (OSError, ValueError, KeyError):
+        return 2
+    return 0 if seen.get("grid") else int(seen.get("axes", 2))
 
 
 def lay_out(folders: Sequence[Path], models: Sequence[str] = (), tables: Sequence[str] = ()) -> Desk:

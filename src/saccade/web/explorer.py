@@ -35,11 +35,14 @@ def router(desk: Desk) -> APIRouter:
 
         chosen = desk.model(model)
         look = Look(chosen.model, image, chosen.fresh, size, shuffle, positions)
-        return desk.explorer.known(look) or desk.explorer.see(look, desk.picture(image)[1])
+        return desk.explorer.known(look) or desk.explorer.see(look, desk.sample(image))
 
     @api.get("/models")
     def models() -> list[dict[str, Any]]:
-        return [{"id": one.id, "name": one.name, "run": one.run, "fresh": one.fresh} for one in desk.choices()]
+        return [
+            {"id": one.id, "name": one.name, "run": one.run, "fresh": one.fresh, "axes": one.axes}
+            for one in desk.choices()
+        ]
 
     @api.get("/look")
     def look(found: Annotated[Any, Depends(seen)]) -> dict[str, Any]:
@@ -48,6 +51,11 @@ def router(desk: Desk) -> APIRouter:
     @api.get("/picture")
     def picture(found: Annotated[Any, Depends(seen)]) -> Response:
         return png(found.picture)
+
+    @api.get("/cube")
+    def cube(found: Annotated[Any, Depends(seen)]) -> Response:
+        """A volume as the network got it: bytes [T Y X]."""
+        return Response(found.picture.tobytes(), media_type="application/octet-stream")
 
     @api.get("/rows")
     def rows(found: Annotated[Any, Depends(seen)], layer: int, first: int, count: int = 1) -> Response:

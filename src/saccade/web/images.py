@@ -29,8 +29,8 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/images/{key}/small")
     def small(key: str, side: Annotated[int, Query(ge=16, le=1024)] = 96) -> Response:
-        _, pixels = desk.picture(key)
-        return png(to_display(pixels), side)
+        pixels = desk.sample(key).pixels
+        return png(to_display(pixels[:, pixels.shape[1] // 2] if pixels.ndim == 4 else pixels), side)
 
     @api.post("/uploads")
     async def upload(request: Request, x_name: Annotated[str, Header()] = "upload") -> dict[str, Any]:

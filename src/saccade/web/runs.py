@@ -18,7 +18,7 @@ from saccade.reporting.build import headline, title_of
 from saccade.reporting.evaluation import Evaluation
 from saccade.reporting.files import last, mapping, read_run
 from saccade.reporting.page import number
-from saccade.web.desk import Desk, RunOnDesk
+from saccade.web.desk import Desk, RunOnDesk, axes_of
 from saccade.web.live import Tail, Watch, plain, said
 from saccade.web.security import REPORT_POLICY
 
@@ -74,6 +74,7 @@ def summary(run: RunOnDesk) -> dict[str, Any]:
         "steps": files.setting("train", "steps"),
         "knn": knn if math.isfinite(knn) else None,
         "data": str(files.setting("data", "source") or ""),
+        "axes": axes_of(run.folder),
         "running": quiet < QUIET_SECONDS and not (run.folder / "model" / "config.json").is_file(),
         "report": (run.folder / "report.html").is_file(),
     }

@@ -1,4 +1,5 @@
 // Choosing an image: from a run's data, page by page, or from a file, which stays in the server's memory.
+// chosen: {run, start, image} to begin with; files: false where none can be opened
 
 import { json, link, live, upload } from "./ask.js";
 import { el, field, replace, say, select } from "./dom.js";
@@ -77,8 +78,8 @@ export function chooser(context, runs, chosen, onchoose) {
     const at = nodes.indexOf(document.activeElement);
     nodes[Math.max(0, Math.min(nodes.length - 1, at + step))]?.focus();
   });
-  addEventListener("dragover", (event) => event.preventDefault(), { signal });
-  addEventListener("drop", (event) => {
+  if (chosen.files !== false) addEventListener("dragover", (event) => event.preventDefault(), { signal });
+  if (chosen.files !== false) addEventListener("drop", (event) => {
     event.preventDefault();
     if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
   }, { signal });
@@ -86,7 +87,7 @@ export function chooser(context, runs, chosen, onchoose) {
   const pick = runs.length ? field("Images of", select(runs.map((run) => ({ value: run.id, text: run.name })), state.run,
     (run) => { Object.assign(state, { run, start: 0 }); hide(); show().catch(complain); })) : null;
   const node = el("section", { class: "chooser noprint", "aria-label": "Choose an image" },
-    pick, live ? el("div", { class: "row" }, add, file) : null, trouble, thumbs,
+    pick, !live || chosen.files === false ? null : el("div", { class: "row" }, add, file), trouble, thumbs,
     el("div", { class: "row pager" }, earlier, later, count));
   return { node, start: async () => {
     try {

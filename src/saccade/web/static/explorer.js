@@ -15,7 +15,8 @@ const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token as
 
 export async function show(root, context) {
   const { signal, query } = context;
-  const [models, runs] = await Promise.all([json("attention/models", {}, signal), json("runs", {}, signal)]);
+  const [allModels, allRuns] = await Promise.all([json("attention/models", {}, signal), json("runs", {}, signal)]);
+  const [models, runs] = [allModels.filter((model) => model.axes === 2), allRuns.filter((run) => run.axes === 2)];
   const page = new Explorer(root, context, models);
   const first = query.get("image") ? { image: query.get("image"), run: query.get("run") ?? undefined,
     start: Number(query.get("start") ?? 0) } : {};

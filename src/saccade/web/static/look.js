@@ -11,7 +11,7 @@ export class Look {
     this.query = query;
     this.picture = picture;
     this.greyPicture = grey;
-    this.tokens = this.prefix + this.grid[0] * this.grid[1];
+    this.tokens = this.prefix + this.grid.reduce((product, length) => product * length, 1);
     this.blocks = new Map();
     this.places = this.order ? inverse(this.order) : null;
   }
@@ -20,6 +20,14 @@ export class Look {
     const about = await json("attention/look", query, signal);
     const picture = await createImageBitmap(await blob("attention/picture", query, signal));
     return new Look(query, about, picture, greyed(picture));
+  }
+
+  // A volume: its voxels as bytes, z slowest, instead of a picture.
+  static async volume(query, signal) {
+    const about = await json("attention/look", query, signal);
+    const look = new Look(query, about, null, null);
+    look.cube = new Uint8Array(await (await blob("attention/cube", query, signal)).arrayBuffer());
+    return look;
   }
 
   // Of kinds "attention", "rollout", "similarity"; values [heads, tokens].

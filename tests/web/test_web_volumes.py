@@ -1,0 +1,109 @@
+"""Volumes in a real browser: three planes through one voxel, the attention of its patch, and the 3D view."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+import pytest
+import yaml
+from waiting import until
+
+from saccade.backbones.build import build
+from saccade.backbones.weights import save_model
+from saccade.contracts import InputSpec
+from saccade.explore import Explorer, Look
+from saccade.web.desk import RunOnDesk
+from saccade.web.server import STATIC
+
+SIDE, GRID = 16, (4, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def volumes(site, tmp_path_factory):
+    """A run of volumes on the desk: two smooth random cubes and a network of random weights."""
+    folder = tmp_path_factory.mktemp("volumes")
+    (folder / "data").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(2):
+        cube = np.kron(rng.integers(0, 255, (4, 4, 4)), np.ones((4, 4, 4)))
+        np.save(folder / "data" / f"volume-{index}.npy", cube.astype(np.uint8))
+    network = build("vit_micro_patch4_w32", channels=1, size_px=SIDE, axes=3)
+    spec = InputSpec(1, SIDE, 0.0, 1.0, (0.5,), (0.25,), axes=3, intensity="range")
+    save_model(folder / "model", network, spec, about={})
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"source": str(folder / "data")}}))
+    run = RunOnDesk(site.desk.id_of("run", str(folder)), "cubes", folder)
+    site.desk.runs.append(run)
+    yield run
+    site.desk.runs.remove(run)
+
+
+@pytest.fixture
+def page(window, site, volumes):
+    window.goto(f"{site.origin}/#/volumes")
+    window.reload()
+    until(window, "document.querySelector('.words strong') && !document.querySelector('[aria-busy]')")
+    return window
+
+
+def seen(site, run) -> object:
+    image = site.desk.images(run, 0, 1)[1][0]
+    return Explorer().see(Look(str(run.folder), "cube"), site.desk.sample(image.id))
+
+
+def test_a_voxel_asks_and_the_numbers_are_the_networks(page, site, volumes):
+    canvas = page.get_by_label("Axial plane")
+    box = canvas.bounding_box()
+    canvas.click(position={"x": 0.6 * box["width"], "y": 0.3 * box["height"]})  # patch: z 2 (the middle), y 1, x 2
+    until(page, "document.querySelector('.words').innerText.includes('plane 3, row 2, column 3 asks')")
+    found = seen(site, volumes)
+    assert found.grid == GRID and found.picture.shape == (SIDE,) * 3
+    row = found.compared.rows(found.compared.depth - 1, 1 + (2 * 4 + 1) * 4 + 2)[:, 0, 1:].mean(axis=0)
+    most = np.unravel_index(int(row.argmax()), GRID)
+    words = page.locator(".words").inner_text()
+    assert f"plane {most[0] + 1}, row {most[1] + 1}, column {most[2] + 1}" in words
+    share = float(re.search(r"with ([\d.]+) %", words).group(1))
+    assert share == pytest.approx(100 * row.max(), rel=0.05)  # two digits are shown
+
+
+def test_planes_are_linked_and_move_by_keys(page):
+    captions = "[...document.querySelectorAll('.plane figcaption')].map(node => node.innerText).slice(0, 3)"
+    assert page.evaluate(captions) == ["Axial 9 of 16", "Coronal 9 of 16", "Sagittal 9 of 16"]
+    page.get_by_label("Axial plane").focus()
+    page.keyboard.press("ArrowRight")
+    until(page, f"({captions})[2] === 'Sagittal 13 of 16'")
+    page.keyboard.press("PageUp")
+    until(page, f"({captions})[0] === 'Axial 13 of 16'")
+    page.get_by_label("Coronal plane").hover()
+    page.mouse.wheel(0, 100)
+    until(page, f"({captions})[1] === 'Coronal 10 of 16'")
+
+
+def test_the_head_is_on_top_of_the_upright_planes(page, site, volumes):
+    """The top left pixel of the coronal plane is the highest z and the lowest x."""
+    page.get_by_label("Keep the share").fill("5")
+    picture = seen(site, volumes).picture
+    shown = page.evaluate(
+        """() => [[2, 2], [2, 380], [380, 2]].map(([x, y]) =>
+        [...document.querySelectorAll('.plane canvas')][1].getContext('2d').getImageData(x, y, 1, 1).data[0])"""
+    )
+    wanted = [picture[-1, 8, 0], picture[0, 8, 0], picture[-1, 8, -1]]
+    assert np.abs(np.array(shown) - np.array(wanted, dtype=int)).max() <= 90  # a kept patch may lie over one of them
+    assert sum(abs(int(a) - int(b)) <= 3 for a, b in zip(shown, wanted)) >= 2
+
+
+def test_the_3d_view_is_drawn_under_our_policy(page):
+    """NiiVue runs without eval, inline scripts or connections; the window's fixture fails on a refusal."""
+    if not page.evaluate("Boolean(document.createElement('canvas').getContext('webgl2'))"):
+        pytest.skip("this Chromium has no WebGL 2")
+    page.wait_for_selector("[data-drawn]")
+
+
+def test_what_is_vendored_is_what_its_table_says():
+    table = (STATIC / "vendor" / "VENDORED.md").read_text()
+    files = sorted((STATIC / "vendor").rglob("*.js"))
+    assert files
+    for path in files:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in table, path.name
+        assert (path.parent / "LICENSE").is_file()
