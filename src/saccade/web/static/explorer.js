@@ -10,13 +10,14 @@ import { Overview, Panel } from "./panel.js";
 import { saver } from "./save.js";
 
 const SEED = 1;
+const planar = ({ axes }) => (axes ?? 2) === 2; // neither volumes nor grids of vectors
 const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token asks"], ["[ ]", "layer before, after"],
   [", .", "head before, after"], ["M", "mean of the heads"], ["R", "rollout on, off"], ["Shift + arrows", "move the answering patch"]];
 
 export async function show(root, context) {
   const { signal, query } = context;
   const [allModels, allRuns] = await Promise.all([json("attention/models", {}, signal), json("runs", {}, signal)]);
-  const [models, runs] = [allModels.filter((model) => model.axes === 2), allRuns.filter((run) => run.axes === 2)];
+  const [models, runs] = [allModels.filter(planar), allRuns.filter(planar)];
   const page = new Explorer(root, context, models);
   const first = query.get("image") ? { image: query.get("image"), run: query.get("run") ?? undefined,
     start: Number(query.get("start") ?? 0) } : {};
