@@ -18,6 +18,7 @@ from saccade.backbones.weights import fingerprint
 from saccade.data.audit import Audit, audit
 from saccade.data.open import open_source
 from saccade.data.sheet import contact_sheet
+from saccade.data.slides.audit import SlideAudit, audit_slides, slide_sheet
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import UsageError
@@ -26,6 +27,8 @@ from saccade.measuring import evaluate, fitted_model
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
 from saccade.searching import SearchOptions
+from saccade.slide_attention import SlideAttention, SlideOptions
+from saccade.slide_attention import attend_slide as look_at_slide
 from saccade.slide_embedding import Embedded, Embedder, as_trained, embed_slides, embed_table, load_for_tiles
 from saccade.store import FeatureTable
 from saccade.study import drive
@@ -39,6 +42,7 @@ from saccade.words import TextOptions
 
 __all__ = [
     "attend",
+    "attend_slide",
     "attend_text",
     "compare",
     "doctor",
@@ -57,12 +61,25 @@ __all__ = [
 ]
 
 
-def show(data: str | Path, *, group: str | None = None, max_bad: float = 0.05, sheet: Path | None = None) -> Audit:
-    """What is in there: counts, sizes, bit depth, labels, groups, duplicates, damaged files.
+def show(
+    data: str | Path,
+    *,
+    group: str | None = None,
+    max_bad: float = 0.05,
+    sheet: Path | None = None,
+    tiling: Tiling | None = None,
+) -> Audit | SlideAudit:
+    """What is in there: counts, sizes, depth, labels, groups, duplicates, damaged files; of slides, tissue and tiles.
 
     sheet   where to write a contact sheet (PNG); None writes none
+    tiling  how slides are cut into tiles
     """
-    source = open_source(data, group=group)
+    source = open_source(data, group=group, tiling=tiling)
+    if isinstance(source, SlideTiles):
+        seen = audit_slides(source, max_bad=max_bad)
+        if sheet is not None:
+            slide_sheet(source, sheet)
+        return seen
     found = audit(source, max_bad=max_bad)
     if sheet is not None:
         contact_sheet(source, sheet)
@@ -271,6 +288,21 @@ def attend(
     Returns the map with its numbers; ``.save(path)`` writes PNG, SVG (of a volume NIfTI) or CSV by suffix.
     """
     return panels.attend(model, image, options or AttendOptions())
+
+
+def attend_slide(
+    model: str | Path, slide: str | Path, *, options: SlideOptions | None = None, console: Console | None = None
+) -> SlideAttention:
+    """A score for every tile of a slide: likeness to all of it, or to one tile; or attention inside every tile.
+
+    ``.save(path)`` writes PNG, pyramidal TIFF, GeoJSON for QuPath or CSV by suffix, or a folder with all of them.
+    """
+    options, console = options or SlideOptions(), console or Quiet()
+    source = open_source(slide, tiling=as_trained(model, options.tiling))
+    if not isinstance(source, SlideTiles):
+        raise UsageError(f"{slide} is no slide", hint="saccade attend MODEL IMAGE looks at images")
+    embedder = Embedder(load_for_tiles(model, source), source, say=console.say)
+    return look_at_slide(embedder, options, lambda done, total: console.progress(done, total, {}))
 
 
 def attend_text(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from saccade.errors import UsageError
-from saccade.terminal import Data, Group, Json, MaxBad, Model, print_json
+from saccade.terminal import Bar, Data, Group, Json, MaxBad, Model, Mpp, SlideMpp, Tile, Tissue, print_json
 
 if TYPE_CHECKING:
     from saccade.words import TextOptions
@@ -20,14 +20,23 @@ def show(
     group: Group = None,
     max_bad: MaxBad = 0.05,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG) here.")] = None,
+    mpp: Mpp = None,
+    tile: Tile = None,
+    tissue: Tissue = None,
+    slide_mpp: SlideMpp = None,
     as_json: Json = False,
 ) -> None:
-    """What is in there: counts, sizes, bit depth, labels, groups, damaged or duplicate files."""
+    """What is in there: counts, sizes, bit depth, labels, groups, damaged or duplicate files; slides: tissue, tiles."""
+    from saccade.api import SlideAudit
     from saccade.api import show as run
     from saccade.data.audit import render
+    from saccade.data.slides.grid import Tiling
 
-    found = run(data, group=group, max_bad=max_bad, sheet=sheet)
-    print_json(found.to_dict()) if as_json else typer.echo(render(found))
+    found = run(data, group=group, max_bad=max_bad, sheet=sheet, tiling=Tiling(mpp, tile, tissue, slide_mpp))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        typer.echo(found.text() if isinstance(found, SlideAudit) else render(found))
 
 
 def attend(
@@ -52,17 +61,33 @@ def attend(
     special: Annotated[
         bool, typer.Option("--special", help="Of a sentence: also draw [CLS] and [SEP]; their share is always said.")
     ] = False,
+    level: Annotated[
+        str | None, typer.Option(help="Of a slide: tile (likeness) or patch (attention inside each tile).")
+    ] = None,
+    mpp: Mpp = None,
+    tile: Tile = None,
+    tissue: Tissue = None,
+    slide_mpp: SlideMpp = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="PNG, SVG or CSV; of a volume PNG, .nii.gz or CSV; of a sentence also HTML."),
+        typer.Option("--out", help="PNG, SVG, CSV; volume: also .nii.gz; sentence: HTML; slide: TIF, GEOJSON, folder."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Where does this patch, or this word, look? Exact attention of any query, layer and head, on the model as trained.
 
     Of an image, or a volume: saccade attend MODEL IMAGE. Of a sentence: saccade attend [MODEL] --text "..." (without
-    MODEL the built-in all-MiniLM-L6-v2), printed, and drawn into --out.
+    MODEL the built-in all-MiniLM-L6-v2), printed, and drawn into --out. Of a slide: a heatmap as PNG, TIFF and GeoJSON
+    for QuPath, with the highest and lowest tiles; --query Y,X in pixels of its full resolution.
     """
+    cut = {"--mpp": mpp, "--tile": tile, "--tissue": tissue, "--slide-mpp": slide_mpp}
+    if image is not None and text is None and _is_slide(image, cut):
+        own = {"--size": size, "--threshold": threshold, "--mask": mask, "--rollout": rollout or None}
+        own |= {"--tokens": tokens or None, "--special": special or None}
+        _refuse("a slide", own | {"--head": None if head == "all" else head})
+        _attend_slide(model, image, {"query": query, "level": level, "layer": layer}, tuple(cut.values()), out, as_json)
+        return
+    _refuse("images and sentences", {"--level": level, **cut})
     if text is not None:
         from saccade.words import TextOptions
 
@@ -83,6 +108,34 @@ def attend(
     found = run(model, image, options=asked)
     path = found.save(out or Path(f"{Path(image.name.removesuffix('.gz')).stem}-attention.png"))
     print_json(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
+
+
+def _is_slide(image: Path, cut: Mapping[str, object]) -> bool:
+    from saccade.data.slides.find import is_slide
+
+    return is_slide(image, asked=any(value is not None for value in cut.values()))
+
+
+def _attend_slide(
+    model: str | None, slide: Path, asked: dict[str, Any], cut: tuple[Any, ...], out: Path | None, as_json: bool
+) -> None:
+    from saccade.api import attend_slide as run
+    from saccade.data.slides.grid import Tiling
+    from saccade.errors import unknown
+    from saccade.slide_attention import LEVELS, SlideOptions
+
+    if model is None:
+        raise UsageError("nothing to look with", expected="saccade attend MODEL SLIDE")
+    if asked["level"] not in (None, *LEVELS):
+        raise unknown("level", asked["level"], LEVELS)
+    named = {key: value for key, value in asked.items() if value is not None}
+    with Bar() as bar:
+        found = run(model, slide, options=SlideOptions(**named, tiling=Tiling(*cut)), console=bar)
+        files = found.save(out or Path(f"{slide.stem}-attention"))
+    if as_json:
+        print_json(found.to_dict() | {"files": [str(file) for file in files]})
+        return
+    typer.echo("\n".join([found.text(), *map(str, files)]))
 
 
 def _refuse(what: str, options: Mapping[str, object]) -> None:

@@ -53,7 +53,7 @@ def find_slides(
     A table has the columns ``path,mpp,label,patient,split``, all but the first optional.
     """
     if place.is_file() and not place.name.lower().endswith(TABLES):
-        return _one(place, tiling) if _is_slide(place, tiling) else None
+        return _one(place, tiling) if is_slide(place, asked=tiling.asked) else None
     root, table = place, read_table(manifest) if manifest else None
     if place.is_file():
         root, table = place.parent, read_table(place)
@@ -81,9 +81,10 @@ def _lists_slides(table: Table, root: Path, tiling: Tiling) -> bool:
     return bool(pictures) and (tiling.asked or any(is_pyramid(place) for place in places))
 
 
-def _is_slide(path: Path, tiling: Tiling) -> bool:
+def is_slide(path: Path, *, asked: bool) -> bool:
+    """Whether a file is a slide; ``asked``: the user cuts it into tiles, so any TIFF is."""
     name = path.name.lower()
-    return is_slide_name(name) or is_pyramid(path) or (tiling.asked and name.endswith(TIFF_SUFFIXES))
+    return is_slide_name(name) or is_pyramid(path) or (asked and name.endswith(TIFF_SUFFIXES))
 
 
 def _one(path: Path, tiling: Tiling) -> SlideTiles:

@@ -1,0 +1,179 @@
+"""``saccade attend`` on a slide: a score for every tile, or for every patch of every tile, and files that show it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from saccade.augment.views import plain_view
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.slide import Slide
+from saccade.data.slides.source import SlideTiles
+from saccade.errors import DataError, UsageError, unknown
+from saccade.slide_embedding import Embedder
+from saccade.store import unit
+from saccade.viz.attention import Attentive, attention_map
+from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
+from saccade.viz.qupath import save_geojson
+
+Level = Literal["tile", "patch"]
+LEVELS: tuple[Level, ...] = ("tile", "patch")
+MOST_OBJECTS = 200_000  # QuPath grows slow above
+SUFFIXES = (".png", ".tif", ".geojson", ".csv")
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """What to ask of a model and a slide.
+
+    query   of tiles: ``cls``, likeness of each to the mean of all; or ``Y,X`` in pixels of level 0, to the tile there
+    level   tile, or patch: the attention of the class token inside each tile
+    layer   of patches; None is the last
+    tiling  how the slide is cut; what is left open is as the model was trained
+    """
+
+    query: str = "cls"
+    level: Level = "tile"
+    layer: int | None = None
+    tiling: Tiling = dataclasses.field(default_factory=Tiling)
+
+
+@dataclass(frozen=True)
+class SlideAttention:
+    """A slide with scores; ``save`` writes one file by its suffix, or all of them into a folder."""
+
+    slide: Slide
+    heat: Heat
+    model: str
+    options: SlideOptions
+
+    def text(self) -> str:
+        low, high = self.heat.ends
+        return f"{self.slide.path.name}: {self.heat.name}, {len(self.heat.scores):,} squares, {low:.3g} to {high:.3g}"
+
+    def to_dict(self) -> dict[str, Any]:
+        scores = self.heat.scores
+        return {
+            "slide": self.slide.path.name,
+            "model": self.model,
+            "score": self.heat.name,
+            "level": self.options.level,
+            "query": self.options.query,
+            "squares": len(scores),
+            "side_px_level0": self.heat.side_px,
+            "lowest": float(scores.min()),
+            "mean": float(scores.mean()),
+            "highest": float(scores.max()),
+        }
+
+    def save(self, out: Path) -> list[Path]:
+        """PNG, TIFF, GeoJSON or CSV by suffix; without one a folder with all, and the highest and lowest tiles."""
+        if out.suffix and out.suffix not in SUFFIXES:
+            raise unknown("form of a heatmap", out.suffix, [*SUFFIXES, "a folder"])
+        if out.suffix:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            return [self._one(out)]
+        out.mkdir(parents=True, exist_ok=True)
+        names = ["heatmap.png", "heatmap.tif", "scores.csv"]
+        names += ["tiles.geojson"] if len(self.heat.scores) <= MOST_OBJECTS else []
+        files = [self._one(out / name) for name in names]
+        if self.options.level == "tile":
+            files.append(out / "extremes.png")
+            extremes(self.slide, self.heat).save(files[-1])
+        return files
+
+    def _one(self, path: Path) -> Path:
+        if path.suffix == ".png":
+            picture(self.slide, self.heat).save(path)
+        elif path.suffix == ".tif":
+            save_tiff(path, self.slide, self.heat)
+        elif path.suffix == ".csv":
+            self.heat.save_csv(path)
+        else:
+            save_geojson(path, self.heat)
+        return path
+
+
+def attend_slide(
+    embedder: Embedder, options: SlideOptions, report: Callable[[int, int], None] | None = None
+) -> SlideAttention:
+    """Scores of one slide. Raises UsageError for a query outside its tissue, DataError where it has no tissue."""
+    tiles = embedder.tiles
+    if len(tiles.named) != 1:
+        raise UsageError("attend looks at one slide", got=f"{len(tiles.named)} slides")
+    if not len(tiles):
+        raise DataError(f"{tiles.name}: no tile has enough tissue")
+    if options.level == "patch":
+        heat = _patches(embedder, options, report)
+    else:
+        if options.layer is not None:
+            raise UsageError("--layer has no effect on scores of whole tiles", hint="--level patch")
+        heat = _tiles(embedder, options.query, report)
+    return SlideAttention(tiles.slides[0], heat, embedder.model.name, options)
+
+
+def _tiles(embedder: Embedder, query: str, report: Callable[[int, int], None] | None) -> Heat:
+    tiles, seen = embedder.tiles, 0
+
+    def done(count: int) -> None:
+        nonlocal seen
+        seen += count
+        if report is not None:
+            report(seen, len(tiles))
+
+    features = embedder.features(0, done)
+    grid = tiles.grid(0)
+    if query == "cls":
+        asked, name = unit(features).mean(axis=0), "likeness to the mean of all tiles"
+    else:
+        number = _tile_at(tiles, query)
+        # What all tiles share would make everything alike.
+        features = features - features.mean(axis=0)
+        asked, name = features[number], f"likeness to the tile at {query}"
+    scores = unit(features) @ unit(asked[None])[0]
+    return Heat(name, grid.coords, grid.step_px[1], scores)
+
+
+def _tile_at(tiles: SlideTiles, query: str) -> int:
+    try:
+        y, x = (float(word) for word in query.split(","))
+    except ValueError:
+        raise UsageError("--query of a slide is cls, or Y,X in pixels of its full resolution", got=query) from None
+    down, across = tiles.grid(0).step_px
+    corners = tiles.grid(0).coords
+    inside = (corners[:, 0] <= x) & (x < corners[:, 0] + across) & (corners[:, 1] <= y) & (y < corners[:, 1] + down)
+    if not inside.any():
+        raise UsageError(f"no tile with enough tissue lies at {query}", hint="--tissue 0 takes all tiles")
+    return int(np.flatnonzero(inside)[0])
+
+
+def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, int], None] | None) -> Heat:
+    """Attention of the class token over the patches of every tile; 1 is what an even share would be."""
+    if options.query != "cls":
+        raise UsageError("inside tiles the class token asks", got=f"--query {options.query}", expected="cls")
+    tiles, cache = embedder.tiles, embedder.cache()
+    network = embedder.model.backbone.cpu().eval()
+    if not isinstance(network, Attentive):
+        raise UsageError(f"{embedder.model.name} has no attention", hint="--level tile shows likeness of tiles")
+    coords, scores, step = [], [], tiles.grid(0).step_px[1]
+    side = step
+    for number in range(len(tiles)):
+        if number % 16 == 0:
+            cache.expect(np.arange(number, min(number + 32, len(tiles))))
+        x = plain_view(cache.batch(np.array([number])), embedder.model.spec)
+        amap = attention_map(network, x, query="cls", layer=-1 if options.layer is None else options.layer)
+        side = step / amap.grid[1]
+        even = amap.mean / max(float(amap.mean.mean()), 1e-12)
+        rows, columns = np.indices(amap.grid)
+        corner = tiles.grid(0).cells[number] * np.array(amap.grid)
+        coords.append(np.stack([(corner[1] + columns).ravel(), (corner[0] + rows).ravel()], axis=1) * side)
+        scores.append(even.ravel())
+        if report is not None:
+            report(number + 1, len(tiles))
+    name = "attention of the class token inside each tile"
+    return Heat(name, np.rint(np.concatenate(coords)).astype(np.int64), side, np.concatenate(scores))
