@@ -71,7 +71,7 @@ class Supervised(Method):
             yield from self.network.named_parameters(prefix="network")
         yield from self.head.named_parameters(prefix="head")
 
-    def classify(self, pixels: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B K"]:
+    def classify(self, pixels: Float[Tensor, "B C *size"]) -> Float[Tensor, "B K"]:
         """Scores of the classes before the softmax, float32."""
         if self.config.frozen:
             self.network.eval()
