@@ -244,6 +244,12 @@ def test_a_multi_frame_file_is_a_volume_of_its_own(tmp_path):
     check_places(source.read(0), 2 * counted() - 100, oblique(9))
 
 
+def test_one_file_can_be_named_itself(tmp_path):
+    write_frames(tmp_path / "a.dcm", counted(), np.eye(4))
+    tifffile.imwrite(tmp_path / "a.tif", counted((7, 6, 5), "uint16"))
+    assert only(tmp_path / "a.dcm").pixels.shape == only(tmp_path / "a.tif").pixels.shape == (1, 7, 6, 5)
+
+
 def test_dicom_without_suffix_and_in_a_zip(tmp_path):
     write_series(tmp_path / "s", counted(), oblique(6))
     with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:

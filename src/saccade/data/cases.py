@@ -19,11 +19,10 @@ from saccade.contracts import Record, Sample
 from saccade.data.decode import IMAGE_SUFFIXES, TIFF_MARKS, decode
 from saccade.data.dicom import read_series
 from saccade.data.series import find_series, is_dicom
-from saccade.data.stack import is_stack
+from saccade.data.stack import TIFF, is_stack
 from saccade.data.volume import VOLUME_SUFFIXES, read_volume
 from saccade.errors import DamagedFile, DataError
 
-TIFF = (".tif", ".tiff")
 MASKS = {
     "images": ("labels", "masks", "segmentations"),
     "imagestr": ("labelstr",),

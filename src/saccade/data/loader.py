@@ -200,8 +200,10 @@ def _volume(sample: Sample, rules: _Rules, intensity: Intensity) -> tuple[np.nda
 
 
 def _decode_all(source: Source, indices: Sequence[int], rules: _Rules, report: Report | None) -> Iterator[_Decoded]:
-    """Decode in threads (decoders release the interpreter lock), hand back in order."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    """Decode in threads (decoders release the interpreter lock), hand back in order. A whole volume in each of many
+    threads would not fit in memory."""
+    most = os.cpu_count() or 1
+    with ThreadPoolExecutor(max_workers=most if rules.intensity is None else min(4, most)) as pool:
         for done, item in enumerate(pool.map(lambda i: _decode(source, i, rules), indices), start=1):
             if report is not None:
                 report(done, len(indices))

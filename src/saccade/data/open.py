@@ -11,9 +11,11 @@ from saccade.data.archive import ArchiveSource
 from saccade.data.arrays import ArraySource
 from saccade.data.decode import IMAGE_SUFFIXES
 from saccade.data.folder import FolderSource
+from saccade.data.series import SUFFIXES as DICOM
 from saccade.data.slides.find import TABLES, find_slides
 from saccade.data.slides.grid import Tiling
 from saccade.data.source import other_kind
+from saccade.data.stack import TIFF, is_stack
 from saccade.data.volume import VOLUME_SUFFIXES
 from saccade.errors import DataError, UsageError, unknown
 
@@ -70,7 +72,7 @@ def open_source(
         if manifest:
             raise UsageError("two tables were named", got=f"{place} and {manifest}", hint="DATA is then the folder")
         return FolderSource(place.parent, manifest=place, label=label, group=group)
-    if name.endswith(VOLUME_SUFFIXES):
+    if name.endswith((*VOLUME_SUFFIXES, *DICOM)) or (name.endswith(TIFF) and is_stack(place.read_bytes())):
         if manifest or label or group:
             raise UsageError("a single volume has no table", got=place, hint="give the folder it lies in")
         return FolderSource(place.parent, only=[place.name])

@@ -16,6 +16,7 @@ from saccade.data.orientation import Volume, check_spacing, unplaced
 from saccade.data.packed import MAX_CHANNELS, check_voxels
 from saccade.errors import DamagedFile
 
+TIFF = (".tif", ".tiff")
 DEPTH = "ZIQ"  # z, or pages of which the file says nothing
 UNITS_MM = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "\\u00b5m": 1e-3}
 UNITS_MM |= {"mm": 1.0, "cm": 10.0, "m": 1000.0, "å": 1e-7, "pm": 1e-9}

@@ -8,11 +8,13 @@ from collections import Counter
 from saccade.contracts import Source
 from saccade.errors import DamagedFile, DataError
 
+LOOKED_AT = 16  # a volume takes a second to read
+
 
 def usual_channels(source: Source) -> int:
     """Number of channels most images have, by the first that can be read."""
     counts: Counter[int] = Counter()
-    for index in range(min(64, len(source))):
+    for index in range(min(64 if source.axes == 2 else LOOKED_AT, len(source))):
         try:
             counts[source.read(index).pixels.shape[0]] += 1
         except DamagedFile:
@@ -25,7 +27,7 @@ def usual_channels(source: Source) -> int:
 def typical_px(source: Source, size_mm: float = 0.0) -> int:
     """Median shorter side of the first readable images; of volumes, of so many voxels as the finest spacing makes."""
     sides = []
-    for index in range(min(16, len(source))):
+    for index in range(min(LOOKED_AT, len(source))):
         try:
             sample = source.read(index)
             shape, spacing = sample.pixels.shape[1:], sample.spacing_mm or (1.0,) * source.axes
@@ -40,7 +42,7 @@ def typical_px(source: Source, size_mm: float = 0.0) -> int:
 
 def check_spacing_known(source: Source) -> None:
     """Raise DataError when none of the first volumes says how large its voxels are."""
-    for index in range(min(16, len(source))):
+    for index in range(min(LOOKED_AT, len(source))):
         try:
             if source.read(index).spacing_mm is not None:
                 return
