@@ -13,9 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import saccade
 from saccade import cli
 from saccade.errors import MissingDependency, ModelError, UsageError
+from saccade.sentences import attend_text
 from saccade.texts import LECTURE, look_up, order_test
 from saccade.words import TextOptions, Word, columns, find_word, merge, printable, words_of
 
@@ -195,7 +195,7 @@ def test_a_word_is_found_by_letters_or_number():
 
 
 def test_a_long_text_is_cut_and_says_so(text_model):
-    found = saccade.attend_text("word study " * 300)
+    found = attend_text(text_model, "word study " * 300, TextOptions())
     assert len(found.reading.tokens) == text_model.limit == 512
     assert found.reading.tokens[-1].piece == "[SEP]"
     assert found.reading.left_out == 90
@@ -243,7 +243,7 @@ def test_look_up_against_projection(text_model):
 
 @pytest.mark.parametrize("options", [{}, {"query": "course", "head": "3"}, {"tokens": True, "special": True}])
 def test_every_form(text_model, tmp_path, options):
-    found = saccade.attend_text(LECTURE, options=TextOptions(**options))
+    found = attend_text(text_model, LECTURE, TextOptions(**options))
     root = ET.parse(found.save(tmp_path / "a.svg")).getroot()
     assert (root.tag.endswith("svg") and "GitHub" in "".join(root.itertext())) or options.get("tokens")
     assert found.save(tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
@@ -257,7 +257,7 @@ def test_every_form(text_model, tmp_path, options):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_sentences_stay_text(text_model, tmp_path, text):
-    found = saccade.attend_text(text, options=TextOptions(query="2", head="mean"))
+    found = attend_text(text_model, text, TextOptions(query="2", head="mean"))
     picture = found.save(tmp_path / "a.svg").read_text(encoding="utf-8")
     ET.fromstring(picture)
     assert "<script" not in picture
