@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit, generate_uid
 from scipy.ndimage import gaussian_filter
 
 UM = 0.5
@@ -35,4 +39,48 @@ def write_slide(
         for rows, columns in level_px:
             small = np.asarray(Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BILINEAR))
             file.write(small, tile=(128, 128), photometric="rgb", compression="deflate", subfiletype=1)
+    return path
+
+
+def write_dicom(path: Path, pixels: np.ndarray, *, um: float, kind: str = "VOLUME", tile: int = 128) -> Path:
+    """One level of a slide as VL Whole Slide Microscopy, tiles in order (TILED_FULL), JPEG; all of one series."""
+    rows, columns = pixels.shape[:2]
+    down, across = -(-rows // tile), -(-columns // tile)
+    whole = np.full((down * tile, across * tile, 3), 243, np.uint8)
+    whole[:rows, :columns] = pixels
+    squares = [whole[y * tile : (y + 1) * tile, x * tile : (x + 1) * tile] for y in range(down) for x in range(across)]
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    made.StudyInstanceUID, made.SeriesInstanceUID, made.FrameOfReferenceUID, made.Modality = (
+        "1.2",
+        "1.2.3",
+        "1.2.9",
+        "SM",
+    )
+    made.ImageType = ["ORIGINAL", "PRIMARY", kind, "NONE"]
+    made.Rows = made.Columns = tile
+    made.NumberOfFrames, made.TotalPixelMatrixRows, made.TotalPixelMatrixColumns = len(squares), rows, columns
+    made.SamplesPerPixel, made.PhotometricInterpretation, made.PlanarConfiguration = 3, "YBR_FULL_422", 0
+    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 8, 8, 7, 0
+    made.DimensionOrganizationType, made.LossyImageCompression = "TILED_FULL", "01"
+    made.ImagedVolumeWidth, made.ImagedVolumeHeight = columns * um / 1000, rows * um / 1000
+    spacing, shared, light = Dataset(), Dataset(), Dataset()
+    spacing.PixelSpacing = [um / 1000, um / 1000]
+    shared.PixelMeasuresSequence = [spacing]
+    light.OpticalPathIdentifier = "1"
+    made.SharedFunctionalGroupsSequence, made.OpticalPathSequence = [shared], [light]
+    frames = [
+        bytes(
+            imagecodecs.jpeg8_encode(
+                np.ascontiguousarray(s), level=95, colorspace="RGB", outcolorspace="YCBCR", subsampling="444"
+            )
+        )
+        for s in squares
+    ]
+    made.PixelData = encapsulate(frames)
+    made["PixelData"].VR = "OB"
+    made.save_as(path, enforce_file_format=True)
     return path

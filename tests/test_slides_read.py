@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from made_slides import UM, texture, write_slide
+from made_slides import UM, on_glass, texture, write_dicom, write_slide
 from saccade.data.open import open_source
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.readers import open_reader
@@ -175,3 +175,15 @@ def test_a_stack_is_no_slide(tmp_path):
     tifffile.imwrite(path, np.zeros((7, 64, 64), np.uint8), metadata={"axes": "ZYX"})
     with pytest.raises(DamagedFile, match="a stack"):
         TiffReader(path)
+
+
+def test_a_dicom_series_is_one_slide_and_its_label_is_never_opened(tmp_path):
+    pixels = on_glass(texture(500, 600), 60)
+    write_dicom(tmp_path / "fine.dcm", pixels, um=0.5)
+    write_dicom(tmp_path / "coarse.dcm", np.ascontiguousarray(pixels[::2, ::2]), um=1.0)
+    write_dicom(tmp_path / "label.dcm", pixels[:128, :128], um=0.5, kind="LABEL")
+    source = open_source(tmp_path, tiling=Tiling(tile_px=64))
+    assert [one.record.id for one in source.named] == ["fine.dcm"] and source.slides[0].vendor == "dicom"
+    assert source.slides[0].downsamples == (1, 2) and source.slides[0].spacing_um == (0.5, 0.5)
+    found = source.slides[0].read(100, 120, mpp=0.5, size_px=(64, 64)).astype(int)
+    assert np.abs(found - pixels[120:184, 100:164].transpose(2, 0, 1)).mean() < 5

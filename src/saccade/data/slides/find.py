@@ -10,6 +10,7 @@ import tifffile
 
 from saccade.contracts import Record
 from saccade.data.folder import files_below
+from saccade.data.slides.dicom import SUFFIX, is_dicom_slide, series_in
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.readers import SLIDE_SUFFIXES
 from saccade.data.slides.source import Named, SlideTiles
@@ -84,7 +85,7 @@ def _lists_slides(table: Table, root: Path, tiling: Tiling) -> bool:
 def is_slide(path: Path, *, asked: bool) -> bool:
     """Whether a file is a slide; ``asked``: the user cuts it into tiles, so any TIFF is."""
     name = path.name.lower()
-    return is_slide_name(name) or is_pyramid(path) or (asked and name.endswith(TIFF_SUFFIXES))
+    return is_slide_name(name) or is_pyramid(path) or is_dicom_slide(path) or (asked and name.endswith(TIFF_SUFFIXES))
 
 
 def _one(path: Path, tiling: Tiling) -> SlideTiles:
@@ -94,6 +95,8 @@ def _one(path: Path, tiling: Tiling) -> SlideTiles:
 def _holds_slides(root: Path, names: Sequence[str], tiling: Tiling) -> bool:
     """Whether the files of a folder are slides: a name of a slide among them, or tiled pyramids at its beginning."""
     if any(is_slide_name(name) for name in names):
+        return True
+    if any(is_dicom_slide(root / name) for name in [n for n in names if n.lower().endswith(SUFFIX)][:1]):
         return True
     pictures = [name for name in names if name.lower().endswith(TIFF_SUFFIXES) and _seen(name)]
     return bool(pictures) and (tiling.asked or any(is_pyramid(root / name) for name in pictures[:PROBED]))
@@ -115,6 +118,7 @@ def open_slides(
 ) -> SlideTiles:
     """The tiles of the slides in a folder, or of those that a table lists (``path,mpp,label,patient,split``)."""
     files = [name for name in names if name.lower().endswith(SLIDE_SUFFIXES + TIFF_SUFFIXES) and _seen(name)]
+    files += series_in(root, names)
     if table is not None:
         near = Path(table.name).parent
 

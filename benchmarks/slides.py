@@ -1,0 +1,149 @@
+"""Slides: tiles a second against raw OpenSlide reads of the same regions (A B A B), tissue masks, a large slide.
+
+    python benchmarks/slides.py SLIDE ... [--mpp 0.5 --tile 256] [--draw 40000 --folder FOLDER] [--json]
+
+Prints as its last line one object with ``ours``, ``peer`` and ``ratio`` (tiles a second, over all slides).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+
+from saccade.data.open import open_source
+from saccade.data.slides.drawn import Drawing, draw_slides
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.mask import find_tissue
+from saccade.data.slides.slide import open_slide
+from saccade.data.slides.source import SlideTiles
+from saccade.data.slides.stream import TileStore, Wanted
+
+ROUNDS, MOST, BATCH = 4, 192, 64
+
+
+def ours(tiles: SlideTiles, numbers: np.ndarray, workers: int) -> float:
+    """Seconds in which the worker processes hand over these tiles; their start is not counted."""
+    store = TileStore(tiles, Wanted(tiles.tile_px, 3, np.dtype(np.uint8)), workers=workers, max_bad=0, say=print)
+    store.images(numbers[:1])
+    began = time.perf_counter()
+    batches = [numbers[i : i + BATCH] for i in range(1, len(numbers), BATCH)]
+    for here, ahead in zip(batches, [*batches[1:], np.array([], int)]):
+        store.expect(here)
+        store.expect(ahead)
+        store.images(here)
+    seconds = time.perf_counter() - began
+    store.close()
+    return seconds
+
+
+def raw(tiles: SlideTiles, numbers: np.ndarray) -> float:
+    """Seconds of OpenSlide alone for the same regions at the level that saccade reads, as a user's loop would do it."""
+    handles = [openslide.OpenSlide(str(one.path)) for one in tiles.named]
+    began = time.perf_counter()
+    for number in numbers[1:]:
+        k = int(tiles.slide_of[number])
+        x, y = (int(v) for v in tiles.coords[number])
+        step = tiles.grid(k).step_px[0]
+        level = max(i for i, d in enumerate(handles[k].level_downsamples) if d <= step / tiles.tile_px * 1.01)
+        side = round(step / handles[k].level_downsamples[level])
+        np.asarray(handles[k].read_region((x, y), level, (side, side)).convert("RGB"))
+    return time.perf_counter() - began
+
+
+def speed(path: str, tiling: Tiling, workers: int) -> dict[str, Any]:
+    tiles = open_source(path, tiling=tiling)
+    assert isinstance(tiles, SlideTiles)
+    numbers = np.random.default_rng(0).permutation(len(tiles))[:MOST]
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
+    for _ in range(ROUNDS):
+        times["ours"].append(ours(tiles, numbers, workers))
+        times["peer"].append(raw(tiles, numbers))
+    per_second = {name: (len(numbers) - 1) / statistics.median(values) for name, values in times.items()}
+    return {
+        "slide": Path(path).name,
+        "tiles": len(numbers),
+        **per_second,
+        "ratio": per_second["ours"] / per_second["peer"],
+    }
+
+
+def mask_seconds(path: str, slide_mpp: float | None) -> dict[str, Any]:
+    seconds, cpu = [], []
+    for _ in range(3):
+        slide = open_slide(path)
+        if slide.spacing_um is None:
+            slide = open_slide(path, slide_mpp)
+        began, cpu_began = time.perf_counter(), time.process_time()
+        found = find_tissue(slide)
+        seconds.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - cpu_began)
+    return {"slide": Path(path).name, "seconds": min(seconds), "cpu_seconds": min(cpu), **found.shares()}
+
+
+def large(size: int, folder: Path, workers: int) -> dict[str, Any]:
+    """Write one slide of ``size`` pixels, find its tissue, read all its tiles."""
+    found: dict[str, Any] = {"size": size}
+    began = time.perf_counter()
+    draw_slides(Drawing(n=1, size=size), folder)
+    found["write_seconds"] = time.perf_counter() - began
+    found["file_mib"] = round((folder / "slide-0000.tif").stat().st_size / 2**20)
+    began = time.perf_counter()
+    tiles = open_source(folder, tiling=Tiling(mpp=1.0, tile_px=256))
+    assert isinstance(tiles, SlideTiles)
+    found["open_mask_tiles_seconds"] = time.perf_counter() - began
+    began = time.perf_counter()
+    store = TileStore(tiles, Wanted(256, 3, np.dtype(np.uint8)), workers=workers, max_bad=0, say=print)
+    for start in range(0, len(tiles), BATCH):
+        store.expect(np.arange(start, min(start + 3 * BATCH, len(tiles))))
+        store.images(np.arange(start, min(start + BATCH, len(tiles))))
+    seconds = time.perf_counter() - began
+    store.close()
+    found |= {"tiles": len(tiles), "read_seconds": seconds, "tiles_per_second": len(tiles) / seconds}
+    return found
+
+
+def peak_mib() -> dict[str, int]:
+    """Peak memory of this process and of the largest of its children."""
+    kinds = {"own": resource.RUSAGE_SELF, "largest_child": resource.RUSAGE_CHILDREN}
+    return {name: round(resource.getrusage(kind).ru_maxrss / 1024) for name, kind in kinds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("slides", nargs="*")
+    parser.add_argument("--mpp", type=float)
+    parser.add_argument("--tile", type=int, default=256)
+    parser.add_argument("--slide-mpp", type=float)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--draw", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("large-slide"))
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
+    if options.slides:
+        tiling = Tiling(options.mpp, options.tile, None, options.slide_mpp)
+        found["masks"] = [mask_seconds(path, options.slide_mpp) for path in options.slides]
+        found["speed"] = [speed(path, tiling, options.workers) for path in options.slides]
+        for side in ("ours", "peer"):
+            found[side] = float(np.mean([one[side] for one in found["speed"]]))
+        found["ratio"] = float(np.exp(np.mean([np.log(one["ratio"]) for one in found["speed"]])))
+    if options.draw:
+        found["large"] = large(options.draw, options.folder, options.workers)
+    found["peak_mib"] = peak_mib()
+    if not options.json:
+        for key, value in found.items():
+            for line in value if isinstance(value, list) else [value]:
+                print(key, line)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Heatmaps of slides and what other programs read of them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from made_slides import on_glass, texture, write_slide
+from saccade import api
+from saccade.cli import app
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.slide import open_slide
+from saccade.errors import UsageError
+from saccade.slide_attention import SlideOptions
+from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
+from saccade.viz.qupath import features, save_geojson
+
+CUT = Tiling(mpp=1.0, tile_px=32)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("heat") / "slide.tif"
+    return open_slide(write_slide(path, on_glass(texture(500, 700), 60), level_px=((250, 350),)))
+
+
+@pytest.fixture
+def heat():
+    cells = np.array([(0, 0), (1, 0), (2, 1), (4, 3)])
+    coords = np.rint(cells * 76.8).astype(np.int64) + 64
+    return Heat("attention", coords, 76.8, np.array([0.0, 1.0, 2.0, 3.0]))
+
+
+def test_scores_lie_where_their_squares_are(heat):
+    values = heat.sampled(0, (250, 350), 2.0)
+    for (x, y), score in zip(heat.coords, heat.scores):
+        at_y, at_x = round((y + 38) / 2), round((x + 38) / 2)
+        assert values[at_y, at_x] == score
+        inside = values[round(y / 2) + 1 : round((y + 76.8) / 2) - 1, round(x / 2) + 1 : round((x + 76.8) / 2) - 1]
+        assert (inside == score).all()
+    assert np.isnan(values[:31]).all() and np.isnan(values).sum() > 0.8 * values.size
+    assert np.array_equal(heat.sampled(100, (50, 350), 2.0), values[100:150], equal_nan=True)
+
+
+def test_pictures_change_where_scores_are_and_nowhere_else(slide, heat, tmp_path):
+    page = np.asarray(picture(slide, heat, longest_px=700)).astype(int)
+    plain = slide.thumbnail(700).transpose(1, 2, 0).astype(int)
+    changed = np.abs(page[:500, :700] - plain).max(axis=2) > 12
+    there = ~np.isnan(heat.sampled(0, (500, 700), 1.0))
+    assert changed[there].mean() > 0.9 and changed[~there].mean() < 0.01
+    written = open_slide(save_tiff(tmp_path / "heat.tif", slide, heat))
+    assert written.size_px == slide.size_px and written.spacing_um == pytest.approx((0.5, 0.5), rel=1e-3)
+    found = written.read(0, 0, mpp=0.5, size_px=(500, 700)).transpose(1, 2, 0).astype(int)
+    assert np.abs(found - page[:500, :700]).mean() < 8
+    assert extremes(slide, heat, count=3, tile_px=32).size[0] > 100
+
+
+def test_geojson_is_what_qupath_documents(heat, tmp_path):
+    """FeatureCollection in pixels of the full resolution; objectType, classification, measurements."""
+    others = {"region": np.array([1.0, np.nan, 3.0, 4.0])}
+    text = save_geojson(tmp_path / "a.geojson", heat, object_type="annotation", others=others).read_text()
+    found = json.loads(text)
+    assert set(found) == {"type", "features"} and found["type"] == "FeatureCollection" and len(found["features"]) == 4
+    for feature, (x, y) in zip(found["features"], heat.coords.tolist()):
+        assert feature["type"] == "Feature" and feature["geometry"]["type"] == "Polygon"
+        (ring,) = feature["geometry"]["coordinates"]
+        assert ring[0] == ring[-1] == [x, y] and ring[2] == [x + 76.8, y + 76.8] and len(ring) == 5
+        properties = feature["properties"]
+        assert properties["objectType"] == "annotation" and len(properties["classification"]["color"]) == 3
+        assert all(isinstance(c, int) and 0 <= c <= 255 for c in properties["classification"]["color"])
+        assert all(isinstance(value, float) for value in properties["measurements"].values())
+    first, second = (feature["properties"]["measurements"] for feature in found["features"][:2])
+    assert first == {"attention": 0.0, "region": 1.0} and second == {"attention": 1.0}  # no NaN in JSON
+    assert len({feature["id"] for feature in found["features"]}) == 4
+    assert features(heat)[0]["properties"]["objectType"] == "tile"
+    with pytest.raises(UsageError, match="another length"):
+        features(heat, others={"x": np.zeros(2)})
+    with pytest.raises(UsageError, match="no scores of squares"):
+        Heat("a", heat.coords, 1.0, np.zeros(2))
+
+
+def test_a_tile_is_most_like_itself(slide, tmp_path):
+    options = SlideOptions(query="200,300", tiling=CUT)
+    found = api.attend_slide("random:vit_micro_patch8", slide.path, options=options)
+    best = found.heat.coords[found.heat.scores.argmax()]
+    assert best.tolist() == [256, 192] and found.heat.scores.max() == pytest.approx(1)
+    files = found.save(tmp_path / "out")
+    assert sorted(file.name for file in files) == [
+        "extremes.png",
+        "heatmap.png",
+        "heatmap.tif",
+        "scores.csv",
+        "tiles.geojson",
+    ]
+    assert len((tmp_path / "out" / "scores.csv").read_text().splitlines()) == 1 + len(found.heat.scores)
+    for query, words in (("1,1", "no tile"), ("here", "Y,X")):
+        with pytest.raises(UsageError, match=words):
+            api.attend_slide("random:resnet10_w8", slide.path, options=SlideOptions(query=query, tiling=CUT))
+
+
+def test_attention_inside_tiles(slide):
+    options = SlideOptions(level="patch", tiling=CUT)
+    found = api.attend_slide("random:vit_micro_patch8", slide.path, options=options)
+    assert found.heat.side_px == pytest.approx(16) and len(found.heat.scores) % 16 == 0
+    per_tile = found.heat.scores.reshape(-1, 16)
+    assert per_tile.mean(axis=1) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UsageError, match="has no attention"):
+        api.attend_slide("random:resnet10_w8", slide.path, options=options)
+
+
+def test_the_command(slide, tmp_path):
+    call = ["attend", "random:resnet10_w8", str(slide.path), "--mpp", "1", "--tile", "64"]
+    result = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "a.png"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert Image.open(tmp_path / "a.png").size[0] >= 700
+    for wrong in (["--head", "1"], ["--level", "slice"], ["--layer", "0"], ["--out", "a.svg"]):
+        with pytest.raises(UsageError):
+            CliRunner().invoke(app, [*call, *wrong], catch_exceptions=False)

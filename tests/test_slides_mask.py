@@ -1,0 +1,145 @@
+"""Tissue, pen marks, focus and tiles: on slides made so that the answer is known, and on the real ones."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from made_slides import on_glass, texture, write_slide
+from saccade import api
+from saccade.data.slides.audit import SlideAudit, slide_sheet
+from saccade.data.slides.grid import Tiling, tile_grid
+from saccade.data.slides.mask import find_tissue, otsu, pen_marks, sharpness
+from saccade.data.slides.slide import open_slide
+from saccade.errors import TooManyDamaged, UsageError
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """Tissue from 100 to 700, its right third out of focus, a green stroke across glass and tissue."""
+    pixels = on_glass(texture(800, 1200), 100)
+    pixels[100:700, 800:1100] = np.stack(
+        [gaussian_filter(pixels[100:700, 800:1100, c].astype(float), 7) for c in range(3)], axis=-1
+    )
+    pixels[300:330, 20:400] = (40, 150, 60)
+    return open_slide(write_slide(tmp_path_factory.mktemp("mask") / "marked.tif", pixels, level_px=((400, 600),)))
+
+
+def test_tissue_pen_and_focus_are_told_apart(marked):
+    found = find_tissue(marked)
+    down, across = found.downsample
+    rows, columns = np.indices(found.tissue.shape)
+    y, x = (rows + 0.5) * down, (columns + 0.5) * across
+    truth = (y > 100) & (y < 700) & (x > 100) & (x < 1100)
+    assert found.mode == "bright" and (found.tissue == truth).mean() > 0.96
+    stroke = (y > 303) & (y < 327) & (x > 30) & (x < 390)
+    assert found.pen[stroke].mean() > 0.95 and found.pen[truth & (abs(y - 315) > 40)].mean() == 0
+    soft, sharp = truth & (x > 860) & (x < 1060), truth & (x < 760) & ~found.pen
+    assert found.blur[soft].mean() > 0.8 and found.blur[sharp].mean() < 0.1
+    shares = found.shares()
+    assert shares["tissue"] == pytest.approx(600 * 1000 / (800 * 1200), abs=0.03) and shares["blur"] > 0.2
+
+
+def test_shares_of_rectangles_are_exact_at_fractions(marked):
+    found = find_tissue(marked)
+    whole = found.share(np.array([0]), np.array([0]), 1200, 800)[0]
+    assert whole == pytest.approx(found.usable.mean(), abs=1e-9)
+    halves = found.share(np.array([0.0, 600.0]), np.array([0, 0]), 600, 800)
+    assert halves.mean() == pytest.approx(whole, abs=1e-9)
+    beyond = found.share(np.array([1100]), np.array([0]), 200, 800)[0]  # half of it lies outside
+    assert beyond == pytest.approx(found.share(np.array([1100]), np.array([0]), 100, 800)[0] / 2, abs=1e-9)
+
+
+def test_tiles_lie_on_one_lattice_and_hold_tissue(marked):
+    grid = tile_grid(marked, mpp=0.6, tile_px=64)
+    assert grid.step_px == pytest.approx((76.8, 76.8)) and grid.shape == (11, 16)
+    assert (grid.coords == np.rint(grid.cells[:, ::-1] * 76.8)).all() and grid.coords.dtype == np.int64
+    assert grid.tissue.min() >= 0.5 and (np.diff(grid.cells[:, 0] * 100 + grid.cells[:, 1]) > 0).all()
+    again = tile_grid(marked, mpp=0.6, tile_px=64)
+    assert np.array_equal(grid.coords, again.coords)
+    assert len(tile_grid(marked, mpp=0.6, tile_px=64, tissue=0)) == 11 * 16
+    assert len(tile_grid(marked, mpp=0.6, tile_px=64, tissue=0.9)) < len(grid)
+
+
+def test_fluorescence_is_seen_as_dark(tmp_path):
+    rng = np.random.default_rng(0)
+    glow = gaussian_filter(rng.random((600, 800)), 1) * 20 + 6
+    pixels = np.full((600, 800, 3), 2, np.uint8)
+    pixels[100:500, 150:650, 0] = glow[100:500, 150:650]
+    pixels[250:260, 300:310, 0] = 250
+    slide = open_slide(write_slide(tmp_path / "dark.tif", pixels, level_px=((300, 400),)))
+    found = find_tissue(slide)
+    assert slide.mode == found.mode == "dark" and slide.background == 0
+    assert found.shares()["tissue"] == pytest.approx(400 * 500 / (600 * 800), abs=0.05)
+    assert not found.pen.any() and slide.read(-50, -50, mpp=0.5, size_px=(40, 40)).max() == 0
+
+
+def test_a_slide_full_of_tissue_is_not_cut_in_half(tmp_path):
+    slide = open_slide(write_slide(tmp_path / "full.tif", texture(600, 600), level_px=((300, 300),)))
+    assert find_tissue(slide).shares()["tissue"] > 0.95
+
+
+def test_parts_of_a_mask():
+    values = np.concatenate([np.full(500, 0.1), np.full(300, 0.7)])
+    assert 0.3 < otsu(values, 0, 1) < 0.5
+    colours = {
+        "eosin": (230, 150, 180),
+        "haematoxylin": (90, 60, 140),
+        "brown": (150, 100, 60),
+        "glass": (243, 243, 243),
+    }
+    for name, colour in colours.items():
+        picture = np.tile(np.array(colour, np.uint8)[:, None, None], (1, 60, 60))
+        assert not pen_marks(picture).any(), name
+    for colour in ((30, 120, 50), (20, 60, 200), (20, 20, 25), (220, 20, 30)):
+        picture = np.full((3, 60, 60), 243, np.uint8)
+        picture[:, 20:40, 10:50] = np.array(colour)[:, None, None]
+        assert pen_marks(picture)[22:38, 12:48].all(), colour
+    rng = np.random.default_rng(0)
+    sharp = rng.random((96, 96)) * 200
+    assert sharpness(sharp) > 5 * sharpness(gaussian_filter(sharp, 2)) and np.isnan(sharpness(np.full((96, 96), 7.0)))
+
+
+# --- saccade show -------------------------------------------------------------------------------
+
+
+def test_show_names_what_was_found(marked, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "marked.tif").write_bytes(marked.path.read_bytes())
+    (folder / "copy.tif").write_bytes(marked.path.read_bytes())
+    for number in range(20):
+        pixels = on_glass(texture(300, 300, seed=number), 20)
+        write_slide(folder / f"s{number:02d}.tif", pixels, level_px=((150, 150),))
+    (folder / "broken.svs").write_bytes(b"x")
+    found = api.show(folder, sheet=tmp_path / "sheet.png", tiling=Tiling(tile_px=64), max_bad=0.1)
+    assert isinstance(found, SlideAudit) and len(found.slides) == 22 and found.copies == [["copy.tif", "marked.tif"]]
+    text = found.text()
+    for words in (
+        "1 unreadable",
+        "UNREADABLE  broken.svs",
+        "pen marks on",
+        "out of focus",
+        "bright",
+        "are the same file",
+    ):
+        assert words in text
+    assert Image.open(tmp_path / "sheet.png").size[0] > 1000 and found.to_dict()["tile_px"] == 64
+    with pytest.raises(TooManyDamaged, match=r"broken\.svs"):
+        api.show(folder, tiling=Tiling(tile_px=64), max_bad=0.01)
+
+
+def test_options_of_slides_are_for_slides(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="these are other images"):
+        api.show(tmp_path, tiling=Tiling(mpp=0.5))
+
+
+@pytest.mark.data
+def test_the_real_slides(shared_data, tmp_path):
+    source = api.open_source(shared_data / "slides", tiling=Tiling(slide_mpp=2.0, mpp=2.0, tile_px=64))
+    known = {one.record.id: cut for one, cut in zip(source.named, source.cut)}
+    assert known["test3-TRITC.ndpi"].mode == "dark" and known["CMU-1-Small-Region.svs"].mode == "bright"
+    shares = {name: round(cut.shares["tissue"], 2) for name, cut in known.items()}
+    assert shares == {"C3L-00601-26-pyramid.tif": 0.32, "CMU-1-Small-Region.svs": 0.36, "test3-TRITC.ndpi": 0.8}
+    assert slide_sheet(source, tmp_path / "sheet.png").stat().st_size > 50_000
