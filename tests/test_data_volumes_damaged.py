@@ -17,11 +17,13 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELo
 
 from saccade.data import dicom
 from saccade.data.audit import audit
+from saccade.data.dicom import read_series
 from saccade.data.intensity import decide_intensity, make_intensity, to_unit
 from saccade.data.loader import build_cache
 from saccade.data.open import open_source
+from saccade.data.volume import read_volume
 from saccade.errors import DamagedFile, DataError, MissingDependency, TooManyDamaged, UsageError
-from volume_files import change, counted, set_pixels, write_nifti, write_series
+from volume_files import change, counted, set_pixels, write_frames, write_nifti, write_series
 
 HUGE = 30000
 
@@ -383,3 +385,48 @@ def test_intensity_rules_that_mean_nothing(tmp_path):
     values = np.full((1, 4, 4, 4), np.nan, np.float32)
     with pytest.raises(DamagedFile, match="NaN"):
         to_unit(values, make_intensity("robust"), "a")
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # what tifffile and pydicom think of it
+def test_noise_in_any_file_is_damage_or_a_volume(tmp_path):
+    """Bytes changed, dropped and cut off at random: a reader says DamagedFile, or it read a volume, never else."""
+    write_nifti(tmp_path / "a.nii", counted(), np.eye(4))
+    write_nifti(tmp_path / "b.nii.gz", counted(), np.eye(4))
+    nrrd(tmp_path / "c.nrrd", BODY), meta(tmp_path / "d.mha", BODY)
+    np.save(tmp_path / "e.npy", counted())
+    tifffile.imwrite(tmp_path / "f.tif", counted((7, 6, 5), "uint16"))
+    write_frames(tmp_path / "g.dcm", counted(), np.eye(4))
+    rng, outcomes, said = np.random.default_rng(0), set(), []
+    for file in sorted(tmp_path.iterdir()):
+        whole = file.read_bytes()
+        for _ in range(60):
+            data = spoiled(whole, rng)
+            try:
+                if file.suffix == ".dcm":
+                    volume = read_series([file.name], lambda _, data=data: data, "x")
+                else:
+                    volume = read_volume(data, file.name, lambda _: b"")
+                assert volume.pixels.ndim == 4
+                outcomes.add("read")
+            except DamagedFile as error:
+                outcomes.add("damaged")
+                said.append(error.what.startswith((file.name, "x")))
+    assert outcomes == {"read", "damaged"} and all(said)
+
+
+def spoiled(whole: bytes, rng: np.random.Generator) -> bytes:
+    data = bytearray(whole)
+    early = min(len(data), int(rng.choice([60, 352, len(data)])))
+    for _ in range(int(rng.integers(1, 4))):
+        at = int(rng.integers(min(early, len(data))))
+        kind = rng.integers(3)
+        if kind == 0:
+            data[at] = int(rng.integers(256))
+        elif kind == 1:
+            del data[at : at + int(rng.integers(1, 5))]
+        else:
+            data = data[: int(rng.integers(len(data) // 2, len(data))) + 1]
+    return bytes(data)

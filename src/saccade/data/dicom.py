@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,14 +89,30 @@ def read_series(files: Sequence[str], fetch: Callable[[str], bytes], name: str) 
     for file in files:
         where = f"{name}/{posixpath.basename(file)}"
         data = read_header(fetch(file), where, KEPT, stop=False)
-        modality = modality or str(data.get("Modality", "")) or None
-        planes += _planes(data, where, slices=len(files))
+        with damage_named(where):
+            modality = modality or str(data.get("Modality", "")) or None
+            planes += _planes(data, where, slices=len(files))
     _check_alike(planes, name)
     normal = planes[0].normal
     planes.sort(key=lambda plane: float(plane.position @ normal))
     check_gaps(planes, name)
     stack = _rescaled(planes)
     return to_lps(stack.transpose(2, 1, 0), _affine(planes), name, modality)
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+@contextmanager
+def damage_named(file: str) -> Iterator[None]:
+    """Elements are decoded when they are asked for, and broken ones raise nearly anything: DamagedFile instead."""
+    try:
+        yield
+    except SaccadeError:
+        raise
+    except Exception as error:
+        raise DamagedFile(f"{file}: its header cannot be read ({_line(error)})", hint="copy it again") from error
 
 
 def read_header(data: bytes, file: str, tags: Sequence[str], *, stop: bool) -> Dataset:
@@ -221,10 +238,6 @@ def _unpacked(data: Dataset, decoder: str) -> np.ndarray:
         spare = 8 * found.dtype.itemsize - int(data.BitsStored)
         found = (found << spare).view(f"i{found.dtype.itemsize}") >> spare
     return found
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _rescaled(planes: Sequence[Plane]) -> np.ndarray:

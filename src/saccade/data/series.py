@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom.dataset import Dataset
 
-from saccade.data.dicom import read_header
+from saccade.data.dicom import damage_named, read_header
 from saccade.errors import DamagedFile
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -74,7 +74,8 @@ def find_series(files: Sequence[str], fetch: Fetch) -> tuple[list[Series], list[
     heads, aside = [], []
     for file in files:
         try:
-            head = _head(file, fetch)
+            with damage_named(file):
+                head = _head(file, fetch)
         except DamagedFile:
             head = _Head(file, f"unreadable {file}", 0, f"unreadable {file}", (), ())  # said when it is read
         if head is None:
