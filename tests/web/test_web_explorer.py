@@ -65,18 +65,18 @@ def test_the_class_token_asks_first_and_the_numbers_are_the_networks(explorer, s
     last = seen.compared.depth - 1
     wanted = seen.compared.rows(last, 0)[:, 0, seen.prefix :].mean(axis=0)
     np.testing.assert_allclose(values(rows), wanted, rtol=1e-4)
-    assert rows[0]["head"] == "mean" and rows[0]["layer"] == str(last + 1)
+    assert rows[0]["head"] == "mean" and rows[0]["layer"] == str(last)
 
 
 def test_a_click_asks_a_patch_and_pointing_explains_the_pair(explorer, site):
     explorer.locator(".map").first.click(position=patch(explorer, 1, 2, of=4))
     explorer.locator(".map").first.hover(position=patch(explorer, 3, 0, of=4))
-    until(explorer, "document.querySelector('.explained').innerText.includes('row 4, column 1')")
+    until(explorer, "document.querySelector('.explained').innerText.includes('row 3, column 0')")
     text = explorer.locator(".explained").inner_text()
-    assert "what the patch in row 2, column 3 asks" in text
+    assert "what the patch in row 1, column 2 asks" in text
     sample = first_image(site)
     compared = Explorer().see(Look(str(site.run), "image"), sample).compared
-    layer, head = (int(number) - 1 for number in re.search(r"Layer (\d+), head (\d+)", text).groups())
+    layer, head = (int(number) for number in re.search(r"Layer (\d+), head (\d+)", text).groups())
     pair = compared.pair(layer, head, 1 + 6, 1 + 12)
     shown = explorer.locator("[data-step=score]").inner_text().replace("−", "-")
     dot, score = re.search(r"= (\S+) / √\d+ = (\S+)", shown).groups()
@@ -95,21 +95,21 @@ def test_hovering_shows_the_row_of_the_patch_under_the_pointer(explorer, site):
     wanted = compared.rows(compared.depth - 1, 1 + 10)[:, 0, 1:].mean(axis=0)
     words = explorer.locator(".words").first.inner_text()
     place = int(wanted.argmax())
-    assert f"row {place // 4 + 1}, column {place % 4 + 1}" in words
+    assert f"row {place // 4}, column {place % 4}" in words
 
 
 def test_everything_works_by_keys(explorer):
     explorer.locator(".map").first.focus()
     explorer.keyboard.press("ArrowRight")
-    until(explorer, "document.getElementById('said').textContent.startsWith('The patch in row 3, column 4')")
+    until(explorer, "document.getElementById('said').textContent.startsWith('The patch in row 2, column 3')")
     explorer.keyboard.press("ArrowUp")
-    until(explorer, "document.getElementById('said').textContent.startsWith('The patch in row 2, column 4')")
+    until(explorer, "document.getElementById('said').textContent.startsWith('The patch in row 1, column 3')")
     explorer.keyboard.press("Shift+ArrowLeft")
     until(
-        explorer, "document.querySelector('.explained').innerText.includes('what the patch in row 3, column 2 offers')"
+        explorer, "document.querySelector('.explained').innerText.includes('what the patch in row 2, column 1 offers')"
     )
     explorer.keyboard.press("[")
-    until(explorer, "document.querySelector('.slider output').textContent.startsWith('5 of')")
+    until(explorer, "document.querySelector('.slider output').textContent.startsWith('4 of')")
     explorer.keyboard.press(".")
     until(explorer, "document.querySelector('.heads button').getAttribute('aria-pressed') === 'true'")
     explorer.keyboard.press("c")
@@ -173,7 +173,7 @@ def test_rollout_and_the_kept_share(explorer, site):
 
 def test_what_is_saved_is_what_is_shown(explorer):
     drawing = saved(explorer, "svg").decode()
-    assert drawing.count("fill-opacity") == 16 and "the class token asks; layer 6, mean of all heads" in drawing
+    assert drawing.count("fill-opacity") == 16 and "the class token asks; layer 5, mean of all heads" in drawing
     picture = Image.open(io.BytesIO(saved(explorer, "png")))
     assert picture.width == 2 * (448 + 48)
     centre = np.asarray(picture.convert("RGB"))[2 * (64 + 56), 2 * (24 + 56)]
@@ -189,7 +189,7 @@ def test_an_upload_is_shown(explorer, tmp_path):
     until(explorer, "document.querySelector('.thumbs button').title === 'mine.png'")
     until(explorer, DRAWN)
     until(explorer, "location.hash.includes(document.querySelector('.thumbs button').dataset.id)")
-    assert {int(row["column"]) for row in table(explorer)} == set(range(1, 7))
+    assert {int(row["column"]) for row in table(explorer)} == set(range(6))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

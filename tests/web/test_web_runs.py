@@ -112,3 +112,7 @@ def test_a_tail_reads_whole_lines_and_notices_a_new_beginning(tmp_path):
 
 def test_settings_become_dotted_names():
     assert flat({"a": {"b": 1, "c": float("nan")}, "d": None}) == {"a.b": 1, "a.c": None, "d": None}
+
+
+def test_no_folder_of_this_machine_is_shown():
+    assert flat({"data": {"source": "/home/ann/lung"}, "e": "m/x"}) == {"data.source": "lung", "e": "m/x"}

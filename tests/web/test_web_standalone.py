@@ -230,11 +230,11 @@ def test_layers_that_do_not_fit_are_left_out_and_keep_their_names(small_runs, op
     monkeypatch.setattr("saccade.reporting.standalone.MOST_BYTES", 2 * 2 * compared.heads * compared.tokens**2)
     path, note = saccade.report_interactive(small_runs[0], tmp_path / "few.html", images=pictures[:1])
     assert note.endswith(f"Kept are 2 of {compared.depth} layers.")
-    page = opened(path)
+    page, last = opened(path), compared.depth - 1
     until(page, DRAWN)
-    assert page.locator(".slider output").first.inner_text() == f"{compared.depth} of {compared.depth}"
-    page.get_by_label("Layer", exact=True).fill("1")
-    until(page, f"document.querySelector('.slider output').innerText === '1 of {compared.depth}'")
+    assert page.locator(".slider output").first.inner_text() == f"{last} of 0 to {last}"
+    page.get_by_label("Layer", exact=True).fill("0")
+    until(page, f"document.querySelector('.slider output').innerText === '0 of 0 to {last}'")
     wanted = compared.rows(0, 0)[:, 0, 1:].mean(axis=0)
     np.testing.assert_allclose(table(page), wanted, rtol=0.03)
     assert page.locator("option[value=rollout]").count() == 0

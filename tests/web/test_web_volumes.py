@@ -56,28 +56,28 @@ def test_a_voxel_asks_and_the_numbers_are_the_networks(page, site, volumes):
     canvas = page.get_by_label("Axial plane")
     box = canvas.bounding_box()
     canvas.click(position={"x": 0.6 * box["width"], "y": 0.3 * box["height"]})  # patch: z 2 (the middle), y 1, x 2
-    until(page, "document.querySelector('.words').innerText.includes('plane 3, row 2, column 3 asks')")
+    until(page, "document.querySelector('.words').innerText.includes('plane 2, row 1, column 2 asks')")
     found = seen(site, volumes)
     assert found.grid == GRID and found.picture.shape == (SIDE,) * 3
     row = found.compared.rows(found.compared.depth - 1, 1 + (2 * 4 + 1) * 4 + 2)[:, 0, 1:].mean(axis=0)
     most = np.unravel_index(int(row.argmax()), GRID)
     words = page.locator(".words").inner_text()
-    assert f"plane {most[0] + 1}, row {most[1] + 1}, column {most[2] + 1}" in words
+    assert f"plane {most[0]}, row {most[1]}, column {most[2]}" in words
     share = float(re.search(r"with ([\d.]+) %", words).group(1))
     assert share == pytest.approx(100 * row.max(), rel=0.05)  # two digits are shown
 
 
 def test_planes_are_linked_and_move_by_keys(page):
     captions = "[...document.querySelectorAll('.plane figcaption')].map(node => node.innerText).slice(0, 3)"
-    assert page.evaluate(captions) == ["Axial 9 of 16", "Coronal 9 of 16", "Sagittal 9 of 16"]
+    assert page.evaluate(captions) == ["Axial 8 of 0 to 15", "Coronal 8 of 0 to 15", "Sagittal 8 of 0 to 15"]
     page.get_by_label("Axial plane").focus()
     page.keyboard.press("ArrowRight")
-    until(page, f"({captions})[2] === 'Sagittal 13 of 16'")
+    until(page, f"({captions})[2] === 'Sagittal 12 of 0 to 15'")
     page.keyboard.press("PageUp")
-    until(page, f"({captions})[0] === 'Axial 13 of 16'")
+    until(page, f"({captions})[0] === 'Axial 12 of 0 to 15'")
     page.get_by_label("Coronal plane").hover()
     page.mouse.wheel(0, 100)
-    until(page, f"({captions})[1] === 'Coronal 10 of 16'")
+    until(page, f"({captions})[1] === 'Coronal 9 of 0 to 15'")
 
 
 def test_the_head_is_on_top_of_the_upright_planes(page, site, volumes):

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -73,7 +74,7 @@ def summary(run: RunOnDesk) -> dict[str, Any]:
         "step": int(step) if math.isfinite(step) else 0,
         "steps": files.setting("train", "steps"),
         "knn": knn if math.isfinite(knn) else None,
-        "data": str(files.setting("data", "source") or ""),
+        "data": named(files.setting("data", "source") or ""),
         "axes": axes_of(run.folder),
         "running": quiet < QUIET_SECONDS and not (run.folder / "model" / "config.json").is_file(),
         "report": (run.folder / "report.html").is_file(),
@@ -87,8 +88,15 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             found |= flat(value, f"{before}{key}.")
         else:
-            found[f"{before}{key}"] = value if not isinstance(value, float) or math.isfinite(value) else None
+            found[f"{before}{key}"] = named(value)
     return found
+
+
+def named(value: Any) -> Any:
+    """A setting for the page: of a path only its last part, as where things lie here is nobody's business."""
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
 def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:

@@ -69,6 +69,7 @@ class Explorer {
     this.toolbar = el("div", { class: "tools noprint" });
     this.boxes = el("div", { class: "panels" }, this.panels.map((panel) => panel.node));
     const help = el("details", { class: "keys noprint" }, el("summary", null, "Keys"),
+      el("p", { class: "soft" }, "Layers, heads, rows and columns count from 0, as in saccade attend."),
       el("dl", null, HELP.map(([key, what]) => el("div", null, el("dt", { class: "code" }, key), el("dd", null, what)))));
     this.work = el("div", { class: "work" }, this.toolbar, this.trouble, this.boxes, this.difference, this.all, help);
     replace(this.root, el("h1", null, "Where does this patch look?"),
@@ -88,11 +89,11 @@ class Explorer {
     const first = this.panels[0].look;
     const attention = !first || first.kind === "attention";
     const depth = first?.depth ?? 1, heads = first?.heads ?? 1;
-    this.layerInput = el("input", { type: "range", min: 1, max: depth, value: (this.layer ?? depth - 1) + 1,
-      oninput: (event) => { this.layer = Number(event.target.value) - 1; this.refresh(true); } });
+    this.layerInput = el("input", { type: "range", min: 0, max: depth - 1, value: this.layer ?? depth - 1,
+      oninput: (event) => { this.layer = Number(event.target.value); this.refresh(true); } });
     this.layerName = el("output");
     const headNames = [{ value: "mean", text: "mean of all" },
-      ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h + 1}` }))];
+      ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h}` }))];
     this.headInput = select(headNames, String(this.head), (head) => this.setHead(head === "mean" ? head : Number(head)));
     const kinds = [{ value: "attention", text: "attention of a layer" }];
     if (!first || first.wholeDepth === first.depth) kinds.push({ value: "rollout", text: "rollout, all layers" });
@@ -132,8 +133,8 @@ class Explorer {
   named() {
     const depth = this.panels[0].look?.depth ?? 1;
     const layer = this.layer ?? depth - 1;
-    this.layerName.textContent = `${this.panels[0].look?.layerName(layer) ?? layer + 1} of ${this.panels[0].look?.wholeDepth ?? depth}`;
-    this.layerInput.value = layer + 1;
+    this.layerName.textContent = `${this.panels[0].look?.layerName(layer) ?? layer} of 0 to ${(this.panels[0].look?.wholeDepth ?? depth) - 1}`;
+    this.layerInput.value = layer;
     this.headInput.value = String(this.head);
   }
 
@@ -298,7 +299,7 @@ class Explorer {
       const pair = await look.pair(layer, head, query, key, this.signal);
       if (turn !== this.drawn || this.signal.aborted) return;
       const name = (token) => token < look.prefix ? "the class token" : `the patch in ${where(token - look.prefix, look.grid[1])}`;
-      explain(this.explained, pair, { query: name(query), key: name(key), layer: look.layerName(layer) - 1, head }, note);
+      explain(this.explained, pair, { query: name(query), key: name(key), layer: look.layerName(layer), head }, note);
     } catch (error) {
       if (!this.signal.aborted && turn === this.drawn) nothing(this.explained, error.message);
     }

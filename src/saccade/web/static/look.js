@@ -60,7 +60,7 @@ export class Look {
   }
 
   // What a layer is called, counted from 1; a page of one file may keep some layers only.
-  layerName(layer) { return (this.layers?.[layer] ?? layer) + 1; }
+  layerName(layer) { return this.layers?.[layer] ?? layer; }
   get wholeDepth() { return this.whole ?? this.depth; }
 
   fan(token, signal) {

@@ -89,5 +89,5 @@ export function compact(value) {
 }
 
 export function where(place, columns) {
-  return `row ${Math.floor(place / columns) + 1}, column ${(place % columns) + 1}`;
+  return `row ${Math.floor(place / columns)}, column ${place % columns}`;
 }

@@ -35,7 +35,7 @@ export function explain(root, pair, names, note) {
   const long = Math.hypot(...pair.value);
   replace(root,
     el("h2", null, "Query, key, value"),
-    el("p", { class: "soft" }, `Layer ${names.layer + 1}, head ${names.head + 1}. ${note ?? ""}`),
+    el("p", { class: "soft" }, `Layer ${names.layer}, head ${names.head}. ${note ?? ""}`),
     line("Query", `what ${names.query} asks`, strip(pair.query, `query, ${width} numbers`, most)),
     line("Key", `what ${names.key} offers`, strip(pair.key, `key, ${width} numbers`, most)),
     line("Query × key", "number by number; their sum is the dot product", strip(pair.products, "products"),

@@ -36,7 +36,7 @@ export class Panel {
     const heads = look.kind === "attention" ? look.heads : 0;
     this.smalls = Array.from({ length: heads }, (_, head) => el("canvas", { width: SMALL, height: SMALL }));
     this.buttons = this.smalls.map((canvas, head) => el("button", {
-      type: "button", "aria-label": `Head ${head + 1}`, title: `Head ${head + 1}`, onclick: () => this.events.head(head),
+      type: "button", "aria-label": `Head ${head}`, title: `Head ${head}`, onclick: () => this.events.head(head),
     }, canvas));
     replace(this.heads, this.buttons);
   }

@@ -33,11 +33,11 @@ function cell(text) {
 function csv(page, shown) {
   const lines = ["panel,model,kind,layer,head,row,column,patch,value,shown"];
   shown.forEach(({ look, shown: { map, kind, head, inside } }, side) => {
-    const named = head === "mean" ? "mean" : head + 1;
+    const named = head === "mean" ? "mean" : head;
     const layer = kind === "attention" ? look.layerName(Math.min(page.layer, look.depth - 1)) : "all";
     map.forEach((value, place) => lines.push([
-      "AB"[side], cell(look.name), kind, layer, named, Math.floor(place / look.grid[1]) + 1, (place % look.grid[1]) + 1,
-      look.patchAt(place) + 1, value.toPrecision(8), inside && !inside[place] ? 0 : 1].join(",")));
+      "AB"[side], cell(look.name), kind, layer, named, Math.floor(place / look.grid[1]), place % look.grid[1],
+      look.patchAt(place), value.toPrecision(8), inside && !inside[place] ? 0 : 1].join(",")));
   });
   return lines.join("\n") + "\n";
 }
@@ -63,9 +63,9 @@ function sizeOf(shown) {
 
 function asks(page, look, shown) {
   const who = shown.place === null ? (look.kind === "similarity" ? "the whole image" : "the class token")
-    : `the patch in row ${Math.floor(shown.place / look.grid[1]) + 1}, column ${(shown.place % look.grid[1]) + 1}`;
+    : `the patch in row ${Math.floor(shown.place / look.grid[1])}, column ${shown.place % look.grid[1]}`;
   if (shown.kind !== "attention") return `${shown.kind === "rollout" ? "rollout of" : "similarity to"} ${who}`;
-  const head = shown.head === "mean" ? "mean of all heads" : `head ${shown.head + 1}`;
+  const head = shown.head === "mean" ? "mean of all heads" : `head ${shown.head}`;
   return `${who} asks; layer ${look.layerName(Math.min(page.layer, look.depth - 1))}, ${head}`;
 }
 

@@ -53,14 +53,14 @@ class Volumes {
   drawTools() {
     const attention = !this.look || this.look.kind === "attention", depth = this.look?.depth ?? 1, heads = this.look?.heads ?? 1;
     const again = (change) => { change(); this.refresh(); };
-    this.layerName = el("output", null, `${(this.layer ?? depth - 1) + 1} of ${depth}`);
+    this.layerName = el("output", null, `${this.layer ?? depth - 1} of 0 to ${depth - 1}`);
     replace(this.tools, el("div", { class: "row" },
       field("Model", select(this.models.map(({ id, name }) => ({ value: id, text: name })), this.model, (id) => { this.model = id; this.open(this.image); })),
       attention ? field("Shown", select([{ value: "attention", text: "attention of a layer" }, { value: "rollout", text: "rollout, all layers" }], this.kind,
         (kind) => again(() => { this.kind = kind; }))) : null,
-      attention ? field("Layer", el("span", { class: "slider" }, el("input", { type: "range", min: 1, max: depth, value: (this.layer ?? depth - 1) + 1,
-        oninput: (event) => again(() => { this.layer = Number(event.target.value) - 1; this.layerName.textContent = `${event.target.value} of ${depth}`; }) }), this.layerName)) : null,
-      attention ? field("Head", select([{ value: "mean", text: "mean of all" }, ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h + 1}` }))],
+      attention ? field("Layer", el("span", { class: "slider" }, el("input", { type: "range", min: 0, max: depth - 1, value: this.layer ?? depth - 1,
+        oninput: (event) => again(() => { this.layer = Number(event.target.value); this.layerName.textContent = `${event.target.value} of 0 to ${depth - 1}`; }) }), this.layerName)) : null,
+      attention ? field("Head", select([{ value: "mean", text: "mean of all" }, ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h}` }))],
         String(this.head), (head) => again(() => { this.head = head === "mean" ? head : Number(head); }))) : null,
       field("Keep the share", el("input", { type: "range", min: 5, max: 100, step: 5, value: 100 * this.keep,
         oninput: (event) => again(() => { this.keep = Number(event.target.value) / 100; }) })),
@@ -101,7 +101,7 @@ class Volumes {
   placeOf([z, y, x]) { return (z * this.look.grid[1] + y) * this.look.grid[2] + x; }
   name(place) {
     const [, rows, columns] = this.look.grid;
-    return `plane ${Math.floor(place / (rows * columns)) + 1}, row ${(Math.floor(place / columns) % rows) + 1}, column ${(place % columns) + 1}`;
+    return `plane ${Math.floor(place / (rows * columns))}, row ${Math.floor(place / columns) % rows}, column ${place % columns}`;
   }
 
   pick(voxel) {
@@ -155,7 +155,7 @@ class Volumes {
     for (const plane of this.planes) {
       plane.draw({ cube: look.cube, size: look.size_px, map: this.map, grid: look.grid, at: this.at, limits: this.limits, inside: this.inside,
         smooth: this.smooth, asked: this.asked });
-      plane.caption.textContent = `${plane.name} ${this.at[plane.normal] + 1} of ${look.size_px[plane.normal]}`;
+      plane.caption.textContent = `${plane.name} ${this.at[plane.normal]} of 0 to ${look.size_px[plane.normal] - 1}`;
     }
   }
 
