@@ -23,6 +23,9 @@ from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import UsageError
 from saccade.finetuning import FinetuneOptions
+from saccade.hierarchy import levels, slides
+from saccade.hierarchy import settings as layout
+from saccade.hierarchy.slides import SlideOptions
 from saccade.measuring import evaluate, fitted_model
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
@@ -50,6 +53,7 @@ __all__ = [
     "evaluate",
     "examine",
     "finetune",
+    "finetune_slides",
     "open_source",
     "pretrain",
     "replay",
@@ -101,8 +105,12 @@ def pretrain(
     settings   dotted keys, e.g. ``{"train.minutes": 5, "model.size_px": 64, "dino.out_dim": 1024}``;
                what is left open is decided from the data and printed; ``model.weights`` names a MODEL to go on
                from, whose network, size and statistics are taken unless they are named as well
+    backbone   ``hipt``: ``data`` are slides, and a hierarchy is trained: tiles, regions, slides
     Raises UsageError, ModelError, DataError, NonFiniteLoss, StorageError.
     """
+    if backbone == layout.NAME:
+        wanted = layout.share_out(str(_absolute(data)), method, recipe, settings or {})
+        return levels.start(wanted, Path(out), console or Quiet())
     sections = sections_for(method, recipe)
     sections = config.override(sections, {"data.source": str(_absolute(data))})
     given = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
@@ -112,6 +120,25 @@ def pretrain(
     sections = training.absolute_paths(sections)
     folder = training.start(sections, Path(out), console or Quiet())
     return _reported(folder)
+
+
+def finetune_slides(
+    hierarchy: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path,
+    options: SlideOptions | None = None,
+    settings: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train slide heads with labels on a hierarchy at rest, by nested cross-validation with patients apart.
+
+    settings   of the slides' table: ``data.manifest``, ``data.label``, ``data.group``
+    Returns AUROC and balanced accuracy with 95 % intervals, as in ``out``/slides.json.
+    Raises UsageError, DataError, EvaluationError, ContaminationError.
+    """
+    chosen = options or SlideOptions()
+    return slides.finetune(Path(hierarchy), str(_absolute(data)), Path(out), chosen, settings or {}, console or Quiet())
 
 
 def finetune(
@@ -186,6 +213,9 @@ def resume(
 
     data, settings   may repeat what the run was started with; raises UsageError when they say something else
     """
+    if layout.is_hierarchy(run):
+        own = {k: v for k, v in (settings or {}).items() if (k, v) != ("model.backbone", layout.NAME)}
+        return levels.resume(Path(run), None if data is None else str(_absolute(data)), own, console or Quiet())
     named = dict(settings or {}) | ({} if data is None else {"data.source": str(_absolute(data))})
     folder = training.resume(Path(run), console or Quiet(), named)
     if config.load(folder / "config.yaml")["train"]["method"] == "supervised":

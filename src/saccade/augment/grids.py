@@ -7,6 +7,7 @@ learned without a direction. All draws come from (seed, step, item), as in ``vie
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,22 +24,35 @@ DRAWS = 2 * TRIES + 3
 
 @dataclass(frozen=True)
 class GridViews:
-    """What may happen to a crop. tile_dropout, vector_dropout: shares of tiles and of channels that are left out."""
+    """What may happen to a crop.
+
+    tile_dropout, vector_dropout   shares of tiles and of channels that are left out
+    vector_jitter   standard deviation of what is added to every channel, the same for all tiles of a crop, in standard
+                    deviations of that channel: what the stain of a slide adds to all its vectors then tells nothing
+    """
 
     hflip: bool
     vflip: bool
     turn90: bool
     tile_dropout: float
     vector_dropout: float
+    vector_jitter: float
 
 
 @dataclass(frozen=True)
 class GridCrops:
-    """Crops of B grids, not yet normalised; where they lie, in tiles; which channels [B C 1 1] are kept (0 or 1)."""
+    """Crops of B grids, not yet normalised, and where they lie, in tiles.
+
+    shift, kept [B C 1 1]: what is added to each channel after that, and which are kept (0 or 1)
+    """
 
     vectors: Tensor
     box: Tensor
+    shift: Tensor
     kept: Tensor
+
+    def changed(self, normalised: Float[Tensor, "B C S S"]) -> Float[Tensor, "B C S S"]:
+        return (normalised + self.shift.to(normalised.device)) * self.kept.to(normalised.device)
 
 
 def draw_grids(batch: Batch, side: int, what: GridViews, *, seed: int, step: int, stream: str) -> GridCrops:
@@ -49,14 +63,15 @@ def draw_grids(batch: Batch, side: int, what: GridViews, *, seed: int, step: int
     """
     tiles, channels = side * side, batch.pixels.shape[1]
     items = batch.indices.cpu().numpy()
-    u = torch.from_numpy(uniforms(seed, step, items, DRAWS + tiles + channels, stream)).float()
+    u = torch.from_numpy(uniforms(seed, step, items, DRAWS + tiles + 2 * channels, stream)).float()
     corners = _corners(batch, side, u[:, : 2 * TRIES])
     crop = _take(batch.pixels, batch.sizes_px, *_places(corners, side, what, u[:, 2 * TRIES : DRAWS]))
     crop[:, -1:] *= u[:, DRAWS : DRAWS + tiles].view(-1, 1, side, side) >= what.tile_dropout
-    kept = (u[:, DRAWS + tiles :] >= what.vector_dropout).float()
-    kept[:, -1] = 1.0  # what says which tiles are there
+    kept = (u[:, DRAWS + tiles : -channels] >= what.vector_dropout).float()
+    shift = math.sqrt(3) * what.vector_jitter * (2 * u[:, -channels:] - 1)
+    kept[:, -1], shift[:, -1] = 1.0, 0.0  # what says which tiles are there
     box = torch.cat([corners.float(), torch.full((len(crop), 2), float(side))], dim=1)
-    return GridCrops(crop, box, kept[:, :, None, None])
+    return GridCrops(crop, box, shift[:, :, None, None], kept[:, :, None, None])
 
 
 def _corners(batch: Batch, side: int, u: Float[Tensor, "B U"]) -> Int[Tensor, "B 2"]:

@@ -66,6 +66,8 @@ class ViewsConfig:
     """Share of the tiles of a grid that is left out of each view; grids of vectors only."""
     vector_dropout: float = 0.0
     """Share of the channels of a grid that is left out of each view; grids of vectors only."""
+    vector_jitter: float = 0.0
+    """Shift of every channel of a view of a grid, in its standard deviations; grids of vectors only."""
 
 
 ONLY_IMAGES = (
@@ -80,7 +82,7 @@ ONLY_IMAGES = (
     *SCAN,
     "zflip",
 )
-ONLY_GRIDS = ("tile_dropout", "vector_dropout")
+ONLY_GRIDS = ("tile_dropout", "vector_dropout", "vector_jitter")
 
 
 def resolve_views(
@@ -166,7 +168,9 @@ def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -
         noise=0.0,
         low_resolution_prob=0.0,
     )
-    for name in ONLY_GRIDS:
+    if config.vector_jitter < 0:
+        raise UsageError("views.vector_jitter is negative", got=config.vector_jitter, expected="0 or more")
+    for name in ("tile_dropout", "vector_dropout"):
         if not 0 <= getattr(config, name) < 1:
             raise UsageError(f"views.{name} is a share", got=getattr(config, name), expected="0 to below 1")
     _check(resolved, 1)

@@ -114,13 +114,20 @@ def _grid_views(
     batch: Batch, config: ViewsConfig, spec: InputSpec, seed: int, step: int, device: torch.device
 ) -> list[View]:
     """Views of grids of vectors: crops of whole tiles (see ``grids``)."""
-    what = grids.GridViews(config.hflip, config.vflip, config.turn90, config.tile_dropout, config.vector_dropout)
+    what = grids.GridViews(
+        config.hflip,
+        config.vflip,
+        config.turn90,
+        config.tile_dropout,
+        config.vector_dropout,
+        config.vector_jitter,
+    )
     labels = None if batch.labels is None else batch.labels.to(device)
     made = []
     for role, numbers, side in _wanted(config):
         for number in numbers:
             crops = grids.draw_grids(batch, side, what, seed=seed, step=step, stream=f"view{number}")
-            pixels = normalise(crops.vectors.to(device), spec) * crops.kept.to(device)
+            pixels = crops.changed(normalise(crops.vectors.to(device), spec))
             made.append(View(role, pixels, crops.box.to(device), labels, batch.indices.cpu()))
     return made
 

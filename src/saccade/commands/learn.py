@@ -49,7 +49,7 @@ def pretrain(
     out: Annotated[Path, typer.Option("--out", help="New folder for the run.")] = ...,  # type: ignore[assignment]
     method: Annotated[str, typer.Option(help="How to learn, see below.")] = "dino",
     backbone: Annotated[
-        str | None, typer.Option(help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50.")
+        str | None, typer.Option(help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50; slides: hipt.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
     size_mm: Annotated[
@@ -147,13 +147,24 @@ def finetune(
     allow_overlap: Annotated[
         bool, typer.Option("--allow-overlap", help="Go on although MODEL has seen test images; figures are marked.")
     ] = False,
+    heads: Annotated[
+        str | None, typer.Option(help="Hierarchies: abmil, transformer, or both with a comma (the default).")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Hierarchies: outer folds of cross-validation; 5.")] = None,
+    fractions: Annotated[str | None, typer.Option(help="Hierarchies: fractions of the labels; 1,0.25.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Hierarchies: draws at each fraction below 1; 3.")] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train with labels, stop early on a grouped validation part, measure on the test part."""
+    """Train with labels, stop early on a grouped validation part, measure on the test part.
+
+    On a hierarchy (pretrain --backbone hipt) heads are trained over slides, by nested cross-validation with patients
+    apart; its levels rest.
+    """
     from saccade import api, runs
     from saccade.config import split_pair
     from saccade.finetuning import FinetuneOptions, to_text
+    from saccade.hierarchy.settings import is_hierarchy
 
     given = {
         "optim.layer_decay": layer_decay,
@@ -171,6 +182,15 @@ def finetune(
     }
     named = {key: value for key, value in given.items() if value is not None}
     named |= dict(split_pair(pair) for pair in set_ or [])
+    of_slides = {"--heads": heads, "--folds": folds, "--fractions": fractions, "--repeats": repeats}
+    if is_hierarchy(model):
+        usual = {"--augment": (augment, "weak"), "--frozen": (frozen, False), "--validation": (validation, 0.2)}
+        usual |= {"--patience": (patience, 5), "--recipe": (recipe, "microscopy"), "--resume": (resume, False)}
+        _without_effect([option for option, (value, default) in usual.items() if value != default], "on a hierarchy")
+        named = {key: value for key, value in named.items() if key not in ("data.validation", "train.patience")}
+        _finetune_slides(model, data, out, of_slides, named, allow_overlap, as_json)
+        return
+    _without_effect([name for name, value in of_slides.items() if value is not None], "on a single network")
     options = FinetuneOptions(augment, frozen, recipe, allow_overlap)
     with Bar() as bar:
         if resume:
@@ -179,6 +199,40 @@ def finetune(
         else:
             found = api.finetune(model, data, out=out, options=options, settings=named, console=bar)
     print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'report.html'}")
+
+
+def _without_effect(options: list[str], where: str) -> None:
+    from saccade.errors import UsageError
+
+    if options:
+        raise UsageError(f"{', '.join(options)} has no effect {where}", hint="leave it out")
+
+
+def _finetune_slides(
+    model: str,
+    data: str,
+    out: Path,
+    asked: dict[str, Any],
+    named: dict[str, Any],
+    allow_overlap: bool,
+    as_json: bool,
+) -> None:
+    """Heads over slides. ``named`` may hold the seed and the slides' table; anything else has no effect."""
+    from saccade import api
+    from saccade.evaluation.nested import NestedConfig
+    from saccade.hierarchy.slides import to_text
+
+    seed = int(named.pop("train.seed", 0))
+    _without_effect([key for key in named if not key.startswith("data.")], "on a hierarchy, whose levels rest")
+    given = {"folds": asked["--folds"], "repeats": asked["--repeats"], "seed": seed}
+    if asked["--fractions"] is not None:
+        given["fractions"] = _fractions(asked["--fractions"])
+    config = NestedConfig(**{key: value for key, value in given.items() if value is not None})
+    heads = _words(asked["--heads"]) if asked["--heads"] is not None else ("abmil", "transformer")
+    options = api.SlideOptions(heads=heads, nested=config, allow_overlap=allow_overlap)
+    with Bar() as bar:
+        found = api.finetune_slides(model, data, out=out, options=options, settings=named, console=bar)
+    print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'slides.md'}")
 
 
 def compare(
@@ -242,6 +296,15 @@ def compare(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    from saccade.errors import UsageError
+
+    try:
+        return tuple(float(word) for word in _words(text))
+    except ValueError:
+        raise UsageError("--fractions takes numbers", got=text, expected="for example 1,0.25") from None
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from saccade.contracts import Record, Sample
 from saccade.errors import DataError, UsageError
-from saccade.exchange import SlideFeatures, load_parquet
+from saccade.exchange import SlideFeatures, load_features
 from saccade.runs import read_json, write_json
 
 FILE = "grids.json"
@@ -122,9 +122,13 @@ def _record(name: str, slide: str, about: dict[str, Any]) -> Record:
     return Record(id=name, label=about.get("label"), group=about.get("group") or slide, split=about.get("split"))
 
 
-@lru_cache(maxsize=4)  # blocks are read slide by slide
 def _features(file: Path) -> SlideFeatures:
-    found = load_parquet(file)
+    return _kept(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # blocks are read slide by slide
+def _kept(file: Path, _written: int) -> SlideFeatures:
+    found = load_features(file)
     if "tile_px_level0" not in found.about:
         raise DataError(f"{file}: it does not say how large its tiles are", expected="tile_px_level0 in its attributes")
     return found

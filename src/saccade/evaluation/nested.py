@@ -47,8 +47,11 @@ class NestedConfig:
 class Learner(Protocol):
     """Something that learns from labelled slides. ``choices``: values of its penalty, the strongest first."""
 
-    name: str
-    choices: Sequence[float]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def choices(self) -> Sequence[float]: ...
 
     def scores(
         self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, choice: float, seed: int

@@ -1,0 +1,108 @@
+"""Does a hierarchy see how regions lie? HIPT frozen against mean pooling and a random second level, on drawn slides.
+
+Two sets: in ``arrangement`` both classes have the same amounts of every pattern, and only the neighbours of two of them
+differ; in ``composition`` the amounts differ and places say nothing. The hierarchy learns from other slides without
+labels; heads are judged by nested cross-validation with patients apart.
+
+    python benchmarks/hierarchy.py --out DIR            everything; what is there already is used again
+    python benchmarks/hierarchy.py --out DIR --tile RUN  begin with a tile level that is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from saccade import api
+from saccade.data.slides.drawn import Drawing, draw_slides
+from saccade.evaluation.nested import NestedConfig
+from saccade.hierarchy.settings import FILE
+from saccade.hierarchy.slides import SlideOptions, to_markdown
+
+TILE_PX, REGION_TILES = 64, 8
+SETTINGS: dict[str, Any] = {
+    "data.mpp": 1.0,
+    "data.tile_px": TILE_PX,
+    "data.split": "all",
+    "hipt.region_px": TILE_PX * REGION_TILES,
+    "hipt.slide": "none",
+    "region.model.backbone": "grid_nano",
+    "region.train.batch": 64,
+    "region.optim.lr": 1e-3,
+    "region.views.global_px": 6,
+    "region.views.local_count": 0,
+    "region.views.vector_jitter": 0.5,
+}
+
+
+class Said:
+    """Messages with the seconds that passed; no bars."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        print(f"[{time.perf_counter() - self.began:6.0f} s] {text.splitlines()[0]}", flush=True)
+
+    def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
+        if step == total:
+            self.say(f"{total:,} done")
+
+
+def slides(out: Path, name: str, count: int, seed: int, label: str, size: int) -> Path:
+    """Drawn slides in a folder of their own, one tile a region of the drawing."""
+    drawing = Drawing(n=count, size=size, seed=seed, region=TILE_PX, label=label)
+    return draw_slides(drawing, out / name)
+
+
+def hierarchy(out: Path, args: argparse.Namespace, console: Said) -> Path:
+    """Trained on slides of both kinds of sets, that no head is judged on."""
+    run = out / "hipt"
+    if (run / FILE).exists():
+        return api.resume(run, console=console)
+    learned = slides(out, "slides-unlabelled", args.unlabelled, 1, "arrangement", args.size)
+    settings = SETTINGS | {"region.train.steps": args.region_steps, "train.seed": args.seed}
+    if args.tile:
+        settings["hipt.tile"] = str(Path(args.tile).resolve())
+    else:
+        settings |= {"tile.model.backbone": "resnet10_w16", "tile.train.steps": args.tile_steps}
+    return api.pretrain(learned, out=run, backbone="hipt", recipe="short", settings=settings, console=console)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tile", help="MODEL of the tile level; without it one is trained")
+    parser.add_argument("--size", type=int, default=1536, help="side of a slide in pixels")
+    parser.add_argument("--unlabelled", type=int, default=32, help="slides that the hierarchy learns from")
+    parser.add_argument("--labelled", type=int, default=64, help="slides of each set that heads are judged on")
+    parser.add_argument("--tile-steps", type=int, default=240)
+    parser.add_argument("--region-steps", type=int, default=300)
+    parser.add_argument("--sets", default="arrangement,composition")
+    parser.add_argument("--heads", default="abmil")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    console, results = Said(), {}
+    run = hierarchy(args.out, args, console)
+    nested = NestedConfig(fractions=(1.0, 0.25), repeats=args.repeats, seed=args.seed)
+    options = SlideOptions(heads=tuple(args.heads.split(",")), nested=nested)
+    for label in args.sets.split(","):
+        place = args.out / f"result-{label}"
+        if (place / "slides.json").exists():
+            found = json.loads((place / "slides.json").read_text())
+        else:
+            data = slides(args.out, f"slides-{label}", args.labelled, 0, label, args.size)
+            found = api.finetune_slides(run, data, out=place, options=options, console=console)
+        results[label] = found["rows"]
+        print(f"\n## {label}\n\n{to_markdown(found)}", flush=True)
+    if args.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The levels of a hierarchy, one after another: tiles, regions, slides (HIPT, Chen et al. 2022, arXiv:2206.02647).
+
+Every level is an ordinary run: the same loop, doctor, checkpoints and report; the upper ones read vectors instead of
+pixels. Nothing larger than a tile ever goes through a network as pixels. What is there already is never done again, so
+resuming is running the same command once more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saccade import config, runs
+from saccade.contracts import Source
+from saccade.data.grids import write_grids
+from saccade.data.open import open_source
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.source import SlideTiles
+from saccade.errors import DataError, TrainingError, UsageError
+from saccade.evaluation.guard import seen_in_pretraining
+from saccade.hierarchy.settings import FILE, LEVELS, HiptConfig, Level, Wanted, read_wanted, settings_of, share_out
+from saccade.hierarchy.vectors import Reader, embed_grids, reader_of
+from saccade.recipes import sections_for
+from saccade.reporting.build import write_report
+from saccade.slide_embedding import Embedder, embed_slides, load_for_tiles
+from saccade.train import checkpoint
+from saccade.train import run as training
+from saccade.train.loop import Console
+from saccade.train.settings import DataConfig
+
+FEWEST_SLIDES = 32
+"""Slides that a slide level is trained with at least; below, a slide is the mean of its regions."""
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """A trained hierarchy. ``tile`` and, where there is one, ``slide`` name a MODEL; ``side``: tiles along a region."""
+
+    run: Path
+    tile: str
+    region: Reader
+    slide: Reader | None
+    side: int
+    least: float
+
+
+def start(wanted: Wanted, out: Path, console: Console) -> Path:
+    """Begin a hierarchy in an empty folder and train all its levels. Returns the folder."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "the levels of a hierarchy are trained by one process",
+            got=f"{os.environ['WORLD_SIZE']} processes",
+            hint="train each level as a run of its own, and name it with hipt.tile=MODEL, hipt.region=MODEL",
+        )
+    if (out / FILE).exists():
+        raise UsageError("this folder already holds a hierarchy", got=out, hint="--resume continues it")
+    runs.prepare(out, resume=False)
+    runs.write_atomic(out / FILE, config.to_yaml(wanted.to_dict()))
+    return train(out, wanted, console)
+
+
+def resume(out: Path, data: str | None, settings: Mapping[str, Any], console: Console) -> Path:
+    """Go on with a hierarchy where it stands. What was typed beside --resume must be what it began with."""
+    known = read_wanted(out)
+    typed = share_out(known.data if data is None else data, known.method, known.recipe, settings)
+    differ = [] if typed.data == known.data else ["data"]
+    for level in LEVELS:
+        own = known.levels[level]
+        differ += [f"{level}.{k}" for k, v in typed.levels[level].items() if v != own.get(k) and k != "model.backbone"]
+    usual = HiptConfig()
+    for field in dataclasses.fields(HiptConfig):
+        value = getattr(typed.hipt, field.name)
+        if value != getattr(usual, field.name) and value != getattr(known.hipt, field.name):
+            differ.append(f"hipt.{field.name}")
+    if differ:
+        raise UsageError(
+            "--resume continues with the settings the hierarchy has",
+            got="other values for " + ", ".join(differ),
+            hint="leave them out, or start a new one that begins with its levels: --set hipt.tile=" + str(out / "tile"),
+        )
+    return train(out, known, console)
+
+
+def train(out: Path, wanted: Wanted, console: Console) -> Path:
+    """All levels in turn, from wherever they stand."""
+    hipt = wanted.hipt
+    tile = hipt.tile or str(_level(out, "tile", wanted, wanted.data, console))
+    tiles = open_tiles(wanted.data, settings_of(wanted.levels["tile"]))
+    side = hipt.side(tiles.tile_px)
+    learned = _learned(tiles, tile)
+    every = embed_tiles(tile, tiles, out / "features" / "tile", console)
+    files = [every[k] for k in learned]
+    _note_slides(out, tiles, learned, tile)
+    grids = write_grids(out / "grids" / "region", files, side=side, least=hipt.least)
+    region = hipt.region or str(_level(out, "region", wanted, str(grids), console))
+    files = embed_grids(
+        reader_of(region), files, out / "features" / "region", side=side, least=hipt.least, console=console
+    )
+    if hipt.slide or len(files) < FEWEST_SLIDES:
+        if not hipt.slide:
+            console.say(
+                f"{len(files)} slides are too few for a slide level, which needs {FEWEST_SLIDES}: "
+                "a slide is the mean of its regions"
+            )
+        return out
+    grids = write_grids(out / "grids" / "slide", files, side=0, least=0.0)
+    _level(out, "slide", wanted, str(grids), console)
+    return out
+
+
+def open_tiles(data: str, settings: Mapping[str, Any]) -> SlideTiles:
+    """The tiles of the slides that ``data`` names, cut as the settings of the tile level say (``data.mpp``...)."""
+    own = {key: value for key, value in settings.items() if key.startswith("data.")}
+    values: DataConfig = config.override({"data": DataConfig()}, own)["data"]
+    tiling = Tiling(values.mpp, values.tile_px, values.tissue, values.slide_mpp or None)
+    source: Source = open_source(data, manifest=values.manifest, label=values.label, group=values.group, tiling=tiling)
+    if not isinstance(source, SlideTiles):
+        raise DataError(f"{data}: a hierarchy is made of slides", expected="a slide, a folder or a table of slides")
+    return source
+
+
+def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console) -> list[Path]:
+    """A file of vectors for every slide, in the order of ``tiles.named``; those that are there are used again."""
+    embedder = Embedder(load_for_tiles(model, tiles), tiles, say=console.say)
+    found = embed_slides(
+        embedder, folder, suffix=".parquet", report=lambda done, all_: console.progress(done, all_, {})
+    )
+    if found.kept:
+        console.say(f"{found.kept:,} of {found.slides:,} slides were embedded before; their vectors are used again")
+    return found.files
+
+
+def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console) -> Path:
+    """One level as a run in ``out``/``level``: started, gone on with, or there already. Returns its folder."""
+    folder = out / level
+    if finished(folder):
+        console.say(f"{level} level: trained already ({folder})")
+        return folder
+    console.say(f"{level} level")
+    if (folder / "config.yaml").exists():
+        training.resume(folder, console, {})
+    else:
+        shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off before anything was learned
+        training.start(_sections(level, wanted, data), folder, console)
+    write_report(folder)
+    if not finished(folder):
+        raise TrainingError(f"stopped in the {level} level", hint=f"saccade pretrain --resume --out {out} goes on")
+    return folder
+
+
+def _sections(level: Level, wanted: Wanted, data: str) -> config.Sections:
+    upper = level != "tile"
+    sections = sections_for(wanted.hipt.method if upper else wanted.method, "microscopy" if upper else wanted.recipe)
+    sections = config.override(sections, {"data.source": data} | ({"data.split": "all"} if upper else {}))
+    return training.absolute_paths(config.override(sections, settings_of(wanted.levels[level])))
+
+
+def finished(run: Path) -> bool:
+    """Whether a run has come to its last step and left a model."""
+    if not (run / "model" / "config.json").exists() or not (run / "config.yaml").exists():
+        return False
+    steps = int(config.load(run / "config.yaml")["train"]["steps"])
+    return max(checkpoint.available(run), default=0) >= steps
+
+
+def _learned(tiles: SlideTiles, tile: str) -> list[int]:
+    """Numbers of the slides that may be learned from: those the tile level has seen, else all but a test split."""
+    record = runs.data_record(tile)
+    seen = {item["sha256"] for item in record["files"]} if record else set()
+    own = [k for k, digest in enumerate(tiles.hashes) if digest in seen]
+    if own:
+        return own
+    splits = [one.record.split for one in tiles.named]
+    return [k for k, split in enumerate(splits) if len(set(splits)) == 1 or split != "test"]
+
+
+def _note_slides(out: Path, tiles: SlideTiles, learned: Sequence[int], tile: str) -> None:
+    """data.json of the hierarchy: the slides its levels learned from, and what the tile level learned from before."""
+    files = []
+    for k in learned:
+        record = tiles.named[k].record
+        files.append({"id": record.id, "sha256": tiles.hashes[k], "group": record.group or record.id})
+    known = {item["sha256"] for item in files}
+    before = [item for item in seen_in_pretraining(runs.data_record(tile)) if item["sha256"] not in known]
+    runs.write_json(out / "data.json", {"source": tiles.name, "files": files, "ancestors": _unique(before)})
+
+
+def _unique(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tiles of one slide have one hash: one entry of each is enough."""
+    return list({(item["sha256"], item["group"]): item for item in items}.values())
+
+
+def load(run: str | Path) -> Hierarchy:
+    """The hierarchy in a folder. Raises UsageError where its region level is not trained yet."""
+    out = Path(run)
+    wanted = read_wanted(out)
+    hipt = wanted.hipt
+    for level in LEVELS[:2]:
+        if not getattr(hipt, level) and not finished(out / level):
+            raise UsageError(
+                f"the {level} level is not trained yet", got=out, hint=f"saccade pretrain --resume --out {out}"
+            )
+    record = runs.read_json(out / "grids" / "region" / "grids.json")
+    slide = out / "slide" if not hipt.slide and finished(out / "slide") else None
+    if hipt.slide and hipt.slide != "none":
+        slide = Path(hipt.slide)
+    return Hierarchy(
+        out,
+        hipt.tile or str(out / "tile"),
+        reader_of(hipt.region or out / "region"),
+        reader_of(slide) if slide is not None else None,
+        int(record["side"]),
+        float(record["least"]),
+    )
+
+
+def random_twin(reader: Reader, seed: int) -> Reader:
+    """The same network with fresh random weights, and the same input: what the second level must beat."""
+    from saccade.embedding import random_twin as twin
+
+    return Reader(dataclasses.replace(twin(reader.model, seed)), f"random {seed}")

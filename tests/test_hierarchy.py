@@ -1,0 +1,254 @@
+"""The hierarchy: settings by level, vectors made once and slide by slide, whole runs from slides to heads and maps."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from made_slides import on_glass, texture, write_slide
+from saccade import api, runs
+from saccade.config import Text
+from saccade.errors import ContaminationError, ModelError, TrainingError, UsageError
+from saccade.evaluation.nested import NestedConfig
+from saccade.exchange import load_parquet
+from saccade.hierarchy import levels, slides, vectors
+from saccade.hierarchy.attend import attend_slide
+from saccade.hierarchy.heads import HeadConfig
+from saccade.hierarchy.keep import load_head
+from saccade.hierarchy.settings import HiptConfig, is_hierarchy, read_wanted, settings_of, share_out
+from saccade.hierarchy.slides import SlideOptions
+from saccade.train.loop import Quiet
+from test_grids import features
+
+TILE = "random:resnet10_w8"
+SETTINGS = {
+    "hipt.tile": TILE,
+    "hipt.region_px": 128,
+    "data.tile_px": 32,
+    "data.mpp": 0.5,
+    "region.model.backbone": "grid_nano_w32",
+    "region.train.steps": 2,
+    "region.train.batch": 4,
+    "region.dino.out_dim": 32,
+}
+
+QUICK = HeadConfig(steps=2)
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def test_settings_go_to_their_level():
+    found = share_out(
+        "S", "dino", "short", {"train.minutes": 10, "train.seed": 3, "data.mpp": 0.5, "region.dino.out_dim": 64}
+    )
+    assert [found.levels[level]["train.minutes"] for level in ("tile", "region", "slide")] == [6, 3, 1]
+    assert all(found.levels[level]["train.seed"] == 3 for level in found.levels)
+    assert found.levels["tile"]["data.mpp"] == 0.5 and "data.mpp" not in found.levels["region"]
+    assert found.levels["region"]["dino.out_dim"] == 64 and found.levels["region"]["model.backbone"] == "grid_tiny"
+    own = share_out("S", "dino", "short", {"train.minutes": 10, "region.train.steps": Text("5")})
+    assert "train.minutes" not in own.levels["region"]
+    assert settings_of(own.levels["region"])["train.steps"] == Text("5")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hipt.nothing": 1}, "hipt.nothing"),
+        ({"hipt.tile": "M", "tile.model.backbone": "resnet10"}, "no effect"),
+        ({"hipt.least": 2.0}, "share"),
+    ],
+)
+def test_settings_that_cannot_be_meant(settings, words):
+    with pytest.raises(UsageError, match=words):
+        share_out("S", "dino", "microscopy", settings)
+
+
+def test_tiles_divide_the_region():
+    assert HiptConfig(region_px=4096).side(256) == 16
+    with pytest.raises(UsageError, match="do not divide"):
+        HiptConfig(region_px=1000).side(256)
+
+
+# --- vectors -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reader():
+    from saccade.backbones.build import build
+    from saccade.backbones.weights import LoadedModel
+    from saccade.contracts import InputSpec
+
+    spec = InputSpec(6, 4, 0.0, 1.0, (0.0,) * 6, (1.0,) * 6, grid=True)
+    network = build("grid_nano_w32", channels=6, size_px=4)
+    return vectors.Reader(LoadedModel(network.eval(), spec, "r"), "hash of r")
+
+
+def counted(monkeypatch) -> list[str]:
+    """Names of the slides that a network is asked about."""
+    asked: list[str] = []
+    inner = vectors._vectors_of
+
+    def spy(network, reader, below, file, *rest):
+        asked.append(file.stem)
+        return inner(network, reader, below, file, *rest)
+
+    monkeypatch.setattr(vectors, "_vectors_of", spy)
+    return asked
+
+
+def test_embedding_twice_is_free(tmp_path, reader, monkeypatch):
+    files = [features(tmp_path / f"s{i}.parquet", seed=i)[0] for i in range(3)]
+    asked, out = counted(monkeypatch), tmp_path / "out"
+    first = vectors.embed_grids(reader, files, out, side=4, least=0.5, console=Quiet())
+    held = [load_parquet(file).features for file in first]
+    assert asked == ["s0", "s1", "s2"]
+    assert vectors.embed_grids(reader, files, out, side=4, least=0.5, console=Quiet()) == first and len(asked) == 3
+    # Another network, other tiles or another side are not the same.
+    vectors.embed_grids(vectors.Reader(reader.model, "other"), files, out, side=4, least=0.5, console=Quiet())
+    assert len(asked) == 6
+    again = vectors.embed_grids(reader, files, out, side=4, least=0.5, console=Quiet())
+    assert len(asked) == 9 and all(np.array_equal(a, load_parquet(f).features) for a, f in zip(held, again))
+    features(tmp_path / "s1.parquet", seed=7)
+    vectors.embed_grids(reader, files, out, side=4, least=0.5, console=Quiet())
+    assert asked[9:] == ["s1"]
+
+
+def test_a_pass_goes_on_with_the_next_slide(tmp_path, reader, monkeypatch):
+    files = [features(tmp_path / f"s{i}.parquet", seed=i)[0] for i in range(3)]
+    inner = vectors.save_parquet
+
+    def cut(path, found):
+        if path.stem == "s1":
+            raise KeyboardInterrupt
+        inner(path, found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(vectors, "save_parquet", cut)
+        with pytest.raises(KeyboardInterrupt):
+            vectors.embed_grids(reader, files, tmp_path / "out", side=4, least=0.5, console=Quiet())
+    asked = counted(monkeypatch)
+    assert len(vectors.embed_grids(reader, files, tmp_path / "out", side=4, least=0.5, console=Quiet())) == 3
+    assert asked == ["s1", "s2"]
+
+
+def test_a_region_says_the_same_alone_and_among_others(tmp_path, reader):
+    file, _ = features(tmp_path / "s.parquet")
+    (out,) = vectors.embed_grids(reader, [file], tmp_path / "out", side=4, least=0.5, console=Quiet())
+    found = load_parquet(out)
+    assert found.about["tile_px_level0"] == 4 * 100.5 and found.about["tile_px"] == 4 * 64
+    assert found.features.shape == (len(found.coords), 32)
+
+
+def test_vectors_of_another_width_are_refused(tmp_path, reader):
+    file, _ = features(tmp_path / "s.parquet", width=7)
+    with pytest.raises(ModelError, match="does not fit"):
+        vectors.embed_grids(reader, [file], tmp_path / "out", side=4, least=0.5, console=Quiet())
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slide_table(tmp_path_factory):
+    """Eight slides of four patients: half of them coarse, half fine, all with a white rim."""
+    folder = tmp_path_factory.mktemp("slides")
+    rows = [("path", "label", "patient")]
+    for i in range(8):
+        pixels = on_glass(texture(288, 320, seed=i, grain=1.0 + 2 * (i % 2)), 16)
+        write_slide(folder / f"slide{i}.tif", pixels, level_px=((144, 160),))
+        rows.append((f"slide{i}.tif", ("fine", "coarse")[i % 2], f"p{i // 2 * 2 + i % 2 if i < 4 else i}"))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hierarchy(slide_table, tmp_path_factory):
+    """A hierarchy that learned from four other slides."""
+    folder = tmp_path_factory.mktemp("others")
+    for i in range(4):
+        pixels = on_glass(texture(288, 320, seed=50 + i, grain=1.0 + i), 16)
+        write_slide(folder / f"other{i}.tif", pixels, level_px=((144, 160),))
+    out = tmp_path_factory.mktemp("run") / "hipt"
+    return api.pretrain(folder, out=out, backbone="hipt", settings=SETTINGS)
+
+
+def test_a_hierarchy_is_ordinary_runs(hierarchy):
+    assert is_hierarchy(hierarchy) and read_wanted(hierarchy).hipt.region_px == 128
+    assert (hierarchy / "region" / "report.html").exists() and levels.finished(hierarchy / "region")
+    assert not (hierarchy / "slide").exists()  # four slides are too few
+    record = runs.data_record(hierarchy)
+    assert len(record["files"]) == 4 and all(item["group"] for item in record["files"])
+
+
+def test_resuming_a_whole_hierarchy_computes_nothing(hierarchy, monkeypatch):
+    asked = counted(monkeypatch)
+    monkeypatch.setattr(levels.Embedder, "features", lambda *_: pytest.fail("tiles were embedded again"))
+    monkeypatch.setattr(levels.training, "start", lambda *_: pytest.fail("a level was trained again"))
+    assert api.resume(hierarchy) == hierarchy and asked == []
+    with pytest.raises(UsageError, match="region_px"):
+        api.resume(hierarchy, settings={"hipt.region_px": 256})
+
+
+def test_a_level_that_was_cut_off_goes_on(slide_table, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(levels.training, "start", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            api.pretrain(slide_table, out=out, backbone="hipt", settings=SETTINGS)
+    with pytest.raises(UsageError, match="not trained yet"):
+        levels.load(out)
+    with pytest.raises(UsageError, match="already holds"):
+        api.pretrain(slide_table, out=out, backbone="hipt", settings=SETTINGS)
+    monkeypatch.setattr(levels.Embedder, "features", lambda *_: pytest.fail("tiles were embedded again"))
+    assert levels.finished(api.resume(out) / "region")
+
+
+def test_a_level_that_is_stopped_says_how_to_go_on(slide_table, tmp_path, monkeypatch):
+    monkeypatch.setattr(levels, "finished", lambda _: False)
+    with pytest.raises(TrainingError, match="region level"):
+        api.pretrain(slide_table, out=tmp_path / "run", backbone="hipt", settings=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def finetuned(hierarchy, slide_table, tmp_path_factory):
+    nested = NestedConfig(folds=2, inner=2, fractions=(1.0, 0.5), repeats=1, bootstrap=50)
+    options = SlideOptions(head=QUICK, nested=nested)
+    out = tmp_path_factory.mktemp("heads") / "out"
+    return out, api.finetune_slides(hierarchy, slide_table, out=out, options=options)
+
+
+def test_heads_are_compared_with_mean_pooling_and_random_weights(finetuned):
+    out, found = finetuned
+    models = {row["model"] for row in found["rows"]}
+    assert {"hierarchy, abmil", "hierarchy, transformer", "hierarchy, mean", "mean of tiles"} <= models
+    assert {"random second level, abmil", "random second level, mean"} <= models
+    assert all(0 <= row["low"] <= row["mean"] + 1e-9 <= row["high"] + 1e-9 <= 1 + 1e-8 for row in found["rows"])
+    assert "AUROC" in (out / "slides.md").read_text() and runs.read_json(out / "slides.json")["rows"] == found["rows"]
+
+
+def test_heatmaps_at_each_level(hierarchy, finetuned):
+    loaded, kept = levels.load(hierarchy), load_head(finetuned[0])
+    assert kept.classes == ("coarse", "fine")
+    for head in (None, kept.head):
+        tile = hierarchy / "features" / "tile" / "slide0.parquet"
+        maps = attend_slide(loaded, tile, hierarchy / "features" / "region" / "slide0.parquet", head)
+        assert len(maps.tile.coords) == len(maps.composed.scores) and maps.tile.side_px * 4 == maps.region.side_px
+        assert maps.region.scores.mean() == pytest.approx(1, abs=1e-4)
+        assert maps.tile.scores.mean() == pytest.approx(1, abs=1e-4)
+        assert maps.composed.scores.mean() == pytest.approx(1, abs=1e-4)
+
+
+def test_slides_that_were_learned_from_are_not_tested_on(slide_table, tmp_path):
+    run = api.pretrain(slide_table, out=tmp_path / "run", backbone="hipt", settings=SETTINGS)
+    nested = NestedConfig(folds=2, inner=2, fractions=(1.0,), bootstrap=20)
+    with pytest.raises(ContaminationError, match="learned from all"):
+        api.finetune_slides(run, slide_table, out=tmp_path / "a", options=SlideOptions(nested=nested))
+    options = SlideOptions(heads=("abmil",), head=QUICK, nested=nested, allow_overlap=True, baselines=False)
+    found = api.finetune_slides(run, slide_table, out=tmp_path / "b", options=options)
+    assert all(row["overlap"] for row in found["rows"]) and "WARNING" in found["protocol"]["text"]
+
+
+def test_one_vector_a_slide(hierarchy, slide_table):
+    table = slides.embed(hierarchy, str(slide_table), {}, Quiet())
+    assert table.features.shape == (8, 32) and set(table.labels) == {"fine", "coarse"} and len(set(table.hashes)) == 8
