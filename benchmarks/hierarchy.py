@@ -20,7 +20,7 @@ from saccade import api
 from saccade.data.slides.drawn import Drawing, draw_slides
 from saccade.evaluation.nested import NestedConfig
 from saccade.hierarchy.settings import FILE
-from saccade.hierarchy.slides import SlideOptions, to_markdown
+from saccade.hierarchy.slides import HeadOptions, to_markdown
 
 TILE_PX, REGION_TILES = 64, 8
 SETTINGS: dict[str, Any] = {
@@ -90,7 +90,7 @@ def main() -> None:
     console, results = Said(), {}
     run = hierarchy(args.out, args, console)
     nested = NestedConfig(fractions=(1.0, 0.25), repeats=args.repeats, seed=args.seed)
-    options = SlideOptions(heads=tuple(args.heads.split(",")), nested=nested)
+    options = HeadOptions(heads=tuple(args.heads.split(",")), nested=nested)
     for label in args.sets.split(","):
         place = args.out / f"result-{label}"
         if (place / "slides.json").exists():

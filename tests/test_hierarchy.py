@@ -11,12 +11,12 @@ from saccade.config import Text
 from saccade.errors import ContaminationError, ModelError, TrainingError, UsageError
 from saccade.evaluation.nested import NestedConfig
 from saccade.exchange import load_parquet
-from saccade.hierarchy import levels, slides, vectors
+from saccade.hierarchy import levels, vectors
 from saccade.hierarchy.attend import attend_slide
 from saccade.hierarchy.heads import HeadConfig
 from saccade.hierarchy.keep import load_head
 from saccade.hierarchy.settings import HiptConfig, is_hierarchy, read_wanted, settings_of, share_out
-from saccade.hierarchy.slides import SlideOptions
+from saccade.hierarchy.slides import HeadOptions
 from saccade.train.loop import Quiet
 from test_grids import features
 
@@ -213,7 +213,7 @@ def test_a_level_that_is_stopped_says_how_to_go_on(slide_table, tmp_path, monkey
 @pytest.fixture(scope="module")
 def finetuned(hierarchy, slide_table, tmp_path_factory):
     nested = NestedConfig(folds=2, inner=2, fractions=(1.0, 0.5), repeats=1, bootstrap=50)
-    options = SlideOptions(head=QUICK, nested=nested)
+    options = HeadOptions(head=QUICK, nested=nested)
     out = tmp_path_factory.mktemp("heads") / "out"
     return out, api.finetune_slides(hierarchy, slide_table, out=out, options=options)
 
@@ -239,16 +239,28 @@ def test_heatmaps_at_each_level(hierarchy, finetuned):
         assert maps.composed.scores.mean() == pytest.approx(1, abs=1e-4)
 
 
+def test_maps_become_files(hierarchy, finetuned, slide_table, tmp_path):
+    found = api.attend_hierarchy(finetuned[0], slide_table / "slide0.tif")
+    assert ["region" in one.heat.name for one in found] == [True, True, True] and "head" in found[0].heat.name
+    assert all((tmp_path / name).exists() for name in [path.name for path in found[2].save(tmp_path / "m.png")])
+    (patches,) = api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="region")
+    assert len(patches.heat.scores) == len(load_parquet(hierarchy / "features/region/slide0.parquet").coords)
+    with pytest.raises(UsageError, match="no attention"):
+        api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="patch")
+    with pytest.raises(UsageError, match="unknown level"):
+        api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="planet")
+
+
 def test_slides_that_were_learned_from_are_not_tested_on(slide_table, tmp_path):
     run = api.pretrain(slide_table, out=tmp_path / "run", backbone="hipt", settings=SETTINGS)
     nested = NestedConfig(folds=2, inner=2, fractions=(1.0,), bootstrap=20)
     with pytest.raises(ContaminationError, match="learned from all"):
-        api.finetune_slides(run, slide_table, out=tmp_path / "a", options=SlideOptions(nested=nested))
-    options = SlideOptions(heads=("abmil",), head=QUICK, nested=nested, allow_overlap=True, baselines=False)
+        api.finetune_slides(run, slide_table, out=tmp_path / "a", options=HeadOptions(nested=nested))
+    options = HeadOptions(heads=("abmil",), head=QUICK, nested=nested, allow_overlap=True, baselines=False)
     found = api.finetune_slides(run, slide_table, out=tmp_path / "b", options=options)
     assert all(row["overlap"] for row in found["rows"]) and "WARNING" in found["protocol"]["text"]
 
 
 def test_one_vector_a_slide(hierarchy, slide_table):
-    table = slides.embed(hierarchy, str(slide_table), {}, Quiet())
+    table = api.embed(hierarchy, slide_table, out=slide_table.parent / "slides.parquet")
     assert table.features.shape == (8, 32) and set(table.labels) == {"fine", "coarse"} and len(set(table.hashes)) == 8

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saccade.api import (
         attend,
+        attend_hierarchy,
         attend_slide,
         attend_text,
         compare,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "attend",
+    "attend_hierarchy",
     "attend_slide",
     "attend_text",
     "compare",

@@ -23,9 +23,10 @@ from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import UsageError
 from saccade.finetuning import FinetuneOptions
+from saccade.hierarchy import attend as hierarchy_attend
 from saccade.hierarchy import levels, slides
 from saccade.hierarchy import settings as layout
-from saccade.hierarchy.slides import SlideOptions
+from saccade.hierarchy.slides import HeadOptions
 from saccade.measuring import evaluate, fitted_model
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
@@ -45,6 +46,7 @@ from saccade.words import TextOptions
 
 __all__ = [
     "attend",
+    "attend_hierarchy",
     "attend_slide",
     "attend_text",
     "compare",
@@ -127,7 +129,7 @@ def finetune_slides(
     data: str | Path,
     *,
     out: str | Path,
-    options: SlideOptions | None = None,
+    options: HeadOptions | None = None,
     settings: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def finetune_slides(
     Returns AUROC and balanced accuracy with 95 % intervals, as in ``out``/slides.json.
     Raises UsageError, DataError, EvaluationError, ContaminationError.
     """
-    chosen = options or SlideOptions()
+    chosen = options or HeadOptions()
     return slides.finetune(Path(hierarchy), str(_absolute(data)), Path(out), chosen, settings or {}, console or Quiet())
 
 
@@ -258,10 +260,13 @@ def embed(
 
     Of slides, one for every tile (``tiling``; what is left open is as the model was trained): FILE.parquet, or
     FOLDER.h5 with a file a slide. They are not held in memory; what is returned says which files were written.
+    A hierarchy gives one vector a slide.
     """
-    device = runtime.pick_device()
     runtime.keep_freed_memory()
     where = described or Described()
+    if layout.is_hierarchy(model):
+        return _embed_hierarchy(Path(model), data, out, where, tiling or Tiling(), console or Quiet())
+    device = runtime.pick_device()
     source = open_source(
         data, manifest=where.labels, label=where.label, group=where.group, tiling=as_trained(model, tiling)
     )
@@ -277,6 +282,20 @@ def embed(
         "labels": str(Path(where.labels).resolve()) if where.labels else None,
     }
     table = dataclasses.replace(table, about=table.about | {"weights": fingerprint(loaded.backbone)} | origin)
+    if out is not None:
+        tables.write(out, table)
+    return table
+
+
+def _embed_hierarchy(
+    run: Path, data: str | Path, out: str | Path | None, where: Described, tiling: Tiling, console: Console
+) -> FeatureTable:
+    if tiling.mpp or tiling.tile_px or tiling.tissue is not None:
+        raise UsageError("a hierarchy cuts slides as it was trained", hint="leave out --mpp, --tile and --tissue")
+    named = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
+    settings: dict[str, Any] = {key: str(value) for key, value in named.items() if value is not None}
+    settings |= {} if tiling.slide_mpp is None else {"data.slide_mpp": tiling.slide_mpp}
+    table = slides.embed(run, str(_absolute(data)), settings, console)
     if out is not None:
         tables.write(out, table)
     return table
@@ -333,6 +352,24 @@ def attend_slide(
         raise UsageError(f"{slide} is no slide", hint="saccade attend MODEL IMAGE looks at images")
     embedder = Embedder(load_for_tiles(model, source), source, say=console.say)
     return look_at_slide(embedder, options, lambda done, total: console.progress(done, total, {}))
+
+
+def attend_hierarchy(
+    model: str | Path,
+    slide: str | Path,
+    *,
+    level: str | None = None,
+    slide_mpp: float | None = None,
+    console: Console | None = None,
+) -> list[SlideAttention]:
+    """Where a hierarchy looks on a slide: maps of its levels (region, tile, composed), or of the one that is named.
+
+    model   a hierarchy, or a run of ``finetune_slides`` on one, whose head then weighs the regions
+    Each map's ``.save(path)`` writes PNG, pyramidal TIFF, GeoJSON or CSV by suffix, or a folder with all of them.
+    """
+    runtime.keep_freed_memory()
+    own = {} if slide_mpp is None else {"data.slide_mpp": slide_mpp}
+    return hierarchy_attend.attend(Path(model), str(_absolute(slide)), level, own, console or Quiet())
 
 
 def attend_text(

@@ -229,7 +229,7 @@ def _finetune_slides(
         given["fractions"] = _fractions(asked["--fractions"])
     config = NestedConfig(**{key: value for key, value in given.items() if value is not None})
     heads = _words(asked["--heads"]) if asked["--heads"] is not None else ("abmil", "transformer")
-    options = api.SlideOptions(heads=heads, nested=config, allow_overlap=allow_overlap)
+    options = api.HeadOptions(heads=heads, nested=config, allow_overlap=allow_overlap)
     with Bar() as bar:
         found = api.finetune_slides(model, data, out=out, options=options, settings=named, console=bar)
     print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'slides.md'}")

@@ -62,7 +62,8 @@ def attend(
         bool, typer.Option("--special", help="Of a sentence: also draw [CLS] and [SEP]; their share is always said.")
     ] = False,
     level: Annotated[
-        str | None, typer.Option(help="Of a slide: tile (likeness) or patch (attention inside each tile).")
+        str | None,
+        typer.Option(help="Of a slide: tile (likeness) or patch (attention); of a hierarchy also region or composed."),
     ] = None,
     mpp: Mpp = None,
     tile: Tile = None,
@@ -85,6 +86,11 @@ def attend(
         own = {"--size": size, "--threshold": threshold, "--mask": mask, "--rollout": rollout or None}
         own |= {"--tokens": tokens or None, "--special": special or None}
         _refuse("a slide", own | {"--head": None if head == "all" else head})
+        if model is not None and _is_hierarchy(model):
+            as_trained = {"--query": query, "--layer": layer, "--mpp": mpp, "--tile": tile, "--tissue": tissue}
+            _refuse("a hierarchy", as_trained)
+            _attend_hierarchy(model, image, level, slide_mpp, out, as_json)
+            return
         _attend_slide(model, image, {"query": query, "level": level, "layer": layer}, tuple(cut.values()), out, as_json)
         return
     _refuse("images and sentences", {"--level": level, **cut})
@@ -136,6 +142,30 @@ def _attend_slide(
         print_json(found.to_dict() | {"files": [str(file) for file in files]})
         return
     typer.echo("\n".join([found.text(), *map(str, files)]))
+
+
+def _is_hierarchy(model: str) -> bool:
+    from saccade.hierarchy.settings import is_hierarchy
+
+    return is_hierarchy(model) or (Path(model) / "head" / "head.json").is_file()
+
+
+def _attend_hierarchy(
+    model: str, slide: Path, level: str | None, slide_mpp: float | None, out: Path | None, as_json: bool
+) -> None:
+    from saccade.api import attend_hierarchy as run
+
+    with Bar() as bar:
+        maps = run(model, slide, level=level, slide_mpp=slide_mpp, console=bar)
+        place, files = out or Path(f"{slide.stem}-attention"), []
+        if len(maps) > 1 and place.suffix:
+            raise UsageError("three maps do not go into one file", got=place, hint="a folder, or one --level")
+        for name, found in zip(("region", "tile", "composed"), maps):
+            files += found.save(place / name if len(maps) > 1 else place)
+    if as_json:
+        print_json([found.to_dict() for found in maps] + [{"files": [str(file) for file in files]}])
+        return
+    typer.echo("\n".join([*(found.text() for found in maps), *map(str, files)]))
 
 
 def _refuse(what: str, options: Mapping[str, object]) -> None:

@@ -7,6 +7,7 @@ slide with a tile's share of its region; as in figure 3 of Chen et al. 2022.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,43 +19,32 @@ from saccade import runtime
 from saccade.augment.views import normalise
 from saccade.backbones.vit import ViT
 from saccade.data.grids import Block, cells_of, cut_blocks, fill
-from saccade.errors import DataError
+from saccade.errors import DataError, UsageError, unknown
 from saccade.exchange import SlideFeatures, load_parquet
 from saccade.hierarchy.heads import Bags, FittedHead
-from saccade.hierarchy.levels import Hierarchy
+from saccade.hierarchy.keep import load_head
+from saccade.hierarchy.levels import Hierarchy, load
+from saccade.hierarchy.settings import is_hierarchy
+from saccade.hierarchy.slides import embed_levels, slides_of
 from saccade.hierarchy.vectors import Reader
+from saccade.slide_attention import SlideAttention, SlideOptions
+from saccade.slide_attention import attend_slide as look_at_slide
+from saccade.slide_embedding import Embedder, load_for_tiles
+from saccade.train.loop import Console
+from saccade.viz.heatmap import Heat
 
 CLS = torch.tensor([0])
-
-
-@dataclass(frozen=True)
-class LevelMap:
-    """Scores of squares of a slide: ``coords`` [n 2] (x, y) and ``side_px`` at level 0, ``scores`` [n].
-
-    1 is what an even share would be: of its region for a tile, of the slide for a region.
-    """
-
-    name: str
-    coords: np.ndarray
-    side_px: float
-    scores: np.ndarray
-
-    def table(self) -> list[dict[str, Any]]:
-        return [{"x": int(x), "y": int(y), "score": float(s)} for (x, y), s in zip(self.coords, self.scores)]
+LEVELS = ("region", "tile", "composed", "patch")
 
 
 @dataclass(frozen=True)
 class SlideMaps:
-    """All maps of one slide: regions on the slide, tiles in their regions, and the composed one."""
+    """The maps of one slide. 1 is what an even share would be: of the slide for a region, of its region for a tile."""
 
-    region: LevelMap
-    tile: LevelMap
-    composed: LevelMap
+    region: Heat
+    tile: Heat
+    composed: Heat
     text: str
-
-    @property
-    def levels(self) -> tuple[LevelMap, ...]:
-        return self.region, self.tile, self.composed
 
 
 def shares(reader: Reader, grids: np.ndarray) -> np.ndarray:
@@ -67,11 +57,6 @@ def shares(reader: Reader, grids: np.ndarray) -> np.ndarray:
         rows = network.attention(x, layer=-1, rows=CLS)[:, :, 0, network.prefix :].mean(dim=1)
     found = rows.float().cpu().numpy().reshape(len(grids), *grids.shape[2:])
     return found / np.maximum(found.sum(axis=(1, 2), keepdims=True), 1e-12)
-
-
-def _even(share: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Shares that sum to 1 as multiples of an even share."""
-    return share * max(1, int(there.sum()))
 
 
 def tile_shares(hierarchy: Hierarchy, tiles: SlideFeatures, blocks: list[Block]) -> list[np.ndarray]:
@@ -113,10 +98,40 @@ def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head:
     by_region, who = region_shares(hierarchy, regions, head)
     by_tile = tile_shares(hierarchy, tiles, blocks)
     rows = np.concatenate([block.rows for block in blocks])
-    inside = np.concatenate([share * len(share) for share in by_tile])
+    inside = np.concatenate([share * len(share) for share in by_tile])  # of their region, even is 1
     whole = np.concatenate([share * weight for share, weight in zip(by_tile, by_region)]) * len(rows)
-    region = LevelMap("region", regions.coords, step * hierarchy.side, _even(by_region, by_region > 0))
-    tile = LevelMap("tile", tiles.coords[rows], step, inside)
-    composed = LevelMap("composed", tiles.coords[rows], step, whole)
+    heats = (
+        Heat(f"weight of each region, by {who}", regions.coords, step * hierarchy.side, by_region * len(blocks)),
+        Heat("attention of each region over its tiles", tiles.coords[rows], step, inside),
+        Heat("weight of the region times attention to the tile", tiles.coords[rows], step, whole),
+    )
     text = f"{len(blocks)} regions of {hierarchy.side} x {hierarchy.side} tiles; regions weighted by {who}"
-    return SlideMaps(region, tile, composed, text)
+    return SlideMaps(*heats, text)
+
+
+def attend(
+    model: Path, slide: str, level: str | None, tiling: Mapping[str, Any], console: Console
+) -> list[SlideAttention]:
+    """The map of one level of a slide, or with None those of all three.
+
+    model    a hierarchy, or a run of ``finetune`` on one, whose head then weighs the regions
+    tiling   ``data.slide_mpp``: resolution of a slide that does not say
+    """
+    head = load_head(model) if not is_hierarchy(model) else None
+    hierarchy = load(model if head is None else head.hierarchy)
+    tiles = slides_of(hierarchy.run, slide, tiling)
+    if level not in (None, *LEVELS):
+        raise unknown("level", str(level), LEVELS)
+    if len(tiles.named) != 1:
+        raise UsageError("attend looks at one slide", got=f"{len(tiles.named)} slides")
+    if level == "patch":
+        embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=console.say)
+        return [look_at_slide(embedder, SlideOptions(level="patch"), lambda a, b: console.progress(a, b, {}))]
+    found = embed_levels(hierarchy, tiles, console)
+    maps = attend_slide(hierarchy, found.tiles[0], found.regions[0], None if head is None else head.head)
+    console.say(maps.text)
+    chosen = {"region": maps.region, "tile": maps.tile, "composed": maps.composed}
+    if level is not None:
+        chosen = {level: chosen[level]}
+    name = f"{hierarchy.run.name} (hierarchy)"
+    return [SlideAttention(tiles.slides[0], heat, name, SlideOptions()) for heat in chosen.values()]

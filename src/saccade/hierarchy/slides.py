@@ -34,7 +34,7 @@ OWN, RANDOM, TILES = "hierarchy", "random second level", "mean of tiles"
 
 
 @dataclass(frozen=True)
-class SlideOptions:
+class HeadOptions:
     """How heads are trained and compared.
 
     heads     of abmil and transformer; the mean of the regions comes besides
@@ -157,7 +157,7 @@ def cohort_of(tiles: SlideTiles, slides: Sequence[int], run: Path, allow: bool) 
 
 
 def learners_of(
-    name: str, files: Sequence[Path], vectors: np.ndarray | None, classes: int, options: SlideOptions
+    name: str, files: Sequence[Path], vectors: np.ndarray | None, classes: int, options: HeadOptions
 ) -> list[Learner]:
     """Every head on the regions of slides, and logistic regression on their mean (or on a slide's own vector)."""
     bags = pad_bags([whole_grid(file) for file in files])
@@ -172,7 +172,7 @@ def learners_of(
 
 
 def finetune(
-    run: Path, data: str, out: Path, options: SlideOptions, settings: Mapping[str, Any], console: Console
+    run: Path, data: str, out: Path, options: HeadOptions, settings: Mapping[str, Any], console: Console
 ) -> dict[str, Any]:
     """Train slide heads on a frozen hierarchy and compare them. Returns what ``out``/slides.json holds.
 
@@ -216,7 +216,7 @@ def _marked(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _keep_first(learner: Learner, cohort: Cohort, out: Path, options: SlideOptions, hierarchy: Hierarchy) -> None:
+def _keep_first(learner: Learner, cohort: Cohort, out: Path, options: HeadOptions, hierarchy: Hierarchy) -> None:
     """The first head, fitted to every labelled slide, its penalty chosen by the inner folds."""
     assert isinstance(learner, HeadLearner)
     everything, units = np.arange(len(cohort.labels)), np.array(cohort.groups)
