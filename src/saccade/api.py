@@ -12,7 +12,19 @@ from typing import Any
 
 import torch
 
-from saccade import config, embedding, finetuning, interactive, panels, runs, runtime, searching, sentences, tables
+from saccade import (
+    config,
+    embedding,
+    exporting,
+    finetuning,
+    interactive,
+    panels,
+    runs,
+    runtime,
+    searching,
+    sentences,
+    tables,
+)
 from saccade.asking import AttendOptions
 from saccade.backbones.weights import fingerprint
 from saccade.data.audit import Audit, audit
@@ -54,6 +66,7 @@ __all__ = [
     "embed",
     "evaluate",
     "examine",
+    "export",
     "finetune",
     "finetune_slides",
     "open_source",
@@ -327,6 +340,15 @@ def search(
     Raises ModelError when another model made the table.
     """
     return searching.search(model, image, store, options or SearchOptions())
+
+
+def export(model: str | Path, *, to: str, out: str | Path) -> float | None:
+    """Write a model into the new folder ``out`` for timm, transformers (hf), ONNX (onnx), or as safetensors.
+
+    Returns how far the other program's features are from ours, relative to the largest; None where it is not
+    installed to be asked. Raises ModelError where it has no such network.
+    """
+    return exporting.export(model, to, Path(out))
 
 
 def attend(

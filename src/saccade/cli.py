@@ -24,6 +24,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     measure.evaluate,
     look.attend,
     look.search,
+    measure.export,
     look.report,
     look.view,
     look.doctor,

@@ -97,7 +97,7 @@ class ViT(nn.Module):
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, self.dim))
             rotation = None if rotation is None else self._rotation_of(rotation, keep)
         first = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
-        tokens = torch.cat([*(t.expand(len(tokens), -1, -1) for t in first), tokens], dim=1)
+        tokens = torch.cat([*(t.expand(tokens.shape[0], -1, -1) for t in first), tokens], dim=1)
         return tokens, grid, rotation
 
     def _rotation_of(self, rotation: Rotation, keep: Tensor) -> Rotation:

@@ -1,4 +1,4 @@
-"""Commands that turn images into vectors and figures: embed, evaluate. Heavy imports happen inside."""
+"""Commands about models and their vectors: embed, evaluate, export. Heavy imports happen inside."""
 
 from __future__ import annotations
 
@@ -104,3 +104,20 @@ def evaluate(
     with Bar() as bar:
         found = api.evaluate(models, data, options=options, out=out, console=bar)
     print_json(found.to_dict()) if as_json else typer.echo(to_text(found))
+
+
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option("--to", help="timm, hf (transformers), onnx or safetensors.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option("--out", help="New folder.")] = ...,  # type: ignore[assignment]
+    as_json: Json = False,
+) -> None:
+    """A model for other programs. It is read back there and compared; what has no counterpart is refused."""
+    from saccade.api import export as run
+
+    difference = run(model, to=to, out=out)
+    if as_json:
+        print_json({"model": model, "to": to, "out": str(out), "difference": difference})
+        return
+    said = "not read back: the other program is not installed" if difference is None else f"differs by {difference:.1g}"
+    typer.echo(f"{out}: {to}, {said}")
