@@ -93,7 +93,11 @@ def _data(run: Path, chosen: Sequence[Chosen], size_px: int | None) -> tuple[dic
     left_out = ""
     for number, image in enumerate(chosen):
         if image.pixels.ndim != 3:
-            raise DataError(f"{image.name}: not a plane", got=f"shape {list(image.pixels.shape)}")
+            raise DataError(
+                f"{image.name} is no image",
+                got=f"shape {list(image.pixels.shape)}",
+                hint="pages of one file hold images; volumes are shown by saccade view",
+            )
         for model in models:
             look = Look(str(run), f"{number}", model["id"] == "random", size_px)
             seen = explorer.see(look, Sample(image.pixels, Record(image.name)))

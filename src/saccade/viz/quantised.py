@@ -68,7 +68,8 @@ def lost(losses: Iterable[Quantised]) -> str:
         max(getattr(one, name) for one in found) for name in ("relative", "absolute", "dropped")
     )
     small = f"; those below 1/{1 / FLOOR:,.0f} of their row's largest are 0 ({100 * dropped:.2g} % of a row at most)"
+    off = "less than 0.001" if absolute < 1e-5 else f"at most {100 * absolute:.2g}"
     return (
-        f"Weights are kept in one byte: within {100 * relative:.2g} % of themselves, at most {100 * absolute:.2g} "
-        f"percentage points off{small if dropped > 0 else ''}."
+        f"Weights are kept in one byte: within {100 * relative:.2g} % of themselves, {off} percentage points off"
+        f"{small if dropped > 0 else ''}."
     )
