@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from saccade.train.doctor import HOLD, Settings, examine
+from saccade.train.doctor import HOLD, examine
+from saccade.train.illnesses import Settings
 
 FLAT = math.log(256)
 DINO = Settings(

@@ -21,7 +21,7 @@ from saccade.backbones.weights import to_timm_state
 from saccade.methods.build import METHODS
 from saccade.train import checkpoint, loop
 from saccade.train.choose import Chooser, better, quality
-from saccade.train.doctor import fell_below
+from saccade.train.illnesses import fell_below
 from saccade.train.live import LiveProbe
 
 DATA = "synthetic:tissue?n=48&size=32"

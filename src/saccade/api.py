@@ -50,7 +50,8 @@ from saccade.store import FeatureTable
 from saccade.study import drive
 from saccade.study.grid import WAYS, Grid, StudyConfig
 from saccade.train import run as training
-from saccade.train.doctor import Diagnosis, Doctor, settings_of
+from saccade.train.doctor import Doctor, settings_of
+from saccade.train.illnesses import Diagnosis
 from saccade.train.loop import Console, Quiet
 from saccade.train.replay import replay as replay_step
 from saccade.volume_panels import AttendedVolume

@@ -38,7 +38,8 @@ from saccade.reporting.page import (
     share,
     table,
 )
-from saccade.train.doctor import Diagnosis, Doctor, settings_of
+from saccade.train.doctor import Doctor, settings_of
+from saccade.train.illnesses import Diagnosis
 from saccade.viz.figures import data_uri
 
 SHOWN_DUPLICATES, SHOWN_LABELS, SHOWN_DAMAGED = 20, 60, 200

@@ -14,7 +14,7 @@ from saccade import runtime
 from saccade.errors import StorageError
 from saccade.methods.base import Method
 from saccade.train import checkpoint
-from saccade.train.doctor import fell_below
+from saccade.train.illnesses import fell_below
 from saccade.train.live import EXAMINED
 from saccade.train.loop import Judge, Plan
 

@@ -38,7 +38,8 @@ from saccade.methods.build import build_method, config_type
 from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
 from saccade.train.choose import Chooser
-from saccade.train.doctor import Diagnosis, Doctor, settings_of, shown
+from saccade.train.doctor import Doctor, settings_of
+from saccade.train.illnesses import Diagnosis, shown
 from saccade.train.live import LiveProbe
 from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
 from saccade.train.optim import make_optimizer

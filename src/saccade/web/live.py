@@ -10,7 +10,8 @@ from typing import Any
 
 from saccade.reporting.files import RunFiles, mapping
 from saccade.reporting.page import number
-from saccade.train.doctor import Diagnosis, Doctor, settings_of, shown
+from saccade.train.doctor import Doctor, settings_of
+from saccade.train.illnesses import Diagnosis, shown
 
 
 class Tail:
