@@ -16,10 +16,11 @@ from saccade.errors import TooManyDamaged, UsageError
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
-    """Tissue from 100 to 700, its right third out of focus, a green stroke across glass and tissue."""
-    pixels = on_glass(texture(800, 1200), 100)
-    pixels[100:700, 800:1100] = np.stack(
-        [gaussian_filter(pixels[100:700, 800:1100, c].astype(float), 7) for c in range(3)], axis=-1
+    """Tissue from 100 to 700, its right half out of focus, a green stroke across glass and tissue."""
+    both = texture(800, 1200).astype(float) + texture(800, 1200, seed=1, grain=8.0)
+    pixels = on_glass((both / 2).astype(np.uint8), 100)
+    pixels[100:700, 650:1100] = np.stack(
+        [gaussian_filter(pixels[100:700, 650:1100, c].astype(float), 7) for c in range(3)], axis=-1
     )
     pixels[300:330, 20:400] = (40, 150, 60)
     return open_slide(write_slide(tmp_path_factory.mktemp("mask") / "marked.tif", pixels, level_px=((400, 600),)))
@@ -34,7 +35,9 @@ def test_tissue_pen_and_focus_are_told_apart(marked):
     assert found.mode == "bright" and (found.tissue == truth).mean() > 0.96
     stroke = (y > 303) & (y < 327) & (x > 30) & (x < 390)
     assert found.pen[stroke].mean() > 0.95 and found.pen[truth & (abs(y - 315) > 40)].mean() == 0
-    soft, sharp = truth & (x > 860) & (x < 1060), truth & (x < 760) & ~found.pen
+    # Where the cut edge of this drawing, which is sharp, is not looked at.
+    soft = (x > 830) & (x < 970) & (y > 210) & (y < 590)
+    sharp = truth & (x < 560) & ~found.pen
     assert found.blur[soft].mean() > 0.8 and found.blur[sharp].mean() < 0.1
     shares = found.shares()
     assert shares["tissue"] == pytest.approx(600 * 1000 / (800 * 1200), abs=0.03) and shares["blur"] > 0.2
@@ -108,12 +111,12 @@ def test_show_names_what_was_found(marked, tmp_path):
     folder.mkdir()
     (folder / "marked.tif").write_bytes(marked.path.read_bytes())
     (folder / "copy.tif").write_bytes(marked.path.read_bytes())
-    for number in range(20):
-        pixels = on_glass(texture(300, 300, seed=number), 20)
-        write_slide(folder / f"s{number:02d}.tif", pixels, level_px=((150, 150),))
+    for number in range(8):
+        pixels = on_glass(texture(200, 200, seed=number), 20)
+        write_slide(folder / f"s{number:02d}.tif", pixels, level_px=((100, 100),))
     (folder / "broken.svs").write_bytes(b"x")
-    found = api.show(folder, sheet=tmp_path / "sheet.png", tiling=Tiling(tile_px=64), max_bad=0.1)
-    assert isinstance(found, SlideAudit) and len(found.slides) == 22 and found.copies == [["copy.tif", "marked.tif"]]
+    found = api.show(folder, sheet=tmp_path / "sheet.png", tiling=Tiling(tile_px=64), max_bad=0.15)
+    assert isinstance(found, SlideAudit) and len(found.slides) == 10 and found.copies == [["copy.tif", "marked.tif"]]
     text = found.text()
     for words in (
         "1 unreadable",

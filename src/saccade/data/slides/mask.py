@@ -19,7 +19,7 @@ SATURATION = (0.04, 0.15)  # bounds of the threshold; glass and paper lie below,
 SMALLEST = 2e-4  # share of the grid below which a piece is dirt
 FOCUS_UM, FOCUS_PX, FOCUS_PLACES = 1.0, 96, 120
 FAINT = 0.4  # of log brightness: half as bright again as the darkest places
-BLURRED = 0.06  # of the energy of structures of 4 pixels, what is left in those of 1 pixel; sharp tissue: 0.2 to 1
+BLURRED = 0.1  # of the energy of structures of 4 pixels, what is left in those of 1 pixel; sharp tissue: 0.2 to 1
 
 
 @dataclass(frozen=True)
