@@ -58,7 +58,7 @@ def made(name: str):
 def test_the_loss_falls(name):
     method, losses = made(name), []
     optimizer = torch.optim.AdamW([p for _, p in method.trainable()], lr=1e-3)
-    for step in range(25):
+    for step in range(40):
         progress = Progress(step, 200, step, 200)
         out = method.step(views(name), progress)
         losses.append(float(out.logs.get("loss", out.loss.detach())))

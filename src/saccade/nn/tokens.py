@@ -19,7 +19,37 @@ from saccade.architectures import PatchStem as Stem
 from saccade.errors import ModelError, unknown
 from saccade.nn.positions import Grid
 
-CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+def _tiny(x: Tensor, least: int) -> bool:
+    """Whether torch's kernels may not be trusted with this map in bf16 on the CPU.
+
+    Torch 2.15 leaves a part of the weight's gradient unwritten there, so that it holds whatever the memory held before:
+    3 x 3 kernels with stride 2 on maps of side 1, in 3D also with stride 1 on maps of side 2 (docs/log.md).
+    """
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and min(x.shape[2:]) <= least
+
+
+class Conv2d(nn.Conv2d):
+    """torch's convolution, in float32 where its bf16 kernel fails."""
+
+    def forward(self, input: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B D y x"]:
+        if not _tiny(input, 1):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
+class Conv3d(nn.Conv3d):
+    """The same in three dimensions."""
+
+    def forward(self, input: Float[Tensor, "B C T Y X"]) -> Float[Tensor, "B D t y x"]:
+        if not _tiny(input, 2):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
+CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: Conv2d, 3: Conv3d}
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
