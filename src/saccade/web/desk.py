@@ -6,6 +6,7 @@ handed out leads nowhere, so there is no path to traverse. No torch here.
 
 from __future__ import annotations
 
+import dataclasses
 import hmac
 import json
 import secrets
@@ -23,10 +24,13 @@ from starlette.exceptions import HTTPException
 from saccade.contracts import Record, Sample, Source
 from saccade.data.decode import decode
 from saccade.data.open import open_source
-from saccade.errors import UsageError
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.source import SlideTiles
+from saccade.errors import SaccadeError, UsageError
 
 if TYPE_CHECKING:
     from saccade.explore import Explorer
+    from saccade.explore_slides import SlideLooks
 
 UPLOADS_BYTES = 256 * 2**20
 UPLOAD_PIXELS = 64_000_000
@@ -120,6 +124,13 @@ class Desk:
 
         return Explorer()
 
+    @cached_property
+    def slide_looks(self) -> SlideLooks:
+        """Features of slides. The first use imports torch."""
+        from saccade.explore_slides import SlideLooks
+
+        return SlideLooks(self.explorer)
+
     def id_of(self, kind: str, name: str) -> str:
         """Sixteen hexadecimal digits that say nothing of the name; the same name has the same id in a session."""
         return opaque(self.secret, kind, name)
@@ -164,8 +175,20 @@ class Desk:
                 if not data.get("source"):
                     raise UsageError("the run does not say what it learned from", got=run.name)
                 columns = {key: data.get(key) or None for key in ("manifest", "label", "group")}
-                self._sources[run.id] = open_source(data["source"], **columns)
+                tiling = Tiling(data.get("mpp") or None, data.get("tile_px") or None, data.get("tissue") or None)
+                tiling = dataclasses.replace(tiling, slide_mpp=data.get("slide_mpp") or None, usual=True)
+                self._sources[run.id] = open_source(data["source"], tiling=tiling, **columns)
             return self._sources[run.id]
+
+    def slides(self, run: RunOnDesk) -> SlideTiles | None:
+        """The slides that a run learned from; None where it learned from something else, or they are gone."""
+        try:
+            settings = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+            if not (settings.get("data") or {}).get("mpp"):
+                return None
+            return slides_in(self.source(run))
+        except (OSError, AttributeError, yaml.YAMLError, SaccadeError):
+            return None
 
     def images(self, run: RunOnDesk, start: int, count: int) -> tuple[int, list[ImageOnDesk]]:
         """How many images a run has, and some of them."""
@@ -194,6 +217,10 @@ def is_text_model(name: str) -> bool:
         return config.is_file() and "model_type" in json.loads(config.read_bytes())
     except (OSError, ValueError):
         return False
+
+
+def slides_in(source: Source) -> SlideTiles | None:
+    return source if isinstance(source, SlideTiles) else None
 
 
 def opaque(secret: bytes, kind: str, name: str) -> str:

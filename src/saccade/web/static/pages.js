@@ -6,6 +6,7 @@
 export const PAGES = [
   { id: "explorer", title: "Attention", load: () => import("./explorer.js") },
   { id: "volumes", title: "Volumes", load: () => import("./volumes.js") },
+  { id: "slides", title: "Slides", load: () => import("./slides.js") },
   { id: "words", title: "Sentences", load: () => import("./words.js") },
   { id: "atlas", title: "Map", load: () => import("./atlas.js") },
   { id: "runs", title: "Runs", load: () => import("./runs.js") },

@@ -1,0 +1,120 @@
+"""Slides: deep zoom, a heatmap of tiles that are like the one clicked, and from a tile on to its patches."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Path, Query
+from fastapi.responses import Response
+from PIL import Image
+from starlette.exceptions import HTTPException
+
+from saccade.web.desk import Desk, RunOnDesk
+from saccade.web.explorer import numbers
+from saccade.web.images import to_display
+
+if TYPE_CHECKING:
+    from saccade.data.slides.source import SlideTiles
+    from saccade.explore import Look
+
+ZOOM_PX = 256
+
+
+def router(desk: Desk) -> APIRouter:
+    api = APIRouter(prefix="/slides")
+
+    def find(key: str) -> tuple[RunOnDesk, SlideTiles, int]:
+        """A slide of one of the runs. HTTP 404 where there is none with this id."""
+        for run in desk.runs:
+            tiles = desk.slides(run)
+            for number in range(len(tiles.named) if tiles is not None else 0):
+                if tiles is not None and desk.id_of("slide", f"{run.id}/{number}") == key:
+                    return run, tiles, number
+        raise HTTPException(404, "no such slide")
+
+    def look(model: str) -> Look:
+        from saccade.explore import Look
+
+        chosen = desk.model(model)
+        return Look(chosen.model, "tiles", chosen.fresh)
+
+    @api.get("")
+    def listed() -> list[dict[str, Any]]:
+        found = []
+        for run in desk.runs:
+            tiles = desk.slides(run)
+            for number in range(len(tiles.named) if tiles is not None else 0):
+                key = desk.id_of("slide", f"{run.id}/{number}")
+                assert tiles is not None
+                found.append({"id": key, "name": tiles.named[number].record.id, "run": run.id, "run_name": run.name})
+        return found
+
+    @api.get("/{key}")
+    def about(key: str) -> dict[str, Any]:
+        _, tiles, number = find(key)
+        slide, grid = tiles.slides[number], tiles.grid(number)
+        return {
+            "size_px": list(slide.size_px),
+            "spacing_um": slide.spacing_um,
+            "zoom_px": ZOOM_PX,
+            "levels": math.ceil(math.log2(max(slide.size_px))),
+            "step_px": list(grid.step_px),
+            "shape": list(grid.shape),
+            "cells": grid.cells.tolist(),
+            "tile_px": tiles.tile_px,
+            "mpp": tiles.mpp,
+        }
+
+    @api.get("/{key}/zoom/{level}/{column}/{row}")
+    def zoom(
+        key: str,
+        level: Annotated[int, Path(ge=0, le=32)],
+        column: Annotated[int, Path(ge=0)],
+        row: Annotated[int, Path(ge=0)],
+    ) -> Response:
+        """One square of the pyramid; level 0 is one pixel, each next one twice as fine."""
+        _, tiles, number = find(key)
+        slide = tiles.slides[number]
+        factor = 2 ** (math.ceil(math.log2(max(slide.size_px))) - level)
+        height, width = (math.ceil(side / factor) for side in slide.size_px)
+        size = (min(ZOOM_PX, height - row * ZOOM_PX), min(ZOOM_PX, width - column * ZOOM_PX))
+        if min(size) < 1 or factor < 1:
+            raise HTTPException(404, "outside the slide")
+        pixels = slide.reduced(column * ZOOM_PX * factor, row * ZOOM_PX * factor, float(factor), size)
+        return jpeg(to_display(pixels))
+
+    @api.post("/{key}/looks")
+    def start(key: str, model: str) -> dict[str, Any]:
+        _, tiles, number = find(key)
+        return dataclasses.asdict(desk.slide_looks.start(look(model), key, tiles, number))
+
+    @api.get("/{key}/looks")
+    def state(key: str, model: str) -> dict[str, Any]:
+        found = desk.slide_looks.state(look(model), key)
+        return {"done": 0, "total": 0, "ready": False, "error": ""} if found is None else dataclasses.asdict(found)
+
+    @api.get("/{key}/likeness")
+    def likeness(key: str, model: str, tile: int | None = None) -> Response:
+        return numbers(desk.slide_looks.likeness(look(model), key, tile))
+
+    @api.get("/{key}/tile")
+    def tile(key: str, number: Annotated[int, Query(ge=0)]) -> dict[str, Any]:
+        """The id under which the explorer knows a tile."""
+        run, tiles, slide = find(key)
+        indices = tiles.tiles_of(slide)
+        if number >= len(indices):
+            raise HTTPException(404, "no such tile")
+        image = desk.images(run, int(indices[number]), 1)[1][0]
+        return {"id": image.id, "name": image.record.id}
+
+    return api
+
+
+def jpeg(pixels: np.ndarray) -> Response:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(file, "JPEG", quality=88)
+    return Response(file.getvalue(), media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})

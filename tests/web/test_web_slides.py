@@ -1,0 +1,114 @@
+"""Slides in a real browser: deep zoom, the tiles that are like the one clicked, and the patches of that tile."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+from PIL import Image
+from test_web_security import ask
+from waiting import until
+
+from saccade.backbones.build import build
+from saccade.backbones.weights import save_model
+from saccade.contracts import InputSpec
+from saccade.explore import Explorer, Look
+from saccade.explore_slides import SlideLooks
+from saccade.web.desk import RunOnDesk
+
+SIDE, TILE = 512, 64
+
+
+@pytest.fixture(scope="module")
+def slides(site, tmp_path_factory):
+    """A run on the desk whose data is one small slide: left half of one colour, right half of another, white above."""
+    folder = tmp_path_factory.mktemp("slides")
+    rng = np.random.default_rng(0)
+    pixels = np.full((SIDE, SIDE, 3), 245, np.uint8)
+    pixels[128:, :256] = (150, 60, 140)
+    pixels[128:, 256:] = (220, 120, 180)
+    pixels[128:] = np.clip(pixels[128:] + rng.normal(0, 20, (SIDE - 128, SIDE, 3)), 0, 255)
+    (folder / "data").mkdir()
+    with tifffile.TiffWriter(folder / "data" / "slide.tif") as file:
+        usual = {"tile": (256, 256), "photometric": "rgb", "resolutionunit": "CENTIMETER"}
+        file.write(pixels, subifds=0, resolution=(20_000, 20_000), **usual)
+        file.write(pixels[::2, ::2], subfiletype=1, resolution=(10_000, 10_000), **usual)
+    network = build("vit_micro_patch8_w32", size_px=TILE)
+    spec = InputSpec(3, TILE, 0.0, 255.0, (0.5,) * 3, (0.25,) * 3)
+    save_model(folder / "model", network, spec, about={})
+    data = {"source": str(folder / "data"), "mpp": 0.5, "tile_px": TILE, "tissue": 0.5, "slide_mpp": 0.0}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    run = RunOnDesk(site.desk.id_of("run", str(folder)), "stained", folder)
+    site.desk.runs.append(run)
+    yield run
+    site.desk.runs.remove(run)
+
+
+@pytest.fixture
+def page(window, site, slides):
+    window.goto(f"{site.origin}/#/slides")
+    window.reload()
+    until(window, "document.querySelector('.words')?.innerText.includes('mean of all')")
+    window.wait_for_selector(".stage[data-drawn]")
+    return window
+
+
+def tiles_of(site, run):
+    tiles = site.desk.slides(run)
+    assert tiles is not None and len(tiles.named) == 1
+    return tiles
+
+
+def test_a_tile_is_clicked_and_its_patches_are_there(page, site, slides):
+    tiles = tiles_of(site, slides)
+    box = page.locator(".stage").bounding_box()
+    shown = min(box["width"], box["height"])  # the slide is square and shown whole
+    left, top = box["x"] + (box["width"] - shown) / 2, box["y"] + (box["height"] - shown) / 2
+    page.mouse.click(left + shown * 96 / SIDE, top + shown * 352 / SIDE)
+    page.wait_for_selector("[data-drawn=yes] .map")
+    assert "How like the marked tile" in page.locator(".words").first.inner_text()
+    number = int(np.flatnonzero((tiles.grid(0).cells == (5, 1)).all(axis=1))[0])
+    look = Look(str(slides.folder), "tiles")
+    sample = tiles.read(int(tiles.tiles_of(0)[number]))
+    compared = Explorer().see(Look(str(slides.folder), "tile"), sample).compared
+    row = compared.rows(compared.depth - 1, 0)[:, 0, 1:].mean(axis=0)
+    words = page.locator(".panel .words").inner_text()
+    share = float(re.search(r"with ([\d.]+) %", words).group(1))
+    assert share == pytest.approx(100 * row.max(), rel=0.05)
+    key = site.desk.id_of("slide", f"{slides.id}/0")
+    scores = site.desk.slide_looks.likeness(look, key, number)
+    left_half = tiles.grid(0).cells[:, 1] < 4
+    assert scores[number] == pytest.approx(1, abs=1e-5) and scores[left_half].min() > scores[~left_half].max()
+
+
+def test_white_ground_has_no_tile(page):
+    box = page.locator(".stage").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)
+    until(page, "document.querySelector('.words').innerText.includes('too little tissue')")
+
+
+def test_the_pyramid_is_the_slide(site, slides):
+    key = site.desk.id_of("slide", f"{slides.id}/0")
+    status, headers, body = ask(site, f"/api/slides/{key}/zoom/9/1/1")
+    assert status == 200 and headers["content-type"] == "image/jpeg"
+    square = np.asarray(Image.open(io.BytesIO(body))).astype(int)
+    wanted = tiles_of(site, slides).slides[0].reduced(256, 256, 1.0, (256, 256)).transpose(1, 2, 0)
+    assert square.shape == (256, 256, 3)
+    blocks = (square - wanted).reshape(16, 16, 16, 16, 3).mean(axis=(1, 3))
+    assert np.abs(blocks).max() < 8  # JPEG blurs noise; its means stay
+    assert Image.open(io.BytesIO(ask(site, f"/api/slides/{key}/zoom/0/0/0")[2])).size == (1, 1)
+    for place in ("9/2/0", "10/0/0", "9/0/2"):
+        assert ask(site, f"/api/slides/{key}/zoom/{place}")[0] == 404
+    assert ask(site, "/api/slides/nothing")[0] == 404
+
+
+def test_likeness_needs_features_and_says_so(site, slides):
+    from saccade.errors import UsageError
+
+    looks = SlideLooks(Explorer())
+    with pytest.raises(UsageError, match="not been looked at"):
+        looks.likeness(Look("random:vit_micro_patch8_w32", "tiles"), "x", 0)
