@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 
+from saccade import runtime
 from saccade.contracts import Source
 from saccade.data.loader import ImageCache, with_statistics
 from saccade.data.slides.source import tiles_in
@@ -23,8 +24,9 @@ def must_stream(source: Source, cache_px: int) -> bool:
 
 
 def usual_workers() -> int:
-    """Processes that read tiles: one a core, at most eight."""
-    return min(8, len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
+    """Processes that read tiles: one a core, at most eight; shared out over the processes of a run."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(8, cores) // runtime.world_size())
 
 
 def stream_tiles(source: Source, *, cache_px: int, workers: int, max_bad: float, say: Say) -> ImageCache:
