@@ -243,7 +243,7 @@ def test_every_family_has_an_example_or_is_refused():
 @pytest.mark.parametrize("name", ["resnet10_w8", "resnet50_w8", "hybrid_micro_patch4_w32", "vit_micro_patch4_w32_conv"])
 @pytest.mark.parametrize("side", [8, 16])
 def test_gradients_hold_nothing_that_the_memory_held_before(name, side):
-    """bf16 on the CPU: torch 2.15 leaves parts of gradients unwritten where maps are of one or two voxels."""
+    """bf16 on the CPU: torch 2.14 leaves parts of gradients unwritten where maps are of one or two voxels."""
     net, x = network(name, size_px=side), volumes(4, side, side, side)
     for size in (200, 2_000, 20_000, 200_000):
         poison = [torch.full((size,), float("nan")) for _ in range(20)]

@@ -23,7 +23,7 @@ from saccade.nn.positions import Grid
 def _tiny(x: Tensor, least: int) -> bool:
     """Whether torch's kernels may not be trusted with this map in bf16 on the CPU.
 
-    Torch 2.15 leaves a part of the weight's gradient unwritten there, so that it holds whatever the memory held before:
+    Torch 2.14 leaves a part of the weight's gradient unwritten there, so that it holds whatever the memory held before:
     3 x 3 kernels with stride 2 on maps of side 1, in 3D also with stride 1 on maps of side 2 (docs/log.md).
     """
     return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and min(x.shape[2:]) <= least
