@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from conftest import TABLET
+
 
 def test_the_page_opens_without_the_token_in_the_address(window, site):
     assert window.url.startswith(site.origin) and "token" not in window.url
@@ -16,6 +18,16 @@ def test_every_page_opens(window):
         window.locator(f"#pages a[data-page={name}]").click()
         window.wait_for_selector(f".page.{name}[data-ready]")
         assert window.locator("[role=alert]:visible").count() == 0
+
+
+def test_no_page_is_wider_than_a_tablet(window):
+    window.set_viewport_size(TABLET)
+    for name in window.eval_on_selector_all("#pages a", "links => links.map(link => link.dataset.page)"):
+        window.locator(f"#pages a[data-page={name}]").click()
+        window.wait_for_selector(f".page.{name}[data-ready]")
+        window.wait_for_timeout(100)
+        wide = window.evaluate("document.documentElement.scrollWidth")
+        assert wide <= TABLET["width"], f"{name} is {wide} px wide"
 
 
 def test_dark_is_one_click_away(window):
