@@ -11,6 +11,7 @@ labels; heads are judged by nested cross-validation with patients apart.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from saccade import api
 from saccade.data.slides.drawn import Drawing, draw_slides
 from saccade.evaluation.nested import NestedConfig
+from saccade.hierarchy.levels import finished
 from saccade.hierarchy.settings import FILE
 from saccade.hierarchy.slides import HeadOptions, to_markdown
 
@@ -58,9 +60,25 @@ def slides(out: Path, name: str, count: int, seed: int, label: str, size: int) -
     return draw_slides(drawing, out / name)
 
 
+def table_of(folder: Path, name: str) -> Path:
+    """The manifest of drawn slides without a split, and with patients of its own: every drawing counts them from 0."""
+    with (folder / "manifest.csv").open(encoding="utf-8") as file:
+        rows = [
+            {"path": r["path"], "label": r["label"], "patient": f"{name} {r['patient']}"} for r in csv.DictReader(file)
+        ]
+    table = folder / f"{name}.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["path", "label", "patient"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return table
+
+
 def hierarchy(out: Path, args: argparse.Namespace, console: Said) -> Path:
     """Trained on slides of both kinds of sets, that no head is judged on."""
     run = out / "hipt"
+    if finished(run / "region"):
+        return run
     if (run / FILE).exists():
         return api.resume(run, console=console)
     learned = slides(out, "slides-unlabelled", args.unlabelled, 1, "arrangement", args.size)
@@ -97,7 +115,8 @@ def main() -> None:
             found = json.loads((place / "slides.json").read_text())
         else:
             data = slides(args.out, f"slides-{label}", args.labelled, 0, label, args.size)
-            found = api.finetune_slides(run, data, out=place, options=options, console=console)
+            table = table_of(data, label)
+            found = api.finetune_slides(run, table, out=place, options=options, console=console)
         results[label] = found["rows"]
         print(f"\n## {label}\n\n{to_markdown(found)}", flush=True)
     if args.json:

@@ -173,6 +173,20 @@ def hierarchy(slide_table, tmp_path_factory):
     return api.pretrain(folder, out=out, backbone="hipt", settings=SETTINGS)
 
 
+def files_of(run, slide):
+    """The files of the vectors of one slide: of its tiles, of its regions."""
+    return [next((run / "features" / level).glob(f"{slide}-*.parquet")) for level in ("tile", "region")]
+
+
+def test_slides_that_are_called_alike_are_kept_apart(hierarchy, tmp_path):
+    """Another slide under the name of one that was learned from takes nothing from it."""
+    before = {file: file.read_bytes() for file in (hierarchy / "features" / "tile").iterdir()}
+    write_slide(tmp_path / "other0.tif", on_glass(texture(288, 320, seed=99), 16), level_px=((144, 160),))
+    api.embed(hierarchy, tmp_path)
+    after = {file: file.read_bytes() for file in (hierarchy / "features" / "tile").iterdir()}
+    assert before.items() <= after.items() and len(after) == len(before) + 1
+
+
 def test_a_hierarchy_is_ordinary_runs(hierarchy):
     assert is_hierarchy(hierarchy) and read_wanted(hierarchy).hipt.region_px == 128
     assert (hierarchy / "region" / "report.html").exists() and levels.finished(hierarchy / "region")
@@ -231,8 +245,7 @@ def test_heatmaps_at_each_level(hierarchy, finetuned):
     loaded, kept = levels.load(hierarchy), load_head(finetuned[0])
     assert kept.classes == ("coarse", "fine")
     for head in (None, kept.head):
-        tile = hierarchy / "features" / "tile" / "slide0.parquet"
-        maps = attend_slide(loaded, tile, hierarchy / "features" / "region" / "slide0.parquet", head)
+        maps = attend_slide(loaded, *files_of(hierarchy, "slide0"), head)
         assert len(maps.tile.coords) == len(maps.composed.scores) and maps.tile.side_px * 4 == maps.region.side_px
         assert maps.region.scores.mean() == pytest.approx(1, abs=1e-4)
         assert maps.tile.scores.mean() == pytest.approx(1, abs=1e-4)
@@ -244,7 +257,7 @@ def test_maps_become_files(hierarchy, finetuned, slide_table, tmp_path):
     assert ["region" in one.heat.name for one in found] == [True, True, True] and "head" in found[0].heat.name
     assert all((tmp_path / name).exists() for name in [path.name for path in found[2].save(tmp_path / "m.png")])
     (patches,) = api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="region")
-    assert len(patches.heat.scores) == len(load_parquet(hierarchy / "features/region/slide0.parquet").coords)
+    assert len(patches.heat.scores) == len(load_parquet(files_of(hierarchy, "slide0")[1]).coords)
     with pytest.raises(UsageError, match="no attention"):
         api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="patch")
     with pytest.raises(UsageError, match="unknown level"):
@@ -259,6 +272,11 @@ def test_slides_that_were_learned_from_are_not_tested_on(slide_table, tmp_path):
     options = HeadOptions(heads=("abmil",), head=QUICK, nested=nested, allow_overlap=True, baselines=False)
     found = api.finetune_slides(run, slide_table, out=tmp_path / "b", options=options)
     assert all(row["overlap"] for row in found["rows"]) and "WARNING" in found["protocol"]["text"]
+
+
+def test_a_hierarchy_is_no_network(hierarchy, slide_table):
+    with pytest.raises(ModelError, match="hierarchy and not one network"):
+        api.evaluate([hierarchy], slide_table)
 
 
 def test_one_vector_a_slide(hierarchy, slide_table):

@@ -111,6 +111,12 @@ def load_model(
     for folder in (path / "model", path):
         if (folder / CONFIG).exists():
             return _saved(folder)
+    if (path / "hierarchy.yaml").exists():
+        raise ModelError(
+            f"{path} is a hierarchy and not one network",
+            expected=f"one of its levels: {path / 'tile'}, {path / 'region'}",
+            hint=f"saccade finetune {path} SLIDES measures it, saccade embed gives one vector a slide",
+        )
     raise ModelError(
         f"no model in {path}",
         expected=f"{CONFIG} and {WEIGHTS} there or in its folder model/",

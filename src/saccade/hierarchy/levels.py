@@ -23,11 +23,12 @@ from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import DataError, TrainingError, UsageError
 from saccade.evaluation.guard import seen_in_pretraining
+from saccade.exchange import read_about, save_parquet
 from saccade.hierarchy.settings import FILE, LEVELS, HiptConfig, Level, Wanted, read_wanted, settings_of, share_out
 from saccade.hierarchy.vectors import Reader, embed_grids, reader_of
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
-from saccade.slide_embedding import Embedder, embed_slides, load_for_tiles
+from saccade.slide_embedding import SAME, Embedder, check_unreadable, load_for_tiles
 from saccade.train import checkpoint
 from saccade.train import run as training
 from saccade.train.loop import Console
@@ -125,14 +126,26 @@ def open_tiles(data: str, settings: Mapping[str, Any]) -> SlideTiles:
 
 
 def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console) -> list[Path]:
-    """A file of vectors for every slide, in the order of ``tiles.named``; those that are there are used again."""
+    """A file of vectors for every slide, in the order of ``tiles.named``; those that are there are used again.
+
+    The slide's hash is in the name of its file: slides of two folders may be called alike.
+    """
     embedder = Embedder(load_for_tiles(model, tiles), tiles, say=console.say)
-    found = embed_slides(
-        embedder, folder, suffix=".parquet", report=lambda done, all_: console.progress(done, all_, {})
-    )
-    if found.kept:
-        console.say(f"{found.kept:,} of {found.slides:,} slides were embedded before; their vectors are used again")
-    return found.files
+    check_unreadable(tiles, embedder.max_bad, console.say)
+    files, kept = [], 0
+    for number, one in enumerate(tiles.named):
+        file = folder / f"{Path(one.record.id).stem}-{tiles.hashes[number][:8]}.parquet"
+        about = embedder.about(number)
+        there = read_about(file) if file.exists() else {}
+        if all(there.get(key) == about[key] for key in SAME):
+            kept += 1
+        else:
+            save_parquet(file, embedder.slide(number))
+        files.append(file)
+        console.progress(number + 1, len(tiles.named), {})
+    if kept:
+        console.say(f"{kept:,} of {len(files):,} slides were embedded before; their vectors are used again")
+    return files
 
 
 def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console) -> Path:
