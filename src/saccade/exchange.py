@@ -152,7 +152,8 @@ def _read_parquet(path: Path) -> SlideFeatures:
     table = pq.read_table(path)
     about = json.loads((table.schema.metadata or {})[ABOUT.encode()])
     lists = table["features"].combine_chunks()
-    features = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(table), -1)
+    width = table.schema.field("features").type.list_size  # also of a slide without tiles
+    features = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(table), width)
     return _checked(np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1), features, about)
 
 
