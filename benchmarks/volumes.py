@@ -117,6 +117,7 @@ def score(x: np.ndarray, classes: np.ndarray, cases: np.ndarray, test: np.ndarra
     """Figures on the test cases, each with a 95 % interval over cases."""
     random = numpy_generator(seed, "patches")
     known = np.flatnonzero(~test)
+    x = (x - x[known].mean(axis=0)) / np.maximum(x[known].std(axis=0), 1e-6)  # every kind alike
     shown = np.concatenate(
         [
             random.permutation(rows)[:4000]  # of every class, so that the most frequent does not answer for all
