@@ -106,7 +106,7 @@ def _window_attention(
 def hvt(tape: Tape, w: Weights, s: HVTSettings, pixels: Tensor, call: Call = ALL) -> tuple[Tensor, Tensor]:
     """The image's vector [B D] and its last tokens [B M D]."""
     grid = tuple(n // s.patch for n in pixels.shape[2:])
-    made_for = (s.size_px // s.patch,) * s.axes
+    made_for = (s.size_px // s.patch,) * getattr(s, "axes", 2)
     x = patch_projection(tape, w, pixels, s.dim, s.patch)
     x = positions(tape, w, "positions0", s, x, grid, made_for)
     for index in range(s.depth):

@@ -16,7 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from saccade.pricing.heap import Heap
+
 FP32, BF16 = 4, 2
+import os
+SMALL=int(os.environ.get("SMALL","400"))
 GRADIENTS, IN_FLIGHT, SCRATCH = "gradients of the weights", "gradients in flight", "working space"
 
 Shape = tuple[int, ...]
@@ -25,14 +29,19 @@ Shape = tuple[int, ...]
 class Storage:
     """Some memory under a name, on the books of its tape as long as anything refers to it."""
 
-    __slots__ = ("bytes", "name", "tape")
+    __slots__ = ("bytes", "chunk", "name", "small", "tape")
 
     def __init__(self, tape: Tape, count: int, name: str):
         self.tape, self.bytes, self.name = tape, count, name
+        self.chunk = tape.heap.take(count) if count else None
+        self.small = tape.heap.take(SMALL, 0)
         tape.take(name, count)
 
     def __del__(self) -> None:
         self.tape.give_back(self.name, self.bytes)
+        if self.chunk is not None:
+            self.tape.heap.give_back(*self.chunk)
+        self.tape.heap.give_back(*self.small)
 
     def rename(self, name: str) -> None:
         self.tape.held[self.name] -= self.bytes
@@ -106,6 +115,7 @@ class Tape:
         self, *, bf16: bool = False, device: Literal["cpu", "cuda"] = "cpu", explicit: bool | None = None
     ) -> None:
         self.bf16, self.device, self.explicit = bf16, device, explicit
+        self.heap = Heap()
         self.held: Counter[str] = Counter()
         self.total = self.peak = 0
         self.at_peak: dict[str, int] = {}

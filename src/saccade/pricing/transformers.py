@@ -233,6 +233,7 @@ class BlockPlan:
     prefix: int = 0
     grid: Shape = ()
     rotary: bool = False
+    masked: bool = False  # some tokens stand for nothing, and a mask hides them
 
 
 def block(tape: Tape, w: Weights, name: str, x: Tensor, p: BlockPlan) -> Tensor:
@@ -262,7 +263,7 @@ def attention(tape: Tape, w: Weights, name: str, tokens: Tensor, p: BlockPlan) -
     if p.rotary:
         query, key = _rotated(tape, query), _rotated(tape, key)
     if p.pattern.kind == "full":
-        mixed = attend(tape, query, key, value)
+        mixed = attend(tape, query, key, value, mask=batch * count if p.masked else 0)
     else:
         mixed = attend_local(
             tape, query, key, value, pattern=p.pattern, grid=p.grid, prefix=p.prefix, layer=p.layer
@@ -354,12 +355,15 @@ def vit(tape: Tape, w: Weights, s: ViTSettings, pixels: Tensor, call: Call = ALL
             prefix=prefix,
             grid=grid,
             rotary=s.positions == "rotary",
+            masked=s.stem == "grid",
         )
         x = _through(tape, w, f"block{index}", x, plan, recompute=call.recompute)
     if s.norm == "pre":
         x = layers.layer_norm(tape, x, w("norm", 2 * s.dim), PATH)
     batch, count, dim = x.shape
     tokens = layers.part(tape, x, (batch, count - prefix, dim))
+    if s.stem == "grid":
+        tokens = layers.scaled(tape, tokens, PATH)
     if s.pool == "mean":
         return layers.mean(tape, tokens, (batch, dim), PATH), tokens
     return layers.part(tape, x, (batch, dim)), tokens
@@ -375,8 +379,9 @@ def _through(tape: Tape, w: Weights, name: str, x: Tensor, plan: BlockPlan, *, r
 def _enter(tape: Tape, w: Weights, s: ViTSettings, pixels: Tensor, call: Call) -> tuple[Tensor, Shape]:
     grid = tuple(n // s.patch for n in pixels.shape[2:])
     batch, count = pixels.shape[0], math.prod(grid)
-    if s.stem == "linear":
-        x = patch_projection(tape, w, pixels, s.dim, s.patch)
+    if s.stem in ("linear", "grid"):
+        channels = pixels.shape[1] - (s.stem == "grid")
+        x = patch_projection(tape, w, layers.view(tape, pixels, (batch, channels, *pixels.shape[2:])), s.dim, s.patch)
     else:
         x = _stem(tape, w, s, pixels)
     if call.hidden:
@@ -396,7 +401,7 @@ def positions(
     """Tokens that know where they are."""
     kind = getattr(s, "positions", "learned")
     table = math.prod(grid) * s.dim
-    own = made_for or (s.size_px // s.patch,) * s.axes
+    own = made_for or (s.size_px // s.patch,) * getattr(s, "axes", 2)
     if kind in ("learned", "factorised"):
         size = (math.prod(own) if kind == "learned" else sum(own)) * s.dim
         p = w(name, size)
