@@ -1,4 +1,15 @@
-"""wip"""
+"""Predicted against measured: operations, peak memory and time of a training step, over many settings.
+
+    python benchmarks/plan.py [--only PART_OF_A_NAME] [--out TABLE.md] [--json]
+
+Every setting runs in two processes of its own on one thread, on noise. One predicts as ``saccade plan`` does
+(arithmetic, a bare process, a short measurement with few images) and then counts the operations of a real training
+step, forward and backward of all networks, with torch's flop counter. The other trains four steps and reports its peak
+resident memory and the time of the fastest step; other work on a machine only adds to that. With ``--out`` a run goes
+on where the last one ended. The last line is one JSON object: how many settings are within 2 % (operations), 10 %
+(memory), 25 % (time), the largest errors, and all rows.
+"""
+
 from __future__ import annotations
 
 import argparse
@@ -9,127 +20,193 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+SETTINGS: list[dict[str, Any]] = [
+    {"backbone": "vit_tiny_patch8", "size": 64, "batch": 32},
+    {"backbone": "vit_tiny_patch8", "size": 64, "batch": 48, "precision": "bf16"},
+    {"backbone": "vit_small_patch16", "size": 224, "batch": 6, "precision": "bf16"},
+    {"backbone": "vit_small_patch16", "size": 224, "batch": 4},
+    {"backbone": "vit_tiny_patch8", "size": 192, "batch": 4, "precision": "bf16"},
+    {"backbone": "vit_base_patch16", "size": 224, "batch": 3, "method": "supervised"},
+    {"backbone": "vit_micro_patch8_conv", "size": 96, "batch": 32},
+    {"backbone": "vit_micro_patch8_window7", "size": 128, "batch": 12, "precision": "bf16"},
+    {"backbone": "vit_micro_patch8_axial", "size": 128, "batch": 12},
+    {"backbone": "vit_micro_patch8_neighbourhood7", "size": 128, "batch": 12},
+    {"backbone": "vit_micro_patch8_strided4", "size": 128, "batch": 12, "precision": "bf16"},
+    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 32, "set": {"train.checkpointing": True}},
+    {"backbone": "vit_tiny_patch8", "size": 64, "batch": 16, "set": {"train.accumulate": 2}},
+    {"backbone": "vit_micro_patch8", "size": 64, "batch": 64, "set": {"dino.out_dim": 65536}},
+    {"backbone": "hybrid_tiny_patch8", "size": 96, "batch": 24},
+    {"backbone": "hybrid_micro_patch8", "size": 64, "batch": 64, "precision": "bf16", "method": "contrast"},
+    {"backbone": "swin_tiny_patch4_window7", "size": 224, "batch": 2, "method": "supervised"},
+    {"backbone": "swin_micro_patch4_window7", "size": 96, "batch": 16, "precision": "bf16"},
+    {"backbone": "hvt_tiny_patch8", "size": 96, "batch": 24},
+    {"backbone": "resnet18", "size": 64, "batch": 32},
+    {"backbone": "resnet50", "size": 64, "batch": 24, "precision": "bf16", "method": "lejepa"},
+    {"backbone": "resnet10_c4", "size": 64, "batch": 32, "method": "pair"},
+    {"backbone": "resnet10_d4", "size": 64, "batch": 16, "precision": "bf16"},
+    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 48, "method": "masked"},
+    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 24, "method": "dinov2", "precision": "bf16"},
+    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 24, "method": "latent"},
+    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 64, "method": "position"},
+    {"backbone": "vit_tiny_patch8", "size": 32, "batch": 16, "axes": 3},
+    {"backbone": "vit_micro_patch8", "size": 64, "batch": 4, "axes": 3, "precision": "bf16"},
+    {"backbone": "vit_micro_patch8", "size": 64, "batch": 8, "axes": 3, "method": "masked"},
+    {"backbone": "vit_micro_patch8_window4", "size": 64, "batch": 4, "axes": 3},
+    {"backbone": "hvt_micro_patch8", "size": 64, "batch": 4, "axes": 3},
+    {"backbone": "hybrid_micro_patch8", "size": 48, "batch": 4, "axes": 3},
+    {"backbone": "resnet10_w16", "size": 48, "batch": 4, "axes": 3, "method": "supervised"},
+    {"backbone": "vit_micro_patch8", "size": 64, "batch": 8, "axes": 3, "set": {"model.slices": 4}},
+]
+LIMITS = {"operations": 0.02, "memory": 0.10, "time": 0.25}
 
 
-def build(setting):
+def prepared(setting: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """Sections as ``plan`` settles them, the workload, the device."""
     import torch
-    from saccade import config, runtime
-    from saccade.architectures import configured
-    from saccade.contracts import Record
-    from saccade.data.loader import ImageCache, with_statistics
+
+    from saccade import config, planning, runtime
     from saccade.recipes import sections_for
-    from saccade.train.resolve import resolve, resolve_length
-    from saccade.train.run import inherit, model_options
-    import os
-    if not os.environ.get("NOKEEP"):
-        runtime.keep_freed_memory()
+    from saccade.train.afford import workload
+    from saccade.train.run import network_settings
+
     torch.set_num_threads(1)
+    runtime.keep_freed_memory()
     device = torch.device("cpu")
-    batch, size, axes = setting["batch"], setting["size"], setting.get("axes", 2)
-    count, channels = 2 * batch, setting.get("channels", 3 if axes == 2 else 1)
-    px = setting.get("image_px", round(1.5 * size))
-    shape = (channels, *(px,) * axes)
-    flat = np.random.default_rng(0).integers(0, 256, count * int(np.prod(shape)), dtype=np.uint8)
-    cache = ImageCache(flat, np.array([shape] * count), np.arange(count) * int(np.prod(shape)),
-                       [Record(str(i), label=str(i % 2)) for i in range(count)], [str(i) for i in range(count)],
-                       np.array([shape[1:]] * count), [], 0.0, 255.0)
-    cache = with_statistics(cache).numbered(("0", "1"))
-    method = setting.get("method", "dino")
-    sections = sections_for(method, "microscopy")
-    pairs = {"model.backbone": setting["backbone"], "model.size_px": size, "train.batch": batch, "train.steps": 1000,
-             "train.precision": setting.get("precision", "fp32"), "data.cache_px": px} | setting.get("set", {})
-    sections = config.override(sections, pairs)
-    sections = inherit(sections, cache)
-    sections = resolve(sections, images=count, channels=channels, device=device)
-    sections = resolve_length(sections, count, ("0", "1"))
-    network = configured(setting["backbone"], channels=channels, size_px=size, options=model_options(sections["model"]), **({"axes": axes} if axes == 3 else {}))
-    return sections, cache, network, device
+    given = {"model.backbone": setting["backbone"], "model.size_px": setting["size"], "train.batch": setting["batch"]}
+    given |= {"train.precision": setting.get("precision", "fp32"), "train.device": "cpu"} | setting.get("set", {})
+    sections = config.override(sections_for(setting.get("method", "dino"), "microscopy"), given)
+    images, channels, item, sections = planning.looked_at(None, sections, device, setting.get("axes", 2))
+    sections = planning.settled(sections, images, channels, device)
+    return sections, workload(sections, network_settings(sections, channels), device, image_item=item), device
 
 
-def child(setting, mode):
+def predict(setting: dict[str, Any]) -> dict[str, Any]:
+    """What ``saccade plan`` says, and after it the operations of real steps by torch's counter."""
+    from saccade import planning
+    from saccade.pricing.run import price
+
+    sections, load, device = prepared(setting)
+    found = price(load)
+    bare = planning.bare_process(sections, load, device)
+    speed = planning.measured(load, sections, device)
+    said = {"flops": found.total_flops, "peak": bare + found.peak, "bare": bare, "seconds": speed.seconds}
+    return said | {"counted": count(sections, load, device)}
+
+
+def count(sections: Any, load: Any, device: Any) -> float:
+    """Of one step; the mean of ten where a method draws the number of patches."""
     import torch
-    sections, cache, network, device = build(setting)
-    from saccade.train.loop import Plan, learn
-    from saccade.train.optim import make_optimizer
-    from saccade.train.run import make_method
-    from saccade.data.loader import input_spec
-    spec = input_spec(cache, setting["size"], grey=False)
-    base = rss()
-    method = make_method(sections, cache.channels, device)
-    optimizer = make_optimizer(method, sections["optim"], device)
-    with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(Path(folder), sections["train"], sections["optim"], sections["views"], spec, device)
-        if mode == "flops":
-            from torch.utils.flop_counter import FlopCounterMode
-            aten = torch.ops.aten
-            def f(q, k, v, *a, out_shape=None, **kw):
-                b, h, n, d = q
-                return 4 * b * h * n * k[2] * d
-            def g(gr, q, k, v, *a, out_shape=None, **kw):
-                b, h, n, d = q
-                return 10 * b * h * n * k[2] * d
-            own = {aten._scaled_dot_product_flash_attention_for_cpu: f, aten._scaled_dot_product_flash_attention_for_cpu_backward: g}
-            with FlopCounterMode(display=False, custom_mapping=own) as counter:
-                learn(plan, method, optimizer, cache, 0)
-            print(json.dumps({"flops": counter.get_total_flops()}))
-            return
-        if mode == "live":
-            from torch.profiler import profile, ProfilerActivity
-            learn(plan, method, optimizer, cache, 0)
-            static = sum(p.numel() * 4 for p in method.parameters()) + 8 * sum(p.numel() for _, p in method.trainable())
-            grads = sum(p.numel() * 4 for _, p in method.trainable())
-            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-                learn(plan, method, optimizer, cache, 1)
-            live = peak = 0
-            for e in sorted((e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-                live += e.nbytes()
-                peak = max(peak, live)
-            print(json.dumps({"live": peak + grads + static, "static": static}))
-            return
-        seconds = []
-        for step in range(setting.get("steps", 4)):
-            began = time.perf_counter()
-            learn(plan, method, optimizer, cache, step)
-            seconds.append(time.perf_counter() - began)
-        print(json.dumps({"base": base, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "seconds": seconds}))
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from saccade import planning
+
+    def forward(q: Any, k: Any, v: Any, *others: Any, out_shape: Any = None, **named: Any) -> int:
+        return 4 * q[0] * q[1] * q[2] * k[2] * q[3]
+
+    def backward(grad: Any, q: Any, k: Any, v: Any, *others: Any, out_shape: Any = None, **named: Any) -> int:
+        return 10 * q[0] * q[1] * q[2] * k[2] * q[3]  # scores once more, and four gradients, as for a GPU
+
+    aten = torch.ops.aten  # torch's own table lacks the CPU's fused attention
+    own = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    steps = 10 if load.method in ("latent", "dinov2") else 1
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        planning.time_steps(sections, load, device, rounds=steps - 1)
+    return counter.get_total_flops() / steps
 
 
-def rss():
-    for line in open("/proc/self/status"):
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
+def train(setting: dict[str, Any]) -> dict[str, Any]:
+    from saccade import planning
+
+    sections, load, device = prepared(setting)
+    seconds = planning.time_steps(sections, load, device, rounds=3)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak": peak * (1 if sys.platform == "darwin" else 1024), "seconds": seconds}
 
 
-def run(setting, mode):
-    done = subprocess.run([sys.executable, __file__, "--child", json.dumps(setting), mode], capture_output=True, text=True)
+WORK = {"predict": predict, "train": train}
+
+
+def in_process(what: str, setting: dict[str, Any]) -> dict[str, Any]:
+    words = [sys.executable, __file__, "--child", what, json.dumps(setting)]
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        return {"error": done.stderr[-600:]}
-    return json.loads(done.stdout.splitlines()[-1])
+        sys.exit(f"{setting}\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def named(setting: dict[str, Any]) -> str:
+    more = [f"{key.split('.')[1]}={value}" for key, value in setting.get("set", {}).items()]
+    axes = setting.get("axes", 2)
+    words = [setting["backbone"], setting.get("method", "dino"), " x ".join([str(setting["size"])] * axes)]
+    return ", ".join([*words, f"batch {setting['batch']}", setting.get("precision", "fp32"), *more])
+
+
+def compare(setting: dict[str, Any]) -> dict[str, Any]:
+    """One row; errors are predicted / measured - 1."""
+    said, done = in_process("predict", setting), in_process("train", setting)
+    return {
+        "setting": named(setting),
+        "flops": [said["flops"], said["counted"]],
+        "peak": [said["peak"], done["peak"]],
+        "bare": said["bare"],
+        "seconds": [said["seconds"], done["seconds"]],
+        "errors": {
+            "operations": said["flops"] / said["counted"] - 1,
+            "memory": said["peak"] / done["peak"] - 1,
+            "time": said["seconds"] / done["seconds"] - 1,
+        },
+        "step_error": (said["peak"] - said["bare"]) / (done["peak"] - said["bare"]) - 1,
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    (f1, f2), (m1, m2), (s1, s2), e = row["flops"], row["peak"], row["seconds"], row["errors"]
+    return (
+        f"| {row['setting']} | {f1 / 1e9:,.1f} | {f2 / 1e9:,.1f} | {100 * e['operations']:+.2f} | {m1 / 2**20:,.0f} | "
+        f"{m2 / 2**20:,.0f} | {100 * e['memory']:+.1f} | {100 * row['step_error']:+.0f} | {s1:.2f} | {s2:.2f} | "
+        f"{100 * e['time']:+.0f} |"
+    )
+
+
+HEAD = (
+    "| setting | GFLOP, predicted | measured | % | MiB, predicted | measured | % | % without the bare process | s, "
+    "predicted | measured | % |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="settings whose name has this in it")
+    parser.add_argument("--out", type=Path, help="rows are written here as they come; those that are there are kept")
+    parser.add_argument("--json", action="store_true", help="print only the JSON line")
+    given = parser.parse_args()
+    kept = given.out.with_suffix(".jsonl") if given.out else Path(tempfile.mkdtemp()) / "rows.jsonl"
+    rows = [json.loads(text) for text in kept.read_text().splitlines()] if kept.exists() else []
+    known = {row["setting"] for row in rows}
+    began = time.time()
+    for setting in SETTINGS:
+        if given.only not in named(setting) or named(setting) in known:
+            continue
+        rows.append(compare(setting))
+        with kept.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        if not given.json:
+            print(line(rows[-1]), f"{time.time() - began:.0f} s", flush=True)
+    within = {n: sum(abs(row["errors"][n]) <= limit for row in rows) for n, limit in LIMITS.items()}
+    worst = {n: max((abs(row["errors"][n]) for row in rows), default=0.0) for n in LIMITS}
+    if given.out:
+        given.out.write_text("\n".join([HEAD, *map(line, rows)]) + "\n")
+    print(json.dumps({"settings": len(rows), "within": within, "worst": worst, "rows": rows}))
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--child":
-        child(json.loads(sys.argv[2]), sys.argv[3])
-        sys.exit()
-    from saccade.pricing.run import price
-    from saccade.train.afford import workload
-    modes = sys.argv[2].split(",")
-    for setting in json.loads(sys.argv[1]):
-        sections, cache, network, device = build(setting)
-        p = price(workload(sections, network, device))
-        text = f"{setting['backbone']:32s} {setting.get('method','dino'):10s} {setting['size']:4d} x{setting['batch']:3d} {setting.get('precision','fp32')} "
-        for mode in modes:
-            r = run(setting, mode)
-            if "error" in r:
-                text += r["error"]
-            elif mode == "flops":
-                text += f" flops {r['flops']/1e9:9.2f} G {p.total_flops/r['flops']-1:+.4f}"
-            elif mode == "live":
-                text += f" live {r['live']/2**20:8.1f} {p.peak/2**20:8.1f} {p.peak/r['live']-1:+.3f}"
-            else:
-                text += f" rss {r['peak']/2**20:7.0f} base {r['base']/2**20:5.0f} own {(r['peak']-r['base'])/2**20:7.0f} {p.peak/2**20:7.0f} {p.peak/(r['peak']-r['base'])-1:+.3f} all {(p.peak+r['base'])/r['peak']-1:+.3f} s {r['seconds']}"
-        print(text, flush=True)
-        if "-v" in sys.argv:
-            print({k: round(v/2**20, 1) for k, v in p.memory.items()}, {k: round(v/1e9, 2) for k, v in p.flops.items()})
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(WORK[sys.argv[2]](json.loads(sys.argv[3]))))
+    else:
+        main()

@@ -25,6 +25,7 @@ from saccade import (
     sentences,
     tables,
 )
+from saccade import config, embedding, finetuning, interactive, panels, planning, runs, runtime, searching, sentences, tables
 from saccade.asking import AttendOptions
 from saccade.backbones.weights import fingerprint
 from saccade.data.audit import Audit, audit
@@ -40,6 +41,7 @@ from saccade.hierarchy import levels, slides
 from saccade.hierarchy import settings as layout
 from saccade.hierarchy.slides import HeadOptions
 from saccade.measuring import evaluate, fitted_model
+from saccade.planning import Planned, PlanOptions
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
 from saccade.searching import SearchOptions
@@ -71,6 +73,7 @@ __all__ = [
     "finetune",
     "finetune_slides",
     "open_source",
+    "plan",
     "pretrain",
     "replay",
     "report",
@@ -155,6 +158,23 @@ def finetune_slides(
     """
     chosen = options or HeadOptions()
     return slides.finetune(Path(hierarchy), str(_absolute(data)), Path(out), chosen, settings or {}, console or Quiet())
+def plan(
+    data: str | Path | None = None,
+    *,
+    method: str = "dino",
+    backbone: str | None = None,
+    recipe: str = "microscopy",
+    settings: Mapping[str, Any] | None = None,
+    options: PlanOptions | None = None,
+) -> Planned:
+    """What the run that ``pretrain`` would start costs: operations, memory, time, disk, and what would be cheaper.
+
+    data   None: 1,000 images are assumed, and ``model.size_px`` must be among the settings
+    ``.text()`` is for people, ``.to_dict()`` for programs. Raises UsageError, ModelError, DataError.
+    """
+    runtime.keep_freed_memory()
+    given = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
+    return planning.plan(None if data is None else _absolute(data), method, recipe, given, options)
 
 
 def finetune(

@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import typer
 
-from saccade.commands import learn, look, measure
+from saccade.commands import learn, look, measure, price
 from saccade.errors import SaccadeError
 from saccade.methods.names import METHODS
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     learn.quickstart,
     look.show,
+    price.plan,
     learn.pretrain,
     learn.finetune,
     learn.compare,

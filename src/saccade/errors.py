@@ -11,6 +11,7 @@ The tree::
       TrainingError             a run that had to stop; the message names the last good checkpoint
         NonFiniteLoss
         StorageError            a full disk or an unwritable folder
+        MemoryShort             a run that cannot fit into memory; the message says what would
       EvaluationError           a table that could not be trusted
         ContaminationError      test images or groups were seen in pretraining
       MissingDependency         an optional package; the message is the command that installs it
@@ -70,6 +71,10 @@ class NonFiniteLoss(TrainingError):
 
 
 class StorageError(TrainingError):
+    pass
+
+
+class MemoryShort(TrainingError):
     pass
 
 

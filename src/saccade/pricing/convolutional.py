@@ -77,7 +77,11 @@ def _group_conv(
     inner = kernel**2 if lifts else order * kernel**2
     with tape.products_in(tape.bf16):
         made = layers.linear(
-            tape, _as_rows(tape, own, inner), Parameter(inner * copies * inner // own.size, None), copies * inner // own.size, MAPS
+            tape,
+            _as_rows(tape, own, inner),
+            Parameter(inner * copies * inner // own.size, None),
+            copies * inner // own.size,
+            MAPS,
         )
     kernels = layers.copied(tape, made, (copies,), MAPS)
     outputs, taps = fields * order, x.shape[1] * kernel**2
@@ -128,7 +132,13 @@ def equivariant(
                 x = tape.apply(MAPS, [x], shape, x.item, gives=[x.bytes], saves=[x.storage])
             x = _group_block(tape, w, f"{stage}.{index}", x, own, order, size)
     found = tape.apply(
-        MAPS, [x], (x.shape[0], x.shape[1] // order, *size), x.item, gives=[x.bytes], saves=[x.storage], keeps_result=True
+        MAPS,
+        [x],
+        (x.shape[0], x.shape[1] // order, *size),
+        x.item,
+        gives=[x.bytes],
+        saves=[x.storage],
+        keeps_result=True,
     )
     return _tokens(tape, found)
 

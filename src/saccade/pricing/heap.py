@@ -1,7 +1,11 @@
 """How glibc's heap grows: best fit among the gaps, neighbours joined when they are given back. No torch here.
 
 On the CPU saccade keeps freed memory (``runtime.keep_freed_memory``), so a process never shrinks, and what counts is
-how far its heap has grown. Tensors of many sizes come and go; gaps that nothing fits into stay.
+how far its heap has grown. Tensors of many sizes come and go, and gaps that nothing fits into stay. ``posix_memalign``
+adds to that. To align a tensor it cuts a piece off in front of it; small objects (nodes of the graph, Python's own)
+move into the piece, and until they are gone at the end of the step the gap is a little too small for a tensor of the
+same size. With tensors alone the gaps come out as with glibc itself (516 MiB against 515, for the tensors of a real
+step); whole processes grow as if nine pieces of ten were taken or all. Here all of them are.
 """
 
 from __future__ import annotations
@@ -9,7 +13,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 
 ALIGNED, HEADER = 64, 16
-LOOKS_FOR = ALIGNED + 32 + HEADER  # what posix_memalign asks for besides, and gives back after
+PIECE = 64
+LOOKS_FOR = 64  # a gap has to be larger than the tensor by this, so that an aligned place is in it
 
 
 class Heap:
@@ -20,23 +25,25 @@ class Heap:
         self.gaps: list[tuple[int, int]] = []  # (size, start), the smallest first
         self.starts: dict[int, int] = {}  # of gaps: size
         self.ends: dict[int, int] = {}  # of gaps: start
+        self.pieces: list[int] = []
 
-    def take(self, count: int, looks_for: int = LOOKS_FOR) -> tuple[int, int]:
+    def take(self, count: int) -> tuple[int, int]:
         """(start, end) of a chunk for so many bytes."""
-        size = -(-(count + HEADER) // ALIGNED) * ALIGNED
-        at = bisect_left(self.gaps, (size + looks_for, 0))
+        size = -(-(count + HEADER) // ALIGNED) * ALIGNED + PIECE
+        at = bisect_left(self.gaps, (size + LOOKS_FOR, 0))
         if at == len(self.gaps):
             # The last gap grows, where it reaches the top.
             start = self.ends.get(self.top, self.top)
             if start != self.top:
                 self._drop(start)
             self.top = max(self.top, start + size)
-            return start, start + size
-        gap, start = self.gaps[at]
-        self._drop(start)
-        if gap > size:
-            self._add(start + size, gap - size)
-        return start, start + size
+        else:
+            gap, start = self.gaps[at]
+            self._drop(start)
+            if gap > size:
+                self._add(start + size, gap - size)
+        self.pieces.append(start)
+        return start + PIECE, start + size
 
     def give_back(self, start: int, end: int) -> None:
         before = self.ends.get(start)
@@ -48,6 +55,12 @@ class Heap:
             self._drop(end)
             end = after
         self._add(start, end - start)
+
+    def end_step(self) -> None:
+        """Small objects are gone, and the pieces they lay in."""
+        for start in self.pieces:
+            self.give_back(start, start + PIECE)
+        self.pieces.clear()
 
     def _add(self, start: int, size: int) -> None:
         insort(self.gaps, (size, start))

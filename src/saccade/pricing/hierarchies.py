@@ -21,7 +21,6 @@ from saccade.pricing.transformers import (
     mlp,
     patch_projection,
     positions,
-    written_out,
 )
 
 
@@ -40,9 +39,9 @@ def swin(tape: Tape, w: Weights, s: SwinSettings, pixels: Tensor, call: Call = A
             number += 1
 
             def run(
-                y: Tensor, name: str = name, rate: float = rate, odd: bool = index % 2 == 1, heads: int = heads
+                y: Tensor, name: str = name, rate: float = rate, odd: bool = index % 2 == 1, at: Shape = (heads, *grid)
             ) -> Tensor:
-                return _swin_block(tape, w, name, y, grid, heads, s.window, odd, rate)
+                return _swin_block(tape, w, name, y, at[1:], at[0], s.window, odd, rate)
 
             x = tape.once_more(run, x) if call.recompute else run(x)
     x = layers.layer_norm(tape, x, w("norm", 2 * x.shape[-1]), PATH)
@@ -85,9 +84,7 @@ def _window_attention(
     alike = padded == count and not any(shifted)
     lead = (batch * windows, heads) if alike else (batch, windows * heads)
     table = w(f"{name}.bias", (2 * window - 1) ** 2 * heads)
-    bias = tape.apply(
-        MATRICES, [table], (heads, inside, inside), FP32, gives=[FP32 * table.size], extra=0
-    )
+    bias = tape.apply(MATRICES, [table], (heads, inside, inside), FP32, gives=[FP32 * table.size], extra=0)
     if not alike:
         bias = tape.apply(MATRICES, [bias], (windows * heads, inside, inside), FP32, gives=[bias.bytes])
     bias = layers.cast(tape, bias, qkv.item, MATRICES)
@@ -106,7 +103,7 @@ def _window_attention(
 def hvt(tape: Tape, w: Weights, s: HVTSettings, pixels: Tensor, call: Call = ALL) -> tuple[Tensor, Tensor]:
     """The image's vector [B D] and its last tokens [B M D]."""
     grid = tuple(n // s.patch for n in pixels.shape[2:])
-    made_for = (s.size_px // s.patch,) * getattr(s, "axes", 2)
+    made_for = (s.size_px // s.patch,) * s.axes
     x = patch_projection(tape, w, pixels, s.dim, s.patch)
     x = positions(tape, w, "positions0", s, x, grid, made_for)
     for index in range(s.depth):
@@ -114,9 +111,7 @@ def hvt(tape: Tape, w: Weights, s: HVTSettings, pixels: Tensor, call: Call = ALL
             grid, made_for = (tuple((n + 1) // 2 for n in g) for g in (grid, made_for))
             shape = (x.shape[0], math.prod(grid), s.dim)
             # Maximum pooling keeps its input and where each maximum lay.
-            x = tape.apply(
-                PATH, [x], shape, x.item, gives=[x.bytes], saves=[x.storage], extra=8 * math.prod(shape)
-            )
+            x = tape.apply(PATH, [x], shape, x.item, gives=[x.bytes], saves=[x.storage], extra=8 * math.prod(shape))
             x = positions(tape, w, f"positions{len(grid)}.{index}", s, x, grid, made_for)
         plan = BlockPlan(s.heads, drop_path=s.drop_path * index / max(1, s.depth - 1))
 

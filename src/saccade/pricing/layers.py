@@ -179,9 +179,7 @@ def linear(tape: Tape, x: Tensor, p: Parameter, outputs: int, name: str, *, bias
         saves.append(matrix.storage)
     flops = 2 * rows * inputs * outputs
     back = flops * ((x.node is not None) + (p.node is not None))
-    return tape.apply(
-        name, both, (*x.shape[:-1], outputs), item, gives=gives, saves=saves, flops=flops, back=back
-    )
+    return tape.apply(name, both, (*x.shape[:-1], outputs), item, gives=gives, saves=saves, flops=flops, back=back)
 
 
 def product(tape: Tape, x: Tensor, y: Tensor, shape: Shape, inner: int, name: str) -> Tensor:

@@ -231,7 +231,7 @@ def position(s: Stage) -> Tensor:
 
 
 def supervised(s: Stage) -> Tensor:
-    tape, frozen = s.tape, s.config["frozen"]
+    tape = s.tape
     pixels = stacked(tape, s.views)
     vectors = s.student(pixels, ALL)[0]
     vectors = layers.cast(tape, vectors, FP32, HEADS)
@@ -361,4 +361,3 @@ STEPS: dict[str, Callable[[Stage], Tensor]] = {
 }
 TAUGHT = ("dino", "dinov2", "contrast", "latent")
 """Methods with a teacher: a second network of the same shape."""
-

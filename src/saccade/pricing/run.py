@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from saccade.architectures import EquivariantSettings, HVTSettings, ResNetSettings, Settings, SwinSettings, ViTSettings
 from saccade.cost import FAMILIES
+from saccade.pricing import layers
 from saccade.pricing.convolutional import equivariant, resnet
 from saccade.pricing.hierarchies import hvt, swin
 from saccade.pricing.methods import STEPS, TAUGHT, VIEWS, Stage
 from saccade.pricing.tape import FP32, Shape, Tape, Tensor
-from saccade.pricing.transformers import Call, Weights, vit
+from saccade.pricing.transformers import PATH, Call, Weights, vit
 
 NETWORKS: dict[type, Callable[..., tuple[Tensor, Tensor]]] = {
     ViTSettings: vit,
@@ -107,7 +108,9 @@ def price(load: Workload) -> Price:
     """
     counted = FAMILIES[type(load.network)](load.network)
     tape = Tape(bf16=load.bf16, device=load.device, explicit=load.explicit)
-    parts = {name: Weights(tape, trains=name in ("network", "heads")) for name in ("network", "heads", "still", "taught")}
+    parts = {
+        name: Weights(tape, trains=name in ("network", "heads")) for name in ("network", "heads", "still", "taught")
+    }
     moments: list[Tensor] = []
     flops: dict[str, int] = {}
     for step in range(STEPS_PLAYED):
@@ -116,6 +119,7 @@ def price(load: Workload) -> Price:
             assert p.node is not None
             p.node.grad = None
         _step(load, tape, parts)
+        tape.heap.end_step()
         if step == 0:
             flops = dict(tape.flops.most_common())
             learned = [p for name in ("network", "heads") for p in parts[name].found.values()]
@@ -150,7 +154,16 @@ def _step(load: Workload, tape: Tape, parts: Mapping[str, Weights]) -> None:
         batch = tape.tensor((load.batch, load.network.channels, *_image_size(load)), IMAGES, load.image_item)
         views = _views(load, tape)
         stage = Stage(
-            tape, student, teacher, parts["heads"], parts["taught"], views, load.global_views[0], grid, patch, load.config
+            tape,
+            student,
+            teacher,
+            parts["heads"],
+            parts["taught"],
+            views,
+            load.global_views[0],
+            grid,
+            patch,
+            load.config,
         )
         loss = STEPS[load.method](stage)
         tape.forget_copies()
@@ -162,7 +175,16 @@ def _network(load: Workload, tape: Tape, weights: Weights) -> Callable[[Tensor, 
     play, frozen = NETWORKS[type(load.network)], not weights.trains
 
     def call(pixels: Tensor, how: Call) -> tuple[Tensor, Tensor]:
-        return play(tape, weights, load.network, pixels, dataclasses.replace(how, recompute=load.recompute))
+        how = dataclasses.replace(how, recompute=load.recompute and not frozen)
+        if not load.slices:
+            return play(tape, weights, load.network, pixels, how)
+        count, channels, _, *plane = pixels.shape
+        rows = load.slices * count
+        planes = tape.tensor((rows, channels, *plane), VIEWS)
+        tape.brief(planes.bytes)  # the slices in their old order
+        vectors, tokens = play(tape, weights, load.network, planes, how)
+        vectors = layers.mean(tape, vectors, (count, vectors.shape[1]), PATH)
+        return vectors, layers.view(tape, tokens, (count, load.slices * tokens.shape[1], tokens.shape[2]))
 
     def still(pixels: Tensor, how: Call) -> tuple[Tensor, Tensor]:
         with tape.still():
@@ -181,8 +203,9 @@ def _views(load: Workload, tape: Tape) -> list[Tensor]:
     channels = load.network.channels
     for count, side in (load.global_views, load.local_views):
         made += [tape.tensor((load.batch, channels, *(side,) * load.axes), VIEWS) for _ in range(count)]
-    largest = max(load.global_views[0] * load.global_views[1] ** load.axes,
-                  load.local_views[0] * load.local_views[1] ** load.axes)
+    largest = max(
+        load.global_views[0] * load.global_views[1] ** load.axes, load.local_views[0] * load.local_views[1] ** load.axes
+    )
     once = load.batch if load.device == "cuda" else min(load.batch, max(1, CACHE_ELEMENTS // (largest * channels)))
     image = channels * math.prod(_image_size(load))
     # One picture with smaller copies below, the places of pixels, and crops before and after a change.
@@ -195,7 +218,10 @@ def _tokens(load: Workload, views: tuple[int, int]) -> int:
         return 0
     network = load.network
     if not isinstance(network, ResNetSettings | EquivariantSettings):
-        return (views[1] // network.patch) ** load.axes * max(1, load.slices)
+        last = views[1] // network.patch
+        if isinstance(network, HVTSettings | SwinSettings):
+            return FAMILIES[type(network)](dataclasses.replace(network, size_px=views[1])).tokens * max(1, load.slices)
+        return last**network.axes * max(1, load.slices)
     return FAMILIES[type(network)](dataclasses.replace(network, size_px=views[1])).tokens * max(1, load.slices)
 
 
@@ -204,5 +230,5 @@ def _matrices(load: Workload) -> int:
     s = load.network
     if not isinstance(s, ViTSettings):
         return 0
-    tokens = 1 + s.registers + _tokens(load, (1, load.global_views[1])) // max(1, load.slices)
-    return load.batch * s.heads * tokens**2 * (2 if load.bf16 else 4)
+    tokens = 1 + s.registers + (load.global_views[1] // s.patch) ** s.axes
+    return load.batch * max(1, load.slices) * s.heads * tokens**2 * (2 if load.bf16 else 4)

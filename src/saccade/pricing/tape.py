@@ -19,8 +19,6 @@ from typing import Literal
 from saccade.pricing.heap import Heap
 
 FP32, BF16 = 4, 2
-import os
-SMALL=int(os.environ.get("SMALL","400"))
 GRADIENTS, IN_FLIGHT, SCRATCH = "gradients of the weights", "gradients in flight", "working space"
 
 Shape = tuple[int, ...]
@@ -29,19 +27,17 @@ Shape = tuple[int, ...]
 class Storage:
     """Some memory under a name, on the books of its tape as long as anything refers to it."""
 
-    __slots__ = ("bytes", "chunk", "name", "small", "tape")
+    __slots__ = ("bytes", "chunk", "name", "tape")
 
     def __init__(self, tape: Tape, count: int, name: str):
         self.tape, self.bytes, self.name = tape, count, name
         self.chunk = tape.heap.take(count) if count else None
-        self.small = tape.heap.take(SMALL, 0)
         tape.take(name, count)
 
     def __del__(self) -> None:
         self.tape.give_back(self.name, self.bytes)
         if self.chunk is not None:
             self.tape.heap.give_back(*self.chunk)
-        self.tape.heap.give_back(*self.small)
 
     def rename(self, name: str) -> None:
         self.tape.held[self.name] -= self.bytes
@@ -120,6 +116,7 @@ class Tape:
         self.total = self.peak = 0
         self.at_peak: dict[str, int] = {}
         self.flops: Counter[str] = Counter()
+        self.until_saved: Counter[str] = Counter()
         self.recording = True
         self.numbers = 0
         self.copies: dict[int, Tensor] = {}
@@ -149,7 +146,7 @@ class Tape:
         self.recording = before
 
     def once_more(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Activation checkpointing (Chen et al. 2016): only ``x`` is kept of ``run(x)``, which is run again for the gradients."""
+        """Activation checkpointing (Chen et al. 2016): of ``run(x)`` only ``x`` is kept, and it is run again later."""
         if not self.recording or x.node is None:
             return run(x)
         with self.still():
@@ -158,7 +155,10 @@ class Tape:
         def again(grad: Storage) -> Storage:
             self.copies.clear()
             leaf = self._node("leaf")
-            self.backward(run(Tensor(x.shape, x.item, x.storage, leaf)), grad)
+            out = run(Tensor(x.shape, x.item, x.storage, leaf))
+            self.flops = self.until_saved  # torch stops where the last tensor that was wanted is there again
+            self.backward(out, grad)
+            del out
             self.copies.clear()
             assert leaf.grad is not None
             leaf.grad.rename(IN_FLIGHT)
@@ -218,10 +218,15 @@ class Tape:
         if scratch[0]:
             self.brief(scratch[0])
         out = storage or Storage(self, math.prod(shape) * item, name)
-        self.flops[name] += flops
         wanted = any(x.node is not None for x in inputs)
         if not (self.recording and wanted):
+            self.flops[name] += flops
             return Tensor(shape, item, out)
+        if saves or keeps_result or extra:
+            self.until_saved = Counter(self.flops)
+            if keeps_result:
+                self.until_saved[name] += flops
+        self.flops[name] += flops
         kept = [*saves, *([out] if keeps_result else []), *([Storage(self, extra, name)] if extra else [])]
         nodes = tuple(x.node for x in inputs)
         node = self._node(name, nodes, tuple(Gives(g) for g in gives), tuple(kept), back, scratch[1])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from saccade.architectures import HVTSettings, SwinSettings, ViTSettings
+from saccade.architectures import HVTSettings, ViTSettings
 from saccade.pricing import layers
 from saccade.pricing.tape import BF16, FP32, Parameter, Shape, Tape, Tensor
-from saccade.sparsity import Pattern, parse_pattern, parts
+from saccade.sparsity import FULL, Pattern, parse_pattern, parts
 
 # nn/attention: up to so many keys the attention is written out on the CPU.
 EXPLICIT_TOKENS_BF16 = 512
@@ -70,7 +69,7 @@ def attend(tape: Tape, q: Tensor, k: Tensor, v: Tensor, *, mask: int = 0, bias: 
 
 
 def _explicit(tape: Tape, q: Tensor, k: Tensor, v: Tensor, mask: int, bias: Tensor | None) -> Tensor:
-    lead, heads, rows, width = q.shape
+    lead, heads, rows, _ = q.shape
     weights = layers.softmax(tape, _scores(tape, q, k, mask, bias), MATRICES)
     if tape.device == "cuda" and tape.bf16:
         weights = layers.cast(tape, weights, BF16, MATRICES)
@@ -228,7 +227,7 @@ class BlockPlan:
     norm: str = "pre"
     layer_scale: bool = False
     drop_path: float = 0.0
-    pattern: Pattern = Pattern("full")
+    pattern: Pattern = FULL
     layer: int = 0
     prefix: int = 0
     grid: Shape = ()
@@ -265,9 +264,7 @@ def attention(tape: Tape, w: Weights, name: str, tokens: Tensor, p: BlockPlan) -
     if p.pattern.kind == "full":
         mixed = attend(tape, query, key, value, mask=batch * count if p.masked else 0)
     else:
-        mixed = attend_local(
-            tape, query, key, value, pattern=p.pattern, grid=p.grid, prefix=p.prefix, layer=p.layer
-        )
+        mixed = attend_local(tape, query, key, value, pattern=p.pattern, grid=p.grid, prefix=p.prefix, layer=p.layer)
     if written_out(tape, query, count) or p.pattern.kind != "full":
         flat = layers.copied(tape, mixed, (batch, count, dim), QKV)
     else:
@@ -401,14 +398,19 @@ def positions(
     """Tokens that know where they are."""
     kind = getattr(s, "positions", "learned")
     table = math.prod(grid) * s.dim
-    own = made_for or (s.size_px // s.patch,) * getattr(s, "axes", 2)
+    own = made_for or (s.size_px // s.patch,) * s.axes
     if kind in ("learned", "factorised"):
         size = (math.prod(own) if kind == "learned" else sum(own)) * s.dim
         p = w(name, size)
         if own != grid or kind == "factorised":
             held = FP32 * (table + size)
             return tape.apply(
-                PATH, [x, p], x.shape, FP32, gives=[x.bytes if x.item == BF16 else None, FP32 * size], scratch=(held, held)
+                PATH,
+                [x, p],
+                x.shape,
+                FP32,
+                gives=[x.bytes if x.item == BF16 else None, FP32 * size],
+                scratch=(held, held),
             )
         return layers.add_weights(tape, x, p, PATH)
     if kind == "sincos":

@@ -10,8 +10,14 @@ import torch
 from saccade import runtime
 from saccade.architectures import Settings
 from saccade.config import Sections
-from saccade.pricing.run import Workload
-from saccade.train.settings import DataConfig, ModelConfig, TrainConfig
+from saccade.errors import MemoryShort
+from saccade.pricing import machine
+from saccade.pricing.alternatives import accumulated, alternatives, largest_batch
+from saccade.pricing.run import Price, Workload, price
+from saccade.pricing.words import sentence
+from saccade.train.settings import DataConfig, TrainConfig
+
+OFFERED = 4
 
 
 def workload(sections: Sections, network: Settings, device: torch.device, *, image_item: int = 1) -> Workload:
@@ -19,7 +25,7 @@ def workload(sections: Sections, network: Settings, device: torch.device, *, ima
     train: TrainConfig = sections["train"]
     data: DataConfig = sections["data"]
     views = sections["views"]
-    assert train.batch is not None
+    assert train.batch is not None and data.axes is not None
     kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
     return Workload(
         network,
@@ -31,12 +37,52 @@ def workload(sections: Sections, network: Settings, device: torch.device, *, ima
         train.accumulate,
         bf16=train.precision == "bf16",
         device=kind,
-        recompute=bool(getattr(train, "checkpointing", False)),
-        slices=int(getattr(sections["model"], "slices", 0) or 0),
+        recompute=train.checkpointing,
+        slices=sections["model"].slices,
         image_px=data.cache_px or 0,
         image_item=image_item,
-        axes=getattr(network, "axes", 2),
+        axes=data.axes,
     )
 
 
-__all__ = ["ModelConfig", "workload"]
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a run can still take: of the card, or of the machine and its control group; None: nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return machine.available() if device.type == "cpu" else None
+
+
+def check(load: Workload, device: torch.device, free: int | None = None) -> None:
+    """Raise MemoryShort, with what could be done instead, where a step cannot fit. ``free``: None asks the machine.
+
+    Several processes on one machine share its memory; each asks for its own part.
+    """
+    free = free_memory(device) if free is None else free
+    if free is None:
+        return
+    found = price(load)
+    together = 1 if device.type == "cuda" else runtime.world_size()
+    if found.peak * together > free:
+        raise refusal(load, found, free // together, "free on the card" if device.type == "cuda" else "available")
+
+
+def refusal(load: Workload, found: Price, free: int, where: str) -> MemoryShort:
+    """What is wanted, what is there, what dominates, and what would fit, the cheapest first."""
+    lines: list[str] = []
+    for one in alternatives(load):
+        if one.price.peak <= free and len(lines) < OFFERED:
+            ratio = one.price.total_flops / max(1, found.total_flops)
+            lines.append(f"{one.how}  ({machine.said(one.price.peak)}, {ratio:.2g} times the operations)")
+    batch = largest_batch(load, free)
+    if batch:
+        lines.append(f"--batch {batch}  (the largest that fits)")
+    smaller = accumulated(load, free)
+    if smaller is not None:
+        lines.append(f"--batch {smaller.batch} --set train.accumulate={smaller.accumulate}  (the same step in parts)")
+    hint = "what fits instead:\n        " + "\n        ".join(lines) if lines else "a smaller network or --size"
+    return MemoryShort(
+        "this run does not fit into memory",
+        got=f"{machine.said(found.peak)} for one step; most of it: {sentence(found, load)}",
+        expected=f"at most {machine.said(free)}, which is {where}",
+        hint=f"{hint}\n        saccade plan shows the price of every setting",
+    )

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from saccade import config, runs, runtime
-from saccade.architectures import ARCHITECTURES, is_grid, parse
+from saccade.architectures import ARCHITECTURES, Settings, configured, is_grid, parse
 from saccade.augment.views import ViewsConfig
 from saccade.backbones.build import Network, build, use_checkpointing
 from saccade.backbones.weights import load_model, load_timm_state, save_model, weights_hash
@@ -36,7 +36,7 @@ from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
 from saccade.methods.build import build_method, config_type
 from saccade.methods.supervised import Supervised
-from saccade.train import checkpoint
+from saccade.train import afford, checkpoint
 from saccade.train.choose import Chooser
 from saccade.train.doctor import Doctor, settings_of
 from saccade.train.illnesses import Diagnosis, shown
@@ -231,6 +231,7 @@ def start(sections: Sections, out: Path, console: Console, opened: Opened | None
         images, channels = len(shares.train), shares.train.channels
         sections = inherit(sections, shares.train)
         sections = resolve(sections, images=images, channels=channels, device=device, axes=shares.train.axes)
+        afford_run(sections, shares, device)
         if sections["train"].minutes and sections["train"].steps is None:
             plan = make_plan(out, sections, shares.train, device)
             steps = steps_in(sections["train"].minutes, sections, plan, shares)
@@ -245,6 +246,23 @@ def start(sections: Sections, out: Path, console: Console, opened: Opened | None
         console.say(settings_table(sections, images))
         console.say(start_text)
         return _train(out, sections, shares, device, console, begin=0)
+
+
+def afford_run(sections: Sections, shares: Shares, device: torch.device) -> None:
+    """Raise MemoryShort where one step cannot fit into memory. The length of a run changes nothing about that."""
+    trial = sections | {"train": dataclasses.replace(sections["train"], steps=sections["train"].steps or 1000)}
+    settled = resolve_length(trial, len(shares.train), shares.classes)
+    network = network_settings(settled, shares.train.channels)
+    afford.check(afford.workload(settled, network, device, image_item=shares.train.flat.itemsize), device)
+
+
+def network_settings(sections: Sections, channels: int) -> Settings:
+    """What the network of resolved sections is, without building it."""
+    model: ModelConfig = sections["model"]
+    axes = 2 if model.slices else sections["data"].axes
+    return configured(
+        model.backbone, channels=channels, size_px=int(model.size_px or 0), axes=axes, options=model_options(model)
+    )
 
 
 def _open(sections: Sections, device: torch.device, console: Console) -> tuple[Sections, Opened]:

@@ -1,0 +1,46 @@
+"""The command that says what a run costs: plan. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from saccade.terminal import Json, Set, print_json
+
+
+def plan(
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="Images or volumes; none: 1,000 are assumed.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option("--backbone", help="As in pretrain.")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Side of the network's input in pixels.")] = None,
+    method: Annotated[str, typer.Option("--method", help="As in pretrain.")] = "dino",
+    batch: Annotated[int | None, typer.Option("--batch", help="Images a micro-batch.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="As in pretrain.")] = "microscopy",
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="What may be used, e.g. 12GB; else what is free here.")
+    ] = None,
+    attention: Annotated[
+        str,
+        typer.Option("--attention", help="A pattern (window:7, axial, ...), or explicit (written out), or fused."),
+    ] = "",
+    precision: Annotated[str | None, typer.Option("--precision", help="bf16 or fp32.")] = None,
+    axes: Annotated[int, typer.Option("--axes", help="2 or 3, where no DATA say it.")] = 2,
+    measure: Annotated[bool, typer.Option(help="Time some small steps on this machine.")] = True,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """What a run would cost: tokens, operations, memory, time, disk, and what would be cheaper. Nothing is trained."""
+    from saccade import api
+    from saccade.config import split_pair
+    from saccade.planning import PlanOptions
+    from saccade.pricing.machine import parse_size
+
+    given = {"model.size_px": size, "train.batch": batch, "train.precision": precision}
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    settings |= dict(split_pair(pair) for pair in set_ or [])
+    limit = None if memory is None else parse_size(memory)
+    options = PlanOptions(memory=limit, attention=attention, measure=measure, axes=axes)
+    found = api.plan(data, method=method, backbone=backbone, recipe=recipe, settings=settings, options=options)
+    print_json(found.to_dict()) if as_json else typer.echo(found.text())
