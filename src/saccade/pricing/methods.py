@@ -137,7 +137,9 @@ def dinov2(s: Stage) -> Tensor:
     loss = cross_entropy(tape, logits, probs, len(s.views), count)
     if not c["patches"]:
         return loss
-    hidden = max(1, round(count * s.batch * math.prod(s.grid) * c["mask_prob"] * sum(c["mask_share"]) / 2))
+    # Half a patch short on average: whole patches are hidden until less than one is missing.
+    each = math.prod(s.grid) * sum(c["mask_share"]) / 2 - 0.5
+    hidden = max(1, round(count * s.batch * c["mask_prob"] * each))
     head = "head" if c["shared_head"] else "patch head"
     shape = (hidden, patches.shape[2])
     with tape.still():

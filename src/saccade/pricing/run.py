@@ -98,7 +98,8 @@ class Price:
 
     @property
     def dominating(self) -> str:
-        return next(iter(self.memory), "")
+        """The largest name; gaps are what the others leave behind."""
+        return next((name for name in self.memory if name != GAPS), "")
 
 
 def price(load: Workload) -> Price:
@@ -119,7 +120,6 @@ def price(load: Workload) -> Price:
             assert p.node is not None
             p.node.grad = None
         _step(load, tape, parts)
-        tape.heap.end_step()
         if step == 0:
             flops = dict(tape.flops.most_common())
             learned = [p for name in ("network", "heads") for p in parts[name].found.values()]
@@ -169,6 +169,7 @@ def _step(load: Workload, tape: Tape, parts: Mapping[str, Weights]) -> None:
         tape.forget_copies()
         tape.backward(loss)
         del loss, stage, batch
+        tape.heap.end_step()
 
 
 def _network(load: Workload, tape: Tape, weights: Weights) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:

@@ -265,7 +265,8 @@ def attention(tape: Tape, w: Weights, name: str, tokens: Tensor, p: BlockPlan) -
         mixed = attend(tape, query, key, value, mask=batch * count if p.masked else 0)
     else:
         mixed = attend_local(tape, query, key, value, pattern=p.pattern, grid=p.grid, prefix=p.prefix, layer=p.layer)
-    if written_out(tape, query, count) or p.pattern.kind != "full":
+    # The fused kernel answers in the order of its queries: as the tokens lie, unless turning has put heads first.
+    if written_out(tape, query, count) or p.pattern.kind != "full" or p.rotary:
         flat = layers.copied(tape, mixed, (batch, count, dim), QKV)
     else:
         flat = layers.view(tape, mixed, (batch, count, dim))

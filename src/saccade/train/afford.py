@@ -17,7 +17,7 @@ from saccade.pricing.run import Price, Workload, price
 from saccade.pricing.words import sentence
 from saccade.train.settings import DataConfig, TrainConfig
 
-OFFERED = 4
+OFFERED = 7
 
 
 def workload(sections: Sections, network: Settings, device: torch.device, *, image_item: int = 1) -> Workload:
