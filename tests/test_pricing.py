@@ -228,7 +228,7 @@ def test_heap_joins_neighbours_and_keeps_pieces_until_the_step_ends():
     top = heap.top
     heap.give_back(*first)
     heap.give_back(*second)
-    heap.end_step()
+    heap.free_pieces()
     assert heap.gaps == [(top, 0)]
     one, other = heap.take(1000), heap.take(1000)
     heap.give_back(*one)

@@ -56,11 +56,11 @@ class Heap:
             end = after
         self._add(start, end - start)
 
-    def end_step(self) -> None:
-        """Small objects are gone, and the pieces they lay in."""
-        for start in self.pieces:
+    def free_pieces(self, since: int = 0) -> None:
+        """Small objects are gone: the pieces they lay in, cut off since there were so many, are free."""
+        for start in self.pieces[since:]:
             self.give_back(start, start + PIECE)
-        self.pieces.clear()
+        del self.pieces[since:]
 
     def _add(self, start: int, size: int) -> None:
         insort(self.gaps, (size, start))

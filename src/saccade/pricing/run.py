@@ -169,7 +169,7 @@ def _step(load: Workload, tape: Tape, parts: Mapping[str, Weights]) -> None:
         tape.forget_copies()
         tape.backward(loss)
         del loss, stage, batch
-        tape.heap.end_step()
+        tape.heap.free_pieces()
 
 
 def _network(load: Workload, tape: Tape, weights: Weights) -> Callable[[Tensor, Call], tuple[Tensor, Tensor]]:

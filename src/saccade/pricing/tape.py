@@ -149,17 +149,20 @@ class Tape:
         """Activation checkpointing (Chen et al. 2016): of ``run(x)`` only ``x`` is kept, and it is run again later."""
         if not self.recording or x.node is None:
             return run(x)
+        before = len(self.heap.pieces)
         with self.still():
             found = run(x)
+        self.heap.free_pieces(before)
 
         def again(grad: Storage) -> Storage:
             self.copies.clear()
-            leaf = self._node("leaf")
+            before, leaf = len(self.heap.pieces), self._node("leaf")
             out = run(Tensor(x.shape, x.item, x.storage, leaf))
             self.flops = self.until_saved  # torch stops where the last tensor that was wanted is there again
             self.backward(out, grad)
             del out
             self.copies.clear()
+            self.heap.free_pieces(before)
             assert leaf.grad is not None
             leaf.grad.rename(IN_FLIGHT)
             return leaf.grad
