@@ -13,12 +13,14 @@ from saccade import config, planning
 from saccade.architectures import configured
 from saccade.backbones.build import build
 from saccade.cli import app
+from saccade.cost import FAMILIES
 from saccade.errors import MemoryShort, UsageError
 from saccade.methods.names import METHODS
 from saccade.pricing import machine
 from saccade.pricing.alternatives import alternatives, largest_batch, smallest_patch
 from saccade.pricing.heap import PIECE, Heap
 from saccade.pricing.known import lookup, region
+from saccade.pricing.methods import STEPS
 from saccade.pricing.run import NETWORKS, Workload, price
 from saccade.pricing.tape import Tape
 from saccade.pricing.transformers import MATRICES, Weights
@@ -215,6 +217,10 @@ def test_alternatives_are_sorted_and_do_what_they_say():
         price(load.with_(explicit=True)).total_flops, rel=0.001
     )
     assert all("window" not in one.name for one in alternatives(settled("masked", size=64)[1]))
+
+
+def test_every_method_and_family_has_a_price():
+    assert set(STEPS) == set(METHODS) and set(NETWORKS) == set(FAMILIES)
 
 
 def test_gpu_prices_have_no_heap():

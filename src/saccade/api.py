@@ -19,13 +19,13 @@ from saccade import (
     finetuning,
     interactive,
     panels,
+    planning,
     runs,
     runtime,
     searching,
     sentences,
     tables,
 )
-from saccade import config, embedding, finetuning, interactive, panels, planning, runs, runtime, searching, sentences, tables
 from saccade.asking import AttendOptions
 from saccade.backbones.weights import fingerprint
 from saccade.data.audit import Audit, audit

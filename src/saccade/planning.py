@@ -21,7 +21,8 @@ import torch
 from saccade import config, runtime
 from saccade.config import Sections
 from saccade.contracts import Record
-from saccade.data.loader import ImageCache, input_spec, typical_px, usual_channels
+from saccade.data.loader import ImageCache, input_spec
+from saccade.data.survey import typical_px, usual_channels
 from saccade.errors import UsageError
 from saccade.pricing import machine
 from saccade.pricing.alternatives import Alternative, alternatives, largest_batch, smallest_patch

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from saccade import config, runs, runtime
@@ -253,7 +254,8 @@ def afford_run(sections: Sections, shares: Shares, device: torch.device) -> None
     trial = sections | {"train": dataclasses.replace(sections["train"], steps=sections["train"].steps or 1000)}
     settled = resolve_length(trial, len(shares.train), shares.classes)
     network = network_settings(settled, shares.train.channels)
-    afford.check(afford.workload(settled, network, device, image_item=shares.train.flat.itemsize), device)
+    item = np.dtype(shares.train.flat.dtype).itemsize
+    afford.check(afford.workload(settled, network, device, image_item=item), device)
 
 
 def network_settings(sections: Sections, channels: int) -> Settings:
