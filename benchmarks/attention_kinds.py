@@ -1,12 +1,13 @@
 """Time and memory of whole encoders against the number of tokens, images and volumes, for every kind of attention.
 
-    python benchmarks/attention_kinds.py [--seconds 60] [--threads 1] [--figure FILE.svg] [--json]
+    python benchmarks/attention_kinds.py [--arithmetic] [--seconds 60] [--threads 1] [--figure FILE.svg] [--json]
 
 Two encoder layers of width 96 with 3 heads on one grey image (patches of 4) or volume (patches of 4 along each axis),
 float32, forward and backward; where that would take more than ``--seconds`` by the slope so far, forward alone
 (marked). Beside them MONAI's ViT with the same sizes, and the encoder of its SwinUNETR (patches of 2, width 24, eight
 layers in four stages, windows of 7), which is another network: compare slopes, not heights. Each point has a process of
 its own; memory is the peak of that process less what it held before. Kinds are measured in turn at each size.
+``--arithmetic`` measures nothing: operations and memory as saccade plan counts them (MONAI's networks are not in it).
 The last line is one JSON object: milliseconds and MiB at every number of tokens, slopes in log-log from 1,024 on.
 """
 
@@ -162,13 +163,60 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def settings(kind: str, axes: int, side: int) -> Any:
+    """What ``make`` builds, as settings; None for MONAI's networks."""
+    from saccade.architectures import HVTSettings, ViTSettings
+
+    common = {"patch": PATCH, "channels": 1, "size_px": side * PATCH, "axes": axes}
+    if kind.startswith("MONAI"):
+        return None
+    if kind == "pooling (HVT)":
+        return HVTSettings("hvt", DIM, DEPTH, HEADS, (1,), **common)
+    if kind == "hybrid stem":
+        return ViTSettings("hybrid", DIM, DEPTH, HEADS, stem="stages", **(common | {"patch": 4 * PATCH}))
+    attention = KINDS[kind].get(axes, "full")  # type: ignore[call-overload]
+    return ViTSettings("vit", DIM, DEPTH, HEADS, attention=attention, **common)
+
+
+def counted(axes: int) -> dict[str, Any]:
+    """Operations and memory of a training step by arithmetic; without the heap's gaps, as the measurement is."""
+    from saccade.pricing.run import GAPS, Workload, price
+
+    out: dict[str, Any] = {}
+    for kind in KINDS:
+        points: dict[str, dict[int, float]] = {"gflop": {}, "mib": {}}
+        for side in SIDES[axes]:
+            network = settings(kind, axes, side)
+            if network is None:
+                continue
+            config = {"classes": ("a", "b"), "frozen": False}
+            explicit = {"full, fused": False, "full, written out": True}.get(kind)
+            load = Workload(network, "supervised", config, (1, side * PATCH), (0, 0), 1, explicit=explicit, axes=axes)
+            found = price(load)
+            points["gflop"][side**axes] = round(found.total_flops / 1e9, 2)
+            points["mib"][side**axes] = round((found.peak - found.memory.get(GAPS, 0)) / 2**20, 1)
+        if points["mib"]:
+            slopes = {"slope_work": slope(points["gflop"]), "slope_memory": slope(points["mib"])}
+            out[kind] = {"train": points | slopes}
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--arithmetic", action="store_true")
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     options = parser.parse_args()
+    if options.arithmetic:
+        table = {f"{axes}D": counted(axes) for axes in SIDES}
+        if options.figure:
+            from attention_figure import draw
+
+            draw(table, options.figure, work="gflop")
+        print(json.dumps(table))
+        return
     import monai.networks.nets  # before the processes part, so that none loads it again  # noqa: F401
     import torch  # noqa: F401
 

@@ -110,30 +110,35 @@ def test_saves_what_autograd_saves(name, batch, size, axes, options, bf16):
     assert saved_on_tape(*case) == pytest.approx(saved_by_torch(*case), rel=0.01)
 
 
+def counted(sections, load, steps=1) -> float:
+    """Operations of a step of the training loop by torch's counter, whose table lacks the CPU's fused attention."""
+    aten = torch.ops.aten
+    own = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *a, **n: 4 * q[0] * q[1] * q[2] * k[2] * q[3],
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda g, q, k, *a, **n: 10 * q[0] * q[1] * q[2] * k[2] * q[3]
+        ),
+    }
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        planning.time_steps(sections, load, CPU, rounds=steps - 1)
+    return counter.get_total_flops() / steps
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_operations_of_every_method(method):
-    """A whole step of the training loop, counted by torch; at this size all attention is written out."""
     sections, load = settled(method, size=48)
-    steps = 10 if method in ("latent", "dinov2") else 1
-    with FlopCounterMode(display=False) as counter:
-        planning.time_steps(sections, load, CPU, rounds=steps - 1)
-    # The teacher's attention is fused, and torch does not count that on the CPU.
-    fused = (
-        price(load.with_(explicit=True)).flops[MATRICES] if method in ("dino", "dinov2", "contrast", "latent") else 0
-    )
+    found = counted(sections, load, steps=10 if method in ("latent", "dinov2") else 1)
     # latent draws the size of its blocks anew for every step; ten of them are a rough mean on a grid of 6 x 6.
-    close = 0.12 if method == "latent" else 0.03 if method == "dinov2" else 0.01
-    assert counter.get_total_flops() / steps == pytest.approx(price(load).total_flops, rel=close, abs=fused)
+    close = 0.12 if method == "latent" else 0.03 if method == "dinov2" else 0.02
+    assert found == pytest.approx(price(load).total_flops, rel=close)
 
 
 def test_checkpointing_counts_what_is_computed_again():
     sections, load = settled(size=64, **{"train.checkpointing": True, "dino.out_dim": 32})
-    with FlopCounterMode(display=False) as counter:
-        planning.time_steps(sections, load, CPU, rounds=0)
     plain = price(load.with_(recompute=False))
     assert price(load).total_flops > 1.15 * plain.total_flops
-    assert counter.get_total_flops() == pytest.approx(price(load).total_flops, rel=0.02)
-    assert price(load).memory.get("attention matrices", 0) < 0.5 * plain.memory["attention matrices"]
+    assert counted(sections, load) == pytest.approx(price(load).total_flops, rel=0.01)
+    assert price(load).peak < 0.8 * plain.peak
 
 
 @pytest.mark.parametrize(

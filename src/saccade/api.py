@@ -158,6 +158,8 @@ def finetune_slides(
     """
     chosen = options or HeadOptions()
     return slides.finetune(Path(hierarchy), str(_absolute(data)), Path(out), chosen, settings or {}, console or Quiet())
+
+
 def plan(
     data: str | Path | None = None,
     *,

@@ -33,9 +33,9 @@ from saccade.recipes import sections_for
 from saccade.train.afford import free_memory, workload
 from saccade.train.loop import Plan, learn
 from saccade.train.optim import make_optimizer
-from saccade.train.part import open_part, settle_intensity
+from saccade.train.part import open_part, settle_intensity, settle_tiles
 from saccade.train.resolve import check_sections, resolve, resolve_length, resolve_size
-from saccade.train.run import make_method, model_options, network_settings
+from saccade.train.run import make_method, model_options, network_settings, settle_stream
 
 ASSUMED_IMAGES = 1000
 QUICK_FLOPS = 4e11
@@ -254,7 +254,7 @@ def plan(
     bare = bare_process(sections, load, device)
     speed = measured(load, sections, device) if options.measure else None
     pixels = images * item * channels * int(sections["data"].cache_px or 0) ** load.axes
-    held = min(pixels, sections["data"].cache_mib * 2**20)
+    held = 0 if sections["data"].stream else min(pixels, sections["data"].cache_mib * 2**20)
     free = free_memory(device)
     memory = options.memory if options.memory is not None else None if free is None else free + bare
     left = None if memory is None else memory - bare - (held if device.type == "cpu" else 0)
@@ -265,7 +265,7 @@ def plan(
         data is None,
         bare if device.type == "cpu" else 0,
         held if device.type == "cpu" else 0,
-        pixels,
+        0 if sections["data"].stream else pixels,
         sections["train"].keep,
         memory,
         None if left is None else largest_batch(load, left),
@@ -285,15 +285,16 @@ def looked_at(
             raise UsageError("plan needs DATA or --size", hint="for example --size 224")
         channels = sections["data"].channels or (3 if axes == 2 else 1)
         images = max(ASSUMED_IMAGES, sections["train"].batch or 0)
-        sections = sections | {"data": dataclasses.replace(sections["data"], axes=axes)}
+        no_slides = {"mpp": 0.0, "tile_px": 0, "tissue": 0.0, "stream": False, "workers": 0}
+        sections = sections | {"data": dataclasses.replace(sections["data"], axes=axes, **no_slides)}
         return images, channels, 1, resolve_size(sections, round(1.5 * size), device, axes)
     sections = config.override(sections, {"data.source": str(data)})
     source = open_part(sections["data"]).source
-    sections = sections | {"data": settle_intensity(sections["data"], source)}
+    sections = sections | {"data": settle_tiles(settle_intensity(sections["data"], source), source)}
     sections = resolve_size(sections, typical_px(source, sections["data"].size_mm), device, source.axes)
     channels = sections["data"].channels or usual_channels(source)
     item = 1 if source.read(0).pixels.dtype == np.uint8 else 4
-    sections = sections | {"data": dataclasses.replace(sections["data"], axes=source.axes)}
+    sections = sections | {"data": dataclasses.replace(settle_stream(sections["data"], source), axes=source.axes)}
     return min(len(source), sections["data"].limit or len(source)), channels, item, sections
 
 

@@ -280,12 +280,12 @@ def _open(sections: Sections, device: torch.device, console: Console) -> tuple[S
     check_axes(sections, axes)
     sections = _size_of_weights(sections, axes)
     sections = resolve_size(sections, typical_px(part.source, sections["data"].size_mm), device, axes)
-    sections = sections | {"data": _settle_stream(sections["data"], part.source)}
+    sections = sections | {"data": settle_stream(sections["data"], part.source)}
     cache = _decode(part.source, sections, console)
     return sections, Opened(part.source.name, len(part.source), part.held_out, cache)
 
 
-def _settle_stream(data: DataConfig, source: Source) -> DataConfig:
+def settle_stream(data: DataConfig, source: Source) -> DataConfig:
     """Whether tiles of slides are read when they are wanted, and by how many processes."""
     assert data.cache_px is not None
     stream = must_stream(source, data.cache_px) if data.stream is None else data.stream
