@@ -8,7 +8,7 @@ these ways, with every seed:
 
     careful   what ``--weights`` decides: new heads alone first, slower early layers, back and slower where k-NN falls
     naive     everything learns at once at the full rate, nothing is taken back, the last checkpoint is the model
-    naive x4  the same at four times the rate, as when a rate is copied from a larger batch
+    naive xN  the same at N times the rate, as when a rate is copied from a larger batch
     random    the usual run, from random weights
 
 All are evaluated by saccade's protocol on TARGET's test part, and so is the start itself. ``FOLDER/table.md`` is the
@@ -35,6 +35,7 @@ NAIVE: dict[str, Any] = {
     "train.choose": "last",
 }
 RECIPE = "grey,short"
+FACTORS = (4, 16)
 
 
 def learn(out: Path, data: str, backbone: str, settings: dict[str, Any]) -> Path:
@@ -80,12 +81,12 @@ def study(given: argparse.Namespace, backbone: str) -> list[str]:
     curves = []
     for seed in range(given.seeds):
         ways: dict[str, dict[str, Any]] = {"careful": started, "naive": started | NAIVE}
-        ways["naive x4"] = ways["naive"]  # its rate is known once the naive run is there
+        ways |= {f"naive x{factor}": ways["naive"] for factor in FACTORS}  # their rates follow from the naive run's
         ways["random"] = target | {"model.size_px": 64}
         for style, (way, settings) in enumerate(ways.items()):
-            if way == "naive x4":
+            if " x" in way:
                 usual = config.load(given.out / f"{backbone}-naive-{seed}" / "config.yaml")["optim"]["lr"]
-                settings = settings | {"optim.lr": 4 * usual}
+                settings = settings | {"optim.lr": int(way.partition(" x")[2]) * usual}
             name = f"{backbone}-{way.replace(' ', '-')}-{seed}"
             run = learn(given.out / name, given.target, backbone, settings | {"train.seed": seed})
             found = measured(given, run, run)
