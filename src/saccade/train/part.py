@@ -23,7 +23,7 @@ from saccade.data.survey import check_spacing_known
 from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.evaluation.guard import seen_in_pretraining
 from saccade.seeds import numpy_generator
-from saccade.train.settings import ALL_BUT_TEST, DataConfig
+from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def settle_tiles(data: DataConfig, source: Source) -> DataConfig:
     for name in ("stream", "workers"):
         if getattr(data, name):
             raise UsageError(f"data.{name} is for slides", got=source.name, hint="leave it out")
-    return dataclasses.replace(data, mpp=0.0, tile_px=0, tissue=0.0, stream=False, workers=0)
+    return dataclasses.replace(data, **NO_TILES)
 
 
 def settle_intensity(data: DataConfig, source: Source) -> DataConfig:

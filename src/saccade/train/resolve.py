@@ -18,7 +18,7 @@ from saccade.config import Sections, unresolved
 from saccade.errors import UsageError
 from saccade.methods.base import Facts
 from saccade.methods.build import resolve_method
-from saccade.train.settings import ALL_BUT_TEST, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def check_sections(sections: Sections) -> None:
@@ -150,6 +150,7 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
             split=sections["data"].split or ALL_BUT_TEST,
             intensity=sections["data"].intensity or "",
             window=sections["data"].window or (),
+            **{name: value for name, value in NO_TILES.items() if getattr(sections["data"], name) is None},
         ),
         "model": dataclasses.replace(model, drop_path=0.0 if model.drop_path is None else model.drop_path),
         "train": dataclasses.replace(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 ALL_BUT_TEST = "all but test"
+NO_TILES: dict[str, Any] = {"mpp": 0.0, "tile_px": 0, "tissue": 0.0, "stream": False, "workers": 0}
+"""What the settings of tiles are for images that are not cut out of slides."""
 
 
 @dataclass(frozen=True)
