@@ -36,6 +36,7 @@ from saccade.train.optim import make_optimizer
 from saccade.train.part import open_part, settle_intensity, settle_tiles
 from saccade.train.resolve import check_sections, resolve, resolve_length, resolve_size
 from saccade.train.run import make_method, model_options, network_settings, settle_stream
+from saccade.train.settings import NO_TILES
 
 ASSUMED_IMAGES = 1000
 QUICK_FLOPS = 4e11
@@ -285,8 +286,7 @@ def looked_at(
             raise UsageError("plan needs DATA or --size", hint="for example --size 224")
         channels = sections["data"].channels or (3 if axes == 2 else 1)
         images = max(ASSUMED_IMAGES, sections["train"].batch or 0)
-        no_slides = {"mpp": 0.0, "tile_px": 0, "tissue": 0.0, "stream": False, "workers": 0}
-        sections = sections | {"data": dataclasses.replace(sections["data"], axes=axes, **no_slides)}
+        sections = sections | {"data": dataclasses.replace(sections["data"], axes=axes, **NO_TILES)}
         return images, channels, 1, resolve_size(sections, round(1.5 * size), device, axes)
     sections = config.override(sections, {"data.source": str(data)})
     source = open_part(sections["data"]).source
@@ -304,6 +304,9 @@ def settled(sections: Sections, images: int, channels: int, device: torch.device
     flat = {"mean": data.mean or (0.5,) * channels, "std": data.std or (0.25,) * channels}
     sections = sections | {"data": dataclasses.replace(data, **flat)}
     model_options(sections["model"])
+    images = max(
+        images, sections["train"].batch or 2
+    )  # a step costs what its batch costs, also where DATA is one volume
     sections = resolve(sections, images=images, channels=channels, device=device, axes=data.axes)
     train = sections["train"]
     trial = sections | {"train": dataclasses.replace(train, steps=train.steps or 1000)}
