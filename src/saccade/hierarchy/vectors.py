@@ -19,7 +19,7 @@ from saccade import runtime
 from saccade.architectures import is_grid
 from saccade.augment.views import normalise
 from saccade.backbones.weights import LoadedModel, load_model, weights_hash
-from saccade.data.grids import cells_of, cut_blocks, fill
+from saccade.data.grids import Block, cells_of, cut_blocks, fill
 from saccade.errors import DataError, ModelError
 from saccade.exchange import SlideFeatures, load_parquet, save_parquet
 from saccade.train.loop import Console
@@ -60,11 +60,11 @@ def embed_grids(
         below = load_parquet(file)
         about = _about(below.about, reader, side, least)
         if not _is_there(target, about):
-            vectors = _vectors_of(network, reader, below, file, about, device, precision)
-            if vectors is None:
+            blocks = cut_blocks(file, cells_of(below), side, least)
+            if not blocks:
                 console.say(f"{file.name}: no block of {side} x {side} tiles with {least:.0%} of them; left out")
                 continue
-            save_parquet(target, vectors)
+            save_parquet(target, _vectors_of(network, reader, below, file, about, blocks, precision))
             made += 1
         found.append(target)
         console.progress(done, len(files), {})
@@ -106,9 +106,9 @@ def _vectors_of(
     below: SlideFeatures,
     file: Path,
     about: dict[str, Any],
-    device: torch.device,
+    blocks: Sequence[Block],
     precision: str,
-) -> SlideFeatures | None:
+) -> SlideFeatures:
     cells, spec = cells_of(below), reader.model.spec
     if below.features.shape[1] + 1 != spec.channels:
         raise ModelError(
@@ -117,9 +117,7 @@ def _vectors_of(
             expected=f"width {spec.channels - 1}",
             hint="the levels below must be those it was trained on",
         )
-    blocks = cut_blocks(file, cells, about["side"], about["least"])
-    if not blocks:
-        return None
+    device = next(network.parameters()).device
     rows = []
     for start in range(0, len(blocks), BATCH):
         grids = np.stack([fill(below, cells, block) for block in blocks[start : start + BATCH]])
