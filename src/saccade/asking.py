@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from saccade.backbones.weights import LoadedModel
 from saccade.errors import UsageError
-from saccade.viz.attention import Attentive
+from saccade.viz.attention import AttentionMap, Attentive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,3 +56,17 @@ def numbers_of(text: str, axes: int) -> tuple[float, ...]:
         form, example = {2: ("Y,X", "120,340"), 3: ("z,y,x of a volume", "18,25,17")}[axes]
         raise UsageError(f"--query takes cls or {form}", got=repr(text), expected=f"for example {example}")
     return found
+
+
+def facts_of(model: str, amap: AttentionMap, options: AttendOptions, jaccard: Mapping[str, float]) -> dict[str, Any]:
+    """What a map says of itself as JSON, of images and of volumes alike."""
+    return {
+        "model": model,
+        "kind": amap.kind,
+        "query": options.query,
+        "layer": amap.layer,
+        "threshold": options.threshold,
+        "grid": list(amap.grid),
+        "heads": amap.values.shape[0],
+        "jaccard": dict(jaccard),
+    }

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from saccade import runs, volume_panels
-from saccade.asking import AttendOptions, check_options, numbers_of
+from saccade.asking import AttendOptions, check_options, facts_of, numbers_of
 from saccade.augment.intensity import to_grey
 from saccade.augment.views import normalise
 from saccade.backbones.weights import LoadedModel, load_model
@@ -47,16 +47,7 @@ class Attended:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "kind": self.amap.kind,
-            "query": self.options.query,
-            "layer": self.amap.layer,
-            "threshold": self.options.threshold,
-            "grid": list(self.amap.grid),
-            "heads": self.amap.values.shape[0],
-            "jaccard": self.jaccard,
-        }
+        return facts_of(self.model, self.amap, self.options, self.jaccard)
 
     def chosen(self) -> AttentionMap:
         """The map of the head asked for, or of the mean over heads; below the threshold nothing is left."""

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 
 from saccade import runs
-from saccade.asking import AttendOptions, check_options, numbers_of
+from saccade.asking import AttendOptions, check_options, facts_of, numbers_of
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.contracts import InputSpec, Sample
 from saccade.data.decode import IMAGE_SUFFIXES
@@ -103,18 +103,10 @@ class AttendedVolume:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "kind": self.amap.kind,
-            "query": self.options.query,
-            "layer": self.amap.layer,
-            "threshold": self.options.threshold,
-            "grid": list(self.amap.grid),
-            "heads": self.amap.values.shape[0],
+        return facts_of(self.model, self.amap, self.options, self.jaccard) | {
             "voxel_zyx": list(self.point),
             "world_mm": list(self.world()) if self.sample.affine is not None else None,
             "cube_mm": {"start_zyx": list(self.found.start_mm), "side": self.found.side_mm},
-            "jaccard": self.jaccard,
         }
 
     def save(self, path: Path) -> Path:
