@@ -2,6 +2,11 @@
 
     python benchmarks/slides.py SLIDE ... [--mpp 0.5 --tile 256] [--draw 40000 --folder FOLDER] [--json]
 
+A pass reads every tile of a slide once, in an order that is a function of its number, the same for both sides. Each
+pass begins with new handles on both sides, since OpenSlide keeps the last 32 MiB it decoded, which is a whole small
+slide. A round is as many passes as read 600 tiles, one to four seconds; rounds of both sides take turns. Processor
+milliseconds a tile, of reading in one process, say how much of a difference is a busy machine's.
+
 Prints as its last line one object with ``ours``, ``peer`` and ``ratio`` (tiles a second, over all slides).
 """
 
@@ -9,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import time
@@ -18,23 +24,25 @@ from typing import Any
 import numpy as np
 import openslide
 
+from saccade.data.loader import batch_indices
 from saccade.data.open import open_source
 from saccade.data.slides.drawn import Drawing, draw_slides
 from saccade.data.slides.grid import Tiling
+from saccade.data.slides.handles import Handles
 from saccade.data.slides.mask import find_tissue
 from saccade.data.slides.slide import open_slide
 from saccade.data.slides.source import SlideTiles
 from saccade.data.slides.stream import TileStore, Wanted
 
-ROUNDS, MOST, BATCH = 4, 192, 64
+ROUNDS, LEAST, BATCH = 4, 600, 64
 
 
 def ours(tiles: SlideTiles, numbers: np.ndarray, workers: int) -> float:
-    """Seconds in which the worker processes hand over these tiles; their start is not counted."""
+    """Seconds in which new worker processes hand over these tiles; their start, a tile of each, is not counted."""
     store = TileStore(tiles, Wanted(tiles.tile_px, 3, np.dtype(np.uint8)), workers=workers, max_bad=0, say=print)
-    store.images(numbers[:1])
+    store.images(numbers[:workers])
     began = time.perf_counter()
-    batches = [numbers[i : i + BATCH] for i in range(1, len(numbers), BATCH)]
+    batches = [numbers[i : i + BATCH] for i in range(workers, len(numbers), BATCH)]
     for here, ahead in zip(batches, [*batches[1:], np.array([], int)]):
         store.expect(here)
         store.expect(ahead)
@@ -44,34 +52,66 @@ def ours(tiles: SlideTiles, numbers: np.ndarray, workers: int) -> float:
     return seconds
 
 
-def raw(tiles: SlideTiles, numbers: np.ndarray) -> float:
-    """Seconds of OpenSlide alone for the same regions at the level that saccade reads, as a user's loop would do it."""
+def raw(tiles: SlideTiles, numbers: np.ndarray, first: int) -> float:
+    """Seconds of OpenSlide alone for the same regions at the level that saccade reads, as a user's loop would do it.
+
+    The handles are new; like ``ours`` it has read the ``first`` tiles before the clock starts.
+    """
     handles = [openslide.OpenSlide(str(one.path)) for one in tiles.named]
-    began = time.perf_counter()
-    for number in numbers[1:]:
+
+    def read(number: int) -> None:
         k = int(tiles.slide_of[number])
         x, y = (int(v) for v in tiles.coords[number])
         step = tiles.grid(k).step_px[0]
         level = max(i for i, d in enumerate(handles[k].level_downsamples) if d <= step / tiles.tile_px * 1.01)
         side = round(step / handles[k].level_downsamples[level])
         np.asarray(handles[k].read_region((x, y), level, (side, side)).convert("RGB"))
+
+    for number in numbers[:first]:
+        read(number)
+    began = time.perf_counter()
+    for number in numbers[first:]:
+        read(number)
     return time.perf_counter() - began
 
 
+def cpu_ms(tiles: SlideTiles, numbers: np.ndarray) -> tuple[float, float]:
+    """Processor milliseconds a tile of one pass in this process: as saccade reads it, and OpenSlide alone."""
+    slides = Handles(tiles.named, tiles.tiling.slide_mpp, tiles.slides.dark)
+    began = time.process_time()
+    for number in numbers:
+        x, y = (int(v) for v in tiles.coords[number])
+        slides[int(tiles.slide_of[number])].read(x, y, mpp=tiles.mpp, size_px=(tiles.tile_px, tiles.tile_px))
+    middle = time.process_time()
+    raw(tiles, numbers, 0)
+    ours_ms, raw_ms = (1e3 * seconds / len(numbers) for seconds in (middle - began, time.process_time() - middle))
+    return ours_ms, raw_ms
+
+
 def speed(path: str, tiling: Tiling, workers: int) -> dict[str, Any]:
+    """Median of the rounds of both sides; a round is as many passes as make ``LEAST`` tiles, each with new handles."""
     tiles = open_source(path, tiling=tiling)
     assert isinstance(tiles, SlideTiles)
-    numbers = np.random.default_rng(0).permutation(len(tiles))[:MOST]
+    passes = math.ceil(LEAST / (len(tiles) - workers))
     times: dict[str, list[float]] = {"ours": [], "peer": []}
-    for _ in range(ROUNDS):
-        times["ours"].append(ours(tiles, numbers, workers))
-        times["peer"].append(raw(tiles, numbers))
-    per_second = {name: (len(numbers) - 1) / statistics.median(values) for name, values in times.items()}
+    cpu = {"ours": math.inf, "peer": math.inf}
+    for number in range(ROUNDS):
+        orders = [batch_indices(len(tiles), number * passes + i, len(tiles), seed=0) for i in range(passes)]
+        times["ours"].append(sum(ours(tiles, order, workers) for order in orders))
+        times["peer"].append(sum(raw(tiles, order, workers) for order in orders))
+        for side, found in zip(cpu, cpu_ms(tiles, orders[0])):
+            cpu[side] = min(cpu[side], found)
+    read = passes * (len(tiles) - workers)
+    per_second = {name: read / statistics.median(values) for name, values in times.items()}
+    spread = {f"{name}_rounds": [round(read / seconds, 1) for seconds in values] for name, values in times.items()}
     return {
         "slide": Path(path).name,
-        "tiles": len(numbers),
+        "tiles": len(tiles),
+        "passes": passes,
         **per_second,
         "ratio": per_second["ours"] / per_second["peer"],
+        "cpu_ms": cpu,
+        **spread,
     }
 
 

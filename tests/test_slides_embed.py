@@ -1,6 +1,8 @@
 """Features of slides: files as TRIDENT has them, what is embedded twice, a training that reads while it goes."""
 
 import json
+import subprocess
+import sys
 import time
 
 import h5py
@@ -108,6 +110,29 @@ def test_what_the_processes_read_is_what_the_source_reads(tiles):
     store.close()
     with pytest.raises(StorageError, match="process that reads slides ended"):
         store.images(np.array([7]))
+
+
+def test_neighbours_go_to_one_process(tiles):
+    """They share what is decoded; and no process has more to do than another."""
+    store = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=2, max_bad=0, say=print)
+    asked: list[list[int]] = []
+    store._ask = lambda child, numbers: (asked.append(list(numbers)), child.asked.extend(numbers))
+    store.expect(np.array([9, 0, 8, 1, 2]))
+    store.expect(np.array([9, 3]))
+    assert asked == [[0, 1, 2], [8, 9], [3]]
+    store.close()
+
+
+def test_processes_that_read_begin_light():
+    """Each of them is one more start: torch, scipy and the readers of other files would be a second of it."""
+    code = "import sys, saccade.data.slides.worker; print(*sorted({'torch', 'scipy', 'pydicom'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+def test_a_known_background_is_not_looked_for(tiles, monkeypatch):
+    slide = tiles.slides[0]
+    monkeypatch.setattr(type(slide.reader), "read", lambda *_: pytest.fail("a place was read"))
+    assert slide.background == 255
 
 
 def test_damaged_tiles_are_named_and_bounded(folder, tmp_path):

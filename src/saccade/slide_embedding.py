@@ -148,17 +148,22 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
     check_unreadable(tiles, embedder.max_bad, embedder.say)
     names = file_names([one.record.id for one in tiles.named])
     files, kept, done = [], 0, 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        if report is not None:
+            report(done, len(tiles))
+
     for number, name in enumerate(names):
         path, about = out / f"{name}{suffix}", embedder.about(number)
         files.append(path)
         there = read_about(path) if path.exists() else {}
         if all(there.get(key) == about[key] for key in SAME):
             kept += 1
+            more(about["tiles"])
         else:
-            save_features(path, embedder.slide(number))
-        done += about["tiles"]
-        if report is not None:
-            report(done, len(tiles))
+            save_features(path, embedder.slide(number, more))
     return Embedded(files, len(tiles.named), kept, len(tiles), embedder.model.backbone.dim)
 
 

@@ -12,8 +12,9 @@ from saccade.contracts import Record
 from saccade.data.folder import files_below
 from saccade.data.slides.dicom import SUFFIX, is_dicom_slide, series_in
 from saccade.data.slides.grid import Tiling
+from saccade.data.slides.handles import Named
 from saccade.data.slides.readers import SLIDE_SUFFIXES
-from saccade.data.slides.source import Named, SlideTiles
+from saccade.data.slides.source import SlideTiles
 from saccade.data.source import MANIFESTS, Table, finder, read_table, records_from_names, records_from_rows
 from saccade.errors import DataError, UsageError
 

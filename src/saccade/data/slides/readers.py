@@ -50,11 +50,12 @@ class OpenSlideReader:
         except self.module.OpenSlideError as error:
             self._slide = self._open()  # after an error a handle of OpenSlide only repeats it
             raise DamagedFile(f"{self.path}: cannot be read at {x}, {y} ({error})", hint="copy it again") from error
-        if region.getextrema()[3][0] == 255:
+        seen = region.getchannel("A")
+        if seen.getextrema()[0] == 255:
             pixels = np.asarray(region.convert("RGB"))
         else:
             laid = Image.new("RGB", region.size, (fill, fill, fill))  # outside, or never scanned
-            laid.paste(region, mask=region.getchannel("A"))
+            laid.paste(region, mask=seen)
             pixels = np.asarray(laid)
         if before_y or before_x:
             pixels = np.pad(pixels, ((before_y, 0), (before_x, 0), (0, 0)), constant_values=fill)

@@ -60,10 +60,11 @@ class Slide:
     size_px      rows and columns of level 0
     spacing_um   (y, x) of level 0 in micrometres a pixel; None where neither file nor user says
     note         what a user should know of how the file was read; "" where there is nothing to say
+    dark         whether the background is dark; None is found out when it is first needed
     """
 
-    def __init__(self, path: Path, reader: Reader, mpp: float | None = None):
-        self.path, self.reader, self.note = path, reader, reader.note
+    def __init__(self, path: Path, reader: Reader, mpp: float | None = None, dark: bool | None = None):
+        self.path, self.reader, self.note, self._dark = path, reader, reader.note, dark
         self.vendor = reader.vendor
         self.size_px = (int(reader.sizes_px[0][0]), int(reader.sizes_px[0][1]))
         self.downsamples = tuple(float(d) for d in reader.downsamples)
@@ -98,6 +99,8 @@ class Slide:
 
         Judged by 64 small places spread over the coarsest level: a slide of one level is large.
         """
+        if self._dark is not None:
+            return self._dark
         level, side = len(self.downsamples) - 1, 16
         places = (np.arange(8) + 0.5) / 8
         rows, columns = self.reader.sizes_px[level]
@@ -212,11 +215,12 @@ def no_resolution(names: Sequence[str]) -> DataError:
     )
 
 
-def open_slide(path: str | Path, mpp: float | None = None) -> Slide:
+def open_slide(path: str | Path, mpp: float | None = None, *, dark: bool | None = None) -> Slide:
     """Open a slide. ``mpp``: micrometres a pixel of level 0, where the file has none or a wrong one.
+    ``dark``: whether its background is dark, where that is known.
 
     Raises DamagedFile, naming the file and the reason of every reader, where none can open it.
     """
     from saccade.data.slides.readers import open_reader
 
-    return Slide(Path(path), open_reader(Path(path)), mpp)
+    return Slide(Path(path), open_reader(Path(path)), mpp, dark)

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from saccade.contracts import Record, Sample, Source
+from saccade.contracts import Sample, Source
 from saccade.data.slides.grid import TILE_PX, TISSUE, TileGrid, Tiling, tile_grid
+from saccade.data.slides.handles import Handles, Named, open_named
 from saccade.data.slides.mask import find_tissue
-from saccade.data.slides.slide import FINER, Slide, no_resolution, open_slide
+from saccade.data.slides.slide import DARK, FINER, no_resolution
 from saccade.data.source import Selection, TileRecords
 from saccade.errors import DamagedFile, DataError, UsageError
 
 USUAL_UM = 0.5  # 20x, what most published encoders are trained at
-OPEN_AT_ONCE = 24  # each open slide holds a cache of 32 MiB
-
-
-@dataclass(frozen=True)
-class Named:
-    """One slide as a folder or table names it: file, record (id, label, group, split), and resolution if given."""
-
-    path: Path
-    record: Record
-    mpp: float | None = None
 
 
 def tiles_in(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
@@ -41,36 +29,6 @@ def tiles_in(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
         inner = tiles_in(source.source)
         return None if inner is None else (inner[0], inner[1][source.indices])
     return None
-
-
-class Handles:
-    """Open slides of one process, the least used closed when there are many."""
-
-    def __init__(self, named: Sequence[Named], slide_mpp: float | None):
-        self.named, self.slide_mpp = named, slide_mpp
-        self._open: OrderedDict[int, Slide] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __getitem__(self, number: int) -> Slide:
-        with self._lock:
-            if number in self._open:
-                self._open.move_to_end(number)
-                return self._open[number]
-        slide = open_named(self.named[number], self.slide_mpp)
-        with self._lock:
-            self._open[number] = slide
-            while len(self._open) > OPEN_AT_ONCE:
-                self._open.popitem(last=False)
-        return slide
-
-    def __len__(self) -> int:
-        return len(self.named)
-
-
-def open_named(one: Named, slide_mpp: float | None) -> Slide:
-    """A slide with the resolution of its row, of its file, or ``slide_mpp``, in this order."""
-    slide = open_slide(one.path, one.mpp)
-    return open_slide(one.path, slide_mpp) if slide.spacing_um is None and slide_mpp is not None else slide
 
 
 @dataclass(frozen=True)
@@ -113,7 +71,7 @@ class SlideTiles:
         self.named = [one for one, _ in whole]
         self.cut = [seen for _, seen in whole]
         self.hashes = [seen.sha256 for seen in self.cut]
-        self.slides = Handles(self.named, self.tiling.slide_mpp)
+        self.slides = Handles(self.named, self.tiling.slide_mpp, [seen.mode == DARK for seen in self.cut])
         self.slide_of = np.repeat(np.arange(len(self.named)), [len(seen.grid) for seen in self.cut])
         self.coords = np.concatenate([seen.grid.coords for seen in self.cut])
         if not len(self.coords):

@@ -6,7 +6,9 @@ with the training. What they read is what they are told: the order stays a funct
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -21,6 +23,7 @@ from saccade.data.slides.source import SlideTiles
 from saccade.errors import DamagedFile, StorageError, TooManyDamaged
 
 Say = Callable[[str], None]
+PIPE_BYTES = 2**20  # the usual 64 KiB hold a third of a tile: the process would wait for the reader within each
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,9 @@ class TileStore:
         self._most_bad = max_bad * len(tiles)
         self._room = 0
         told = {
-            "slides": [(str(one.path), tiles.slides[k].known_um[1]) for k, one in enumerate(tiles.named)],
+            "slides": [
+                (str(one.path), tiles.slides[k].known_um[1], tiles.slides.dark[k]) for k, one in enumerate(tiles.named)
+            ],
             "mpp": tiles.mpp * tiles.tile_px / wanted.size_px,
             "size_px": wanted.size_px,
             "channels": wanted.channels,
@@ -97,20 +102,26 @@ class TileStore:
         self.close = weakref.finalize(self, _end, [child.process for child in self._children])
 
     def expect(self, numbers: Iterable[int]) -> None:
-        """Let the children read these tiles ahead."""
+        """Let the children read these tiles ahead.
+
+        Tiles are numbered slide by slide and row by row: each child gets neighbours, which share what is decoded.
+        """
         with self._board.news:
             pending = {number for child in self._children for number in child.asked}
-            new = [n for n in dict.fromkeys(int(n) for n in numbers) if n not in self._board.ready and n not in pending]
-            for number in new:
-                child = min(self._children, key=lambda one: len(one.asked))
-                child.asked.append(number)
-                self._ask(child, number)
+            new = sorted({int(n) for n in numbers} - self._board.ready.keys() - pending)
+            share = math.ceil((len(pending) + len(new)) / len(self._children))
+            for child in sorted(self._children, key=lambda one: len(one.asked)):
+                count = max(0, share - len(child.asked))
+                if new:
+                    self._ask(child, new[:count])
+                new = new[count:]
 
-    def _ask(self, child: _Child, number: int) -> None:
-        x, y = self.tiles.coords[number]
+    def _ask(self, child: _Child, numbers: list[int]) -> None:
         assert child.process.stdin is not None
+        child.asked.extend(numbers)
+        places = ((self.tiles.slide_of[n], *self.tiles.coords[n]) for n in numbers)
         try:
-            child.process.stdin.write(f"{self.tiles.slide_of[number]} {x} {y}\n".encode())
+            child.process.stdin.write("".join(f"{slide} {x} {y}\n" for slide, x, y in places).encode())
             child.process.stdin.flush()
         except OSError:
             self._board.broken = "a process that reads slides ended"
@@ -163,7 +174,13 @@ class TileStore:
 def _start(told: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "saccade.data.slides.worker"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdin is not None
+    assert child.stdin is not None and child.stdout is not None
+    if sys.platform == "linux":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # refused to a user with many pipes: then a tile takes several pieces
+            for pipe in (child.stdin, child.stdout):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     child.stdin.write(told.encode() + b"\n")
     child.stdin.flush()
     return child
