@@ -88,9 +88,9 @@ def counted(monkeypatch) -> list[str]:
     asked: list[str] = []
     inner = vectors._vectors_of
 
-    def spy(network, reader, below, file, *rest):
+    def spy(reader, below, file, *rest):
         asked.append(file.stem)
-        return inner(network, reader, below, file, *rest)
+        return inner(reader, below, file, *rest)
 
     monkeypatch.setattr(vectors, "_vectors_of", spy)
     return asked

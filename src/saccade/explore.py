@@ -216,12 +216,19 @@ def _alike(loaded: LoadedModel, pixels: torch.Tensor) -> tuple[tuple[int, ...], 
 def record(network: ViT, pixels: torch.Tensor) -> tuple[Compared, tuple[int, ...]]:
     """Queries, keys and values of all layers for one image or volume [1 C ...], and the grid of its patches."""
     layers, grid = network.compared(pixels)
-    queries, keys, values = (torch.stack([layer[part][0] for layer in layers]).float().numpy() for part in range(3))
-    return Compared(queries, keys, values, _seen(network, grid)), grid
+    stacked = [torch.stack([layer[part][0] for layer in layers]) for part in range(3)]
+    queries, keys, values = (one.float().cpu().numpy() for one in stacked)
+    return Compared(queries, keys, values, _seen(network, grid, network.patch_embed.present(pixels))), grid
 
 
-def _seen(network: ViT, grid: tuple[int, ...]) -> list[np.ndarray | None]:
-    """Which keys each query sees, a layer; layers whose windows lie alike share one array."""
+def _seen(network: ViT, grid: tuple[int, ...], present: torch.Tensor | None) -> list[np.ndarray | None]:
+    """Which keys each query sees, a layer; layers whose windows lie alike share one array.
+
+    present   [1 N] of a grid of vectors: places without one are seen by nobody
+    """
+    if present is not None:
+        there = np.concatenate([np.ones(network.prefix, bool), present[0].cpu().numpy()])
+        return [np.broadcast_to(there, (len(there), len(there)))] * network.depth
     if network.pattern.kind == "full":
         return []
     parities = [dense_mask(network.pattern, grid, network.prefix, layer).numpy() for layer in (0, 1)]

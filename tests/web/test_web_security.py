@@ -16,7 +16,8 @@ from waiting import until
 
 from saccade.commands.look import view
 from saccade.web import start
-from saccade.web.desk import RunOnDesk, lay_out, opaque, runs_below
+from saccade.web.desk import RunOnDesk, lay_out, opaque
+from saccade.web.folders import runs_below
 from saccade.web.security import BODY_BYTES, UPLOAD_BYTES, Keys
 
 RUN = "window.hacked=1"

@@ -47,12 +47,17 @@ class SlideMaps:
     text: str
 
 
+def as_input(reader: Reader, grids: np.ndarray) -> torch.Tensor:
+    """Grids [B D+1 Y X] as the network is used to them, on its device, and the network ready to answer."""
+    device, network, spec = runtime.pick_device(), reader.model.backbone, reader.model.spec
+    network.to(device).eval()
+    return normalise((torch.from_numpy(grids).to(device) - spec.offset) / spec.scale, spec)
+
+
 def shares(reader: Reader, grids: np.ndarray) -> np.ndarray:
     """[B Y X]: what the class token takes from every tile in the last layer, mean over heads; sum 1 over the tiles."""
-    device, network, spec = runtime.pick_device(), reader.model.backbone, reader.model.spec
+    x, network = as_input(reader, grids), reader.model.backbone
     assert isinstance(network, ViT)
-    network.to(device).eval()
-    x = normalise((torch.from_numpy(grids).to(device) - spec.offset) / spec.scale, spec)
     with torch.inference_mode():
         rows = network.attention(x, layer=-1, rows=CLS)[:, :, 0, network.prefix :].mean(dim=1)
     found = rows.float().cpu().numpy().reshape(len(grids), *grids.shape[2:])
@@ -83,11 +88,39 @@ def region_shares(hierarchy: Hierarchy, regions: SlideFeatures, head: FittedHead
     return even, "nobody: there is neither slide level nor head, all count alike"
 
 
+@dataclass(frozen=True)
+class Weights:
+    """How much everything on one slide counts. 1 is what an even share would be.
+
+    who       weighs the regions, in words      region [R]
+    rows      [n] of the slide's tiles that lie in a region, region after region
+    tile      [n] each of them within its region, ``composed`` [n] within the slide
+    """
+
+    who: str
+    region: np.ndarray
+    rows: np.ndarray
+    tile: np.ndarray
+    composed: np.ndarray
+
+
+def weigh(
+    hierarchy: Hierarchy, tiles: SlideFeatures, regions: SlideFeatures, blocks: list[Block], head: FittedHead | None
+) -> Weights:
+    """The weights of the regions of one slide and of their tiles."""
+    by_region, who = region_shares(hierarchy, regions, head)
+    by_tile = tile_shares(hierarchy, tiles, blocks)
+    rows = np.concatenate([block.rows for block in blocks])
+    inside = np.concatenate([share * len(share) for share in by_tile])
+    whole = np.concatenate([share * weight for share, weight in zip(by_tile, by_region)]) * len(rows)
+    return Weights(who, by_region * len(blocks), rows, inside, whole)
+
+
 def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head: FittedHead | None) -> SlideMaps:
     """The maps of one slide from its two files of vectors. DataError where the files do not belong together."""
     tiles, regions = load_parquet(tile_file), load_parquet(region_file)
-    cells, step = cells_of(tiles), float(tiles.about["tile_px_level0"])
-    blocks = cut_blocks(tile_file, cells, hierarchy.side, hierarchy.least)
+    step = float(tiles.about["tile_px_level0"])
+    blocks = cut_blocks(tile_file, cells_of(tiles), hierarchy.side, hierarchy.least)
     if len(blocks) != len(regions.coords):
         raise DataError(
             f"{region_file} does not belong to {tile_file}",
@@ -95,17 +128,14 @@ def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head:
             expected=f"{len(blocks)}",
             hint="remove it, and embed the slide again",
         )
-    by_region, who = region_shares(hierarchy, regions, head)
-    by_tile = tile_shares(hierarchy, tiles, blocks)
-    rows = np.concatenate([block.rows for block in blocks])
-    inside = np.concatenate([share * len(share) for share in by_tile])  # of their region, even is 1
-    whole = np.concatenate([share * weight for share, weight in zip(by_tile, by_region)]) * len(rows)
+    found = weigh(hierarchy, tiles, regions, blocks, head)
+    coords = tiles.coords[found.rows]
     heats = (
-        Heat(f"weight of each region, by {who}", regions.coords, step * hierarchy.side, by_region * len(blocks)),
-        Heat("attention of each region over its tiles", tiles.coords[rows], step, inside),
-        Heat("weight of the region times attention to the tile", tiles.coords[rows], step, whole),
+        Heat(f"weight of each region, by {found.who}", regions.coords, step * hierarchy.side, found.region),
+        Heat("attention of each region over its tiles", coords, step, found.tile),
+        Heat("weight of the region times attention to the tile", coords, step, found.composed),
     )
-    text = f"{len(blocks)} regions of {hierarchy.side} x {hierarchy.side} tiles; regions weighted by {who}"
+    text = f"{len(blocks)} regions of {hierarchy.side} x {hierarchy.side} tiles; regions weighted by {found.who}"
     return SlideMaps(*heats, text)
 
 

@@ -126,18 +126,13 @@ def open_tiles(data: str, settings: Mapping[str, Any]) -> SlideTiles:
 
 
 def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console) -> list[Path]:
-    """A file of vectors for every slide, in the order of ``tiles.named``; those that are there are used again.
-
-    The slide's hash is in the name of its file: slides of two folders may be called alike.
-    """
+    """A file of vectors for every slide, in the order of ``tiles.named``; those that are there are used again."""
     embedder = Embedder(load_for_tiles(model, tiles), tiles, say=console.say)
     check_unreadable(tiles, embedder.max_bad, console.say)
     files, kept = [], 0
-    for number, one in enumerate(tiles.named):
-        file = folder / f"{Path(one.record.id).stem}-{tiles.hashes[number][:8]}.parquet"
-        about = embedder.about(number)
-        there = read_about(file) if file.exists() else {}
-        if all(there.get(key) == about[key] for key in SAME):
+    for number in range(len(tiles.named)):
+        file = folder / tile_file(tiles, number)
+        if is_embedded(file, embedder, number):
             kept += 1
         else:
             save_parquet(file, embedder.slide(number))
@@ -146,6 +141,17 @@ def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console) -
     if kept:
         console.say(f"{kept:,} of {len(files):,} slides were embedded before; their vectors are used again")
     return files
+
+
+def tile_file(tiles: SlideTiles, number: int) -> str:
+    """What the file of one slide's vectors is called. Slides of two folders may be called alike, hence the hash."""
+    return f"{Path(tiles.named[number].record.id).stem}-{tiles.hashes[number][:8]}.parquet"
+
+
+def is_embedded(file: Path, embedder: Embedder, number: int) -> bool:
+    """Whether ``file`` holds the vectors of this slide's tiles, by this network."""
+    about, there = embedder.about(number), read_about(file) if file.exists() else {}
+    return all(there.get(key) == about[key] for key in SAME)
 
 
 def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console) -> Path:

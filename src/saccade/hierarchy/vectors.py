@@ -51,9 +51,6 @@ def embed_grids(
     side    tiles along a block; 0: a slide is one block, and its file has one vector
     least   share of a block's tiles that must be there; a slide without such a block has none and is left out
     """
-    device = runtime.pick_device()
-    network = reader.model.backbone.to(device).eval()
-    precision = runtime.usual_precision(device)
     found, made = [], 0
     for done, file in enumerate(files, start=1):
         target = folder / file.name
@@ -64,7 +61,7 @@ def embed_grids(
             if not blocks:
                 console.say(f"{file.name}: no block of {side} x {side} tiles with {least:.0%} of them; left out")
                 continue
-            save_parquet(target, _vectors_of(network, reader, below, file, about, blocks, precision))
+            save_parquet(target, _vectors_of(reader, below, file, about, blocks))
             made += 1
         found.append(target)
         console.progress(done, len(files), {})
@@ -75,6 +72,26 @@ def embed_grids(
             f"{len(found) - made:,} of {len(found):,} slides were embedded before; their vectors are used again"
         )
     return found
+
+
+def grid_vectors(
+    reader: Reader, below: SlideFeatures, file: Path, folder: Path, *, side: int, least: float
+) -> tuple[list[Block], SlideFeatures]:
+    """The blocks of one slide and their vectors, as ``embed_grids`` has them, without writing anything.
+
+    The file in ``folder`` is read where it is there. DataError where the slide has no such block.
+    """
+    blocks = cut_blocks(file, cells_of(below), side, least)
+    if not blocks:
+        raise DataError(
+            "this slide has no region with enough tissue",
+            got=f"{len(below)} tiles",
+            expected=f"{side} x {side} tiles with {least:.0%} of them tissue",
+        )
+    about = _about(below.about, reader, side, least)
+    if _is_there(folder / file.name, about):
+        return blocks, load_parquet(folder / file.name)
+    return blocks, _vectors_of(reader, below, file, about, blocks)
 
 
 def _about(below: dict[str, Any], reader: Reader, side: int, least: float) -> dict[str, Any]:
@@ -101,13 +118,7 @@ def _is_there(target: Path, about: dict[str, Any]) -> bool:
 
 @torch.inference_mode()
 def _vectors_of(
-    network: Any,
-    reader: Reader,
-    below: SlideFeatures,
-    file: Path,
-    about: dict[str, Any],
-    blocks: Sequence[Block],
-    precision: str,
+    reader: Reader, below: SlideFeatures, file: Path, about: dict[str, Any], blocks: Sequence[Block]
 ) -> SlideFeatures:
     cells, spec = cells_of(below), reader.model.spec
     if below.features.shape[1] + 1 != spec.channels:
@@ -117,7 +128,8 @@ def _vectors_of(
             expected=f"width {spec.channels - 1}",
             hint="the levels below must be those it was trained on",
         )
-    device = next(network.parameters()).device
+    device = runtime.pick_device()
+    network, precision = reader.model.backbone.to(device).eval(), runtime.usual_precision(device)
     rows = []
     for start in range(0, len(blocks), BATCH):
         grids = np.stack([fill(below, cells, block) for block in blocks[start : start + BATCH]])

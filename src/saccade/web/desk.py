@@ -18,18 +18,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from starlette.exceptions import HTTPException
 
 from saccade.contracts import Record, Sample, Source
 from saccade.data.decode import decode
-from saccade.data.open import open_source
-from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import SlideTiles
-from saccade.errors import SaccadeError, UsageError
+from saccade.errors import SaccadeError
+from saccade.web import folders
 
 if TYPE_CHECKING:
     from saccade.explore import Explorer
+    from saccade.explore_regions import RegionLooks
     from saccade.explore_slides import SlideLooks
 
 UPLOADS_BYTES = 256 * 2**20
@@ -74,6 +73,34 @@ class RunOnDesk:
 
 
 @dataclass(frozen=True)
+class HierarchyOnDesk:
+    """A hierarchy over slides. ``folder``: its own; ``head``: the run of ``finetune`` whose head weighs the regions.
+
+    tile    MODEL of its tile level
+    fault   why it cannot be shown, in words; empty where it can
+    """
+
+    id: str
+    name: str
+    folder: Path
+    tile: str = ""
+    head: Path | None = None
+    fault: str = ""
+
+
+OnDesk = RunOnDesk | HierarchyOnDesk
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A slide that cannot be shown, and why; ``of``: the run or hierarchy."""
+
+    of: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ModelOnDesk:
     """A model that can be asked. ``fresh``: its network with random weights, to compare with.
 
@@ -93,17 +120,18 @@ class ImageOnDesk:
     """One image of a run's data, by its number in the source."""
 
     id: str
-    run: RunOnDesk
+    run: OnDesk
     index: int
     record: Record
 
 
 @dataclass
 class Desk:
-    """runs      the run folders that were named, or found under the current folder
-    models    names of models beside those of the runs: ``random:NAME``, ``timm:NAME``, a weights file
-    tables    feature tables beside those of the runs
-    secret    of this session; ids are made with it
+    """runs         the run folders that were named, or found under the current folder; levels of hierarchies too
+    hierarchies  over slides, and heads that were trained on one
+    models       names of models beside those of the runs: ``random:NAME``, ``timm:NAME``, a weights file
+    tables       feature tables beside those of the runs
+    secret       of this session; ids are made with it
     """
 
     runs: Sequence[RunOnDesk]
@@ -111,9 +139,11 @@ class Desk:
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     uploads: Uploads = field(default_factory=Uploads)
     tables: Sequence[str] = ()
+    hierarchies: Sequence[HierarchyOnDesk] = ()
 
     def __post_init__(self) -> None:
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[Path, Source] = {}
+        self._slides: dict[str, tuple[OnDesk, int]] = {}
         self._images: dict[str, ImageOnDesk] = {}
         self._opening = threading.Lock()
 
@@ -131,6 +161,13 @@ class Desk:
 
         return SlideLooks(self.explorer)
 
+    @cached_property
+    def region_looks(self) -> RegionLooks:
+        """What hierarchies see on slides. The first use imports torch."""
+        from saccade.explore_regions import RegionLooks
+
+        return RegionLooks()
+
     def id_of(self, kind: str, name: str) -> str:
         """Sixteen hexadecimal digits that say nothing of the name; the same name has the same id in a session."""
         return opaque(self.secret, kind, name)
@@ -147,7 +184,7 @@ class Desk:
         found = []
         for run in self.runs:
             if (run.folder / "model" / "config.json").is_file():
-                path, axes = str(run.folder), axes_of(run.folder)
+                path, axes = str(run.folder), folders.axes_of(run.folder)
                 found.append(ModelOnDesk(self.id_of("model", path), run.name, path, run=run.id, axes=axes))
                 twin, name = self.id_of("twin", path), f"{run.name}, random weights"
                 found.append(ModelOnDesk(twin, name, path, fresh=True, run=run.id, axes=axes))
@@ -165,32 +202,72 @@ class Desk:
             raise HTTPException(404, "no such model")
         return found
 
-    def source(self, run: RunOnDesk) -> Source:
-        """The images that a run learned from, opened once. Raises DataError where they are no longer there."""
+    def model_id(self, name: str) -> str | None:
+        """The id of a MODEL as it was trained; None where it is not among the choices."""
+        return next((one.id for one in self.choices() if one.model == name and not one.fresh), None)
+
+    def source(self, run: OnDesk) -> Source:
+        """The images that a run or a hierarchy learned from, opened once. DataError where they are no longer there."""
         with self._opening:
-            if run.id not in self._sources:
-                data = (yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8")) or {}).get(
-                    "data"
-                ) or {}
-                if not data.get("source"):
-                    raise UsageError("the run does not say what it learned from", got=run.name)
-                columns = {key: data.get(key) or None for key in ("manifest", "label", "group")}
-                tiling = Tiling(data.get("mpp") or None, data.get("tile_px") or None, data.get("tissue") or None)
-                tiling = dataclasses.replace(tiling, slide_mpp=data.get("slide_mpp") or None, usual=True)
-                self._sources[run.id] = open_source(data["source"], tiling=tiling, **columns)
-            return self._sources[run.id]
+            if run.folder not in self._sources:
+                layered = isinstance(run, HierarchyOnDesk)
+                self._sources[run.folder] = (folders.open_layered if layered else folders.open_run)(run.folder)
+            return self._sources[run.folder]
 
-    def slides(self, run: RunOnDesk) -> SlideTiles | None:
+    def slides(self, run: OnDesk) -> SlideTiles | None:
         """The slides that a run learned from; None where it learned from something else, or they are gone."""
-        try:
-            settings = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-            if not (settings.get("data") or {}).get("mpp"):
-                return None
-            return slides_in(self.source(run))
-        except (OSError, AttributeError, yaml.YAMLError, SaccadeError):
-            return None
+        return self._try_slides(run)[0]
 
-    def images(self, run: RunOnDesk, start: int, count: int) -> tuple[int, list[ImageOnDesk]]:
+    def _try_slides(self, run: OnDesk) -> tuple[SlideTiles | None, str]:
+        """The slides of a run, or why there are none; both empty where it did not learn from slides."""
+        if isinstance(run, HierarchyOnDesk):
+            if run.fault:
+                return None, run.fault
+        elif not folders.learned_from_slides(run.folder):
+            return None, ""
+        try:
+            found = self.source(run)
+        except SaccadeError as error:
+            return None, folders.told(error)
+        except OSError as error:
+            return None, error.strerror or type(error).__name__
+        return (found, "") if isinstance(found, SlideTiles) else (None, "")
+
+    def all_slides(self) -> tuple[list[tuple[str, OnDesk, str]], list[Missing]]:
+        """Every slide (id, of whom, name), those of hierarchies first, and those that cannot be shown."""
+        found: list[tuple[str, OnDesk, str]] = []
+        missing: list[Missing] = []
+        owners: list[OnDesk] = [*self.hierarchies, *self.runs]
+        for run in owners:
+            tiles, fault = self._try_slides(run)
+            if tiles is None and not fault:
+                continue
+            known = folders.slides_recorded(run.folder)
+            if tiles is None:
+                missing += [Missing(run.name, name, fault) for name in known or ["all slides"]]
+                continue
+            names = [one.record.id for one in tiles.named]
+            for number, name in enumerate(names):
+                key = self.id_of("slide", f"{run.id}/{number}")
+                self._slides[key] = run, number
+                found.append((key, run, name))
+            gone = [name for name in known if name not in {*names, *dict(tiles.unreadable)}]
+            missing += [Missing(run.name, name, folders.without_places(why)) for name, why in tiles.unreadable]
+            missing += [Missing(run.name, name, "the file is no longer there") for name in gone]
+        return found, missing
+
+    def slide(self, key: str) -> tuple[OnDesk, SlideTiles, int]:
+        """The slide with this id: of whom, among which slides, and its number there. HTTP 404 where there is none."""
+        if key not in self._slides:
+            self.all_slides()
+        if key in self._slides:
+            run, number = self._slides[key]
+            tiles = self.slides(run)
+            if tiles is not None:
+                return run, tiles, number
+        raise HTTPException(404, "no such slide")
+
+    def images(self, run: OnDesk, start: int, count: int) -> tuple[int, list[ImageOnDesk]]:
         """How many images a run has, and some of them."""
         records = self.source(run).records
         found = []
@@ -219,47 +296,40 @@ def is_text_model(name: str) -> bool:
         return False
 
 
-def slides_in(source: Source) -> SlideTiles | None:
-    return source if isinstance(source, SlideTiles) else None
-
-
 def opaque(secret: bytes, kind: str, name: str) -> str:
     return hmac.digest(secret, f"{kind}\0{name}".encode(errors="surrogatepass"), "sha256").hex()[:16]
 
 
-def axes_of(folder: Path) -> int:
-    """Of what a run's model looks at, as its files say: 2 images (or nothing known), 3 volumes, 0 grids of vectors."""
-    try:
-        seen = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))["input"]
-    except (OSError, ValueError, KeyError):
-        return 2
-    return 0 if seen.get("grid") else int(seen.get("axes", 2))
+def lay_out(places: Sequence[Path], models: Sequence[str] = (), tables: Sequence[str] = ()) -> Desk:
+    """A desk with these runs, hierarchies and heads. Those of one folder name are told apart by the folder above.
 
-
-def lay_out(folders: Sequence[Path], models: Sequence[str] = (), tables: Sequence[str] = ()) -> Desk:
-    """A desk with these runs. Runs of one folder name are told apart by the folder above."""
+    The levels of a hierarchy are runs and models of their own, called HIERARCHY/LEVEL.
+    """
     secret = secrets.token_bytes(32)
-    paths = list(dict.fromkeys(folder.resolve() for folder in folders))
+    paths = list(dict.fromkeys(folder.resolve() for folder in places))
     twice = {p.name for p in paths if sum(other.name == p.name for other in paths) > 1}
-    runs = [
-        RunOnDesk(opaque(secret, "run", str(p)), f"{p.parent.name}/{p.name}" if p.name in twice else p.name, p)
-        for p in paths
-    ]
-    return Desk(runs, tuple(models), secret, tables=tuple(tables))
 
+    def name_of(path: Path) -> str:
+        return f"{path.parent.name}/{path.name}" if path.name in twice else path.name
 
-def runs_below(folder: Path, depth: int = 3) -> list[Path]:
-    """Run folders under a folder, newest first; hidden folders and the insides of runs are left out."""
-    found, level = [], [folder]
-    for _ in range(depth + 1):
-        deeper = []
-        for place in level:
-            if (place / "config.yaml").is_file():
-                found.append(place)
-                continue
-            try:
-                deeper += [p for p in sorted(place.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-            except OSError:
-                continue
-        level = deeper
-    return sorted(found, key=lambda p: (p / "config.yaml").stat().st_mtime, reverse=True)
+    runs: dict[Path, str] = {}
+    hierarchies, more = [], []
+    for path in paths:
+        if not folders.is_layered(path):
+            runs[path] = name_of(path)
+            continue
+        one = HierarchyOnDesk(opaque(secret, "hierarchy", str(path)), name_of(path), path)
+        try:
+            found = folders.read_layered(path)
+        except SaccadeError as error:
+            hierarchies.append(dataclasses.replace(one, fault=folders.told(error)))
+            continue
+        hierarchies.append(dataclasses.replace(one, folder=found.folder, tile=found.tile, head=found.head))
+        whole = name_of(found.folder) if found.folder in paths else found.folder.name
+        for level in found.levels:
+            if folders.is_run(Path(level)):
+                runs.setdefault(Path(level), f"{whole}/{Path(level).name}")
+            else:
+                more.append(level)
+    laid = [RunOnDesk(opaque(secret, "run", str(path)), name, path) for path, name in runs.items()]
+    return Desk(laid, tuple(dict.fromkeys((*more, *models))), secret, tables=tuple(tables), hierarchies=hierarchies)

@@ -62,7 +62,7 @@ def router(desk: Desk) -> APIRouter:
         """[H R N] of the queries ``first`` and following in one layer."""
         if found.compared is None:
             return numbers(found.similarity(first, count))
-        _check_count(found.compared.heads * count * found.compared.tokens)
+        check_count(found.compared.heads * count * found.compared.tokens)
         return numbers(found.compared.rows(layer, first, count))
 
     @api.get("/fan")
@@ -76,7 +76,7 @@ def router(desk: Desk) -> APIRouter:
     def rollout(found: Annotated[Any, Depends(seen)], first: int, count: int = 1) -> Response:
         """[1 R N]: attention followed through all layers."""
         _attentive(found)
-        _check_count(count * found.compared.tokens)
+        check_count(count * found.compared.tokens)
         return numbers(found.compared.rollout(first, count)[None])
 
     @api.get("/pair")
@@ -95,7 +95,8 @@ def numbers(values: np.ndarray) -> Response:
     return Response(np.ascontiguousarray(values, dtype="<f4").tobytes(), media_type="application/octet-stream")
 
 
-def _check_count(floats: int) -> None:
+def check_count(floats: int) -> None:
+    """Raise UsageError for an answer of too many numbers."""
     if floats > MOST_FLOATS:
         raise UsageError("too many rows at once", got=f"{floats:,} numbers", expected=f"at most {MOST_FLOATS:,}")
 

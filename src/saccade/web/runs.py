@@ -19,7 +19,8 @@ from saccade.reporting.build import headline, title_of
 from saccade.reporting.evaluation import Evaluation
 from saccade.reporting.files import last, mapping, read_run
 from saccade.reporting.page import number
-from saccade.web.desk import Desk, RunOnDesk, axes_of
+from saccade.web.desk import Desk, RunOnDesk
+from saccade.web.folders import axes_of
 from saccade.web.live import Tail, Watch, plain, said
 from saccade.web.security import REPORT_POLICY
 

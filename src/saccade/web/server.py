@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from saccade.errors import SaccadeError, UsageError
-from saccade.web import atlas, explorer, images, runs, slides, words
+from saccade.web import atlas, explorer, images, regions, runs, slides, words
 from saccade.web.desk import Desk
 from saccade.web.security import Gate, Keys
 
@@ -24,6 +24,7 @@ USUAL_PORT = 8420
 ROUTERS: tuple[Callable[[Desk], APIRouter], ...] = (
     explorer.router,
     slides.router,
+    regions.router,
     words.router,
     atlas.router,
     runs.router,

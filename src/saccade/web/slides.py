@@ -13,12 +13,11 @@ from fastapi.responses import Response
 from PIL import Image
 from starlette.exceptions import HTTPException
 
-from saccade.web.desk import Desk, RunOnDesk
+from saccade.web.desk import Desk, HierarchyOnDesk, OnDesk
 from saccade.web.explorer import numbers
 from saccade.web.images import to_display
 
 if TYPE_CHECKING:
-    from saccade.data.slides.source import SlideTiles
     from saccade.explore import Look
 
 ZOOM_PX = 256
@@ -27,15 +26,6 @@ ZOOM_PX = 256
 def router(desk: Desk) -> APIRouter:
     api = APIRouter(prefix="/slides")
 
-    def find(key: str) -> tuple[RunOnDesk, SlideTiles, int]:
-        """A slide of one of the runs. HTTP 404 where there is none with this id."""
-        for run in desk.runs:
-            tiles = desk.slides(run)
-            for number in range(len(tiles.named) if tiles is not None else 0):
-                if tiles is not None and desk.id_of("slide", f"{run.id}/{number}") == key:
-                    return run, tiles, number
-        raise HTTPException(404, "no such slide")
-
     def look(model: str) -> Look:
         from saccade.explore import Look
 
@@ -43,19 +33,18 @@ def router(desk: Desk) -> APIRouter:
         return Look(chosen.model, "tiles", chosen.fresh)
 
     @api.get("")
-    def listed() -> list[dict[str, Any]]:
-        found = []
-        for run in desk.runs:
-            tiles = desk.slides(run)
-            for number in range(len(tiles.named) if tiles is not None else 0):
-                key = desk.id_of("slide", f"{run.id}/{number}")
-                assert tiles is not None
-                found.append({"id": key, "name": tiles.named[number].record.id, "run": run.id, "run_name": run.name})
-        return found
+    def listed() -> dict[str, Any]:
+        """``kind``: of a hierarchy's slides ``regions``, of others ``tiles``."""
+        found, missing = desk.all_slides()
+        slides = [
+            {"id": key, "name": name, "run": run.id, "run_name": run.name, "kind": kind_of(run)}
+            for key, run, name in found
+        ]
+        return {"slides": slides, "missing": [dataclasses.asdict(one) for one in missing]}
 
     @api.get("/{key}")
     def about(key: str) -> dict[str, Any]:
-        _, tiles, number = find(key)
+        _, tiles, number = desk.slide(key)
         slide, grid = tiles.slides[number], tiles.grid(number)
         return {
             "size_px": list(slide.size_px),
@@ -77,7 +66,7 @@ def router(desk: Desk) -> APIRouter:
         row: Annotated[int, Path(ge=0)],
     ) -> Response:
         """One square of the pyramid; level 0 is one pixel, each next one twice as fine."""
-        _, tiles, number = find(key)
+        _, tiles, number = desk.slide(key)
         slide = tiles.slides[number]
         factor = 2 ** (math.ceil(math.log2(max(slide.size_px))) - level)
         height, width = (math.ceil(side / factor) for side in slide.size_px)
@@ -89,7 +78,7 @@ def router(desk: Desk) -> APIRouter:
 
     @api.post("/{key}/looks")
     def start(key: str, model: str) -> dict[str, Any]:
-        _, tiles, number = find(key)
+        _, tiles, number = desk.slide(key)
         return dataclasses.asdict(desk.slide_looks.start(look(model), key, tiles, number))
 
     @api.get("/{key}/looks")
@@ -104,7 +93,7 @@ def router(desk: Desk) -> APIRouter:
     @api.get("/{key}/tile")
     def tile(key: str, number: Annotated[int, Query(ge=0)]) -> dict[str, Any]:
         """The id under which the explorer knows a tile."""
-        run, tiles, slide = find(key)
+        run, tiles, slide = desk.slide(key)
         indices = tiles.tiles_of(slide)
         if number >= len(indices):
             raise HTTPException(404, "no such tile")
@@ -112,6 +101,10 @@ def router(desk: Desk) -> APIRouter:
         return {"id": image.id, "name": image.record.id}
 
     return api
+
+
+def kind_of(run: OnDesk) -> str:
+    return "regions" if isinstance(run, HierarchyOnDesk) else "tiles"
 
 
 def jpeg(pixels: np.ndarray) -> Response:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from saccade.errors import UsageError
 from saccade.tables import open_store
-from saccade.web.desk import Desk, lay_out, runs_below
+from saccade.web.desk import Desk, lay_out
+from saccade.web.folders import is_layered, is_run, read_layered, runs_below
 from saccade.web.security import Keys
 from saccade.web.server import create_app, listen, serve
 
@@ -52,10 +53,17 @@ def lay_out_named(named: Sequence[str], stores: Sequence[str] = ()) -> Desk:
     folders, models = [], []
     for name in named:
         path = Path(name)
-        if (path / "config.yaml").is_file():
+        if is_layered(path):
+            read_layered(path)  # one that cannot be read is said now, not in the browser
+            folders.append(path)
+        elif is_run(path):
             folders.append(path)
         elif path.exists() or name.startswith(("random:", "timm:")):
             models.append(name)
         else:
-            raise UsageError("no such run", got=name, hint="a run folder holds config.yaml; or random:NAME, timm:NAME")
+            raise UsageError(
+                "no such run",
+                got=name,
+                hint="a run folder holds config.yaml or hierarchy.yaml; or random:NAME, timm:NAME",
+            )
     return lay_out(folders, (*models, *ALWAYS), tables)

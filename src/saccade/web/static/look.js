@@ -5,10 +5,11 @@ import { blob, floats, json } from "./ask.js";
 const WHOLE = 2 ** 20; // numbers of one layer that are fetched at once, so that moving the mouse asks nobody
 
 export class Look {
-  // query: {model, image, size, shuffle, positions} as the server takes them
-  constructor(query, about, picture, grey) {
+  // query: {model, image, size, shuffle, positions} as the server takes them; base: whom it is asked of
+  constructor(query, about, picture, grey, base = "attention") {
     Object.assign(this, about);
     this.query = query;
+    this.base = base;
     this.picture = picture;
     this.greyPicture = grey;
     this.tokens = this.prefix + this.grid.reduce((product, length) => product * length, 1);
@@ -16,10 +17,10 @@ export class Look {
     this.places = this.order ? inverse(this.order) : null;
   }
 
-  static async open(query, signal) {
-    const about = await json("attention/look", query, signal);
-    const picture = await createImageBitmap(await blob("attention/picture", query, signal));
-    return new Look(query, about, picture, greyed(picture));
+  static async open(query, signal, base = "attention") {
+    const about = await json(`${base}/look`, query, signal);
+    const picture = await createImageBitmap(await blob(`${base}/picture`, query, signal));
+    return new Look(query, about, picture, greyed(picture), base);
   }
 
   // A volume: its voxels as bytes, z slowest, instead of a picture.
@@ -36,7 +37,7 @@ export class Look {
     if (now) return now;
     const key = `${kind}/${layer}`;
     const heads = kind === "attention" ? this.heads : 1;
-    const path = kind === "rollout" ? "attention/rollout" : "attention/rows";
+    const path = `${this.base}/${kind === "rollout" ? "rollout" : "rows"}`;
     const asked = { ...this.query, layer: kind === "rollout" ? undefined : layer };
     const one = await floats(path, { ...asked, first: token, count: 1 }, signal);
     if (heads * this.tokens ** 2 <= WHOLE && !this.blocks.has(key)) {

@@ -56,9 +56,10 @@ export class Panel {
     const { look } = this;
     const head = kind === "attention" ? view.head : "mean";
     const map = choose(values, look.tokens, look.prefix, head);
-    const own = range(map), limits = view.limits ?? own;
+    // Of a region, places without a tile have nothing to show.
+    const own = range(look.there ? map.filter((_, i) => look.there[i]) : map), limits = view.limits ?? own;
     const inside = view.keep < 1 ? mask(map, view.keep) : null;
-    const data = painted(map, limits, inside);
+    const data = painted(map, limits, inside ?? look.there);
     this.shown = { map, data, limits, inside, kind, head, place: view.place, values };
     this.paint(view);
     this.drawHeads(values, view);
@@ -84,7 +85,7 @@ export class Panel {
       const map = choose(values, look.tokens, look.prefix, head);
       const context = canvas.getContext("2d");
       context.drawImage(look.greyPicture, 0, 0, SMALL, SMALL);
-      const inside = view.keep < 1 ? mask(map, view.keep) : null;
+      const inside = view.keep < 1 ? mask(map, view.keep) : look.there;
       lay(context, painted(map, range(map), inside), look.grid, { x: 0, y: 0, width: SMALL, height: SMALL }, view.smooth);
       this.buttons[head].setAttribute("aria-pressed", view.head === head);
     });
@@ -100,7 +101,7 @@ export class Panel {
     const words = [alike ? "Most alike: " : "Most: ", el("strong", null, where(most, columns)), ` with ${number(own.high)}`];
     if (!alike) {
       const away = elsewhere(values, look.tokens, look.prefix, head);
-      words.push(` (an even share is ${percent(1 / look.tokens)}). Class token`,
+      words.push(` (an even share is ${percent(look.even ?? 1 / look.tokens)}). Class token`,
         look.prefix > 1 ? " and registers take " : " takes ", percent(away), ".");
     } else words.push(".");
     if (view.pointed !== null) {

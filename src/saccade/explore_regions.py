@@ -1,0 +1,183 @@
+"""What a hierarchy sees on a slide, for the page: how much its regions count, and where any tile of a region looks.
+
+Vectors of tiles and regions are taken from the hierarchy's own files where they are there, and are made in the
+background otherwise. They stay in memory: a page that is looked at writes nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saccade.backbones.vit import ViT
+from saccade.data.grids import Block, cells_of, fill
+from saccade.data.slides.source import SlideTiles
+from saccade.errors import SaccadeError, UsageError
+from saccade.exchange import SlideFeatures, load_parquet
+from saccade.explore import Kept, Seen, record
+from saccade.explore_slides import State
+from saccade.hierarchy.attend import Weights, as_input, weigh
+from saccade.hierarchy.keep import load_head
+from saccade.hierarchy.levels import Hierarchy, is_embedded, load, tile_file
+from saccade.hierarchy.vectors import grid_vectors
+from saccade.slide_embedding import Embedder, load_for_tiles
+
+SLIDES_BYTES, LOOKS_BYTES = 512 * 2**20, 128 * 2**20
+REGION_PX = 512
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A slide of a hierarchy. ``key`` stands for both; ``number`` is the slide's among ``tiles``."""
+
+    key: str
+    folder: Path
+    head: Path | None
+    tiles: SlideTiles
+    number: int
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What is kept of a slide.
+
+    tiles    their vectors, in the order of the slide's grid      cells   [n 2] (row, column) of each
+    blocks   the R regions                                        weights of both
+    """
+
+    hierarchy: Hierarchy
+    tiles: SlideFeatures
+    cells: np.ndarray
+    blocks: list[Block]
+    weights: Weights
+
+    @property
+    def nbytes(self) -> int:
+        return self.tiles.features.nbytes + self.cells.nbytes + 4 * 16 * len(self.cells)
+
+    def about(self) -> dict[str, Any]:
+        """What the page must know: which regions there are (row, column among regions), and in which each tile lies."""
+        of = np.full(len(self.cells), -1)
+        for number, block in enumerate(self.blocks):
+            of[block.rows] = number
+        network, side = self.hierarchy.region.model.backbone, self.hierarchy.side
+        assert isinstance(network, ViT)
+        return {
+            "side": side,
+            "who": self.weights.who,
+            "regions": [[block.top // side, block.left // side] for block in self.blocks],
+            "region_of": of.tolist(),
+            "depth": network.depth,
+            "heads": network.heads,
+        }
+
+    def tile_weights(self, *, composed: bool) -> np.ndarray:
+        """[n] of every tile: of its region, or with ``composed`` of the slide; NaN for tiles outside all regions."""
+        found = np.full(len(self.cells), np.nan, np.float32)
+        found[self.weights.rows] = self.weights.composed if composed else self.weights.tile
+        return found
+
+
+class RegionLooks:
+    """Slides that were looked at by hierarchies, the newest ones. One is worked on at a time."""
+
+    def __init__(self, slides_bytes: int = SLIDES_BYTES, looks_bytes: int = LOOKS_BYTES):
+        self._slides: Kept[str, Regions] = Kept(slides_bytes)
+        self._looks: Kept[tuple[str, int], Seen] = Kept(looks_bytes)
+        self._hierarchies: dict[Path, Hierarchy] = {}
+        self._states: dict[str, State] = {}
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+
+    def start(self, asked: Asked) -> State:
+        """Begin with a slide unless it is there or on its way; how far it is, in tiles."""
+        with self._lock:
+            state = self.state(asked.key)
+            if state is not None and not state.error:
+                return state
+            self._states[asked.key] = State(0, len(asked.tiles.grid(asked.number)), False)
+        threading.Thread(target=self._work, args=[asked], daemon=True).start()
+        return self._states[asked.key]
+
+    def state(self, key: str) -> State | None:
+        """None where nobody has asked, or where the slide had to make room."""
+        found = self._states.get(key)
+        return None if found is not None and found.ready and self._slides.get(key) is None else found
+
+    def found(self, key: str) -> Regions:
+        """Raises UsageError for a slide that has not been looked at."""
+        found = self._slides.get(key)
+        if found is None:
+            raise UsageError("the regions of this slide have not been looked at yet", hint="wait until all are done")
+        return found
+
+    def see(self, asked: Asked, region: int) -> Seen:
+        """What the region network compares inside one region, and the region as it looks.
+
+        Raises UsageError for a region that is not there.
+        """
+        found = self.found(asked.key)
+        if not 0 <= region < len(found.blocks):
+            raise UsageError("no such region", got=region, expected=f"0 to {len(found.blocks) - 1}")
+        seen = self._looks.get((asked.key, region))
+        if seen is None:
+            seen = _seen(found, asked, found.blocks[region])
+            self._looks.put((asked.key, region), seen, seen.nbytes)
+        return seen
+
+    def there(self, key: str, region: int) -> list[bool]:
+        """[N] which places of a region have a tile."""
+        found = self.found(key)
+        block = found.blocks[region]
+        there = np.zeros(block.size, bool)
+        there[tuple((found.cells[block.rows] - (block.top, block.left)).T)] = True
+        return there.reshape(-1).tolist()
+
+    def _work(self, asked: Asked) -> None:
+        total = len(asked.tiles.grid(asked.number))
+
+        def done(count: int) -> None:
+            now = self._states[asked.key]
+            self._states[asked.key] = State(min(now.done + count, total), total, False)
+
+        try:
+            with self._turn:
+                if asked.folder not in self._hierarchies:
+                    self._hierarchies[asked.folder] = load(asked.folder)
+                found = look(self._hierarchies[asked.folder], asked, done)
+            self._slides.put(asked.key, found, found.nbytes)
+            self._states[asked.key] = State(total, total, True)
+        except SaccadeError as error:
+            self._states[asked.key] = State(0, total, False, str(error))
+
+
+def look(hierarchy: Hierarchy, asked: Asked, done: Any) -> Regions:
+    """Vectors and weights of one slide; ``done`` hears how many tiles more have been looked at. Raises SaccadeError."""
+    tiles, number, folder = asked.tiles, asked.number, hierarchy.run / "features"
+    embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=lambda _: None)
+    file = folder / "tile" / tile_file(tiles, number)
+    kept = is_embedded(file, embedder, number)
+    below = load_parquet(file) if kept else embedder.slide(number, done)
+    blocks, regions = grid_vectors(
+        hierarchy.region, below, file, folder / "region", side=hierarchy.side, least=hierarchy.least
+    )
+    head = load_head(asked.head).head if asked.head is not None else None
+    return Regions(hierarchy, below, cells_of(below), blocks, weigh(hierarchy, below, regions, blocks, head))
+
+
+def _seen(found: Regions, asked: Asked, block: Block) -> Seen:
+    reader = found.hierarchy.region
+    network = reader.model.backbone
+    assert isinstance(network, ViT)
+    with torch.inference_mode():
+        compared, grid = record(network, as_input(reader, fill(found.tiles, found.cells, block)[None]))
+    step_y, step_x = asked.tiles.grid(asked.number).step_px
+    slide, side = asked.tiles.slides[asked.number], found.hierarchy.side
+    factor = max(1.0, max(step_y, step_x) * side / REGION_PX)
+    size = (max(1, round(step_y * side / factor)), max(1, round(step_x * side / factor)))
+    picture = slide.reduced(block.left * step_x, block.top * step_y, factor, size)
+    return Seen(reader.model.name, picture, grid, network.prefix, None, compared, None)

@@ -1,0 +1,159 @@
+"""What a folder is, as its files say: a run, a hierarchy of runs, or heads that were trained on one. No torch.
+
+HIERARCHY/hierarchy.yaml   what was asked for, beside its levels, each a run of its own
+HEADS/head/head.json       a trained head, and which hierarchy it reads
+RUN/config.yaml            a run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from saccade import config, runs
+from saccade.contracts import Source
+from saccade.data.open import open_source
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.source import SlideTiles
+from saccade.errors import SaccadeError, UsageError
+from saccade.hierarchy.settings import FILE, LEVELS, is_hierarchy, read_wanted, settings_of
+from saccade.train.settings import DataConfig
+
+RUN, HEAD = "config.yaml", Path("head") / "head.json"
+
+
+@dataclass(frozen=True)
+class HierarchyFolder:
+    """A hierarchy, as its files say.
+
+    folder   of the hierarchy              head     of the run of ``finetune`` whose head weighs the regions, if any
+    tile     MODEL of the tile level       levels   MODELs of all its levels, own ones as paths
+    """
+
+    folder: Path
+    head: Path | None
+    tile: str
+    levels: tuple[str, ...]
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / RUN).is_file()
+
+
+def is_layered(folder: Path) -> bool:
+    """Whether a folder is a hierarchy, or holds heads trained on one."""
+    return is_hierarchy(folder) or (folder / HEAD).is_file()
+
+
+def read_layered(folder: Path) -> HierarchyFolder:
+    """Raises UsageError or DataError, naming the file, where what the folder says cannot be read."""
+    head = None if is_hierarchy(folder) else folder
+    place = folder
+    if head is not None:
+        place = Path(str(runs.read_json(folder / HEAD).get("hierarchy", "")))
+        if not is_hierarchy(place):
+            raise UsageError(
+                f"the hierarchy that the head in {folder.name} reads is gone", got=place.name, expected=f"{FILE} in it"
+            )
+    try:
+        hipt = read_wanted(place).hipt
+    except (OSError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise UsageError(f"{place.name}/{FILE} cannot be read", got=str(error)) from error
+    named = [getattr(hipt, level) or str(place / level) for level in LEVELS if getattr(hipt, level) != "none"]
+    levels = [one for one in named if is_run(Path(one)) or not Path(one).is_relative_to(place)]
+    return HierarchyFolder(place, head, named[0], tuple(levels))
+
+
+def open_layered(folder: Path) -> SlideTiles:
+    """The slides that a hierarchy learned from, cut into tiles as it was. Raises DataError, UsageError."""
+    wanted = read_wanted(folder)
+    own = {key: value for key, value in settings_of(wanted.levels["tile"]).items() if key.startswith("data.")}
+    known: DataConfig = config.override({"data": DataConfig()}, own)["data"]
+    tiling = Tiling(known.mpp, known.tile_px, known.tissue, known.slide_mpp or None)
+    found = _opened({**dataclasses.asdict(known), "source": wanted.data}, tiling)
+    if not isinstance(found, SlideTiles):
+        raise UsageError("a hierarchy is made of slides", got=named(wanted.data))
+    return found
+
+
+def open_run(folder: Path) -> Source:
+    """The images that a run learned from. Raises DataError where they are no longer there, UsageError."""
+    known = (yaml.safe_load((folder / RUN).read_text(encoding="utf-8")) or {}).get("data") or {}
+    if not known.get("source"):
+        raise UsageError("the run does not say what it learned from", got=folder.name)
+    tiling = Tiling(known.get("mpp") or None, known.get("tile_px") or None, known.get("tissue") or None)
+    return _opened(known, dataclasses.replace(tiling, slide_mpp=known.get("slide_mpp") or None, usual=True))
+
+
+def _opened(known: Mapping[str, Any], tiling: Tiling) -> Source:
+    columns = {key: known.get(key) or None for key in ("manifest", "label", "group")}
+    return open_source(known["source"], tiling=tiling, **columns)
+
+
+def learned_from_slides(folder: Path) -> bool:
+    """Whether a run says that its images are tiles of slides."""
+    try:
+        settings = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
+        return bool((settings.get("data") or {}).get("mpp"))
+    except (OSError, AttributeError, yaml.YAMLError):
+        return False
+
+
+def slides_recorded(folder: Path) -> list[str]:
+    """Names of the slides that a run or a hierarchy learned from, as its data.json has them."""
+    try:
+        listed = json.loads((folder / "data.json").read_text(encoding="utf-8"))["files"]
+        names = [str(one["id"]) for one in listed]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return list(dict.fromkeys(name.rpartition("#")[0] or name for name in names))  # of tiles: SLIDE#x,y
+
+
+def axes_of(folder: Path) -> int:
+    """Of what a run's model looks at, as its files say: 2 images (or nothing known), 3 volumes, 0 grids of vectors."""
+    try:
+        seen = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))["input"]
+    except (OSError, ValueError, KeyError):
+        return 2
+    return 0 if seen.get("grid") else int(seen.get("axes", 2))
+
+
+def told(error: SaccadeError) -> str:
+    """What went wrong, in one line without places."""
+    return without_places(error.what if error.got is None else f"{error.what} ({error.got})")
+
+
+def without_places(words: str) -> str:
+    """Of every path only the last part: where things lie here is nobody's business."""
+    return re.sub(r"(?:[A-Za-z]:\\|/)(?:[^\s:/\\]+[/\\])+", "", words)
+
+
+def named(place: str) -> str:
+    """Of a path its last part."""
+    return Path(place).name if Path(place).is_absolute() else place
+
+
+def runs_below(folder: Path, depth: int = 3) -> list[Path]:
+    """Runs, hierarchies and heads under a folder, newest first; hidden folders and the insides of runs are left out."""
+    found: list[tuple[float, Path]] = []
+    level: Sequence[Path] = [folder]
+    for _ in range(depth + 1):
+        deeper: list[Path] = []
+        for place in level:
+            marks = [place / name for name in (RUN, FILE, HEAD) if (place / name).is_file()]
+            if marks:
+                found.append((marks[0].stat().st_mtime, place))
+                continue
+            try:
+                deeper += [p for p in sorted(place.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+            except OSError:
+                continue
+        level = deeper
+    return [place for _, place in sorted(found, key=lambda one: one[0], reverse=True)]

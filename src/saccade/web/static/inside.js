@@ -1,0 +1,58 @@
+// Inside one tile of a slide: its patches and their attention, as the explorer has them.
+
+import { json } from "./ask.js";
+import { el, replace } from "./dom.js";
+import { choose, Look } from "./look.js";
+import { compact, percent, range } from "./maps.js";
+import { Panel } from "./panel.js";
+
+export class Inside {
+  constructor(signal) {
+    Object.assign(this, { signal, tile: null, asked: null, place: null, head: "mean", layer: null });
+    this.node = el("section", { class: "card", "aria-label": "Inside the tile" });
+    this.panel = new Panel("Attention inside the tile", {
+      hover: (place) => { this.place = place; this.draw(); },
+      head: (head) => { this.head = this.head === head ? "mean" : head; this.draw(); },
+      pick: (place) => { this.asked = this.asked === place ? null : place; this.draw(); },
+    });
+  }
+
+  // What stands here while no tile is chosen.
+  wait(...words) {
+    this.tile = null;
+    delete this.node.dataset.drawn;
+    replace(this.node, words);
+  }
+
+  // about: {tile_px, mpp} of the slide; number of the tile on it
+  async open(slide, about, number, model) {
+    const tile = (this.tile = `${slide}/${number}/${model}`);
+    delete this.node.dataset.drawn;
+    try {
+      const image = await json(`slides/${slide}/tile`, { number }, this.signal);
+      const look = await Look.open({ model, image: image.id }, this.signal);
+      if (this.tile !== tile || this.signal.aborted) return;
+      const attentive = look.kind === "attention";
+      this.asked = this.place = null;
+      this.layer = look.depth - 1;
+      if (this.head !== "mean" && this.head >= look.heads) this.head = "mean";
+      this.panel.setLook(look, attentive ? "Where the class token looks, or the patch under the pointer" : "How alike its places are");
+      replace(this.node, el("h2", null, "Inside the tile"), el("p", { class: "soft" }, `${about.tile_px} pixels at ${compact(about.mpp)} µm`), this.panel.node,
+        el("p", { class: "soft" }, attentive ? `Layer ${this.layer} of 0 to ${this.layer}. ${percent(1 / look.tokens)} is an even share.` : `${look.name} has no attention that could be read.`),
+        el("a", { href: `#/explorer?${new URLSearchParams({ image: image.id, a: model })}` }, "Every layer and head"));
+      await this.draw();
+    } catch (error) {
+      if (!this.signal.aborted && this.tile === tile) replace(this.node, el("h2", null, "Inside the tile"), el("p", { class: "note", role: "alert" }, error.message));
+    }
+  }
+
+  async draw() {
+    const { look } = this.panel, { kind } = look, place = this.asked ?? this.place ?? null, turn = (this.turn = (this.turn ?? 0) + 1);
+    const head = kind === "attention" ? this.head : "mean";
+    const rows = await look.rows(kind, kind === "attention" ? this.layer : 0, place === null ? 0 : look.prefix + place, this.signal);
+    if (turn !== this.turn) return;
+    const limits = range(choose(rows, look.tokens, look.prefix, head));
+    this.panel.draw(rows, kind, { head, keep: 1, smooth: false, colour: false, place, pointed: null, limits });
+    this.node.dataset.drawn = "yes";
+  }
+}

@@ -1,0 +1,315 @@
+// A slide of a hierarchy: down from the slide to a region, to one of its tiles, and to the patches of that tile; and up again.
+
+import { floats, json } from "./ask.js";
+import { el, field, replace, say, select } from "./dom.js";
+import { Inside } from "./inside.js";
+import { choose, Look } from "./look.js";
+import { looked } from "./looked.js";
+import { compact, percent, range } from "./maps.js";
+import { Panel } from "./panel.js";
+import { heatOf, Stage } from "./stage.js";
+
+const KEYS = [["arrow keys", "the region or tile beside it"], ["Enter", "go into it"], ["Escape", "up again"], ["+ and −", "zoom"],
+  ["[ ]", "layer before, after"], [", .", "head before, after"], ["M", "mean of all heads"]];
+const MAPS = [["regions", "weight of the regions"], ["tiles", "tiles, each in its region"], ["composed", "tiles, in the slide"]];
+const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+const times = (value) => `${compact(Number(value.toPrecision(3)))} times an even share`;
+const named = (what, [row, column]) => `${what} row ${row}, column ${column}`;
+
+export class Regions {
+  constructor(pick, signal) {
+    // region, tile: where one is; cursor: what Enter would go into; asks: whether the tile asks in its region, or the class token
+    Object.assign(this, { kind: "regions", signal, map: "regions", region: null, tile: null, cursor: null, layer: null, head: "mean", asks: true });
+    this.stage = new Stage(signal, "Slide: arrow keys choose, Enter goes into a region or tile, Escape goes up, plus and minus zoom", {
+      click: (x, y) => this.click(x, y), hover: (x, y) => this.hover(x, y), key: (event) => this.key(event),
+    });
+    this.inside = new Inside(signal);
+    this.panel = new Panel("Attention inside the region", {
+      hover: (place) => this.point(place), head: (head) => this.set({ head: this.head === head ? "mean" : head }),
+      pick: (place) => { const tile = this.tileAtPlace(place); if (tile !== undefined) this.go(this.region, tile); },
+    });
+    this.aside = el("section", { class: "card", "aria-label": "Inside the region" });
+    this.right = el("div", { class: "levels" });
+    this.words = el("p", { class: "words", role: "status" });
+    this.under = el("p", { class: "reading soft" });
+    this.scale = el("div", { class: "scale" });
+    this.crumbs = el("ol");
+    this.choices = el("div", { class: "row" });
+    const fade = field("Heatmap", el("input", { type: "range", min: 0, max: 100, step: 5, value: 100 * this.stage.opacity,
+      oninput: (event) => this.stage.fade(Number(event.target.value) / 100) }));
+    this.node = el("div", { class: "slides-grid" }, el("div", null,
+      el("div", { class: "tools noprint" }, el("div", { class: "row" }, pick, this.choices, fade)),
+      el("nav", { class: "crumbs", "aria-label": "Where this is" }, this.crumbs), this.stage.node, this.scale, this.words, this.under,
+      el("details", { class: "keys noprint" }, el("summary", null, "Keys"), el("dl", null, KEYS.map(([key, what]) => el("div", null, el("dt", null, key), el("dd", null, what)))))),
+    this.right);
+    // Wherever the focus is; the stage itself has been asked before.
+    addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && !event.defaultPrevented && this.up()) event.preventDefault();
+    }, { signal });
+  }
+
+  complain(error) {
+    replace(this.words);
+    replace(this.right, el("section", { class: "card" }, el("p", { class: "note", role: "alert" }, error.message)));
+  }
+
+  async open(slide) {
+    const turn = (this.turn = (this.turn ?? 0) + 1);
+    Object.assign(this, { slide, found: null, region: null, tile: null, cursor: null, look: null });
+    replace(this.scale);
+    replace(this.under);
+    replace(this.choices);
+    replace(this.right, el("section", { class: "card" }, el("h2", null, "The slide"), el("p", { class: "soft" }, "The hierarchy is looking at it.")));
+    this.about = await json(`slides/${slide.id}`, {}, this.signal);
+    if (turn !== this.turn) return;
+    this.drawCrumbs();
+    this.stage.open(slide.id, this.about);
+    this.stage.show(null, []);
+    await looked(`regions/${slide.id}/looks`, {}, this.signal, (words) => { if (turn === this.turn) replace(this.words, words); });
+    if (turn !== this.turn || this.signal.aborted) return;
+    const path = `regions/${slide.id}`;
+    const [found, weights, tiles, composed] = await Promise.all([json(path, {}, this.signal), floats(`${path}/weights`, {}, this.signal),
+      floats(`${path}/tiles`, {}, this.signal), floats(`${path}/tiles`, { composed: true }, this.signal)]);
+    if (turn !== this.turn) return;
+    Object.assign(this, { found, weights, tiles, composed, layer: this.layer === null || this.layer >= found.depth ? found.depth - 1 : this.layer });
+    if (this.head !== "mean" && this.head >= found.heads) this.head = "mean";
+    this.atRegion = new Map(found.regions.map(([row, column], i) => [`${row}/${column}`, i]));
+    this.atTile = new Map(this.about.cells.map(([row, column], i) => [`${row}/${column}`, i]));
+    await this.go(null, null);
+  }
+
+  // --- going down and up -----------------------------------------------------------------------------
+
+  async go(region, tile) {
+    const { found } = this, moved = region !== this.region;
+    Object.assign(this, { region, tile, cursor: null });
+    this.drawCrumbs();
+    this.drawChoices();
+    if (region === null) {
+      this.look = null;
+      this.stage.home();
+      this.drawSide();
+      return this.draw();
+    }
+    if (moved || !this.look) {
+      this.stage.goTo(this.boxOf(region));
+      try {
+        const look = await Look.open({}, this.signal, `regions/${this.slide.id}/${region}`);
+        if (this.region !== region) return undefined;
+        this.look = look;
+        this.panel.setLook(look, "Where the region's class token looks, or the tile under the pointer");
+      } catch (error) {
+        if (!this.signal.aborted && this.region === region) this.complain(error);
+        return undefined;
+      }
+    }
+    this.drawSide();
+    if (this.tile !== null) this.inside.open(this.slide.id, this.about, this.tile, found.tile_model);
+    return this.draw();
+  }
+
+  up() {
+    if (!this.found || this.region === null) return false;
+    if (this.tile !== null) this.go(this.region, null); else { const from = this.region; this.go(null, null); this.choose(from); }
+    return true;
+  }
+
+  click(x, y) {
+    if (!this.found) return;
+    const { region, tile } = this.at(x, y);
+    if (region === undefined) replace(this.words, tile === undefined ? "There is no tile: too little tissue." : "This tile lies in no region: too little tissue around it.");
+    else if (this.region !== region) this.go(region, null);
+    else if (tile !== undefined) this.go(region, tile);
+  }
+
+  // What lies at a place of level 0.
+  at(x, y) {
+    const [down, across] = this.about.step_px, row = Math.floor(y / down), column = Math.floor(x / across), { side } = this.found;
+    const tile = this.atTile.get(`${row}/${column}`);
+    return { tile, region: this.atRegion.get(`${Math.floor(row / side)}/${Math.floor(column / side)}`) };
+  }
+
+  key(event) {
+    if (!this.found) return false;
+    const step = STEPS[event.key];
+    if (step) this.move(step);
+    else if (event.key === "Enter" && this.cursor !== null) { if (this.region === null) this.go(this.cursor, null); else this.go(this.region, this.cursor); }
+    else if (event.key === "Escape") return this.up();
+    else if (this.region !== null && ["[", "]"].includes(event.key)) this.set({ layer: Math.min(this.found.depth - 1, Math.max(0, this.layer + (event.key === "]" ? 1 : -1))) });
+    else if (this.region !== null && [",", "."].includes(event.key)) {
+      const heads = this.found.heads, now = this.head === "mean" ? (event.key === "." ? -1 : heads) : this.head;
+      this.set({ head: (now + (event.key === "." ? 1 : -1) + heads) % heads });
+    } else if (this.region !== null && event.key === "m") this.set({ head: "mean" });
+    else return false;
+    return true;
+  }
+
+  // The nearest region, or tile of the region, in one direction; along it counts less than across it.
+  move([down, right]) {
+    const all = this.region === null ? this.found.regions : this.about.cells;
+    const open = all.map((_, i) => i).filter((i) => this.region === null || this.found.region_of[i] === this.region);
+    const from = this.cursor ?? this.tile;
+    if (from === null) { this.choose(open[0]); return; }
+    const far = (i) => {
+      const y = all[i][0] - all[from][0], x = all[i][1] - all[from][1], ahead = y * down + x * right;
+      return ahead > 0 ? ahead + 3 * Math.abs(y * right + x * down) : Infinity;
+    };
+    const next = open.reduce((best, i) => (far(i) < far(best) ? i : best), from);
+    if (next === from) return;
+    if (this.tile !== null) this.go(this.region, next); else this.choose(next);
+  }
+
+  choose(number) {
+    this.cursor = number;
+    this.drawMarks();
+    const words = this.region === null ? this.regionWords(number) : this.tileWords(number);
+    replace(this.under, words);
+    say(words);
+  }
+
+  set(values) {
+    Object.assign(this, values);
+    this.drawChoices();
+    this.draw();
+  }
+
+  // --- what is drawn ---------------------------------------------------------------------------------
+
+  boxOf(region) {
+    const [down, across] = this.about.step_px, { side } = this.found, [row, column] = this.found.regions[region];
+    return [column * side * across, row * side * down, side * across, side * down];
+  }
+
+  boxOfTile(tile) {
+    const [down, across] = this.about.step_px, [row, column] = this.about.cells[tile];
+    return [column * across, row * down, across, down];
+  }
+
+  drawCrumbs() {
+    const steps = [[this.slide.name, () => this.go(null, null)]];
+    if (this.region !== null) steps.push([named("Region", this.found.regions[this.region]), () => this.go(this.region, null)]);
+    if (this.tile !== null) steps.push([named("Tile", this.about.cells[this.tile]), null]);
+    replace(this.crumbs, steps.map(([name, back], i) => el("li", null, i === steps.length - 1
+      ? el("span", { "aria-current": "location" }, name) : el("button", { type: "button", class: "quiet", onclick: back }, name))));
+  }
+
+  drawChoices() {
+    if (this.region === null) {
+      replace(this.choices, field("Shows", select(MAPS.map(([value, text]) => ({ value, text })), this.map, (map) => this.set({ map }))));
+      return;
+    }
+    const count = (n, what) => Array.from({ length: n }, (_, i) => ({ value: String(i), text: `${what} ${i}` }));
+    replace(this.choices,
+      field("Layer", select(count(this.found.depth, "layer"), String(this.layer), (layer) => this.set({ layer: Number(layer) }))),
+      field("Head", select([{ value: "mean", text: "mean of all" }, ...count(this.found.heads, "head")], String(this.head),
+        (head) => this.set({ head: head === "mean" ? head : Number(head) }))),
+      this.tile === null ? null : field("Who asks", select([{ value: "tile", text: "the marked tile" }, { value: "class", text: "the class token" }],
+        this.asks ? "tile" : "class", (who) => this.set({ asks: who === "tile" }))));
+  }
+
+  drawSide() {
+    if (this.region === null) {
+      const { found } = this;
+      const best = this.weights.reduce((best, value, i) => (value > this.weights[best] ? i : best), 0);
+      replace(this.right, el("section", { class: "card" }, el("h2", null, "The slide"),
+        el("p", null, `${found.regions.length.toLocaleString("en")} regions of ${found.side} × ${found.side} tiles of ${this.about.tile_px} pixels at ${compact(this.about.mpp)} µm.`),
+        el("p", null, "Weighed by ", el("strong", null, found.who), "."),
+        range(this.weights).high > range(this.weights).low ? el("p", null, "Most: ", el("button", { type: "button", onclick: () => this.go(best, null) }, named("region", found.regions[best])), ` with ${times(this.weights[best])}.`) : null,
+        el("p", { class: "soft" }, "Click a region to see where it looks.")));
+      return;
+    }
+    replace(this.aside, el("h2", null, named("Region", this.found.regions[this.region])), el("p", { class: "soft" }, `It counts ${times(this.weights[this.region])} in the slide.`), this.panel.node);
+    replace(this.right, this.aside, this.tile === null ? null : this.inside.node);
+  }
+
+  drawMarks() {
+    const marks = [];
+    if (this.region !== null) marks.push({ box: this.boxOf(this.region) });
+    if (this.tile !== null) marks.push({ box: this.boxOfTile(this.tile) });
+    if (this.cursor !== null) marks.push({ box: this.region === null ? this.boxOf(this.cursor) : this.boxOfTile(this.cursor), inner: "#4fd1ff" });
+    this.stage.show(this.stage.heat, marks);
+  }
+
+  // The heatmap of where one is: of the slide, or of the region as the class token or the marked tile sees it.
+  async draw() {
+    delete this.stage.node.dataset.level;
+    const { found, about, region, tile } = this, { side } = found, turn = (this.drawn = (this.drawn ?? 0) + 1);
+    let cells = about.cells, step = about.step_px, words;
+    if (region === null) {
+      if (this.map === "regions") [cells, step] = [found.regions, about.step_px.map((px) => px * side)];
+      this.values = { regions: this.weights, tiles: this.tiles, composed: this.composed }[this.map];
+      words = { regions: `How much each region counts in the slide, weighed by ${found.who}.`,
+        tiles: "How much each region's class token takes from each of its tiles.",
+        composed: "The weight of the region times its attention to the tile." }[this.map];
+    } else {
+      const rows = await this.look.rows("attention", this.layer, this.asking(), this.signal);
+      if (turn !== this.drawn) return;
+      this.values = this.shares(rows);
+      const who = tile !== null && this.asks ? "the marked tile" : "the class token", head = this.head === "mean" ? "mean of all heads" : `head ${this.head}`;
+      words = `Where ${who} looks within this region: layer ${this.layer} of 0 to ${found.depth - 1}, ${head}.`;
+      this.drawPanel(rows, this.asking() === 0 ? null : this.asking() - this.look.prefix);
+    }
+    const limits = range(this.values.filter(Number.isFinite));
+    this.stage.heat = heatOf(cells, step, this.values, limits.high > limits.low ? limits : { low: limits.low - 1, high: limits.high + 1 });
+    this.drawMarks();
+    replace(this.scale, el("span", null, compact(limits.low)), el("span", { class: "ramp" }), el("span", null, compact(limits.high)), el("span", null, "times an even share"));
+    replace(this.words, words);
+    replace(this.under);
+    say(words);
+    this.stage.node.dataset.level = region === null ? "slide" : tile === null ? "region" : "tile";
+  }
+
+  asking() {
+    return this.tile !== null && this.asks ? this.look.prefix + this.placeOf(this.tile) : 0;
+  }
+
+  placeOf(tile) {
+    const { side } = this.found, [row, column] = this.about.cells[tile];
+    return (row % side) * side + (column % side);
+  }
+
+  tileAtPlace(place) {
+    if (place === null || this.region === null) return undefined;
+    const { side } = this.found, [row, column] = this.found.regions[this.region];
+    return this.atTile.get(`${row * side + Math.floor(place / side)}/${column * side + (place % side)}`);
+  }
+
+  // Of every tile of the slide, NaN outside the region: what it gets of what goes to tiles, 1 is an even share.
+  shares(rows) {
+    const map = choose(rows, this.look.tokens, this.look.prefix, this.head), own = this.found.region_of;
+    const total = map.reduce((sum, value) => sum + value, 0), count = own.filter((one) => one === this.region).length;
+    return Float32Array.from(own, (one, tile) => (one === this.region ? (count * map[this.placeOf(tile)]) / total : NaN));
+  }
+
+  drawPanel(rows, place) {
+    const map = choose(rows, this.look.tokens, this.look.prefix, this.head).filter((_, i) => this.look.there[i]);
+    this.panel.draw(rows, "attention", { head: this.head, keep: 1, smooth: false, colour: false, place, pointed: null, limits: range(map) });
+  }
+
+  // A tile under the pointer in the small picture asks for as long as it is there.
+  async point(place) {
+    if (!this.look || this.region === null) return;
+    const there = place !== null && this.look.there[place], turn = (this.pointed = (this.pointed ?? 0) + 1), look = this.look;
+    const rows = await look.rows("attention", this.layer, there ? look.prefix + place : this.asking(), this.signal);
+    if (turn === this.pointed && look === this.look) this.drawPanel(rows, there ? place : this.asking() === 0 ? null : this.asking() - look.prefix);
+  }
+
+  hover(x, y) {
+    if (!this.found || !this.values) return;
+    const { region, tile } = x === null ? {} : this.at(x, y);
+    if (region === undefined) replace(this.under);
+    else if (this.region === null && this.map === "regions") replace(this.under, "Under the pointer: ", this.regionWords(region));
+    else if (tile !== undefined && Number.isFinite(this.values[tile])) replace(this.under, "Under the pointer: ", this.tileWords(tile));
+    else replace(this.under);
+  }
+
+  regionWords(region) { return `${named("region", this.found.regions[region])}: ${times(this.weights[region])}`; }
+  tileWords(tile) { return `${named("tile", this.about.cells[tile])}: ${times(this.values[tile])}, ${percent(this.shareOf(tile))}`; }
+
+  // The share behind "times": of the region, or of all tiles in regions.
+  shareOf(tile) {
+    const of = this.found.region_of, count = this.region === null && this.map === "composed"
+      ? of.filter((one) => one >= 0).length : of.filter((one) => one === of[tile]).length;
+    return this.values[tile] / count;
+  }
+}

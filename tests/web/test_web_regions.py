@@ -1,0 +1,258 @@
+"""A hierarchy in a real browser: from the slide to a region, to its tiles, to their patches, and up again."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from test_web_security import ask
+from waiting import until
+
+from saccade import api
+from saccade.errors import UsageError
+from saccade.evaluation.nested import NestedConfig
+from saccade.hierarchy.heads import HeadConfig
+from saccade.hierarchy.slides import HeadOptions
+from saccade.web.desk import lay_out
+from saccade.web.folders import runs_below
+from saccade.web.start import lay_out_named
+
+SETTINGS = {
+    "hipt.tile": "random:vit_micro_patch8_w32",
+    "hipt.region_px": 256,
+    "data.tile_px": 64,
+    "data.mpp": 1.0,
+    "region.model.backbone": "grid_nano_w32",
+    "region.train.steps": 2,
+    "region.train.batch": 4,
+    "region.dino.out_dim": 32,
+}
+SIDE = 4
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "slides"
+    api.show(f"synthetic:slide?n=8&size=1536&folder={folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hierarchy(site, drawn, tmp_path_factory):
+    """A hierarchy of a few steps on the desk, with its levels and the slides it learned from."""
+    run = api.pretrain(drawn, out=tmp_path_factory.mktemp("layers") / "hipt", backbone="hipt", settings=SETTINGS)
+    laid = lay_out([run], site.desk.models)
+    was = site.desk.runs, site.desk.models, site.desk.hierarchies
+    site.desk.runs = [*site.desk.runs, *laid.runs]
+    site.desk.models, site.desk.hierarchies = laid.models, laid.hierarchies
+    yield laid.hierarchies[0]
+    site.desk.runs, site.desk.models, site.desk.hierarchies = was
+
+
+@pytest.fixture
+def page(window, site, hierarchy):
+    window.goto(f"{site.origin}/#/slides")
+    window.reload()
+    window.wait_for_selector(".stage[data-level=slide]")
+    window.wait_for_selector(".stage[data-drawn]")
+    return window
+
+
+def slide_key(site, hierarchy, number=0):
+    return site.desk.id_of("slide", f"{hierarchy.id}/{number}")
+
+
+def regions_of(site, hierarchy):
+    return site.desk.region_looks.found(f"{hierarchy.id}/{slide_key(site, hierarchy)}")
+
+
+def at(page, site, hierarchy, y, x):
+    """Where a place of level 0 is on the screen while the whole slide is shown."""
+    box = page.locator(".stage").bounding_box()
+    height, width = site.desk.slides(hierarchy).slides[0].size_px
+    scale = min(box["width"] / width, box["height"] / height)
+    left, top = (box["width"] - width * scale) / 2, (box["height"] - height * scale) / 2
+    return box["x"] + left + x * scale, box["y"] + top + y * scale
+
+
+def crumbs(page):
+    return page.locator(".crumbs li").all_inner_texts()
+
+
+def test_down_to_the_patches_by_clicks_and_up_by_escape(page, site, hierarchy):
+    found = regions_of(site, hierarchy)
+    assert "nobody" in page.locator(".levels").inner_text()
+    step = site.desk.slides(hierarchy).grid(0).step_px
+    block = found.blocks[0]
+    page.mouse.click(*at(page, site, hierarchy, (block.top + 2) * step[0], (block.left + 2) * step[1]))
+    page.wait_for_selector(".stage[data-level=region]")
+    row, column = block.top // SIDE, block.left // SIDE
+    assert crumbs(page)[1] == f"Region row {row}, column {column}"
+    # The small picture of the region: its first tile is clicked.
+    y, x = found.cells[block.rows[0]] - (block.top, block.left)
+    box = page.locator(".levels .map").first.bounding_box()
+    page.mouse.click(box["x"] + (x + 0.5) * box["width"] / SIDE, box["y"] + (y + 0.5) * box["height"] / SIDE)
+    page.wait_for_selector(".stage[data-level=tile]")
+    page.wait_for_selector("[aria-label='Inside the tile'][data-drawn=yes]")
+    assert len(crumbs(page)) == 3 and "the marked tile" in page.locator(".words").first.inner_text()
+    assert "patch" in page.locator("[aria-label='Inside the tile']").inner_text()
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".stage[data-level=region]")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".stage[data-level=slide]")
+    assert len(crumbs(page)) == 1
+
+
+def test_down_and_up_by_keys_alone(page, site, hierarchy):
+    page.locator(".stage").focus()
+    page.keyboard.press("ArrowRight")
+    assert "times an even share" in page.locator(".reading").inner_text()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".stage[data-level=region]")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".stage[data-level=tile]")
+    page.keyboard.press("[")
+    until(page, "document.querySelector('.words').innerText.includes('layer 0')")
+    page.keyboard.press(".")
+    until(page, "document.querySelector('.words').innerText.includes('head 0')")
+    page.keyboard.press("m")
+    until(page, "document.querySelector('.words').innerText.includes('mean of all heads')")
+    page.locator(".crumbs button").first.click()
+    page.wait_for_selector(".stage[data-level=slide]")
+
+
+def test_a_head_and_the_class_token_are_chosen(page, site, hierarchy):
+    page.locator(".stage").focus()
+    for key in ("ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector(".stage[data-level=region]")
+    page.locator(".heads button").nth(1).click()
+    until(page, "document.querySelector('.words').innerText.includes('head 1')")
+    assert page.get_by_label("Head", exact=True).input_value() == "1"
+    page.locator(".stage").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".stage[data-level=tile]")
+    page.get_by_label("Who asks").select_option("class")
+    until(page, "document.querySelector('.words').innerText.includes('the class token')")
+
+
+def test_the_numbers_are_those_of_attend(page, site, hierarchy, drawn):
+    found, key = regions_of(site, hierarchy), slide_key(site, hierarchy)
+    name = site.desk.slides(hierarchy).named[0].record.id
+    wanted = api.attend_hierarchy(hierarchy.folder, drawn / name)
+    region, tile, composed = (one.heat.scores for one in wanted)
+    weights = np.frombuffer(ask(site, f"/api/regions/{key}/weights")[2], "<f4")
+    assert weights == pytest.approx(region, abs=1e-5)
+    for query, scores in (("", tile), ("?composed=true", composed)):
+        tiles = np.frombuffer(ask(site, f"/api/regions/{key}/tiles{query}")[2], "<f4")
+        assert tiles[found.weights.rows] == pytest.approx(scores, abs=1e-4)
+    # The class token's row of the last layer, mean over heads, is that same map; places without a tile get nothing.
+    look = json.loads(ask(site, f"/api/regions/{key}/0/look")[2])
+    path = f"/api/regions/{key}/0/rows?layer={look['depth'] - 1}&first=0"
+    row = np.frombuffer(ask(site, path)[2], "<f4").reshape(look["heads"], -1).mean(axis=0)[look["prefix"] :]
+    there = np.array(look["there"])
+    assert (row[~there] == 0).all() and there.sum() == len(found.blocks[0].rows)
+    own = row[there] / row[there].sum() * there.sum()
+    order = np.argsort([y * SIDE + x for y, x in found.cells[found.blocks[0].rows] % SIDE])
+    assert own == pytest.approx(tile[: there.sum()][order], abs=1e-3)
+
+
+def test_nothing_is_written(page, site, hierarchy):
+    before = {path: path.stat().st_mtime_ns for path in hierarchy.folder.rglob("*")}
+    for file in (hierarchy.folder / "features" / "region").glob("*.parquet"):
+        file.rename(file.with_suffix(".away"))
+    laid = lay_out([hierarchy.folder])
+    from saccade.explore_regions import Asked, RegionLooks
+
+    looks, tiles = RegionLooks(), laid.slides(laid.hierarchies[0])
+    asked = Asked("k", hierarchy.folder, None, tiles, 0)
+    looks.start(asked)
+    ends = time.monotonic() + 60
+    while not looks.state("k").ready and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert looks.found("k").weights.region == pytest.approx(regions_of(site, hierarchy).weights.region, abs=1e-5)
+    for file in (hierarchy.folder / "features" / "region").glob("*.away"):
+        file.rename(file.with_suffix(".parquet"))
+    assert set(hierarchy.folder.rglob("*")) == set(before)
+
+
+def test_ids_lead_nowhere_else(site, hierarchy, page):
+    key = slide_key(site, hierarchy)
+    assert ask(site, "/api/regions/nothing")[0] == 404 and ask(site, "/api/regions/../hipt")[0] == 404
+    count = len(regions_of(site, hierarchy).blocks)
+    assert ask(site, f"/api/regions/{key}/{count}/look")[0] == 404
+    assert ask(site, f"/api/regions/{key}/-1/picture")[0] == 404
+    assert ask(site, f"/api/regions/{key}/0/rows?layer=99&first=0")[0] == 400
+    assert str(hierarchy.folder).encode() not in ask(site, "/api/slides")[2]
+    other = slide_key(site, hierarchy, 1)
+    status, _, body = ask(site, f"/api/regions/{other}")
+    assert status == 400 and b"not been looked at" in body
+
+
+def test_the_levels_of_a_hierarchy_are_runs_of_their_own(site, hierarchy):
+    names = [run.name for run in site.desk.runs]
+    assert "hipt/region" in names and "hipt/tile" not in names  # the tile level was named and not trained
+    models = {one.name: one.axes for one in site.desk.choices()}
+    assert models["random:vit_micro_patch8_w32"] == 2 and models["hipt/region"] == 0
+    found = runs_below(hierarchy.folder.parent)
+    assert found == [hierarchy.folder]
+    assert lay_out_named([str(hierarchy.folder)]).hierarchies[0].name == "hipt"
+
+
+def test_a_trained_head_weighs_the_regions(hierarchy, drawn, tmp_path):
+    nested = NestedConfig(folds=2, inner=2, fractions=(1.0,), bootstrap=20)
+    options = HeadOptions(
+        heads=("abmil",), head=HeadConfig(steps=2), nested=nested, allow_overlap=True, baselines=False
+    )
+    api.finetune_slides(hierarchy.folder, drawn, out=tmp_path / "heads", options=options)
+    desk = lay_out_named([str(tmp_path / "heads")])
+    one = desk.hierarchies[0]
+    assert one.name == "heads" and one.folder == hierarchy.folder and one.head == (tmp_path / "heads").resolve()
+    from saccade.explore_regions import Asked, look
+    from saccade.hierarchy.levels import load
+
+    found = look(load(one.folder), Asked("k", one.folder, one.head, desk.slides(one), 0), lambda _: None)
+    assert found.weights.who == "the trained head" and found.weights.region.mean() == pytest.approx(1, abs=1e-4)
+    record = json.loads((tmp_path / "heads" / "head" / "head.json").read_text())
+    (tmp_path / "heads" / "head" / "head.json").write_text(json.dumps(record | {"hierarchy": str(tmp_path / "gone")}))
+    with pytest.raises(UsageError, match="is gone"):
+        lay_out_named([str(tmp_path / "heads")])
+    assert "is gone" in lay_out([tmp_path / "heads"]).all_slides()[1][0].reason
+
+
+def test_slides_that_cannot_be_shown_are_named(window, site, hierarchy, drawn, tmp_path):
+    """One file is damaged and one is gone; then the whole folder is."""
+    names = [one["id"] for one in json.loads((hierarchy.folder / "data.json").read_text())["files"]]
+    damaged, gone = (drawn / name for name in names[:2])
+    kept, sources = damaged.read_bytes(), dict(site.desk._sources)
+    away = [gone.name, "manifest.csv"]
+    try:
+        for name in away:
+            (drawn / name).rename(tmp_path / name)
+        damaged.write_bytes(b"no slide")
+        site.desk._sources.clear()
+        window.goto("about:blank")
+        window.goto(f"{site.origin}/#/slides")
+        window.wait_for_selector(".missing li")
+        words = window.locator(".missing").inner_text()
+        assert "2 slides cannot be shown" in words and f"{damaged.name} (hipt): {damaged.name}: cannot be" in words
+        assert f"{gone.name} (hipt): the file is no longer there" in words and str(drawn.parent) not in words
+        window.goto("about:blank")  # what the page still asks for would be gone as well
+        site.desk._sources.clear()
+        drawn.rename(tmp_path / "elsewhere")
+        window.goto(f"{site.origin}/#/slides")
+        until(window, f"document.querySelector('.missing')?.innerText.includes('{len(names)} slides cannot be shown')")
+        window.locator(".missing summary").click()
+        assert gone.name in window.locator(".missing").inner_text()
+    finally:
+        if not drawn.exists():
+            (tmp_path / "elsewhere").rename(drawn)
+        for name in away:
+            (tmp_path / name).rename(drawn / name)
+        damaged.write_bytes(kept)
+        site.desk._sources.clear()
+        site.desk._sources.update(sources)
