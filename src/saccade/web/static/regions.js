@@ -73,6 +73,8 @@ export class Regions {
     if (turn !== this.turn) return;
     Object.assign(this, { found, weights, tiles, composed, layer: this.layer === null || this.layer >= found.depth ? found.depth - 1 : this.layer });
     if (this.head !== "mean" && this.head >= found.heads) this.head = "mean";
+    // Where nobody weighs the regions, their weights have nothing to show.
+    this.map = this.weighed() || this.map !== "regions" ? this.map : "tiles";
     this.atRegion = new Map(found.regions.map(([row, column], i) => [`${row}/${column}`, i]));
     this.atTile = new Map(this.about.cells.map(([row, column], i) => [`${row}/${column}`, i]));
     await this.go(null, null);
@@ -97,7 +99,7 @@ export class Regions {
         const look = await Look.open({}, this.signal, `regions/${this.slide.id}/${region}`);
         if (this.region !== region) return undefined;
         this.look = look;
-        this.panel.setLook(look, "Where the region's class token looks, or the tile under the pointer");
+        this.panel.setLook(look, "Point at a tile: it asks; click it to go in");
       } catch (error) {
         if (!this.signal.aborted && this.region === region) this.complain(error);
         return undefined;
@@ -175,6 +177,12 @@ export class Regions {
 
   // --- what is drawn ---------------------------------------------------------------------------------
 
+  // Whether anybody weighs the regions: with neither slide level nor head all count alike.
+  weighed() {
+    const { low, high } = range(this.weights);
+    return high > low;
+  }
+
   boxOf(region) {
     const [down, across] = this.about.step_px, { side } = this.found, [row, column] = this.found.regions[region];
     return [column * side * across, row * side * down, side * across, side * down];
@@ -214,16 +222,17 @@ export class Regions {
       replace(this.right, el("section", { class: "card" }, el("h2", null, "The slide"),
         el("p", null, `${found.regions.length.toLocaleString("en")} regions of ${found.side} × ${found.side} tiles of ${this.about.tile_px} pixels at ${compact(this.about.mpp)} µm.`),
         el("p", null, "Weighed by ", el("strong", null, found.who), "."),
-        range(this.weights).high > range(this.weights).low ? el("p", null, "Most: ", el("button", { type: "button", onclick: () => this.go(best, null) }, named("region", found.regions[best])), ` with ${times(this.weights[best])}.`) : null,
+        this.weighed() ? el("p", null, "Most: ", el("button", { type: "button", onclick: () => this.go(best, null) }, named("region", found.regions[best])), ` with ${times(this.weights[best])}.`) : null,
         el("p", { class: "soft" }, "Click a region to see where it looks.")));
       return;
     }
-    replace(this.aside, el("h2", null, named("Region", this.found.regions[this.region])), el("p", { class: "soft" }, `It counts ${times(this.weights[this.region])} in the slide.`), this.panel.node);
+    replace(this.aside, el("h2", null, named("Region", this.found.regions[this.region])), this.weighed() ? el("p", { class: "soft" }, `It counts ${times(this.weights[this.region])} in the slide.`) : null, this.panel.node);
     replace(this.right, this.aside, this.tile === null ? null : this.inside.node);
   }
 
   drawMarks() {
-    const marks = [];
+    // The slide shows where its regions lie.
+    const marks = this.region === null ? this.found.regions.map((_, region) => ({ box: this.boxOf(region), thin: true })) : [];
     if (this.region !== null) marks.push({ box: this.boxOf(this.region) });
     if (this.tile !== null) marks.push({ box: this.boxOfTile(this.tile) });
     if (this.cursor !== null) marks.push({ box: this.region === null ? this.boxOf(this.cursor) : this.boxOfTile(this.cursor), inner: "#4fd1ff" });

@@ -83,7 +83,7 @@ export class Stage {
     return this.viewer.viewport.viewerElementToImageCoordinates(new window.OpenSeadragon.Point(x, y));
   }
 
-  // marks: [{box: [x, y, width, height], inner: colour}, ...]
+  // marks: [{box: [x, y, width, height], inner: colour, thin: a hairline}, ...]
   show(heat, marks) {
     Object.assign(this, { heat, marks });
     this.paint();
@@ -119,8 +119,8 @@ export class Stage {
     context.globalAlpha = this.opacity;
     if (this.heat) context.drawImage(this.heat.small, ...place(this.heat.box));
     context.globalAlpha = 1;
-    for (const { box, inner } of this.marks) {
-      for (const [style, line] of [["#000000", 5], [inner ?? "#ffffff", 2.5]]) {
+    for (const { box, inner, thin } of this.marks) {
+      for (const [style, line] of thin ? [["rgb(255 255 255 / 0.7)", 1]] : [["#000000", 5], [inner ?? "#ffffff", 2.5]]) {
         context.strokeStyle = style;
         context.lineWidth = line;
         context.strokeRect(...place(box));
