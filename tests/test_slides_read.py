@@ -55,6 +55,14 @@ def test_a_level_that_fits_is_handed_over_as_it_is(uneven):
     assert np.array_equal(found, pixels[200:240, 300:370].transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize(("share", "side", "own"), [(1.002, 256, True), (1.004, 256, False), (1.0024, 600, False)])
+def test_a_level_that_all_but_fits_is_handed_over_too(uneven, share, side, own):
+    """0.499 micrometres are 0.5: up to 0.25 % and one pixel at the far end; beyond, it is resampled."""
+    path, pixels = uneven
+    found = open_slide(path).read(300, 100, mpp=UM * share, size_px=(side, side))
+    assert np.array_equal(found, pixels[100 : 100 + side, 300 : 300 + side].transpose(2, 0, 1)) == own
+
+
 def test_outside_is_background(uneven):
     path, _ = uneven
     for reader in (open_reader, TiffReader):

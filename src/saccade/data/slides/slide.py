@@ -24,6 +24,7 @@ from saccade.errors import DamagedFile, DataError, UsageError
 
 FINER = 0.9  # of the asked resolution: a level may be coarser than asked by a tenth, no more
 NEAR = 1.01  # a level that is coarser by up to 1 % is the level asked for
+SAME, SAME_PX = 0.0025, 1.0  # a level is the one asked for up to this share, and up to one pixel at the far end
 BRIGHT, DARK = "bright", "dark"
 PLAUSIBLE_UM = (0.02, 50.0)  # a pixel of a microscope; 72 dpi, the default of many programs, is 353 micrometres
 WHOLE_HASH = 64 * 2**20
@@ -164,14 +165,19 @@ class Slide:
         step = self.downsamples[level]
         first = (y / step, x / step)
         last = tuple(f + count * factor / step for f, count, factor in zip(first, size_px, factors))
-        # The level's own pixels, where they are what was asked for.
-        plain = all(abs(f - round(f)) < 1e-3 and abs(factor / step - 1) < 1e-6 for f, factor in zip(first, factors))
-        margin = 0 if plain else margin_px(max(factors) / step)
-        top, left = ((round(f) if plain else math.floor(f)) - margin for f in first)
-        bottom, right = ((round(f) if plain else math.ceil(f)) + margin for f in last)
+        left_over = [abs(end - begin - count) for begin, end, count in zip(first, last, size_px)]
+        if all(abs(f - round(f)) < 1e-3 for f in first) and all(
+            off <= min(SAME_PX, SAME * count) for off, count in zip(left_over, size_px)
+        ):
+            # The level's own pixels are what was asked for: resampling would blur them, here more than there.
+            top, left = (round(f) for f in first)
+            found = self.reader.read(level, left, top, size_px, fill)
+            if found.origin == (top, left):
+                return np.ascontiguousarray(found.pixels.transpose(2, 0, 1))
+        margin = margin_px(max(factors) / step)
+        top, left = (math.floor(f) - margin for f in first)
+        bottom, right = (math.ceil(f) + margin for f in last)
         found = self.reader.read(level, left, top, (bottom - top, right - left), fill)
-        if plain and found.origin == (top, left):
-            return np.ascontiguousarray(found.pixels.transpose(2, 0, 1))
         (y0, x0), (y1, x1) = first, last
         box = (x0 - found.origin[1], y0 - found.origin[0], x1 - found.origin[1], y1 - found.origin[0])
         return np.ascontiguousarray(resample(found.pixels, box, size_px).transpose(2, 0, 1))

@@ -7,6 +7,7 @@ with the training. What they read is what they are told: the order stays a funct
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import subprocess
@@ -16,6 +17,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -57,15 +59,14 @@ class _Board:
 
     def listen(self, child: _Child, wanted: Wanted) -> None:
         """Runs in a thread, one a child, until the child ends."""
-        assert child.process.stdout is not None
-        stream, size = child.process.stdout, int(np.prod(wanted.shape)) * wanted.number_type.itemsize
+        stream = cast(io.BufferedReader, child.process.stdout)
+        size = int(np.prod(wanted.shape)) * wanted.number_type.itemsize
         while mark := stream.read(1):
             found: np.ndarray | str
             if mark == b"\0":
-                found = np.frombuffer(stream.read(size), wanted.number_type)
-                if found.nbytes < size:
+                found = np.empty(wanted.shape, wanted.number_type)
+                if stream.readinto(found.data.cast("B")) < size:
                     break
-                found = found.reshape(wanted.shape)
             else:
                 found = stream.readline().decode(errors="replace").strip()
             with self.news:

@@ -27,7 +27,8 @@ def main() -> None:
             pixels = slides[number].read(x, y, mpp=told["mpp"], size_px=(side, side))
             if len(pixels) != channels:
                 raise SaccadeError(f"{named[number].path}: {len(pixels)} channels", expected=f"{channels}")
-            answer.write(b"\0" + pixels.tobytes())
+            answer.write(b"\0")
+            answer.write(pixels.data)
         except SaccadeError as error:
             answer.write(b"\1" + error.what.replace("\n", " ").encode() + b"\n")
         answer.flush()
