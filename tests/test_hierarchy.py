@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 
 from made_slides import on_glass, texture, write_slide
 from saccade import api, runs
@@ -17,6 +18,7 @@ from saccade.hierarchy.heads import HeadConfig
 from saccade.hierarchy.keep import load_head
 from saccade.hierarchy.settings import HiptConfig, is_hierarchy, read_wanted, settings_of, share_out
 from saccade.hierarchy.slides import HeadOptions
+from saccade.hierarchy.together import regions_of, vectors_as_grids
 from saccade.train.loop import Quiet
 from test_grids import features
 
@@ -239,6 +241,24 @@ def test_heads_are_compared_with_mean_pooling_and_random_weights(finetuned):
     assert {"random second level, abmil", "random second level, mean"} <= models
     assert all(0 <= row["low"] <= row["mean"] + 1e-9 <= row["high"] + 1e-9 <= 1 + 1e-8 for row in found["rows"])
     assert "AUROC" in (out / "slides.md").read_text() and runs.read_json(out / "slides.json")["rows"] == found["rows"]
+
+
+def test_the_region_level_trained_on_stands_beside_the_resting_one(hierarchy, slide_table, tmp_path):
+    nested = NestedConfig(folds=2, inner=2, fractions=(1.0,), bootstrap=20)
+    options = HeadOptions(heads=("abmil",), head=QUICK, nested=nested, baselines=False, unfrozen=True)
+    kept = (hierarchy / "region" / "model" / "model.safetensors").read_bytes()
+    found = api.finetune_slides(hierarchy, slide_table, out=tmp_path / "out", options=options)
+    names = list(dict.fromkeys(row["model"] for row in found["rows"]))
+    assert names == ["hierarchy, abmil", "hierarchy, mean", "hierarchy, region level trained on, abmil"]
+    assert (hierarchy / "region" / "model" / "model.safetensors").read_bytes() == kept
+    # Before anything is learned, the regions are those that embedding wrote.
+    loaded, (tile_file, region_file) = levels.load(hierarchy), files_of(hierarchy, "slide0")
+    regions = regions_of(loaded.region, tile_file, side=loaded.side, least=loaded.least)
+    with torch.inference_mode():
+        grid = vectors_as_grids(loaded.region.model.backbone.eval().cpu(), [regions])[0, :-1]
+    held = load_parquet(region_file)
+    y, x = regions.cells.T
+    assert np.allclose(grid[:, y, x].T.numpy(), held.features, atol=0.05)  # they were written in half precision
 
 
 def test_heatmaps_at_each_level(hierarchy, finetuned):

@@ -4,10 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from saccade.backbones.build import build
+from saccade.backbones.weights import LoadedModel
+from saccade.contracts import InputSpec
 from saccade.errors import EvaluationError
 from saccade.evaluation.nested import Cohort, NestedConfig, draws, inner_folds, nested, outer_folds
 from saccade.hierarchy.heads import KINDS, Bags, GatedAttention, HeadConfig, fit_head, pad_bags
-from saccade.hierarchy.learners import HeadLearner, MeanLearner
+from saccade.hierarchy.learners import HeadLearner, MeanLearner, TogetherLearner
+from saccade.hierarchy.together import Regions, fit_together, vectors_as_grids
+from saccade.hierarchy.vectors import Reader
 
 CLASSES = ("no", "yes")
 
@@ -155,3 +160,70 @@ def test_differences_are_paired_and_marked():
     clear = [d for d in result["differences"] if d["metric"] == "auroc"]
     assert all(d["clear"] and d["difference"] > 0.2 for d in clear)
     assert "whole patients apart" in result["protocol"]["text"]
+
+
+# --- the region level trained on -----------------------------------------------------------------
+
+
+def regions(slides: int, seed: int = 0) -> tuple[Reader, list[Regions], np.ndarray]:
+    """Five regions a slide, of 4 x 4 tiles; the label is on which side of each region the first channel is high, so a
+    bag of tiles says nothing."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(slides) % 2
+    found = []
+    for label in labels:
+        grids = 0.3 * rng.normal(size=(5, 5, 4, 4)).astype(np.float32)
+        grids[:, 0, :, :2] += 1 if label else -1
+        grids[:, 0, :, 2:] -= 1 if label else -1
+        grids[:, -1] = 1
+        cells = rng.permutation(np.stack(np.meshgrid(range(3), range(3), indexing="ij"), -1).reshape(-1, 2))[:5]
+        found.append(Regions(torch.from_numpy(grids), cells))
+    network = build("grid_nano_w32", channels=5, size_px=4, seed=0).eval()
+    spec = InputSpec(5, 4, 0.0, 1.0, (0.0,) * 5, (1.0,) * 5, grid=True)
+    return Reader(LoadedModel(network, spec, "r"), "r"), found, labels
+
+
+def state_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def test_vectors_of_regions_lie_where_the_regions_lie():
+    reader, slides, _ = regions(3)
+    slides[1] = slides[1].some(np.array([0, 2]))
+    with torch.inference_mode():
+        grids = vectors_as_grids(reader.model.backbone, slides)
+        for s, one in enumerate(slides):
+            alone = reader.model.backbone(one.grids).cls
+            y, x = one.cells.T
+            assert torch.allclose(grids[s, :-1, y, x].T, alone, atol=1e-5)
+            assert grids[s, -1].sum() == len(one.cells) and (grids[s, -1, y, x] == 1).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_region_level_moves_only_where_it_is_asked_to(kind):
+    """What the hierarchy holds stays as it is; with a rate of 0 the copy does too."""
+    reader, slides, labels = regions(6)
+    before = state_of(reader.model.backbone)
+    config, chance = HeadConfig(kind=kind, steps=3), torch.random.get_rng_state()
+    moved, again, resting = (
+        fit_together(reader, slides, labels, 2, config, region_lr=rate, seed=0) for rate in (1e-3, 1e-3, 0.0)
+    )
+    after = state_of(reader.model.backbone)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(before[name], value) for name, value in state_of(resting.network).items())
+    changed = [name for name, value in state_of(moved.network).items() if not torch.equal(before[name], value)]
+    assert len(changed) > len(before) / 2
+    assert np.array_equal(moved.scores(slides), again.scores(slides))
+    assert torch.equal(chance, torch.random.get_rng_state())
+
+
+def test_trained_on_it_learns_an_arrangement_inside_regions():
+    reader, slides, labels = regions(60)
+    train, test = np.arange(40), np.arange(40, 60)
+    config = HeadConfig(kind="abmil", steps=120)
+    learner = TogetherLearner("t", reader, slides, 2, config)
+    right = learner.scores(train, labels[train], test, choice=1e-3, seed=0).argmax(axis=1) == labels[test]
+    assert right.mean() > 0.9
+    means = np.concatenate([one.grids.mean(dim=(0, 2, 3), keepdim=True)[:, :, 0, 0].numpy() for one in slides])
+    bag = MeanLearner("m", means, 2).scores(train, labels[train], test, choice=1.0, seed=0)
+    assert (bag.argmax(axis=1) == labels[test]).mean() < 0.8

@@ -117,7 +117,15 @@ def pretrain(
                 data, out=out, method=method, backbone=backbone, recipe=recipe, settings=named, console=bar
             )
     if first_process():
-        typer.echo(f"{folder}\nnext: saccade evaluate {folder} DATA")
+        typer.echo(f"{folder}\nnext: {_next(folder)}")
+
+
+def _next(run: Path) -> str:
+    from saccade.hierarchy.settings import is_hierarchy
+
+    if is_hierarchy(run):
+        return f"saccade attend {run} SLIDE --out DIR, or saccade finetune {run} LABELLED --out DIR"
+    return f"saccade evaluate {run} DATA"
 
 
 def finetune(
@@ -150,6 +158,9 @@ def finetune(
     heads: Annotated[
         str | None, typer.Option(help="Hierarchies: abmil, transformer, or both with a comma (the default).")
     ] = None,
+    unfrozen: Annotated[
+        bool, typer.Option("--unfrozen", help="Hierarchies: also train the region level on with each head; slow.")
+    ] = False,
     folds: Annotated[int | None, typer.Option(help="Hierarchies: outer folds of cross-validation; 5.")] = None,
     fractions: Annotated[str | None, typer.Option(help="Hierarchies: fractions of the labels; 1,0.25.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Hierarchies: draws at each fraction below 1; 3.")] = None,
@@ -159,7 +170,7 @@ def finetune(
     """Train with labels, stop early on a grouped validation part, measure on the test part.
 
     On a hierarchy (pretrain --backbone hipt) heads are trained over slides, by nested cross-validation with patients
-    apart; its levels rest.
+    apart; its levels rest. With --unfrozen the table has each head once more, with the region level trained on.
     """
     from saccade import api, runs
     from saccade.config import split_pair
@@ -183,6 +194,7 @@ def finetune(
     named = {key: value for key, value in given.items() if value is not None}
     named |= dict(split_pair(pair) for pair in set_ or [])
     of_slides = {"--heads": heads, "--folds": folds, "--fractions": fractions, "--repeats": repeats}
+    of_slides |= {"--unfrozen": unfrozen or None}
     if is_hierarchy(model):
         usual = {"--augment": (augment, "weak"), "--frozen": (frozen, False), "--validation": (validation, 0.2)}
         usual |= {"--patience": (patience, 5), "--recipe": (recipe, "microscopy"), "--resume": (resume, False)}
@@ -229,7 +241,8 @@ def _finetune_slides(
         given["fractions"] = _fractions(asked["--fractions"])
     config = NestedConfig(**{key: value for key, value in given.items() if value is not None})
     heads = _words(asked["--heads"]) if asked["--heads"] is not None else ("abmil", "transformer")
-    options = api.HeadOptions(heads=heads, nested=config, allow_overlap=allow_overlap)
+    unfrozen = bool(asked["--unfrozen"])
+    options = api.HeadOptions(heads=heads, nested=config, allow_overlap=allow_overlap, unfrozen=unfrozen)
     with Bar() as bar:
         found = api.finetune_slides(model, data, out=out, options=options, settings=named, console=bar)
     print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'slides.md'}")

@@ -157,19 +157,28 @@ def statistics(bags: Bags) -> tuple[np.ndarray, np.ndarray]:
     return vectors.mean(axis=1), np.maximum(vectors.std(axis=1), 1e-6)
 
 
+def new_head(config: HeadConfig, dim: int, classes: int, seed: int) -> Head:
+    """A head with random weights; torch's generator goes on from there (keep it apart with ``fork_rng``)."""
+    torch.default_generator.manual_seed(int(torch_generator(seed, "head").initial_seed()))
+    return HEADS[config.kind](dim, classes, config)
+
+
+def pace(step: int, steps: int) -> float:
+    """The share of the learning rate at one step: a short rise, then half a cosine."""
+    return float(min(1.0, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + np.cos(np.pi * step / steps)))
+
+
 def fit_head(bags: Bags, labels: np.ndarray, classes: int, config: HeadConfig, *, seed: int) -> FittedHead:
     """Train one head on all slides at once; classes count alike, however many slides they have."""
     mean, std = statistics(bags)
     x, y = _normalised(bags, mean, std), torch.from_numpy(labels)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch_generator(seed, "head").initial_seed()))
-        network = HEADS[config.kind](bags.dim, classes, config)
+        network = new_head(config, bags.dim, classes, seed)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         counts = torch.bincount(y, minlength=classes).clamp_min(1)
         network.train()
         for step in range(config.steps):
-            rate = min(1.0, (step + 1) / (WARMUP * config.steps)) * 0.5 * (1 + np.cos(np.pi * step / config.steps))
-            optimizer.param_groups[0]["lr"] = config.lr * rate
+            optimizer.param_groups[0]["lr"] = config.lr * pace(step, config.steps)
             loss = F.cross_entropy(network(x), y, weight=len(y) / (classes * counts))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

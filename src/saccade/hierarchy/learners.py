@@ -1,4 +1,5 @@
-"""What is compared on slides: heads on vectors of regions or tiles, and logistic regression on their mean.
+"""What is compared on slides: heads on vectors of regions or tiles, the region network trained on with its head, and
+logistic regression on the mean of vectors.
 
 Each satisfies ``evaluation.nested.Learner``; ``choices`` is what nested cross-validation may choose from.
 """
@@ -15,8 +16,11 @@ from threadpoolctl import threadpool_limits
 
 from saccade.evaluation.probes import STRENGTHS, standardise, to_row_space
 from saccade.hierarchy.heads import Bags, FittedHead, HeadConfig, fit_head
+from saccade.hierarchy.together import Regions, fit_together
+from saccade.hierarchy.vectors import Reader
 
 DECAYS = (0.3, 0.01)  # weight decay of AdamW
+RATES = (1e-5, 1e-4)  # learning rate of a region network that is trained on; the head's own is 3e-3
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,25 @@ class HeadLearner:
         self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, choice: float, seed: int
     ) -> np.ndarray:
         return self.fit(train, labels, choice=choice, seed=seed).scores(self.bags.select(test))
+
+
+@dataclass(frozen=True)
+class TogetherLearner:
+    """A head and the region network below it, trained on together (see ``together``), a new copy for every fold."""
+
+    name: str
+    reader: Reader
+    slides: Sequence[Regions]
+    classes: int
+    config: HeadConfig
+    choices: Sequence[float] = RATES
+
+    def scores(
+        self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, choice: float, seed: int
+    ) -> np.ndarray:
+        slides = [self.slides[i] for i in train]
+        fitted = fit_together(self.reader, slides, labels, self.classes, self.config, region_lr=choice, seed=seed)
+        return fitted.scores([self.slides[i] for i in test])
 
 
 @dataclass(frozen=True)

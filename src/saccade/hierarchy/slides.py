@@ -2,6 +2,7 @@
 
 Tile and region level rest: HIPT's own figures say so (Chen et al. 2022: AUC of a frozen second level .821 to .980, of a
 fine-tuned one .762 to .936). What is learned from labels is a head, by nested cross-validation with patients apart.
+Asked for, the region level is trained on as well, as a row beside the resting one.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from saccade.evaluation.nested import Cohort, Learner, NestedConfig, choose, nes
 from saccade.exchange import load_parquet
 from saccade.hierarchy.heads import KINDS, HeadConfig, pad_bags
 from saccade.hierarchy.keep import save_head
-from saccade.hierarchy.learners import HeadLearner, MeanLearner
+from saccade.hierarchy.learners import HeadLearner, MeanLearner, TogetherLearner
 from saccade.hierarchy.levels import Hierarchy, embed_tiles, load, open_tiles, random_twin
 from saccade.hierarchy.settings import read_wanted, settings_of
+from saccade.hierarchy.together import regions_of
 from saccade.hierarchy.vectors import embed_grids
 from saccade.store import FeatureTable
 from saccade.train.loop import Console
 
-OWN, RANDOM, TILES = "hierarchy", "random second level", "mean of tiles"
+OWN, RANDOM, TILES, UNFROZEN = "hierarchy", "random second level", "mean of tiles", "hierarchy, region level trained on"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class HeadOptions:
 
     heads     of abmil and transformer; the mean of the regions comes besides
     baselines random second level and mean of tiles
+    unfrozen  each head once more, with the region level trained on together with it
     head      how each head is trained; its kind and weight decay are chosen elsewhere
     """
 
@@ -48,6 +51,7 @@ class HeadOptions:
     allow_overlap: bool = False
     baselines: bool = True
     random_seeds: int = 1
+    unfrozen: bool = False
 
     def __post_init__(self) -> None:
         for head in self.heads:
@@ -171,6 +175,16 @@ def learners_of(
     return found
 
 
+def unfrozen_of(hierarchy: Hierarchy, files: Sequence[Path], classes: int, options: HeadOptions) -> list[Learner]:
+    """Every head with the region level trained on, from the files of the vectors of tiles."""
+    regions = [regions_of(hierarchy.region, f, side=hierarchy.side, least=hierarchy.least) for f in files]
+    found: list[Learner] = []
+    for kind in options.heads:
+        config = dataclasses.replace(options.head, kind=kind)  # type: ignore[arg-type]
+        found.append(TogetherLearner(f"{UNFROZEN}, {kind}", hierarchy.region, regions, classes, config))
+    return found
+
+
 def finetune(
     run: Path, data: str, out: Path, options: HeadOptions, settings: Mapping[str, Any], console: Console
 ) -> dict[str, Any]:
@@ -190,6 +204,8 @@ def finetune(
     classes = len(cohort.classes)
     level = own.vectors[rows] if hierarchy.slide is not None else None
     learners = learners_of(OWN, some(own.regions), level, classes, options)
+    if options.unfrozen:
+        learners += unfrozen_of(hierarchy, some(own.tiles), classes, options)
     if options.baselines:
         for seed in range(1, 1 + options.random_seeds):
             other = embed_levels(hierarchy, tiles, console, seed=seed)
