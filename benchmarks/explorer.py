@@ -1,11 +1,14 @@
 """A click in the explorer: saccade's page beside asking timm's ViT with its attention maps taken out by hooks.
 
-    python benchmarks/explorer.py [--rounds 5] [--size 224] [--json]
+    python benchmarks/explorer.py [--rounds 5] [--size 224] [--browser] [--json]
 
 ViT-S/16. Ours: the page's own server, through HTTP on this machine: a new image (network, picture, first row), and
 then other patches of it. Peer: what a click costs without anything kept, the whole network on its explicit path
 with all maps of all layers. Milliseconds, medians, A B A B; and the processor time of a new image.
-The last line is one JSON object: ``ours`` and ``peer`` milliseconds of another patch, ``ratio``, and ``first``.
+``--browser`` times a real Chromium besides: from the click until the map is painted and the browser is about to show
+it, on a picture that was never looked at and on another patch.
+The last line is one JSON object: ``ours`` and ``peer`` milliseconds of another patch, ``ratio``, and ``first``;
+with ``--browser`` also ``painted_first`` and ``painted_another``, and the longest of each.
 """
 
 from __future__ import annotations
@@ -14,10 +17,13 @@ import argparse
 import http.client
 import io
 import json
+import shutil
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import timm
@@ -29,14 +35,15 @@ from saccade.web.security import Keys
 from saccade.web.server import create_app, listen, server
 
 MODEL = "random:vit_small_patch16"
+VIEW = {"width": 1280, "height": 1200}
 
 
 class Page:
     """The page's server in a thread, asked as a browser asks."""
 
-    def __init__(self, size_px: int):
+    def __init__(self, size_px: int, runs: tuple[Path, ...] = ()):
         self.size_px = size_px
-        self.desk: Desk = lay_out([], [MODEL])
+        self.desk: Desk = lay_out(runs, [MODEL])
         sock = listen("127.0.0.1", 0)
         self.keys = Keys("127.0.0.1", sock.getsockname()[1])
         self.running = server(create_app(self.desk, self.keys))
@@ -85,6 +92,62 @@ class Hooked:
         return self.maps[11][0, :, token]
 
 
+# In the page: when a click came, and when both layers of the map had been painted and a frame was due.
+WATCH = """() => {
+  const context = document.querySelector('.panel .map').getContext('2d'), draw = context.drawImage;
+  window.seen = {};
+  document.addEventListener('click', (event) => { window.seen = { clicked: event.timeStamp, layers: 0 }; }, true);
+  context.drawImage = function (...words) {
+    draw.apply(this, words);
+    const { seen } = window;
+    seen.layers += 1;
+    if (seen.layers === 2) requestAnimationFrame(() => { seen.shown = performance.now(); });
+  };
+}"""
+
+
+def in_browser(rounds: int, size_px: int) -> dict[str, list[float]]:
+    """Milliseconds from a click to the painted map: on new pictures, and on other patches of each."""
+    from playwright.sync_api import sync_playwright
+
+    found: dict[str, list[float]] = {"painted_first": [], "painted_another": []}
+    rng = np.random.default_rng(1)
+    with tempfile.TemporaryDirectory() as place, sync_playwright() as play:
+        run = Path(place) / "run"
+        (run / "images").mkdir(parents=True)
+        for number in range(rounds + 1):
+            noise = rng.integers(0, 255, (size_px, size_px, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(run / "images" / f"{number}.png")
+        (run / "config.yaml").write_text(f"data:\n  source: {run / 'images'}\n")
+        served = Page(size_px, (run,))
+        system = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        window = play.chromium.launch(executable_path=system, args=["--no-sandbox"]).new_page(viewport=VIEW)
+        window.goto(served.keys.url)
+        window.wait_for_selector(".page[data-ready]")
+        window.wait_for_timeout(3000)  # the first picture, which loads the network, and its whole layer
+        window.evaluate(WATCH)
+
+        def shown() -> float:
+            ends = time.monotonic() + 60
+            while not window.evaluate("window.seen.shown"):
+                assert time.monotonic() < ends, "nothing was painted"
+                window.wait_for_timeout(10)
+            return float(window.evaluate("window.seen.shown - window.seen.clicked"))
+
+        for number in range(1, rounds + 1):
+            window.locator(".thumbs button").nth(number).click()
+            found["painted_first"].append(shown())
+            window.wait_for_timeout(1000)
+            box = window.locator(".panel .map").first.bounding_box()
+            assert box is not None
+            for place_x, place_y in ((0.3, 0.4), (0.7, 0.2), (0.5, 0.8)):
+                window.mouse.click(box["x"] + place_x * box["width"], box["y"] + place_y * box["height"])
+                found["painted_another"].append(shown())
+                window.wait_for_timeout(200)
+        served.running.should_exit = True
+    return found
+
+
 def timed(call: Callable[..., object], *words: object) -> float:
     began = time.perf_counter()
     call(*words)
@@ -95,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--browser", action="store_true", help="also from click to painted map in Chromium")
     parser.add_argument("--json", action="store_true", help="print only the JSON line")
     options = parser.parse_args()
     page, peer = Page(options.size), Hooked(options.size)
@@ -114,9 +178,15 @@ def main() -> None:
     medians = {name: round(statistics.median(values), 2) for name, values in found.items()}
     result = {"ours": medians["ours"], "peer": medians["peer"], "ratio": round(medians["peer"] / medians["ours"], 1)}
     result |= {"first": medians["first"], "first_cpu": medians["first_cpu"]}
+    if options.browser:
+        for name, values in in_browser(options.rounds, options.size).items():
+            result |= {name: round(statistics.median(values), 1), f"{name}_longest": round(max(values), 1)}
     if not options.json:
         print(f"new image {result['first']:.0f} ms ({result['first_cpu']:.0f} ms of processor)")
         print(f"another patch {result['ours']:.1f} ms, {result['peer']:.0f} ms with timm and hooks")
+        if options.browser:
+            print(f"click to painted map: new image {result['painted_first']:.0f} ms (at most", end=" ")
+            print(f"{result['painted_first_longest']:.0f}), another patch {result['painted_another']:.0f} ms")
     print(json.dumps(result))
 
 
