@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 
+import nibabel
 import numpy as np
 import pytest
 import yaml
@@ -45,6 +47,37 @@ def page(window, site, volumes):
     window.reload()
     until(window, "document.querySelector('.words strong') && !document.querySelector('[aria-busy]')")
     return window
+
+
+def nifti(shape) -> bytes:
+    """A volume as a file would have it, packed; one bright block in the dark."""
+    voxels = np.zeros(shape, np.uint8)
+    voxels[: shape[0] // 2, : shape[1] // 2, : shape[2] // 2] = 100
+    return gzip.compress(nibabel.Nifti1Image(voxels, np.diag([-1.0, -1.0, 1.0, 1.0])).to_bytes())
+
+
+def test_a_volume_is_opened_from_a_file_and_kept_in_memory(page, site, volumes):
+    page.set_input_files("input[type=file]", [{"name": "head.nii.gz", "mimeType": "", "buffer": nifti((20, 20, 20))}])
+    until(page, "document.querySelector('.thumbs [aria-selected=true]')?.title === 'head.nii.gz'")
+    until(page, "!document.querySelector('[aria-busy]') && document.querySelector('.words strong')")
+    assert not page.locator("[role=alert]:visible").all_inner_texts()
+    box = page.get_by_label("Axial plane").bounding_box()
+    page.get_by_label("Axial plane").click(position={"x": 0.6 * box["width"], "y": 0.3 * box["height"]})
+    until(page, "document.querySelector('.words').innerText.includes('row 1, column 2 asks')")
+
+
+def test_a_volume_that_claims_too_much_is_refused_before_it_is_unpacked(site, volumes):
+    from saccade.errors import DamagedFile
+    from saccade.web.desk import read_upload
+
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((1000, 1000, 100))
+    header.set_data_dtype(np.uint8)
+    data = gzip.compress(header.binaryblock + bytes(4))
+    with pytest.raises(DamagedFile, match="claims 1,000 x 1,000 x 100 voxels"):
+        read_upload(data, "large.nii.gz")
+    with pytest.raises(DamagedFile, match="not a NIfTI file"):
+        read_upload(b"nothing", "nothing.nii")
 
 
 def seen(site, run) -> object:

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 
 from saccade.data.orientation import Volume, check_spacing, to_lps
-from saccade.data.packed import MAX_CHANNELS, check_voxels, fits, gunzip
+from saccade.data.packed import MAX_CHANNELS, MAX_VOXELS, check_voxels, fits, gunzip
 from saccade.errors import DamagedFile
 
 HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
@@ -17,8 +17,10 @@ LONGEST = 544  # bytes of the longer header and its extension flag
 IN_MM = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
-def read_nifti(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume:
-    """One volume; a fourth (or fifth) axis of at most 16 becomes the channels.
+def read_nifti(
+    data: bytes, name: str, beside: Callable[[str], bytes] | None = None, *, most_voxels: int = MAX_VOXELS
+) -> Volume:
+    """One volume of at most so many voxels; a fourth (or fifth) axis of at most 16 becomes the channels.
 
     Slope and intercept are applied; without them the number type stays. Raises DamagedFile, naming the file.
     """
@@ -30,7 +32,7 @@ def read_nifti(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume
         raise DamagedFile(f"{name}: its voxels are no real numbers", got=number_type)
     offset = int(header["vox_offset"])
     length = offset + int(np.prod(shape, dtype=object)) * number_type.itemsize
-    check_voxels(shape, number_type, name)
+    check_voxels(shape, number_type, name, most_voxels)
     slice_bytes = shape[0] * shape[1] * number_type.itemsize
     if packed:
         data = gunzip(data, length + slice_bytes, name)

@@ -16,16 +16,16 @@ MAX_CHANNELS = 16
 MOST_PACKED = 1032  # deflate writes at least one byte for so many
 
 
-def check_voxels(shape: tuple[int, ...], number_type: np.dtype, name: str) -> None:
+def check_voxels(shape: tuple[int, ...], number_type: np.dtype, name: str, most: int = MAX_VOXELS) -> None:
     """Raise DamagedFile for a shape that no volume we read has; nothing is allocated."""
     voxels = 1
     for side in shape:
         voxels *= int(side)
-    if min(shape) < 1 or voxels > MAX_VOXELS:
+    if min(shape) < 1 or voxels > most:
         raise DamagedFile(
             f"{name}: its header claims {' x '.join(f'{int(side):,}' for side in shape)} voxels",
             got=f"{voxels * number_type.itemsize:,} bytes",
-            expected=f"at most {MAX_VOXELS:,} voxels",
+            expected=f"at most {most:,} voxels",
             hint="cut it into blocks, if it is really so large",
         )
 

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from saccade.contracts import Record, Sample, Source
 from saccade.data.decode import decode
+from saccade.data.nifti import read_nifti
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import SaccadeError
 from saccade.web import folders
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from saccade.explore_slides import SlideLooks
 
 UPLOADS_BYTES = 256 * 2**20
-UPLOAD_PIXELS = 64_000_000
+UPLOAD_PIXELS = 64_000_000  # of an image, or voxels of a volume
+VOLUMES = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True)
@@ -280,11 +282,19 @@ class Desk:
         """An image, a volume or an upload. HTTP 404 where there is none; DamagedFile, DataError."""
         upload = self.uploads.get(key)
         if upload is not None:
-            return Sample(decode(upload.data, upload.name), Record(upload.name))
+            return read_upload(upload.data, upload.name)
         image = self._images.get(key)
         if image is None:
             raise HTTPException(404, "no such image")
         return self.source(image.run).read(image.index)
+
+
+def read_upload(data: bytes, name: str) -> Sample:
+    """An image, or a volume where the name ends as NIfTI does. DamagedFile, naming it."""
+    if not name.lower().endswith(VOLUMES):
+        return Sample(decode(data, name), Record(name))
+    found = read_nifti(data, name, most_voxels=UPLOAD_PIXELS)
+    return Sample(found.pixels, Record(name), spacing_mm=found.spacing_mm, affine=found.affine, modality=found.modality)
 
 
 def is_text_model(name: str) -> bool:

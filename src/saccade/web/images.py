@@ -11,9 +11,8 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
 from PIL import Image
 
-from saccade.data.decode import decode
 from saccade.errors import DataError
-from saccade.web.desk import UPLOAD_PIXELS, Desk
+from saccade.web.desk import UPLOAD_PIXELS, Desk, read_upload
 
 
 def router(desk: Desk) -> APIRouter:
@@ -36,7 +35,7 @@ def router(desk: Desk) -> APIRouter:
     async def upload(request: Request, x_name: Annotated[str, Header()] = "upload") -> dict[str, Any]:
         name, data = unquote(x_name), await request.body()
         check_pixels(data, name)
-        pixels = decode(data, name)
+        pixels = read_upload(data, name).pixels
         return {"id": desk.uploads.add(name, data), "name": name, "size_px": list(pixels.shape[1:])}
 
     return api

@@ -1,5 +1,5 @@
 // Choosing an image: from a run's data, page by page, or from a file, which stays in the server's memory.
-// chosen: {run, start, image} to begin with; files: false where none can be opened
+// chosen: {run, start, image} to begin with; files: false where none can be opened, accept: which (images unless given)
 
 import { json, link, live, upload } from "./ask.js";
 import { el, field, replace, say, select } from "./dom.js";
@@ -15,8 +15,8 @@ export function chooser(context, runs, chosen, onchoose) {
   const later = el("button", { type: "button", "aria-label": "Later images", onclick: () => turn(A_PAGE) }, "›");
   const state = { run: chosen.run ?? runs[0]?.id, start: chosen.start ?? 0, total: 0, image: chosen.image, uploads: [] };
 
-  const file = el("input", { type: "file", class: "visually-hidden", accept: "image/*,.tif,.tiff", tabindex: "-1",
-    "aria-label": "Image file" });
+  const file = el("input", { type: "file", class: "visually-hidden", accept: chosen.accept ?? "image/*,.tif,.tiff", tabindex: "-1",
+    "aria-label": chosen.accept ? "Volume file" : "Image file" });
   file.addEventListener("change", () => { if (file.files[0]) take(file.files[0]); file.value = ""; });
   const add = el("button", { type: "button", onclick: () => file.click() }, "Open a file …");
 

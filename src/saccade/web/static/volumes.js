@@ -18,7 +18,7 @@ export async function show(root, context) {
     return;
   }
   const page = new Volumes(root, context, volumes);
-  const images = chooser(context, runs.filter((run) => run.axes === 3), { files: false }, (image) => page.open(image));
+  const images = chooser(context, runs.filter((run) => run.axes === 3), { accept: ".nii,.nii.gz,.gz" }, (image) => page.open(image));
   page.build(images.node);
   const first = await images.start();
   if (first) await page.open(first);
