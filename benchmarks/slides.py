@@ -1,4 +1,5 @@
-"""Slides: tiles a second against raw OpenSlide reads of the same regions (A B A B), tissue masks, a large slide.
+"""Slides: tiles a second against raw OpenSlide reads of the same regions (A B A B), tissue masks, and a large
+slide: written, read, and embedded by a network.
 
     python benchmarks/slides.py SLIDE ... [--mpp 0.5 --tile 256] [--draw 40000 --folder FOLDER] [--json]
 
@@ -15,8 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -128,8 +132,22 @@ def mask_seconds(path: str, slide_mpp: float | None) -> dict[str, Any]:
     return {"slide": Path(path).name, "seconds": min(seconds), "cpu_seconds": min(cpu), **found.shares()}
 
 
-def large(size: int, folder: Path, workers: int) -> dict[str, Any]:
-    """Write one slide of ``size`` pixels, find its tissue, read all its tiles."""
+def network_pass(folder: Path, model: str) -> dict[str, Any]:
+    """``saccade embed`` over the same tiles, as a command: its seconds, and the memory of its largest process."""
+    out = folder / "features"
+    command = [sys.executable, "-m", "saccade.cli", "embed", model, str(folder), "--out", str(out)]
+    began = time.perf_counter()
+    child = subprocess.Popen([*command, "--mpp", "1", "--tile", "256"], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"saccade embed failed: {status}")
+    seconds = time.perf_counter() - began
+    found = {"embed_model": model, "embed_seconds": seconds, "embed_cpu_seconds": used.ru_utime + used.ru_stime}
+    return found | {"embed_peak_mib": round(used.ru_maxrss / 1024)}
+
+
+def large(size: int, folder: Path, workers: int, model: str) -> dict[str, Any]:
+    """Write one slide of ``size`` pixels, find its tissue, read all its tiles, and give them to a network."""
     found: dict[str, Any] = {"size": size}
     began = time.perf_counter()
     draw_slides(Drawing(n=1, size=size), folder)
@@ -147,13 +165,14 @@ def large(size: int, folder: Path, workers: int) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     store.close()
     found |= {"tiles": len(tiles), "read_seconds": seconds, "tiles_per_second": len(tiles) / seconds}
-    return found
+    found["read_peak_mib"] = peak_mib()
+    return found | network_pass(folder, model)
 
 
-def peak_mib() -> dict[str, int]:
-    """Peak memory of this process and of the largest of its children."""
-    kinds = {"own": resource.RUSAGE_SELF, "largest_child": resource.RUSAGE_CHILDREN}
-    return {name: round(resource.getrusage(kind).ru_maxrss / 1024) for name, kind in kinds.items()}
+def peak_mib() -> int:
+    """Peak memory of the largest process: this one or one of its children (which begin with the size of this one)."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return round(max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024)
 
 
 def main() -> None:
@@ -165,6 +184,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--draw", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("large-slide"))
+    parser.add_argument("--model", default="random:resnet10_w16", help="for the network pass over the drawn slide")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     found: dict[str, Any] = {}
@@ -176,7 +196,7 @@ def main() -> None:
             found[side] = float(np.mean([one[side] for one in found["speed"]]))
         found["ratio"] = float(np.exp(np.mean([np.log(one["ratio"]) for one in found["speed"]])))
     if options.draw:
-        found["large"] = large(options.draw, options.folder, options.workers)
+        found["large"] = large(options.draw, options.folder, options.workers, options.model)
     found["peak_mib"] = peak_mib()
     if not options.json:
         for key, value in found.items():
