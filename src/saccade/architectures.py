@@ -123,7 +123,7 @@ class ViTSettings(Checked):
     @property
     def maskable(self) -> bool:
         """Whether patches can be left out: none has seen another before the first block, and all see all after."""
-        return self.stem == "linear" and self.attention == "full"
+        return self.stem in ("linear", "grid") and self.attention == "full"
 
     @property
     def width(self) -> int:

@@ -121,7 +121,7 @@ class ViT(nn.Module):
         Both only where ``settings.maskable``.
         """
         x, grid, rotation = self._enter(pixels, keep, hidden)
-        seen = self._seen(pixels)
+        seen = self._seen(pixels, keep)
         for block in self.blocks:
             x = through(block, x, rotation, grid, seen, recompute=self.checkpointing)
         x = self.norm(x)
@@ -191,9 +191,11 @@ class ViT(nn.Module):
             weights = 0.5 * weights + 0.5 * _through(weights, *compared[index][:2], head_fusion, mask)
         return weights
 
-    def _seen(self, pixels: Tensor) -> Bool[Tensor, "B 1 1 N_all"] | None:
+    def _seen(self, pixels: Tensor, keep: Tensor | None = None) -> Bool[Tensor, "B 1 1 N_all"] | None:
         """Tokens that stand for something: all of an image (None), of a grid those whose tile is there."""
         present = self.patch_embed.present(pixels)
+        if present is not None and keep is not None:
+            present = present.gather(1, keep)
         return None if present is None else F.pad(present, (self.prefix, 0), value=True)[:, None, None]
 
     def _mask(self, grid: Grid, layer: int, rows: Tensor) -> Tensor | None:

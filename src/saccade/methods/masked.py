@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from saccade.augment.masks import random_parts
@@ -55,12 +55,19 @@ def patches_of(pixels: Float[Tensor, "B C *size"], patch: int) -> Float[Tensor, 
     return x.permute(order).reshape(batch, -1, patch**axes * channels)
 
 
-def masked_loss(drawn: Float[Tensor, "B M P"], wanted: Float[Tensor, "B M P"], *, normalise: bool) -> Float[Tensor, ""]:
-    """Mean squared error over the hidden patches, float32."""
+def masked_loss(
+    drawn: Float[Tensor, "B M P"],
+    wanted: Float[Tensor, "B M P"],
+    *,
+    normalise: bool,
+    there: Bool[Tensor, "B M"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean squared error over the hidden patches, float32; of a grid over the tiles that are ``there``."""
     wanted = wanted.float()
     if normalise:
         wanted = (wanted - wanted.mean(dim=-1, keepdim=True)) / (wanted.var(dim=-1, keepdim=True) + 1e-6).sqrt()
-    return (drawn.float() - wanted).square().mean()
+    error = (drawn.float() - wanted).square()
+    return error.mean() if there is None else (error.mean(dim=-1) * there).sum() / there.sum().clamp_min(1)
 
 
 class Masked(Method):
@@ -118,7 +125,9 @@ class Masked(Method):
             seen = self.network(view.pixels, keep=visible)
             drawn = self.decode(seen, visible, hidden)
             chosen = wanted.gather(1, hidden[..., None].expand(-1, -1, wanted.shape[-1]))
-            losses.append(masked_loss(drawn, chosen, normalise=self.config.normalise))
+            present = self.network.patch_embed.present(view.pixels)  # type: ignore[operator,union-attr]
+            there = None if present is None else present.gather(1, hidden)
+            losses.append(masked_loss(drawn, chosen, normalise=self.config.normalise, there=there))
             found.append(seen.cls)
         return StepOutput(torch.stack(losses).mean(), {"spread": spread(torch.cat(found))})
 

@@ -13,11 +13,12 @@ import torch
 
 from saccade import runtime
 from saccade.architectures import for_axes, is_grid, parse
+from saccade.augment.settings import ONLY_IMAGES
 from saccade.augment.views import ViewsConfig, resolve_grid_views, resolve_views
 from saccade.config import Sections, unresolved
 from saccade.errors import UsageError
 from saccade.methods.base import Facts
-from saccade.methods.build import resolve_method
+from saccade.methods.build import method_defaults, resolve_method
 from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
@@ -170,7 +171,8 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
 def _resolve_views(sections: Sections, channels: int, axes: int, *, local_count: int) -> ViewsConfig:
     size_px, network = sections["model"].size_px, parse(sections["model"].backbone)
     if is_grid(network):
-        return resolve_grid_views(sections["views"], size_px=size_px, local_count=local_count)
+        views = _without_defaults_for_images(sections["views"], sections["train"].method)
+        return resolve_grid_views(views, size_px=size_px, local_count=local_count)
     return resolve_views(
         sections["views"],
         size_px=size_px,
@@ -180,6 +182,13 @@ def _resolve_views(sections: Sections, channels: int, axes: int, *, local_count:
         whole_patches=network.transformer,
         local_count=local_count,
     )
+
+
+def _without_defaults_for_images(views: ViewsConfig, method: str) -> ViewsConfig:
+    """What a method usually asks of images (a scale of crops) is not asked of grids; what a user asks still is."""
+    usual = {key.removeprefix("views."): value for key, value in method_defaults(method).items()}
+    kept = {name: getattr(ViewsConfig(), name) for name in ONLY_IMAGES if usual.get(name) == getattr(views, name)}
+    return dataclasses.replace(views, **kept)
 
 
 # Peak learning rates at 256 images, (transformer, CNN); what they rest on is in docs/log.md.
