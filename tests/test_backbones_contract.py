@@ -36,6 +36,7 @@ EXAMPLES = {
     "swin_micro_patch2_w16_window4": {},
     "hvt_micro_patch4_w32": {},
     "grid_micro_w32": {},
+    "grid_micro_w48": {"positions": "conv", "pool": "mean"},
 }
 SIZE = 32
 every_network = pytest.mark.parametrize("name", EXAMPLES)

@@ -21,7 +21,7 @@ def grids(count: int, rows: int, columns: int, *, missing: float = 0.3) -> torch
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+@pytest.mark.parametrize("positions", ["sincos", "rotary", "conv"])
 def test_what_is_not_there_has_no_influence(pool, positions):
     net, x = network(pool, positions), grids(3, 4, 5)
     there = x[:, -1:] > 0.5
@@ -37,10 +37,11 @@ def test_what_is_not_there_has_no_influence(pool, positions):
         assert not torch.allclose(net(moved).cls, first.cls)
 
 
+@pytest.mark.parametrize("positions", ["sincos", "conv"])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_padding_has_no_influence(pool):
+def test_padding_has_no_influence(pool, positions):
     """A grid says the same alone and beside larger ones, which is what batches of slides need."""
-    net, x = network(pool), grids(2, 3, 5)
+    net, x = network(pool, positions), grids(2, 3, 5)
     padded = torch.nn.functional.pad(x, (0, 2, 0, 4))
     with torch.inference_mode():
         assert (net(x).cls - net(padded).cls).abs().max() < 1e-5
@@ -61,6 +62,36 @@ def test_attention_leaves_out_what_is_not_there():
     assert (rows.sum(dim=-1) - 1).abs().max() < 1e-5
     assert rows[..., 1:].transpose(1, 3)[hidden].abs().max() == 0
     assert rollout[:, 1:][hidden].abs().max() == 0
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rotary", "conv"])
+def test_what_is_left_out_has_no_influence(positions):
+    """With ``keep`` a network knows the tiles it is shown alone, not even through their neighbours."""
+    net, x = network(positions=positions), grids(2, 4, 4)
+    keep = torch.tensor([[0, 1, 4, 7, 9], [2, 3, 8, 14, 15]])
+    shown = torch.zeros(2, 16, dtype=torch.bool).scatter(1, keep, True).view(2, 1, 4, 4)
+    other = torch.where(shown, x, torch.randn_like(x))
+    other[:, -1] = x[:, -1]
+    with torch.inference_mode():
+        first, second = net(x, keep=keep), net(other, keep=keep)
+    assert torch.allclose(first.cls, second.cls, atol=1e-6) and torch.allclose(first.tokens, second.tokens, atol=1e-6)
+    gone = ~(x[:, -1].flatten(1) > 0.5).gather(1, keep)
+    assert gone.any() and first.tokens[gone].abs().max() == 0
+
+
+def test_convolved_positions_are_a_look_at_the_neighbours():
+    """Before the first block a token knows the eight tiles around it and no other, wherever it lies."""
+    net, x = network(positions="conv"), grids(1, 6, 6, missing=0)
+    x.requires_grad_()
+    tokens = net.patch_embed(x)
+    added = net.positions.added((6, 6), tokens, net.patch_embed.present(x))
+    added[0, 2 * 6 + 3].sum().backward()
+    near = x.grad[0, :5].abs().sum(dim=0) > 0
+    expected = torch.zeros(6, 6, dtype=torch.bool)
+    expected[1:4, 2:5] = True
+    assert torch.equal(near, expected)
+    with pytest.raises(UsageError, match="positions=conv is for grids"):
+        build("vit_micro_patch8", channels=3, size_px=32, options={"positions": "conv"})
 
 
 @pytest.mark.parametrize("options", [{"positions": "learned"}, {"attention": "window:3"}])

@@ -169,6 +169,18 @@ def test_the_same_command_learns_from_grids(folder, tmp_path):
     assert table.features.shape == (len(open_source(folder)), 32) and np.isfinite(table.features).all()
 
 
+@pytest.mark.parametrize("method", ["masked", "dinov2", "contrast", "lejepa"])
+def test_other_methods_learn_from_grids_too(folder, tmp_path, method):
+    """What a method usually asks of images (crops of any scale) is not asked of grids."""
+    settings = {"train.steps": 2, "train.batch": 4, "data.split": "all", "model.positions": "conv"}
+    run = pretrain(folder, out=tmp_path / method, method=method, backbone="grid_nano_w32", settings=settings)
+    losses = [line["loss"] for line in runs.read_metrics(run / "metrics.jsonl") if "loss" in line]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    with pytest.raises(UsageError, match="views.global_scale has no effect on grids"):
+        settings |= {"views.global_scale": (0.3, 0.9)}
+        pretrain(folder, out=tmp_path / "b", method=method, backbone="grid_nano_w32", settings=settings)
+
+
 def test_networks_and_data_of_different_kinds_are_refused(folder, tmp_path):
     settings = {"train.steps": 1}
     with pytest.raises(UsageError, match="reads images"):

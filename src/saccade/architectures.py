@@ -30,7 +30,7 @@ PatchStem = Literal["linear", "conv", "stages", "grid"]
 grid: the pixels are vectors of tiles, times one matrix, and the last channel says which tiles are there."""
 MapStem = Literal["imagenet", "small", "cifar"]
 """imagenet: 7x7 stride 2 and a pool (stride 4); small: 3x3 stride 2; cifar: 3x3 stride 1."""
-Positions = Literal["learned", "factorised", "sincos", "rotary", "none"]
+Positions = Literal["learned", "factorised", "sincos", "rotary", "conv", "none"]
 """learned: one vector a place of the grid; factorised: one a place of every axis, summed."""
 Norm = Literal["pre", "post"]
 Pool = Literal["cls", "mean"]
@@ -110,11 +110,16 @@ class ViTSettings(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stem != "grid":
+            if self.positions == "conv":
+                raise UsageError(
+                    f"positions=conv is for grids of vectors, and {self.name} reads pixels",
+                    hint="for images the stems conv and stages do the same: vit_tiny_patch8_conv",
+                )
             return
         if self.positions == "learned":
             raise UsageError(
                 f"positions of {self.name} cannot be learned",
-                expected="sincos, rotary or none",
+                expected="conv, sincos, rotary or none",
                 hint="grids have any number of tiles, and a learned table would be stretched over each",
             )
         if self.attention != "full":

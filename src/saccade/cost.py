@@ -123,6 +123,8 @@ def _vit(s: ViTSettings) -> Cost:
         total += _encoder_layer(s.dim, prefix + patches, computed_pairs(pattern, (side,) * s.axes, prefix, index))
     scales = 2 * s.dim * s.depth if s.layer_scale is not None else 0
     places = {"learned": patches, "factorised": s.axes * side}.get(s.positions, 0)
+    if s.positions == "conv":
+        total += Part((3**s.axes + 1) * s.dim, 2 * 3**s.axes * s.dim * patches)
     last_norm = 2 * s.dim if s.norm == "pre" else 0
     return Cost(total.parameters + scales + (prefix + places) * s.dim + last_norm, total.flops, patches, s.dim)
 

@@ -89,7 +89,7 @@ class ViT(nn.Module):
         grid = self.patch_embed.grid(tuple(pixels.shape[2:]))
         if hidden is not None:
             tokens = torch.where(hidden.where[..., None], hidden.token.to(tokens.dtype), tokens)
-        added = self.positions.added(grid, tokens)
+        added = self.positions.added(grid, tokens, self._there(pixels, keep))
         if added is not None:
             tokens = tokens + added
         rotation = self.positions.rotation(grid, tokens)
@@ -190,6 +190,11 @@ class ViT(nn.Module):
             mask = functools.partial(self._mask, grid, index) if seen is None else lambda _: seen
             weights = 0.5 * weights + 0.5 * _through(weights, *compared[index][:2], head_fusion, mask)
         return weights
+
+    def _there(self, pixels: Tensor, keep: Tensor | None) -> Bool[Tensor, "B N"] | None:
+        """Patches that may tell their neighbours something: those of a grid that are there and are not left out."""
+        present = self.patch_embed.present(pixels)
+        return present if present is None or keep is None else present & torch.zeros_like(present).scatter(1, keep, True)
 
     def _seen(self, pixels: Tensor, keep: Tensor | None = None) -> Bool[Tensor, "B 1 1 N_all"] | None:
         """Tokens that stand for something: all of an image (None), of a grid those whose tile is there."""

@@ -1,10 +1,12 @@
-"""Where a token is: learned, factorised, sine-cosine, rotary, or not told at all.
+"""Where a token is: learned, factorised, sine-cosine, rotary, told by its neighbours, or not told at all.
 
 Learned tables as in Dosovitskiy et al. 2021 (arXiv:2010.11929), resized to other grids, whole or as the sum of one
 table an axis (as in ViViT, Arnab et al. 2021, arXiv:2103.15691: 3 S vectors instead of S^3); fixed sines and
 cosines as in Vaswani et al. 2017, one part of the width for each axis; rotary embedding of Su et al. 2021
-(arXiv:2104.09864) in the axial form of Heo et al. 2024 (arXiv:2403.13298). The number of axes is the length
-of the grid tuple: 1 for text, 2 for images, 3 for volumes. Only patch tokens have a position.
+(arXiv:2104.09864) in the axial form of Heo et al. 2024 (arXiv:2403.13298); ``conv``: a depthwise convolution of the
+tokens themselves (conditional positional encoding, Chu et al. 2021, arXiv:2102.10882; on tiles of slides in TransMIL,
+Shao et al. 2021, arXiv:2106.00908), so that every token begins with a look at its neighbours. The number of axes is the
+length of the grid tuple: 1 for text, 2 for images, 3 for volumes. Only patch tokens have a position.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saccade.architectures import Positions as Kind
@@ -25,6 +27,7 @@ Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, [N Dk/2] each."""
 
 SINCOS_BASE = 10_000.0
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 ROTARY_BASE = 100.0  # Heo et al. 2024: image grids are short, text needs 10,000
 
 
@@ -82,7 +85,7 @@ def rotate(x: Float[Tensor, "B H N Dk"], rotation: Rotation) -> Float[Tensor, "B
 
 
 class Positions(nn.Module):
-    """One of the four kinds for one network; ``grid`` is the one a learned table is made for.
+    """One of the kinds for one network; ``grid`` is the one a learned table is made for.
 
     Raises UsageError for an unknown kind, ModelError where a kind does not fit the width.
     """
@@ -106,15 +109,23 @@ class Positions(nn.Module):
             self.tables = nn.ParameterList(torch.empty(1, length, dim) for length in grid)
             for table in self.tables:
                 nn.init.trunc_normal_(table, std=0.02)
+        if kind == "conv":
+            self.neighbours = CONVOLUTIONS[len(grid)](dim, dim, 3, padding=1, groups=dim)
 
-    def added(self, grid: Grid, like: Tensor) -> Float[Tensor, "1 N D"] | None:
-        """What is added to the patch tokens of this grid, or None."""
+    def added(
+        self, grid: Grid, tokens: Float[Tensor, "B N D"], there: Bool[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "#B N D"] | None:
+        """What is added to the patch tokens of this grid, or None. Tokens that are not ``there`` tell neighbours nothing."""
+        if self.kind == "conv":
+            known = tokens if there is None else tokens * there[..., None]
+            found: Tensor = self.neighbours(known.transpose(1, 2).unflatten(2, grid))
+            return found.flatten(2).transpose(1, 2)
         if self.kind == "learned":
             return resize_table(self.table, self.grid, grid)
         if self.kind == "factorised":
             return self._sum_of_axes(grid)
         if self.kind == "sincos":
-            return sincos_table(grid, self.dim, like.device).to(like.dtype)
+            return sincos_table(grid, self.dim, tokens.device).to(tokens.dtype)
         return None
 
     def _sum_of_axes(self, grid: Grid) -> Float[Tensor, "1 N D"]:

@@ -414,6 +414,10 @@ def positions(
                 scratch=(held, held),
             )
         return layers.add_weights(tape, x, p, PATH)
+    if kind == "conv":
+        kernel = w(name, (3**s.axes + 1) * s.dim)
+        near = layers.convolution(tape, x, kernel, x.shape, PATH, per_output=3**s.axes)
+        return layers.add(tape, x, near, PATH)
     if kind == "sincos":
         # A table of the tokens' own number type: the sum stays in it.
         return tape.apply(PATH, [x], x.shape, x.item, gives=[None], scratch=(FP32 * table, 0))

@@ -71,7 +71,7 @@ class ModelConfig:
     """Start from this model instead of random weights; empty: random."""
     drop_path: float | None = None
     """Stochastic depth of the student; decided: none."""
-    positions: Literal["", "learned", "factorised", "sincos", "rotary", "none"] = ""
+    positions: Literal["", "learned", "factorised", "sincos", "rotary", "conv", "none"] = ""
     """Empty: learned, or sincos for grids of vectors."""
     norm: Literal["pre", "post"] = "pre"
     registers: int = 0
