@@ -33,15 +33,28 @@ def beside(regions: np.ndarray, one: int, other: int) -> int:
     return found
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5])
 @pytest.mark.parametrize("number", range(8))
-def test_the_label_is_the_arrangement_and_nothing_else(number):
-    drawing = Drawing(n=8, size=4096, seed=3)
+def test_the_label_is_the_arrangement_and_nothing_else(number, share):
+    drawing = Drawing(n=8, size=4096, region=128, seed=3, share=share)
     regions = lay_out(drawing, number)
     a, b = CLASSES.index(FIRST), CLASSES.index(SECOND)
     amounts = [int((regions == kind).sum()) for kind in (a, b)]
-    assert amounts[0] == amounts[1] == int((regions != GLASS).sum()) // 16
-    assert beside(regions, a, b) == (amounts[0] if drawing.kind(number) == "mixed" else 0)
-    assert beside(regions, a, a) == beside(regions, b, b) == 0  # in both classes: neither kind lies in heaps
+    assert amounts[0] == amounts[1] == int(share * (regions != GLASS).sum() / 4) // 2 * 2 * 2
+    neighbours = [beside(regions, a, b), beside(regions, a, a)]  # of the first kind, how many lie beside each
+    if drawing.kind(number) == "mixed":
+        assert neighbours[0] == amounts[0]  # every one is chequered
+    else:
+        assert neighbours[1] == amounts[0] and neighbours[0] < 0.8 * amounts[0]
+
+
+def test_small_slides_have_two_nests_and_smaller_ones_are_refused():
+    regions = lay_out(Drawing(size=640, region=64, share=0.01), 0)
+    assert (regions == CLASSES.index(FIRST)).sum() == (regions == CLASSES.index(SECOND)).sum() == 4
+    with pytest.raises(UsageError, match="share"):
+        Drawing(share=0)
+    with pytest.raises(UsageError, match="share is a number"):
+        open_source("synthetic:slide?share=half&folder=nowhere")
 
 
 def test_the_control_is_the_composition():
@@ -50,7 +63,6 @@ def test_the_control_is_the_composition():
         regions = lay_out(drawing, number)
         a, b = ((regions == CLASSES.index(name)).sum() for name in (FIRST, SECOND))
         assert (a > 2 * b) == (drawing.kind(number) == "inflamed") and (b > 2 * a) == (drawing.kind(number) == "solid")
-        assert beside(regions, CLASSES.index(FIRST), CLASSES.index(SECOND)) == 0
 
 
 def test_slides_are_pyramids_with_resolution_regions_and_a_table(folder):

@@ -1,8 +1,9 @@
 """``synthetic:slide``: slides that saccade draws, real pyramidal TIFF of any size, the same for everyone.
 
-A slide is a piece of tissue on glass, made of square regions of the patterns of ``synthetic:tissue``. With
-``label=arrangement`` its class says how two kinds of regions lie: ``mixed`` has every region of lymphocytes beside one
-of solid growth, ``apart`` has as many of both, and none beside the other. Amounts say nothing. With
+A slide is a piece of tissue on glass, made of square regions of the patterns of ``synthetic:tissue``. A share of it is
+nests of two by two regions of lymphocytes and of solid growth. With ``label=arrangement`` its class says how the two
+lie: ``mixed`` has nests that are chequered, ``apart`` has as many of both, each nest of one kind (tumours that are
+infiltrated by lymphocytes, and such that keep them out). Amounts say nothing, to the last region. With
 ``label=composition`` the class says which of the two there is more of (``inflamed``, ``solid``); places say nothing.
 Regions are as large as the grain of the textures, so that a tile on the lattice never shows two patterns.
 """
@@ -35,19 +36,24 @@ FILLERS = ("stroma", "glands", "fat")
 CLASSES = sorted(PATTERNS)
 GLASS = 255
 LABELS = {"arrangement": ("mixed", "apart"), "composition": ("inflamed", "solid")}
+MORE = 0.7  # of the nests, in slides whose class is the composition
 TEST = 0.3
 MARK = "drawn.json"
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What is asked for: ``n`` slides of ``size`` pixels, two a patient; see the head of this file."""
+    """What is asked for: ``n`` slides of ``size`` pixels, two a patient; see the head of this file.
+
+    share   of the tissue that is nests, which alone know the label; at least two nests are drawn
+    """
 
     n: int = 1
     size: int = 4096
     seed: int = 0
     region: int = TILE_PX
     label: str = "arrangement"
+    share: float = 0.5
 
     def __post_init__(self) -> None:
         if self.label not in LABELS:
@@ -58,6 +64,8 @@ class Drawing:
                 got=f"n={self.n}, size={self.size}, region={self.region}",
                 expected="n >= 1, region a multiple of 64, size at least six regions",
             )
+        if not 0 < self.share <= 1:
+            raise UsageError("share is that of the tissue", got=self.share, expected="above 0, at most 1")
 
     @property
     def mib(self) -> float:
@@ -84,16 +92,17 @@ class Drawing:
 def read_drawing(query: dict[str, str]) -> tuple[Drawing, Path]:
     """``synthetic:slide?n=60&size=4096&folder=slides``: the drawing and its folder. Raises UsageError."""
     known = {field.name: field.default for field in dataclasses.fields(Drawing)}
-    values: dict[str, int | str] = {}
+    values: dict[str, int | float | str] = {}
     for key, text in query.items():
         if key == "folder":
             continue
         if key not in known:
             raise unknown("setting of synthetic:slide", key, [*known, "folder"])
         try:
-            values[key] = text if key == "label" else int(text)
+            values[key] = text if key == "label" else float(text) if key == "share" else int(text)
         except ValueError:
-            raise UsageError(f"synthetic:slide: {key} is a whole number", got=repr(text)) from None
+            kind = "a number" if key == "share" else "a whole number"
+            raise UsageError(f"synthetic:slide: {key} is {kind}", got=repr(text)) from None
     drawing = Drawing(**values)  # type: ignore[arg-type]
     if not query.get("folder"):
         raise UsageError(
@@ -153,21 +162,29 @@ def lay_out(drawing: Drawing, number: int) -> np.ndarray:
     side = drawing.size // drawing.region
     tissue = _outline(side, rng)
     regions = np.where(tissue, _fillers(side, rng), GLASS).astype(np.uint8)
-    pairs = max(1, int(tissue.sum()) // 16)
+    nests = _nests(tissue, drawing.share, rng)
     kind = drawing.kind(number)
-    if drawing.label == "arrangement":
-        counts = (pairs, pairs)
-    else:
-        more, less = pairs + pairs // 2, pairs - pairs // 2
-        counts = (more, less) if kind == "inflamed" else (less, more)
-    for _ in range(1000):
-        placed = _couples(tissue, pairs, rng) if kind == "mixed" else _singles(tissue, counts, rng)
-        if placed is not None:
-            first, second = placed
-            regions[tuple(np.array(first).T)] = CLASSES.index(FIRST)
-            regions[tuple(np.array(second).T)] = CLASSES.index(SECOND)
-            return regions
-    raise UsageError("the regions find no place", got=f"size={drawing.size}, region={drawing.region}")
+    more = len(nests) // 2 if drawing.label == "arrangement" else round(MORE * len(nests))
+    first, second = CLASSES.index(FIRST), CLASSES.index(SECOND)
+    for place, (y, x) in enumerate(nests):
+        own, other = (first, second) if place < more else (second, first)
+        if kind == "solid":
+            own, other = other, own
+        regions[y : y + 2, x : x + 2] = own
+        if kind == "mixed":
+            regions[y, x + 1] = regions[y + 1, x] = other
+    return regions
+
+
+def _nests(tissue: np.ndarray, share: float, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Corners of an even number of nests, in an order that says nothing, on a lattice of their own for every slide."""
+    side, (top, left) = len(tissue), rng.integers(2, size=2)
+    corners = [(y, x) for y in range(top, side - 1, 2) for x in range(left, side - 1, 2)]
+    inside = [corner for corner in corners if tissue[corner[0] : corner[0] + 2, corner[1] : corner[1] + 2].all()]
+    count = min(max(2, int(share * tissue.sum() / 4) // 2 * 2), len(inside) // 2 * 2)
+    if count < 2:
+        raise UsageError("two nests find no place", got=f"{side} x {side} regions", hint="draw larger slides")
+    return [inside[k] for k in rng.permutation(len(inside))[:count]]
 
 
 def _outline(side: int, rng: np.random.Generator) -> np.ndarray:
@@ -191,42 +208,6 @@ def _fillers(side: int, rng: np.random.Generator) -> np.ndarray:
         centres = np.stack([np.full(side, row + 0.5), np.arange(side) + 0.5], axis=1)
         found[row] = numbers[((centres[:, None] - seeds) ** 2).sum(axis=-1).argmin(axis=1)]
     return found
-
-
-Places = list[tuple[int, int]]
-
-
-def _couples(tissue: np.ndarray, pairs: int, rng: np.random.Generator) -> tuple[Places, Places] | None:
-    """Regions of both kinds side by side, each couple with neither kind around it."""
-    free, first, second = tissue.copy(), [], []
-    for row, column in _shuffled(tissue, rng):
-        down, right = ((1, 0), (0, 1), (-1, 0), (0, -1))[rng.integers(4)]
-        near = (row + down, column + right)
-        if free[row, column] and tissue[near] and free[near]:
-            first.append((row, column))
-            second.append(near)
-            for y, x in (first[-1], near):
-                free[y - 1 : y + 2, x - 1 : x + 2] = False
-            if len(first) == pairs:
-                return first, second
-    return None
-
-
-def _singles(tissue: np.ndarray, counts: tuple[int, int], rng: np.random.Generator) -> tuple[Places, Places] | None:
-    """Regions of both kinds, none beside another."""
-    free, placed = tissue.copy(), []
-    for row, column in _shuffled(tissue, rng):
-        if free[row, column]:
-            placed.append((row, column))
-            free[row - 1 : row + 2, column - 1 : column + 2] = False
-            if len(placed) == sum(counts):
-                return placed[: counts[0]], placed[counts[0] :]
-    return None
-
-
-def _shuffled(tissue: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
-    places = np.argwhere(tissue)
-    return [(int(y), int(x)) for y, x in places[rng.permutation(len(places))]]
 
 
 # --- pixels ---------------------------------------------------------------------------------------
