@@ -1,8 +1,13 @@
 """Does a hierarchy see how regions lie? HIPT frozen against mean pooling and a random second level, on drawn slides.
 
-Two sets: in ``arrangement`` both classes have the same amounts of every pattern, and only the neighbours of two of them
-differ; in ``composition`` the amounts differ and places say nothing. The hierarchy learns from other slides without
-labels; heads are judged by nested cross-validation with patients apart.
+Three sets of slides that no level has seen, heads judged by nested cross-validation with patients apart:
+
+    arrangement   half of the tissue is nests; both classes have the same amounts of every pattern, and only what borders
+                  on what in a nest differs
+    faint         the same in a tenth of the tissue
+    composition   the amounts differ, and places say nothing
+
+The hierarchy learns without labels from other slides, drawn as those of ``arrangement``.
 
     python benchmarks/hierarchy.py --out DIR            everything; what is there already is used again
     python benchmarks/hierarchy.py --out DIR --tile RUN  begin with a tile level that is there
@@ -25,16 +30,23 @@ from saccade.hierarchy.settings import FILE
 from saccade.hierarchy.slides import HeadOptions, to_markdown
 
 TILE_PX, REGION_TILES = 64, 8
+SETS: dict[str, dict[str, Any]] = {
+    "arrangement": {"label": "arrangement", "share": 0.5, "seed": 2},
+    "faint": {"label": "arrangement", "share": 0.1, "seed": 3},
+    "composition": {"label": "composition", "share": 0.5, "seed": 4},
+}
 SETTINGS: dict[str, Any] = {
     "data.mpp": 1.0,
     "data.tile_px": TILE_PX,
     "data.split": "all",
     "hipt.region_px": TILE_PX * REGION_TILES,
+    "hipt.method": "lejepa",
     "hipt.slide": "none",
     "region.model.backbone": "grid_nano",
-    "region.train.batch": 64,
-    "region.optim.lr": 1e-3,
-    "region.views.global_px": 6,
+    "region.model.pool": "mean",
+    "region.train.batch": 128,
+    "region.optim.lr": 3e-3,
+    "region.views.global_px": 5,
     "region.views.local_count": 0,
     "region.views.vector_jitter": 0.5,
 }
@@ -54,10 +66,9 @@ class Said:
             self.say(f"{total:,} done")
 
 
-def slides(out: Path, name: str, count: int, seed: int, label: str, size: int) -> Path:
+def slides(out: Path, name: str, count: int, size: int, what: dict[str, Any]) -> Path:
     """Drawn slides in a folder of their own, one tile a region of the drawing."""
-    drawing = Drawing(n=count, size=size, seed=seed, region=TILE_PX, label=label)
-    return draw_slides(drawing, out / name)
+    return draw_slides(Drawing(n=count, size=size, region=TILE_PX, **what), out / name)
 
 
 def table_of(folder: Path, name: str) -> Path:
@@ -81,13 +92,16 @@ def hierarchy(out: Path, args: argparse.Namespace, console: Said) -> Path:
         return run
     if (run / FILE).exists():
         return api.resume(run, console=console)
-    learned = slides(out, "slides-unlabelled", args.unlabelled, 1, "arrangement", args.size)
+    learned = slides(out, "slides-unlabelled", args.unlabelled, args.size, SETS["arrangement"] | {"seed": 1})
     settings = SETTINGS | {"region.train.steps": args.region_steps, "train.seed": args.seed}
+    settings["region.model.positions"] = args.positions
     if args.tile:
         settings["hipt.tile"] = str(Path(args.tile).resolve())
     else:
-        settings |= {"tile.model.backbone": "resnet10_w16", "tile.train.steps": args.tile_steps}
-    return api.pretrain(learned, out=run, backbone="hipt", recipe="short", settings=settings, console=console)
+        settings |= {"tile.model.backbone": "resnet10_w32", "tile.train.steps": args.tile_steps}
+    return api.pretrain(
+        learned, out=run, backbone="hipt", method="lejepa", recipe="short", settings=settings, console=console
+    )
 
 
 def main() -> None:
@@ -95,12 +109,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tile", help="MODEL of the tile level; without it one is trained")
     parser.add_argument("--size", type=int, default=1536, help="side of a slide in pixels")
-    parser.add_argument("--unlabelled", type=int, default=32, help="slides that the hierarchy learns from")
-    parser.add_argument("--labelled", type=int, default=64, help="slides of each set that heads are judged on")
-    parser.add_argument("--tile-steps", type=int, default=240)
-    parser.add_argument("--region-steps", type=int, default=300)
-    parser.add_argument("--sets", default="arrangement,composition")
-    parser.add_argument("--heads", default="abmil")
+    parser.add_argument("--unlabelled", type=int, default=240, help="slides that the hierarchy learns from")
+    parser.add_argument("--labelled", type=int, default=96, help="slides of each set that heads are judged on")
+    parser.add_argument("--tile-steps", type=int, default=300)
+    parser.add_argument("--region-steps", type=int, default=1000)
+    parser.add_argument("--positions", default="conv", help="how the region level knows where tiles lie")
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--heads", default="abmil,transformer")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -114,7 +129,7 @@ def main() -> None:
         if (place / "slides.json").exists():
             found = json.loads((place / "slides.json").read_text())
         else:
-            data = slides(args.out, f"slides-{label}", args.labelled, 0, label, args.size)
+            data = slides(args.out, f"slides-{label}", args.labelled, args.size, SETS[label])
             table = table_of(data, label)
             found = api.finetune_slides(run, table, out=place, options=options, console=console)
         results[label] = found["rows"]
