@@ -1,9 +1,9 @@
-"""Does a hierarchy see how regions lie? HIPT frozen against mean pooling and a random second level, on drawn slides.
+"""Does a hierarchy see how regions lie? HIPT at rest against mean pooling and a random second level, on drawn slides.
 
 Three sets of slides that no level has seen, heads judged by nested cross-validation with patients apart:
 
-    arrangement   half of the tissue is nests; both classes have the same amounts of every pattern, and only what borders
-                  on what in a nest differs
+    arrangement   half of the tissue is nests; both classes have the same amounts of every pattern, and only what
+                  borders on what in a nest differs
     faint         the same in a tenth of the tissue
     composition   the amounts differ, and places say nothing
 
