@@ -115,7 +115,7 @@ class Positions(nn.Module):
     def added(
         self, grid: Grid, tokens: Float[Tensor, "B N D"], there: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "#B N D"] | None:
-        """What is added to the patch tokens of this grid, or None. What is not ``there`` tells its neighbours nothing."""
+        """What is added to the patch tokens of this grid, or None. What is not ``there`` tells neighbours nothing."""
         if self.kind == "conv":
             known = tokens if there is None else tokens * there[..., None]
             found: Tensor = self.neighbours(known.transpose(1, 2).unflatten(2, grid))
