@@ -208,9 +208,13 @@ def test_a_trained_head_weighs_the_regions(hierarchy, drawn, tmp_path):
     options = HeadOptions(
         heads=("abmil",), head=HeadConfig(steps=2), nested=nested, allow_overlap=True, baselines=False
     )
-    api.finetune_slides(hierarchy.folder, drawn, out=tmp_path / "heads", options=options)
+    table = tmp_path / "six.csv"
+    rows = (drawn / "manifest.csv").read_text().splitlines()
+    table.write_text("\n".join([rows[0], *(f"{drawn}/{row}" for row in rows[1:7])]))
+    api.finetune_slides(hierarchy.folder, table, out=tmp_path / "heads", options=options)
     desk = lay_out_named([str(tmp_path / "heads")])
     one = desk.hierarchies[0]
+    assert len(desk.all_slides()[0]) == 6 and desk.all_slides()[1] == []  # those it was trained on, of eight
     assert one.name == "heads" and one.folder == hierarchy.folder and one.head == (tmp_path / "heads").resolve()
     from saccade.explore_regions import Asked, look
     from saccade.hierarchy.levels import load

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,22 @@ class KeptHead:
     hierarchy: str
 
 
-def save_head(folder: Path, head: FittedHead, config: HeadConfig, classes: tuple[str, ...], hierarchy: Path) -> None:
-    """Write ``folder``. Raises StorageError when the disk refuses."""
+def save_head(
+    folder: Path,
+    head: FittedHead,
+    config: HeadConfig,
+    classes: tuple[str, ...],
+    hierarchy: Path,
+    slides: Mapping[str, str],
+) -> None:
+    """Write ``folder``. Raises StorageError when the disk refuses.
+
+    slides   ``data.source`` and other settings that name the labelled slides, so that they can be shown with the head
+    """
     state = {f"network.{key}": value.detach().contiguous() for key, value in head.network.state_dict().items()}
     state |= {"mean": torch.from_numpy(head.mean), "std": torch.from_numpy(head.std)}
     about = {"config": dataclasses.asdict(config), "classes": list(classes), "hierarchy": str(hierarchy.resolve())}
+    about["slides"] = dict(slides)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / WEIGHTS).write_bytes(safetensors.torch.save(state))

@@ -217,10 +217,18 @@ def finetune(
     found = nested(learners, cohort, options.nested, progress=lambda done, total: console.progress(done, total, {}))
     if marked:
         found = _marked(found)
-    _keep_first(learners[0], cohort, out, options, hierarchy)
+    files = [_slide(tiles, own.slides[i]) for i in rows]
+    runs.write_json(out / "data.json", {"source": data, "files": files, "ancestors": []})
+    named = {"data.source": data} | {key: str(value) for key, value in settings.items()}
+    _keep_first(learners[0], cohort, out, options, hierarchy, named)
     runs.write_json(out / "slides.json", found)
     runs.write_atomic(out / "slides.md", to_markdown(found))
     return found
+
+
+def _slide(tiles: SlideTiles, number: int) -> dict[str, str]:
+    record = tiles.named[number].record
+    return {"id": record.id, "sha256": tiles.hashes[number], "group": record.group or record.id}
 
 
 def _marked(found: dict[str, Any]) -> dict[str, Any]:
@@ -232,13 +240,15 @@ def _marked(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _keep_first(learner: Learner, cohort: Cohort, out: Path, options: HeadOptions, hierarchy: Hierarchy) -> None:
+def _keep_first(
+    learner: Learner, cohort: Cohort, out: Path, options: HeadOptions, hierarchy: Hierarchy, slides: Mapping[str, str]
+) -> None:
     """The first head, fitted to every labelled slide, its penalty chosen by the inner folds."""
     assert isinstance(learner, HeadLearner)
     everything, units = np.arange(len(cohort.labels)), np.array(cohort.groups)
     choice = choose(learner, everything, cohort.labels, units, options.nested, len(cohort.classes))
     head = learner.fit(everything, cohort.labels, choice=choice, seed=options.nested.seed)
-    save_head(out / "head", head, learner.config, cohort.classes, hierarchy.run)
+    save_head(out / "head", head, learner.config, cohort.classes, hierarchy.run, slides)
 
 
 def to_markdown(found: Mapping[str, Any], metric: str = "auroc") -> str:

@@ -93,6 +93,11 @@ class HierarchyOnDesk:
 OnDesk = RunOnDesk | HierarchyOnDesk
 
 
+def _learner(run: OnDesk) -> Path:
+    """The folder whose slides are shown: a head's own, where there is one."""
+    return (run.head if isinstance(run, HierarchyOnDesk) else None) or run.folder
+
+
 @dataclass(frozen=True)
 class Missing:
     """A slide that cannot be shown, and why; ``of``: the run or hierarchy."""
@@ -211,10 +216,13 @@ class Desk:
     def source(self, run: OnDesk) -> Source:
         """The images that a run or a hierarchy learned from, opened once. DataError where they are no longer there."""
         with self._opening:
-            if run.folder not in self._sources:
-                layered = isinstance(run, HierarchyOnDesk)
-                self._sources[run.folder] = (folders.open_layered if layered else folders.open_run)(run.folder)
-            return self._sources[run.folder]
+            place = _learner(run)
+            if place not in self._sources:
+                if isinstance(run, HierarchyOnDesk):
+                    self._sources[place] = folders.open_layered(run.folder, run.head)
+                else:
+                    self._sources[place] = folders.open_run(run.folder)
+            return self._sources[place]
 
     def slides(self, run: OnDesk) -> SlideTiles | None:
         """The slides that a run learned from; None where it learned from something else, or they are gone."""
@@ -244,7 +252,7 @@ class Desk:
             tiles, fault = self._try_slides(run)
             if tiles is None and not fault:
                 continue
-            known = folders.slides_recorded(run.folder)
+            known = folders.slides_recorded(_learner(run))
             if tiles is None:
                 missing += [Missing(run.name, name, fault) for name in known or ["all slides"]]
                 continue

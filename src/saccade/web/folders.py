@@ -71,15 +71,21 @@ def read_layered(folder: Path) -> HierarchyFolder:
     return HierarchyFolder(place, head, named[0], tuple(levels))
 
 
-def open_layered(folder: Path) -> SlideTiles:
-    """The slides that a hierarchy learned from, cut into tiles as it was. Raises DataError, UsageError."""
+def open_layered(folder: Path, head: Path | None = None) -> SlideTiles:
+    """The slides that a hierarchy learned from, or those its ``head`` did, cut into tiles as the hierarchy is used to.
+
+    Raises DataError, UsageError.
+    """
     wanted = read_wanted(folder)
     own = {key: value for key, value in settings_of(wanted.levels["tile"]).items() if key.startswith("data.")}
+    own["data.source"] = wanted.data
+    if head is not None:
+        own |= {key: config.Text(text) for key, text in runs.read_json(head / HEAD).get("slides", {}).items()}
     known: DataConfig = config.override({"data": DataConfig()}, own)["data"]
     tiling = Tiling(known.mpp, known.tile_px, known.tissue, known.slide_mpp or None)
-    found = _opened({**dataclasses.asdict(known), "source": wanted.data}, tiling)
+    found = _opened(dataclasses.asdict(known), tiling)
     if not isinstance(found, SlideTiles):
-        raise UsageError("a hierarchy is made of slides", got=named(wanted.data))
+        raise UsageError("a hierarchy is made of slides", got=named(str(known.source)))
     return found
 
 

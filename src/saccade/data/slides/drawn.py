@@ -179,8 +179,11 @@ def lay_out(drawing: Drawing, number: int) -> np.ndarray:
 def _nests(tissue: np.ndarray, share: float, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Corners of an even number of nests, in an order that says nothing, on a lattice of their own for every slide."""
     side, (top, left) = len(tissue), rng.integers(2, size=2)
-    corners = [(y, x) for y in range(top, side - 1, 2) for x in range(left, side - 1, 2)]
-    inside = [corner for corner in corners if tissue[corner[0] : corner[0] + 2, corner[1] : corner[1] + 2].all()]
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):  # a small piece may hold two nests on one lattice alone
+        rows, columns = range((top + down) % 2, side - 1, 2), range((left + right) % 2, side - 1, 2)
+        inside = [(y, x) for y in rows for x in columns if tissue[y : y + 2, x : x + 2].all()]
+        if len(inside) >= 2:
+            break
     count = min(max(2, int(share * tissue.sum() / 4) // 2 * 2), len(inside) // 2 * 2)
     if count < 2:
         raise UsageError("two nests find no place", got=f"{side} x {side} regions", hint="draw larger slides")
