@@ -35,8 +35,8 @@ EXAMPLES = {
     "resnet10_c8_w16": {},
     "swin_micro_patch2_w16_window4": {},
     "hvt_micro_patch4_w32": {},
-    "grid_micro_w32": {},
-    "grid_micro_w48": {"positions": "conv", "pool": "mean"},
+    "grid_micro_w32": {"positions": "sincos"},
+    "grid_micro_w48": {"pool": "mean"},
 }
 SIZE = 32
 every_network = pytest.mark.parametrize("name", EXAMPLES)

@@ -172,7 +172,7 @@ def test_the_same_command_learns_from_grids(folder, tmp_path):
 @pytest.mark.parametrize("method", ["masked", "dinov2", "contrast", "lejepa"])
 def test_other_methods_learn_from_grids_too(folder, tmp_path, method):
     """What a method usually asks of images (crops of any scale) is not asked of grids."""
-    settings = {"train.steps": 2, "train.batch": 4, "data.split": "all", "model.positions": "conv"}
+    settings = {"train.steps": 2, "train.batch": 4, "data.split": "all"}
     run = pretrain(folder, out=tmp_path / method, method=method, backbone="grid_nano_w32", settings=settings)
     losses = [line["loss"] for line in runs.read_metrics(run / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 2 and np.isfinite(losses).all()

@@ -273,10 +273,10 @@ ARCHITECTURES: dict[str, Settings] = {
     "hvt_micro": HVTSettings("hvt_micro", dim=128, depth=6, heads=4, pools=(2, 4)),
     "hvt_tiny": HVTSettings("hvt_tiny", dim=192, depth=12, heads=3, pools=(4, 8)),
     "hvt_small": HVTSettings("hvt_small", dim=384, depth=12, heads=6, pools=(4, 8)),
-    "grid_nano": ViTSettings("grid_nano", dim=64, depth=2, heads=4, patch=1, stem="grid", positions="sincos"),
-    "grid_micro": ViTSettings("grid_micro", dim=128, depth=4, heads=4, patch=1, stem="grid", positions="sincos"),
-    # The second level of Chen et al. 2022 (HIPT).
-    "grid_tiny": ViTSettings("grid_tiny", dim=192, depth=6, heads=6, patch=1, stem="grid", positions="sincos"),
+    "grid_nano": ViTSettings("grid_nano", dim=64, depth=2, heads=4, patch=1, stem="grid", positions="conv"),
+    "grid_micro": ViTSettings("grid_micro", dim=128, depth=4, heads=4, patch=1, stem="grid", positions="conv"),
+    # The second level of Chen et al. 2022 (HIPT), but for the positions: see docs/concepts/hierarchy.md.
+    "grid_tiny": ViTSettings("grid_tiny", dim=192, depth=6, heads=6, patch=1, stem="grid", positions="conv"),
 }
 
 NAME = re.compile(

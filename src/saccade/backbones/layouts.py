@@ -54,7 +54,7 @@ def to_timm_state(backbone: Network) -> State:
     if s.stem != "linear" or s.norm != "pre" or s.positions == "rotary":
         raise _not_in_timm(s.name, f"stem {s.stem}, norm {s.norm}, positions {s.positions}")
     grid = backbone.positions.grid
-    table = backbone.positions.added(grid, backbone.cls_token)
+    table = backbone.positions.added(grid, backbone.cls_token.expand(-1, math.prod(grid), -1))
     if table is None:
         table = torch.zeros(1, math.prod(grid), s.dim)
     table = table.detach().cpu()

@@ -72,7 +72,7 @@ class ModelConfig:
     drop_path: float | None = None
     """Stochastic depth of the student; decided: none."""
     positions: Literal["", "learned", "factorised", "sincos", "rotary", "conv", "none"] = ""
-    """Empty: learned, or sincos for grids of vectors."""
+    """Empty: learned, or conv for grids of vectors."""
     norm: Literal["pre", "post"] = "pre"
     registers: int = 0
     layer_scale: float = 0.0
