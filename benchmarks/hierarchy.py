@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--region-steps", type=int, default=1000)
     parser.add_argument("--positions", default="conv", help="how the region level knows where tiles lie")
     parser.add_argument("--sets", default=",".join(SETS))
-    parser.add_argument("--heads", default="abmil,transformer")
+    parser.add_argument("--heads", default="abmil", help="abmil,transformer: the second takes ten times as long")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
