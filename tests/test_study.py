@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 
@@ -96,6 +97,9 @@ def test_a_cell_that_fails_costs_only_itself(study, tmp_path, monkeypatch):
             return super().ask(task)
 
     monkeypatch.setattr(drive, "Worker", Dying)
+    (tmp_path / "s").mkdir()
+    for name in ("study.yaml", "prices.json"):  # what was measured is not measured again
+        shutil.copy(study / name, tmp_path / "s")
     console = saccade.api.Quiet()
     options = CompareOptions(ways=("supervised",), seeds=2, study=STUDY)
     saccade.compare(DATA, out=tmp_path / "s", backbones=GRID.backbones, sizes=(16,), options=options, console=console)

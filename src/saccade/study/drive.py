@@ -104,29 +104,37 @@ def _measure_prices(out: Path, grid: Grid, console: Console) -> None:
     known = runs.read_json(path) if path.exists() else {}
     missing = [name for name in grid.backbones if name not in known]
     for name in missing:
-        known[name] = _ask_anew(out, "price", name)
-        known[name]["drift"] = _ask_anew(out, "drift", name)
+        known[name], drift = _ask_anew(out, name, "price", "drift")
+        known[name]["drift"] = drift
     for name in missing:
-        again = _ask_anew(out, "price", name)["images_per_second"]
-        known[name]["images_per_second"] = max(known[name]["images_per_second"], again)
+        (again,) = _ask_anew(out, name, "price")
+        known[name]["images_per_second"] = max(known[name]["images_per_second"], again["images_per_second"])
         console.say(f"{name}: {known[name]['images_per_second']:.0f} training images/s")
     if missing:
         runs.write_json(path, known)
 
 
-def _ask_anew(out: Path, kind: str, backbone: str) -> dict[str, Any]:
-    """The answer of a process of its own, whose peak of memory nothing else has raised."""
+def _ask_anew(out: Path, backbone: str, *kinds: str) -> list[dict[str, Any]]:
+    """The answers of a process of its own, one a kind; before the first, nothing has raised its peak of memory."""
+    found = []
     worker = Worker(out, 0, _cores())
     try:
-        found = worker.ask({"kind": kind, "backbone": backbone})
+        for kind in kinds:
+            reply = worker.ask({"kind": kind, "backbone": backbone})
+            if "error" in reply:
+                said = f"{backbone} cannot be trained here"
+                raise TrainingError(said, got=reply["error"], hint=f"see {out / 'logs'}")
+            found.append(reply["found"])
     finally:
         worker.close()
-    if "error" in found:
-        raise TrainingError(f"{backbone} cannot be trained here", got=found["error"], hint=f"see {out / 'logs'}")
-    return found["found"]
+    return found
 
 
 def _cores() -> int:
+    """How many threads there are to share out: OMP_NUM_THREADS where it is set, else the cores of this process."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
