@@ -24,6 +24,10 @@ def run(request, tmp_path_factory):
     return saccade.pretrain(DATA, out=tmp_path_factory.mktemp("api") / "run", backbone=request.param, settings=SMALL)
 
 
+ONE = pytest.mark.parametrize("run", ["resnet10_w8"], indirect=True)
+"""For what does not depend on the kind of network."""
+
+
 def test_public_names_are_functions_whatever_was_imported_before():
     import saccade.embedding
     import saccade.evaluation.protocol
@@ -50,6 +54,7 @@ def test_evaluate_brings_baselines_and_writes_everything(run):
     assert "random weights" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
+@ONE
 def test_grey_has_a_file_of_its_own(run):
     found = saccade.evaluate([run], DATA, options=dataclasses.replace(QUICK, grey=True))
     assert (run / "evaluation-grey.json").exists()
@@ -65,6 +70,7 @@ def test_contamination_is_refused(tmp_path):
     assert marked.protocol["overlap"] is True
 
 
+@ONE
 def test_two_models_side_by_side(run, tmp_path):
     found = saccade.evaluate([run, "random:resnet10_w8"], DATA, options=QUICK, out=tmp_path / "both")
     assert "random:resnet10_w8" in {d["against"] for d in found.differences}
@@ -111,6 +117,7 @@ def test_val_is_the_test_part_where_there_is_no_other(tmp_path):
     assert "(val: there is no test)" in saccade.evaluate([run], folder, options=QUICK).protocol["text"]
 
 
+@ONE
 def test_a_copy_on_both_sides_is_refused(run, tmp_path):
     folder = write_tiles(tmp_path / "tiles", splits=("train", "test"))
     (folder / "test" / "a" / "copy.png").write_bytes((folder / "train" / "a" / "train0.png").read_bytes())
@@ -124,6 +131,7 @@ def test_deeper_images_take_their_own_range(run, tmp_path):
     assert np.abs(features).max() < 50 * np.abs(saccade.embed(run, DATA).features).max()
 
 
+@ONE
 def test_two_runs_of_one_name_are_two_rows(run, tmp_path):
     import shutil
 
@@ -134,6 +142,7 @@ def test_two_runs_of_one_name_are_two_rows(run, tmp_path):
         saccade.evaluate([run, run], DATA, options=QUICK, out=tmp_path / "twice")
 
 
+@ONE
 def test_unlabelled_images_cannot_be_evaluated(run, tmp_path):
     for i in range(4):
         Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")

@@ -107,7 +107,7 @@ def test_networks_that_cannot_leave_patches_out_are_refused(name):
 @pytest.mark.parametrize("name", [name for name in SELF_SUPERVISED if not METHODS[name].hides])
 @pytest.mark.parametrize("network", ["resnet10_w8", "hybrid_micro_patch8_w32", "swin_micro_patch2_w24_window4"])
 def test_others_learn_with_any_network(name, network):
-    losses = train(made(name, network=network), name, 4)
+    losses = train(made(name, network=network), name, 2)
     assert all(loss == loss for loss in losses)
 
 

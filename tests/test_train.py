@@ -21,6 +21,7 @@ from saccade.train import replay as replaying
 from saccade.train.health import effective_rank, require_finite
 
 DATA = "synthetic:tissue?n=48&size=32"
+BACKBONE = "vit_micro_patch8_w32"
 SMALL = {
     "model.size_px": 32,
     "views.local_count": 2,
@@ -39,7 +40,7 @@ def losses(run: Path) -> dict[int, float]:
     return {m["step"]: m["loss"] for m in runs.read_metrics(run / "metrics.jsonl") if "loss" in m}
 
 
-def small_run(out: Path, backbone: str = "vit_micro_patch8", **settings) -> Path:
+def small_run(out: Path, backbone: str = BACKBONE, **settings) -> Path:
     named = SMALL | {"train.steps": STEPS} | {k.replace("__", "."): v for k, v in settings.items()}
     return pretrain(DATA, out=out, backbone=backbone, settings=named)
 
@@ -47,7 +48,7 @@ def small_run(out: Path, backbone: str = "vit_micro_patch8", **settings) -> Path
 def command(out: Path, *more: str) -> list[str]:
     pairs = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
     return [sys.executable, "-m", "saccade.cli", "pretrain", DATA, "--out", str(out), "--steps", str(STEPS),
-            "--backbone", "vit_micro_patch8", *pairs, *more]  # fmt: skip
+            "--backbone", BACKBONE, *pairs, *more]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_full_disk_is_survived_and_said(tmp_path, monkeypatch):
     run = pretrain(
         DATA,
         out=tmp_path / "run",
-        backbone="vit_micro_patch8",
+        backbone=BACKBONE,
         settings=SMALL | {"train.steps": STEPS},
         console=console,
     )
@@ -188,7 +189,7 @@ def poison(monkeypatch, *steps: int) -> None:
     monkeypatch.setattr(replaying, "make_views", poisoned)
 
 
-@pytest.mark.parametrize("backbone", ["vit_micro_patch8", "resnet10_w8"])
+@pytest.mark.parametrize("backbone", [BACKBONE, "resnet10_w8"])
 def test_one_step_that_is_not_finite_is_left_out(tmp_path, monkeypatch, backbone):
     poison(monkeypatch, 6)
     console = Quiet()
@@ -262,7 +263,7 @@ def test_length_given_twice(tmp_path):
 
 
 def test_minutes_become_steps(tmp_path):
-    run = pretrain(DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=SMALL | {"train.minutes": 0.02})
+    run = pretrain(DATA, out=tmp_path / "run", backbone=BACKBONE, settings=SMALL | {"train.minutes": 0.02})
     assert max(losses(run)) >= 0
 
 
@@ -274,11 +275,13 @@ def test_effective_rank():
 def test_collapse_is_said_while_it_happens(tmp_path):
     console = Quiet()
     settings = SMALL | {"train.steps": 6, "dino.teacher_temp": 50.0, "dino.student_temp": 50.0}
-    pretrain(DATA, out=tmp_path / "flat", backbone="vit_micro_patch8", settings=settings, console=console)
+    pretrain(DATA, out=tmp_path / "flat", backbone=BACKBONE, settings=settings, console=console)
     said = [m for m in console.messages if "uniform collapse" in m]
     assert len(said) == 1 and "ln 32 = 3.466" in said[0] and "teacher_temp" in said[0]
 
 
+# Wide enough that one repair is enough.
+WIDE = "vit_micro_patch8"
 FLAT = SMALL | {
     "train.steps": 80,
     "dino.teacher_temp": 50.0,
@@ -289,9 +292,7 @@ FLAT = SMALL | {
 
 
 def test_a_run_that_learns_nothing_can_end(tmp_path):
-    run = pretrain(
-        DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=FLAT | {"train.on_collapse": "stop"}
-    )
+    run = pretrain(DATA, out=tmp_path / "run", backbone=WIDE, settings=FLAT | {"train.on_collapse": "stop"})
     assert max(losses(run)) < 79 and not (run / "repairs.jsonl").exists()
     assert (run / "model" / "model.safetensors").exists()
     assert [one.name for one in saccade.examine(run)] == ["uniform collapse"]
@@ -300,7 +301,7 @@ def test_a_run_that_learns_nothing_can_end(tmp_path):
 def test_a_run_that_learns_nothing_can_be_repaired(tmp_path):
     console = Quiet()
     settings = FLAT | {"train.on_collapse": "repair"}
-    run = pretrain(DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=settings, console=console)
+    run = pretrain(DATA, out=tmp_path / "run", backbone=WIDE, settings=settings, console=console)
     first = json.loads((run / "repairs.jsonl").read_text().splitlines()[0])
     assert first["name"] == "uniform collapse" and first["change"]["dino.teacher_temp"] == pytest.approx(0.04)
     assert any("back to step" in message for message in console.messages)
@@ -344,7 +345,7 @@ def test_a_checkpoint_that_failed_is_not_called_saved(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "learn", learn)
     console = Quiet()
-    pretrain(DATA, out=tmp_path / "run", backbone="vit_micro_patch8", settings=SMALL, console=console)
+    pretrain(DATA, out=tmp_path / "run", backbone=BACKBONE, settings=SMALL, console=console)
     stopped = next(m for m in console.messages if "stopped by SIGTERM" in m)
     assert "last checkpoint is of step None" in stopped and "saved" not in stopped
 
