@@ -57,7 +57,7 @@ def threshold_mask(values: np.ndarray, keep: float = 0.6) -> np.ndarray:
     mask = np.zeros(mass.shape, dtype=bool)
     if mass.sum() > 0:
         order = np.argsort(-mass, kind="stable")
-        held = np.cumsum(mass[order])
+        held = np.cumsum(mass[order] / mass.max())  # a share of the smallest numbers there are would be 0
         count = int(np.searchsorted(held, keep * held[-1] * (1 - 1e-9))) + 1
         mask[order[:count]] = True
     return mask.reshape(np.shape(values))
