@@ -31,7 +31,8 @@ grid: the pixels are vectors of tiles, times one matrix, and the last channel sa
 MapStem = Literal["imagenet", "small", "cifar"]
 """imagenet: 7x7 stride 2 and a pool (stride 4); small: 3x3 stride 2; cifar: 3x3 stride 1."""
 Positions = Literal["learned", "factorised", "sincos", "rotary", "conv", "none"]
-"""learned: one vector a place of the grid; factorised: one a place of every axis, summed."""
+"""learned: one vector a place of the grid; factorised: one a place of every axis, summed;
+conv: told by the neighbours, grids of vectors only."""
 Norm = Literal["pre", "post"]
 Pool = Literal["cls", "mean"]
 """What a ViT gives as the image's vector: its class token, or the mean of its patches."""

@@ -194,9 +194,9 @@ class ViT(nn.Module):
     def _there(self, pixels: Tensor, keep: Tensor | None) -> Bool[Tensor, "B N"] | None:
         """Patches that may tell their neighbours something: those of a grid that are there and are not left out."""
         present = self.patch_embed.present(pixels)
-        return (
-            present if present is None or keep is None else present & torch.zeros_like(present).scatter(1, keep, True)
-        )
+        if present is None or keep is None:
+            return present
+        return present & torch.zeros_like(present).scatter(1, keep, True)
 
     def _seen(self, pixels: Tensor, keep: Tensor | None = None) -> Bool[Tensor, "B 1 1 N_all"] | None:
         """Tokens that stand for something: all of an image (None), of a grid those whose tile is there."""

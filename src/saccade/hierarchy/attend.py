@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from saccade import runtime
-from saccade.augment.views import normalise
 from saccade.backbones.vit import ViT
 from saccade.data.grids import Block, cells_of, cut_blocks, fill
 from saccade.errors import DataError, UsageError, unknown
@@ -48,10 +47,10 @@ class SlideMaps:
 
 
 def as_input(reader: Reader, grids: np.ndarray) -> torch.Tensor:
-    """Grids [B D+1 Y X] as the network is used to them, on its device, and the network ready to answer."""
-    device, network, spec = runtime.pick_device(), reader.model.backbone, reader.model.spec
-    network.to(device).eval()
-    return normalise((torch.from_numpy(grids).to(device) - spec.offset) / spec.scale, spec)
+    """Grids [B D+1 Y X] as the network is given them, on its device, and the network ready to answer."""
+    device = runtime.pick_device()
+    reader.model.backbone.to(device).eval()
+    return reader.as_input(grids).to(device)
 
 
 def shares(reader: Reader, grids: np.ndarray) -> np.ndarray:

@@ -198,12 +198,18 @@ def _learned(tiles: SlideTiles, tile: str) -> list[int]:
     return [k for k, split in enumerate(splits) if len(set(splits)) == 1 or split != "test"]
 
 
+def recorded(tiles: SlideTiles, slides: Sequence[int]) -> list[dict[str, Any]]:
+    """What data.json says of slides that were learned from."""
+    found = []
+    for k in slides:
+        record = tiles.named[k].record
+        found.append({"id": record.id, "sha256": tiles.hashes[k], "group": record.group or record.id})
+    return found
+
+
 def _note_slides(out: Path, tiles: SlideTiles, learned: Sequence[int], tile: str) -> None:
     """data.json of the hierarchy: the slides its levels learned from, and what the tile level learned from before."""
-    files = []
-    for k in learned:
-        record = tiles.named[k].record
-        files.append({"id": record.id, "sha256": tiles.hashes[k], "group": record.group or record.id})
+    files = recorded(tiles, learned)
     known = {item["sha256"] for item in files}
     before = [item for item in seen_in_pretraining(runs.data_record(tile)) if item["sha256"] not in known]
     runs.write_json(out / "data.json", {"source": tiles.name, "files": files, "ancestors": _unique(before)})

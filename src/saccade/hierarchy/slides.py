@@ -25,7 +25,7 @@ from saccade.exchange import load_parquet
 from saccade.hierarchy.heads import KINDS, HeadConfig, pad_bags
 from saccade.hierarchy.keep import save_head
 from saccade.hierarchy.learners import HeadLearner, MeanLearner, TogetherLearner
-from saccade.hierarchy.levels import Hierarchy, embed_tiles, load, open_tiles, random_twin
+from saccade.hierarchy.levels import Hierarchy, embed_tiles, load, open_tiles, random_twin, recorded
 from saccade.hierarchy.settings import read_wanted, settings_of
 from saccade.hierarchy.together import regions_of
 from saccade.hierarchy.vectors import embed_grids
@@ -217,18 +217,13 @@ def finetune(
     found = nested(learners, cohort, options.nested, progress=lambda done, total: console.progress(done, total, {}))
     if marked:
         found = _marked(found)
-    files = [_slide(tiles, own.slides[i]) for i in rows]
+    files = recorded(tiles, [own.slides[i] for i in rows])
     runs.write_json(out / "data.json", {"source": data, "files": files, "ancestors": []})
     named = {"data.source": data} | {key: str(value) for key, value in settings.items()}
     _keep_first(learners[0], cohort, out, options, hierarchy, named)
     runs.write_json(out / "slides.json", found)
     runs.write_atomic(out / "slides.md", to_markdown(found))
     return found
-
-
-def _slide(tiles: SlideTiles, number: int) -> dict[str, str]:
-    record = tiles.named[number].record
-    return {"id": record.id, "sha256": tiles.hashes[number], "group": record.group or record.id}
 
 
 def _marked(found: dict[str, Any]) -> dict[str, Any]:

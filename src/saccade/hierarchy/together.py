@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.augment.views import normalise
 from saccade.backbones.vit import ViT
 from saccade.data.grids import cells_of, cut_blocks, fill
 from saccade.exchange import load_parquet
@@ -43,12 +42,12 @@ class Regions:
 
 def regions_of(reader: Reader, file: Path, *, side: int, least: float) -> Regions:
     """The regions in a file of tile vectors, cut as ``vectors.embed_grids`` cuts them."""
-    below, spec = load_parquet(file), reader.model.spec
+    below = load_parquet(file)
     cells = cells_of(below)
     blocks = cut_blocks(file, cells, side, least)
-    grids = torch.from_numpy(np.stack([fill(below, cells, block) for block in blocks]))
+    grids = np.stack([fill(below, cells, block) for block in blocks])
     corners = np.array([(block.top // side, block.left // side) for block in blocks], np.int64)
-    return Regions(normalise((grids - spec.offset) / spec.scale, spec), corners - corners.min(axis=0))
+    return Regions(reader.as_input(grids), corners - corners.min(axis=0))
 
 
 def vectors_as_grids(network: ViT, slides: Sequence[Regions]) -> Float[Tensor, "S C Y X"]:

@@ -34,6 +34,11 @@ class Reader:
     model: LoadedModel
     hash: str
 
+    def as_input(self, grids: np.ndarray) -> torch.Tensor:
+        """Grids [B D+1 Y X] as the network is given them, on the CPU."""
+        spec = self.model.spec
+        return normalise((torch.from_numpy(grids) - spec.offset) / spec.scale, spec)
+
 
 def reader_of(model: str | Path) -> Reader:
     """The grid network that MODEL names. ModelError where it reads images."""
@@ -133,7 +138,7 @@ def _vectors_of(
     rows = []
     for start in range(0, len(blocks), BATCH):
         grids = np.stack([fill(below, cells, block) for block in blocks[start : start + BATCH]])
-        x = normalise((torch.from_numpy(grids).to(device) - spec.offset) / spec.scale, spec)
+        x = reader.as_input(grids).to(device)
         with runtime.autocast(device, precision):
             rows.append(network(x).cls.float().cpu().numpy())
     step = float(below.about["tile_px_level0"])

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from saccade.web.desk import Desk, HierarchyOnDesk
 from saccade.web.explorer import check_count, numbers
 from saccade.web.images import png, to_display
+from saccade.web.slides import progress
 
 if TYPE_CHECKING:
     from saccade.explore import Seen
@@ -45,8 +46,7 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/{key}/looks")
     def state(key: str) -> dict[str, Any]:
-        found = desk.region_looks.state(asked(key).key)
-        return {"done": 0, "total": 0, "ready": False, "error": ""} if found is None else dataclasses.asdict(found)
+        return progress(desk.region_looks.state(asked(key).key))
 
     @api.get("/{key}")
     def about(key: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from saccade.web.images import to_display
 
 if TYPE_CHECKING:
     from saccade.explore import Look
+    from saccade.explore_slides import State
 
 ZOOM_PX = 256
 
@@ -84,7 +85,7 @@ def router(desk: Desk) -> APIRouter:
     @api.get("/{key}/looks")
     def state(key: str, model: str) -> dict[str, Any]:
         found = desk.slide_looks.state(look(model), key)
-        return {"done": 0, "total": 0, "ready": False, "error": ""} if found is None else dataclasses.asdict(found)
+        return progress(found)
 
     @api.get("/{key}/likeness")
     def likeness(key: str, model: str, tile: int | None = None) -> Response:
@@ -105,6 +106,11 @@ def router(desk: Desk) -> APIRouter:
 
 def kind_of(run: OnDesk) -> str:
     return "regions" if isinstance(run, HierarchyOnDesk) else "tiles"
+
+
+def progress(state: State | None) -> dict[str, Any]:
+    """How far a look at a slide is; nothing where nobody has asked for one."""
+    return {"done": 0, "total": 0, "ready": False, "error": ""} if state is None else dataclasses.asdict(state)
 
 
 def jpeg(pixels: np.ndarray) -> Response:
