@@ -6,7 +6,6 @@ background otherwise. They stay in memory: a page that is looked at writes nothi
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 
 from saccade.backbones.vit import ViT
+from saccade.background import Background, Count, State
 from saccade.data.grids import Block, cells_of, fill
 from saccade.data.slides.source import SlideTiles
-from saccade.errors import SaccadeError, UsageError
+from saccade.errors import UsageError
 from saccade.exchange import SlideFeatures, load_parquet
 from saccade.explore import Kept, Seen, record
-from saccade.explore_slides import State
 from saccade.hierarchy.attend import Weights, as_input, weigh
 from saccade.hierarchy.keep import load_head
 from saccade.hierarchy.levels import Hierarchy, is_embedded, load, tile_file
@@ -87,33 +86,22 @@ class RegionLooks:
     """Slides that were looked at by hierarchies, the newest ones. One is worked on at a time."""
 
     def __init__(self, slides_bytes: int = SLIDES_BYTES, looks_bytes: int = LOOKS_BYTES):
-        self._slides: Kept[str, Regions] = Kept(slides_bytes)
+        self._slides: Background[str, Regions] = Background("regions", slides_bytes)
         self._looks: Kept[tuple[str, int], Seen] = Kept(looks_bytes)
         self._hierarchies: dict[Path, Hierarchy] = {}
-        self._states: dict[str, State] = {}
-        self._lock, self._turn = threading.Lock(), threading.Lock()
 
     def start(self, asked: Asked) -> State:
         """Begin with a slide unless it is there or on its way; how far it is, in tiles."""
-        with self._lock:
-            state = self.state(asked.key)
-            if state is not None and not state.error:
-                return state
-            self._states[asked.key] = State(0, len(asked.tiles.grid(asked.number)), False)
-        threading.Thread(target=self._work, args=[asked], daemon=True).start()
-        return self._states[asked.key]
+        total = len(asked.tiles.grid(asked.number))
+        return self._slides.start(asked.key, total, lambda done: self._make(asked, done))
 
     def state(self, key: str) -> State | None:
         """None where nobody has asked, or where the slide had to make room."""
-        found = self._states.get(key)
-        return None if found is not None and found.ready and self._slides.get(key) is None else found
+        return self._slides.state(key)
 
     def found(self, key: str) -> Regions:
         """Raises UsageError for a slide that has not been looked at."""
-        found = self._slides.get(key)
-        if found is None:
-            raise UsageError("the regions of this slide have not been looked at yet", hint="wait until all are done")
-        return found
+        return self._slides.found(key)
 
     def see(self, asked: Asked, region: int) -> Seen:
         """What the region network compares inside one region, and the region as it looks.
@@ -137,25 +125,13 @@ class RegionLooks:
         there[tuple((found.cells[block.rows] - (block.top, block.left)).T)] = True
         return there.reshape(-1).tolist()
 
-    def _work(self, asked: Asked) -> None:
-        total = len(asked.tiles.grid(asked.number))
-
-        def done(count: int) -> None:
-            now = self._states[asked.key]
-            self._states[asked.key] = State(min(now.done + count, total), total, False)
-
-        try:
-            with self._turn:
-                if asked.folder not in self._hierarchies:
-                    self._hierarchies[asked.folder] = load(asked.folder)
-                found = look(self._hierarchies[asked.folder], asked, done)
-            self._slides.put(asked.key, found, found.nbytes)
-            self._states[asked.key] = State(total, total, True)
-        except SaccadeError as error:
-            self._states[asked.key] = State(0, total, False, str(error))
+    def _make(self, asked: Asked, done: Count) -> Regions:
+        if asked.folder not in self._hierarchies:
+            self._hierarchies[asked.folder] = load(asked.folder)
+        return look(self._hierarchies[asked.folder], asked, done)
 
 
-def look(hierarchy: Hierarchy, asked: Asked, done: Any) -> Regions:
+def look(hierarchy: Hierarchy, asked: Asked, done: Count) -> Regions:
     """Vectors and weights of one slide; ``done`` hears how many tiles more have been looked at. Raises SaccadeError."""
     tiles, number, folder = asked.tiles, asked.number, hierarchy.run / "features"
     embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=lambda _: None)

@@ -18,8 +18,8 @@ from saccade.web.explorer import numbers
 from saccade.web.images import to_display
 
 if TYPE_CHECKING:
+    from saccade.background import State
     from saccade.explore import Look
-    from saccade.explore_slides import State
 
 ZOOM_PX = 256
 
