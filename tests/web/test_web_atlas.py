@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 import pytest
+from waiting import Late
 
 from saccade.store import FeatureTable, save_table
 
@@ -141,6 +142,26 @@ def test_the_lasso_counts_what_it_holds(window, tables):
     window.locator(".plot .above").focus()
     window.keyboard.press("Escape")
     assert window.locator("section[aria-label=Selection] table").count() == 0
+
+
+def test_late_colours_do_not_replace_the_newer_ones(window, tables):
+    open_map(window, "long")
+    label = Late(window, "**/values?name=label*")
+    window.get_by_label("Colour and shape by").select_option("label")
+    window.get_by_label("Colour and shape by").select_option("group")
+    window.wait_for_function("() => document.querySelectorAll('.legend .entry').length === 5")
+    label.let_go()
+    assert window.locator(".legend .entry").count() == 5
+    window.get_by_label("Colour and shape by").select_option("cluster")
+    window.wait_for_function("() => document.querySelector('.legend .name').innerText === 'cluster 1'")
+    three = Late(window, "**/codes?name=cluster&clusters=3")
+    window.get_by_label("Clusters").fill("3")
+    window.get_by_label("Clusters").press("Enter")
+    window.get_by_label("Clusters").fill("4")
+    window.get_by_label("Clusters").press("Enter")
+    window.wait_for_function("() => document.querySelectorAll('.legend .entry').length === 4")
+    three.let_go()
+    assert window.locator(".legend .entry").count() == 4
 
 
 def test_clusters_and_the_legend(window, tables):

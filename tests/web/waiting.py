@@ -14,3 +14,27 @@ def until(page, expression: str, seconds: float = 20.0) -> object:
             return value
         assert time.monotonic() < ends, f"still {value!r} after {seconds:g} s: {expression}"
         page.wait_for_timeout(20)
+
+
+class Late:
+    """The first answer to a question comes after all others: keeps its request until ``let_go``.
+
+    address   a glob of Playwright for the addresses meant
+    """
+
+    def __init__(self, page, address: str):
+        self.page = page
+        self.kept = None
+        page.route(address, self._take)
+
+    def _take(self, route) -> None:
+        if self.kept is None:
+            self.kept = route
+        else:
+            route.continue_()
+
+    def let_go(self) -> None:
+        """Answer now, and wait until the page has had its time with the answer."""
+        with self.page.expect_event("requestfinished", lambda request: request == self.kept.request):
+            self.kept.continue_()
+        self.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")

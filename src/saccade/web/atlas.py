@@ -106,16 +106,13 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/{key}/values")
     def values(key: str, name: str, clusters: int | None = None) -> list[str]:
-        """The values of a column, the most frequent first; ``clusters`` makes the column of that name anew."""
-        table = shelf.open(key)
-        if clusters is not None:
-            table.cluster(clusters)
-        return table.column(name)[0]
+        """The values of a column, the most frequent first; ``clusters``: so many in the column of that name."""
+        return shelf.open(key).column(name, clusters)[0]
 
     @api.get("/{key}/codes")
-    def codes(key: str, name: str) -> Response:
+    def codes(key: str, name: str, clusters: int | None = None) -> Response:
         """[N]: which of the values each row has."""
-        return _numbers(shelf.open(key).column(name)[1])
+        return _numbers(shelf.open(key).column(name, clusters)[1])
 
     @api.get("/{key}/job")
     def job(key: str, kind: str) -> dict[str, Any]:

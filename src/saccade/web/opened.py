@@ -53,6 +53,7 @@ class OpenedTable:
         self._beyond: list[dict[str, str | None]] = []
         self._jobs: dict[str, projection.Job] = {}
         self._lock = threading.Lock()
+        self._clustering, self._clusters = threading.Lock(), 0
 
     @cached_property
     def _pca(self) -> tuple[np.ndarray, np.ndarray]:
@@ -85,21 +86,28 @@ class OpenedTable:
             raise UsageError("that map is not made yet", got=kind)
         return job.places
 
-    def column(self, name: str) -> tuple[list[str], np.ndarray]:
-        """The values of a column, the most frequent first, and the number of each row's value [N]."""
-        if name not in self._columns:
+    def column(self, name: str, clusters: int | None = None) -> tuple[list[str], np.ndarray]:
+        """The values of a column, the most frequent first, and the number of each row's value [N].
+
+        clusters   number of centres (k-means) of the column ``cluster``, which is made when it is asked for
+        """
+        named = self._clustered(clusters) if name == CLUSTER and clusters is not None else self._columns.get(name)
+        if named is None:
             raise unknown("column", name, self._columns)
-        held = np.array([value or "" for value in self._columns[name]], dtype=object)
+        held = np.array([value or "" for value in named], dtype=object)
         values, codes, counts = np.unique(held, return_inverse=True, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         rank = np.empty(len(values), np.int64)
         rank[order] = np.arange(len(values))
         return [str(values[i]) for i in order], rank[codes]
 
-    def cluster(self, count: int) -> None:
-        """Make the column ``cluster``: k-means with so many centres."""
-        found = projection.clusters(self.table.features, count)
-        self._columns[CLUSTER] = [f"cluster {number + 1}" for number in found.tolist()]
+    def _clustered(self, count: int) -> list[str | None]:
+        with self._clustering:
+            if self._clusters != count:
+                found = projection.clusters(self.table.features, count)
+                self._columns[CLUSTER] = [f"cluster {number + 1}" for number in found.tolist()]
+                self._clusters = count
+            return self._columns[CLUSTER]
 
     def job(self, kind: str) -> projection.State:
         """Where the making of a map stands."""

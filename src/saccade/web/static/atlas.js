@@ -6,6 +6,7 @@ import { Near } from "./atlas_near.js";
 import { Plot } from "./atlas_plot.js";
 import { csv, download, drawing, picture } from "./atlas_save.js";
 import { el, field, replace, say, select } from "./dom.js";
+import { newest } from "./newest.js";
 
 const KINDS = { pca: "PCA", tsne: "t-SNE", umap: "UMAP" };
 const CLUSTER = "cluster", LISTED = 48, POLL = 400;
@@ -54,6 +55,7 @@ class Atlas {
     this.values = [];
     this.known_ = new Map();
     this.selected = [];
+    Object.assign(this, { wishes: newest(), colourings: newest() });
     this.pictures = !about.pictures;
   }
 
@@ -114,15 +116,16 @@ class Atlas {
   async want(kind, missing) {
     if (missing) { this.complain({ message: missing }); return; }
     this.job.hidden = true;
+    const still = this.wishes();
     try {
       const state = kind === "pca" ? { state: "done" } : await json(`atlas/${this.table}/job`, { kind }, this.signal);
-      if (state.state === "done") { await this.setKind(kind); return; }
+      if (state.state === "done") { await this.setKind(kind, still); return; }
       await post(`atlas/${this.table}/job`, { kind }, this.signal);
-      await this.follow(kind);
+      await this.follow(kind, still);
     } catch (error) { this.complain(error); }
   }
 
-  async follow(kind) {
+  async follow(kind, still) {
     const bar = el("progress", { max: 1, value: 0 }), text = el("span");
     const stop = el("button", { type: "button", onclick: () => post(`atlas/${this.table}/cancel`, { kind }, this.signal) }, "Cancel");
     replace(this.job, el("strong", null, `${KINDS[kind]} is being made`), bar, text, stop);
@@ -131,7 +134,7 @@ class Atlas {
       const state = await json(`atlas/${this.table}/job`, { kind }, this.signal);
       if (state.state !== "running") {
         this.job.hidden = true;
-        if (state.state === "done") await this.setKind(kind);
+        if (state.state === "done") await this.setKind(kind, still);
         else if (state.state === "failed") throw new Error(`${KINDS[kind]} failed: ${state.text}`);
         else say(`${KINDS[kind]} cancelled`);
         return;
@@ -142,8 +145,9 @@ class Atlas {
     }
   }
 
-  async setKind(kind) {
+  async setKind(kind, still = this.wishes()) {
     const places = await floats(`atlas/${this.table}/places`, { kind }, this.signal);
+    if (!still()) return;
     this.kind = kind;
     for (const node of this.kinds.children) node.setAttribute("aria-pressed", String(node.dataset.kind === kind));
     this.plot.scatter.setPlaces(places);
@@ -156,12 +160,19 @@ class Atlas {
 
   // --- colours and shapes --------------------------------------------------------------------------
 
+  // The values of a column, and which of them each row has.
+  read(name) {
+    const asked = { name, clusters: name === CLUSTER ? this.clusters : null };
+    return Promise.all([json(`atlas/${this.table}/values`, asked, this.signal), floats(`atlas/${this.table}/codes`, asked, this.signal)]);
+  }
+
   async setColumn(name) {
+    const still = this.colourings();
     try {
       this.countField.hidden = name !== CLUSTER;
-      this.values = await json(`atlas/${this.table}/values`, { name, clusters: name === CLUSTER ? this.clusters : null }, this.signal);
-      const codes = await floats(`atlas/${this.table}/codes`, { name }, this.signal);
-      this.column = name;
+      const [values, codes] = await this.read(name);
+      if (!still()) return;
+      Object.assign(this, { column: name, values });
       this.codes = Uint32Array.from(codes);
       this.counts = new Array(this.values.length).fill(0);
       for (const code of this.codes) this.counts[code]++;
@@ -292,7 +303,7 @@ class Atlas {
   async saveRows(rows, word) {
     const names = ["id", ...this.about.columns, ...(this.column === CLUSTER ? [CLUSTER] : [])], columns = {};
     for (const name of names) {
-      const values = await json(`atlas/${this.table}/values`, { name }, this.signal), codes = await floats(`atlas/${this.table}/codes`, { name }, this.signal);
+      const [values, codes] = await this.read(name);
       columns[name] = (row) => values[codes[row]];
     }
     const { places, chosen } = this.plot.scatter;

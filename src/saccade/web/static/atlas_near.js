@@ -3,6 +3,7 @@
 import { json, link, post, upload } from "./ask.js";
 import { named } from "./atlas_legend.js";
 import { el, field, replace, say, select } from "./dom.js";
+import { newest } from "./newest.js";
 
 const KS = [5, 10, 20, 50, 100];
 
@@ -14,7 +15,8 @@ export class Near {
     this.apart = page.about.columns.includes("group") && page.grouped;
     this.where = [];
     this.asked = null;
-    this.turn = 0;
+    this.questions = newest();
+    this.columns = newest();
     this.list = el("ol", { class: "hits" });
     this.head = el("p", { class: "soft" }, "Click a point, or press Enter on it, to see which images the model finds most like it.");
     this.votes = el("div", { class: "votes" });
@@ -30,11 +32,12 @@ export class Near {
 
   filters() {
     const { page } = this;
-    const column = select(page.about.columns.map((name) => ({ value: name, text: name })), page.about.columns[0], () => fill());
+    const column = select(page.about.columns.map((name) => ({ value: name, text: name })), page.about.columns[0], () => fill().catch((error) => this.complain(error)));
     const value = el("select");
     const fill = async () => {
+      const still = this.columns();
       const values = await json(`atlas/${page.table}/values`, { name: column.value }, page.signal);
-      replace(value, values.slice(0, 500).map((one) => el("option", { value: one }, named(one))));
+      if (still()) replace(value, values.slice(0, 500).map((one) => el("option", { value: one }, named(one))));
     };
     const put = (negated) => { this.where.push({ column: column.value, values: [value.value], negated }); this.filtered(); };
     const apart = el("input", { type: "checkbox", checked: this.apart, onchange: () => { this.apart = apart.checked; this.again(); } });
@@ -63,7 +66,7 @@ export class Near {
 
   // with {row} of the map, or {file} from this computer
   async ask(asked) {
-    const turn = ++this.turn, { page } = this;
+    const still = this.questions(), { page } = this;
     this.asked = asked;
     this.node.setAttribute("aria-busy", "true");
     try {
@@ -71,10 +74,10 @@ export class Near {
       const known = asked.row === undefined ? null : (await page.known([asked.row]))[0];
       const question = { row: asked.row ?? null, upload: asked.upload ?? null, k: this.k, where: this.conditions(known) };
       const found = await post(`atlas/${page.table}/neighbours`, question, page.signal);
-      if (turn !== this.turn) return;
+      if (!still()) return;
       this.show(asked, known, found);
-    } catch (error) { if (turn === this.turn) this.complain(error); } finally {
-      if (turn === this.turn) this.node.removeAttribute("aria-busy");
+    } catch (error) { if (still()) this.complain(error); } finally {
+      if (still()) this.node.removeAttribute("aria-busy");
     }
   }
 

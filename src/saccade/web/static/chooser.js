@@ -3,6 +3,7 @@
 
 import { json, link, live, upload } from "./ask.js";
 import { el, field, replace, say, select } from "./dom.js";
+import { newest } from "./newest.js";
 
 const A_PAGE = 24;
 
@@ -13,6 +14,7 @@ export function chooser(context, runs, chosen, onchoose) {
   const trouble = el("p", { class: "note", role: "alert", hidden: true });
   const earlier = el("button", { type: "button", "aria-label": "Earlier images", onclick: () => turn(-A_PAGE) }, "‹");
   const later = el("button", { type: "button", "aria-label": "Later images", onclick: () => turn(A_PAGE) }, "›");
+  const pages = newest();
   const state = { run: chosen.run ?? runs[0]?.id, start: chosen.start ?? 0, total: 0, image: chosen.image, uploads: [] };
 
   const file = el("input", { type: "file", class: "visually-hidden", accept: chosen.accept ?? "image/*,.tif,.tiff", tabindex: "-1",
@@ -49,6 +51,13 @@ export function chooser(context, runs, chosen, onchoose) {
     show().catch(complain);
   }
 
+  function other(run) {
+    Object.assign(state, { run, start: 0 });
+    earlier.disabled = later.disabled = true; // until it is known how many there are
+    hide();
+    show().catch(complain);
+  }
+
   function thumb(image) {
     const words = image.label ? `${image.name}, ${image.label}` : image.name;
     return el("button", {
@@ -58,8 +67,10 @@ export function chooser(context, runs, chosen, onchoose) {
   }
 
   async function show() {
+    const still = pages();
     const found = state.run ? await json("images", { run: state.run, start: state.start, count: A_PAGE }, signal)
       : { total: 0, images: [] };
+    if (!still()) return found.images;
     state.total = found.total;
     replace(thumbs, [...state.uploads, ...found.images].map(thumb));
     const last = Math.min(found.total, state.start + A_PAGE);
@@ -84,8 +95,7 @@ export function chooser(context, runs, chosen, onchoose) {
     if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
   }, { signal });
 
-  const pick = runs.length ? field("Images of", select(runs.map((run) => ({ value: run.id, text: run.name })), state.run,
-    (run) => { Object.assign(state, { run, start: 0 }); hide(); show().catch(complain); })) : null;
+  const pick = runs.length ? field("Images of", select(runs.map((run) => ({ value: run.id, text: run.name })), state.run, other)) : null;
   const node = el("section", { class: "chooser noprint", "aria-label": "Choose an image" },
     pick, !live || chosen.files === false ? null : el("div", { class: "row" }, add, file), trouble, thumbs,
     el("div", { class: "row pager" }, earlier, later, count));

@@ -5,6 +5,7 @@ import { chooser } from "./chooser.js";
 import { el, field, replace, say, select } from "./dom.js";
 import { choose, Look } from "./look.js";
 import { compact, percent, range, where } from "./maps.js";
+import { newest } from "./newest.js";
 import { explain, nothing } from "./pair.js";
 import { Overview, Panel } from "./panel.js";
 import { saver } from "./save.js";
@@ -46,7 +47,7 @@ class Explorer {
     this.hovered = null;
     this.answer = null;
     this.image = null;
-    this.turn = 0;
+    Object.assign(this, { openings: newest(), drawings: newest() });
   }
 
   get two() { return this.sides[1].model !== ""; }
@@ -155,13 +156,13 @@ class Explorer {
 
   async reopen() {
     if (!this.image || !this.sides[0].model) return;
-    const turn = ++this.turn;
+    const still = this.openings();
     this.boxes.setAttribute("aria-busy", "true");
     try {
       const looks = await Promise.all(this.sides.map((side) => side.model === "" ? null : Look.open({
         model: side.model, image: this.image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
         positions: side.positions }, this.signal)));
-      if (turn !== this.turn || this.signal.aborted) return;
+      if (!still() || this.signal.aborted) return;
       this.trouble.hidden = true;
       looks.forEach((look, side) => {
         this.panels[side].node.hidden = look === null;
@@ -174,10 +175,10 @@ class Explorer {
       this.tools();
       await this.refresh();
     } catch (error) {
-      if (this.signal.aborted || turn !== this.turn) return;
+      if (this.signal.aborted || !still()) return;
       this.trouble.hidden = false;
       replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
-    } finally { this.boxes.removeAttribute("aria-busy"); }
+    } finally { if (still()) this.boxes.removeAttribute("aria-busy"); }
   }
 
   titleOf(side, look) {
@@ -235,7 +236,7 @@ class Explorer {
   async refresh(light = false) {
     if (!this.panels[0].look) return;
     this.named();
-    const turn = (this.drawn = (this.drawn ?? 0) + 1);
+    const still = this.drawings();
     const point = this.pinned || !this.hovered ? this.asked : this.hovered;
     const looks = this.looks.filter(Boolean);
     const asked = looks.map((look) => {
@@ -245,7 +246,7 @@ class Explorer {
     });
     const waiting = asked.some(({ values }) => values instanceof Promise);
     const rows = waiting ? await Promise.all(asked.map(({ values }) => values)) : asked.map(({ values }) => values);
-    if (turn !== this.drawn || this.signal.aborted) return;
+    if (!still() || this.signal.aborted) return;
     const maps = asked.map(({ look, kind }, i) => choose(rows[i], look.tokens, look.prefix, this.headOf(look, kind)));
     const limits = this.view.same && maps.length === 2 && asked[0].kind === asked[1].kind ? range([...maps[0], ...maps[1]]) : null;
     asked.forEach(({ look, place, kind }, i) => {
@@ -254,7 +255,7 @@ class Explorer {
     });
     this.compare(asked, maps);
     if (!light) this.announce(asked[0], maps[0]);
-    await Promise.all([this.explainPair(asked[0], rows[0], turn), this.drawAll(asked[0], turn)]);
+    await Promise.all([this.explainPair(asked[0], rows[0], still), this.drawAll(asked[0], still)]);
     if (!light) this.remember();
   }
 
@@ -282,7 +283,7 @@ class Explorer {
     say(`${who}: most ${kind === "similarity" ? "alike" : "attention"} in ${where(most, look.grid[1])}.`);
   }
 
-  async explainPair({ look, place, kind, layer }, rows, turn) {
+  async explainPair({ look, place, kind, layer }, rows, still) {
     if (kind !== "attention") {
       nothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own. Choose the attention of a layer."
         : "This network has no queries and keys.");
@@ -297,11 +298,11 @@ class Explorer {
     const note = this.head === "mean" ? "The mean has no score of its own: this is the head in which this key has most." : "";
     try {
       const pair = await look.pair(layer, head, query, key, this.signal);
-      if (turn !== this.drawn || this.signal.aborted) return;
+      if (!still() || this.signal.aborted) return;
       const name = (token) => token < look.prefix ? "the class token" : `the patch in ${where(token - look.prefix, look.grid[1])}`;
       explain(this.explained, pair, { query: name(query), key: name(key), layer: look.layerName(layer), head }, note);
     } catch (error) {
-      if (!this.signal.aborted && turn === this.drawn) nothing(this.explained, error.message);
+      if (!this.signal.aborted && still()) nothing(this.explained, error.message);
     }
   }
 
@@ -316,11 +317,11 @@ class Explorer {
     return best;
   }
 
-  async drawAll({ look, place, kind }, turn) {
+  async drawAll({ look, place, kind }, still) {
     this.all.hidden = kind !== "attention";
     if (kind !== "attention" || !this.all.open) return;
     const values = await look.fan(this.token(look, place), this.signal).catch(() => null);
-    if (values && turn === this.drawn) this.overview.draw(values, look, { layer: this.layer, head: this.headOf(look, kind) });
+    if (values && still()) this.overview.draw(values, look, { layer: this.layer, head: this.headOf(look, kind) });
   }
 
   // --- keys and the address -----------------------------------------------------------------------

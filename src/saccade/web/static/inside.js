@@ -4,11 +4,12 @@ import { json } from "./ask.js";
 import { el, replace } from "./dom.js";
 import { choose, Look } from "./look.js";
 import { compact, percent, range } from "./maps.js";
+import { newest } from "./newest.js";
 import { Panel } from "./panel.js";
 
 export class Inside {
   constructor(signal) {
-    Object.assign(this, { signal, tile: null, asked: null, place: null, head: "mean", layer: null });
+    Object.assign(this, { signal, tile: null, asked: null, place: null, head: "mean", layer: null, drawings: newest() });
     this.node = el("section", { class: "card", "aria-label": "Inside the tile" });
     this.panel = new Panel("Attention inside the tile", {
       hover: (place) => { this.place = place; this.draw(); },
@@ -47,10 +48,10 @@ export class Inside {
   }
 
   async draw() {
-    const { look } = this.panel, { kind } = look, place = this.asked ?? this.place ?? null, turn = (this.turn = (this.turn ?? 0) + 1);
+    const { look } = this.panel, { kind } = look, place = this.asked ?? this.place ?? null, still = this.drawings();
     const head = kind === "attention" ? this.head : "mean";
     const rows = await look.rows(kind, kind === "attention" ? this.layer : 0, place === null ? 0 : look.prefix + place, this.signal);
-    if (turn !== this.turn) return;
+    if (!still()) return;
     const limits = range(choose(rows, look.tokens, look.prefix, head));
     this.panel.draw(rows, kind, { head, keep: 1, smooth: false, colour: false, place, pointed: null, limits });
     this.node.dataset.drawn = "yes";

@@ -6,6 +6,7 @@ import { Inside } from "./inside.js";
 import { choose, Look } from "./look.js";
 import { looked } from "./looked.js";
 import { compact, percent, range } from "./maps.js";
+import { newest } from "./newest.js";
 import { Panel } from "./panel.js";
 import { heatOf, Stage } from "./stage.js";
 
@@ -19,7 +20,8 @@ const named = (what, [row, column]) => `${what} row ${row}, column ${column}`;
 export class Regions {
   constructor(pick, signal) {
     // region, tile: where one is; cursor: what Enter would go into; asks: whether the tile asks in its region, or the class token
-    Object.assign(this, { kind: "regions", signal, map: "regions", region: null, tile: null, cursor: null, layer: null, head: "mean", asks: true });
+    Object.assign(this, { kind: "regions", signal, map: "regions", region: null, tile: null, cursor: null, layer: null, head: "mean", asks: true,
+      openings: newest(), drawings: newest(), pointings: newest() });
     this.stage = new Stage(signal, "Slide: arrow keys choose, Enter goes into a region or tile, Escape goes up, plus and minus zoom", {
       click: (x, y) => this.click(x, y), hover: (x, y) => this.hover(x, y), key: (event) => this.key(event),
     });
@@ -54,23 +56,25 @@ export class Regions {
   }
 
   async open(slide) {
-    const turn = (this.turn = (this.turn ?? 0) + 1);
+    const still = this.openings();
+    this.drawings(); // what was being drawn is of no use any more
     Object.assign(this, { slide, found: null, region: null, tile: null, cursor: null, look: null });
     replace(this.scale);
     replace(this.under);
     replace(this.choices);
     replace(this.right, el("section", { class: "card" }, el("h2", null, "The slide"), el("p", { class: "soft" }, "The hierarchy is looking at it.")));
-    this.about = await json(`slides/${slide.id}`, {}, this.signal);
-    if (turn !== this.turn) return;
+    const about = await json(`slides/${slide.id}`, {}, this.signal);
+    if (!still()) return;
+    this.about = about;
     this.drawCrumbs();
     this.stage.open(slide.id, this.about);
     this.stage.show(null, []);
-    await looked(`regions/${slide.id}/looks`, {}, this.signal, (words) => { if (turn === this.turn) replace(this.words, words); });
-    if (turn !== this.turn || this.signal.aborted) return;
+    await looked(`regions/${slide.id}/looks`, {}, this.signal, (words) => { if (still()) replace(this.words, words); });
+    if (!still() || this.signal.aborted) return;
     const path = `regions/${slide.id}`;
     const [found, weights, tiles, composed] = await Promise.all([json(path, {}, this.signal), floats(`${path}/weights`, {}, this.signal),
       floats(`${path}/tiles`, {}, this.signal), floats(`${path}/tiles`, { composed: true }, this.signal)]);
-    if (turn !== this.turn) return;
+    if (!still()) return;
     Object.assign(this, { found, weights, tiles, composed, layer: this.layer === null || this.layer >= found.depth ? found.depth - 1 : this.layer });
     if (this.head !== "mean" && this.head >= found.heads) this.head = "mean";
     // Where nobody weighs the regions, their weights have nothing to show.
@@ -83,7 +87,7 @@ export class Regions {
   // --- going down and up -----------------------------------------------------------------------------
 
   async go(region, tile) {
-    const { found } = this, moved = region !== this.region;
+    const { found, slide } = this, moved = region !== this.region;
     Object.assign(this, { region, tile, cursor: null });
     this.drawCrumbs();
     this.drawChoices();
@@ -96,12 +100,12 @@ export class Regions {
     if (moved || !this.look) {
       this.stage.goTo(this.boxOf(region));
       try {
-        const look = await Look.open({}, this.signal, `regions/${this.slide.id}/${region}`);
-        if (this.region !== region) return undefined;
+        const look = await Look.open({}, this.signal, `regions/${slide.id}/${region}`);
+        if (this.region !== region || this.slide !== slide) return undefined;
         this.look = look;
         this.panel.setLook(look, "Point at a tile: it asks; click it to go in");
       } catch (error) {
-        if (!this.signal.aborted && this.region === region) this.complain(error);
+        if (!this.signal.aborted && this.region === region && this.slide === slide) this.complain(error);
         return undefined;
       }
     }
@@ -242,7 +246,7 @@ export class Regions {
   // The heatmap of where one is: of the slide, or of the region as the class token or the marked tile sees it.
   async draw() {
     delete this.stage.node.dataset.level;
-    const { found, about, region, tile } = this, { side } = found, turn = (this.drawn = (this.drawn ?? 0) + 1);
+    const { found, about, region, tile } = this, { side } = found, still = this.drawings();
     let cells = about.cells, step = about.step_px, words;
     if (region === null) {
       if (this.map === "regions") [cells, step] = [found.regions, about.step_px.map((px) => px * side)];
@@ -252,7 +256,7 @@ export class Regions {
         composed: "The weight of the region times its attention to the tile." }[this.map];
     } else {
       const rows = await this.look.rows("attention", this.layer, this.asking(), this.signal);
-      if (turn !== this.drawn) return;
+      if (!still()) return;
       this.values = this.shares(rows);
       const who = tile !== null && this.asks ? "the marked tile" : "the class token", head = this.head === "mean" ? "mean of all heads" : `head ${this.head}`;
       words = `Where ${who} looks within this region: layer ${this.layer} of 0 to ${found.depth - 1}, ${head}.`;
@@ -298,9 +302,9 @@ export class Regions {
   // A tile under the pointer in the small picture asks for as long as it is there.
   async point(place) {
     if (!this.look || this.region === null) return;
-    const there = place !== null && this.look.there[place], turn = (this.pointed = (this.pointed ?? 0) + 1), look = this.look;
+    const there = place !== null && this.look.there[place], still = this.pointings(), look = this.look;
     const rows = await look.rows("attention", this.layer, there ? look.prefix + place : this.asking(), this.signal);
-    if (turn === this.pointed && look === this.look) this.drawPanel(rows, there ? place : this.asking() === 0 ? null : this.asking() - look.prefix);
+    if (still() && look === this.look) this.drawPanel(rows, there ? place : this.asking() === 0 ? null : this.asking() - look.prefix);
   }
 
   hover(x, y) {

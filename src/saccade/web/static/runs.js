@@ -4,6 +4,7 @@ import { json, link } from "./ask.js";
 import { chart, key } from "./chart.js";
 import { el, replace, say } from "./dom.js";
 import { compact } from "./maps.js";
+import { newest } from "./newest.js";
 
 // Figures in the order in which they tell most; what is not named here follows by name.
 const TITLES = {
@@ -31,8 +32,8 @@ class Runs {
     this.chosen = new Set(named.length ? named : [runs[0].id]);
     this.lines = new Map();
     this.doctor = new Map();
-    this.about = new Map();
     this.folds = new Set();
+    this.choices = newest();
   }
 
   build() {
@@ -61,6 +62,7 @@ class Runs {
 
   async choose() {
     this.stream?.close();
+    const still = this.choices();
     const ids = this.runs.map((run) => run.id).filter((id) => this.chosen.has(id));
     history.replaceState(null, "", `${location.pathname}#/runs${ids.length ? `?runs=${ids.join(",")}` : ""}`);
     this.lines.clear();
@@ -69,9 +71,12 @@ class Runs {
     this.drawDoctor();
     if (!ids.length) { replace(this.tables); return; }
     this.listen(ids);
-    const found = await Promise.all(ids.map((id) => json(`runs/${id}`, {}, this.context.signal)));
-    this.about = new Map(found.map((one) => [one.id, one]));
-    this.drawTables(found);
+    try {
+      const found = await Promise.all(ids.map((id) => json(`runs/${id}`, {}, this.context.signal)));
+      if (still()) this.drawTables(found);
+    } catch (error) {
+      if (still() && !this.context.signal.aborted) replace(this.tables, el("p", { class: "note", role: "alert" }, error.message));
+    }
   }
 
   listen(ids) {

@@ -2,6 +2,7 @@
 // against a patch that is projected, and what happens when the words change places.
 
 import { el, replace } from "./dom.js";
+import { newest } from "./newest.js";
 import { CanvasPainter, colours } from "./painter.js";
 import { percent } from "./sentence.js";
 
@@ -16,6 +17,7 @@ export class Numbers {
     this.order = el("section", { class: "card sentence-order" });
     this.root = el("div", { class: "sentence-two" }, this.pair, this.look, this.order);
     this.seed = 0;
+    this.questions = newest();
   }
 
   opened() {
@@ -27,13 +29,13 @@ export class Numbers {
   // Another word asks or answers, or another layer or head is looked at.
   async chosen() {
     const { view } = this, { state, source, signal } = view, units = view.units();
-    const asked = (this.asking = Symbol("question"));
+    const still = this.questions();
     const asks = units[state.asks], answers = units[state.answers];
     const head = state.head === "mean" ? this.strongestHead(asks, answers) : state.head;
     const [found, row] = await Promise.all([
       answers && source.pair ? source.pair(state.layer, head, asks.first, answers.first) : null,
       source.lookUp(source.info.tokens[asks.first].id)]);
-    if (this.asking !== asked || signal.aborted) return;
+    if (!still() || signal.aborted) return;
     this.showPair(asks, answers, head, found);
     this.showLookUp(source.info.tokens[asks.first], row);
   }
@@ -106,12 +108,13 @@ export class Numbers {
   }
 
   async shuffle(button) {
+    const { source, signal } = this.view;
     button.disabled = true;
     try {
-      const found = await this.view.source.order(this.seed++);
-      if (!this.view.signal.aborted) this.showOrder(found);
+      const found = await source.order(this.seed++);
+      if (!signal.aborted && source === this.view.source) this.showOrder(found);
     } catch (error) {
-      replace(this.order, el("h2", null, "What order means"), el("p", { role: "alert" }, error.message));
+      if (!signal.aborted && source === this.view.source) replace(this.order, el("h2", null, "What order means"), el("p", { role: "alert" }, error.message));
     }
   }
 }

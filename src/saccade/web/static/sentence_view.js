@@ -8,6 +8,7 @@
 //                                                   numbers behind the picture; pair and order may be null
 
 import { el, field, replace, say, select } from "./dom.js";
+import { newest } from "./newest.js";
 import { CanvasPainter, colours, csv, keep, SvgPainter } from "./painter.js";
 import {
   cellAt, drawHeads, drawLines, drawMatrix, headAt, largest, merge, part, percent, placeHeads, placeMatrix, setInLines,
@@ -22,6 +23,7 @@ export class SentenceView {
     this.signal = signal;
     this.state = { layer: 0, head: "mean", tokens: false, special: false, asks: -1, answers: -1, hover: -1 };
     this.cache = new Map();
+    this.loads = newest();
     this.lines = el("canvas", { tabindex: 0, role: "application", class: "sentence-lines" });
     this.matrix = el("canvas", { class: "sentence-matrix", "aria-hidden": "true" });
     this.heads = el("canvas", { class: "sentence-heads", "aria-hidden": "true" });
@@ -71,11 +73,12 @@ export class SentenceView {
   // Everything that depends on layer, head and unit; the word that asks only changes what is drawn.
   async load() {
     const { state, source } = this, { layer, head } = state;
-    const asked = (this.asking = Symbol("question"));
+    const still = this.loads();
     const count = source.info.tokens.length;
     const weights = await this.weights(layer, head);
+    if (!still()) return;
     const all = count <= WHOLE_TOKENS ? await this.kept(`layer ${layer}`, () => source.layer(layer)) : null;
-    if (this.asking !== asked || this.signal.aborted) return;
+    if (!still() || this.signal.aborted) return;
     const units = this.units();
     this.whole = state.tokens ? weights : merge(weights, count, units);
     this.shown = units.map((_, i) => i).filter((i) => state.special || !units[i].special || i === state.asks);

@@ -6,6 +6,7 @@ import { el, field, replace, say, select } from "./dom.js";
 import { Inside } from "./inside.js";
 import { looked } from "./looked.js";
 import { compact, range } from "./maps.js";
+import { newest } from "./newest.js";
 import { Regions } from "./regions.js";
 import { heatOf, Stage } from "./stage.js";
 
@@ -21,9 +22,10 @@ export async function show(root, context) {
   await Stage.load();
   const place = el("div"), planar = models.filter(({ axes }) => axes === 2);
   const names = slides.map((one) => ({ value: one.id, text: one.name, group: one.run_name }));
+  const openings = newest();
   let view = null, own = null;
   async function open(id) {
-    const slide = slides.find((one) => one.id === id);
+    const slide = slides.find((one) => one.id === id), still = openings();
     if (view?.kind !== slide.kind) {
       own?.abort(); // what the other view still waits for is of no use
       own = new AbortController();
@@ -35,7 +37,7 @@ export async function show(root, context) {
     try {
       await view.open(slide);
     } catch (error) {
-      if (!own.signal.aborted) view.complain(error);
+      if (!signal.aborted && still()) view.complain(error);
     }
   }
   replace(root, title, lost, place);
@@ -52,7 +54,8 @@ function absent(missing) {
 
 class Tiles {
   constructor(pick, signal, models) {
-    Object.assign(this, { kind: "tiles", signal, models, tile: null, model: null });
+    Object.assign(this, { kind: "tiles", signal, models, tile: null, model: null,
+      openings: newest(), looks: newest(), questions: newest() });
     this.stage = new Stage(signal, "Slide: drag to move, plus and minus to zoom, click a tile", { click: (x, y) => this.click(x, y) });
     this.inside = new Inside(signal);
     this.words = el("p", { class: "words", role: "status" });
@@ -68,24 +71,27 @@ class Tiles {
   complain(error) { replace(this.words, error.message); }
 
   async open(slide) {
-    this.slide = slide;
-    this.about = await json(`slides/${slide.id}`, {}, this.signal);
+    const still = this.openings();
+    this.looks();
+    const about = await json(`slides/${slide.id}`, {}, this.signal);
+    if (!still()) return;
+    Object.assign(this, { slide, about, tile: null });
     this.index = new Map(this.about.cells.map(([row, column], i) => [`${row}/${column}`, i]));
     this.model ??= this.models.find((model) => model.run === slide.run)?.id ?? this.models[0].id;
     replace(this.modelPlace, field("Model", select(this.models.map(({ id, name }) => ({ value: id, text: name })), this.model,
       (id) => { this.model = id; this.look().catch((error) => this.complain(error)); })));
     this.stage.open(slide.id, this.about);
-    this.tile = null;
     this.inside.wait(el("h2", null, "Inside the tile"), el("p", { class: "soft" }, "Click a tile of the slide: the tiles that the model finds like it light up, and its patches are here."));
     await this.look();
   }
 
   // Features of all tiles are made once; until then the page says how far they are.
   async look() {
-    const turn = (this.turn = (this.turn ?? 0) + 1);
+    const still = this.looks();
+    this.questions();
     this.stage.show(null, []);
-    await looked(`slides/${this.slide.id}/looks`, { model: this.model }, this.signal, (words) => { if (turn === this.turn) replace(this.words, words); });
-    if (turn === this.turn && !this.signal.aborted) await this.ask(this.tile);
+    await looked(`slides/${this.slide.id}/looks`, { model: this.model }, this.signal, (words) => { if (still()) replace(this.words, words); });
+    if (still() && !this.signal.aborted) await this.ask(this.tile);
   }
 
   click(x, y) {
@@ -95,9 +101,10 @@ class Tiles {
   }
 
   async ask(tile) {
+    const still = this.questions();
     this.tile = tile;
     const scores = await floats(`slides/${this.slide.id}/likeness`, { model: this.model, tile }, this.signal).catch(() => null);
-    if (!scores || this.tile !== tile) return;
+    if (!scores || !still()) return;
     const { low, high } = range(scores), limits = { low: tile === null ? low : Math.max(-0.2, low), high };
     const { cells, step_px: [down, across] } = this.about;
     const marks = tile === null ? [] : [{ box: [cells[tile][1] * across, cells[tile][0] * down, across, down] }];

@@ -5,6 +5,7 @@ import { chooser } from "./chooser.js";
 import { el, field, replace, say, select } from "./dom.js";
 import { choose, elsewhere, Look } from "./look.js";
 import { compact, mask, percent, range } from "./maps.js";
+import { newest } from "./newest.js";
 import { explain, nothing } from "./pair.js";
 import { Plane, PLANES } from "./plane.js";
 import { Solid } from "./solid.js";
@@ -28,7 +29,7 @@ export async function show(root, context) {
 class Volumes {
   constructor(root, context, models) {
     Object.assign(this, { root, models, signal: context.signal, model: models[0].id, layer: null, head: "mean", kind: "attention",
-      keep: 1, smooth: true, asked: null, turn: 0 });
+      keep: 1, smooth: true, asked: null, openings: newest(), drawings: newest() });
   }
 
   build(images) {
@@ -70,12 +71,12 @@ class Volumes {
   }
 
   async open(image) {
-    const turn = ++this.turn;
+    const still = this.openings();
     this.image = image;
     this.root.setAttribute("aria-busy", "true");
     try {
       const look = await Look.volume({ model: this.model, image: image.id }, this.signal);
-      if (turn !== this.turn || this.signal.aborted) return;
+      if (!still() || this.signal.aborted) return;
       this.trouble.hidden = true;
       this.look = look;
       this.layer = Math.min(this.layer ?? look.depth - 1, look.depth - 1);
@@ -85,16 +86,16 @@ class Volumes {
       this.solid = null;
       await this.refresh();
       Solid.open(this.solidCanvas, look.cube, look.size_px, look.grid).then((solid) => {
-        if (turn !== this.turn || this.signal.aborted) return;
+        if (!still() || this.signal.aborted) return;
         this.solid = solid;
         this.solid.show(this.map, this.inside);
         this.solidCanvas.dataset.drawn = "yes";
       }, (error) => { this.solidCanvas.parentNode.hidden = true; this.solidWords.textContent = error.message; });
     } catch (error) {
-      if (this.signal.aborted || turn !== this.turn) return;
+      if (this.signal.aborted || !still()) return;
       this.trouble.hidden = false;
       replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
-    } finally { this.root.removeAttribute("aria-busy"); }
+    } finally { if (still()) this.root.removeAttribute("aria-busy"); }
   }
 
   patchOf(voxel) { return voxel.map((value, axis) => Math.floor((value * this.look.grid[axis]) / this.look.size_px[axis])); }
@@ -134,19 +135,19 @@ class Volumes {
   async refresh() {
     const { look } = this;
     if (!look) return;
-    const turn = (this.drawn = (this.drawn ?? 0) + 1);
+    const still = this.drawings();
     const kind = look.kind === "similarity" ? "similarity" : this.kind;
     const layer = kind === "similarity" ? 0 : this.layer, head = kind === "attention" ? this.head : "mean";
     const token = this.asked === null ? 0 : look.prefix + this.placeOf(this.asked);
     const rows = await look.rows(kind, layer, token, this.signal);
-    if (turn !== this.drawn || this.signal.aborted) return;
+    if (!still() || this.signal.aborted) return;
     this.map = choose(rows, look.tokens, look.prefix, head);
     this.limits = range(this.map);
     this.inside = this.keep < 1 ? mask(this.map, this.keep) : null;
     this.paint();
     this.solid?.show(this.map, this.inside);
     this.say(rows, kind, head);
-    await this.explainPair(rows, kind, layer, head, token, turn);
+    await this.explainPair(rows, kind, layer, head, token, still);
   }
 
   paint() {
@@ -170,7 +171,7 @@ class Volumes {
     say(`${who}: most in ${this.name(most)}`);
   }
 
-  async explainPair(rows, kind, layer, head, query, turn) {
+  async explainPair(rows, kind, layer, head, query, still) {
     const { look } = this;
     if (kind !== "attention") {
       nothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own." : "This network has no queries and keys.");
@@ -183,7 +184,7 @@ class Volumes {
       for (let h = 1; h < look.heads; h++) if (rows[h * look.tokens + key] > rows[chosen * look.tokens + key]) chosen = h;
     }
     const pair = await look.pair(layer, chosen, query, key, this.signal).catch(() => null);
-    if (!pair || turn !== this.drawn) return;
+    if (!pair || !still()) return;
     const name = (token) => (token < look.prefix ? "the class token" : `the patch in ${this.name(token - look.prefix)}`);
     explain(this.explained, pair, { query: name(query), key: name(key), layer, head: chosen },
       head === "mean" ? "The mean has no score of its own: this is the head in which this key has most." : "");

@@ -2,6 +2,7 @@
 
 import { floats, json, post } from "./ask.js";
 import { el, field, replace, select } from "./dom.js";
+import { newest } from "./newest.js";
 import { SentenceView } from "./sentence_view.js";
 
 const LECTURE = "This GitHub page contains all the general information about the course and the study materials.";
@@ -30,16 +31,18 @@ export async function show(root, { query, signal }) {
   // Of the built-in model the second layer is the one in which words of one phrase find each other.
   Object.assign(view.state, { layer: 1, wanted: query.get("word") ?? "course" });
 
+  const readings = newest();
   async function read() {
+    const still = readings();
     if (!text.value.trim()) { replace(trouble, el("div", { class: "note" }, "Type a sentence.")); return; }
     try {
       const info = await post("words", { ...chosen, text: text.value }, signal);
-      if (signal.aborted) return;
+      if (signal.aborted || !still()) return;
       replace(trouble);
       view.state.wanted ??= view.source && view.units()[view.state.asks]?.text;
       await view.open(server(info, chosen.model, signal));
     } catch (error) {
-      if (!signal.aborted) replace(trouble, el("div", { class: "note" }, error.message, error.said?.hint ? el("p", null, error.said.hint) : null));
+      if (!signal.aborted && still()) replace(trouble, el("div", { class: "note" }, error.message, error.said?.hint ? el("p", null, error.said.hint) : null));
     }
   }
 
