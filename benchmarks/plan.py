@@ -69,7 +69,7 @@ def prepared(setting: dict[str, Any]) -> tuple[Any, Any, Any]:
     from saccade import config, planning, runtime
     from saccade.recipes import sections_for
     from saccade.train.afford import workload
-    from saccade.train.run import network_settings
+    from saccade.train.prepare import network_settings
 
     torch.set_num_threads(1)
     runtime.keep_freed_memory()

@@ -51,8 +51,8 @@ from saccade.runs import read_metrics
 from saccade.seeds import numpy_generator
 from saccade.train import checkpoint
 from saccade.train.part import open_part
+from saccade.train.prepare import default_sections
 from saccade.train.resolve import resolve, resolve_length
-from saccade.train.run import default_sections
 
 BATCH, OUT_DIM, EVALUATIONS, ASKED_AND_VOTING = 64, 2048, 12, 4500
 CPU = torch.device("cpu")

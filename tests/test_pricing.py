@@ -26,7 +26,7 @@ from saccade.pricing.tape import Tape
 from saccade.pricing.transformers import MATRICES, Weights
 from saccade.recipes import sections_for
 from saccade.train.afford import check, workload
-from saccade.train.run import network_settings
+from saccade.train.prepare import network_settings
 
 CPU = torch.device("cpu")
 CASES = [

@@ -55,6 +55,7 @@ from saccade.train import run as training
 from saccade.train.doctor import Doctor, settings_of
 from saccade.train.illnesses import Diagnosis
 from saccade.train.loop import Console, Quiet
+from saccade.train.prepare import absolute_paths
 from saccade.train.replay import replay as replay_step
 from saccade.volume_panels import AttendedVolume
 from saccade.words import TextOptions
@@ -136,7 +137,7 @@ def pretrain(
     if weights := str(given.pop("model.weights", "")):
         given = finetuning.named_model(weights, given) | given
     sections = config.override(sections, given)
-    sections = training.absolute_paths(sections)
+    sections = absolute_paths(sections)
     folder = training.start(sections, Path(out), console or Quiet())
     return _reported(folder)
 

@@ -31,6 +31,7 @@ from saccade.recipes import apply_recipe
 from saccade.train import run as training
 from saccade.train.loop import Console
 from saccade.train.part import hash_of, labels_in
+from saccade.train.prepare import absolute_paths, default_sections, section_types
 from saccade.train.settings import DataConfig
 
 Augment = Literal["none", "weak", "strong"]
@@ -91,7 +92,7 @@ def supervised_sections(
     """Every section of a supervised run; UsageError for an unknown strength of augmentation."""
     if options.augment not in get_args(Augment):
         raise unknown("strength of augmentation", options.augment, get_args(Augment))
-    sections = apply_recipe(training.default_sections("supervised"), options.recipe)
+    sections = apply_recipe(default_sections("supervised"), options.recipe)
     sections = config.override(sections, AUGMENT[options.augment] | dict(usual))
     sections = config.override(sections, {"model.backbone": backbone, "supervised.frozen": options.frozen})
     return config.override(sections, settings)
@@ -118,7 +119,7 @@ def finetune(
     settings   dotted keys, ``data.source`` among them
     """
     settings = named_model(model, settings) | dict(settings)
-    sections = training.absolute_paths(supervised_sections(str(settings["model.backbone"]), options, settings))
+    sections = absolute_paths(supervised_sections(str(settings["model.backbone"]), options, settings))
     if sections["supervised"].frozen and not sections["model"].weights:
         raise UsageError("a frozen backbone with random weights learns nothing", hint="name a trained MODEL")
     if not sections["data"].validation:
@@ -160,7 +161,7 @@ def _guard_before(data: DataConfig, weights: str, allow: bool) -> None:
 def measure(run: Path, console: Console) -> dict[str, Any]:
     """Test figures of a finished run, written to ``classifier.json`` and ``predictions.csv``."""
     values = config.load(run / "config.yaml")
-    sections = config.from_dict(training.section_types("supervised"), values)
+    sections = config.from_dict(section_types("supervised"), values)
     data, record = sections["data"], runs.read_json(run / "data.json")
     if data.split == "all":
         console.say("the run learned from all images (data.split=all): there is no test part to measure on")

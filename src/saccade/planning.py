@@ -34,8 +34,8 @@ from saccade.train.afford import free_memory, workload
 from saccade.train.loop import Plan, learn
 from saccade.train.optim import make_optimizer
 from saccade.train.part import open_part, settle_intensity, settle_tiles
+from saccade.train.prepare import make_method, model_options, network_settings, settle_stream
 from saccade.train.resolve import check_sections, resolve, resolve_length, resolve_size
-from saccade.train.run import make_method, model_options, network_settings, settle_stream
 from saccade.train.settings import NO_TILES
 
 ASSUMED_IMAGES = 1000

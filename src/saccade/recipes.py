@@ -9,7 +9,7 @@ from __future__ import annotations
 from saccade.config import Sections, override
 from saccade.errors import unknown
 from saccade.methods.build import method_defaults
-from saccade.train.run import default_sections
+from saccade.train.prepare import default_sections
 
 RECIPES: dict[str, tuple[str, dict[str, object]]] = {
     "microscopy": ("stained tissue and cells, in colour (the default)", {}),

@@ -32,6 +32,7 @@ from saccade.slide_embedding import SAME, Embedder, check_unreadable, load_for_t
 from saccade.train import checkpoint
 from saccade.train import run as training
 from saccade.train.loop import Console
+from saccade.train.prepare import absolute_paths
 from saccade.train.settings import DataConfig
 
 FEWEST_SLIDES = 32
@@ -176,7 +177,7 @@ def _sections(level: Level, wanted: Wanted, data: str) -> config.Sections:
     upper = level != "tile"
     sections = sections_for(wanted.hipt.method if upper else wanted.method, "microscopy" if upper else wanted.recipe)
     sections = config.override(sections, {"data.source": data} | ({"data.split": "all"} if upper else {}))
-    return training.absolute_paths(config.override(sections, settings_of(wanted.levels[level])))
+    return absolute_paths(config.override(sections, settings_of(wanted.levels[level])))
 
 
 def finished(run: Path) -> bool:

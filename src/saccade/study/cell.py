@@ -33,6 +33,7 @@ from saccade.study.images import Images
 from saccade.train import run as training
 from saccade.train.loop import Quiet
 from saccade.train.part import Opened, divide
+from saccade.train.prepare import default_sections
 
 K = 20
 STEADY = {"optim.weight_decay": 0.05, "optim.weight_decay_end": 0.05}
@@ -106,7 +107,7 @@ class CellRun:
         return found
 
     def dino(self) -> tuple[Path, Sections]:
-        sections = apply_recipe(training.default_sections("dino"), self.study.dino_recipe)
+        sections = apply_recipe(default_sections("dino"), self.study.dino_recipe)
         sections = config.override(sections, {"model.backbone": self.cell.backbone} | self.settings("dino"))
         return self.train(sections, "dino"), sections
 

@@ -21,8 +21,8 @@ from saccade.study.grid import StudyConfig, pairs
 from saccade.study.images import Images
 from saccade.train.loop import Plan, learn
 from saccade.train.optim import make_optimizer
+from saccade.train.prepare import inherit, make_method
 from saccade.train.resolve import resolve, resolve_length
-from saccade.train.run import inherit, make_method
 
 STEPS = 8
 

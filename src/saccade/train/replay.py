@@ -15,7 +15,7 @@ from saccade.data.loader import batch_indices
 from saccade.errors import UsageError
 from saccade.train import checkpoint
 from saccade.train.loop import Quiet
-from saccade.train.run import make_method, make_plan, reopen, section_types
+from saccade.train.prepare import make_method, make_plan, reopen, section_types
 
 
 def replay(run: Path) -> dict[str, Any]:
