@@ -12,43 +12,29 @@ from typing import Any
 
 import torch
 
-from saccade import (
-    config,
-    embedding,
-    exporting,
-    finetuning,
-    interactive,
-    panels,
-    planning,
-    runs,
-    runtime,
-    searching,
-    sentences,
-    tables,
-)
+from saccade import config, exporting, finetuning, interactive, panels, planning, runs, runtime, searching, sentences
 from saccade.asking import AttendOptions
-from saccade.backbones.weights import fingerprint
 from saccade.data.audit import Audit, audit
-from saccade.data.open import open_source
+from saccade.data.open import absolute, open_source
 from saccade.data.sheet import contact_sheet
 from saccade.data.slides.audit import SlideAudit, audit_slides, slide_sheet
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import UsageError
+from saccade.feature_tables import embed
 from saccade.finetuning import FinetuneOptions
 from saccade.hierarchy import attend as hierarchy_attend
 from saccade.hierarchy import levels, slides
 from saccade.hierarchy import settings as layout
 from saccade.hierarchy.slides import HeadOptions
-from saccade.measuring import evaluate, fitted_model
+from saccade.measuring import evaluate
 from saccade.planning import Planned, PlanOptions
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
 from saccade.searching import SearchOptions
 from saccade.slide_attention import SlideAttention, SlideOptions
 from saccade.slide_attention import attend_slide as look_at_slide
-from saccade.slide_embedding import Embedded, Embedder, as_trained, embed_slides, embed_table, load_for_tiles
-from saccade.store import FeatureTable
+from saccade.slide_embedding import Embedder, as_trained, load_for_tiles
 from saccade.study import drive
 from saccade.study.grid import WAYS, Grid, StudyConfig
 from saccade.train import run as training
@@ -129,10 +115,10 @@ def pretrain(
     Raises UsageError, ModelError, DataError, NonFiniteLoss, StorageError.
     """
     if backbone == layout.NAME:
-        wanted = layout.share_out(str(_absolute(data)), method, recipe, settings or {})
+        wanted = layout.share_out(str(absolute(data)), method, recipe, settings or {})
         return levels.start(wanted, Path(out), console or Quiet())
     sections = sections_for(method, recipe)
-    sections = config.override(sections, {"data.source": str(_absolute(data))})
+    sections = config.override(sections, {"data.source": str(absolute(data))})
     given = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
     if weights := str(given.pop("model.weights", "")):
         given = finetuning.named_model(weights, given) | given
@@ -158,7 +144,7 @@ def finetune_slides(
     Raises UsageError, DataError, EvaluationError, ContaminationError.
     """
     chosen = options or HeadOptions()
-    return slides.finetune(Path(hierarchy), str(_absolute(data)), Path(out), chosen, settings or {}, console or Quiet())
+    return slides.finetune(Path(hierarchy), str(absolute(data)), Path(out), chosen, settings or {}, console or Quiet())
 
 
 def plan(
@@ -177,7 +163,7 @@ def plan(
     """
     runtime.keep_freed_memory()
     given = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
-    return planning.plan(None if data is None else _absolute(data), method, recipe, given, options)
+    return planning.plan(None if data is None else absolute(data), method, recipe, given, options)
 
 
 def finetune(
@@ -194,7 +180,7 @@ def finetune(
     Returns accuracy, balanced accuracy and AUROC with 95 % intervals, as in ``out``/classifier.json.
     Raises UsageError, DataError, ContaminationError, NonFiniteLoss, StorageError.
     """
-    named = {"data.source": str(_absolute(data))} | dict(settings or {})
+    named = {"data.source": str(absolute(data))} | dict(settings or {})
     found = finetuning.finetune(model, Path(out), options or FinetuneOptions(), named, console or Quiet())
     _reported(Path(out))
     return found
@@ -234,7 +220,7 @@ def compare(
     """
     options = options or CompareOptions()
     names = tuple(backbones)
-    study = dataclasses.replace(options.study, data=str(_absolute(data)))
+    study = dataclasses.replace(options.study, data=str(absolute(data)))
     if options.match:
         names = drive.matched_names(names, options.match, study.size_px)
     grid = Grid(names, tuple(options.ways), tuple(sizes), tuple(range(options.seeds)))
@@ -254,8 +240,8 @@ def resume(
     """
     if layout.is_hierarchy(run):
         own = {k: v for k, v in (settings or {}).items() if (k, v) != ("model.backbone", layout.NAME)}
-        return levels.resume(Path(run), None if data is None else str(_absolute(data)), own, console or Quiet())
-    named = dict(settings or {}) | ({} if data is None else {"data.source": str(_absolute(data))})
+        return levels.resume(Path(run), None if data is None else str(absolute(data)), own, console or Quiet())
+    named = dict(settings or {}) | ({} if data is None else {"data.source": str(absolute(data))})
     folder = training.resume(Path(run), console or Quiet(), named)
     if config.load(folder / "config.yaml")["train"]["method"] == "supervised":
         finetuning.measure(folder, console or Quiet())
@@ -267,93 +253,6 @@ def _reported(run: Path) -> Path:
     if runtime.launched_rank() == 0:
         write_report(run)
     return run
-
-
-def _absolute(data: str | Path) -> str | Path:
-    return data if str(data).startswith("synthetic:") else Path(data).resolve()
-
-
-@dataclasses.dataclass(frozen=True)
-class Described:
-    """Where to read what is known of the images: a table that lies apart, and its columns (see open_source)."""
-
-    labels: Path | None = None
-    label: str | None = None
-    group: str | None = None
-
-
-def embed(
-    model: str | Path,
-    data: str | Path,
-    *,
-    out: str | Path | None = None,
-    grey: bool = False,
-    max_bad: float = 0.05,
-    described: Described | None = None,
-    tiling: Tiling | None = None,
-    console: Console | None = None,
-) -> FeatureTable | Embedded:
-    """One feature vector for every image of ``data``; written to ``out``: FILE.parquet, or DATABASE/NAME.lance.
-
-    Of slides, one for every tile (``tiling``; what is left open is as the model was trained): FILE.parquet, or
-    FOLDER.h5 with a file a slide. They are not held in memory; what is returned says which files were written.
-    A hierarchy gives one vector a slide.
-    """
-    runtime.keep_freed_memory()
-    where = described or Described()
-    if layout.is_hierarchy(model):
-        return _embed_hierarchy(Path(model), data, out, where, tiling or Tiling(), console or Quiet())
-    device = runtime.pick_device()
-    source = open_source(
-        data, manifest=where.labels, label=where.label, group=where.group, tiling=as_trained(model, tiling)
-    )
-    if isinstance(source, SlideTiles):
-        return _embed_slides(model, source, out, grey=grey, max_bad=max_bad, console=console or Quiet())
-    decoded = embedding.Decoded(source, max_bad=max_bad, report=None)
-    loaded, _ = fitted_model(model, decoded)
-    table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
-    made_by = str(model) if str(model).startswith(("random:", "timm:")) else str(Path(model).resolve())
-    origin = {
-        "made_by": made_by,
-        "data": str(_absolute(data)),
-        "labels": str(Path(where.labels).resolve()) if where.labels else None,
-    }
-    table = dataclasses.replace(table, about=table.about | {"weights": fingerprint(loaded.backbone)} | origin)
-    if out is not None:
-        tables.write(out, table)
-    return table
-
-
-def _embed_hierarchy(
-    run: Path, data: str | Path, out: str | Path | None, where: Described, tiling: Tiling, console: Console
-) -> FeatureTable:
-    if tiling.mpp or tiling.tile_px or tiling.tissue is not None:
-        raise UsageError("a hierarchy cuts slides as it was trained", hint="leave out --mpp, --tile and --tissue")
-    named = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
-    settings: dict[str, Any] = {key: str(value) for key, value in named.items() if value is not None}
-    settings |= {} if tiling.slide_mpp is None else {"data.slide_mpp": tiling.slide_mpp}
-    table = slides.embed(run, str(_absolute(data)), settings, console)
-    if out is not None:
-        tables.write(out, table)
-    return table
-
-
-def _embed_slides(
-    model: str | Path, tiles: SlideTiles, out: str | Path | None, *, grey: bool, max_bad: float, console: Console
-) -> Embedded:
-    if out is None:
-        raise UsageError("features of slides go to files", expected="out=FILE.parquet, FOLDER.h5 or a folder")
-    loaded = load_for_tiles(model, tiles)
-    loaded = dataclasses.replace(loaded, spec=dataclasses.replace(loaded.spec, grey=loaded.spec.grey or grey))
-    embedder = Embedder(loaded, tiles, say=console.say, max_bad=max_bad)
-    place = Path(out)
-
-    def report(done: int, total: int) -> None:
-        console.progress(done, total, {})
-
-    if place.suffix == ".parquet":
-        return embed_table(embedder, place, report=report)
-    return embed_slides(embedder, place, suffix=".h5" if place.suffix == ".h5" else ".parquet", report=report)
 
 
 def search(
@@ -415,7 +314,7 @@ def attend_hierarchy(
     """
     runtime.keep_freed_memory()
     own = {} if slide_mpp is None else {"data.slide_mpp": slide_mpp}
-    return hierarchy_attend.attend(Path(model), str(_absolute(slide)), level, own, console or Quiet())
+    return hierarchy_attend.attend(Path(model), str(absolute(slide)), level, own, console or Quiet())
 
 
 def attend_text(

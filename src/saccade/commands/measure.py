@@ -45,14 +45,16 @@ def embed(
     """
     from saccade import api
     from saccade.data.slides.grid import Tiling
+    from saccade.feature_tables import Described
+    from saccade.slide_embedding import Embedded
 
-    described = api.Described(labels=labels, label=label, group=group)
+    described = Described(labels=labels, label=label, group=group)
     tiling = Tiling(mpp, tile, tissue, slide_mpp)
     with Bar() as bar:
         table = api.embed(
             model, data, out=out, grey=grey, max_bad=max_bad, described=described, tiling=tiling, console=bar
         )
-    if isinstance(table, api.Embedded):
+    if isinstance(table, Embedded):
         kept = f" ({table.kept:,} were there)" if table.kept else ""
         typer.echo(f"{out}: {table.slides:,} slides{kept}, {table.tiles:,} tiles, {table.width} features")
         return

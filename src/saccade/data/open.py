@@ -23,6 +23,11 @@ ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
 ARRAYS = (".npz", ".npy")
 
 
+def absolute(path: str | Path) -> str | Path:
+    """A name of data that means the same from any folder; ``synthetic:`` names do already."""
+    return path if str(path).startswith("synthetic:") else Path(path).resolve()
+
+
 def open_source(
     path: str | Path,
     *,

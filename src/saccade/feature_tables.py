@@ -1,0 +1,103 @@
+"""What ``saccade embed`` does: one feature vector for every image, tile or slide of some data, in tables or files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from saccade import embedding, runtime, tables
+from saccade.backbones.weights import fingerprint
+from saccade.data.open import absolute, open_source
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.source import SlideTiles
+from saccade.errors import UsageError
+from saccade.hierarchy import settings as layout
+from saccade.hierarchy import slides
+from saccade.measuring import fitted_model
+from saccade.slide_embedding import Embedded, Embedder, as_trained, embed_slides, embed_table, load_for_tiles
+from saccade.store import FeatureTable
+from saccade.train.loop import Console, Quiet
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """Where to read what is known of the images: a table that lies apart, and its columns (see open_source)."""
+
+    labels: Path | None = None
+    label: str | None = None
+    group: str | None = None
+
+
+def _embed_hierarchy(
+    run: Path, data: str | Path, out: str | Path | None, where: Described, tiling: Tiling, console: Console
+) -> FeatureTable:
+    if tiling.mpp or tiling.tile_px or tiling.tissue is not None:
+        raise UsageError("a hierarchy cuts slides as it was trained", hint="leave out --mpp, --tile and --tissue")
+    named = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
+    settings: dict[str, Any] = {key: str(value) for key, value in named.items() if value is not None}
+    settings |= {} if tiling.slide_mpp is None else {"data.slide_mpp": tiling.slide_mpp}
+    table = slides.embed(run, str(absolute(data)), settings, console)
+    if out is not None:
+        tables.write(out, table)
+    return table
+
+
+def _embed_slides(
+    model: str | Path, tiles: SlideTiles, out: str | Path | None, *, grey: bool, max_bad: float, console: Console
+) -> Embedded:
+    if out is None:
+        raise UsageError("features of slides go to files", expected="out=FILE.parquet, FOLDER.h5 or a folder")
+    loaded = load_for_tiles(model, tiles)
+    loaded = dataclasses.replace(loaded, spec=dataclasses.replace(loaded.spec, grey=loaded.spec.grey or grey))
+    embedder = Embedder(loaded, tiles, say=console.say, max_bad=max_bad)
+    place = Path(out)
+
+    def report(done: int, total: int) -> None:
+        console.progress(done, total, {})
+
+    if place.suffix == ".parquet":
+        return embed_table(embedder, place, report=report)
+    return embed_slides(embedder, place, suffix=".h5" if place.suffix == ".h5" else ".parquet", report=report)
+
+
+def embed(
+    model: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    grey: bool = False,
+    max_bad: float = 0.05,
+    described: Described | None = None,
+    tiling: Tiling | None = None,
+    console: Console | None = None,
+) -> FeatureTable | Embedded:
+    """One feature vector for every image of ``data``; written to ``out``: FILE.parquet, or DATABASE/NAME.lance.
+
+    Of slides, one for every tile (``tiling``; what is left open is as the model was trained): FILE.parquet, or
+    FOLDER.h5 with a file a slide. They are not held in memory; what is returned says which files were written.
+    A hierarchy gives one vector a slide.
+    """
+    runtime.keep_freed_memory()
+    where = described or Described()
+    if layout.is_hierarchy(model):
+        return _embed_hierarchy(Path(model), data, out, where, tiling or Tiling(), console or Quiet())
+    device = runtime.pick_device()
+    source = open_source(
+        data, manifest=where.labels, label=where.label, group=where.group, tiling=as_trained(model, tiling)
+    )
+    if isinstance(source, SlideTiles):
+        return _embed_slides(model, source, out, grey=grey, max_bad=max_bad, console=console or Quiet())
+    decoded = embedding.Decoded(source, max_bad=max_bad, report=None)
+    loaded, _ = fitted_model(model, decoded)
+    table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
+    made_by = str(model) if str(model).startswith(("random:", "timm:")) else str(Path(model).resolve())
+    origin = {
+        "made_by": made_by,
+        "data": str(absolute(data)),
+        "labels": str(Path(where.labels).resolve()) if where.labels else None,
+    }
+    table = dataclasses.replace(table, about=table.about | {"weights": fingerprint(loaded.backbone)} | origin)
+    if out is not None:
+        tables.write(out, table)
+    return table
