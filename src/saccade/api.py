@@ -28,7 +28,8 @@ from saccade.hierarchy import levels, slides
 from saccade.hierarchy import settings as layout
 from saccade.hierarchy.slides import HeadOptions
 from saccade.measuring import evaluate
-from saccade.planning import Planned, PlanOptions
+from saccade.planning import PlanOptions
+from saccade.pricing.planned import Planned
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
 from saccade.searching import SearchOptions

@@ -25,10 +25,9 @@ from saccade.data.loader import ImageCache, input_spec
 from saccade.data.survey import typical_px, usual_channels
 from saccade.errors import UsageError
 from saccade.pricing import machine
-from saccade.pricing.alternatives import Alternative, alternatives, largest_batch, smallest_patch
-from saccade.pricing.known import lookup
-from saccade.pricing.run import Price, Workload, price
-from saccade.pricing.words import sentence
+from saccade.pricing.alternatives import alternatives, largest_batch, smallest_patch
+from saccade.pricing.planned import Planned, Speed
+from saccade.pricing.run import Workload, price
 from saccade.recipes import sections_for
 from saccade.train.afford import free_memory, workload
 from saccade.train.loop import Plan, learn
@@ -59,176 +58,161 @@ class PlanOptions:
     axes: int = 2
 
 
-@dataclass(frozen=True)
-class Speed:
-    """What the measurement found: seconds of one step as planned, operations a second, and how it was measured."""
-
-    seconds: float
-    rate: float
-    how: str
-
-
-@dataclass(frozen=True)
-class Planned:
-    """The price of a run; ``text`` for people, ``to_dict`` for programs.
-
-    images   that an epoch has (``assumed`` where no data say it)      bare   bytes of a process without a network
-    cache    bytes of all decoded images, of which up to ``data.cache_mib`` are held in memory
-    """
-
-    load: Workload
-    price: Price
-    images: int
-    assumed: bool
-    bare: int
-    held: int
-    cache: int
-    keep: int
-    memory: int | None
-    batch: int | None
-    patch: int | None
-    others: list[Alternative]
-    speed: Speed | None
-
-    @property
-    def peak(self) -> int:
-        return self.bare + self.held + self.price.peak
-
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.images / (self.load.batch * self.load.accumulate)
-
-    @property
-    def checkpoints(self) -> int:
-        """Bytes on disk: those that are kept, one that is being written, and the model."""
-        return (self.keep + 1) * self.price.state + 4 * self.price.parameters
-
-    def to_dict(self) -> dict[str, Any]:
-        found, load = self.price, self.load
-        epoch = self.steps_per_epoch
-        return {
-            "backbone": load.network.name,
-            "method": load.method,
-            "axes": load.axes,
-            "views": {"global": list(load.global_views), "local": list(load.local_views)},
-            "batch": load.batch,
-            "accumulate": load.accumulate,
-            "precision": "bf16" if load.bf16 else "fp32",
-            "tokens": {"global": found.tokens[0], "local": found.tokens[1]},
-            "parameters": found.parameters,
-            "learned": found.learned,
-            "flops": {"step": found.total_flops, "epoch": round(epoch * found.total_flops), "by": dict(found.flops)},
-            "memory": {
-                "peak": self.peak,
-                "step": found.peak,
-                "bare_process": self.bare,
-                "decoded_images": self.held,
-                "by": dict(found.memory),
-                "attention_matrices_if_written_out": found.attention,
-                "limit": self.memory,
-                "fits": None if self.memory is None else self.peak <= self.memory,
-            },
-            "dominating": sentence(found, load),
-            "images": self.images,
-            "seconds": None
-            if self.speed is None
-            else {"step": self.speed.seconds, "epoch": epoch * self.speed.seconds, "measured": self.speed.how},
-            "disk": {"checkpoints": self.checkpoints, "decoded_images": self.cache - self.held},
-            "largest_batch": self.batch,
-            "smallest_patch": self.patch,
-            "alternatives": [
-                {
-                    "name": a.name,
-                    "how": a.how,
-                    "flops": a.price.total_flops,
-                    "peak": self.bare + self.held + a.price.peak,
-                }
-                for a in self.others
-            ],
-        }
-
-    def text(self) -> str:
-        found, load = self.price, self.load
-        network = load.network
-        lines = [
-            f"{network.name}, {load.method}, {_shown_views(load)}, batch {load.batch}, "
-            f"{'bf16' if load.bf16 else 'fp32'} on {load.device}",
-            "",
-        ]
-        tokens = f"{found.tokens[0]:,} a global view" + (
-            f", {found.tokens[1]:,} a local one" if found.tokens[1] else ""
-        )
-        lines.append(f"tokens        {tokens}")
-        lines.append(f"parameters    {found.parameters:,} in the backbone, {found.learned:,} learned in all")
-        epoch = self.steps_per_epoch
-        of = f"{'each ' if self.assumed else ''}{self.images:,} images"
-        lines.append(f"operations    {_ops(found.total_flops)} a step, {_ops(epoch * found.total_flops)} for {of}")
-        if self.speed is not None:
-            lines.append(
-                f"time          {_time(self.speed.seconds)} a step, {_time(epoch * self.speed.seconds)} for {of}"
-            )
-            lines.append(f"              ({self.speed.how})")
-        lines.append(
-            f"disk          {machine.said(self.checkpoints)} for checkpoints and model"
-            + (f", {machine.said(self.cache - self.held)} for decoded images" if self.cache > self.held else "")
-        )
-        lines.append(f"memory        {machine.said(self.peak)} at the fullest moment")
-        lines += [f"  {machine.said(count):>9s}  {name}" for name, count in self._parts()]
-        lines += ["", f"Most of a step's memory: {sentence(found, load)}.", *self._limits(), "", *self._others()]
-        if getattr(network, "stem", "") == "linear":
-            lines += ["", lookup(network.patch, network.channels, network.dim, network.axes)]  # type: ignore[union-attr]
-        return "\n".join(lines)
-
-    def _parts(self) -> list[tuple[str, int]]:
-        parts = [*self.price.memory.items(), ("the bare process", self.bare), ("all decoded images", self.held)]
-        shown = sorted(((n, c) for n, c in parts if c >= 0.005 * self.peak), key=lambda item: -item[1])
-        rest = self.peak - sum(count for _, count in shown)
-        return [*shown, *([("all the rest", rest)] if rest > 0 else [])]
-
-    def _limits(self) -> list[str]:
-        if self.memory is None:
-            return []
-        fits = "fits into" if self.peak <= self.memory else "DOES NOT FIT into"
-        batch = f"the largest batch that fits is {self.batch}" if self.batch else "not even the smallest batch fits"
-        patch = f", the smallest patch {self.patch}" if self.patch else ""
-        return [f"It {fits} {machine.said(self.memory)}; {batch}{patch}."]
-
-    def _others(self) -> list[str]:
-        if not self.others:
-            return []
-        lines = ["alternatives, by operations:"]
-        for one in self.others:
-            ratio = one.price.total_flops / max(1, self.price.total_flops)
-            peak = self.bare + self.held + one.price.peak
-            mark = "" if self.memory is None or peak <= self.memory else "  does not fit"
-            lines.append(f"  {ratio:6.3g} x operations  {machine.said(peak):>9s}  {one.name}: {one.how}{mark}")
-        return lines
-
-
-def _shown_views(load: Workload) -> str:
-    side = " x ".join
-    shown = []
-    for name, (count, px) in (("global", load.global_views), ("local", load.local_views)):
-        if count:
-            shown.append(f"{count} {name} of {side([str(px)] * load.axes)}")
-    return " and ".join(shown)
-
-
-def _ops(count: float) -> str:
-    for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
-        if count >= size:
-            return f"{count / size:,.3g} {unit}"
-    return f"{count / 1e6:,.3g} MFLOP"
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
 # --- settings ----------------------------------------------------------------------------------
+
+
+def looked_at(
+    data: str | Path | None, sections: Sections, device: torch.device, axes: int
+) -> tuple[int, int, int, Sections]:
+    """Images, channels, bytes a number, and the sections with sizes decided, by a look at the first few images."""
+    if data is None:
+        size = sections["model"].size_px
+        if size is None:
+            raise UsageError("plan needs DATA or --size", hint="for example --size 224")
+        channels = sections["data"].channels or (3 if axes == 2 else 1)
+        images = max(ASSUMED_IMAGES, sections["train"].batch or 0)
+        sections = sections | {"data": dataclasses.replace(sections["data"], axes=axes, **NO_TILES)}
+        return images, channels, 1, resolve_size(sections, round(1.5 * size), device, axes)
+    sections = config.override(sections, {"data.source": str(data)})
+    source = open_part(sections["data"]).source
+    sections = sections | {"data": settle_tiles(settle_intensity(sections["data"], source), source)}
+    sections = resolve_size(sections, typical_px(source, sections["data"].size_mm), device, source.axes)
+    channels = sections["data"].channels or usual_channels(source)
+    item = 1 if source.read(0).pixels.dtype == np.uint8 else 4
+    sections = sections | {"data": dataclasses.replace(settle_stream(sections["data"], source), axes=source.axes)}
+    return min(len(source), sections["data"].limit or len(source)), channels, item, sections
+
+
+def settled(sections: Sections, images: int, channels: int, device: torch.device) -> Sections:
+    """Every None decided as ``pretrain`` does it; statistics of the images have no price."""
+    data = sections["data"]
+    flat = {"mean": data.mean or (0.5,) * channels, "std": data.std or (0.25,) * channels}
+    sections = sections | {"data": dataclasses.replace(data, **flat)}
+    model_options(sections["model"])
+    # A step costs what its batch costs, also where DATA is one volume.
+    images = max(images, sections["train"].batch or 2)
+    sections = resolve(sections, images=images, channels=channels, device=device, axes=data.axes)
+    train = sections["train"]
+    trial = sections | {"train": dataclasses.replace(train, steps=train.steps or 1000)}
+    return resolve_length(trial, images, ("0", "1"))
+
+
+# --- measurement -------------------------------------------------------------------------------
+
+
+def time_steps(sections: Sections, load: Workload, device: torch.device, rounds: int = 3) -> float:
+    """The best of some steps on noise, after one that is not counted."""
+    shape = (load.network.channels, *(load.image_px or load.global_views[1],) * load.axes)
+    count, pixels = load.batch, math.prod((load.network.channels, *(load.image_px,) * load.axes))
+    flat = np.random.default_rng(0).integers(0, 256, count * pixels, dtype=np.uint8)
+    cache = ImageCache(
+        flat,
+        np.array([shape] * count),
+        np.arange(count) * pixels,
+        [Record(str(i), label=str(i % 2)) for i in range(count)],
+        [str(i) for i in range(count)],
+        np.array([shape[1:]] * count),
+        [],
+        0.0,
+        255.0,
+        mean=sections["data"].mean,
+        std=sections["data"].std,
+    ).numbered(("0", "1"))
+    local = load.local_views
+    changed = config.override(
+        sections,
+        {
+            "train.batch": load.batch,
+            "train.accumulate": load.accumulate,
+            "model.size_px": load.network.size_px,
+            "views.global_px": load.global_views[1],
+            **({"views.local_px": local[1]} if local[0] else {}),
+        },
+    )
+    spec = input_spec(cache, load.network.size_px, grey=sections["data"].grey)
+    method = make_method(changed, load.network.channels, device, load_weights=False)
+    optimizer = make_optimizer(method, changed["optim"], device)
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        run = Plan(Path(folder), changed["train"], changed["optim"], changed["views"], spec, device)
+        for step in range(1 + rounds):
+            began = time.perf_counter()
+            learn(run, method, optimizer, cache, step)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+    return min(seconds[1:] or seconds)
+
+
+def bare_process(sections: Sections, load: Workload, device: torch.device) -> int:
+    """Bytes that this process holds after one step of as good as nothing: all libraries are loaded then."""
+    side, unit = load.global_views[1], load.network.unit_px
+    tiny = max(unit, min(side, 2 * unit, 64 // unit * unit or unit))
+    count, local = load.local_views
+    network = dataclasses.replace(load.network, size_px=tiny)
+    least = load.with_(network=network, global_views=(load.global_views[0], tiny), batch=2, accumulate=1)
+    least = least.with_(local_views=(count, min(local, tiny)), image_px=tiny, explicit=None)
+    before = price(least).peak
+    time_steps(sections, least, device, rounds=0)
+    return max(0, machine.resident() - before)
+
+
+def _too_large(load: Workload, device: torch.device) -> bool:
+    free = free_memory(device)
+    return free is not None and price(load).peak > free // 2
+
+
+def _more_images(load: Workload, least: int, seconds: float) -> int:
+    """A second batch that takes about a second."""
+    return min(load.batch, max(least + 1, min(16, round(least * 1.2 / max(seconds, 1e-3)))))
+
+
+def _measured_smaller(load: Workload, sections: Sections, device: torch.device) -> Speed:
+    """The rate of smaller views, where two images of the planned size are too much for a measurement."""
+    side, unit = load.global_views[1], load.network.unit_px
+    small = load
+    while side > 2 * unit:
+        side = max(2 * unit, side // 2 // unit * unit)
+        network = dataclasses.replace(load.network, size_px=side)
+        count, local = load.local_views
+        local = min(local, max(unit, math.ceil(local * side / load.global_views[1] / unit) * unit))
+        small = load.with_(
+            network=network,
+            global_views=(load.global_views[0], side),
+            local_views=(count, local),
+            batch=2,
+            accumulate=1,
+        ).with_(image_px=min(load.image_px, round(1.5 * side)), explicit=None)
+        if price(small).total_flops <= QUICK_FLOPS and not _too_large(small, device):
+            break
+    seconds = time_steps(sections, small, device)
+    rate = price(small).total_flops / seconds
+    return Speed(price(load).total_flops / rate, rate, f"by the rate measured here on views of {side} px")
+
+
+def measured(load: Workload, sections: Sections, device: torch.device) -> Speed:
+    """Seconds of a step, from steps of the same run with two small batches: what is fixed, and what an image adds."""
+    least = 2
+    small = load.with_(batch=least, accumulate=1, explicit=None)
+    if price(small).total_flops > QUICK_FLOPS or _too_large(small, device):
+        return _measured_smaller(load, sections, device)
+    one = time_steps(sections, small, device)
+    images = _more_images(load, least, one)
+    if images <= least:
+        flops = price(small).total_flops
+        rate = flops / one
+        return Speed(price(load).total_flops / rate, rate, f"measured here with {least} images a step")
+    more = small.with_(batch=images)
+    while _too_large(more, device) and more.batch > least + 1:
+        more = more.with_(batch=(least + more.batch) // 2)
+    two = time_steps(sections, more, device)
+    each = max((two - one) / (more.batch - least), 0.2 * two / more.batch)
+    seconds = load.accumulate * (two + (load.batch - more.batch) * each)
+    how = f"measured here with {least} and {more.batch} images a step"
+    return Speed(seconds, price(load).total_flops / seconds, how)
+
+
+# --- the plan ----------------------------------------------------------------------------------
 
 
 def plan(
@@ -274,155 +258,3 @@ def plan(
         alternatives(load),
         speed,
     )
-
-
-def looked_at(
-    data: str | Path | None, sections: Sections, device: torch.device, axes: int
-) -> tuple[int, int, int, Sections]:
-    """Images, channels, bytes a number, and the sections with sizes decided, by a look at the first few images."""
-    if data is None:
-        size = sections["model"].size_px
-        if size is None:
-            raise UsageError("plan needs DATA or --size", hint="for example --size 224")
-        channels = sections["data"].channels or (3 if axes == 2 else 1)
-        images = max(ASSUMED_IMAGES, sections["train"].batch or 0)
-        sections = sections | {"data": dataclasses.replace(sections["data"], axes=axes, **NO_TILES)}
-        return images, channels, 1, resolve_size(sections, round(1.5 * size), device, axes)
-    sections = config.override(sections, {"data.source": str(data)})
-    source = open_part(sections["data"]).source
-    sections = sections | {"data": settle_tiles(settle_intensity(sections["data"], source), source)}
-    sections = resolve_size(sections, typical_px(source, sections["data"].size_mm), device, source.axes)
-    channels = sections["data"].channels or usual_channels(source)
-    item = 1 if source.read(0).pixels.dtype == np.uint8 else 4
-    sections = sections | {"data": dataclasses.replace(settle_stream(sections["data"], source), axes=source.axes)}
-    return min(len(source), sections["data"].limit or len(source)), channels, item, sections
-
-
-def settled(sections: Sections, images: int, channels: int, device: torch.device) -> Sections:
-    """Every None decided as ``pretrain`` does it; statistics of the images have no price."""
-    data = sections["data"]
-    flat = {"mean": data.mean or (0.5,) * channels, "std": data.std or (0.25,) * channels}
-    sections = sections | {"data": dataclasses.replace(data, **flat)}
-    model_options(sections["model"])
-    images = max(
-        images, sections["train"].batch or 2
-    )  # a step costs what its batch costs, also where DATA is one volume
-    sections = resolve(sections, images=images, channels=channels, device=device, axes=data.axes)
-    train = sections["train"]
-    trial = sections | {"train": dataclasses.replace(train, steps=train.steps or 1000)}
-    return resolve_length(trial, images, ("0", "1"))
-
-
-# --- measurement -------------------------------------------------------------------------------
-
-
-def bare_process(sections: Sections, load: Workload, device: torch.device) -> int:
-    """Bytes that this process holds after one step of as good as nothing: all libraries are loaded then."""
-    side, unit = load.global_views[1], load.network.unit_px
-    tiny = max(unit, min(side, 2 * unit, 64 // unit * unit or unit))
-    count, local = load.local_views
-    network = dataclasses.replace(load.network, size_px=tiny)
-    least = load.with_(network=network, global_views=(load.global_views[0], tiny), batch=2, accumulate=1)
-    least = least.with_(local_views=(count, min(local, tiny)), image_px=tiny, explicit=None)
-    before = price(least).peak
-    time_steps(sections, least, device, rounds=0)
-    return max(0, machine.resident() - before)
-
-
-def measured(load: Workload, sections: Sections, device: torch.device) -> Speed:
-    """Seconds of a step, from steps of the same run with two small batches: what is fixed, and what an image adds."""
-    least = 2
-    small = load.with_(batch=least, accumulate=1, explicit=None)
-    if price(small).total_flops > QUICK_FLOPS or _too_large(small, device):
-        return _measured_smaller(load, sections, device)
-    one = time_steps(sections, small, device)
-    images = _more_images(load, least, one)
-    if images <= least:
-        flops = price(small).total_flops
-        rate = flops / one
-        return Speed(price(load).total_flops / rate, rate, f"measured here with {least} images a step")
-    more = small.with_(batch=images)
-    while _too_large(more, device) and more.batch > least + 1:
-        more = more.with_(batch=(least + more.batch) // 2)
-    two = time_steps(sections, more, device)
-    each = max((two - one) / (more.batch - least), 0.2 * two / more.batch)
-    seconds = load.accumulate * (two + (load.batch - more.batch) * each)
-    how = f"measured here with {least} and {more.batch} images a step"
-    return Speed(seconds, price(load).total_flops / seconds, how)
-
-
-def _more_images(load: Workload, least: int, seconds: float) -> int:
-    """A second batch that takes about a second."""
-    return min(load.batch, max(least + 1, min(16, round(least * 1.2 / max(seconds, 1e-3)))))
-
-
-def _too_large(load: Workload, device: torch.device) -> bool:
-    free = free_memory(device)
-    return free is not None and price(load).peak > free // 2
-
-
-def _measured_smaller(load: Workload, sections: Sections, device: torch.device) -> Speed:
-    """The rate of smaller views, where two images of the planned size are too much for a measurement."""
-    side, unit = load.global_views[1], load.network.unit_px
-    small = load
-    while side > 2 * unit:
-        side = max(2 * unit, side // 2 // unit * unit)
-        network = dataclasses.replace(load.network, size_px=side)
-        count, local = load.local_views
-        local = min(local, max(unit, math.ceil(local * side / load.global_views[1] / unit) * unit))
-        small = load.with_(
-            network=network,
-            global_views=(load.global_views[0], side),
-            local_views=(count, local),
-            batch=2,
-            accumulate=1,
-        ).with_(image_px=min(load.image_px, round(1.5 * side)), explicit=None)
-        if price(small).total_flops <= QUICK_FLOPS and not _too_large(small, device):
-            break
-    seconds = time_steps(sections, small, device)
-    rate = price(small).total_flops / seconds
-    return Speed(price(load).total_flops / rate, rate, f"by the rate measured here on views of {side} px")
-
-
-def time_steps(sections: Sections, load: Workload, device: torch.device, rounds: int = 3) -> float:
-    """The best of some steps on noise, after one that is not counted."""
-    shape = (load.network.channels, *(load.image_px or load.global_views[1],) * load.axes)
-    count, pixels = load.batch, math.prod((load.network.channels, *(load.image_px,) * load.axes))
-    flat = np.random.default_rng(0).integers(0, 256, count * pixels, dtype=np.uint8)
-    cache = ImageCache(
-        flat,
-        np.array([shape] * count),
-        np.arange(count) * pixels,
-        [Record(str(i), label=str(i % 2)) for i in range(count)],
-        [str(i) for i in range(count)],
-        np.array([shape[1:]] * count),
-        [],
-        0.0,
-        255.0,
-        mean=sections["data"].mean,
-        std=sections["data"].std,
-    ).numbered(("0", "1"))
-    local = load.local_views
-    changed = config.override(
-        sections,
-        {
-            "train.batch": load.batch,
-            "train.accumulate": load.accumulate,
-            "model.size_px": load.network.size_px,
-            "views.global_px": load.global_views[1],
-            **({"views.local_px": local[1]} if local[0] else {}),
-        },
-    )
-    spec = input_spec(cache, load.network.size_px, grey=sections["data"].grey)
-    method = make_method(changed, load.network.channels, device, load_weights=False)
-    optimizer = make_optimizer(method, changed["optim"], device)
-    seconds = []
-    with tempfile.TemporaryDirectory() as folder:
-        run = Plan(Path(folder), changed["train"], changed["optim"], changed["views"], spec, device)
-        for step in range(1 + rounds):
-            began = time.perf_counter()
-            learn(run, method, optimizer, cache, step)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - began)
-    return min(seconds[1:] or seconds)
