@@ -18,12 +18,13 @@ from saccade.errors import MemoryShort, UsageError
 from saccade.methods.names import METHODS
 from saccade.pricing import machine
 from saccade.pricing.alternatives import alternatives, largest_batch, smallest_patch
+from saccade.pricing.attention import MATRICES
 from saccade.pricing.heap import PIECE, Heap
 from saccade.pricing.known import lookup, region
 from saccade.pricing.methods import STEPS
 from saccade.pricing.run import NETWORKS, Workload, price
 from saccade.pricing.tape import Tape
-from saccade.pricing.transformers import MATRICES, Weights
+from saccade.pricing.transformers import Weights
 from saccade.recipes import sections_for
 from saccade.train.afford import check, workload
 from saccade.train.prepare import network_settings

@@ -6,17 +6,15 @@ import math
 
 from saccade.architectures import HVTSettings, SwinSettings
 from saccade.pricing import layers
+from saccade.pricing.attention import MATRICES, QKV, attend
 from saccade.pricing.tape import FP32, Shape, Tape, Tensor
 from saccade.pricing.transformers import (
     ALL,
-    MATRICES,
     PATCHES,
     PATH,
-    QKV,
     BlockPlan,
     Call,
     Weights,
-    attend,
     block,
     mlp,
     patch_projection,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from saccade.pricing.attention import MATRICES, QKV, TABLES
 from saccade.pricing.convolutional import MAPS
 from saccade.pricing.machine import said
 from saccade.pricing.methods import HEADS, VIEWS
 from saccade.pricing.run import GAPS, IMAGES, OPTIMISER, TEACHER, WEIGHTS, Price, Workload
 from saccade.pricing.tape import GRADIENTS, IN_FLIGHT, SCRATCH
-from saccade.pricing.transformers import MATRICES, MLP, PATCHES, PATH, QKV, TABLES
+from saccade.pricing.transformers import MLP, PATCHES, PATH
 
 GROWS = {
     MATRICES: "one number for every pair of tokens that is compared, in every head and layer",
