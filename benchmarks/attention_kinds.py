@@ -51,9 +51,9 @@ def make(kind: str, axes: int, side: int) -> tuple[Any, Any]:
     """A network, and an image with ``side`` tokens along each axis."""
     import torch
 
-    from saccade.architectures import HVTSettings, ViTSettings
     from saccade.backbones.hierarchical import HVT
     from saccade.backbones.vit import ViT
+    from saccade.blueprints import HVTSettings, ViTSettings
 
     size = side * PATCH
     common = {"patch": PATCH, "channels": 1, "size_px": size, "axes": axes}
@@ -165,7 +165,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 def settings(kind: str, axes: int, side: int) -> Any:
     """What ``make`` builds, as settings; None for MONAI's networks."""
-    from saccade.architectures import HVTSettings, ViTSettings
+    from saccade.blueprints import HVTSettings, ViTSettings
 
     common = {"patch": PATCH, "channels": 1, "size_px": side * PATCH, "axes": axes}
     if kind.startswith("MONAI"):

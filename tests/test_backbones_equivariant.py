@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.architectures import ORDER
 from saccade.backbones.build import build, count_parameters
+from saccade.blueprints import ORDER
 from saccade.errors import ModelError, UsageError
 from saccade.nn.groups import (
     GroupConv,

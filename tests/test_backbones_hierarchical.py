@@ -9,7 +9,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
-from saccade.architectures import SwinSettings, parse
+from saccade.architectures import parse
 from saccade.backbones.build import build
 from saccade.backbones.hierarchical import (
     HVT,
@@ -21,6 +21,7 @@ from saccade.backbones.hierarchical import (
     pool_tokens,
 )
 from saccade.backbones.weights import load_model, load_timm_state, save_model, to_timm_state
+from saccade.blueprints import SwinSettings
 from saccade.contracts import InputSpec
 from saccade.errors import ModelError, UsageError
 

@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 
-from saccade.architectures import ViTSettings
 from saccade.backbones.build import build
 from saccade.backbones.vit import ViT
 from saccade.backbones.weights import load_timm_state
+from saccade.blueprints import ViTSettings
 from saccade.errors import ModelError, UsageError
 from saccade.nn.blocks import Block
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from saccade.architectures import (
-    NAME,
+from saccade.architectures import NAME, configured
+from saccade.blueprints import (
     ORDER,
     EquivariantSettings,
     HVTSettings,
@@ -22,7 +22,6 @@ from saccade.architectures import (
     Settings,
     SwinSettings,
     ViTSettings,
-    configured,
 )
 from saccade.errors import ModelError, UsageError
 from saccade.sparsity import computed_pairs, parse_pattern

@@ -16,13 +16,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from saccade.architectures import ViTSettings
 from saccade.backbones.build import Network
 from saccade.backbones.cnn import ResNet
 from saccade.backbones.hierarchical import Swin
 from saccade.backbones.layouts import State, to_timm_state
 from saccade.backbones.vit import ViT
 from saccade.backbones.weights import LoadedModel, load_model, model_card, save_model
+from saccade.blueprints import ViTSettings
 from saccade.contracts import InputSpec
 from saccade.errors import MissingDependency, ModelError, StorageError, UsageError, require, unknown
 

@@ -8,19 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from saccade.architectures import (
-    EquivariantSettings,
-    HVTSettings,
-    ResNetSettings,
-    SwinSettings,
-    ViTSettings,
-    configured,
-)
+from saccade.architectures import configured
 from saccade.backbones.cnn import ResNet
 from saccade.backbones.equivariant import EquivariantResNet
 from saccade.backbones.hierarchical import HVT, Swin
 from saccade.backbones.sliced import Sliced
 from saccade.backbones.vit import ViT
+from saccade.blueprints import EquivariantSettings, HVTSettings, ResNetSettings, SwinSettings, ViTSettings
 from saccade.errors import UsageError
 
 Network = ViT | ResNet | EquivariantResNet | Swin | HVT | Sliced
@@ -47,7 +41,7 @@ def build(
 
     size_px  side of the images it is made for: sets the grid of learned positions, or the stem of a CNN
     axes     2 for images, 3 for volumes; slices: above 0, a network for images that is shown so many of a volume
-    options  those that the settings of the family name (see architectures): ViT: positions (learned|factorised|
+    options  those that the settings of the family name (see blueprints): ViT: positions (learned|factorised|
              sincos|rotary|none), norm (pre|post), registers (int), layer_scale (float or None), drop_path (float),
              attention. ResNet: stem (imagenet|small|cifar, None: from size_px).
     Raises UsageError for an unknown name or option, ModelError where size and patch do not fit.

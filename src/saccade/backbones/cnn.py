@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.architectures import ResNetSettings, arguments
+from saccade.blueprints import ResNetSettings, arguments
 from saccade.contracts import Features
 from saccade.errors import ModelError
 from saccade.nn.tokens import BATCH_NORMS, CHANNELS_LAST, CONVOLUTIONS, check_pixels

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.architectures import ORDER, EquivariantSettings, Group, arguments
+from saccade.blueprints import ORDER, EquivariantSettings, Group, arguments
 from saccade.contracts import Features
 from saccade.nn.groups import GroupConv, GroupNorm2d, halve, halve_by_maximum, make_odd, over_orientations
 from saccade.nn.tokens import check_pixels

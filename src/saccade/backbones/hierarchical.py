@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.architectures import HVTSettings, SwinSettings, arguments
+from saccade.blueprints import HVTSettings, SwinSettings, arguments
 from saccade.contracts import Features
 from saccade.errors import ModelError
 from saccade.nn.attention import attend

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saccade.architectures import ARCHITECTURES, ResNetSettings, SwinSettings, ViTSettings
+from saccade.architectures import ARCHITECTURES
 from saccade.backbones.build import Network
 from saccade.backbones.cnn import ResNet
 from saccade.backbones.hierarchical import Swin
 from saccade.backbones.sliced import Sliced
 from saccade.backbones.vit import ViT
+from saccade.blueprints import ResNetSettings, SwinSettings, ViTSettings
 from saccade.errors import ModelError
 from saccade.nn.positions import resize_table
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saccade.architectures import ViTSettings, arguments
+from saccade.blueprints import ViTSettings, arguments
 from saccade.contracts import Features, Hidden
 from saccade.errors import UsageError, unknown
 from saccade.nn.attention import attention_rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saccade.architectures import EquivariantSettings, ResNetSettings, Settings, ViTSettings, parse
+from saccade.architectures import parse
+from saccade.blueprints import EquivariantSettings, ResNetSettings, Settings, ViTSettings
 from saccade.errors import SaccadeError
 
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 import torch
 
 from saccade import runtime
-from saccade.architectures import is_grid
 from saccade.augment.views import normalise
 from saccade.backbones.weights import LoadedModel, load_model, weights_hash
+from saccade.blueprints import is_grid
 from saccade.data.grids import Block, cells_of, cut_blocks, fill
 from saccade.errors import DataError, ModelError
 from saccade.exchange import SlideFeatures, load_parquet, save_parquet

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from saccade.architectures import Norm
+from saccade.blueprints import Norm
 from saccade.errors import ModelError, unknown
 from saccade.nn.attention import attend
 from saccade.nn.local import attend_local

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from saccade.architectures import ORDER, Group
+from saccade.blueprints import ORDER, Group
 
 Matrix = tuple[tuple[float, float], tuple[float, float]]
 MOMENTUM = 0.1  # of the running statistics, as in torch

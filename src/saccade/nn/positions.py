@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from saccade.architectures import Positions as Kind
+from saccade.blueprints import Positions as Kind
 from saccade.errors import ModelError, unknown
 
 Grid = tuple[int, ...]

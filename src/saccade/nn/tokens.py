@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from saccade.architectures import PatchStem as Stem
+from saccade.blueprints import PatchStem as Stem
 from saccade.errors import ModelError, unknown
 from saccade.nn.positions import Grid
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from saccade.architectures import HVTSettings, ResNetSettings, Settings, ViTSettings, configured, for_axes
+from saccade.architectures import configured, for_axes
+from saccade.blueprints import HVTSettings, ResNetSettings, Settings, ViTSettings
 from saccade.errors import SaccadeError
 from saccade.pricing.run import Price, Workload, price
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from saccade.architectures import ORDER, EquivariantSettings, ResNetSettings
+from saccade.blueprints import ORDER, EquivariantSettings, ResNetSettings
 from saccade.pricing import layers
 from saccade.pricing.tape import FP32, Parameter, Shape, Tape, Tensor
 from saccade.pricing.transformers import ALL, MAPS, Call, Weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from saccade.architectures import HVTSettings, SwinSettings
+from saccade.blueprints import HVTSettings, SwinSettings
 from saccade.pricing import layers
 from saccade.pricing.attention import MATRICES, QKV, attend
 from saccade.pricing.tape import FP32, Shape, Tape, Tensor

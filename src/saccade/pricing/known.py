@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from saccade.architectures import ViTSettings, configured
+from saccade.architectures import configured
+from saccade.blueprints import ViTSettings
 from saccade.pricing.run import GAPS, Price, Workload, price
 from saccade.pricing.tape import FP32
 from saccade.sparsity import computed_pairs, parse_pattern

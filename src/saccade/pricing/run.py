@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from saccade.architectures import EquivariantSettings, HVTSettings, ResNetSettings, Settings, SwinSettings, ViTSettings
+from saccade.blueprints import EquivariantSettings, HVTSettings, ResNetSettings, Settings, SwinSettings, ViTSettings
 from saccade.cost import FAMILIES
 from saccade.pricing import layers
 from saccade.pricing.convolutional import equivariant, resnet

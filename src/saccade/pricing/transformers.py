@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from saccade.architectures import HVTSettings, ViTSettings
+from saccade.blueprints import HVTSettings, ViTSettings
 from saccade.pricing import layers
 from saccade.pricing.attention import QKV, attend, attend_local, written_out
 from saccade.pricing.tape import BF16, FP32, Parameter, Shape, Tape, Tensor

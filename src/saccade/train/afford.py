@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from saccade import runtime
-from saccade.architectures import Settings
+from saccade.blueprints import Settings
 from saccade.config import Sections
 from saccade.errors import MemoryShort
 from saccade.pricing import machine

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from saccade import config
-from saccade.architectures import ARCHITECTURES, Settings, configured, is_grid, parse
+from saccade.architectures import ARCHITECTURES, configured, parse
 from saccade.augment.views import ViewsConfig
 from saccade.backbones.build import Network, build, use_checkpointing
 from saccade.backbones.weights import load_model, load_timm_state
+from saccade.blueprints import Settings, is_grid
 from saccade.config import Sections
 from saccade.contracts import Source
 from saccade.data.intensity import make_intensity

@@ -12,9 +12,10 @@ import math
 import torch
 
 from saccade import runtime
-from saccade.architectures import for_axes, is_grid, parse
+from saccade.architectures import for_axes, parse
 from saccade.augment.settings import ONLY_IMAGES
 from saccade.augment.views import ViewsConfig, resolve_grid_views, resolve_views
+from saccade.blueprints import is_grid
 from saccade.config import Sections, unresolved
 from saccade.errors import UsageError
 from saccade.methods.base import Facts
