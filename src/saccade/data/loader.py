@@ -210,6 +210,15 @@ def _decode_all(source: Source, indices: Sequence[int], rules: _Rules, report: R
             yield item
 
 
+def _intensity(source: Source, given: Intensity | None, size_mm: float) -> Intensity | None:
+    """What brings volumes to 0..1; None for images, of which nothing of the kind may be asked (UsageError)."""
+    if source.axes == 3:
+        return given or decide_intensity(source)
+    if given is not None or size_mm:
+        raise UsageError("intensity and size_mm are settings of volumes", got=f"images in {source.name}")
+    return None
+
+
 def _range_of(kept: Sequence[_Decoded], kind: np.dtype, intensity: Intensity | None) -> tuple[float, float]:
     """(offset, scale) of all that was decoded; 0 and 1 of a volume mean what its rule says, reached or not."""
     if kept[0].grid:
@@ -224,6 +233,16 @@ def _pixel_range(kind: np.dtype, low: float, high: float) -> tuple[float, float]
     if kind == np.uint8:
         return 0.0, 255.0
     return low, (high - low) or 1.0
+
+
+def _alike(item: _Decoded, channels: int, kind: np.dtype | None, name: str) -> np.ndarray:
+    """The pixels with this many channels. Raises DamagedFile where there are none, or not of ``kind`` (None: any)."""
+    if item.pixels is None:
+        raise DamagedFile(item.reason)
+    pixels = convert_channels(item.pixels, channels, name)
+    if kind is not None and pixels.dtype != kind:
+        raise DamagedFile(f"{name}: number type {pixels.dtype} differs from the rest of the data ({kind})")
+    return pixels
 
 
 def build_cache(
@@ -246,10 +265,7 @@ def build_cache(
     max_bad    fraction of damaged images above which TooManyDamaged is raised
     Damaged images are left out and listed in ``damaged``.
     """
-    if source.axes == 3:
-        intensity = intensity or decide_intensity(source)
-    elif intensity is not None or size_mm:
-        raise UsageError("intensity and size_mm are settings of volumes", got=f"images in {source.name}")
+    intensity = _intensity(source, intensity, size_mm)
     store = Growing(memory_limit_mib)
     kept: list[_Decoded] = []
     shapes: list[tuple[int, ...]] = []
@@ -258,17 +274,12 @@ def build_cache(
     channels = channels or usual_channels(source)
     for item in _decode_all(source, range(len(source)), _Rules(cache_px, intensity, size_mm), report):
         name = source.records[item.index].id
-        if item.pixels is not None:
-            try:
-                pixels = convert_channels(item.pixels, channels, name)
-                kind = kind or pixels.dtype
-                if pixels.dtype != kind:
-                    raise DamagedFile(f"{name}: number type {pixels.dtype} differs from the rest of the data ({kind})")
-            except DamagedFile as error:
-                item = _Decoded(item.index, None, reason=error.what)
-        if item.pixels is None:
-            damaged.append((name, item.reason))
+        try:
+            pixels = _alike(item, channels, kind, name)
+        except DamagedFile as error:
+            damaged.append((name, error.what))
             continue
+        kind = pixels.dtype
         store.add(pixels)
         shapes.append(pixels.shape)
         item.pixels = None
