@@ -133,30 +133,31 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/{key}/thumb/{number}")
     def thumb(key: str, number: int, side: Annotated[int, Query(ge=16, le=512)] = 128) -> Response:
-        return Response(
-            shelf.open(key).thumbnail(number, side),
-            media_type="image/png",
-            headers={"cache-control": "private, max-age=3600"},
-        )
+        picture = shelf.open(key).thumbnail(number, side)
+        return Response(picture, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
     @api.post("/{key}/neighbours")
     def neighbours(key: str, question: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
         """``row`` or ``upload``, ``k``, ``where`` ([{column, values, negated}]), ``approximate``."""
-        table = shelf.open(key)
-        try:
-            k, wish = int(question.get("k", 10)), question.get("approximate")
-            where = [Condition(w["column"], tuple(w["values"]), bool(w["negated"])) for w in question.get("where", [])]
-            row = None if question.get("row") is None else int(question["row"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError("the question does not fit", got=str(error)) from error
-        if row is not None:
-            return table.like_row(row, k, where, wish)
-        upload = desk.uploads.get(str(question.get("upload")))
-        if upload is None:
-            raise HTTPException(404, "no such upload")
-        return table.like_upload(upload, k, where, wish)
+        return _alike(desk, shelf.open(key), question)
 
     return api
+
+
+def _alike(desk: Desk, table: OpenedTable, question: dict[str, Any]) -> dict[str, Any]:
+    """What is most like a row or an upload. Raises UsageError for a question that does not fit; HTTP 404."""
+    try:
+        k, wish = int(question.get("k", 10)), question.get("approximate")
+        where = [Condition(w["column"], tuple(w["values"]), bool(w["negated"])) for w in question.get("where", [])]
+        row = None if question.get("row") is None else int(question["row"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError("the question does not fit", got=str(error)) from error
+    if row is not None:
+        return table.like_row(row, k, where, wish)
+    upload = desk.uploads.get(str(question.get("upload")))
+    if upload is None:
+        raise HTTPException(404, "no such upload")
+    return table.like_upload(upload, k, where, wish)
 
 
 def _numbers(values: np.ndarray) -> Response:

@@ -4,6 +4,7 @@ Rows of numbers travel as float32, little-endian, in row-major order; the page p
 """
 
 # No postponed annotations here: FastAPI could not find ``seen``, which belongs to one desk, by its name.
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -16,26 +17,32 @@ from saccade.web.images import png
 
 if TYPE_CHECKING:
     from saccade.explore import Seen
+    from saccade.viz.compared import Compared
 
 MOST_FLOATS = 2**22  # of one answer: 16 MiB
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every question names: ids of a model and an image, and how it is looked at (see explore.Look)."""
+
+    model: str
+    image: str
+    size: Annotated[int | None, Query(ge=16, le=2048)] = None
+    shuffle: Annotated[int | None, Query(ge=0, lt=2**31)] = None
+    positions: bool = True
 
 
 def router(desk: Desk) -> APIRouter:
     api = APIRouter(prefix="/attention")
 
-    def seen(
-        model: str,
-        image: str,
-        size: Annotated[int | None, Query(ge=16, le=2048)] = None,
-        shuffle: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
-        positions: bool = True,
-    ) -> "Seen":
+    def seen(asked: Annotated[Asked, Depends()]) -> "Seen":
         """The look that a question is about; the network runs only if it is not kept."""
         from saccade.explore import Look
 
-        chosen = desk.model(model)
-        look = Look(chosen.model, image, chosen.fresh, size, shuffle, positions)
-        return desk.explorer.known(look) or desk.explorer.see(look, desk.sample(image))
+        chosen = desk.model(asked.model)
+        look = Look(chosen.model, asked.image, chosen.fresh, asked.size, asked.shuffle, asked.positions)
+        return desk.explorer.known(look) or desk.explorer.see(look, desk.sample(asked.image))
 
     @api.get("/models")
     def models() -> list[dict[str, Any]]:
@@ -83,16 +90,20 @@ def router(desk: Desk) -> APIRouter:
     def pair(found: Annotated[Any, Depends(seen)], layer: int, head: int, query: int, key: int) -> dict[str, Any]:
         """Every number between one query and one key."""
         _attentive(found)
-        one = found.compared.pair(layer, head, query, key)
-        known = {name: getattr(one, name) for name in ("dot", "score", "largest", "total", "weight", "rank")}
-        vectors = {name: getattr(one, name).tolist() for name in ("query", "key", "value", "products")}
-        return known | vectors | {"tokens": found.compared.tokens}
+        return pair_numbers(found.compared, layer, head, query, key)
 
     return api
 
 
 def numbers(values: np.ndarray) -> Response:
     return Response(np.ascontiguousarray(values, dtype="<f4").tobytes(), media_type="application/octet-stream")
+
+
+def pair_numbers(compared: "Compared", layer: int, head: int, query: int, key: int) -> dict[str, Any]:
+    one = compared.pair(layer, head, query, key)
+    known = {name: getattr(one, name) for name in ("dot", "score", "largest", "total", "weight", "rank")}
+    vectors = {name: getattr(one, name).tolist() for name in ("query", "key", "value", "products")}
+    return known | vectors | {"tokens": compared.tokens}
 
 
 def check_count(floats: int) -> None:

@@ -22,17 +22,21 @@ if TYPE_CHECKING:
     from saccade.explore_regions import Asked
 
 
+def _asked(desk: Desk, key: str) -> Asked:
+    """HTTP 404 where there is no slide of a hierarchy with this id."""
+    from saccade.explore_regions import Asked
+
+    run, tiles, number = desk.slide(key)
+    if not isinstance(run, HierarchyOnDesk):
+        raise HTTPException(404, "this slide has no regions")
+    return Asked(f"{run.id}/{key}", run.folder, run.head, tiles, number)
+
+
 def router(desk: Desk) -> APIRouter:
     api = APIRouter(prefix="/regions")
 
     def asked(key: str) -> Asked:
-        """HTTP 404 where there is no slide of a hierarchy with this id."""
-        from saccade.explore_regions import Asked
-
-        run, tiles, number = desk.slide(key)
-        if not isinstance(run, HierarchyOnDesk):
-            raise HTTPException(404, "this slide has no regions")
-        return Asked(f"{run.id}/{key}", run.folder, run.head, tiles, number)
+        return _asked(desk, key)
 
     def seen(key: str, region: int) -> Seen:
         slide = asked(key)

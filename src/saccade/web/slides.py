@@ -19,9 +19,42 @@ from saccade.web.images import to_display
 
 if TYPE_CHECKING:
     from saccade.background import State
+    from saccade.data.slides.slide import Slide
+    from saccade.data.slides.source import SlideTiles
     from saccade.explore import Look
 
 ZOOM_PX = 256
+
+
+def finest(slide: Slide) -> int:
+    """The level of the pyramid at full resolution: level 0 is one pixel, each next one twice as fine."""
+    return math.ceil(math.log2(max(slide.size_px)))
+
+
+def square(slide: Slide, level: int, column: int, row: int) -> np.ndarray:
+    """One square of the pyramid, [C ZOOM_PX ZOOM_PX] or less at the edges. HTTP 404 outside the slide."""
+    factor = 2 ** (finest(slide) - level)
+    height, width = (math.ceil(side / factor) for side in slide.size_px)
+    size = (min(ZOOM_PX, height - row * ZOOM_PX), min(ZOOM_PX, width - column * ZOOM_PX))
+    if min(size) < 1 or factor < 1:
+        raise HTTPException(404, "outside the slide")
+    return slide.reduced(column * ZOOM_PX * factor, row * ZOOM_PX * factor, float(factor), size)
+
+
+def described(tiles: SlideTiles, number: int) -> dict[str, Any]:
+    """What the page must know to draw a slide and its grid of tiles."""
+    slide, grid = tiles.slides[number], tiles.grid(number)
+    return {
+        "size_px": list(slide.size_px),
+        "spacing_um": slide.spacing_um,
+        "zoom_px": ZOOM_PX,
+        "levels": finest(slide),
+        "step_px": list(grid.step_px),
+        "shape": list(grid.shape),
+        "cells": grid.cells.tolist(),
+        "tile_px": tiles.tile_px,
+        "mpp": tiles.mpp,
+    }
 
 
 def router(desk: Desk) -> APIRouter:
@@ -46,18 +79,7 @@ def router(desk: Desk) -> APIRouter:
     @api.get("/{key}")
     def about(key: str) -> dict[str, Any]:
         _, tiles, number = desk.slide(key)
-        slide, grid = tiles.slides[number], tiles.grid(number)
-        return {
-            "size_px": list(slide.size_px),
-            "spacing_um": slide.spacing_um,
-            "zoom_px": ZOOM_PX,
-            "levels": math.ceil(math.log2(max(slide.size_px))),
-            "step_px": list(grid.step_px),
-            "shape": list(grid.shape),
-            "cells": grid.cells.tolist(),
-            "tile_px": tiles.tile_px,
-            "mpp": tiles.mpp,
-        }
+        return described(tiles, number)
 
     @api.get("/{key}/zoom/{level}/{column}/{row}")
     def zoom(
@@ -66,16 +88,8 @@ def router(desk: Desk) -> APIRouter:
         column: Annotated[int, Path(ge=0)],
         row: Annotated[int, Path(ge=0)],
     ) -> Response:
-        """One square of the pyramid; level 0 is one pixel, each next one twice as fine."""
         _, tiles, number = desk.slide(key)
-        slide = tiles.slides[number]
-        factor = 2 ** (math.ceil(math.log2(max(slide.size_px))) - level)
-        height, width = (math.ceil(side / factor) for side in slide.size_px)
-        size = (min(ZOOM_PX, height - row * ZOOM_PX), min(ZOOM_PX, width - column * ZOOM_PX))
-        if min(size) < 1 or factor < 1:
-            raise HTTPException(404, "outside the slide")
-        pixels = slide.reduced(column * ZOOM_PX * factor, row * ZOOM_PX * factor, float(factor), size)
-        return jpeg(to_display(pixels))
+        return jpeg(to_display(square(tiles.slides[number], level, column, row)))
 
     @api.post("/{key}/looks")
     def start(key: str, model: str) -> dict[str, Any]:
