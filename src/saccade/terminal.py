@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,21 @@ SlideMpp = Annotated[
 Labels = Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column that names the class.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")]
+
+NewRun = Annotated[Path, typer.Option("--out", help="New folder for the run.")]
+Size = Annotated[int | None, typer.Option("--size", help="Side of the network's input in pixels.")]
+Minutes = Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")]
+Batch = Annotated[int | None, typer.Option("--batch", help="Images a micro-batch.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same run; 0 unless given.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+
+
+def given_settings(options: Mapping[str, object], pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Settings by their dotted names: the options that were given (None: were not), then what --set says."""
+    from saccade.config import split_pair
+
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    return given | dict(split_pair(pair) for pair in pairs or [])
 
 
 class Bar:

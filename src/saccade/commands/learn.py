@@ -9,18 +9,25 @@ import typer
 
 from saccade.terminal import (
     Bar,
+    Batch,
     Data,
     Grey,
     Group,
     Json,
     Label,
     Labels,
+    Minutes,
     Mpp,
+    NewRun,
+    Resume,
+    Seed,
     Set,
+    Size,
     SlideMpp,
     Tile,
     Tissue,
     first_process,
+    given_settings,
     print_json,
 )
 
@@ -46,21 +53,21 @@ def quickstart(
 
 def pretrain(
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Images to learn from, labels unused.")] = None,
-    out: Annotated[Path, typer.Option("--out", help="New folder for the run.")] = ...,  # type: ignore[assignment]
+    out: NewRun = ...,  # type: ignore[assignment]
     method: Annotated[str, typer.Option(help="How to learn, see below.")] = "dino",
     backbone: Annotated[
         str | None, typer.Option(help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50; slides: hipt.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
+    size: Size = None,
     size_mm: Annotated[
         float | None,
         typer.Option("--size-mm", help="Side in millimetres of the cube of a volume a view is taken from."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the images.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a micro-batch.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same run; 0 unless given.")] = None,
+    minutes: Minutes = None,
+    batch: Batch = None,
+    seed: Seed = None,
     recipe: Annotated[
         str, typer.Option(help="microscopy, stain, grey, natural, xray or short; several with commas: grey,short.")
     ] = "microscopy",
@@ -69,7 +76,7 @@ def pretrain(
         str | None,
         typer.Option(help="When nothing is learned any more: warn, stop, or repair (go back, change, go on)."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Resume = False,
     mpp: Mpp = None,
     tile: Tile = None,
     tissue: Tissue = None,
@@ -84,31 +91,27 @@ def pretrain(
     from saccade import api
     from saccade.errors import UsageError
 
+    options = {
+        "model.size_px": size,
+        "data.size_mm": size_mm,
+        "model.weights": weights,
+        "train.on_collapse": on_collapse,
+        "train.epochs": epochs,
+        "train.steps": steps,
+        "train.minutes": minutes,
+        "train.batch": batch,
+        "train.seed": seed,
+        "data.mpp": mpp,
+        "data.tile_px": tile,
+        "data.tissue": tissue,
+        "data.slide_mpp": slide_mpp,
+        "data.group": group,
+        "data.max_bad": max_bad,
+    }
+    named = given_settings(options, set_)
     with Bar() as bar:
-        from saccade.config import split_pair
-
-        named: dict[str, Any] = dict(split_pair(pair) for pair in set_ or [])
-        given = {
-            "model.size_px": size,
-            "data.size_mm": size_mm,
-            "model.weights": weights,
-            "train.on_collapse": on_collapse,
-            "train.epochs": epochs,
-            "train.steps": steps,
-            "train.minutes": minutes,
-            "train.batch": batch,
-            "train.seed": seed,
-            "data.mpp": mpp,
-            "data.tile_px": tile,
-            "data.tissue": tissue,
-            "data.slide_mpp": slide_mpp,
-            "data.group": group,
-            "data.max_bad": max_bad,
-        }
-        named = {key: value for key, value in given.items() if value is not None} | named
         if resume:
-            if backbone is not None:
-                named["model.backbone"] = backbone
+            named |= {} if backbone is None else {"model.backbone": backbone}
             folder = api.resume(out, data=data, settings=named, console=bar)
         elif data is None:
             raise UsageError("pretrain needs DATA", hint="saccade pretrain FOLDER --out RUN")
@@ -131,7 +134,7 @@ def _next(run: Path) -> str:
 def finetune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Where to start: a run, a file, or random:NAME.")],
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="New folder for the run.")] = ...,  # type: ignore[assignment]
+    out: NewRun = ...,  # type: ignore[assignment]
     augment: Annotated[
         str, typer.Option(help="none, weak (crops, flips) or strong (colour, blur, rotation).")
     ] = "weak",
@@ -141,14 +144,14 @@ def finetune(
     ] = None,
     validation: Annotated[float, typer.Option(help="Share of the groups kept apart to stop early by; 0: none.")] = 0.2,
     patience: Annotated[int, typer.Option(help="Evaluations without a better validation before it stops.")] = 5,
-    size: Annotated[int | None, typer.Option(help="Side of the network's input in pixels.")] = None,
+    size: Size = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the images, at most.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, at most.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a micro-batch.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same run; 0 unless given.")] = None,
+    minutes: Minutes = None,
+    batch: Batch = None,
+    seed: Seed = None,
     recipe: Annotated[str, typer.Option(help="As in pretrain: which flips and turns mean nothing.")] = "microscopy",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    resume: Resume = False,
     labels: Labels = None,
     label: Label = None,
     group: Group = None,
@@ -173,7 +176,6 @@ def finetune(
     apart; its levels rest. With --unfrozen the table has each head once more, with the region level trained on.
     """
     from saccade import api, runs
-    from saccade.config import split_pair
     from saccade.finetuning import FinetuneOptions, to_text
     from saccade.hierarchy.settings import is_hierarchy
 
@@ -191,8 +193,7 @@ def finetune(
         "data.label": label,
         "data.group": group,
     }
-    named = {key: value for key, value in given.items() if value is not None}
-    named |= dict(split_pair(pair) for pair in set_ or [])
+    named = given_settings(given, set_)
     of_slides = {"--heads": heads, "--folds": folds, "--fractions": fractions, "--repeats": repeats}
     of_slides |= {"--unfrozen": unfrozen or None}
     if is_hierarchy(model):

@@ -12,6 +12,7 @@ from saccade.errors import UsageError
 from saccade.terminal import Bar, Data, Group, Json, MaxBad, Model, Mpp, SlideMpp, Tile, Tissue, print_json
 
 if TYPE_CHECKING:
+    from saccade.asking import AttendOptions
     from saccade.words import TextOptions
 
 
@@ -105,13 +106,18 @@ def attend(
     _refuse("an image", {"--tokens": tokens or None, "--special": special or None})
     if model is None or image is None:
         raise UsageError("nothing to look at", expected='saccade attend MODEL IMAGE, or saccade attend --text "..."')
-    from saccade.api import attend as run
     from saccade.asking import AttendOptions
 
     asked = AttendOptions(
         query=query or "cls", layer=layer, head=head, rollout=rollout, size_px=size, threshold=threshold, mask=mask
     )
-    found = run(model, image, options=asked)
+    _attend_image(model, image, asked, out, as_json)
+
+
+def _attend_image(model: str, image: Path, options: AttendOptions, out: Path | None, as_json: bool) -> None:
+    from saccade.api import attend as run
+
+    found = run(model, image, options=options)
     path = found.save(out or Path(f"{Path(image.name.removesuffix('.gz')).stem}-attention.png"))
     print_json(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
 

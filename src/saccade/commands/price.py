@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from saccade.terminal import Json, Set, print_json
+from saccade.terminal import Batch, Json, Set, Size, given_settings, print_json
 
 
 def plan(
@@ -14,9 +14,9 @@ def plan(
         str | None, typer.Argument(metavar="DATA", help="Images or volumes; none: 1,000 are assumed.")
     ] = None,
     backbone: Annotated[str | None, typer.Option("--backbone", help="As in pretrain.")] = None,
-    size: Annotated[int | None, typer.Option("--size", help="Side of the network's input in pixels.")] = None,
+    size: Size = None,
     method: Annotated[str, typer.Option("--method", help="As in pretrain.")] = "dino",
-    batch: Annotated[int | None, typer.Option("--batch", help="Images a micro-batch.")] = None,
+    batch: Batch = None,
     recipe: Annotated[str, typer.Option("--recipe", help="As in pretrain.")] = "microscopy",
     memory: Annotated[
         str | None, typer.Option("--memory", help="What may be used, e.g. 12GB; else what is free here.")
@@ -33,13 +33,10 @@ def plan(
 ) -> None:
     """What a run would cost: tokens, operations, memory, time, disk, and what would be cheaper. Nothing is trained."""
     from saccade import api
-    from saccade.config import split_pair
     from saccade.planning import PlanOptions
     from saccade.pricing.machine import parse_size
 
-    given = {"model.size_px": size, "train.batch": batch, "train.precision": precision}
-    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    settings |= dict(split_pair(pair) for pair in set_ or [])
+    settings = given_settings({"model.size_px": size, "train.batch": batch, "train.precision": precision}, set_)
     limit = None if memory is None else parse_size(memory)
     options = PlanOptions(memory=limit, attention=attention, measure=measure, axes=axes)
     found = api.plan(data, method=method, backbone=backbone, recipe=recipe, settings=settings, options=options)
