@@ -1,6 +1,7 @@
 """The hierarchy: settings by level, vectors made once and slide by slide, whole runs from slides to heads and maps."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from saccade.hierarchy.keep import load_head
 from saccade.hierarchy.settings import HiptConfig, is_hierarchy, read_wanted, settings_of, share_out
 from saccade.hierarchy.slides import HeadOptions
 from saccade.hierarchy.together import regions_of, vectors_as_grids
+from saccade.store import load_table, save_table
 from saccade.train.loop import Quiet
 from test_grids import features
 
@@ -302,3 +304,17 @@ def test_a_hierarchy_is_no_network(hierarchy, slide_table):
 def test_one_vector_a_slide(hierarchy, slide_table):
     table = api.embed(hierarchy, slide_table, out=slide_table.parent / "slides.parquet")
     assert table.features.shape == (8, 32) and set(table.labels) == {"fine", "coarse"} and len(set(table.hashes)) == 8
+
+
+def test_a_slide_finds_itself_among_slides(hierarchy, slide_table, tmp_path):
+    place, asked = tmp_path / "slides.parquet", slide_table / "slide2.tif"
+    api.embed(hierarchy, slide_table, out=place)
+    found = api.search(hierarchy, asked, store=place)
+    assert found.answer.hits[0]["id"] == "slide2.tif" and found.answer.similarities[0] > 0.9999 and found.same[0]
+    assert found.save_sheet(tmp_path / "like.png") == [] and (tmp_path / "like.png").stat().st_size > 0
+    with pytest.raises(ModelError, match="whole slides"):
+        api.search("random:vit_micro_patch8", tmp_path / "like.png", store=place)
+    table = load_table(place)
+    save_table(place, dataclasses.replace(table, about=table.about | {"weights": "0"}))
+    with pytest.raises(ModelError, match="another model"):
+        api.search(hierarchy, asked, store=place)

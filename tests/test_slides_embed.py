@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from made_slides import on_glass, texture, write_slide
 from saccade import api
@@ -17,7 +18,9 @@ from saccade.data.slide_cache import stream_tiles
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.stream import TileStore, Wanted
 from saccade.errors import DataError, StorageError, TooManyDamaged, UsageError
+from saccade.evaluation.protocol import ProtocolConfig
 from saccade.exchange import SlideFeatures, load_features, load_h5, save_features
+from saccade.measuring import EvaluateOptions
 from saccade.runs import read_json, read_metrics
 from saccade.slide_embedding import Embedded
 from saccade.store import load_table
@@ -73,6 +76,19 @@ def test_one_table_has_every_tile(folder, tmp_path, tiles):
     assert table.ids == [record.id for record in tiles.records] and len(set(table.hashes)) == 3
     with pytest.raises(UsageError, match="go to files"):
         api.embed("random:resnet10_w8", folder, tiling=CUT)
+
+
+@pytest.mark.parametrize("name", ["tiles.parquet", "base/tiles.lance"])
+def test_a_tile_finds_itself_in_a_table_of_tiles_and_is_shown(folder, tmp_path, tiles, name):
+    if name.endswith(".lance"):
+        pytest.importorskip("lancedb", reason='many rows need pip install "saccade[search]"')
+    place, asked = tmp_path / name, tmp_path / "tile.png"
+    Image.fromarray(tiles.read(3).pixels.transpose(1, 2, 0)).save(asked)
+    api.embed("random:vit_micro_patch8", folder, out=place, tiling=CUT)
+    found = api.search("random:vit_micro_patch8", asked, store=str(place))
+    assert found.answer.hits[0]["id"] == tiles.records[3].id and found.answer.similarities[0] > 0.9999
+    hit = found.answer.hits[0]
+    assert np.array_equal(found.pictures.pixels(str(hit["id"]), hit["sha256"]), tiles.read(3).pixels)
 
 
 def test_files_of_other_programs_are_read(tmp_path):
@@ -184,6 +200,24 @@ def test_pretraining_reads_slides(folder, tmp_path, stream):
     assert again == losses
     found = api.embed(whole, folder, out=tmp_path / "f.h5")  # cut as the run had them
     assert json.loads(json.dumps(load_h5(found.files[0]).about))["tile_px"] == 32
+
+
+def test_slides_are_cut_alike_for_training_measuring_and_pictures(tmp_path):
+    rows = ["path,label,patient"]
+    for number in range(6):
+        write_slide(tmp_path / f"{number}.tif", on_glass(texture(500, 620, seed=number), 50), level_px=((250, 310),))
+        rows.append(f"{number}.tif,{'ab'[number % 2]},p{number}")
+    (tmp_path / "slides.csv").write_text("\n".join(rows))
+    data, model = tmp_path / "slides.csv", "random:vit_micro_patch8_w32"
+    test_part = len(open_source(data, group="patient", tiling=CUT)) // 3
+    cut = {"data.mpp": CUT.mpp, "data.tile_px": CUT.tile_px, "model.size_px": 32}
+    settings = cut | {"data.group": "patient", "train.steps": 1, "train.batch": 4}
+    run = tmp_path / "run"
+    assert api.finetune(model, data, out=run, settings=settings)["n_test"] == test_part
+    options = EvaluateOptions(group="patient", tiling=CUT, baselines=False, protocol=ProtocolConfig(fractions=(1.0,)))
+    assert api.evaluate([model], data, options=options).protocol["n_test"] == test_part
+    page, _ = api.report_interactive(run, tmp_path / "page.html")
+    assert ".tif#" in page.read_text(encoding="utf-8")
 
 
 def test_settings_of_slides_are_refused_for_other_images(tmp_path):

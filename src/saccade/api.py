@@ -26,6 +26,7 @@ from saccade.finetuning import FinetuneOptions
 from saccade.hierarchy import attend as hierarchy_attend
 from saccade.hierarchy import levels, slides
 from saccade.hierarchy import settings as layout
+from saccade.hierarchy.search import search as slide_search
 from saccade.hierarchy.slides import HeadOptions
 from saccade.measuring import evaluate
 from saccade.planning import PlanOptions
@@ -257,12 +258,19 @@ def _reported(run: Path) -> Path:
 
 
 def search(
-    model: str | Path, image: str | Path, *, store: str | Path, options: SearchOptions | None = None
+    model: str | Path,
+    image: str | Path,
+    *,
+    store: str | Path,
+    options: SearchOptions | None = None,
+    console: Console | None = None,
 ) -> searching.Found:
-    """The images of a feature table that are most like one image file.
+    """The images of a feature table that are most like one image file; for a hierarchy, the slides like one slide.
 
     Raises ModelError when another model made the table.
     """
+    if layout.is_hierarchy(model):
+        return slide_search(Path(model), image, store, options or SearchOptions(), console or Quiet())
     return searching.search(model, image, store, options or SearchOptions())
 
 

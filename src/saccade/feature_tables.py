@@ -15,7 +15,7 @@ from saccade.errors import UsageError
 from saccade.hierarchy import settings as layout
 from saccade.hierarchy import slides
 from saccade.measuring import fitted_model
-from saccade.slide_embedding import Embedded, Embedder, as_trained, embed_slides, embed_table, load_for_tiles
+from saccade.slide_embedding import Embedded, Embedder, as_trained, load_for_tiles, write_features
 from saccade.store import FeatureTable
 from saccade.train.loop import Console, Quiet
 
@@ -37,28 +37,26 @@ def _embed_hierarchy(
     named = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
     settings: dict[str, Any] = {key: str(value) for key, value in named.items() if value is not None}
     settings |= {} if tiling.slide_mpp is None else {"data.slide_mpp": tiling.slide_mpp}
-    table = slides.embed(run, str(absolute(data)), settings, console)
+    table = slides.embed(run, slides.slides_of(run, str(absolute(data)), settings), console)
+    table = dataclasses.replace(table, about=table.about | _origin(run, data, where))
     if out is not None:
         tables.write(out, table)
     return table
 
 
-def _embed_slides(
-    model: str | Path, tiles: SlideTiles, out: str | Path | None, *, grey: bool, max_bad: float, console: Console
-) -> Embedded:
-    if out is None:
-        raise UsageError("features of slides go to files", expected="out=FILE.parquet, FOLDER.h5 or a folder")
+def _origin(model: str | Path, data: str | Path, where: Described) -> dict[str, str | None]:
+    """What a table says of where it comes from."""
+    return {
+        "made_by": str(model) if str(model).startswith(("random:", "timm:")) else str(Path(model).resolve()),
+        "data": str(absolute(data)),
+        "labels": str(Path(where.labels).resolve()) if where.labels else None,
+    }
+
+
+def _slide_embedder(model: str | Path, tiles: SlideTiles, *, grey: bool, max_bad: float, console: Console) -> Embedder:
     loaded = load_for_tiles(model, tiles)
     loaded = dataclasses.replace(loaded, spec=dataclasses.replace(loaded.spec, grey=loaded.spec.grey or grey))
-    embedder = Embedder(loaded, tiles, say=console.say, max_bad=max_bad)
-    place = Path(out)
-
-    def report(done: int, total: int) -> None:
-        console.progress(done, total, {})
-
-    if place.suffix == ".parquet":
-        return embed_table(embedder, place, report=report)
-    return embed_slides(embedder, place, suffix=".h5" if place.suffix == ".h5" else ".parquet", report=report)
+    return Embedder(loaded, tiles, say=console.say, max_bad=max_bad)
 
 
 def embed(
@@ -87,17 +85,16 @@ def embed(
         data, manifest=where.labels, label=where.label, group=where.group, tiling=as_trained(model, tiling)
     )
     if isinstance(source, SlideTiles):
-        return _embed_slides(model, source, out, grey=grey, max_bad=max_bad, console=console or Quiet())
+        embedder = _slide_embedder(model, source, grey=grey, max_bad=max_bad, console=console or Quiet())
+        report = (console or Quiet()).progress
+        return write_features(
+            embedder, out, origin=_origin(model, data, where), report=lambda done, total: report(done, total, {})
+        )
     decoded = embedding.Decoded(source, max_bad=max_bad, report=None)
     loaded, _ = fitted_model(model, decoded)
     table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
-    made_by = str(model) if str(model).startswith(("random:", "timm:")) else str(Path(model).resolve())
-    origin = {
-        "made_by": made_by,
-        "data": str(absolute(data)),
-        "labels": str(Path(where.labels).resolve()) if where.labels else None,
-    }
-    table = dataclasses.replace(table, about=table.about | {"weights": fingerprint(loaded.backbone)} | origin)
+    about = table.about | {"weights": fingerprint(loaded.backbone)} | _origin(model, data, where)
+    table = dataclasses.replace(table, about=about)
     if out is not None:
         tables.write(out, table)
     return table

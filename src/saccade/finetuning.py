@@ -7,6 +7,7 @@ figures and ``predictions.csv`` the answer for every test image.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from saccade.classify import Classifier, load_classifier
 from saccade.contracts import Source
 from saccade.data.intensity import intensity_of
 from saccade.data.loader import build_cache
-from saccade.data.open import open_source
+from saccade.data.open import open_data
 from saccade.data.source import select
 from saccade.data.splits import Parts, choose_parts, unit_names
 from saccade.errors import UsageError, unknown
@@ -130,7 +131,7 @@ def finetune(
 
 
 def _open(data: DataConfig) -> Source:
-    return open_source(data.source, manifest=data.manifest, label=data.label, group=data.group)
+    return open_data(dataclasses.asdict(data))
 
 
 def _parts(source: Source, held_out: set[str]) -> tuple[Parts, list[str]]:

@@ -19,7 +19,7 @@ from PIL import Image
 from saccade import config, runs
 from saccade.contracts import Record, Sample
 from saccade.data.decode import decode
-from saccade.data.open import open_source
+from saccade.data.open import open_data
 from saccade.errors import DataError, UsageError
 from saccade.explore import Explorer, Look, Seen
 from saccade.reporting.standalone import block, kept_layers, packed, standalone
@@ -69,8 +69,7 @@ def _file(path: Path) -> Chosen:
 
 def _from_data(run: Path) -> list[Chosen]:
     """Some images of the run's data: of the test part where there is one, a class in turn."""
-    named = config.load(run / "config.yaml")["data"]
-    source = open_source(named["source"], **{key: named.get(key) or None for key in ("manifest", "label", "group")})
+    source = open_data(config.load(run / "config.yaml")["data"])
     numbered = sorted(enumerate(source.records), key=lambda one: one[1].split != "test")
     seen: dict[str | None, int] = {}
     turn = []

@@ -11,6 +11,7 @@ from saccade import config, embedding, panels, runs, runtime
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.data.loader import ImageCache
 from saccade.data.open import open_source
+from saccade.data.slides.grid import Tiling
 from saccade.data.splits import Parts, choose_parts
 from saccade.errors import UsageError
 from saccade.evaluation.guard import check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
@@ -18,6 +19,7 @@ from saccade.evaluation.protocol import EvalReport, ProtocolConfig
 from saccade.evaluation.protocol import evaluate as run_protocol
 from saccade.evaluation.tables import to_csv, to_markdown
 from saccade.reporting.build import write_report
+from saccade.slide_embedding import as_trained
 from saccade.store import FeatureTable
 from saccade.train.loop import Console, Quiet
 
@@ -32,7 +34,10 @@ def fitted_model(model: str | Path, decoded: embedding.Decoded) -> tuple[LoadedM
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """What ``evaluate`` measures beside the models themselves."""
+    """What ``evaluate`` measures beside the models themselves.
+
+    tiling   how slides are cut; what is left open is as the first model was trained
+    """
 
     labels: Path | None = None
     label: str | None = None
@@ -41,6 +46,7 @@ class EvaluateOptions:
     baselines: bool = True
     allow_overlap: bool = False
     max_bad: float = 0.05
+    tiling: Tiling | None = None
     protocol: ProtocolConfig = dataclasses.field(default_factory=ProtocolConfig)
 
 
@@ -59,11 +65,12 @@ def evaluate(
     Raises ContaminationError when test images or groups were seen in pretraining.
     """
     options, console = options or EvaluateOptions(), console or Quiet()
-    source = open_source(data, manifest=options.labels, label=options.label, group=options.group)
-    decoded = embedding.Decoded(source, max_bad=options.max_bad, report=None)
     named = [str(m) for m in models if str(m) != "pixels"]
     if not named:
         raise UsageError("evaluate needs at least one model besides pixels", hint="for example random:resnet18")
+    tiling = as_trained(named[0], options.tiling)
+    source = open_source(data, manifest=options.labels, label=options.label, group=options.group, tiling=tiling)
+    decoded = embedding.Decoded(source, max_bad=options.max_bad, report=None)
     loaded: dict[str, LoadedModel] = {}
     for name, model in _names(named).items():
         network, said = fitted_model(model, decoded)

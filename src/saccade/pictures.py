@@ -11,17 +11,40 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from saccade.contracts import Source
+from saccade.contracts import Sample, Source
 from saccade.data.open import open_source
+from saccade.data.slides.grid import Tiling
+from saccade.data.slides.source import SlideTiles
 from saccade.errors import DataError, SaccadeError
 from saccade.store import storable
+
+SLIDES = "slides"  # what the rows of a table are, where not images or tiles
+SLIDE_PX = 512
+
+
+class WholeSlides:
+    """Slides as images, each seen from afar; satisfies contracts.Source."""
+
+    def __init__(self, tiles: SlideTiles):
+        self.name, self.axes, self._tiles = tiles.name, 2, tiles
+        self.records = [one.record for one in tiles.named]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, index: int) -> Sample:
+        return Sample(self._tiles.slides[index].thumbnail(SLIDE_PX), self.records[index])
+
+    def content_hash(self, index: int) -> str:
+        return self._tiles.hashes[index]
 
 
 class Pictures:
     """Images by the ids of a table, 8-bit for the eye.
 
-    about   of the table: ``data`` and ``labels`` say what to open, ``spec`` which range the pixels have
+    about   of the table: ``data``, ``labels`` and ``tiling`` say what to open, ``spec`` which range the pixels have
     data    where the images lie now, when they have moved
+            ``rows`` whether they are whole slides
     An image that is missing or has other bytes than those that were embedded is not shown.
     """
 
@@ -38,7 +61,11 @@ class Pictures:
         if not self.place:
             return "the table does not say where its images are"
         try:
-            return open_source(self.place, manifest=None if self._moved else self._about.get("labels"))
+            tiling = Tiling(**self._about.get("tiling", {}))
+            source = open_source(self.place, manifest=None if self._moved else self._about.get("labels"), tiling=tiling)
+            if self._about.get("rows") == SLIDES and isinstance(source, SlideTiles):
+                return WholeSlides(source)
+            return source
         except (SaccadeError, OSError) as error:
             return str(error).splitlines()[0] + f" ({self.place})"
 

@@ -21,7 +21,7 @@ from saccade.data.open import open_source
 from saccade.embedding import embed_one
 from saccade.errors import DataError, ModelError, UsageError
 from saccade.filters import parse
-from saccade.pictures import Pictures
+from saccade.pictures import SLIDES, Pictures
 from saccade.store import Answer, Store
 from saccade.tables import approximates, open_store
 from saccade.viz.figures import Neighbour, hits_panel
@@ -52,6 +52,13 @@ class Searcher:
         values: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in store.about.get("spec", {}).items()
         }
+        if store.about.get("rows") == SLIDES:
+            raise ModelError(
+                f"the rows of {store.place} are whole slides",
+                got=model,
+                expected=store.model,
+                hint="ask with that hierarchy and a slide: saccade search HIERARCHY SLIDE",
+            )
         if not values or "weights" not in store.about:
             raise DataError(
                 f"{store.place} does not say which weights made it",
@@ -73,6 +80,15 @@ class Searcher:
         """The vector [D] of an image or volume. Raises ModelError where the table has none of that kind."""
         precision = str(self.store.about.get("precision") or runtime.usual_precision(self.device))
         return embed_one(self.model, self.spec, sample, device=self.device, precision=precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked with: its name, its pixels [C Y X] or [C T Y X], and the hash of its content."""
+
+    name: str
+    pixels: np.ndarray
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,15 +175,20 @@ def read_query(path: Path) -> tuple[Sample, str]:
 
 def search(model: str | Path, image: str | Path, place: str | Path, options: SearchOptions) -> Found:
     """The nearest neighbours of an image file in a feature table; see SearchOptions."""
-    if options.k < 1:
-        raise UsageError("--k is at least 1", got=options.k)
-    store, conditions = open_store(place), parse(options.where)
+    store = open_store(place)
     sample, digest = read_query(Path(image))
     vector = Searcher(model, store).vector(sample)
+    return answer(store, vector, Asked(str(image), sample.pixels, digest), options)
+
+
+def answer(store: Store, vector: np.ndarray, asked: Asked, options: SearchOptions) -> Found:
+    """The nearest neighbours of a vector [D] in a feature table, and what they vote for."""
+    if options.k < 1:
+        raise UsageError("--k is at least 1", got=options.k)
     approximate = approximates(store, options.approximate)
-    answer = store.nearest_rows(vector, options.k, conditions, approximate=approximate)
-    same = [hit["sha256"] == digest for hit in answer.hits]
-    voters = [(hit["label"], float(s)) for hit, s, own in zip(answer.hits, answer.similarities, same) if not own]
+    found = store.nearest_rows(vector, options.k, parse(options.where), approximate=approximate)
+    same = [hit["sha256"] == asked.sha256 for hit in found.hits]
+    voters = [(hit["label"], float(s)) for hit, s, own in zip(found.hits, found.similarities, same) if not own]
     pictures = Pictures(store.about, data=options.data)
-    shown = pictures.eight_bit(sample.pixels)
-    return Found(str(image), shown, store, options, answer, same, guess(voters), pictures)
+    shown = pictures.eight_bit(asked.pixels)
+    return Found(asked.name, shown, store, options, found, same, guess(voters), pictures)

@@ -7,7 +7,8 @@ file has the same content hash, model hash and tiles is left out: embedding twic
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saccade import config, runtime
+from saccade import config, runtime, tables
 from saccade.augment.views import plain_view
 from saccade.backbones.weights import LoadedModel, fingerprint, load_model
 from saccade.data.loader import ImageCache, check_damage, fit_range, input_spec
@@ -25,7 +26,7 @@ from saccade.data.slides.source import SlideTiles
 from saccade.embedding import answers_to
 from saccade.errors import UsageError
 from saccade.exchange import SlideFeatures, read_about, save_features
-from saccade.store import FeatureTable, TableWriter
+from saccade.store import FeatureTable, TableWriter, load_table
 
 Say = Callable[[str], None]
 Report = Callable[[int, int], None]
@@ -90,6 +91,16 @@ class Embedder:
             "label": record.label,
             "group": record.group or record.id,
             "split": record.split,
+        }
+
+    def about_table(self) -> dict[str, Any]:
+        """What a table of the tiles of all slides says of them: how to cut them again, and how to embed one more."""
+        self.cache()  # settles the input
+        return {
+            "tiling": dataclasses.asdict(self.tiles.tiling),
+            "weights": self.model_sha256,
+            "spec": dataclasses.asdict(self.model.spec),
+            "precision": runtime.usual_precision(self.device),
         }
 
     def features(self, number: int, done: Callable[[int], None] | None = None) -> np.ndarray:
@@ -167,11 +178,16 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
     return Embedded(files, len(tiles.named), kept, len(tiles), embedder.model.backbone.dim)
 
 
-def embed_table(embedder: Embedder, out: Path, *, report: Report | None = None) -> Embedded:
-    """Write one feature table (see store) with a row a tile, slide by slide."""
+def embed_table(
+    embedder: Embedder, out: Path, *, origin: Mapping[str, str | None], report: Report | None = None
+) -> Embedded:
+    """Write one feature table (see store) with a row a tile, slide by slide.
+
+    origin   where the slides lie (``data``, ``labels``) and who ``made_by``, for the table's ``about``
+    """
     tiles = embedder.tiles
     check_unreadable(tiles, embedder.max_bad, embedder.say)
-    about = {"mpp": tiles.mpp, "tile_px": tiles.tile_px, "model_sha256": embedder.model_sha256}
+    about = embedder.about_table() | dict(origin)
     with TableWriter(out) as writer:
         done = 0
         for number in range(len(tiles.named)):
@@ -194,6 +210,29 @@ def embed_table(embedder: Embedder, out: Path, *, report: Report | None = None) 
             if report is not None:
                 report(done, len(tiles))
     return Embedded([out], len(tiles.named), 0, len(tiles), embedder.model.backbone.dim)
+
+
+def write_features(
+    embedder: Embedder, out: str | Path | None, *, origin: Mapping[str, str | None], report: Report
+) -> Embedded:
+    """Write the features of every tile where and as ``out`` says: FILE.parquet or DATABASE/NAME.lance, a row a tile,
+    FOLDER.h5, or another folder (Parquet), with a file a slide. LanceDB takes all rows through memory once.
+
+    Raises UsageError where ``out`` is missing, TooManyDamaged, StorageError.
+    """
+    if out is None:
+        raise UsageError(
+            "features of slides go to files", expected="out=FILE.parquet, DATABASE/NAME.lance, FOLDER.h5 or a folder"
+        )
+    place = Path(out)
+    if tables.is_lance(out):
+        with tempfile.TemporaryDirectory() as folder:
+            found = embed_table(embedder, Path(folder) / "tiles.parquet", origin=origin, report=report)
+            tables.write(out, load_table(found.files[0]))
+        return dataclasses.replace(found, files=[place])
+    if place.suffix == ".parquet":
+        return embed_table(embedder, place, origin=origin, report=report)
+    return embed_slides(embedder, place, suffix=".h5" if place.suffix == ".h5" else ".parquet", report=report)
 
 
 def check_unreadable(tiles: SlideTiles, max_bad: float, say: Say) -> None:

@@ -195,7 +195,7 @@ def _attend_text(model: str | None, text: str, options: TextOptions, out: Path |
 
 def search(
     model: Model,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="One image file.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="One image file; for a hierarchy one slide.")],
     store: Annotated[str, typer.Option("--in", help="Feature table of saccade embed, by the same model.")] = ...,  # type: ignore[assignment]
     k: Annotated[int, typer.Option(help="Neighbours.")] = 10,
     where: Annotated[str, typer.Option(help="Only these: label=a,b split=train group!=7 'other column'=x.")] = "",
@@ -212,7 +212,8 @@ def search(
     from saccade.searching import SearchOptions
 
     options = SearchOptions(k=k, where=where, approximate=approximate, data=data)
-    found = api.search(model, image, store=store, options=options)
+    with Bar() as bar:
+        found = api.search(model, image, store=store, options=options, console=bar)
     faults = found.save_sheet(out) if out else []
     print_json(found.to_dict() | {"sheet": str(out) if out else None}) if as_json else typer.echo(found.text())
     for fault in faults:

@@ -28,7 +28,9 @@ from saccade.terminal import (
 def embed(
     model: Model,
     data: Data,
-    out: Annotated[str, typer.Option("--out", help="FILE.parquet, DATABASE/NAME.lance; slides: FOLDER.h5.")] = ...,  # type: ignore[assignment]
+    out: Annotated[
+        str, typer.Option("--out", help="FILE.parquet, DATABASE/NAME.lance; of slides also FOLDER.h5.")
+    ] = ...,  # type: ignore[assignment]
     labels: Labels = None,
     label: Label = None,
     group: Group = None,
@@ -41,7 +43,7 @@ def embed(
 ) -> None:
     """One feature vector an image, in a table: Parquet, or LanceDB for many.
 
-    Of slides one a tile: FILE.parquet has all, FOLDER.h5 a file a slide (coords, features), as TRIDENT has them.
+    Of slides one a tile: a table has all, FOLDER.h5 a file a slide (coords, features), as TRIDENT has them.
     """
     from saccade import api
     from saccade.data.slides.grid import Tiling
@@ -66,6 +68,10 @@ def evaluate(
     labels: Labels = None,
     label: Label = None,
     group: Group = None,
+    mpp: Mpp = None,
+    tile: Tile = None,
+    tissue: Tissue = None,
+    slide_mpp: SlideMpp = None,
     fractions: Annotated[str, typer.Option(help="Fractions of the labels to use.")] = "1,0.1,0.01",
     repeats: Annotated[int, typer.Option(help="Draws at each fraction below 1.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
@@ -79,8 +85,12 @@ def evaluate(
     max_bad: MaxBad = 0.05,
     as_json: Json = False,
 ) -> None:
-    """k-NN and logistic regression at 100, 10 and 1 % of the labels, with intervals and baselines."""
+    """k-NN and logistic regression at 100, 10 and 1 % of the labels, with intervals and baselines.
+
+    Of slides every tile is an image, and a slide (or --group) stays whole in one part.
+    """
     from saccade import api
+    from saccade.data.slides.grid import Tiling
     from saccade.errors import UsageError
     from saccade.evaluation.protocol import ProtocolConfig
     from saccade.evaluation.tables import to_text
@@ -101,6 +111,7 @@ def evaluate(
         baselines=baselines,
         allow_overlap=allow_overlap,
         max_bad=max_bad,
+        tiling=Tiling(mpp, tile, tissue, slide_mpp),
         protocol=ProtocolConfig(fractions=parts, repeats=repeats, seed=seed),
     )
     with Bar() as bar:

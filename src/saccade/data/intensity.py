@@ -7,6 +7,7 @@ robust   the rest: from the 0.5 to the 99.5 % quantile of every volume by itself
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from saccade.contracts import Source
 from saccade.data import grids
@@ -82,6 +83,15 @@ def open_source(
             raise UsageError("a single volume has no table", got=place, hint="give the folder it lies in")
         return FolderSource(place.parent, only=[place.name])
     raise _unknown_kind(place, name)
+
+
+def open_data(data: Mapping[str, Any]) -> Source:
+    """The images that the ``data`` settings of a run name, slides cut as they say. Raises like ``open_source``."""
+    tiling = Tiling()
+    if data.get("tile_px") != 0:  # 0 is what other images have
+        tiling = Tiling(data.get("mpp") or None, data.get("tile_px"), data.get("tissue"), data.get("slide_mpp") or None)
+    columns = {name: data.get(name) or None for name in ("manifest", "label", "group")}
+    return open_source(data["source"], tiling=tiling, **columns)
 
 
 def _synthetic(text: str, tiling: Tiling) -> Source:

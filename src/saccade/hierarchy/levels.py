@@ -18,8 +18,7 @@ from typing import Any
 from saccade import config, runs
 from saccade.contracts import Source
 from saccade.data.grids import write_grids
-from saccade.data.open import open_source
-from saccade.data.slides.grid import Tiling
+from saccade.data.open import open_data
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import DataError, TrainingError, UsageError
 from saccade.evaluation.guard import seen_in_pretraining
@@ -117,10 +116,8 @@ def train(out: Path, wanted: Wanted, console: Console) -> Path:
 
 def open_tiles(data: str, settings: Mapping[str, Any]) -> SlideTiles:
     """The tiles of the slides that ``data`` names, cut as the settings of the tile level say (``data.mpp``...)."""
-    own = {key: value for key, value in settings.items() if key.startswith("data.")}
-    values: DataConfig = config.override({"data": DataConfig()}, own)["data"]
-    tiling = Tiling(values.mpp, values.tile_px, values.tissue, values.slide_mpp or None)
-    source: Source = open_source(data, manifest=values.manifest, label=values.label, group=values.group, tiling=tiling)
+    own = {key: value for key, value in settings.items() if key.startswith("data.")} | {"data.source": data}
+    source: Source = open_data(dataclasses.asdict(config.override({"data": DataConfig()}, own)["data"]))
     if not isinstance(source, SlideTiles):
         raise DataError(f"{data}: a hierarchy is made of slides", expected="a slide, a folder or a table of slides")
     return source

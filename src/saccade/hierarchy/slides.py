@@ -8,6 +8,7 @@ Asked for, the region level is trained on as well, as a row beside the resting o
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from saccade.data.slides.source import SlideTiles
 from saccade.errors import ContaminationError, DataError, UsageError, unknown
 from saccade.evaluation.guard import seen_in_pretraining
 from saccade.evaluation.nested import Cohort, Learner, NestedConfig, choose, nested
-from saccade.exchange import load_parquet
+from saccade.exchange import load_parquet, read_about
 from saccade.hierarchy.heads import KINDS, HeadConfig, pad_bags
 from saccade.hierarchy.keep import save_head
 from saccade.hierarchy.learners import HeadLearner, MeanLearner, TogetherLearner
@@ -29,6 +30,7 @@ from saccade.hierarchy.levels import Hierarchy, embed_tiles, load, open_tiles, r
 from saccade.hierarchy.settings import read_wanted, settings_of
 from saccade.hierarchy.together import regions_of
 from saccade.hierarchy.vectors import embed_grids
+from saccade.pictures import SLIDES
 from saccade.store import FeatureTable
 from saccade.train.loop import Console
 
@@ -107,10 +109,16 @@ def whole_grid(file: Path) -> np.ndarray:
     return fill(found, cells, cut_blocks(file, cells, 0, 0.0)[0])
 
 
-def embed(run: Path, data: str, settings: Mapping[str, Any], console: Console) -> FeatureTable:
+def weights_of(hierarchy: Hierarchy, tile_file: Path) -> str:
+    """One hash for the weights of all levels; ``tile_file`` holds vectors of the tile level."""
+    readers = [hierarchy.region, *([hierarchy.slide] if hierarchy.slide else [])]
+    levels = [str(read_about(tile_file)["model_sha256"]), *(reader.hash for reader in readers)]
+    return hashlib.sha256(" ".join(levels).encode()).hexdigest()
+
+
+def embed(run: Path, tiles: SlideTiles, console: Console) -> FeatureTable:
     """One vector a slide: the slide level's, or the mean of its regions where there is none."""
     hierarchy = load(run)
-    tiles = slides_of(run, data, settings)
     found = embed_levels(hierarchy, tiles, console)
     records = [tiles.named[k].record for k in found.slides]
     name = f"{run.name} ({'slide level' if hierarchy.slide else 'mean of regions'})"
@@ -122,7 +130,13 @@ def embed(run: Path, data: str, settings: Mapping[str, Any], console: Console) -
         splits=[r.split for r in records],
         hashes=[tiles.hashes[k] for k in found.slides],
         model=name,
-        about={"side": hierarchy.side, "least": hierarchy.least},
+        about={
+            "rows": SLIDES,
+            "weights": weights_of(hierarchy, found.tiles[0]),
+            "tiling": dataclasses.asdict(tiles.tiling),
+            "side": hierarchy.side,
+            "least": hierarchy.least,
+        },
     )
 
 

@@ -14,8 +14,7 @@ from saccade.config import Sections
 from saccade.contracts import Record, Source
 from saccade.data.intensity import decide_intensity, make_intensity
 from saccade.data.loader import ImageCache, with_statistics
-from saccade.data.open import open_source
-from saccade.data.slides.grid import Tiling
+from saccade.data.open import open_data
 from saccade.data.slides.source import tiles_in
 from saccade.data.source import TileRecords, select, with_split
 from saccade.data.splits import draw_test, given_test, grouped_split
@@ -68,9 +67,7 @@ def open_part(data: DataConfig) -> Part:
     By default that is everything but the test part: the one the data bring, or, where labels but no split are
     there, the one that ``evaluate`` would draw. ``all`` takes everything, any other name is a split.
     """
-    source = open_source(
-        data.source, manifest=data.manifest, label=data.label, group=data.group, tiling=tiling_of(data)
-    )
+    source = open_data(dataclasses.asdict(data))
     records = source.records
     if data.split == "all":
         return Part(source, [])
@@ -84,13 +81,6 @@ def open_part(data: DataConfig) -> Part:
     drawn = set(draw_test(records, [hash_of(source, i) for i in range(len(source))], seed=0))
     kept = [i for i in range(len(records)) if i not in drawn]
     return Part(select(source, kept), [records[i].id for i in sorted(drawn)]) if drawn else Part(source, [])
-
-
-def tiling_of(data: DataConfig) -> Tiling:
-    """How the settings cut slides into tiles; sides of 0 pixels are what other images have."""
-    if data.tile_px == 0:
-        return Tiling()
-    return Tiling(data.mpp or None, data.tile_px, data.tissue, data.slide_mpp or None)
 
 
 def settle_tiles(data: DataConfig, source: Source) -> DataConfig:

@@ -10,17 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from saccade import config, runs
 from saccade.contracts import Source
-from saccade.data.open import open_source
-from saccade.data.slides.grid import Tiling
+from saccade.data.open import open_data
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import SaccadeError, UsageError
 from saccade.hierarchy.settings import FILE, LEVELS, is_hierarchy, read_wanted, settings_of
@@ -81,11 +79,9 @@ def open_layered(folder: Path, head: Path | None = None) -> SlideTiles:
     own["data.source"] = wanted.data
     if head is not None:
         own |= {key: config.Text(text) for key, text in runs.read_json(head / HEAD).get("slides", {}).items()}
-    known: DataConfig = config.override({"data": DataConfig()}, own)["data"]
-    tiling = Tiling(known.mpp, known.tile_px, known.tissue, known.slide_mpp or None)
-    found = _opened(dataclasses.asdict(known), tiling)
+    found = open_data(dataclasses.asdict(config.override({"data": DataConfig()}, own)["data"]))
     if not isinstance(found, SlideTiles):
-        raise UsageError("a hierarchy is made of slides", got=named(str(known.source)))
+        raise UsageError("a hierarchy is made of slides", got=named(str(own["data.source"])))
     return found
 
 
@@ -94,13 +90,7 @@ def open_run(folder: Path) -> Source:
     known = (yaml.safe_load((folder / RUN).read_text(encoding="utf-8")) or {}).get("data") or {}
     if not known.get("source"):
         raise UsageError("the run does not say what it learned from", got=folder.name)
-    tiling = Tiling(known.get("mpp") or None, known.get("tile_px") or None, known.get("tissue") or None)
-    return _opened(known, dataclasses.replace(tiling, slide_mpp=known.get("slide_mpp") or None, usual=True))
-
-
-def _opened(known: Mapping[str, Any], tiling: Tiling) -> Source:
-    columns = {key: known.get(key) or None for key in ("manifest", "label", "group")}
-    return open_source(known["source"], tiling=tiling, **columns)
+    return open_data(known)
 
 
 def learned_from_slides(folder: Path) -> bool:
