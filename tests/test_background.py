@@ -61,3 +61,14 @@ def test_a_slide_that_had_to_make_room_is_as_if_nobody_had_asked():
         background.start(key, 1, lambda done: np.zeros(10))
         assert until_settled(background, key).ready
     assert background.state("old") is None and background.state("new").ready
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_ours_is_said_as_well():
+    background = Background("tiles", 100)
+
+    def wrong(done):
+        raise ZeroDivisionError("no tiles")
+
+    background.start("a", 3, wrong)
+    assert until_settled(background, "a").error == "ZeroDivisionError: no tiles"

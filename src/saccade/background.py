@@ -81,3 +81,6 @@ class Background(Generic[K, V]):
             self._states[key] = State(total, total, True)
         except SaccadeError as error:
             self._states[key] = State(0, total, False, str(error))
+        except Exception as error:
+            self._states[key] = State(0, total, False, f"{type(error).__name__}: {error}")
+            raise  # a fault of ours: the terminal has where it was

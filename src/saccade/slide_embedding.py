@@ -97,6 +97,7 @@ class Embedder:
         """What a table of the tiles of all slides says of them: how to cut them again, and how to embed one more."""
         self.cache()  # settles the input
         return {
+            "rows": "tiles",
             "tiling": dataclasses.asdict(self.tiles.tiling),
             "weights": self.model_sha256,
             "spec": dataclasses.asdict(self.model.spec),

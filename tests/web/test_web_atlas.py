@@ -164,6 +164,15 @@ def test_late_colours_do_not_replace_the_newer_ones(window, tables):
     assert window.locator(".legend .entry").count() == 4
 
 
+def test_columns_without_values_are_not_offered(tmp_path):
+    from saccade.web.opened import OpenedTable
+
+    nothing, groups = [None] * 8, ["a", "b"] * 4
+    table = FeatureTable(np.eye(8, dtype=np.float32), list("abcdefgh"), nothing, groups, nothing, nothing, "m", {})
+    save_table(tmp_path / "features.parquet", table)
+    assert OpenedTable(tmp_path / "features.parquet").about()["columns"] == ["group"]
+
+
 def test_clusters_and_the_legend(window, tables):
     open_map(window, "long")
     window.get_by_label("Colour and shape by").select_option("cluster")

@@ -60,7 +60,7 @@ def embed(
         kept = f" ({table.kept:,} were there)" if table.kept else ""
         typer.echo(f"{out}: {table.slides:,} slides{kept}, {table.tiles:,} tiles, {table.width} features")
         return
-    typer.echo(f"{out}: {table.features.shape[0]:,} images, {table.features.shape[1]} features")
+    typer.echo(f"{out}: {len(table):,} {table.about.get('rows', 'images')}, {table.features.shape[1]} features")
 
 
 def evaluate(

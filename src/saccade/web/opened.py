@@ -65,10 +65,13 @@ class OpenedTable:
         kinds += [{"kind": kind, "missing": projection.missing(kind)} for kind in projection.KINDS]
         return {
             "model": self.store.model,
+            "unit": self.store.about.get("rows", "images"),
             "rows": self.store.rows,
             "shown": len(self.table),
             "width": self.store.width,
-            "columns": [name for name in self.store.columns if name not in ("id", "sha256")],
+            "columns": [
+                name for name in self.store.columns if name not in ("id", "sha256") and any(self._columns[name])
+            ],
             "indexed": self.store.indexed,
             "approximate": approximates(self.store, None),
             "pictures": self.pictures.missing(),

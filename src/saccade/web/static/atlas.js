@@ -152,9 +152,9 @@ class Atlas {
     for (const node of this.kinds.children) node.setAttribute("aria-pressed", String(node.dataset.kind === kind));
     this.plot.scatter.setPlaces(places);
     this.repaint();
-    const { shown, rows, model, kinds } = this.about, [first, second] = kinds[0].shares.map((share) => `${(100 * share).toFixed(1)} %`);
+    const { shown, rows, unit, model, kinds } = this.about, [first, second] = kinds[0].shares.map((share) => `${(100 * share).toFixed(1)} %`);
     const means = kind === "pca" ? `PCA: across ${first}, up ${second} of the variance` : `${KINDS[kind]}: near points are alike, distances between far ones mean nothing`;
-    this.foot = `${shown < rows ? `${shown.toLocaleString("en")} of ${rows.toLocaleString("en")}` : rows.toLocaleString("en")} images, ${model}. ${means}.`;
+    this.foot = `${shown < rows ? `${shown.toLocaleString("en")} of ${rows.toLocaleString("en")}` : rows.toLocaleString("en")} ${unit}, ${model}. ${means}.`;
     replace(this.words, this.foot);
   }
 
@@ -272,7 +272,7 @@ class Atlas {
     const lines = [...counts].sort((a, b) => b[1] - a[1]);
     const some = rows.slice(0, LISTED);
     replace(this.selection, el("h2", null, `Selection: ${rows.length.toLocaleString("en")}`),
-      el("table", null, el("thead", null, el("tr", null, el("th", null, this.column), el("th", { class: "number" }, "images"), el("th", { class: "number" }, "of all"))),
+      el("table", null, el("thead", null, el("tr", null, el("th", null, this.column), el("th", { class: "number" }, this.about.unit), el("th", { class: "number" }, "of all"))),
         el("tbody", null, lines.slice(0, 12).map(([code, count]) => el("tr", null, el("td", null, named(this.values[code])),
           el("td", { class: "number" }, count.toLocaleString("en")), el("td", { class: "number" }, `${((100 * count) / this.counts[code]).toFixed(0)} %`))))),
       lines.length > 12 ? el("small", null, `and ${lines.length - 12} more`) : null,
@@ -281,7 +281,7 @@ class Atlas {
       el("div", { class: "chosen" }, some.map((row) => el("button", { type: "button", "aria-label": `Image ${row}`, onclick: () => this.go(row),
         onmouseenter: () => this.point(row), onmouseleave: () => this.point(-1) }, this.near.thumb(row, 56)))),
       rows.length > LISTED ? el("small", null, `The first ${LISTED} are shown.`) : null);
-    say(`${rows.length} images selected`);
+    say(`${rows.length} ${this.about.unit} selected`);
   }
 
   // --- files ------------------------------------------------------------------------------------------

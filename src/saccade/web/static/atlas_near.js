@@ -46,7 +46,7 @@ export class Near {
       el("button", { type: "button", onclick: () => put(false) }, "Only these"),
       el("button", { type: "button", onclick: () => put(true) }, "Not these")));
     more.addEventListener("toggle", () => { if (more.open && !value.options.length) fill().catch((error) => this.complain(error)); });
-    return [page.grouped ? el("label", { class: "check noprint" }, apart, "not from the same group") : null, more];
+    return [page.grouped ? el("label", { class: "check noprint" }, apart, "not from the same group") : null, page.about.columns.length ? more : null];
   }
 
   filtered() {
@@ -91,9 +91,9 @@ export class Near {
   }
 
   show(asked, known, found) {
-    const name = known ? known.id : asked.file.name;
+    const name = known ? known.id : asked.file.name, { page } = this;
     replace(this.head, el("span", { class: "asked" }, known ? this.thumb(asked.row, 64) : null, el("span", null, el("strong", null, name), known?.label ? ` ${known.label}` : "",
-      el("br"), `${found.recall ?? "exact"}; ${found.rows.toLocaleString("en")} images`)));
+      el("br"), `${found.recall ?? "exact"}; ${found.rows.toLocaleString("en")} ${page.about.unit}`)));
     replace(this.votes, found.guess ? this.bars(found.guess) : null);
     replace(this.list, found.hits.map((hit) => el("li", null, el("button", {
       type: "button", title: `${hit.id}: similarity ${hit.similarity.toFixed(4)}`, onclick: () => this.page.go(hit.row),
@@ -101,7 +101,7 @@ export class Near {
     }, this.thumb(hit.row, 96), el("span", { class: "what" }, named(hit.label ?? "")), el("span", { class: "soft" }, hit.similarity.toFixed(3))))));
     this.page.marked(asked.row ?? -1, found.hits.map((hit) => hit.row));
     const vote = found.guess ? `; they vote for ${found.guess.label}` : "";
-    say(`${found.hits.length} images like ${name}${vote}`);
+    say(`${found.hits.length} ${page.about.unit} like ${name}${vote}`);
   }
 
   thumb(row, side) {
