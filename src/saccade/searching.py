@@ -120,7 +120,8 @@ class Found:
         lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows]
         filtered = f", {self.options.where}" if self.options.where else ""
         how = self.answer.recall.text() if self.answer.recall else "exact"
-        lines += ["", f"{self.store.rows:,} {self.store.about.get('rows', 'images')} in {self.store.place}, {self.store.model}{filtered}; {how}"]
+        count = f"{self.store.rows:,} {self.store.about.get('rows', 'images')}"
+        lines += ["", f"{count} in {self.store.place}, {self.store.model}{filtered}; {how}"]
         return "\n".join(lines + ([self.guess.text()] if self.guess else []))
 
     def to_dict(self) -> dict[str, Any]:
