@@ -9,10 +9,13 @@ from typer.testing import CliRunner
 
 from made_slides import on_glass, texture, write_slide
 from saccade import api
+from saccade.backbones.build import build
+from saccade.backbones.weights import save_model
 from saccade.cli import app
+from saccade.contracts import InputSpec
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.slide import open_slide
-from saccade.errors import UsageError
+from saccade.errors import ModelError, UsageError
 from saccade.slide_attention import SlideOptions
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import features, save_geojson
@@ -118,3 +121,24 @@ def test_the_command(slide, tmp_path):
     for wrong in (["--head", "1"], ["--level", "slice"], ["--layer", "0"], ["--out", "a.svg"]):
         with pytest.raises(UsageError):
             CliRunner().invoke(app, [*call, *wrong], catch_exceptions=False)
+
+
+def test_models_of_other_things_say_what_they_read(slide, tmp_path):
+    """A volume's network, and the region level of a hierarchy, used to fail deep inside."""
+    cube = InputSpec(1, 16, 0.0, 1.0, (0.0,), (1.0,), axes=3, intensity="robust")
+    network = build("vit_micro_patch4_w64", channels=1, size_px=16, axes=3, seed=0)
+    save_model(tmp_path / "cubes" / "model", network, cube, about={})
+    grid = InputSpec(6, 4, 0.0, 1.0, (0.0,) * 6, (1.0,) * 6, grid=True)
+    whole = tmp_path / "whole"
+    save_model(whole / "region" / "model", build("grid_nano_w32", channels=6, size_px=4), grid, about={})
+    (whole / "hierarchy.yaml").touch()
+    (whole / "tile").mkdir()
+    for model, words in (
+        ("cubes", "reads volumes"),
+        ("whole/region", rf"reads grids of vectors[\s\S]*{whole / 'tile'}"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            api.attend_slide(tmp_path / model, slide.path, options=SlideOptions(tiling=CUT))
+        with pytest.raises(ModelError, match=words):
+            api.embed(tmp_path / model, slide.path, out=tmp_path / "x.h5", tiling=CUT)
+    assert not (tmp_path / "x.h5").exists()

@@ -24,7 +24,7 @@ from saccade.data.slide_cache import stream_tiles, usual_workers
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import SlideTiles
 from saccade.embedding import answers_to
-from saccade.errors import UsageError
+from saccade.errors import ModelError, UsageError
 from saccade.exchange import SlideFeatures, read_about, save_features
 from saccade.store import FeatureTable, TableWriter, load_table
 
@@ -150,8 +150,36 @@ def as_trained(model: str | Path, asked: Tiling | None) -> Tiling:
 
 
 def load_for_tiles(name: str | Path, tiles: SlideTiles) -> LoadedModel:
-    """A model for the tiles of these slides; one without a size of its own takes the side of the tiles."""
-    return load_model(name, channels=len(tiles.read(0).pixels), size_px=min(224, tiles.tile_px))
+    """A model for the tiles of these slides; one without a size of its own takes the side of the tiles.
+
+    Raises ModelError for a model that reads anything but flat images.
+    """
+    loaded = load_model(name, channels=len(tiles.read(0).pixels), size_px=min(224, tiles.tile_px))
+    if loaded.spec.axes != 2:
+        raise ModelError(
+            f"{name} reads volumes, and {tiles.name} is cut into flat tiles",
+            expected="a model of images",
+            hint="take a run that was trained on slides or images, or try random:vit_micro_patch8",
+        )
+    if loaded.spec.grid:
+        raise ModelError(
+            f"{name} reads grids of vectors, and {tiles.name} is cut into tiles of pixels",
+            expected="a model of images, or a hierarchy",
+            hint=_below_a_grid(Path(name)),
+        )
+    return loaded
+
+
+def _below_a_grid(model: Path) -> str:
+    """What to take instead of a level that reads vectors."""
+    whole = next(
+        (folder for folder in (model.parent, model.parent.parent) if (folder / "hierarchy.yaml").exists()), None
+    )
+    if whole is None:
+        return "take the hierarchy it belongs to, or that hierarchy's tile level"
+    return f"take the hierarchy: {whole}" + (
+        f", or its tile level: {tile}" if (tile := whole / "tile").exists() else ""
+    )
 
 
 def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: Report | None = None) -> Embedded:
