@@ -173,6 +173,44 @@ def test_rollout_and_the_kept_share(explorer, site):
     assert [row["shown"] == "1" for row in rows] == threshold_mask(wanted[None], 0.6)[0].tolist()
 
 
+def test_rollout_of_a_network_with_several_heads(explorer, site):
+    """The numbers under both pictures are rollout's, and stay so when another model is chosen; then attention again."""
+    sample = first_image(site)
+    choose_model(explorer, "random:vit_micro_patch8")
+    choose_model(explorer, "short", side="B, beside it")
+    until(explorer, "document.querySelectorAll('.panel:not([hidden]) .words strong').length === 2")
+    explorer.get_by_label("Shown").select_option("rollout")
+    until(explorer, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
+    wanted = {
+        "A": Explorer().see(Look("random:vit_micro_patch8", "image"), sample).compared.rollout(0)[0],
+        "B": Explorer().see(Look(str(site.run), "image"), sample).compared.rollout(0)[0],
+    }
+    check_rollout(explorer, wanted)
+    assert explorer.locator(".heads button:visible").count() == 0
+    choose_model(explorer, "short, random weights")
+    choose_model(explorer, "random:vit_micro_patch8", side="B, beside it")
+    until(explorer, "document.querySelectorAll('.panel')[1].innerText.startsWith('B: random:vit_micro')")
+    fresh = Explorer().see(Look(str(site.run), "image", True), sample).compared.rollout(0)[0]
+    check_rollout(explorer, {"A": fresh, "B": wanted["A"]})
+    explorer.get_by_label("Shown").select_option("attention")
+    until(explorer, "document.querySelectorAll('.panel')[1].querySelectorAll('.heads button').length === 4")
+    until(explorer, "document.querySelectorAll('.heads:not([hidden])').length === 2")
+    assert {row["kind"] for row in table(explorer)} == {"attention"}
+
+
+def check_rollout(page, wanted: dict[str, np.ndarray]) -> None:
+    """What is saved, and below each picture the line, the colour bar and the class token's share, is rollout's."""
+    rows = table(page)
+    assert {row["kind"] for row in rows} == {"rollout"} and {row["panel"] for row in rows} == set(wanted)
+    for number, (panel, row) in enumerate(wanted.items()):
+        np.testing.assert_allclose(values(rows, panel), row[1:], rtol=1e-3)
+        words = page.locator(".panel .words").nth(number).inner_text()
+        most, taken = (float(one) for one in re.search(r"with ([\d.]+) %.*takes ([\d.]+) %", words).groups())
+        assert (most, taken) == pytest.approx((100 * row[1:].max(), 100 * row[0]), rel=0.05)
+        scale = page.locator(".panel .scale").nth(number).inner_text()
+        assert float(re.findall(r"[\d.]+", scale)[-1]) == most
+
+
 def test_what_is_saved_is_what_is_shown(explorer):
     drawing = saved(explorer, "svg").decode()
     assert drawing.count("fill-opacity") == 16 and "the class token asks; layer 5, mean of all heads" in drawing

@@ -225,6 +225,30 @@ def test_a_network_without_attention_keeps_similarities(small_runs, opened, pict
     assert np.abs(table(page) - wanted).max() < 0.005
 
 
+def test_rollout_of_several_heads_in_a_page_of_one_file(small_runs, opened, pictures, tmp_path):
+    from saccade.backbones.weights import load_model, save_model
+
+    loaded = load_model("random:vit_micro_patch8", size_px=32)
+    run = tmp_path / "four"
+    shutil.copytree(small_runs[0], run, ignore=shutil.ignore_patterns("model", "checkpoints"))
+    save_model(run / "model", loaded.backbone, loaded.spec, about={})
+    page = opened(saccade.report_interactive(run, tmp_path / "four.html", images=pictures[:1])[0])
+    until(page, DRAWN)
+    page.get_by_label("B, beside it").select_option(index=2)
+    page.wait_for_selector(".difference [data-most]")
+    page.get_by_label("Shown").select_option("rollout")
+    until(page, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
+    wanted = exact(run, pictures[0]).compared.rollout(0)[0, 1:]
+    shown = table(page)
+    np.testing.assert_allclose(shown, wanted, rtol=0.02)
+    most = float(re.search(r"with ([\d.]+) %", page.locator(".panel .words").first.inner_text())[1])
+    assert most == pytest.approx(100 * shown.max(), rel=0.01)
+    page.get_by_label("Model", exact=True).select_option(index=1)
+    until(page, DRAWN)
+    words = [page.locator(".panel .words").nth(side).inner_text() for side in range(2)]
+    assert words[0] == words[1]  # both sides show the random weights now
+
+
 def test_layers_that_do_not_fit_are_left_out_and_keep_their_names(small_runs, opened, pictures, tmp_path, monkeypatch):
     compared = exact(small_runs[0], pictures[0]).compared
     monkeypatch.setattr("saccade.reporting.standalone.MOST_BYTES", 2 * 2 * compared.heads * compared.tokens**2)

@@ -11,6 +11,7 @@ import { Overview, Panel } from "./panel.js";
 import { saver } from "./save.js";
 
 const SEED = 1;
+const rolls = (look) => look.wholeDepth === look.depth; // a page of one file may keep some layers only
 const planar = ({ axes }) => (axes ?? 2) === 2; // neither volumes nor grids of vectors
 const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token asks"], ["[ ]", "layer before, after"],
   [", .", "head before, after"], ["M", "mean of the heads"], ["R", "rollout on, off"], ["Shift + arrows", "move the answering patch"]];
@@ -40,7 +41,7 @@ class Explorer {
     ];
     this.layer = words.has("layer") ? Number(words.get("layer")) : null;
     this.head = words.has("head") && words.get("head") !== "mean" ? Number(words.get("head")) : "mean";
-    this.kind = words.get("kind") ?? "attention";
+    this.kind = words.get("kind") === "rollout" ? "rollout" : "attention";
     this.view = { keep: 1, smooth: false, colour: false, same: false, size: null };
     // Where in the whole image the query lies, in 0..1; null: the class token. Shuffling moves the patch, not this.
     this.asked = null;
@@ -97,7 +98,7 @@ class Explorer {
       ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h}` }))];
     this.headInput = select(headNames, String(this.head), (head) => this.setHead(head === "mean" ? head : Number(head)));
     const kinds = [{ value: "attention", text: "attention of a layer" }];
-    if (!first || first.wholeDepth === first.depth) kinds.push({ value: "rollout", text: "rollout, all layers" });
+    if (!first || rolls(first)) kinds.push({ value: "rollout", text: "rollout, all layers" });
     this.kindInput = select(kinds, this.kind, (kind) => { this.kind = kind; this.tools(); this.refresh(); });
     const keep = el("input", { type: "range", min: 5, max: 100, step: 5, value: 100 * this.view.keep,
       oninput: (event) => {
@@ -172,6 +173,7 @@ class Explorer {
       const first = looks[0];
       this.layer = Math.min(this.layer ?? first.depth - 1, first.depth - 1);
       if (this.head !== "mean" && this.head >= first.heads) this.head = "mean";
+      if (!looks.every((look) => !look || rolls(look))) this.kind = "attention";
       this.tools();
       await this.refresh();
     } catch (error) {
@@ -339,7 +341,7 @@ class Explorer {
       if (event.shiftKey) this.setAnswer(to); else this.ask(to);
     } else if (event.key === "c" || event.key === "Escape") this.ask(null);
     else if (event.key === "m") this.setHead("mean");
-    else if (event.key === "r" && look.wholeDepth === look.depth) { this.kind = this.kind === "rollout" ? "attention" : "rollout"; this.tools(); this.refresh(); }
+    else if (event.key === "r" && rolls(look)) { this.kind = this.kind === "rollout" ? "attention" : "rollout"; this.tools(); this.refresh(); }
     else if (event.key === "[" || event.key === "]") {
       this.layer = Math.min(look.depth - 1, Math.max(0, this.layer + (event.key === "]" ? 1 : -1)));
       this.refresh();

@@ -62,7 +62,7 @@ export class Panel {
     const data = painted(map, limits, inside ?? look.there);
     this.shown = { map, data, limits, inside, kind, head, place: view.place, values };
     this.paint(view);
-    this.drawHeads(values, view);
+    this.drawHeads(values, kind, view);
     this.say(map, values, kind, head, own, inside, view);
   }
 
@@ -79,8 +79,11 @@ export class Panel {
     }
   }
 
-  drawHeads(values, view) {
+  // Rollout goes by the mean over the heads: it has one map and none a head.
+  drawHeads(values, kind, view) {
     const { look } = this;
+    this.heads.hidden = kind !== "attention";
+    if (this.heads.hidden) return;
     this.smalls.forEach((canvas, head) => {
       const map = choose(values, look.tokens, look.prefix, head);
       const context = canvas.getContext("2d");
