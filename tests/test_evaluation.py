@@ -221,6 +221,14 @@ def test_tables_in_every_form():
     assert len(lines) == len(found.rows) + 1 and lines[1].endswith("True")
 
 
+def test_one_group_has_no_interval():
+    found = report()
+    several = tables.to_text(found)
+    one = tables.to_text(dataclasses.replace(found, protocol=found.protocol | {"units_test": 1}))
+    table_of_several, table_of_one = several.split("\n\n")[0], one.split("\n\n")[0]
+    assert "[" in table_of_several and "[" not in table_of_one and "100 % (n=240)" in table_of_one
+
+
 def test_guard_refuses_and_marks():
     records = [Record(f"x{i}", "a", f"p{i // 2}", None) for i in range(10)]
     hashes = [f"hash-{i}" for i in range(10)]

@@ -285,6 +285,13 @@ def test_not_a_run(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UsageError, match="not a run folder"):
             write_report(folder)
+    (tmp_path / "tile").mkdir()
+    (tmp_path / "tile" / "config.yaml").write_text("{}")
+    with pytest.raises(UsageError, match=r"it holds runs: .*tile"):
+        write_report(tmp_path)
+    (tmp_path / "slides.md").write_text("")
+    with pytest.raises(UsageError, match=r"results for slides: .*slides\.md"):
+        write_report(tmp_path)
 
 
 def test_grey_evaluation_has_its_own_part(run, tmp_path):

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from made_slides import on_glass, texture, write_slide
-from saccade import api
+from saccade import api, config
 from saccade.data.open import open_source
 from saccade.data.slide_cache import stream_tiles
 from saccade.data.slides.grid import Tiling
@@ -20,6 +20,7 @@ from saccade.data.slides.stream import TileStore, Wanted
 from saccade.errors import DataError, StorageError, TooManyDamaged, UsageError
 from saccade.evaluation.protocol import ProtocolConfig
 from saccade.exchange import SlideFeatures, load_features, load_h5, save_features
+from saccade.finetuning import FinetuneOptions
 from saccade.measuring import EvaluateOptions
 from saccade.runs import read_json, read_metrics
 from saccade.slide_embedding import Embedded
@@ -216,8 +217,19 @@ def test_slides_are_cut_alike_for_training_measuring_and_pictures(tmp_path):
     assert api.finetune(model, data, out=run, settings=settings)["n_test"] == test_part
     options = EvaluateOptions(group="patient", tiling=CUT, baselines=False, protocol=ProtocolConfig(fractions=(1.0,)))
     assert api.evaluate([model], data, options=options).protocol["n_test"] == test_part
+    other = tmp_path / "other"
+    api.finetune(
+        run,
+        data,
+        out=other,
+        settings={"data.group": "patient", "train.steps": 1, "train.batch": 4},
+        options=FinetuneOptions(allow_overlap=True),
+    )
+    assert config.load(other / "config.yaml")["data"]["tile_px"] == CUT.tile_px  # as the weights learned
     page, _ = api.report_interactive(run, tmp_path / "page.html")
     assert ".tif#" in page.read_text(encoding="utf-8")
+    with pytest.raises(UsageError, match="a slide holds many tiles"):
+        api.report_interactive(run, tmp_path / "slide.html", images=[tmp_path / "0.tif"])
 
 
 def test_settings_of_slides_are_refused_for_other_images(tmp_path):

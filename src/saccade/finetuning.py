@@ -7,7 +7,6 @@ figures and ``predictions.csv`` the answer for every test image.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,16 +21,16 @@ from saccade.classify import Classifier, load_classifier
 from saccade.contracts import Source
 from saccade.data.intensity import intensity_of
 from saccade.data.loader import build_cache
-from saccade.data.open import open_data
 from saccade.data.source import select
 from saccade.data.splits import Parts, choose_parts, unit_names
 from saccade.errors import UsageError, unknown
 from saccade.evaluation.guard import check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
 from saccade.evaluation.metrics import METRICS, interval, resampling_weights
+from saccade.evaluation.protocol import FEW_UNITS
 from saccade.recipes import apply_recipe
 from saccade.train import run as training
 from saccade.train.loop import Console
-from saccade.train.part import hash_of, labels_in
+from saccade.train.part import hash_of, labels_in, open_all
 from saccade.train.prepare import absolute_paths, default_sections, section_types
 from saccade.train.settings import DataConfig
 
@@ -130,10 +129,6 @@ def finetune(
     return measure(out, console)
 
 
-def _open(data: DataConfig) -> Source:
-    return open_data(dataclasses.asdict(data))
-
-
 def _parts(source: Source, held_out: set[str]) -> tuple[Parts, list[str]]:
     hashes = [hash_of(source, i) or f"unreadable {i}" for i in range(len(source))]
     return choose_parts(source.records, hashes, seed=0, held_out=held_out), hashes
@@ -143,7 +138,7 @@ def _guard_before(data: DataConfig, weights: str, allow: bool) -> None:
     """Refuse a test part that the training part or the weights share images with, before an hour is spent."""
     if data.split == "all":
         return
-    source, record = _open(data), runs.data_record(weights) if weights else None
+    source, record = open_all(data, weights), runs.data_record(weights) if weights else None
     if not labels_in(source):
         return  # said by what looks for classes
     parts, hashes = _parts(source, set(record.get("held_out", [])) if record else set())
@@ -167,7 +162,7 @@ def measure(run: Path, console: Console) -> dict[str, Any]:
     if data.split == "all":
         console.say("the run learned from all images (data.split=all): there is no test part to measure on")
         return {}
-    source = _open(data)
+    source = open_all(data, "")
     parts, hashes = _parts(source, set(record["held_out"]))
     overlap = bool(check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist()))
     classifier = load_classifier(run)
@@ -218,7 +213,10 @@ def score_report(
 
 def _text(found: Mapping[str, Any], parts: Parts, overlap: bool) -> str:
     words = [f"Test part: {parts.text}; {found['n_test']:,} images, {len(found['classes'])} classes."]
-    words.append(f"95 % intervals by bootstrap over {found['units_test']} groups or images.")
+    units = found["units_test"]
+    words.append(f"95 % intervals by bootstrap over {units} groups or images.")
+    if units < FEW_UNITS:
+        words.append("With so few of them the intervals mean nothing." if units > 1 else "One has no interval.")
     words.append(f"Always answering the most frequent class gives {100 * found['majority']:.1f} % accuracy.")
     if overlap:
         words.append("WARNING: part of the test part was seen in training or pretraining.")
@@ -241,5 +239,6 @@ def to_text(found: Mapping[str, Any]) -> str:
     lines = [found["protocol"]["text"], ""]
     for row in found["rows"]:
         name = str(row["metric"]).replace("_", " ")
-        lines.append(f"{name:18s} {100 * row['mean']:5.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]")
+        between = f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if found["units_test"] > 1 else ""
+        lines.append(f"{name:18s} {100 * row['mean']:5.1f} %{between}")
     return "\n".join(lines)

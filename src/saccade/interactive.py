@@ -20,6 +20,7 @@ from saccade import config, runs
 from saccade.contracts import Record, Sample
 from saccade.data.decode import decode
 from saccade.data.open import open_data
+from saccade.data.slides.find import is_slide
 from saccade.errors import DataError, UsageError
 from saccade.explore import Explorer, Look, Seen
 from saccade.reporting.standalone import block, kept_layers, packed, standalone
@@ -64,6 +65,12 @@ def write_interactive(
 def _file(path: Path) -> Chosen:
     if not path.is_file():
         raise DataError("image file not found", got=path)
+    if is_slide(path, asked=False):
+        raise UsageError(
+            "a slide holds many tiles and is no image for this page",
+            got=path,
+            hint="give tiles as PNG, or leave out --images to take some of the run's; saccade view shows whole slides",
+        )
     return Chosen(path.name, None, decode(path.read_bytes(), str(path)))
 
 

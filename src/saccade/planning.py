@@ -74,7 +74,7 @@ def looked_at(
         sections = sections | {"data": dataclasses.replace(sections["data"], axes=axes, **NO_TILES)}
         return images, channels, 1, resolve_size(sections, round(1.5 * size), device, axes)
     sections = config.override(sections, {"data.source": str(data)})
-    source = open_part(sections["data"]).source
+    source = open_part(sections["data"], sections["model"].weights).source
     sections = sections | {"data": settle_tiles(settle_intensity(sections["data"], source), source)}
     sections = resolve_size(sections, typical_px(source, sections["data"].size_mm), device, source.axes)
     channels = sections["data"].channels or usual_channels(source)

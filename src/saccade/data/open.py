@@ -85,13 +85,20 @@ def open_source(
     raise _unknown_kind(place, name)
 
 
-def open_data(data: Mapping[str, Any]) -> Source:
-    """The images that the ``data`` settings of a run name, slides cut as they say. Raises like ``open_source``."""
-    tiling = Tiling()
-    if data.get("tile_px") != 0:  # 0 is what other images have
-        tiling = Tiling(data.get("mpp") or None, data.get("tile_px"), data.get("tissue"), data.get("slide_mpp") or None)
+def tiling_in(data: Mapping[str, Any]) -> Tiling:
+    """How the ``data`` settings of a run cut slides; tiles of 0 pixels are what other images have."""
+    if data.get("tile_px") == 0:
+        return Tiling()
+    return Tiling(data.get("mpp") or None, data.get("tile_px"), data.get("tissue"), data.get("slide_mpp") or None)
+
+
+def open_data(data: Mapping[str, Any], tiling: Tiling | None = None) -> Source:
+    """The images that the ``data`` settings of a run name, slides cut as they say, or by ``tiling``.
+
+    Raises like ``open_source``.
+    """
     columns = {name: data.get(name) or None for name in ("manifest", "label", "group")}
-    return open_source(data["source"], tiling=tiling, **columns)
+    return open_source(data["source"], tiling=tiling or tiling_in(data), **columns)
 
 
 def _synthetic(text: str, tiling: Tiling) -> Source:

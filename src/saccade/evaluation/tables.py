@@ -34,16 +34,18 @@ def _cells(found: EvalReport, probe: str) -> tuple[list[str], list[list[str]]]:
     gaps = {(d["against"], d["fraction"]): d for d in _headline_rows(found, found.differences, probe)}
     header = ["labels", *models] + ([f"Δ ({models[0]} − {models[1]})"] if len(models) > 1 else [])
     body, differences = [], []
+    several = found.protocol["units_test"] > 1  # one group has no spread: no interval is better than one of width 0
+    between, signed = (" [{:.1f}, {:.1f}]", " [{:+.1f}, {:+.1f}]") if several else ("", "")
     for fraction in found.protocol["fractions"]:
         some = rows[models[0], fraction]
         line = [f"{fraction * 100:g} % (n={some['n_train']})"]
         for model in models:
             r = rows[model, fraction]
-            line.append(f"{100 * r['mean']:.1f}{mark} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]")
+            line.append(f"{100 * r['mean']:.1f}{mark}" + between.format(100 * r["low"], 100 * r["high"]))
         if len(models) > 1:
             d = gaps[models[1], fraction]
             differences.append(d["difference"])
-            line.append(f"{100 * d['difference']:+.1f}{mark} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]")
+            line.append(f"{100 * d['difference']:+.1f}{mark}" + signed.format(100 * d["low"], 100 * d["high"]))
         body.append(line)
     if len(models) > 1:
         mean = sum(differences) / len(differences)

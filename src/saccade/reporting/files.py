@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from saccade.errors import UsageError
 from saccade.reporting.evaluation import Evaluation, read_evaluation
 from saccade.reporting.page import number, sequence
+from saccade.runs import not_a_run
 
 FILES = ("config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.json")
 
@@ -43,7 +43,7 @@ class RunFiles:
 def read_run(folder: Path) -> RunFiles:
     """Read every file of a run that can be read. Raises UsageError when the folder is no run at all."""
     if not any((folder / name).exists() for name in FILES):
-        raise UsageError("not a run folder", got=folder, expected="a folder with " + ", ".join(FILES))
+        raise not_a_run(folder)
     listed = _json(folder / "figures" / "index.json")
     return RunFiles(
         folder=folder,

@@ -14,7 +14,7 @@ from saccade.config import Sections
 from saccade.contracts import Record, Source
 from saccade.data.intensity import decide_intensity, make_intensity
 from saccade.data.loader import ImageCache, with_statistics
-from saccade.data.open import open_data
+from saccade.data.open import open_data, tiling_in
 from saccade.data.slides.source import tiles_in
 from saccade.data.source import TileRecords, select, with_split
 from saccade.data.splits import draw_test, given_test, grouped_split
@@ -22,6 +22,7 @@ from saccade.data.survey import check_spacing_known
 from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.evaluation.guard import seen_in_pretraining
 from saccade.seeds import numpy_generator
+from saccade.slide_embedding import as_trained
 from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig
 
 
@@ -61,13 +62,19 @@ class Shares:
         return [r for part in parts for r in part.records], [digest for part in parts for digest in part.hashes]
 
 
-def open_part(data: DataConfig) -> Part:
-    """The source a run names, limited to its part.
+def open_all(data: DataConfig, weights: str) -> Source:
+    """All images that the settings name. Slides are cut as these say, or else as the run was that made ``weights``."""
+    named = dataclasses.asdict(data)
+    return open_data(named, as_trained(weights, tiling_in(named)) if weights and data.tile_px != 0 else None)
+
+
+def open_part(data: DataConfig, weights: str) -> Part:
+    """The source a run names, limited to its part; see ``open_all``.
 
     By default that is everything but the test part: the one the data bring, or, where labels but no split are
     there, the one that ``evaluate`` would draw. ``all`` takes everything, any other name is a split.
     """
-    source = open_data(dataclasses.asdict(data))
+    source = open_all(data, weights)
     records = source.records
     if data.split == "all":
         return Part(source, [])

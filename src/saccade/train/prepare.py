@@ -116,7 +116,7 @@ def settle_stream(data: DataConfig, source: Source) -> DataConfig:
 
 def open_images(sections: Sections, device: torch.device, console: Console) -> tuple[Sections, Opened]:
     """Open and decode the images that ``data`` names; the sections with the sizes that follow from them."""
-    part = open_part(sections["data"])
+    part = open_part(sections["data"], sections["model"].weights)
     if part.held_out:
         console.say(
             f"the data bring no split: {len(part.held_out):,} labelled images (whole groups) are held out for "
@@ -144,7 +144,8 @@ def shares_of(cache: ImageCache, sections: Sections) -> Shares:
 
 def reopen(sections: Sections, console: Console) -> Shares:
     """The shares of a run that is there already: its images decoded and divided as they were."""
-    return shares_of(_decode(open_part(sections["data"]).source, sections, console), sections)
+    part = open_part(sections["data"], sections["model"].weights)
+    return shares_of(_decode(part.source, sections, console), sections)
 
 
 # --- networks -----------------------------------------------------------------------------------
