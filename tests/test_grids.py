@@ -47,6 +47,46 @@ def folder(tmp_path):
     return write_grids(tmp_path / "grids", files, side=4, least=0.5)
 
 
+def trident(folder, *, slides=4, width=6):
+    """Features as TRIDENT writes them: nothing of ours in them, tiles of 256 pixels at 20x on slides of 40x."""
+    h5py = pytest.importorskip("h5py", reason='HDF5 needs pip install "saccade[slides]"')
+    folder.mkdir()
+    cells = np.argwhere(np.ones((16, 32)))
+    for number in range(slides):
+        with h5py.File(folder / f"slide-{number}.h5", "w") as file:
+            coords = file.create_dataset("coords", data=(cells[:, ::-1] * 512).astype(np.int64))
+            coords.attrs.update({"patch_size": 256, "patch_size_level0": 512, "target_magnification": 20, "overlap": 0})
+            vectors = np.random.default_rng(number).normal(size=(len(cells), width)).astype(np.float32)
+            file.create_dataset("features", data=vectors)
+    return folder
+
+
+def test_features_of_another_program_are_a_source(tmp_path):
+    folder, table = trident(tmp_path / "features"), tmp_path / "labels.csv"
+    source = open_source(folder)
+    assert len(source) == 8 and source.side == 16 and {r.label for r in source.records} == {None}
+    assert source.records[1].id == "slide-0#8192,0" and source.records[1].group == "slide-0"
+    assert len({source.content_hash(i) for i in range(8)}) == 8
+    assert source.read(0).pixels.shape == (7, 16, 16) and source.read(0).pixels[-1].all()
+    rows = ["path,class,patient", "slide-0.svs,a,p", "b/slide-1.svs,b,q", "slide-3.svs,a,r"]
+    table.write_text("\n".join(rows))
+    labelled = open_source(folder, manifest=table)
+    assert [(r.label, r.group) for r in labelled.records][::2] == [("a", "p"), ("b", "q"), ("a", "r")]
+    table.write_text("path,class\nslide-9.svs,a")
+    with pytest.raises(DataError, match="slide-9"):
+        open_source(folder, manifest=table)
+    with pytest.raises(DataError, match="no table of columns"):
+        open_source(folder, label="class")
+
+
+def test_a_network_learns_from_features_of_another_program(tmp_path):
+    folder = trident(tmp_path / "features")
+    settings = {"train.steps": 2, "train.batch": 4, "dino.out_dim": 16}
+    run = pretrain(folder, out=tmp_path / "run", backbone="grid_nano", settings=settings)
+    table = embed(run, folder)
+    assert table.features.shape[0] == 8 and np.isfinite(table.features).all()
+
+
 def test_a_block_holds_its_tiles(tmp_path, folder):
     """Every tile lies where its coordinates say; what is missing is zero and marked."""
     source = open_source(folder)

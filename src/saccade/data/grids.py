@@ -3,26 +3,30 @@
 A folder with ``grids.json`` is such a source: it names files of features (one a slide, see ``exchange``) and the side
 of a block. Every block of tiles is one sample [D + 1, Y, X]; the last channel says which tiles are there. So the second
 level of HIPT (Chen et al. 2022, arXiv:2206.02647) is the same training once more, on vectors instead of pixels.
+A folder of HDF5 files of features (of TRIDENT, CLAM or ``saccade embed --out FOLDER.h5``) is such a source as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from saccade.contracts import Record, Sample
+from saccade.data.source import MANIFESTS, read_table, records_from_rows
 from saccade.errors import DataError, UsageError
 from saccade.exchange import SlideFeatures, load_features
 from saccade.runs import read_json, write_json
 
 FILE = "grids.json"
+HDF5 = (".h5", ".hdf5")
+SIDE, LEAST = 16, 0.25  # of features that no hierarchy has cut into regions: HIPT's 4,096 pixels in tiles of 256
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,19 @@ class GridSource:
 
     side    tiles along each side of a block; 0: every slide is one grid
     least   share of a block's tiles that must be there
+    known   what a table says of the slides, by file; else what the files themselves say
     Label, group and split are those of the slide. ``places`` [N 2] int64: (x, y) of each block at level 0.
     """
 
-    def __init__(self, name: str, files: Sequence[Path], *, side: int, least: float):
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        *,
+        side: int,
+        least: float,
+        known: Mapping[Path, Record] | None = None,
+    ):
         self.name, self.axes, self.side = name, 2, side
         self.records: list[Record] = []
         self.blocks: list[Block] = []
@@ -86,10 +99,13 @@ class GridSource:
         places = []
         for file in files:
             found = _features(file)
-            about, step = found.about, float(found.about["tile_px_level0"])
+            about, step = dict(found.about), float(found.about["tile_px_level0"])
+            if known is not None:
+                about |= {name: getattr(known[file], name) for name in ("label", "group", "split")}
+            content = about.get("slide_sha256") or _sha256(file)
             for block in cut_blocks(file, cells_of(found), side, least):
                 x, y = round(block.left * step), round(block.top * step)
-                words = (about.get("slide_sha256"), about.get("model_sha256"), side, block.top, block.left)
+                words = (content, about.get("model_sha256"), side, block.top, block.left)
                 slide = str(about["slide"])
                 self.blocks.append(block)
                 self.slides.append(slide)
@@ -102,7 +118,7 @@ class GridSource:
                 f"{name}: no grids",
                 got=f"{len(files)} files of features",
                 expected=f"blocks of {side} x {side} tiles, {least:.0%} of them there",
-                hint="take smaller regions, or a lower share of tissue",
+                hint=f"smaller regions or a lower share of tissue: hipt.region_px, hipt.least; side, least in {FILE}",
             )
 
     def __len__(self) -> int:
@@ -116,6 +132,12 @@ class GridSource:
     def content_hash(self, index: int) -> str:
         """Of slide, model and place: the same for the same vectors."""
         return self._hashes[index]
+
+
+def _sha256(file: Path) -> str:
+    """Of the file itself: other programs do not say which slide it was made of."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _record(name: str, slide: str, about: dict[str, Any]) -> Record:
@@ -154,3 +176,38 @@ def open_grids(folder: Path) -> GridSource:
     if int(values["side"]) < 0:
         raise UsageError(f"{folder / FILE}: side counts tiles", got=values["side"], expected="0 or more")
     return GridSource(str(folder), files, side=int(values["side"]), least=float(values["least"]))
+
+
+def holds_features(folder: Path) -> bool:
+    """Whether a folder holds files of features (HDF5), and beside them at most tables."""
+    found = False
+    for place in folder.iterdir():
+        name = place.name.lower()
+        if name.endswith(HDF5):
+            found = True
+        elif not name.endswith((".csv", ".parquet", ".json", ".txt", ".md")) and not name.startswith("."):
+            return False
+    return found
+
+
+def open_features(folder: Path, *, manifest: Path | None, label: str | None, group: str | None) -> GridSource:
+    """The regions of the slides whose features lie in ``folder``, a file a slide: 16 x 16 tiles, a quarter of them
+    there. A ``grids.json`` in the folder names others.
+
+    manifest   a table (path, label, patient or group, split) that names the files, or slides of the same names; one in
+               the folder is found by itself
+    """
+    files = sorted(place for place in folder.iterdir() if place.name.lower().endswith(HDF5))
+    held = manifest or next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
+    if held is None:
+        if label or group:
+            raise DataError(f"{folder} has no table of columns", got=f"--label or --group {label or group}")
+        return GridSource(str(folder), files, side=SIDE, least=LEAST)
+    table, stems = read_table(held), {file.stem: str(file) for file in files}
+    group = group or ("patient" if "patient" in table.rows[0] and "group" not in table.rows[0] else None)
+
+    def find(path: str) -> str | None:
+        return stems.get(PurePosixPath(path.replace("\\", "/")).stem)
+
+    known = {Path(record.id): record for record in records_from_rows(table, find, label=label, group=group)}
+    return GridSource(str(folder), list(known), side=SIDE, least=LEAST, known=known)

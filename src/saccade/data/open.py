@@ -59,6 +59,8 @@ def open_source(
         if manifest or label or group:
             raise UsageError("grids of vectors bring the labels and groups of their slides", got=place)
         return grids.open_grids(place)
+    if place.is_dir() and grids.holds_features(place):
+        return grids.open_features(place, manifest=manifest, label=label, group=group)
     tiling = tiling or Tiling()
     slides = find_slides(place, manifest=manifest, label=label, group=group, tiling=tiling)
     if slides is not None:
