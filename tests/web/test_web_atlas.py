@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import pytest
-from waiting import Late
+from waiting import Held, Late, until, waited_for
 
 from saccade.store import FeatureTable, save_table
 
@@ -55,6 +55,17 @@ def test_a_run_without_a_table_says_the_command(window, site):
     open_map(window)
     said = window.locator(".command code").all_inner_texts()
     assert len(said) == 2 and said[0].startswith("saccade embed ") and "--out" in said[0] and str(site.run) in said[0]
+
+
+def test_a_table_that_is_being_read_is_waited_for_in_words(window, site, tables):
+    held = Held(window, "**/api/atlas/*")
+    window.goto("about:blank")
+    window.goto(f"{site.origin}/#/atlas")
+    until(window, "document.querySelector('.page [role=status]')?.innerText.startsWith('Reading short')")
+    assert waited_for(window) == "Reading short and working out its map."
+    held.let_go()
+    window.wait_for_selector(".page.atlas[data-ready]")
+    assert window.locator(".waiting").count() == 0
 
 
 def test_points_neighbours_and_votes_by_keys(window, tables):

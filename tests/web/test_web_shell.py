@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+from waiting import Held, until, waited_for
+
 from conftest import TABLET
 
 
@@ -18,6 +21,33 @@ def test_every_page_opens(window):
         window.locator(f"#pages a[data-page={name}]").click()
         window.wait_for_selector(f".page.{name}[data-ready]")
         assert window.locator("[role=alert]:visible").count() == 0
+
+
+@pytest.mark.parametrize("name", ["explorer", "volumes", "slides", "words", "atlas", "runs"])
+def test_a_page_that_waits_has_its_heading_and_says_what_for(window, site, name):
+    held = Held(window, "**/api/**")
+    window.goto("about:blank")
+    window.goto(f"{site.origin}/#/{name}")
+    assert waited_for(window).endswith(".")
+    heading = window.locator("h1").inner_text()
+    held.let_go()
+    window.wait_for_selector(f".page.{name}[data-ready]", timeout=120_000)
+    assert window.locator("h1").all_inner_texts() == [heading] and window.locator(".waiting").count() == 0
+
+
+@pytest.mark.parametrize(("name", "address"), [("explorer", "**/api/attention/look?*"), ("words", "**/api/words")])
+def test_the_first_answer_of_a_network_is_waited_for_in_words(window, site, name, address):
+    held = Held(window, address)
+    window.goto("about:blank")
+    window.goto(f"{site.origin}/#/{name}")
+    until(
+        window,
+        "document.querySelector('.waiting')?.innerText.includes('network is looking') || "
+        "document.querySelector('.waiting')?.innerText.includes('is reading the text')",
+    )
+    held.let_go()
+    window.wait_for_selector(f".page.{name}[data-ready]", timeout=120_000)
+    assert window.locator(".waiting").count() == 0
 
 
 def test_no_page_is_wider_than_a_tablet(window):

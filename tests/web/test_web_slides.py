@@ -11,7 +11,7 @@ import tifffile
 import yaml
 from PIL import Image
 from test_web_security import ask
-from waiting import until
+from waiting import Held, until, waited_for
 
 from saccade.backbones.build import build
 from saccade.backbones.weights import save_model
@@ -83,6 +83,16 @@ def test_a_tile_is_clicked_and_its_patches_are_there(page, site, slides):
     scores = site.desk.slide_looks.likeness(look, key, number)
     left_half = tiles.grid(0).cells[:, 1] < 4
     assert scores[number] == pytest.approx(1, abs=1e-5) and scores[left_half].min() > scores[~left_half].max()
+
+
+def test_a_slide_that_is_being_opened_is_waited_for_in_words(window, site, slides):
+    held = Held(window, "**/api/slides/*")
+    window.goto("about:blank")
+    window.goto(f"{site.origin}/#/slides")
+    window.wait_for_selector(".stage")
+    assert waited_for(window) == "Opening slide.tif."
+    held.let_go()
+    until(window, "document.querySelector('.words')?.innerText.includes('mean of all')")
 
 
 def test_white_ground_has_no_tile(page):

@@ -38,3 +38,34 @@ class Late:
         with self.page.expect_event("requestfinished", lambda request: request == self.kept.request):
             self.kept.continue_()
         self.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
+
+
+class Held:
+    """All answers to some questions come only after ``let_go``.
+
+    address   a glob of Playwright for the addresses meant
+    """
+
+    def __init__(self, page, address: str):
+        self.kept: list | None = []
+        page.route(address, self._take)
+
+    def _take(self, route) -> None:
+        if self.kept is None:
+            route.continue_()
+        else:
+            self.kept.append(route)
+
+    def let_go(self) -> None:
+        kept, self.kept = self.kept, None
+        for route in kept:
+            route.continue_()
+
+
+def waited_for(page) -> str:
+    """What the page says that it waits for; fails where it says nothing, or has no heading."""
+    until(
+        page,
+        "document.querySelector('.page h1')?.innerText && document.querySelector('.page [role=status]')?.innerText",
+    )
+    return page.locator(".page [role=status]").first.inner_text()

@@ -7,20 +7,24 @@ import { Plot } from "./atlas_plot.js";
 import { csv, download, drawing, picture } from "./atlas_save.js";
 import { el, field, replace, say, select } from "./dom.js";
 import { newest } from "./newest.js";
+import { begin, waiting } from "./waiting.js";
 
 const KINDS = { pca: "PCA", tsne: "t-SNE", umap: "UMAP" };
 const CLUSTER = "cluster", LISTED = 48, POLL = 400;
 
 export async function show(root, context) {
   const { signal, query } = context;
+  begin(root, "Map", "Asking which feature tables there are.");
   const tables = await json("atlas", {}, signal);
-  root.append(el("h1", null, "Map"));
+  replace(root, el("h1", null, "Map"));
   const ready = tables.filter((table) => table.id);
   const page = el("div");
   if (ready.length) {
     const first = ready.find((table) => table.id === query.get("table")) ?? ready[0];
     const open = async (id) => {
-      const table = ready.find((one) => one.id === id), about = await json(`atlas/${id}`, {}, signal);
+      const table = ready.find((one) => one.id === id);
+      replace(page, waiting(`Reading ${table.name} and working out its map.`));
+      const about = await json(`atlas/${id}`, {}, signal);
       await new Atlas(page, signal, table, about, query).start();
     };
     if (ready.length > 1) {
@@ -68,7 +72,7 @@ class Atlas {
     this.legend = el("div");
     this.selection = el("section", { class: "card", "aria-label": "Selection" });
     this.job = el("div", { class: "job", role: "status", hidden: true });
-    this.words = el("p", { class: "soft words" });
+    this.words = el("p", { class: "soft words" }, waiting("Placing the points."));
     const side = el("div", { class: "atlas-side" },
       el("section", { class: "card", "aria-label": "Legend" }, el("h2", null, "Legend"), this.legend), this.near.node, this.selection);
     replace(this.root, this.tools(), this.job, el("div", { class: "atlas-grid" }, el("div", null, this.plot.node, this.words), side));

@@ -9,8 +9,9 @@ import { newest } from "./newest.js";
 import { explain, nothing } from "./pair.js";
 import { Overview, Panel } from "./panel.js";
 import { saver } from "./save.js";
+import { begin, waiting } from "./waiting.js";
 
-const SEED = 1;
+const SEED = 1, HEADING = "Where does this patch look?";
 const rolls = (look) => look.wholeDepth === look.depth; // a page of one file may keep some layers only
 const planar = ({ axes }) => (axes ?? 2) === 2; // neither volumes nor grids of vectors
 const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token asks"], ["[ ]", "layer before, after"],
@@ -18,6 +19,7 @@ const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token as
 
 export async function show(root, context) {
   const { signal, query } = context;
+  begin(root, HEADING, "Asking which models and runs there are.");
   const [allModels, allRuns] = await Promise.all([json("attention/models", {}, signal), json("runs", {}, signal)]);
   const [models, runs] = [allModels.filter(planar), allRuns.filter(planar)];
   const page = new Explorer(root, context, models);
@@ -69,12 +71,13 @@ class Explorer {
       el("div", { class: "scroll" }, this.overview.canvas));
     this.trouble = el("div", { class: "note", role: "alert", hidden: true });
     this.toolbar = el("div", { class: "tools noprint" });
+    this.wait = el("p");
     this.boxes = el("div", { class: "panels" }, this.panels.map((panel) => panel.node));
     const help = el("details", { class: "keys noprint" }, el("summary", null, "Keys"),
       el("p", { class: "soft" }, "Layers, heads, rows and columns count from 0, as in saccade attend."),
       el("dl", null, HELP.map(([key, what]) => el("div", null, el("dt", { class: "code" }, key), el("dd", null, what)))));
-    this.work = el("div", { class: "work" }, this.toolbar, this.trouble, this.boxes, this.difference, this.all, help);
-    replace(this.root, el("h1", null, "Where does this patch look?"),
+    this.work = el("div", { class: "work" }, this.toolbar, this.trouble, this.wait, this.boxes, this.difference, this.all, help);
+    replace(this.root, el("h1", null, HEADING),
       el("div", { class: "explorer-grid" }, images, this.work, this.explained));
     for (const panel of this.panels) panel.canvas.addEventListener("keydown", (event) => this.key(event));
     nothing(this.explained, "Choose an image, then click a patch.");
@@ -159,6 +162,8 @@ class Explorer {
     if (!this.image || !this.sides[0].model) return;
     const still = this.openings();
     this.boxes.setAttribute("aria-busy", "true");
+    // The first answer loads the network; later ones keep the picture before until they are there.
+    if (!this.panels[0].look) replace(this.wait, waiting("The network is looking at the image."));
     try {
       const looks = await Promise.all(this.sides.map((side) => side.model === "" ? null : Look.open({
         model: side.model, image: this.image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
@@ -180,7 +185,12 @@ class Explorer {
       if (this.signal.aborted || !still()) return;
       this.trouble.hidden = false;
       replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
-    } finally { if (still()) this.boxes.removeAttribute("aria-busy"); }
+    } finally {
+      if (still()) {
+        this.boxes.removeAttribute("aria-busy");
+        replace(this.wait);
+      }
+    }
   }
 
   titleOf(side, look) {

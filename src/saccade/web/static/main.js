@@ -43,7 +43,9 @@ async function open() {
     if (!signal.aborted) await module.show(view, { query, signal, go });
     view.dataset.ready = "yes";
   } catch (error) {
-    if (!signal.aborted) view.prepend(trouble(error));
+    if (signal.aborted) return;
+    for (const line of view.querySelectorAll(".waiting")) line.remove();
+    view.prepend(trouble(error));
   }
 }
 

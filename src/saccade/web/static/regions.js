@@ -62,6 +62,7 @@ export class Regions {
     replace(this.scale);
     replace(this.under);
     replace(this.choices);
+    replace(this.words, `Opening ${slide.name}.`);
     replace(this.right, el("section", { class: "card" }, el("h2", null, "The slide"), el("p", { class: "soft" }, "The hierarchy is looking at it.")));
     const about = await json(`slides/${slide.id}`, {}, this.signal);
     if (!still()) return;

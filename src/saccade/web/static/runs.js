@@ -5,6 +5,7 @@ import { chart, key } from "./chart.js";
 import { el, replace, say } from "./dom.js";
 import { compact } from "./maps.js";
 import { newest } from "./newest.js";
+import { begin } from "./waiting.js";
 
 // Figures in the order in which they tell most; what is not named here follows by name.
 const TITLES = {
@@ -17,9 +18,10 @@ const TITLES = {
 const LEFT_OUT = new Set(["step", "epoch", "seconds", "images", "weight_decay", "momentum", "student_entropy"]);
 
 export async function show(root, context) {
+  begin(root, "Runs", "Asking which runs there are.");
   const runs = await json("runs", {}, context.signal);
   if (!runs.length) {
-    root.append(el("h1", null, "Runs"), el("p", null, "No run here yet. ", el("code", null, "saccade pretrain DATA --out RUN"), " makes one."));
+    replace(root, el("h1", null, "Runs"), el("p", null, "No run here yet. ", el("code", null, "saccade pretrain DATA --out RUN"), " makes one."));
     return;
   }
   new Runs(root, context, runs).build();

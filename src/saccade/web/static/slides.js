@@ -9,11 +9,15 @@ import { compact, range } from "./maps.js";
 import { newest } from "./newest.js";
 import { Regions } from "./regions.js";
 import { heatOf, Stage } from "./stage.js";
+import { begin } from "./waiting.js";
+
+const HEADING = "From the slide to the patch";
 
 export async function show(root, context) {
   const { signal } = context;
+  begin(root, HEADING, "Opening the slides of all runs and looking for tissue on them. The first time takes a while.");
   const [{ slides, missing }, models] = await Promise.all([json("slides", {}, signal), json("attention/models", {}, signal)]);
-  const title = el("h1", null, "From the slide to the patch"), lost = absent(missing);
+  const title = el("h1", null, HEADING), lost = absent(missing);
   if (!slides.length) {
     replace(root, title, lost, el("p", null, "No run on slides is on the desk. ", el("code", null, "saccade pretrain SLIDES --out RUN"),
       " makes one; ", el("code", null, "saccade view RUN"), " shows it."));
@@ -73,6 +77,7 @@ class Tiles {
   async open(slide) {
     const still = this.openings();
     this.looks();
+    replace(this.words, `Opening ${slide.name}.`);
     const about = await json(`slides/${slide.id}`, {}, this.signal);
     if (!still()) return;
     Object.assign(this, { slide, about, tile: null });

@@ -9,12 +9,16 @@ import { newest } from "./newest.js";
 import { explain, nothing } from "./pair.js";
 import { Plane, PLANES } from "./plane.js";
 import { Solid } from "./solid.js";
+import { begin, waiting } from "./waiting.js";
+
+const HEADING = "Where does this voxel look?";
 
 export async function show(root, context) {
+  begin(root, HEADING, "Asking which models and runs of volumes there are.");
   const [models, runs] = await Promise.all([json("attention/models", {}, context.signal), json("runs", {}, context.signal)]);
   const volumes = models.filter((model) => model.axes === 3);
   if (!volumes.length) {
-    replace(root, el("h1", null, "Where does this voxel look?"), el("p", null, "No model of volumes is on the desk. ",
+    replace(root, el("h1", null, HEADING), el("p", null, "No model of volumes is on the desk. ",
       el("code", null, "saccade pretrain VOLUMES --out RUN"), " makes one; ", el("code", null, "saccade view RUN"), " shows it."));
     return;
   }
@@ -43,7 +47,7 @@ class Volumes {
     this.solidCanvas = el("canvas", { width: 384, height: 384, role: "img", "aria-label": "3D view, drag to turn" });
     this.solidWords = el("p", { class: "soft" }, "Drag to turn it. Shown is the tenth of the patches that has most.");
     const solid = el("figure", { class: "panel plane" }, el("figcaption", null, "3D"), el("div", { class: "solid" }, this.solidCanvas), this.solidWords);
-    replace(this.root, el("h1", null, "Where does this voxel look?"), el("div", { class: "explorer-grid" }, images,
+    replace(this.root, el("h1", null, HEADING), el("div", { class: "explorer-grid" }, images,
       el("div", { class: "work" }, this.tools, this.trouble, el("div", { class: "planes" }, this.planes.map((plane) => plane.node), solid),
         this.scale, this.words, el("p", { class: "soft noprint" }, "Click a voxel: its patch asks. Arrow keys move the voxel by a patch, ",
           "Page up and Page down through the planes; C: the class token asks.")),
@@ -74,6 +78,7 @@ class Volumes {
     const still = this.openings();
     this.image = image;
     this.root.setAttribute("aria-busy", "true");
+    if (!this.look) replace(this.words, waiting("The network is looking at the volume."));
     try {
       const look = await Look.volume({ model: this.model, image: image.id }, this.signal);
       if (!still() || this.signal.aborted) return;
@@ -93,6 +98,7 @@ class Volumes {
       }, (error) => { this.solidCanvas.parentNode.hidden = true; this.solidWords.textContent = error.message; });
     } catch (error) {
       if (this.signal.aborted || !still()) return;
+      if (!this.look) replace(this.words);
       this.trouble.hidden = false;
       replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
     } finally { if (still()) this.root.removeAttribute("aria-busy"); }

@@ -4,6 +4,7 @@ import { floats, json, post } from "./ask.js";
 import { el, field, replace, select } from "./dom.js";
 import { newest } from "./newest.js";
 import { SentenceView } from "./sentence_view.js";
+import { begin, waiting } from "./waiting.js";
 
 const LECTURE = "This GitHub page contains all the general information about the course and the study materials.";
 
@@ -21,11 +22,12 @@ function server(info, model, signal) {
 }
 
 export async function show(root, { query, signal }) {
+  begin(root, "Sentences", "Asking which models of text there are.");
   const models = await json("words/models", {}, signal);
   const chosen = { model: models[0].id, positions: true };
   const text = el("textarea", { rows: 2, spellcheck: "false", class: "sentence-text" });
   text.value = query.get("text") ?? LECTURE;
-  const trouble = el("div", { role: "alert" });
+  const trouble = el("div", { role: "alert" }), wait = el("p");
   const place = el("div");
   const view = new SentenceView(place, signal);
   // Of the built-in model the second layer is the one in which words of one phrase find each other.
@@ -36,25 +38,28 @@ export async function show(root, { query, signal }) {
     const still = readings();
     if (!text.value.trim()) { replace(trouble, el("div", { class: "note" }, "Type a sentence.")); return; }
     try {
+      if (!view.source) replace(wait, waiting("The model is reading the text. The first time it has to be loaded."));
       const info = await post("words", { ...chosen, text: text.value }, signal);
       if (signal.aborted || !still()) return;
       replace(trouble);
       view.state.wanted ??= view.source && view.units()[view.state.asks]?.text;
       await view.open(server(info, chosen.model, signal));
+      replace(wait);
     } catch (error) {
+      if (still()) replace(wait);
       if (!signal.aborted && still()) replace(trouble, el("div", { class: "note" }, error.message, error.said?.hint ? el("p", null, error.said.hint) : null));
     }
   }
 
-  let waiting;
-  text.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(read, 400); });
-  signal.addEventListener("abort", () => clearTimeout(waiting));
+  let typing;
+  text.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(read, 400); });
+  signal.addEventListener("abort", () => clearTimeout(typing));
   const positions = el("input", { type: "checkbox", checked: true, onchange: () => { chosen.positions = positions.checked; read(); } });
-  root.append(el("h1", null, "Sentences"),
+  replace(root, el("h1", null, "Sentences"),
     el("p", { class: "soft" }, "Which words does a word look at? Click one, or use the arrow keys. Nothing you type leaves this machine."),
     el("div", { class: "row noprint" }, field("Text", text),
       models.length > 1 ? field("Model", select(models.map(({ id, name }) => ({ value: id, text: name })), chosen.model, (id) => { chosen.model = id; read(); })) : null,
       el("label", { class: "tick" }, positions, " Positions")),
-    trouble, place);
+    trouble, wait, place);
   await read();
 }
