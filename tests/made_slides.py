@@ -42,6 +42,18 @@ def write_slide(
     return path
 
 
+def with_holes(source: Path, target: Path, tiles: tuple[int, ...], level: int = 0) -> Path:
+    """The same slide with the stored bytes of some tiles of one level zeroed: it opens, and they cannot be decoded."""
+    data = bytearray(source.read_bytes())
+    with tifffile.TiffFile(source) as file:
+        page = file.pages[level]
+        for tile in tiles:
+            start, count = page.dataoffsets[tile], page.databytecounts[tile]
+            data[start : start + count] = bytes(count)
+    target.write_bytes(bytes(data))
+    return target
+
+
 def write_dicom(path: Path, pixels: np.ndarray, *, um: float, kind: str = "VOLUME", tile: int = 128) -> Path:
     """One level of a slide as VL Whole Slide Microscopy, tiles in order (TILED_FULL), JPEG; all of one series."""
     rows, columns = pixels.shape[:2]

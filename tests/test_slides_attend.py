@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from made_slides import on_glass, texture, write_slide
+from made_slides import on_glass, texture, with_holes, write_slide
 from saccade import api
 from saccade.backbones.build import build
 from saccade.backbones.weights import save_model
@@ -15,7 +15,7 @@ from saccade.cli import app
 from saccade.contracts import InputSpec
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.slide import open_slide
-from saccade.errors import ModelError, UsageError
+from saccade.errors import ModelError, TooManyDamaged, UsageError
 from saccade.slide_attention import SlideOptions
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import features, save_geojson
@@ -142,3 +142,22 @@ def test_models_of_other_things_say_what_they_read(slide, tmp_path):
         with pytest.raises(ModelError, match=words):
             api.embed(tmp_path / model, slide.path, out=tmp_path / "x.h5", tiling=CUT)
     assert not (tmp_path / "x.h5").exists()
+
+
+def test_damaged_tiles_have_no_colour(tmp_path):
+    whole = write_slide(tmp_path / "whole.tif", texture(768, 768))
+    holed = with_holes(whole, tmp_path / "holed.tif", (0, 14))
+    cut = Tiling(mpp=0.5, tile_px=64, tissue=0.0)
+    for level, each in (("tile", 1), ("patch", 64)):
+        options = SlideOptions(level=level, tiling=cut, max_bad=0.1)
+        found = api.attend_slide("random:vit_micro_patch8", holed, options=options)
+        assert len(found.heat.scores) == 136 * each
+        page = np.asarray(picture(found.slide, found.heat, longest_px=768)).astype(int)
+        for x, y in ((4, 4), (124, 124), (260, 260), (380, 380)):
+            assert page[y, x].tolist() == [255, 255, 255]
+        assert page[200, 200].tolist() != [255, 255, 255]
+        assert len(found.save(tmp_path / level)) >= 3
+    with pytest.raises(UsageError, match="the tile at 10,10 cannot be read"):
+        api.attend_slide("random:resnet10_w8", holed, options=SlideOptions("10,10", tiling=cut, max_bad=0.1))
+    with pytest.raises(TooManyDamaged, match="--max-bad"):
+        api.attend_slide("random:resnet10_w8", holed, options=SlideOptions(tiling=cut))

@@ -8,10 +8,9 @@ import time
 import h5py
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
-from made_slides import on_glass, texture, write_slide
+from made_slides import on_glass, texture, with_holes, write_slide
 from saccade import api, config
 from saccade.data.open import open_source
 from saccade.data.slide_cache import stream_tiles
@@ -24,7 +23,8 @@ from saccade.finetuning import FinetuneOptions
 from saccade.measuring import EvaluateOptions
 from saccade.runs import read_json, read_metrics
 from saccade.slide_embedding import Embedded
-from saccade.store import load_table
+from saccade.store import load_table, unit
+from saccade.train.loop import Quiet
 
 CUT = Tiling(mpp=1.0, tile_px=32)
 
@@ -157,17 +157,50 @@ def test_damaged_tiles_are_named_and_bounded(folder, tmp_path):
     path = tmp_path / "slide.tif"
     path.write_bytes((folder / "slide-0.tif").read_bytes())
     tiles = open_source(path, tiling=CUT)
-    data = bytearray(path.read_bytes())
-    with tifffile.TiffFile(path) as file:  # damaged after the look at the slide, in the level that is read
-        start, count = file.pages[1].dataoffsets[0], file.pages[1].databytecounts[0]
-    data[start : start + count] = bytes(count)
-    path.write_bytes(bytes(data))
+    with_holes(path, path, (0,), level=1)  # damaged after the look at the slide, in the level that is read
     store = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=1, max_bad=1.0, say=said.append)
     found = store.images(np.arange(len(tiles)))
     assert len(found) == len(tiles) and 0 < len(store.failed) < len(tiles) and "cannot be read" in said[0]
     strict = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=1, max_bad=0.0, say=said.append)
     with pytest.raises(TooManyDamaged, match=r"1 of \d+ tiles"):
         strict.images(np.arange(len(tiles)))
+
+
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory):
+    """A slide of one level, whole and with two of its 36 stored tiles damaged: 8 of 144 tiles of 64 pixels."""
+    place = tmp_path_factory.mktemp("holed")
+    whole = write_slide(place / "whole.tif", texture(768, 768))
+    return whole, with_holes(whole, place / "holed.tif", (0, 14))
+
+
+FINE = Tiling(mpp=0.5, tile_px=64, tissue=0.0)
+
+
+def test_a_damaged_spot_is_left_out_and_every_vector_stands_at_its_own_place(holed, tmp_path):
+    """Another tile's vector used to stand there, or the whole slide was lost."""
+    console = Quiet()
+    out, model = tmp_path / "f.h5", "random:vit_micro_patch8"
+    with pytest.raises(TooManyDamaged, match=r"holed\.tif: 8 of 144 tiles \(5\.6% or more\) cannot be read"):
+        api.embed(model, holed[1], out=out, tiling=FINE)
+    found = api.embed(model, holed[1], out=out, tiling=FINE, max_bad=0.1, console=console)
+    assert isinstance(found, Embedded) and found.tiles == 136
+    (line,) = (line for line in console.messages if "left out" in line)
+    assert line.startswith(
+        "holed.tif: 8 of 144 tiles cannot be read and are left out; the first: cannot be read at 0, 0"
+    )
+    api.embed(model, holed[0], out=out, tiling=FINE)
+    whole, rest = load_h5(out / "whole.h5"), load_h5(out / "holed.h5")
+    damaged = [(x, y) for left, top in ((0, 0), (256, 256)) for x in (left, left + 64) for y in (top, top + 64)]
+    kept = [k for k, (x, y) in enumerate(whole.coords.tolist()) if (x, y) not in damaged]
+    assert len(kept) == 136 and np.array_equal(rest.coords, whole.coords[kept])
+    assert rest.about["tiles"] == 144 and rest.about["left_out"] == 8
+    similar = (unit(rest.features) * unit(whole.features[kept])).sum(axis=1)
+    assert similar.min() > 0.999  # the statistics that random weights take from the tiles differ by a little
+    again = api.embed(model, holed[1], out=out, tiling=FINE, max_bad=0.1)
+    assert isinstance(again, Embedded) and (again.kept, again.tiles) == (1, 136)
+    table = tmp_path / "t.parquet"
+    assert api.embed(model, holed[1], out=table, tiling=FINE, max_bad=0.1).tiles == len(load_table(table)) == 136
 
 
 def test_processes_end_with_the_store(tiles):

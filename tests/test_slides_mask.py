@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from made_slides import on_glass, texture, write_slide
+from made_slides import on_glass, texture, with_holes, write_slide
 from saccade import api
 from saccade.data.slides.audit import SlideAudit, slide_sheet
 from saccade.data.slides.grid import Tiling, tile_grid
 from saccade.data.slides.mask import find_tissue, otsu, pen_marks, sharpness
 from saccade.data.slides.slide import open_slide
-from saccade.errors import TooManyDamaged, UsageError
+from saccade.errors import DamagedFile, TooManyDamaged, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,20 @@ def test_fluorescence_is_seen_as_dark(tmp_path):
 def test_a_slide_full_of_tissue_is_not_cut_in_half(tmp_path):
     slide = open_slide(write_slide(tmp_path / "full.tif", texture(600, 600), level_px=((300, 300),)))
     assert find_tissue(slide).shares()["tissue"] > 0.95
+
+
+def test_a_damaged_spot_hides_no_slide(tmp_path):
+    """It counts as tissue: its tiles are asked for, and named when they cannot be read."""
+    whole = write_slide(tmp_path / "whole.tif", on_glass(texture(768, 768), 100))
+    slide = open_slide(with_holes(whole, tmp_path / "holed.tif", (14,)))
+    seen, unread = slide.overview(768)
+    assert unread[256:384, 256:384].all() and unread.sum() < 1.6 * 128**2
+    assert np.array_equal(seen[:, ~unread], open_slide(whole).thumbnail(768)[:, ~unread])
+    mask, sound = find_tissue(slide), find_tissue(open_slide(whole))
+    assert mask.hidden == pytest.approx(unread.mean()) and (mask.tissue != sound.tissue).mean() < 0.01
+    ruined = open_slide(with_holes(whole, tmp_path / "ruined.tif", tuple(range(18))))
+    with pytest.raises(DamagedFile, match=r"ruined\.tif"):
+        find_tissue(ruined)
 
 
 def test_parts_of_a_mask():

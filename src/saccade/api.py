@@ -304,7 +304,7 @@ def attend_slide(
     source = open_source(slide, tiling=as_trained(model, options.tiling))
     if not isinstance(source, SlideTiles):
         raise UsageError(f"{slide} is no slide", hint="saccade attend MODEL IMAGE looks at images")
-    embedder = Embedder(load_for_tiles(model, source), source, say=console.say)
+    embedder = Embedder(load_for_tiles(model, source), source, say=console.say, max_bad=options.max_bad)
     return look_at_slide(embedder, options, lambda done, total: console.progress(done, total, {}))
 
 
@@ -314,6 +314,7 @@ def attend_hierarchy(
     *,
     level: str | None = None,
     slide_mpp: float | None = None,
+    max_bad: float = 0.05,
     console: Console | None = None,
 ) -> list[SlideAttention]:
     """Where a hierarchy looks on a slide: maps of its levels (region, tile, composed), or of the one that is named.
@@ -323,7 +324,7 @@ def attend_hierarchy(
     """
     runtime.keep_freed_memory()
     own = {} if slide_mpp is None else {"data.slide_mpp": slide_mpp}
-    return hierarchy_attend.attend(Path(model), str(absolute(slide)), level, own, console or Quiet())
+    return hierarchy_attend.attend(Path(model), str(absolute(slide)), level, own, console or Quiet(), max_bad=max_bad)
 
 
 def attend_text(

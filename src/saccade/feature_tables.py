@@ -30,14 +30,21 @@ class Described:
 
 
 def _embed_hierarchy(
-    run: Path, data: str | Path, out: str | Path | None, where: Described, tiling: Tiling, console: Console
+    run: Path,
+    data: str | Path,
+    out: str | Path | None,
+    where: Described,
+    tiling: Tiling,
+    *,
+    max_bad: float,
+    console: Console,
 ) -> FeatureTable:
     if tiling.mpp or tiling.tile_px or tiling.tissue is not None:
         raise UsageError("a hierarchy cuts slides as it was trained", hint="leave out --mpp, --tile and --tissue")
     named = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
     settings: dict[str, Any] = {key: str(value) for key, value in named.items() if value is not None}
     settings |= {} if tiling.slide_mpp is None else {"data.slide_mpp": tiling.slide_mpp}
-    table = slides.embed(run, slides.slides_of(run, str(absolute(data)), settings), console)
+    table = slides.embed(run, slides.slides_of(run, str(absolute(data)), settings), console, max_bad=max_bad)
     table = dataclasses.replace(table, about=table.about | _origin(run, data, where))
     if out is not None:
         tables.write(out, table)
@@ -79,7 +86,8 @@ def embed(
     runtime.keep_freed_memory()
     where = described or Described()
     if layout.is_hierarchy(model):
-        return _embed_hierarchy(Path(model), data, out, where, tiling or Tiling(), console or Quiet())
+        cut, told = tiling or Tiling(), console or Quiet()
+        return _embed_hierarchy(Path(model), data, out, where, cut, max_bad=max_bad, console=told)
     device = runtime.pick_device()
     source = open_source(
         data, manifest=where.labels, label=where.label, group=where.group, tiling=as_trained(model, tiling)

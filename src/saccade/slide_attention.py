@@ -14,7 +14,8 @@ from saccade.augment.views import plain_view
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.slide import Slide
 from saccade.data.slides.source import SlideTiles
-from saccade.errors import DataError, UsageError, unknown
+from saccade.data.slides.stream import TileStore
+from saccade.errors import DamagedFile, DataError, UsageError, unknown
 from saccade.slide_embedding import Embedder
 from saccade.store import unit
 from saccade.viz.attention import Attentive, attention_map
@@ -35,12 +36,14 @@ class SlideOptions:
     level   tile, or patch: the attention of the class token inside each tile
     layer   of patches; None is the last
     tiling  how the slide is cut; what is left open is as the model was trained
+    max_bad share of its tiles that may be unreadable; they are left out
     """
 
     query: str = "cls"
     level: Level = "tile"
     layer: int | None = None
     tiling: Tiling = dataclasses.field(default_factory=Tiling)
+    max_bad: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,10 @@ class SlideAttention:
 def attend_slide(
     embedder: Embedder, options: SlideOptions, report: Callable[[int, int], None] | None = None
 ) -> SlideAttention:
-    """Scores of one slide. Raises UsageError for a query outside its tissue, DataError where it has no tissue."""
+    """Scores of one slide, of the tiles that can be read.
+
+    Raises UsageError for a query outside its tissue, DataError where it has no tissue, TooManyDamaged.
+    """
     tiles = embedder.tiles
     if len(tiles.named) != 1:
         raise UsageError("attend looks at one slide", got=f"{len(tiles.named)} slides")
@@ -126,17 +132,25 @@ def _tiles(embedder: Embedder, query: str, report: Callable[[int, int], None] | 
         if report is not None:
             report(seen, len(tiles))
 
-    features = embedder.features(0, done)
+    features, there = embedder.features(0, done)
     grid = tiles.grid(0)
+    if not len(features):
+        raise no_tile(tiles)
     if query == "cls":
         asked, name = unit(features).mean(axis=0), "likeness to the mean of all tiles"
     else:
         number = _tile_at(tiles, query)
+        if not there[number]:
+            raise UsageError(f"the tile at {query} cannot be read", got=tiles.name, hint="ask at another place")
         # What all tiles share would make everything alike.
         features = features - features.mean(axis=0)
-        asked, name = features[number], f"likeness to the tile at {query}"
+        asked, name = features[int(there[:number].sum())], f"likeness to the tile at {query}"
     scores = unit(features) @ unit(asked[None])[0]
-    return Heat(name, grid.coords, grid.step_px[1], scores)
+    return Heat(name, grid.coords[there], grid.step_px[1], scores)
+
+
+def no_tile(tiles: SlideTiles) -> DamagedFile:
+    return DamagedFile(f"{tiles.name}: none of its {len(tiles):,} tiles can be read", hint="copy it again")
 
 
 def _tile_at(tiles: SlideTiles, query: str) -> int:
@@ -160,12 +174,17 @@ def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, i
     network = embedder.model.backbone.cpu().eval()
     if not isinstance(network, Attentive):
         raise UsageError(f"{embedder.model.name} has no attention", hint="--level tile shows likeness of tiles")
+    store = cache.flat
+    assert isinstance(store, TileStore)
     coords, scores, step = [], [], tiles.grid(0).step_px[1]
     side = step
     for number in range(len(tiles)):
         if number % 16 == 0:
             cache.expect(np.arange(number, min(number + 32, len(tiles))))
-        x = plain_view(cache.batch(np.array([number])), embedder.model.spec)
+        batch = cache.batch(np.array([number]))
+        if number in store.failed:
+            continue
+        x = plain_view(batch, embedder.model.spec)
         amap = attention_map(network, x, query="cls", layer=-1 if options.layer is None else options.layer)
         side = step / amap.grid[1]
         even = amap.mean / max(float(amap.mean.mean()), 1e-12)
@@ -175,5 +194,7 @@ def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, i
         scores.append(even.ravel())
         if report is not None:
             report(number + 1, len(tiles))
+    if not embedder.readable(0).any():
+        raise no_tile(tiles)
     name = "attention of the class token inside each tile"
     return Heat(name, np.rint(np.concatenate(coords)).astype(np.int64), side, np.concatenate(scores))

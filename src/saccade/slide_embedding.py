@@ -23,6 +23,7 @@ from saccade.data.loader import ImageCache, check_damage, fit_range, input_spec
 from saccade.data.slide_cache import stream_tiles, usual_workers
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import SlideTiles
+from saccade.data.slides.stream import TileStore
 from saccade.embedding import answers_to
 from saccade.errors import ModelError, UsageError
 from saccade.exchange import SlideFeatures, read_about, save_features
@@ -36,7 +37,7 @@ SAME = ("slide_sha256", "model_sha256", "mpp", "tile_px", "tissue", "tiles")
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a pass wrote: files, slides of which ``kept`` were there already, tiles and width of the features."""
+    """What a pass wrote: files, slides of which ``kept`` were there already, tiles with features, and their width."""
 
     files: list[Path]
     slides: int
@@ -46,7 +47,11 @@ class Embedded:
 
 
 class Embedder:
-    """A model and the tiles of slides. Processes start with the first slide that is asked for."""
+    """A model and the tiles of slides. Processes start with the first slide that is asked for.
+
+    Tiles that cannot be read are left out and named once for each slide; more of them than the share ``max_bad`` of a
+    slide raise TooManyDamaged.
+    """
 
     def __init__(
         self, model: LoadedModel, tiles: SlideTiles, *, say: Say, workers: int | None = None, max_bad: float = 0.05
@@ -62,7 +67,12 @@ class Embedder:
         if self._cache is None:
             spec = self.model.spec
             cache = stream_tiles(
-                self.tiles, cache_px=spec.size_px, workers=self.workers, max_bad=self.max_bad, say=self.say
+                self.tiles,
+                cache_px=spec.size_px,
+                workers=self.workers,
+                max_bad=self.max_bad,
+                say=self.say,
+                leave_out=True,
             )
             if self.model.name.startswith("random:"):
                 spec = input_spec(cache, spec.size_px, grey=spec.grey)
@@ -104,8 +114,23 @@ class Embedder:
             "precision": runtime.usual_precision(self.device),
         }
 
-    def features(self, number: int, done: Callable[[int], None] | None = None) -> np.ndarray:
-        """[n D] float32 of the tiles of one slide, in the order of its grid."""
+    def readable(self, number: int) -> np.ndarray:
+        """[n] bool: which tiles of one slide could be read, after they were asked for. Names the others."""
+        store, indices = self.cache().flat, self.tiles.tiles_of(number)
+        assert isinstance(store, TileStore)
+        failed = [store.failed[int(index)] for index in indices if int(index) in store.failed]
+        if failed:
+            one = self.tiles.named[number]
+            reason = failed[0].removeprefix(f"{one.path}: ")
+            self.say(
+                f"{one.record.id}: {len(failed):,} of {len(indices):,} tiles cannot be read and are left out; "
+                f"the first: {reason}"
+            )
+        return np.array([int(index) not in store.failed for index in indices])
+
+    def features(self, number: int, done: Callable[[int], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """[k D] float32 of those tiles of one slide that can be read, in the order of its grid; and which these are,
+        bool [n]."""
         cache, indices = self.cache(), self.tiles.tiles_of(number)
         at = 0
 
@@ -119,7 +144,7 @@ class Embedder:
             return plain_view(batch, self.model.spec)
 
         network = self.model.backbone.to(self.device)
-        return answers_to(
+        found = answers_to(
             shown,
             network,
             lambda x: network(x).cls,
@@ -128,13 +153,17 @@ class Embedder:
             precision=runtime.usual_precision(self.device),
             batch=BATCH,
         )
+        there = self.readable(number)
+        return found[there], there
 
     def slide(self, number: int, done: Callable[[int], None] | None = None) -> SlideFeatures:
         grid = self.tiles.grid(number)
         if not len(grid):
             width = self.model.backbone.dim
             return SlideFeatures(grid.coords, np.zeros((0, width), np.float32), self.about(number))
-        return SlideFeatures(grid.coords, self.features(number, done), self.about(number))
+        features, there = self.features(number, done)
+        left_out = {} if there.all() else {"left_out": int((~there).sum())}
+        return SlideFeatures(grid.coords[there], features, self.about(number) | left_out)
 
 
 def as_trained(model: str | Path, asked: Tiling | None) -> Tiling:
@@ -154,7 +183,7 @@ def load_for_tiles(name: str | Path, tiles: SlideTiles) -> LoadedModel:
 
     Raises ModelError for a model that reads anything but flat images.
     """
-    loaded = load_model(name, channels=len(tiles.read(0).pixels), size_px=min(224, tiles.tile_px))
+    loaded = load_model(name, channels=len(tiles.sample().pixels), size_px=min(224, tiles.tile_px))
     if loaded.spec.axes != 2:
         raise ModelError(
             f"{name} reads volumes, and {tiles.name} is cut into flat tiles",
@@ -187,7 +216,7 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
     tiles = embedder.tiles
     check_unreadable(tiles, embedder.max_bad, embedder.say)
     names = file_names([one.record.id for one in tiles.named])
-    files, kept, done = [], 0, 0
+    files, kept, done, left_out = [], 0, 0, 0
 
     def more(count: int) -> None:
         nonlocal done
@@ -203,8 +232,11 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
             kept += 1
             more(about["tiles"])
         else:
-            save_features(path, embedder.slide(number, more))
-    return Embedded(files, len(tiles.named), kept, len(tiles), embedder.model.backbone.dim)
+            made = embedder.slide(number, more)
+            there = made.about
+            save_features(path, made)
+        left_out += there.get("left_out", 0)
+    return Embedded(files, len(tiles.named), kept, len(tiles) - left_out, embedder.model.backbone.dim)
 
 
 def embed_table(
@@ -218,14 +250,15 @@ def embed_table(
     check_unreadable(tiles, embedder.max_bad, embedder.say)
     about = embedder.about_table() | dict(origin)
     with TableWriter(out) as writer:
-        done = 0
+        rows = done = 0
         for number in range(len(tiles.named)):
             indices = tiles.tiles_of(number)
             if not len(indices):
                 continue
-            records = list(tiles.records.take(indices))
+            features, there = embedder.features(number)
+            records = list(tiles.records.take(indices[there]))
             found = FeatureTable(
-                features=embedder.features(number),
+                features=features,
                 ids=[r.id for r in records],
                 labels=[r.label for r in records],
                 groups=[r.group for r in records],
@@ -235,10 +268,10 @@ def embed_table(
                 about=about,
             )
             writer.add(found)
-            done += len(records)
+            rows, done = rows + len(records), done + len(indices)
             if report is not None:
                 report(done, len(tiles))
-    return Embedded([out], len(tiles.named), 0, len(tiles), embedder.model.backbone.dim)
+    return Embedded([out], len(tiles.named), 0, rows, embedder.model.backbone.dim)
 
 
 def write_features(

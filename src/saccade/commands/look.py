@@ -70,6 +70,9 @@ def attend(
     tile: Tile = None,
     tissue: Tissue = None,
     slide_mpp: SlideMpp = None,
+    max_bad: Annotated[
+        float | None, typer.Option("--max-bad", help="Of a slide: share of its tiles that may be unreadable; 0.05.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="PNG, SVG, CSV; volume: also .nii.gz; sentence: HTML; slide: TIF, GEOJSON, folder."),
@@ -90,11 +93,12 @@ def attend(
         if model is not None and _is_hierarchy(model):
             as_trained = {"--query": query, "--layer": layer, "--mpp": mpp, "--tile": tile, "--tissue": tissue}
             _refuse("a hierarchy", as_trained)
-            _attend_hierarchy(model, image, level, slide_mpp, out, as_json)
+            _attend_hierarchy(model, image, {"level": level, "slide_mpp": slide_mpp, "max_bad": max_bad}, out, as_json)
             return
-        _attend_slide(model, image, {"query": query, "level": level, "layer": layer}, tuple(cut.values()), out, as_json)
+        about_it = {"query": query, "level": level, "layer": layer, "max_bad": max_bad}
+        _attend_slide(model, image, about_it, tuple(cut.values()), out, as_json)
         return
-    _refuse("images and sentences", {"--level": level, **cut})
+    _refuse("images and sentences", {"--level": level, "--max-bad": max_bad, **cut})
     if text is not None:
         from saccade.words import TextOptions
 
@@ -156,13 +160,11 @@ def _is_hierarchy(model: str) -> bool:
     return is_hierarchy(model) or (Path(model) / "head" / "head.json").is_file()
 
 
-def _attend_hierarchy(
-    model: str, slide: Path, level: str | None, slide_mpp: float | None, out: Path | None, as_json: bool
-) -> None:
+def _attend_hierarchy(model: str, slide: Path, asked: dict[str, Any], out: Path | None, as_json: bool) -> None:
     from saccade.api import attend_hierarchy as run
 
     with Bar() as bar:
-        maps = run(model, slide, level=level, slide_mpp=slide_mpp, console=bar)
+        maps = run(model, slide, **{key: value for key, value in asked.items() if value is not None}, console=bar)
         place, files = out or Path(f"{slide.stem}-attention"), []
         if len(maps) > 1 and place.suffix:
             raise UsageError("three maps do not go into one file", got=place, hint="a folder, or one --level")

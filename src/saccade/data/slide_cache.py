@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 
@@ -12,7 +13,7 @@ from saccade.contracts import Source
 from saccade.data.loader import ImageCache, with_statistics
 from saccade.data.slides.source import tiles_in
 from saccade.data.slides.stream import Say, TileStore, Wanted
-from saccade.errors import UsageError
+from saccade.errors import DamagedFile, UsageError
 
 KEPT_BYTES = 2**30
 SEEN = 256  # tiles for mean, standard deviation and range
@@ -29,20 +30,28 @@ def usual_workers() -> int:
     return max(1, min(8, cores) // runtime.world_size())
 
 
-def stream_tiles(source: Source, *, cache_px: int, workers: int, max_bad: float, say: Say) -> ImageCache:
+def stream_tiles(
+    source: Source, *, cache_px: int, workers: int, max_bad: float, say: Say, leave_out: bool = False
+) -> ImageCache:
     """A cache whose pixels are read from slides when a batch is made; mean, spread and range are of 256 tiles.
 
     cache_px   side of the tiles in the batch; they are read at that size, resampled once
+    max_bad, leave_out   what becomes of tiles that cannot be read, see TileStore
     """
     found = tiles_in(source)
     if found is None:
         raise UsageError("data.stream is for slides", got=source.name)
     tiles, numbers = found
     size = min(cache_px, tiles.tile_px)
-    first = source.read(0).pixels
-    store = TileStore(tiles, Wanted(size, len(first), first.dtype), workers=workers, max_bad=max_bad, say=say)
-    examined = numbers[np.unique(np.linspace(0, len(numbers) - 1, min(SEEN, len(numbers))).astype(int))]
-    seen = store.images(examined)
+    first = tiles.sample().pixels
+    wanted = Wanted(size, len(first), first.dtype)
+    store = TileStore(tiles, wanted, workers=workers, max_bad=max_bad, say=say, leave_out=leave_out)
+    examined = np.unique(np.linspace(0, len(numbers) - 1, min(SEEN, len(numbers))).astype(int))
+    seen = store.images(numbers[examined])
+    good = np.array([int(number) not in store.failed for number in numbers[examined]])
+    if not good.any():
+        raise DamagedFile(f"{tiles.name}: none of {len(good)} tiles spread over it can be read")
+    seen, examined = seen[good], examined[good]
     eight = seen.dtype == np.uint8
     cache = ImageCache(
         flat=store,
@@ -55,4 +64,5 @@ def stream_tiles(source: Source, *, cache_px: int, workers: int, max_bad: float,
         offset=0.0 if eight else float(seen.min()),
         scale=255.0 if eight else float(seen.max() - seen.min()) or 1.0,
     )
-    return with_statistics(cache)
+    known = with_statistics(cache.select(examined))
+    return dataclasses.replace(cache, mean=known.mean, std=known.std)

@@ -139,12 +139,13 @@ def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head:
 
 
 def attend(
-    model: Path, slide: str, level: str | None, tiling: Mapping[str, Any], console: Console
+    model: Path, slide: str, level: str | None, tiling: Mapping[str, Any], console: Console, *, max_bad: float = 0.05
 ) -> list[SlideAttention]:
     """The map of one level of a slide, or with None those of all three.
 
     model    a hierarchy, or a run of ``finetune`` on one, whose head then weighs the regions
     tiling   ``data.slide_mpp``: resolution of a slide that does not say
+    max_bad  share of its tiles that may be unreadable; they are left out
     """
     head = load_head(model) if not is_hierarchy(model) else None
     hierarchy = load(model if head is None else head.hierarchy)
@@ -154,9 +155,9 @@ def attend(
     if len(tiles.named) != 1:
         raise UsageError("attend looks at one slide", got=f"{len(tiles.named)} slides")
     if level == "patch":
-        embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=console.say)
+        embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=console.say, max_bad=max_bad)
         return [look_at_slide(embedder, SlideOptions(level="patch"), lambda a, b: console.progress(a, b, {}))]
-    found = embed_levels(hierarchy, tiles, console)
+    found = embed_levels(hierarchy, tiles, console, max_bad=max_bad)
     maps = attend_slide(hierarchy, found.tiles[0], found.regions[0], None if head is None else head.head)
     console.say(maps.text)
     chosen = {"region": maps.region, "tile": maps.tile, "composed": maps.composed}

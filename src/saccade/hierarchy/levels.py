@@ -123,9 +123,9 @@ def open_tiles(data: str, settings: Mapping[str, Any]) -> SlideTiles:
     return source
 
 
-def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console) -> list[Path]:
+def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *, max_bad: float = 0.05) -> list[Path]:
     """A file of vectors for every slide, in the order of ``tiles.named``; those that are there are used again."""
-    embedder = Embedder(load_for_tiles(model, tiles), tiles, say=console.say)
+    embedder = Embedder(load_for_tiles(model, tiles), tiles, say=console.say, max_bad=max_bad)
     check_unreadable(tiles, embedder.max_bad, console.say)
     files, kept = [], 0
     for number in range(len(tiles.named)):

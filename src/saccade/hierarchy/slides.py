@@ -83,13 +83,16 @@ def slides_of(run: Path, data: str, settings: Mapping[str, Any]) -> SlideTiles:
     return open_tiles(data, cut | dict(settings))
 
 
-def embed_levels(hierarchy: Hierarchy, tiles: SlideTiles, console: Console, *, seed: int | None = None) -> Embedded:
+def embed_levels(
+    hierarchy: Hierarchy, tiles: SlideTiles, console: Console, *, seed: int | None = None, max_bad: float = 0.05
+) -> Embedded:
     """Vectors at every level, from the files in RUN/features where they are there.
 
-    seed   None: the trained second level; a number: one with random weights instead
+    seed     None: the trained second level; a number: one with random weights instead
+    max_bad  share of the slides, and of the tiles of each, that may be unreadable; they are left out
     """
     folder = hierarchy.run / "features"
-    files = embed_tiles(hierarchy.tile, tiles, folder / "tile", console)
+    files = embed_tiles(hierarchy.tile, tiles, folder / "tile", console, max_bad=max_bad)
     region = hierarchy.region if seed is None else random_twin(hierarchy.region, seed)
     place = folder / ("region" if seed is None else f"region-random-{seed}")
     found = embed_grids(region, files, place, side=hierarchy.side, least=hierarchy.least, console=console)
@@ -116,10 +119,10 @@ def weights_of(hierarchy: Hierarchy, tile_file: Path) -> str:
     return hashlib.sha256(" ".join(levels).encode()).hexdigest()
 
 
-def embed(run: Path, tiles: SlideTiles, console: Console) -> FeatureTable:
+def embed(run: Path, tiles: SlideTiles, console: Console, *, max_bad: float = 0.05) -> FeatureTable:
     """One vector a slide: the slide level's, or the mean of its regions where there is none."""
     hierarchy = load(run)
-    found = embed_levels(hierarchy, tiles, console)
+    found = embed_levels(hierarchy, tiles, console, max_bad=max_bad)
     records = [tiles.named[k].record for k in found.slides]
     name = f"{run.name} ({'slide level' if hierarchy.slide else 'mean of regions'})"
     return FeatureTable(

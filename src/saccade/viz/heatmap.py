@@ -122,7 +122,7 @@ def picture(slide: Slide, heat: Heat, longest_px: int = PICTURE_PX) -> Image.Ima
     """The whole slide under its scores, with a scale of colours below."""
     downsample = max(1.0, max(slide.size_px) / longest_px)
     size = (max(1, int(slide.size_px[0] / downsample)), max(1, int(slide.size_px[1] / downsample)))
-    seen = for_the_eye(slide.reduced(0, 0, downsample, size), slide)
+    seen = for_the_eye(slide.around_damage(0, 0, (downsample, downsample), size)[0], slide)
     laid = Image.fromarray(blended(seen, heat, 0, downsample))
     page = Image.new("RGB", (max(laid.width, 420), laid.height + 44), PAPER)
     page.paste(laid, (0, 0))
@@ -145,7 +145,7 @@ def save_tiff(path: Path, slide: Slide, heat: Heat) -> Path:
     def strips() -> Iterator[np.ndarray]:
         for top in range(0, rows, TILE_PX):
             size = (min(TILE_PX, rows - top), columns)
-            seen = for_the_eye(slide.reduced(0, top * downsample, downsample, size), slide)
+            seen = for_the_eye(slide.around_damage(0, top * downsample, (downsample, downsample), size)[0], slide)
             yield blended(seen, heat, top, downsample)
 
     um = None if slide.spacing_um is None else slide.spacing_um[1] * downsample
@@ -166,7 +166,8 @@ def extremes(slide: Slide, heat: Heat, *, count: int = 8, tile_px: int = 128) ->
         draw.text((gap, top - line), name, fill=INK)
         for place, index in enumerate(chosen):
             x, y = (int(v) for v in heat.coords[index])
-            seen = slide.reduced(x, y, heat.side_px / tile_px, (tile_px, tile_px))
+            factor = heat.side_px / tile_px
+            seen = slide.around_damage(x, y, (factor, factor), (tile_px, tile_px))[0]
             tile = Image.fromarray(np.rint(for_the_eye(seen, slide)).astype(np.uint8))
             left = gap + place * (tile_px + gap)
             page.paste(tile, (left, top))

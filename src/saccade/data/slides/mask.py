@@ -30,6 +30,7 @@ class Tissue:
     pen      ink on the glass; ``blur`` tissue that is out of focus
     mode     bright or dark background
     unread   places that could not be read when looking for blur
+    hidden   share of the slide that could not be read at all; it counts as tissue, so that its tiles are asked for
     """
 
     tissue: np.ndarray
@@ -38,6 +39,7 @@ class Tissue:
     downsample: tuple[float, float]
     mode: str
     unread: int = 0
+    hidden: float = 0.0
 
     @property
     def usable(self) -> np.ndarray:
@@ -76,18 +78,18 @@ def _at(table: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def find_tissue(slide: Slide) -> Tissue:
-    """The masks of a slide. Raises DamagedFile where it cannot be read."""
-    small = slide.thumbnail(LONGEST_PX)
+    """The masks of a slide. Raises DamagedFile where a quarter of it or more cannot be read."""
+    small, gaps = slide.overview(LONGEST_PX)
     shape = small.shape[1:]
     downsample = (slide.size_px[0] / shape[0], slide.size_px[1] / shape[1])
     none = np.zeros(shape, dtype=bool)
     if slide.mode == "dark" or len(small) != 3 or small.dtype != np.uint8:
-        tissue = _tidy(_bright_spots(small), shape)
-        return Tissue(tissue, none, none, downsample, slide.mode)
+        tissue = _tidy(_bright_spots(small), shape) | gaps
+        return Tissue(tissue, none, none, downsample, slide.mode, hidden=float(gaps.mean()))
     pen = pen_marks(small)
-    tissue = _tidy(_stained(small) & ~pen, shape)
-    blur, unread = _out_of_focus(slide, tissue & ~pen)
-    return Tissue(tissue, pen, blur, downsample, slide.mode, unread)
+    tissue = _tidy(_stained(small) & ~pen, shape) | gaps
+    blur, unread = _out_of_focus(slide, tissue & ~pen & ~gaps)
+    return Tissue(tissue, pen, blur, downsample, slide.mode, unread, float(gaps.mean()))
 
 
 def otsu(values: np.ndarray, low: float, high: float) -> float:

@@ -28,6 +28,8 @@ SAME, SAME_PX = 0.0025, 1.0  # a level is the one asked for up to this share, an
 BRIGHT, DARK = "bright", "dark"
 PLAUSIBLE_UM = (0.02, 50.0)  # a pixel of a microscope; 72 dpi, the default of many programs, is 353 micrometres
 WHOLE_HASH = 64 * 2**20
+MOST_UNREAD = 0.25  # of its overview: a slide with more is no use
+PIECE_PX = 32  # around damage a picture is put together from pieces down to this side
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,46 @@ class Slide:
         return self._scaled(x, y, (downsample, downsample), size_px, self.background)
 
     def thumbnail(self, longest_px: int) -> np.ndarray:
-        """The whole slide [C Y X], its longer side ``longest_px`` or its own, if smaller."""
+        """The whole slide [C Y X], its longer side ``longest_px`` or its own, if smaller; see ``overview``."""
+        return self.overview(longest_px)[0]
+
+    def overview(self, longest_px: int) -> tuple[np.ndarray, np.ndarray]:
+        """The whole slide and where it could not be read, as ``around_damage`` has them.
+
+        Raises DamagedFile where that is a quarter of it.
+        """
         factor = max(1.0, max(self.size_px) / longest_px)
         size = (max(1, round(self.size_px[0] / factor)), max(1, round(self.size_px[1] / factor)))
-        factors = (self.size_px[0] / size[0], self.size_px[1] / size[1])
-        return self._scaled(0, 0, factors, size, self.background)
+        return self.around_damage(0, 0, (self.size_px[0] / size[0], self.size_px[1] / size[1]), size, most=MOST_UNREAD)
+
+    def around_damage(
+        self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], *, most: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For pictures: like ``reduced``, but what cannot be read is background; also where that is, bool [Y X].
+
+        Raises DamagedFile where that is the share ``most`` of the picture.
+        """
+        unread, out, pieces = np.zeros(size_px, bool), None, [(0, 0, *size_px)]
+        while pieces:
+            top, left, rows, columns = pieces.pop()
+            place = (slice(top, top + rows), slice(left, left + columns))
+            try:
+                seen = self._scaled(
+                    x + left * factors[1], y + top * factors[0], factors, (rows, columns), self.background
+                )
+            except DamagedFile:
+                if max(rows, columns) > PIECE_PX:
+                    pieces += _halves(top, left, rows, columns)
+                    continue
+                unread[place] = True
+                if unread.mean() >= most:
+                    raise
+                continue
+            if out is None:
+                out = np.full((len(seen), *size_px), self.background, seen.dtype)
+            out[:, *place] = seen
+        assert out is not None
+        return out, unread
 
     def _scaled(
         self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], fill: int
@@ -195,6 +232,12 @@ class Slide:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
         return digest.hexdigest()
+
+
+def _halves(top: int, left: int, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
+    if rows >= columns:
+        return [(top, left, rows // 2, columns), (top + rows // 2, left, rows - rows // 2, columns)]
+    return [(top, left, rows, columns // 2), (top, left + columns // 2, rows, columns - columns // 2)]
 
 
 def _take(digest: hashlib._Hash, path: Path) -> None:

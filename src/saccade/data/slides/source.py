@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
@@ -89,7 +90,9 @@ class SlideTiles:
             slide = open_named(one, self.tiling.slide_mpp)
             mask = find_tissue(slide)
             grid = tile_grid(slide, mpp=self.mpp, tile_px=self.tile_px, tissue=self.tiling.tissue, mask=mask)
-            return Cut(grid, mask.mode, mask.shares(), slide.content_hash(), slide.note)
+            damage = f"{mask.hidden:.1%} of it cannot be read" if mask.hidden else ""
+            note = "; ".join(filter(None, (slide.note, damage)))
+            return Cut(grid, mask.mode, mask.shares(), slide.content_hash(), note)
         except DamagedFile as error:
             return error.what
 
@@ -119,6 +122,14 @@ class SlideTiles:
         slide = self.slides[int(self.slide_of[index])]
         pixels = slide.read(x, y, mpp=self.mpp, size_px=(self.tile_px, self.tile_px))
         return Sample(pixels, self.records[index], spacing_um=(self.mpp, self.mpp))
+
+    def sample(self) -> Sample:
+        """A tile that can be read, the first if it can. Raises DamagedFile where none of 64 spread over all can."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(64, len(self))).astype(int))
+        for index in chosen[:-1]:
+            with contextlib.suppress(DamagedFile):
+                return self.read(int(index))
+        return self.read(int(chosen[-1]))
 
     def content_hash(self, index: int) -> str:
         """Of the whole slide: what has seen one tile of it has seen the slide."""

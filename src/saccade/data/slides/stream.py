@@ -80,13 +80,18 @@ class _Board:
 class TileStore:
     """Tiles of slides, read by ``workers`` processes, each with handles of its own.
 
-    max_bad   share of the tiles that may fail. One that fails is named, and another of the same request stands for it
+    max_bad    share of the tiles that may fail
+    leave_out  False, for training: a tile that fails is named, and another of the same request stands for it.
+               True: its pixels are 0, whoever asks leaves it out (``failed``) and names it; ``max_bad`` is then of
+               the tiles of each slide
     """
 
-    def __init__(self, tiles: SlideTiles, wanted: Wanted, *, workers: int, max_bad: float, say: Say):
+    def __init__(
+        self, tiles: SlideTiles, wanted: Wanted, *, workers: int, max_bad: float, say: Say, leave_out: bool = False
+    ):
         self.tiles, self.wanted, self.dtype, self.say = tiles, wanted, wanted.number_type, say
         self.failed: dict[int, str] = {}
-        self._most_bad = max_bad * len(tiles)
+        self.max_bad, self.leave_out = max_bad, leave_out
         self._room = 0
         told = {
             "slides": [
@@ -153,9 +158,12 @@ class TileStore:
             one = found[number]
             if isinstance(one, str):
                 self._note(number, one)
-                if good is None:
+                if self.leave_out:
+                    one = np.zeros(self.wanted.shape, self.dtype)
+                elif good is None:
                     raise DamagedFile(f"{self.tiles.records[number].id}: {one}; nor can any other tile of its batch")
-                one = good
+                else:
+                    one = good
             rows.append(one)
         return np.stack(rows)
 
@@ -163,11 +171,18 @@ class TileStore:
         if number in self.failed:
             return
         self.failed[number] = reason
-        self.say(f"a tile cannot be read, another of its batch stands for it: {reason}")
-        if len(self.failed) > self._most_bad:
+        name, bad, total = self.tiles.name, len(self.failed), len(self.tiles)
+        if self.leave_out:
+            slide = int(self.tiles.slide_of[number])
+            name, total = str(self.tiles.named[slide].path), len(self.tiles.grid(slide))
+            bad = sum(self.tiles.slide_of[other] == slide for other in self.failed)
+        else:
+            self.say(f"a tile cannot be read, another of its batch stands for it: {reason}")
+        if bad > self.max_bad * total:
             raise TooManyDamaged(
-                f"{self.tiles.name}: {len(self.failed):,} of {len(self.tiles):,} tiles cannot be read",
-                got=reason,
+                f"{name}: {bad:,} of {total:,} tiles ({bad / total:.1%} or more) cannot be read",
+                got=reason.removeprefix(f"{name}: "),
+                expected=f"at most {self.max_bad:.1%}",
                 hint="repair or remove these slides, or raise --max-bad",
             )
 
