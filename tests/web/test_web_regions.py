@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ from saccade.evaluation.nested import NestedConfig
 from saccade.hierarchy.heads import HeadConfig
 from saccade.hierarchy.slides import HeadOptions
 from saccade.web.desk import lay_out
-from saccade.web.folders import runs_below
+from saccade.web.folders import runs_below, told_apart, without_places
 from saccade.web.start import lay_out_named
 
 SETTINGS = {
@@ -96,6 +97,14 @@ def test_down_to_the_patches_by_clicks_and_up_by_escape(page, site, hierarchy):
     page.mouse.click(box["x"] + (x + 0.5) * box["width"] / SIDE, box["y"] + (y + 0.5) * box["height"] / SIDE)
     page.wait_for_selector(".stage[data-level=tile]")
     page.wait_for_selector("[aria-label='Inside the tile'][data-drawn=yes]")
+    # A tile has one name: in the path and in the sentence below the region, counted over the slide.
+    y, x = found.cells[block.rows[0]]
+    assert crumbs(page)[2] == f"Tile row {y}, column {x}"
+    rows, columns = (f"{first} to {first + SIDE - 1}" for first in (block.top, block.left))
+    assert f"here are rows {rows}, columns {columns}" in page.locator("[aria-label='Inside the region']").inner_text()
+    words = page.locator("[aria-label='Inside the region'] .words").inner_text()
+    y, x = (int(one) for one in re.search(r"Most: tile row (\d+), column (\d+)", words).groups())
+    assert block.top <= y < block.top + SIDE and block.left <= x < block.left + SIDE
     assert len(crumbs(page)) == 3 and "the marked tile" in page.locator(".words").first.inner_text()
     assert "patch" in page.locator("[aria-label='Inside the tile']").inner_text()
     page.keyboard.press("Escape")
@@ -203,29 +212,79 @@ def test_the_levels_of_a_hierarchy_are_runs_of_their_own(site, hierarchy):
     assert lay_out_named([str(hierarchy.folder)]).hierarchies[0].name == "hipt"
 
 
-def test_a_trained_head_weighs_the_regions(hierarchy, drawn, tmp_path):
+@pytest.fixture(scope="module")
+def heads(hierarchy, drawn, tmp_path_factory):
+    """Heads trained on six of the eight slides, which a table in another folder names."""
+    folder = tmp_path_factory.mktemp("heads")
     nested = NestedConfig(folds=2, inner=2, fractions=(1.0,), bootstrap=20)
     options = HeadOptions(
         heads=("abmil",), head=HeadConfig(steps=2), nested=nested, allow_overlap=True, baselines=False
     )
-    table = tmp_path / "six.csv"
+    table = folder / "six.csv"
     rows = (drawn / "manifest.csv").read_text().splitlines()
     table.write_text("\n".join([rows[0], *(f"{drawn}/{row}" for row in rows[1:7])]))
-    api.finetune_slides(hierarchy.folder, table, out=tmp_path / "heads", options=options)
-    desk = lay_out_named([str(tmp_path / "heads")])
+    return api.finetune_slides(hierarchy.folder, table, out=folder / "heads", options=options) and folder / "heads"
+
+
+def shows(page) -> str:
+    return page.get_by_label("Shows", exact=True).input_value()
+
+
+def test_a_slide_starts_under_weights_where_there_are_any(window, site, hierarchy, heads):
+    """The run stands beside the slide in the closed list and in the path above it; no name climbs."""
+    laid, was = lay_out([heads], site.desk.models), site.desk.hierarchies
+    site.desk.hierarchies = [*was, *laid.hierarchies]
+    try:
+        window.goto("about:blank")
+        window.goto(f"{site.origin}/#/slides")
+        window.wait_for_selector(".stage[data-level=slide]", timeout=60_000)
+        listed = window.get_by_label("Slide", exact=True)
+        names = listed.locator("option").all_inner_texts()
+        assert names[0] == "slide-0000.tif · hipt" and names[8] == "slide-0000.tif · heads"
+        assert crumbs(window) == ["slide-0000.tif · hipt"] and not [name for name in names if "/" in name]
+        assert shows(window) == "tiles"
+        assert window.get_by_label("Shows", exact=True).locator("option[value=regions]").count() == 0
+        listed.select_option(label="slide-0001.tif · heads")
+        until(window, "document.querySelector('.words').innerText.includes('weighed by the trained head')", 60)
+        assert crumbs(window) == ["slide-0001.tif · heads"] and shows(window) == "regions"
+        window.get_by_label("Shows", exact=True).select_option("composed")
+        listed.select_option(label="slide-0002.tif · heads")
+        until(window, "document.querySelector('.words').innerText.includes('The weight of the region times')", 60)
+        assert shows(window) == "composed"  # as was chosen by hand
+    finally:
+        site.desk.hierarchies = was
+
+
+def test_a_trained_head_weighs_the_regions(hierarchy, heads, tmp_path):
+    desk = lay_out_named([str(heads)])
     one = desk.hierarchies[0]
     assert len(desk.all_slides()[0]) == 6 and desk.all_slides()[1] == []  # those it was trained on, of eight
-    assert one.name == "heads" and one.folder == hierarchy.folder and one.head == (tmp_path / "heads").resolve()
+    assert one.name == "heads" and one.folder == hierarchy.folder and one.head == heads.resolve()
     from saccade.explore_regions import Asked, look
     from saccade.hierarchy.levels import load
 
     found = look(load(one.folder), Asked("k", one.folder, one.head, desk.slides(one), 0), lambda _: None)
     assert found.weights.who == "the trained head" and found.weights.region.mean() == pytest.approx(1, abs=1e-4)
-    record = json.loads((tmp_path / "heads" / "head" / "head.json").read_text())
-    (tmp_path / "heads" / "head" / "head.json").write_text(json.dumps(record | {"hierarchy": str(tmp_path / "gone")}))
+    record = json.loads((heads / "head" / "head.json").read_text())
+    broken = tmp_path / "heads"
+    (broken / "head").mkdir(parents=True)
+    (broken / "head" / "head.json").write_text(json.dumps(record | {"hierarchy": str(tmp_path / "gone")}))
     with pytest.raises(UsageError, match="is gone"):
-        lay_out_named([str(tmp_path / "heads")])
-    assert "is gone" in lay_out([tmp_path / "heads"]).all_slides()[1][0].reason
+        lay_out_named([str(broken)])
+    assert "is gone" in lay_out([broken]).all_slides()[1][0].reason
+
+
+def test_names_are_as_long_as_tells_them_apart():
+    assert told_apart(["../../work/a/CMU-1.svs", "../../work/a/CMU-2.svs"]) == ["CMU-1.svs", "CMU-2.svs"]
+    assert told_apart(["../a/1/x.svs", "/b/1/x.svs", "../a/2/x.svs", "y.svs"]) == [
+        "a/1/x.svs",
+        "b/1/x.svs",
+        "2/x.svs",
+        "y.svs",
+    ]
+    assert told_apart(["../x.svs", "../../x.svs"]) == ["x.svs", "x.svs"] and told_apart([]) == []
+    assert without_places("../../work/a/CMU-1.svs: cannot be read") == "CMU-1.svs: cannot be read"
+    assert without_places("/work/a/CMU-1.svs: 3/4 read") == "CMU-1.svs: 3/4 read"
 
 
 def test_slides_that_cannot_be_shown_are_named(window, site, hierarchy, drawn, tmp_path):

@@ -90,7 +90,7 @@ def test_a_slide_that_is_being_opened_is_waited_for_in_words(window, site, slide
     window.goto("about:blank")
     window.goto(f"{site.origin}/#/slides")
     window.wait_for_selector(".stage")
-    assert waited_for(window) == "Opening slide.tif."
+    assert waited_for(window) == "Opening slide.tif · stained."
     held.let_go()
     until(window, "document.querySelector('.words')?.innerText.includes('mean of all')")
 

@@ -254,16 +254,17 @@ class Desk:
                 continue
             known = folders.slides_recorded(_learner(run))
             if tiles is None:
-                missing += [Missing(run.name, name, fault) for name in known or ["all slides"]]
+                missing += [Missing(run.name, name, fault) for name in folders.told_apart(known) or ["all slides"]]
                 continue
-            names = [one.record.id for one in tiles.named]
+            names, faults = [one.record.id for one in tiles.named], dict(tiles.unreadable)
+            every = list(dict.fromkeys([*names, *faults, *known]))
+            shown = dict(zip(every, folders.told_apart(every)))
             for number, name in enumerate(names):
                 key = self.id_of("slide", f"{run.id}/{number}")
                 self._slides[key] = run, number
-                found.append((key, run, name))
-            gone = [name for name in known if name not in {*names, *dict(tiles.unreadable)}]
-            missing += [Missing(run.name, name, folders.without_places(why)) for name, why in tiles.unreadable]
-            missing += [Missing(run.name, name, "the file is no longer there") for name in gone]
+                found.append((key, run, shown[name]))
+            faults |= {name: "the file is no longer there" for name in known if name not in {*names, *faults}}
+            missing += [Missing(run.name, shown[name], folders.without_places(why)) for name, why in faults.items()]
         return found, missing
 
     def slide(self, key: str) -> tuple[OnDesk, SlideTiles, int]:

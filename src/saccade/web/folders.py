@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
@@ -128,12 +129,26 @@ def told(error: SaccadeError) -> str:
 
 def without_places(words: str) -> str:
     """Of every path only the last part: where things lie here is nobody's business."""
-    return re.sub(r"(?:[A-Za-z]:\\|/)(?:[^\s:/\\]+[/\\])+", "", words)
+    return re.sub(r"(?:[A-Za-z]:\\|(?:\.\.)?/)(?:[^\s:/\\]+[/\\])+", "", words)
 
 
 def named(place: str) -> str:
-    """Of a path its last part."""
-    return Path(place).name if Path(place).is_absolute() else place
+    """Of a path that begins at the root or climbs its last part; others as they are."""
+    return Path(place).name if Path(place).is_absolute() or place.startswith("../") else place
+
+
+def told_apart(places: Sequence[str]) -> list[str]:
+    """Of each path its file name, with as many of the folders above it as tell it from the others."""
+    parts = [[one for one in PurePosixPath(place).parts if one not in ("/", "..")] for place in places]
+    taken = [1] * len(parts)
+    while True:
+        shown = ["/".join(own[-count:]) for own, count in zip(parts, taken)]
+        alike = Counter(shown)
+        longer = [i for i, name in enumerate(shown) if alike[name] > 1 and taken[i] < len(parts[i])]
+        if not longer:
+            return shown
+        for i in longer:
+            taken[i] += 1
 
 
 def runs_below(folder: Path, depth: int = 3) -> list[Path]:

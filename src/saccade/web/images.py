@@ -13,6 +13,7 @@ from PIL import Image
 
 from saccade.errors import DataError
 from saccade.web.desk import UPLOAD_PIXELS, Desk, read_upload
+from saccade.web.folders import named
 
 
 def router(desk: Desk) -> APIRouter:
@@ -23,7 +24,10 @@ def router(desk: Desk) -> APIRouter:
         run: str, start: Annotated[int, Query(ge=0)] = 0, count: Annotated[int, Query(ge=1, le=200)] = 48
     ) -> dict[str, Any]:
         total, found = desk.images(desk.run(run), start, count)
-        rows = [{"id": i.id, "name": i.record.id, "label": i.record.label, "split": i.record.split} for i in found]
+        rows = [
+            {"id": one.id, "name": named(one.record.id), "label": one.record.label, "split": one.record.split}
+            for one in found
+        ]
         return {"total": total, "images": rows}
 
     @api.get("/images/{key}/small")

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -19,8 +18,8 @@ from saccade.reporting.build import headline, title_of
 from saccade.reporting.evaluation import Evaluation
 from saccade.reporting.files import last, mapping, read_run
 from saccade.reporting.page import number
+from saccade.web import folders
 from saccade.web.desk import Desk, RunOnDesk
-from saccade.web.folders import axes_of
 from saccade.web.live import Tail, Watch, plain, said
 from saccade.web.security import REPORT_POLICY
 
@@ -76,7 +75,7 @@ def summary(run: RunOnDesk) -> dict[str, Any]:
         "steps": files.setting("train", "steps"),
         "knn": knn if math.isfinite(knn) else None,
         "data": named(files.setting("data", "source") or ""),
-        "axes": axes_of(run.folder),
+        "axes": folders.axes_of(run.folder),
         "running": quiet < QUIET_SECONDS and not (run.folder / "model" / "config.json").is_file(),
         "report": (run.folder / "report.html").is_file(),
     }
@@ -95,8 +94,8 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def named(value: Any) -> Any:
     """A setting for the page: of a path only its last part, as where things lie here is nobody's business."""
-    if isinstance(value, str) and Path(value).is_absolute():
-        return Path(value).name
+    if isinstance(value, str):
+        return folders.named(value)
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 

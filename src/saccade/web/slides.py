@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from saccade.web.desk import Desk, HierarchyOnDesk, OnDesk
 from saccade.web.explorer import numbers
+from saccade.web.folders import named
 from saccade.web.images import to_display
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def router(desk: Desk) -> APIRouter:
         if number >= len(indices):
             raise HTTPException(404, "no such tile")
         image = desk.images(run, int(indices[number]), 1)[1][0]
-        return {"id": image.id, "name": image.record.id}
+        return {"id": image.id, "name": named(image.record.id)}
 
     return api
 

@@ -51,12 +51,6 @@ export function field(label, control, hint) {
 
 export function select(options, chosen, onchange) {
   const node = el("select", { onchange: () => onchange(node.value) });
-  for (const { value, text, group } of options) {
-    const option = el("option", { value, selected: value === chosen }, text);
-    if (!group) { node.append(option); continue; }
-    let place = [...node.children].find((child) => child.label === group);
-    if (!place) node.append((place = el("optgroup", { label: group })));
-    place.append(option);
-  }
+  add(node, options.map(({ value, text }) => el("option", { value, selected: value === chosen }, text)));
   return node;
 }

@@ -3,7 +3,7 @@
 import { json } from "./ask.js";
 import { el, replace } from "./dom.js";
 import { choose, Look } from "./look.js";
-import { compact, percent, range } from "./maps.js";
+import { compact, percent, range, where } from "./maps.js";
 import { newest } from "./newest.js";
 import { Panel } from "./panel.js";
 
@@ -12,6 +12,7 @@ export class Inside {
     Object.assign(this, { signal, tile: null, asked: null, place: null, head: "mean", layer: null, drawings: newest() });
     this.node = el("section", { class: "card", "aria-label": "Inside the tile" });
     this.panel = new Panel("Attention inside the tile", {
+      where: (place, columns) => `patch ${where(place, columns)}`,
       hover: (place) => { this.place = place; this.draw(); },
       head: (head) => { this.head = this.head === head ? "mean" : head; this.draw(); },
       pick: (place) => { this.asked = this.asked === place ? null : place; this.draw(); },

@@ -7,7 +7,7 @@ import { compact, lay, mask, outline, painted, percent, range, where } from "./m
 const SIDE = 448, SMALL = 72;
 
 export class Panel {
-  // events: {hover(place | null), pick(place), head(h)}
+  // events: {hover(place | null), pick(place), head(h), where(place, columns): what a place is called}
   constructor(title, events) {
     this.look = null;
     this.canvas = el("canvas", { class: "map", tabindex: "0", role: "img", "aria-label": title });
@@ -19,7 +19,7 @@ export class Panel {
     this.canvas.addEventListener("pointermove", (event) => events.hover(this.placeUnder(event)));
     this.canvas.addEventListener("pointerleave", () => events.hover(null));
     this.canvas.addEventListener("click", (event) => events.pick(this.placeUnder(event)));
-    this.events = events;
+    this.events = { where, ...events };
     this.shown = null;
   }
 
@@ -101,14 +101,14 @@ export class Panel {
     replace(this.scale, el("span", null, number(this.shown.limits.low)), el("span", { class: "ramp" }),
       el("span", null, number(this.shown.limits.high)));
     const most = map.indexOf(own.high);
-    const words = [alike ? "Most alike: " : "Most: ", el("strong", null, where(most, columns)), ` with ${number(own.high)}`];
+    const words = [alike ? "Most alike: " : "Most: ", el("strong", null, this.events.where(most, columns)), ` with ${number(own.high)}`];
     if (!alike) {
       const away = elsewhere(values, look.tokens, look.prefix, head);
       words.push(` (an even share is ${percent(look.even ?? 1 / look.tokens)}). Class token`,
         look.prefix > 1 ? " and registers take " : " takes ", percent(away), ".");
     } else words.push(".");
     if (view.pointed !== null) {
-      words.push(" Under the pointer, ", where(view.pointed, columns), ": ", el("strong", null, number(map[view.pointed])), ".");
+      words.push(" Under the pointer, ", this.events.where(view.pointed, columns), ": ", el("strong", null, number(map[view.pointed])), ".");
     }
     if (inside) {
       const count = inside.reduce((sum, one) => sum + one, 0);

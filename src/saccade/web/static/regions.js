@@ -19,8 +19,8 @@ const named = (what, [row, column]) => `${what} row ${row}, column ${column}`;
 
 export class Regions {
   constructor(pick, signal) {
-    // region, tile: where one is; cursor: what Enter would go into; asks: whether the tile asks in its region, or the class token
-    Object.assign(this, { kind: "regions", signal, map: "regions", region: null, tile: null, cursor: null, layer: null, head: "mean", asks: true,
+    // map: what is shown of the whole slide; wish: which of them was chosen by hand; region, tile: where one is; cursor: what Enter would go into; asks: whether the tile asks in its region, or the class token
+    Object.assign(this, { kind: "regions", signal, map: "regions", wish: null, region: null, tile: null, cursor: null, layer: null, head: "mean", asks: true,
       openings: newest(), drawings: newest(), pointings: newest() });
     this.stage = new Stage(signal, "Slide: arrow keys choose, Enter goes into a region or tile, Escape goes up, plus and minus zoom", {
       click: (x, y) => this.click(x, y), hover: (x, y) => this.hover(x, y), key: (event) => this.key(event),
@@ -28,7 +28,7 @@ export class Regions {
     this.inside = new Inside(signal);
     this.panel = new Panel("Attention inside the region", {
       hover: (place) => this.point(place), head: (head) => this.set({ head: this.head === head ? "mean" : head }),
-      pick: (place) => { const tile = this.tileAtPlace(place); if (tile !== undefined) this.go(this.region, tile); },
+      where: (place) => this.named(place), pick: (place) => { const tile = this.tileAtPlace(place); if (tile !== undefined) this.go(this.region, tile); },
     });
     this.aside = el("section", { class: "card", "aria-label": "Inside the region" });
     this.right = el("div", { class: "levels" });
@@ -58,11 +58,12 @@ export class Regions {
   async open(slide) {
     const still = this.openings();
     this.drawings(); // what was being drawn is of no use any more
+    if (this.slide?.run !== slide.run) this.wish = null;
     Object.assign(this, { slide, found: null, region: null, tile: null, cursor: null, look: null });
     replace(this.scale);
     replace(this.under);
     replace(this.choices);
-    replace(this.words, `Opening ${slide.name}.`);
+    replace(this.words, `Opening ${slide.title}.`);
     replace(this.right, el("section", { class: "card" }, el("h2", null, "The slide"), el("p", { class: "soft" }, "The hierarchy is looking at it.")));
     const about = await json(`slides/${slide.id}`, {}, this.signal);
     if (!still()) return;
@@ -79,7 +80,8 @@ export class Regions {
     Object.assign(this, { found, weights, tiles, composed, layer: this.layer === null || this.layer >= found.depth ? found.depth - 1 : this.layer });
     if (this.head !== "mean" && this.head >= found.heads) this.head = "mean";
     // Where nobody weighs the regions, their weights have nothing to show.
-    this.map = this.weighed() || this.map !== "regions" ? this.map : "tiles";
+    const usual = this.weighed() ? "regions" : "tiles";
+    this.map = this.wish === null || this.wish === "regions" ? usual : this.wish;
     this.atRegion = new Map(found.regions.map(([row, column], i) => [`${row}/${column}`, i]));
     this.atTile = new Map(this.about.cells.map(([row, column], i) => [`${row}/${column}`, i]));
     await this.go(null, null);
@@ -199,7 +201,7 @@ export class Regions {
   }
 
   drawCrumbs() {
-    const steps = [[this.slide.name, () => this.go(null, null)]];
+    const steps = [[this.slide.title, () => this.go(null, null)]];
     if (this.region !== null) steps.push([named("Region", this.found.regions[this.region]), () => this.go(this.region, null)]);
     if (this.tile !== null) steps.push([named("Tile", this.about.cells[this.tile]), null]);
     replace(this.crumbs, steps.map(([name, back], i) => el("li", null, i === steps.length - 1
@@ -208,7 +210,8 @@ export class Regions {
 
   drawChoices() {
     if (this.region === null) {
-      replace(this.choices, field("Shows", select(MAPS.map(([value, text]) => ({ value, text })), this.map, (map) => this.set({ map }))));
+      const maps = MAPS.filter(([value]) => value !== "regions" || this.weighed());
+      replace(this.choices, field("Shows", select(maps.map(([value, text]) => ({ value, text })), this.map, (map) => this.set({ map, wish: map }))));
       return;
     }
     const count = (n, what) => Array.from({ length: n }, (_, i) => ({ value: String(i), text: `${what} ${i}` }));
@@ -231,8 +234,14 @@ export class Regions {
         el("p", { class: "soft" }, "Click a region to see where it looks.")));
       return;
     }
-    replace(this.aside, el("h2", null, named("Region", this.found.regions[this.region])), this.weighed() ? el("p", { class: "soft" }, `It counts ${times(this.weights[this.region])} in the slide.`) : null, this.panel.node);
+    replace(this.aside, el("h2", null, named("Region", this.found.regions[this.region])), this.weighed() ? el("p", { class: "soft" }, `It counts ${times(this.weights[this.region])} in the slide.`) : null,
+      el("p", { class: "soft" }, this.counted()), this.panel.node);
     replace(this.right, this.aside, this.tile === null ? null : this.inside.node);
+  }
+
+  counted() {
+    const { side } = this.found, [row, column] = this.found.regions[this.region].map((one) => one * side);
+    return `Tiles are counted over the whole slide, from 0: here are rows ${row} to ${row + side - 1}, columns ${column} to ${column + side - 1}.`;
   }
 
   drawMarks() {
@@ -282,10 +291,16 @@ export class Regions {
     return (row % side) * side + (column % side);
   }
 
-  tileAtPlace(place) {
-    if (place === null || this.region === null) return undefined;
+  // A place of the region as row and column of the slide's tiles: everywhere on this page they are counted so.
+  cellAt(place) {
     const { side } = this.found, [row, column] = this.found.regions[this.region];
-    return this.atTile.get(`${row * side + Math.floor(place / side)}/${column * side + (place % side)}`);
+    return [row * side + Math.floor(place / side), column * side + (place % side)];
+  }
+
+  named(place) { return named("tile", this.cellAt(place)); }
+
+  tileAtPlace(place) {
+    return place === null || this.region === null ? undefined : this.atTile.get(this.cellAt(place).join("/"));
   }
 
   // Of every tile of the slide, NaN outside the region: what it gets of what goes to tiles, 1 is an even share.

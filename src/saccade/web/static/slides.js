@@ -16,7 +16,8 @@ const HEADING = "From the slide to the patch";
 export async function show(root, context) {
   const { signal } = context;
   begin(root, HEADING, "Opening the slides of all runs and looking for tissue on them. The first time takes a while.");
-  const [{ slides, missing }, models] = await Promise.all([json("slides", {}, signal), json("attention/models", {}, signal)]);
+  const [{ slides: listed, missing }, models] = await Promise.all([json("slides", {}, signal), json("attention/models", {}, signal)]);
+  const slides = listed.map((one) => ({ ...one, title: `${one.name} · ${one.run_name}` }));
   const title = el("h1", null, HEADING), lost = absent(missing);
   if (!slides.length) {
     replace(root, title, lost, el("p", null, "No run on slides is on the desk. ", el("code", null, "saccade pretrain SLIDES --out RUN"),
@@ -25,7 +26,7 @@ export async function show(root, context) {
   }
   await Stage.load();
   const place = el("div"), planar = models.filter(({ axes }) => axes === 2);
-  const names = slides.map((one) => ({ value: one.id, text: one.name, group: one.run_name }));
+  const names = slides.map((one) => ({ value: one.id, text: one.title }));
   const openings = newest();
   let view = null, own = null;
   async function open(id) {
@@ -77,7 +78,7 @@ class Tiles {
   async open(slide) {
     const still = this.openings();
     this.looks();
-    replace(this.words, `Opening ${slide.name}.`);
+    replace(this.words, `Opening ${slide.title}.`);
     const about = await json(`slides/${slide.id}`, {}, this.signal);
     if (!still()) return;
     Object.assign(this, { slide, about, tile: null });
