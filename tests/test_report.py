@@ -289,9 +289,6 @@ def test_not_a_run(tmp_path):
     (tmp_path / "tile" / "config.yaml").write_text("{}")
     with pytest.raises(UsageError, match=r"it holds runs: .*tile"):
         write_report(tmp_path)
-    (tmp_path / "slides.md").write_text("")
-    with pytest.raises(UsageError, match=r"results for slides: .*slides\.md"):
-        write_report(tmp_path)
 
 
 def test_grey_evaluation_has_its_own_part(run, tmp_path):

@@ -94,11 +94,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def not_a_run(folder: Path) -> UsageError:
-    """Says what a folder is instead, where its files tell: a folder of runs (a hierarchy), or results for slides."""
+    """Says what a folder is instead, where its files tell: a folder of runs, for example a hierarchy."""
     inside = [place.name for place in sorted(folder.glob("*")) if (place / "config.yaml").exists()]
     hint = f"it holds runs: {', '.join(str(folder / name) for name in inside[:4])}" if inside else None
-    if (folder / "slides.md").exists():
-        hint = f"it holds results for slides: {folder / 'slides.md'} has their table"
     return UsageError("not a run folder", got=folder, expected="a folder with config.yaml", hint=hint)
 
 

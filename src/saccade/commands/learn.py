@@ -246,7 +246,7 @@ def _finetune_slides(
     options = api.HeadOptions(heads=heads, nested=config, allow_overlap=allow_overlap, unfrozen=unfrozen)
     with Bar() as bar:
         found = api.finetune_slides(model, data, out=out, options=options, settings=named, console=bar)
-    print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'slides.md'}")
+    print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'report.html'}")
 
 
 def compare(

@@ -223,7 +223,7 @@ def search(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a study.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, of a study, or of heads for slides.")],
     interactive: Annotated[
         Path | None, typer.Option("--interactive", metavar="FILE.html", help="Write the explorer as one file instead.")
     ] = None,
@@ -251,7 +251,12 @@ def report(
         typer.echo(page_so_far(run))
         return
     from saccade.reporting.build import write_report
+    from saccade.reporting.slides import FOUND, write_slide_report
     from saccade.runs import require_run
+
+    if (run / FOUND).exists():
+        typer.echo(write_slide_report(run))
+        return
 
     require_run(run)
     typer.echo(write_report(run))

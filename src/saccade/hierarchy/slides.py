@@ -31,6 +31,7 @@ from saccade.hierarchy.settings import read_wanted, settings_of
 from saccade.hierarchy.together import regions_of
 from saccade.hierarchy.vectors import embed_grids
 from saccade.pictures import SLIDES
+from saccade.reporting.slides import write_slide_report
 from saccade.store import FeatureTable
 from saccade.train.loop import Console
 
@@ -240,6 +241,7 @@ def finetune(
     _keep_first(learners[0], cohort, out, options, hierarchy, named)
     runs.write_json(out / "slides.json", found)
     runs.write_atomic(out / "slides.md", to_markdown(found))
+    write_slide_report(out)
     return found
 
 
@@ -282,7 +284,7 @@ def to_markdown(found: Mapping[str, Any], metric: str = "auroc") -> str:
             ]
             if gap:
                 sure = "" if gap[0]["clear"] else ", not clear"
-                text += f"; {first} ahead by {gap[0]['difference']:+.3f}{sure}"
+                text += f"; {first} less this: {gap[0]['difference']:+.3f}{sure}"
             cells.append(text)
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join([*lines, "", found["protocol"]["text"], ""])

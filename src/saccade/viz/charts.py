@@ -247,10 +247,13 @@ class Interval:
     strong: bool = False
 
 
-def interval_svg(rows: Sequence[Interval], *, title: str, x_label: str, width: int = 400, digits: int = 1) -> str:
+def interval_svg(
+    rows: Sequence[Interval], *, title: str, x_label: str, width: int = 400, digits: int = 1, most_letters: int = 22
+) -> str:
     """Means with whiskers, grouped by ``group`` in the given order, as an ``<svg>`` element.
 
-    Rows whose mean is not finite are left out. ``width`` is that of the viewBox; long names are shortened.
+    Rows whose mean is not finite are left out. ``width`` is that of the viewBox; names longer than ``most_letters`` are
+    shortened.
     """
     rows = [row for row in rows if math.isfinite(row.mean)]
     groups = list(dict.fromkeys(row.group for row in rows))
@@ -261,7 +264,7 @@ def interval_svg(rows: Sequence[Interval], *, title: str, x_label: str, width: i
         return head + svg_text(width / 2, 50, "no values", "middle", muted=True) + "</svg>"
     ends = [v for row in rows for v in (row.low, row.mean, row.high) if math.isfinite(v)]
     room = (max(ends) - min(ends)) * 0.05 or 1.0
-    letters = min(22, max(len(row.label) for row in rows))
+    letters = min(most_letters, max(len(row.label) for row in rows))
     left = letters * LETTER_PX + 14
     frame = Frame((min(ends) - room, max(ends) + room), (0, 1), left, 34, width - 42, height - 26)
     parts = []
