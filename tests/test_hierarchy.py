@@ -306,6 +306,8 @@ def test_a_hierarchy_is_no_network(hierarchy, slide_table):
 
 def test_one_vector_a_slide(hierarchy, slide_table):
     table = api.embed(hierarchy, slide_table, out=slide_table.parent / "slides.parquet")
+    with pytest.raises(UsageError, match=r"vectors of slides cannot be written as slides\.h5[\s\S]*FILE\.parquet"):
+        api.embed(hierarchy, slide_table, out=slide_table.parent / "slides.h5")
     assert table.features.shape == (8, 32) and set(table.labels) == {"fine", "coarse"} and len(set(table.hashes)) == 8
 
 

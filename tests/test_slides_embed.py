@@ -115,6 +115,24 @@ def test_both_forms_keep_everything(tmp_path, suffix):
     assert found.about == about and np.array_equal(found.features, made.features) and found.coords.tolist() == [[3, 4]]
 
 
+@pytest.mark.parametrize("name", ["foo.txt", "f.hdf5", "there.h5", "there.parquet"])
+def test_names_that_say_another_form_are_refused_before_anything_is_computed(folder, tmp_path, name, monkeypatch):
+    (tmp_path / "there.h5").touch()
+    (tmp_path / "there.parquet").mkdir()
+    monkeypatch.setattr("saccade.feature_tables.open_source", lambda *_, **__: pytest.fail("slides were opened"))
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError, match=name):
+        api.embed("random:vit_micro_patch8", folder, out=tmp_path / name, tiling=CUT)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_features_of_images_are_no_hdf5(tmp_path):
+    for name in ("a.h5", "a"):
+        with pytest.raises(UsageError, match=r"features of images[\s\S]*FILE\.parquet or"):
+            api.embed("random:vit_micro_patch8", "synthetic:tissue?n=8", out=tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 # --- reading while training ----------------------------------------------------------------------
 
 

@@ -29,6 +29,26 @@ class Described:
     group: str | None = None
 
 
+TABLES = "FILE.parquet or DATABASE/NAME.lance"
+OF_SLIDES = "FILE.parquet, DATABASE/NAME.lance, FOLDER.h5, or a name without an ending for a folder"
+
+
+def _check_name(out: str | Path | None, what: str, *, folders: bool) -> None:
+    """Refuse, before anything is computed, names that say another form than would be written.
+
+    what      the features, in words      folders   whether they may go into a folder, with a file a slide
+    """
+    if out is None or tables.is_lance(out):
+        return
+    place, expected = Path(out), OF_SLIDES if folders else TABLES
+    if place.suffix not in ((".parquet", ".h5", "") if folders else (".parquet",)):
+        raise UsageError(f"{what} cannot be written as {place.name}", got=f"out {out}", expected=expected)
+    if place.suffix == ".parquet" and place.is_dir():
+        raise UsageError(f"{out} is a folder, where a file was to be written", expected=expected)
+    if place.suffix != ".parquet" and place.exists() and not place.is_dir():
+        raise UsageError(f"{out} is a file, where a folder was to be written", hint="remove it, or take another name")
+
+
 def _embed_hierarchy(
     run: Path,
     data: str | Path,
@@ -41,6 +61,7 @@ def _embed_hierarchy(
 ) -> FeatureTable:
     if tiling.mpp or tiling.tile_px or tiling.tissue is not None:
         raise UsageError("a hierarchy cuts slides as it was trained", hint="leave out --mpp, --tile and --tissue")
+    _check_name(out, "vectors of slides", folders=False)
     named = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
     settings: dict[str, Any] = {key: str(value) for key, value in named.items() if value is not None}
     settings |= {} if tiling.slide_mpp is None else {"data.slide_mpp": tiling.slide_mpp}
@@ -81,13 +102,14 @@ def embed(
 
     Of slides, one for every tile (``tiling``; what is left open is as the model was trained): FILE.parquet, or
     FOLDER.h5 with a file a slide. They are not held in memory; what is returned says which files were written.
-    A hierarchy gives one vector a slide.
+    A hierarchy gives one vector a slide, in one table. Raises UsageError for other names than these.
     """
     runtime.keep_freed_memory()
     where = described or Described()
     if layout.is_hierarchy(model):
         cut, told = tiling or Tiling(), console or Quiet()
         return _embed_hierarchy(Path(model), data, out, where, cut, max_bad=max_bad, console=told)
+    _check_name(out, "features", folders=True)
     device = runtime.pick_device()
     source = open_source(
         data, manifest=where.labels, label=where.label, group=where.group, tiling=as_trained(model, tiling)
@@ -98,6 +120,7 @@ def embed(
         return write_features(
             embedder, out, origin=_origin(model, data, where), report=lambda done, total: report(done, total, {})
         )
+    _check_name(out, "features of images", folders=False)
     decoded = embedding.Decoded(source, max_bad=max_bad, report=None)
     loaded, _ = fitted_model(model, decoded)
     table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)

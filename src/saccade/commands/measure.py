@@ -29,7 +29,7 @@ def embed(
     model: Model,
     data: Data,
     out: Annotated[
-        str, typer.Option("--out", help="FILE.parquet, DATABASE/NAME.lance; of slides also FOLDER.h5.")
+        str, typer.Option("--out", help="FILE.parquet, DATABASE/NAME.lance; of tiles also FOLDER.h5, FOLDER.")
     ] = ...,  # type: ignore[assignment]
     labels: Labels = None,
     label: Label = None,
