@@ -244,7 +244,11 @@ def test_heads_are_compared_with_mean_pooling_and_random_weights(finetuned):
     assert {"random second level, abmil", "random second level, mean"} <= models
     assert all(0 <= row["low"] <= row["mean"] + 1e-9 <= row["high"] + 1e-9 <= 1 + 1e-8 for row in found["rows"])
     page = api.report(out).read_text(encoding="utf-8")
-    assert page.count("<svg") == 2 and "AUROC" in page and found["protocol"]["text"] in html.unescape(page)
+    assert (
+        page.count("<svg") == 2
+        and "AUROC" in page
+        and found["protocol"]["text"] in html.unescape(page.replace("\u00a0", " "))
+    )
     assert "AUROC" in (out / "slides.md").read_text() and runs.read_json(out / "slides.json")["rows"] == found["rows"]
 
 
