@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -65,6 +66,29 @@ def test_dark_is_one_click_away(window):
     light = window.evaluate(background)
     window.locator("#theme").click()
     assert window.evaluate(background) != light
+
+
+def test_what_is_neither_run_nor_model_is_refused(small_runs, tmp_path, monkeypatch):
+    from saccade.errors import UsageError
+    from saccade.web.start import lay_out_named
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two b"):
+        shutil.copytree(small_runs[0], tmp_path / "runs" / name, ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(
+        UsageError, match=r"no run\n  got: +runs, a folder.*\n  expected: a run .config.yaml"
+    ) as refused:
+        lay_out_named(["runs"])
+    assert refused.value.hint == "its runs: saccade view runs/one 'runs/two b'"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("path,label\n")
+    for name, said in (("empty", "an empty folder"), ("table.csv", "no model"), ("nothing", "no such run")):
+        with pytest.raises(UsageError, match=said):
+            lay_out_named([name])
+    (tmp_path / "weights.pth").write_bytes(b"")
+    named = ["runs/one", "runs/two b/model", "weights.pth", "weights.pth@vit_small_patch16", "random:resnet10_w16"]
+    desk = lay_out_named(named)
+    assert [run.name for run in desk.runs] == ["one"] and list(desk.models[:-1]) == named[1:]
 
 
 def test_the_server_imports_no_torch():
