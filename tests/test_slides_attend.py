@@ -1,5 +1,6 @@
 """Heatmaps of slides and what other programs read of them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,7 +17,7 @@ from saccade.contracts import InputSpec
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.slide import open_slide
 from saccade.errors import ModelError, TooManyDamaged, UsageError
-from saccade.slide_attention import SlideOptions
+from saccade.slide_attention import SlideAttention, SlideOptions
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import features, save_geojson
 
@@ -58,6 +59,18 @@ def test_pictures_change_where_scores_are_and_nowhere_else(slide, heat, tmp_path
     found = written.read(0, 0, mpp=0.5, size_px=(500, 700)).transpose(1, 2, 0).astype(int)
     assert np.abs(found - page[:500, :700]).mean() < 8
     assert extremes(slide, heat, count=3, tile_px=32).size[0] > 100
+
+
+def test_ranges_are_those_of_all_scores_and_the_bar_says_where_colours_end(slide, heat, tmp_path):
+    scores = np.concatenate([np.linspace(0.4, 0.9, 998), [-0.07, 0.999]])
+    coords = np.stack([np.arange(1000) * 4, np.zeros(1000, int)], axis=1)
+    found = SlideAttention(slide, Heat("a", coords, 4.0, scores), "m", SlideOptions())
+    assert found.text().endswith("1,000 squares, -0.07 to 0.999") and found.heat.marks == (
+        "0.405 and below",
+        "0.895 and above",
+    )
+    assert Heat("a", coords[:4], 4.0, np.zeros(4)).marks == ("0", "0")
+    assert dataclasses.replace(heat, scores=np.array([0.0, 0.0, 1.0, 1.0])).marks == ("0", "1")
 
 
 def test_geojson_is_what_qupath_documents(heat, tmp_path):

@@ -56,8 +56,7 @@ class SlideAttention:
     options: SlideOptions
 
     def text(self) -> str:
-        low, high = self.heat.ends
-        return f"{self.slide.path.name}: {self.heat.name}, {len(self.heat.scores):,} squares, {low:.3g} to {high:.3g}"
+        return f"{self.slide.path.name}: {self.heat.name}, {len(self.heat.scores):,} squares, {self.heat.range}"
 
     def to_dict(self) -> dict[str, Any]:
         scores = self.heat.scores

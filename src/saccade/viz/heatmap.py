@@ -46,11 +46,23 @@ class Heat:
                 "these are no scores of squares", got=f"{len(self.coords)} squares, {len(self.scores)} scores"
             )
 
+    @property
+    def range(self) -> str:
+        """The lowest and the highest score, in words."""
+        return f"{self.scores.min():.3g} to {self.scores.max():.3g}"
+
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """Scores that have the first and the last colour."""
+        """Scores that have the first and the last colour; those beyond have the same."""
         low, high = np.percentile(self.scores, ENDS)
         return float(low), float(high if high > low else low + 1e-9)
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """What is written at the ends of the scale of colours, and that scores lie beyond, where they do."""
+        whole = float(self.scores.min()), float(self.scores.max())
+        low, high, lowest, highest = (f"{value:.3g}" for value in (*np.clip(self.ends, *whole), *whole))
+        return low if low == lowest else f"{low} and below", high if high == highest else f"{high} and above"
 
     def unit(self, scores: np.ndarray) -> np.ndarray:
         """Scores as places on the scale of colours, 0 to 1."""
@@ -127,13 +139,13 @@ def picture(slide: Slide, heat: Heat, longest_px: int = PICTURE_PX) -> Image.Ima
     page = Image.new("RGB", (max(laid.width, 420), laid.height + 44), PAPER)
     page.paste(laid, (0, 0))
     draw, top = ImageDraw.Draw(page), laid.height + 8
-    low, high = heat.ends
+    low, high = heat.marks
     bar = colours(np.linspace(0, 1, 160))[None].repeat(12, axis=0).astype(np.uint8)
-    page.paste(Image.fromarray(bar), (70, top))
-    draw.text((64 - draw.textlength(f"{low:.3g}"), top), f"{low:.3g}", fill=INK)
-    draw.text((236, top), f"{high:.3g}", fill=INK)
-    brightened = "" if slide.mode == "bright" else ", slide brightened"
-    draw.text((8, top + 18), f"{heat.name}; {len(heat.scores):,} squares{brightened}", fill=INK)
+    page.paste(Image.fromarray(bar), (110, top))
+    draw.text((104 - draw.textlength(low), top), low, fill=INK)
+    draw.text((276, top), high, fill=INK)
+    brightened = "" if slide.mode == "bright" else "; slide brightened"
+    draw.text((8, top + 18), f"{heat.name}; {len(heat.scores):,} squares, {heat.range}{brightened}", fill=INK)
     return page
 
 
