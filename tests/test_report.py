@@ -31,6 +31,14 @@ def text(run) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
 
+def test_one_group_has_no_interval_and_nothing_is_clear():
+    values = fake_run.evaluation()
+    values["protocol"]["units_test"] = 1
+    found = read_evaluation(values)
+    assert all("low" not in row and "high" not in row for row in (*found.rows, *found.all_rows, *found.differences))
+    assert not any(clear(one) for one in found.differences)
+
+
 class Strict(HTMLParser):
     """Collects tags and attributes, and fails where elements do not nest."""
 

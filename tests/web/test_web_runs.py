@@ -8,6 +8,7 @@ import shutil
 import pytest
 from waiting import Late, until
 
+from saccade.web.desk import RunOnDesk
 from saccade.web.live import Tail
 from saccade.web.runs import flat
 
@@ -40,6 +41,37 @@ def test_the_table_has_the_runs_numbers_and_intervals(window, site):
     assert row["model"] in text
 
 
+@pytest.fixture
+def copied(site):
+    """A copy of the long run on the desk, to be changed; removed afterwards."""
+    folder = site.second.with_name("copied")
+    shutil.copytree(site.second, folder)
+    run = RunOnDesk(site.desk.id_of("run", str(folder)), "copied", folder)
+    site.desk.runs.append(run)
+    yield folder
+    site.desk.runs.remove(run)
+    shutil.rmtree(folder)
+
+
+def test_one_group_has_no_interval(window, site, copied):
+    found = json.loads((copied / "evaluation.json").read_text())
+    found["protocol"]["units_test"] = 1
+    for row in [*found["rows"], *found["differences"]]:
+        row["low"] = row["high"] = row.get("mean", row.get("difference"))
+    (copied / "evaluation.json").write_text(json.dumps(found))
+    show(window, site, copied)
+    window.wait_for_selector("table")
+    cells = window.locator("td.number small").all_inner_texts()
+    assert cells and {cell.strip() for cell in cells} == {"one group: no interval"}
+    (copied / "evaluation.json").unlink()
+    rows = [{"metric": "accuracy", "mean": 0.469, "low": 0.469, "high": 0.469}]
+    about = {"rows": rows, "n_test": 32, "units_test": 1, "majority": 0.5, "classes": ["a", "b"], "confusion": []}
+    (copied / "classifier.json").write_text(json.dumps(about))
+    show(window, site, copied)
+    said = window.locator(".card", has_text="copied").inner_text().replace("\xa0", " ")
+    assert "46.9 % of 32 test images rightly (one group: no interval)" in said
+
+
 def test_a_late_run_does_not_come_back_after_it_was_put_away(window, site):
     show(window, site, site.run)
     window.wait_for_selector(".page.runs table, .page.runs code")
@@ -64,8 +96,6 @@ def test_settings_that_differ_are_listed(window, site):
 @pytest.fixture
 def growing(site):
     """A copy of the long run that has just begun: its first hundred lines. Removed from the desk afterwards."""
-    from saccade.web.desk import RunOnDesk
-
     folder = site.second.with_name("growing")
     shutil.copytree(site.second, folder)
     (folder / "report.html").unlink(missing_ok=True)

@@ -13,7 +13,7 @@ def classifier_section(found: Mapping[str, Any]) -> Html | None:
     if not found:
         return None
     rows = [
-        [str(row["metric"]).replace("_", " "), f"{100 * number(row['mean']):.1f} %", _interval(row)]
+        [str(row["metric"]).replace("_", " "), f"{100 * number(row['mean']):.1f} %", _interval(row, found)]
         for row in sequence(found.get("rows"))
     ]
     classes = [str(name) for name in sequence(found.get("classes"))]
@@ -41,14 +41,17 @@ def classifier_finding(name: str, found: Mapping[str, Any]) -> str | None:
     if row is None:
         return None
     mark = " WARNING: part of the test part was seen before." if found.get("protocol", {}).get("overlap") else ""
+    interval = _interval(row, found) if found.get("units_test") == 1 else f"95 % interval {_interval(row, found)}"
     return (
         f"{name}, trained with labels, names {100 * number(row['mean']):.1f} % of {found.get('n_test'):,} test images "
-        f"rightly (95 % interval {_interval(row)}); always answering the most frequent class gives "
+        f"rightly ({interval}); always answering the most frequent class gives "
         f"{100 * number(found.get('majority')):.1f} %.{mark}"
     )
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def _interval(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    if found.get("units_test") == 1:
+        return "one group: no interval"
     return f"{100 * number(row['low']):.1f} to {100 * number(row['high']):.1f} %"
 
 

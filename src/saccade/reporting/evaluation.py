@@ -61,23 +61,29 @@ class Evaluation:
 
 
 def read_evaluation(values: Any) -> Evaluation | None:
-    """Pick what is shown from evaluation.json; None when it holds no usable row."""
+    """Pick what is shown from evaluation.json; None when it holds no usable row.
+
+    One test group has no spread: what a file says of its intervals, of width zero, is left out.
+    """
     if not isinstance(values, Mapping):
         return None
     rows = [r for r in sequence(values.get("rows")) if _usable(r, ("model", "probe", "fraction", "metric"))]
     if not rows:
         return None
+    protocol = values["protocol"] if isinstance(values.get("protocol"), Mapping) else {}
+    left_out = ("low", "high") if protocol.get("units_test") == 1 else ()
+    rows = [_without(row, left_out) for row in rows]
     metrics = list(dict.fromkeys(r["metric"] for r in rows))
     metric = "accuracy" if "accuracy" in metrics else metrics[0]
     shown = _headline_k([r for r in rows if r["metric"] == metric], ("model",))
     differences = [
-        d
+        _without(d, left_out)
         for d in sequence(values.get("differences"))
         if _usable(d, ("model", "against", "probe", "fraction", "metric")) and d["metric"] == metric
     ]
     known = dict.fromkeys(r["probe"] for r in shown)
     return Evaluation(
-        protocol=values["protocol"] if isinstance(values.get("protocol"), Mapping) else {},
+        protocol=protocol,
         metric=metric,
         models=tuple(dict.fromkeys(str(r["model"]) for r in shown)),
         probes=tuple([p for p in PROBES if p in known] + [p for p in known if p not in PROBES]),
@@ -86,6 +92,10 @@ def read_evaluation(values: Any) -> Evaluation | None:
         differences=tuple(_headline_k(differences, ("model", "against"))),
         all_rows=tuple(rows),
     )
+
+
+def _without(row: Row, keys: Sequence[str]) -> Row:
+    return {key: value for key, value in row.items() if key not in keys}
 
 
 def _usable(row: Any, keys: Sequence[str]) -> bool:

@@ -111,6 +111,7 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
         "probes": list(found.probes),
         "fractions": list(found.fractions),
         "protocol": str(mapping(found.protocol).get("text") or ""),
+        "one_group": found.protocol.get("units_test") == 1,
         "overlap": bool(found.protocol.get("overlap")),
         "rows": rows,
     }
