@@ -275,8 +275,12 @@ def test_heatmaps_at_each_level(hierarchy, finetuned):
     assert kept.classes == ("coarse", "fine")
     for head in (None, kept.head):
         maps = attend_slide(loaded, *files_of(hierarchy, "slide0"), head)
-        assert len(maps.tile.coords) == len(maps.composed.scores) and maps.tile.side_px * 4 == maps.region.side_px
-        assert maps.region.scores.mean() == pytest.approx(1, abs=1e-4)
+        assert len(maps.tile.coords) == len(maps.composed.scores)
+        if head is None:  # all regions would be 1: no result
+            assert maps.region is None and "nobody weighs them" in maps.text and "tile" in maps.named()
+        else:
+            assert maps.tile.side_px * 4 == maps.region.side_px and "weighed by the trained head" in maps.text
+            assert maps.region.scores.mean() == pytest.approx(1, abs=1e-4)
         assert maps.tile.scores.mean() == pytest.approx(1, abs=1e-4)
         assert maps.composed.scores.mean() == pytest.approx(1, abs=1e-4)
 
@@ -285,12 +289,31 @@ def test_maps_become_files(hierarchy, finetuned, slide_table, tmp_path):
     found = api.attend_hierarchy(finetuned[0], slide_table / "slide0.tif")
     assert ["region" in one.heat.name for one in found] == [True, True, True] and "head" in found[0].heat.name
     assert all((tmp_path / name).exists() for name in [path.name for path in found[2].save(tmp_path / "m.png")])
-    (patches,) = api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="region")
-    assert len(patches.heat.scores) == len(load_parquet(files_of(hierarchy, "slide0")[1]).coords)
+    assert [one.to_dict()["level"] for one in found] == ["region", "tile", "composed"]
+    (regions,) = api.attend_hierarchy(finetuned[0], slide_table / "slide0.tif", level="region")
+    assert len(regions.heat.scores) == len(load_parquet(files_of(hierarchy, "slide0")[1]).coords)
+    found = api.attend_hierarchy(hierarchy, slide_table / "slide0.tif")
+    assert [one.options.level for one in found] == ["tile", "composed"]
+    with pytest.raises(UsageError, match=r"no map of regions[\s\S]*saccade finetune"):
+        api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="region")
     with pytest.raises(UsageError, match="no attention"):
         api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="patch")
     with pytest.raises(UsageError, match="unknown level"):
         api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="planet")
+
+
+def test_what_is_left_out_and_what_was_there_is_said(hierarchy, tmp_path):
+    pixels = np.full((288, 320, 3), 243, np.uint8)
+    pixels[:272, :288] = texture(288, 320, seed=9)[:272, :288]  # 9 rows of 9 tiles, regions of 4 x 4
+    write_slide(tmp_path / "uneven.tif", pixels, level_px=((144, 160),))
+    first, second = Quiet(), Quiet()
+    found = api.attend_hierarchy(hierarchy, tmp_path / "uneven.tif", level="tile", console=first)
+    total = len(load_parquet(files_of(hierarchy, "uneven")[0]))
+    left = total - len(found[0].heat.scores)
+    assert left > 0 and f"{left} of {total} tiles lie in regions with too little tissue" in first.messages[-1]
+    assert not any("used again" in line for line in first.messages)
+    api.attend_hierarchy(hierarchy, tmp_path / "uneven.tif", level="tile", console=second)
+    assert [line.split(":")[0] for line in second.messages if "used again" in line] == ["tile level", "region level"]
 
 
 def test_slides_that_were_learned_from_are_not_tested_on(slide_table, tmp_path):

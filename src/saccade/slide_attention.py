@@ -22,8 +22,8 @@ from saccade.viz.attention import Attentive, attention_map
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import save_geojson
 
-Level = Literal["tile", "patch"]
-LEVELS: tuple[Level, ...] = ("tile", "patch")
+Level = Literal["tile", "patch", "region", "composed"]
+LEVELS: tuple[Level, ...] = ("tile", "patch")  # of one network; the others are a hierarchy's
 MOST_OBJECTS = 200_000  # QuPath grows slow above
 SUFFIXES = (".png", ".tif", ".geojson", ".csv")
 
@@ -33,7 +33,7 @@ class SlideOptions:
     """What to ask of a model and a slide.
 
     query   of tiles: ``cls``, likeness of each to the mean of all; or ``Y,X`` in pixels of level 0, to the tile there
-    level   tile, or patch: the attention of the class token inside each tile
+    level   tile, or patch: the attention of the class token inside each tile; of a hierarchy also region, composed
     layer   of patches; None is the last
     tiling  how the slide is cut; what is left open is as the model was trained
     max_bad share of its tiles that may be unreadable; they are left out
@@ -84,7 +84,7 @@ class SlideAttention:
         names = ["heatmap.png", "heatmap.tif", "scores.csv"]
         names += ["tiles.geojson"] if len(self.heat.scores) <= MOST_OBJECTS else []
         files = [self._one(out / name) for name in names]
-        if self.options.level == "tile":
+        if self.options.level != "patch":
             files.append(out / "extremes.png")
             extremes(self.slide, self.heat).save(files[-1])
         return files

@@ -163,13 +163,13 @@ def _is_hierarchy(model: str) -> bool:
 def _attend_hierarchy(model: str, slide: Path, asked: dict[str, Any], out: Path | None, as_json: bool) -> None:
     from saccade.api import attend_hierarchy as run
 
+    place, files = out or Path(f"{slide.stem}-attention"), []
+    if asked["level"] is None and place.suffix:
+        raise UsageError("the maps of all levels do not go into one file", got=place, hint="a folder, or one --level")
     with Bar() as bar:
         maps = run(model, slide, **{key: value for key, value in asked.items() if value is not None}, console=bar)
-        place, files = out or Path(f"{slide.stem}-attention"), []
-        if len(maps) > 1 and place.suffix:
-            raise UsageError("three maps do not go into one file", got=place, hint="a folder, or one --level")
-        for name, found in zip(("region", "tile", "composed"), maps):
-            files += found.save(place / name if len(maps) > 1 else place)
+        for found in maps:
+            files += found.save(place / found.options.level if len(maps) > 1 else place)
     if as_json:
         print_json([found.to_dict() for found in maps] + [{"files": [str(file) for file in files]}])
         return

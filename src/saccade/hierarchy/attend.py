@@ -26,7 +26,7 @@ from saccade.hierarchy.levels import Hierarchy, load
 from saccade.hierarchy.settings import is_hierarchy
 from saccade.hierarchy.slides import embed_levels, slides_of
 from saccade.hierarchy.vectors import Reader
-from saccade.slide_attention import SlideAttention, SlideOptions
+from saccade.slide_attention import Level, SlideAttention, SlideOptions
 from saccade.slide_attention import attend_slide as look_at_slide
 from saccade.slide_embedding import Embedder, load_for_tiles
 from saccade.train.loop import Console
@@ -34,16 +34,25 @@ from saccade.viz.heatmap import Heat
 
 CLS = torch.tensor([0])
 LEVELS = ("region", "tile", "composed", "patch")
+NOBODY = "nobody weighs them: there is neither a slide level nor a trained head"
 
 
 @dataclass(frozen=True)
 class SlideMaps:
-    """The maps of one slide. 1 is what an even share would be: of the slide for a region, of its region for a tile."""
+    """The maps of one slide. 1 is what an even share would be: of the slide for a region, of its region for a tile.
 
-    region: Heat
+    region   None where nobody weighs the regions: all would be 1      text   what was weighed, and by whom
+    """
+
+    region: Heat | None
     tile: Heat
     composed: Heat
     text: str
+
+    def named(self) -> dict[Level, Heat]:
+        """The maps by their level, without those that say nothing."""
+        found: dict[Level, Heat] = {} if self.region is None else {"region": self.region}
+        return found | {"tile": self.tile, "composed": self.composed}
 
 
 def as_input(reader: Reader, grids: np.ndarray) -> torch.Tensor:
@@ -128,20 +137,32 @@ def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head:
             hint="remove it, and embed the slide again",
         )
     found = weigh(hierarchy, tiles, regions, blocks, head)
-    coords = tiles.coords[found.rows]
-    heats = (
-        Heat(f"weight of each region, by {found.who}", regions.coords, step * hierarchy.side, found.region),
-        Heat("attention of each region over its tiles", coords, step, found.tile),
-        Heat("weight of the region times attention to the tile", coords, step, found.composed),
-    )
-    text = f"{len(blocks)} regions of {hierarchy.side} x {hierarchy.side} tiles; regions weighted by {found.who}"
-    return SlideMaps(*heats, text)
+    coords, side = tiles.coords[found.rows], hierarchy.side
+    tile = Heat("attention of each region over its tiles", coords, step, found.tile)
+    text, left_out = f"{len(blocks):,} regions of {side} x {side} tiles", len(tiles) - len(coords)
+    if is_weighed(hierarchy, head):
+        region = Heat(f"weight of each region, by {found.who}", regions.coords, step * side, found.region)
+        composed = Heat("weight of the region times attention to the tile", coords, step, found.composed)
+        text += f", weighed by {found.who}"
+    else:
+        region = None
+        composed = Heat("attention to the tile, all regions counting alike", coords, step, found.composed)
+        text += f"; {NOBODY}, so there is no map of regions"
+    if left_out:
+        text += f"\n{left_out:,} of {len(tiles):,} tiles lie in regions with too little tissue and are left out"
+    return SlideMaps(region, tile, composed, text)
+
+
+def is_weighed(hierarchy: Hierarchy, head: FittedHead | None) -> bool:
+    """Whether anything tells the regions of a slide apart."""
+    return head is not None or hierarchy.slide is not None
 
 
 def attend(
     model: Path, slide: str, level: str | None, tiling: Mapping[str, Any], console: Console, *, max_bad: float = 0.05
 ) -> list[SlideAttention]:
-    """The map of one level of a slide, or with None those of all three.
+    """The map of one level of a slide, or with None those of all three; without that of regions where nobody weighs
+    them. Raises UsageError where that is the one asked for.
 
     model    a hierarchy, or a run of ``finetune`` on one, whose head then weighs the regions
     tiling   ``data.slide_mpp``: resolution of a slide that does not say
@@ -149,9 +170,15 @@ def attend(
     """
     head = load_head(model) if not is_hierarchy(model) else None
     hierarchy = load(model if head is None else head.hierarchy)
-    tiles = slides_of(hierarchy.run, slide, tiling)
     if level not in (None, *LEVELS):
         raise unknown("level", str(level), LEVELS)
+    if level == "region" and not is_weighed(hierarchy, None if head is None else head.head):
+        raise UsageError(
+            f"there is no map of regions by {model}: {NOBODY}",
+            expected="--level tile, composed or patch",
+            hint=f"saccade finetune {model} SLIDES --out HEADS trains a head, saccade attend HEADS shows its weights",
+        )
+    tiles = slides_of(hierarchy.run, slide, tiling)
     if len(tiles.named) != 1:
         raise UsageError("attend looks at one slide", got=f"{len(tiles.named)} slides")
     if level == "patch":
@@ -160,8 +187,9 @@ def attend(
     found = embed_levels(hierarchy, tiles, console, max_bad=max_bad)
     maps = attend_slide(hierarchy, found.tiles[0], found.regions[0], None if head is None else head.head)
     console.say(maps.text)
-    chosen = {"region": maps.region, "tile": maps.tile, "composed": maps.composed}
-    if level is not None:
-        chosen = {level: chosen[level]}
     name = f"{hierarchy.run.name} (hierarchy)"
-    return [SlideAttention(tiles.slides[0], heat, name, SlideOptions()) for heat in chosen.values()]
+    return [
+        SlideAttention(tiles.slides[0], heat, name, SlideOptions(level=own))
+        for own, heat in maps.named().items()
+        if level in (None, own)
+    ]

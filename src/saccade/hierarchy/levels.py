@@ -137,7 +137,7 @@ def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *
         files.append(file)
         console.progress(number + 1, len(tiles.named), {})
     if kept:
-        console.say(f"{kept:,} of {len(files):,} slides were embedded before; their vectors are used again")
+        console.say(f"tile level: vectors of {kept:,} of {len(files):,} slides were there and are used again")
     return files
 
 

@@ -73,9 +73,9 @@ def embed_grids(
     if not found:
         raise DataError("no slide has a region with enough tissue", hint="lower hipt.least, or take smaller regions")
     if made < len(found):
-        console.say(
-            f"{len(found) - made:,} of {len(found):,} slides were embedded before; their vectors are used again"
-        )
+        level = "region" if side else "slide"
+        kept = f"{len(found) - made:,} of {len(found):,}"
+        console.say(f"{level} level: vectors of {kept} slides were there and are used again")
     return found
 
 
