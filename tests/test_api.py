@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import saccade
@@ -46,6 +47,7 @@ def test_evaluate_brings_baselines_and_writes_everything(run):
     assert models >= {"random weights", "pixels", "colour histogram"} and len(models) == 4
     stored = json.loads((run / "evaluation.json").read_text())
     assert stored["rows"] == found.to_dict()["rows"]
+    assert stored["protocol"]["data"] == yaml.safe_load((run / "config.yaml").read_text())["data"]["source"]
     assert (run / "evaluation.csv").exists() and (run / "evaluation.md").exists()
     index = json.loads((run / "figures" / "index.json").read_text())
     assert {entry["kind"] for entry in index} == {"attention", "neighbours"}

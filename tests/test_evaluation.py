@@ -212,7 +212,7 @@ def test_missing_class_is_an_error():
 
 
 def test_tables_in_every_form():
-    found = report().with_context(split="the split given with the data", overlap=True, grey=False)
+    found = report().with_context(data="six", split="the split given with the data", overlap=True, grey=False)
     text = tables.to_text(found)
     assert "Δ (good − bad)" in text and "mean Δ" in text and "100 % (n=240)" in text
     assert "ahead of bad" in text and "* part of the test part was seen" in text

@@ -86,7 +86,7 @@ def evaluate(
     tables = _tables(loaded, decoded, options, console)
     console.say("fitting probes")
     found = run_protocol(embedding.split_tables(tables, parts.train, parts.test), options.protocol)
-    found = found.with_context(split=parts.text, overlap=overlap, grey=options.grey)
+    found = found.with_context(data=_place(data), split=parts.text, overlap=overlap, grey=options.grey)
     folder = out or _run_folder(named)
     if folder is not None:
         _write_evaluation(folder, found, options.grey)
@@ -95,6 +95,11 @@ def evaluate(
                 panels.draw(folder, tables, loaded, decoded, (parts.train, parts.test))
             write_report(folder)
     return found
+
+
+def _place(data: str | Path) -> str:
+    """DATA as the settings of a run name theirs: a path in full, other words as they are."""
+    return str(Path(data).resolve()) if Path(data).exists() else str(data)
 
 
 def _tables(

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 from waiting import Late, until
 
 from saccade.web.desk import RunOnDesk
@@ -70,6 +71,24 @@ def test_one_group_has_no_interval(window, site, copied):
     show(window, site, copied)
     said = window.locator(".card", has_text="copied").inner_text().replace("\xa0", " ")
     assert "46.9 % of 32 test images rightly (one group: no interval)" in said
+
+
+def test_other_data_that_it_was_measured_on_are_named(window, site, copied):
+    show(window, site, copied)
+    window.wait_for_selector("table")
+    assert "Measured on" not in window.locator("main").inner_text()  # an older file does not know
+    found = json.loads((copied / "evaluation.json").read_text())
+    source = yaml.safe_load((copied / "config.yaml").read_text())["data"]["source"]
+    for data, shown in ((source, None), ("/elsewhere/six", "six"), (f"/elsewhere{source}", None)):
+        found["protocol"]["data"] = data
+        (copied / "evaluation.json").write_text(json.dumps(found))
+        show(window, site, copied)
+        window.wait_for_selector("table")
+        card = window.locator(".card", has_text="copied").inner_text()
+        assert ("Measured on" in card) == (data != source)
+        if shown:
+            assert f"Measured on {shown}, not on what it learned from." in card
+            assert f"Measured on {shown}; it learned from" in window.locator("main").inner_text()
 
 
 def test_a_late_run_does_not_come_back_after_it_was_put_away(window, site):

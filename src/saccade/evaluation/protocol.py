@@ -61,14 +61,14 @@ class EvalReport:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def with_context(self, *, split: str, overlap: bool, grey: bool) -> EvalReport:
-        """The same report, its protocol completed by how the data were parted and shown."""
+    def with_context(self, *, data: str, split: str, overlap: bool, grey: bool) -> EvalReport:
+        """The same report, its protocol completed by which the data were and how they were parted and shown."""
         words = [f"Test part: {split}."]
         if grey:
             words.append("All images were shown without colour.")
         if overlap:
             words.append("WARNING: part of the test part was seen in pretraining.")
-        protocol = self.protocol | {"split": split, "overlap": overlap, "grey": grey}
+        protocol = self.protocol | {"data": data, "split": split, "overlap": overlap, "grey": grey}
         protocol["text"] = " ".join([*words, self.protocol["text"]])
         marked = {"overlap": True} if overlap else {}
         return EvalReport(protocol, [r | marked for r in self.rows], [d | marked for d in self.differences])

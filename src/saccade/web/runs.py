@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from saccade.reporting.build import headline, title_of
 from saccade.reporting.evaluation import Evaluation
-from saccade.reporting.files import last, mapping, read_run
+from saccade.reporting.files import RunFiles, last, mapping, read_run
 from saccade.reporting.page import number
 from saccade.web import folders
 from saccade.web.desk import Desk, RunOnDesk
@@ -75,10 +75,20 @@ def summary(run: RunOnDesk) -> dict[str, Any]:
         "steps": files.setting("train", "steps"),
         "knn": knn if math.isfinite(knn) else None,
         "data": named(files.setting("data", "source") or ""),
+        "measured_on": _measured_on(files),
         "axes": folders.axes_of(run.folder),
         "running": quiet < QUIET_SECONDS and not (run.folder / "model" / "config.json").is_file(),
         "report": (run.folder / "report.html").is_file(),
     }
+
+
+def _measured_on(files: RunFiles) -> str | None:
+    """The data of the evaluation where they are others than the run learned from; None where nobody wrote them down."""
+    other = files.evaluation.protocol.get("data") if files.evaluation is not None else None
+    source = str(files.setting("data", "source") or "")
+    if not isinstance(other, str) or other == source:
+        return None
+    return folders.told_apart([other, source])[0]
 
 
 def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

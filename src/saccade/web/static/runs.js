@@ -57,7 +57,7 @@ class Runs {
     return el("li", { class: "card", "data-run": run.id },
       el("label", { class: "check" }, box, el("strong", null, run.name)),
       el("p", { class: "soft" }, `${run.title} · ${run.data}`),
-      el("p", null, run.headline),
+      el("p", null, run.headline, run.measured_on ? [" Measured on ", el("strong", null, run.measured_on), ", not on what it learned from."] : null),
       el("p", { class: "soft progress" }, run.running ? el("strong", null, "running · ") : null, steps),
       run.report ? el("a", { href: link(`runs/${run.id}/report`), target: "_blank", rel: "noopener" }, "Report") : null);
   }
@@ -176,6 +176,7 @@ function fullTable(one) {
   const evaluation = one.evaluation;
   if (!evaluation) return el("p", { class: "soft" }, `${one.name} has not been measured: `, el("code", null, "saccade evaluate RUN DATA"));
   return el("section", null, el("h2", null, `${one.name}: with few labels`),
+    one.measured_on ? el("p", { class: "soft" }, `Measured on ${one.measured_on}; it learned from ${one.data}.`) : null,
     evaluation.overlap ? el("p", { class: "note" }, "Measured on images that were seen in pretraining.") : null,
     evaluation.probes.map((probe) => el("div", { class: "scroll" }, el("table", null,
       el("thead", null, el("tr", null, el("th", null, `${PROBES[probe] ?? probe}, ${evaluation.metric.replace("_", " ")}, %`),
