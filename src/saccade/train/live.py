@@ -25,13 +25,16 @@ class LiveProbe:
     """A fixed sample of the run's own images, embedded every ``evaluate_every`` steps.
 
     It uses up to 1,000 labelled images to vote and 500 to test, whole groups apart; labels never reach
-    the training. Without labels, or with one group only, the effective rank of 512 images is measured.
+    the training. Tested are images of classes that the others show. Where groups have one class each and are few,
+    nothing may be left to tell apart: no k-NN then, and ``without`` says why. Without labels, or with one group only,
+    the effective rank of 512 images is measured.
     Methods without labels are asked besides which of two images a view comes from: ``agreement`` is how often, among
     256 images, the student's vector of a view lies closer to the teacher's of another view of that image than to the
     teacher's of a view of another image; 0.5 is chance.
     """
 
     finished: str | None = None
+    without: str | None = None
 
     def __init__(self, method: Method, cache: ImageCache, plan: Plan):
         self.method, self.cache, self.plan = method, cache, plan
@@ -50,6 +53,11 @@ class LiveProbe:
             self.labelled = len(set(unit_names([r.group for r in chosen]))) > 1
         if self.labelled:
             self.train, self.test = grouped_split(chosen, 1 / 3, seed)
+            shown = np.unique(self.labels[self.train])
+            self.test = self.test[np.isin(self.labels[self.test], shown)]
+            self.labelled = len(shown) > 1 and len(self.test) > 0
+            if not self.labelled:
+                self.without = "no live k-NN: with whole groups apart too few classes are left to vote for and to test"
 
     def __call__(self, step: int) -> dict[str, float]:
         plan = self.plan

@@ -210,7 +210,9 @@ def _train(
         if isinstance(method, Supervised) and shares.validation is not None:
             judge = Validation(method, shares.validation, plan, step)
         else:
-            judge = LiveProbe(method, shares.train, plan)
+            judge = probe = LiveProbe(method, shares.train, plan)
+            if probe.without is not None:
+                console.say(probe.without)
             if plan.train.choose == "best":
                 judge = Chooser(judge, method, plan, step, images=len(shares.train), say=console.say)
         doctor = _doctor(out, sections, len(shares.train), step)
