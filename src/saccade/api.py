@@ -33,7 +33,6 @@ from saccade.planning import PlanOptions
 from saccade.pricing.planned import Planned
 from saccade.recipes import sections_for
 from saccade.reporting.build import write_report
-from saccade.reporting.slides import FOUND, write_slide_report
 from saccade.searching import SearchOptions
 from saccade.slide_attention import SlideAttention, SlideOptions
 from saccade.slide_attention import attend_slide as look_at_slide
@@ -343,9 +342,6 @@ def report(run: str | Path) -> Path:
     """Write RUN/report.html (or the page of a study, or of heads for slides) again from its files. Returns its path."""
     if (Path(run) / "study.yaml").exists():
         return drive.page_so_far(Path(run))
-    if (Path(run) / FOUND).exists():
-        return write_slide_report(Path(run))
-    runs.require_run(Path(run))
     return write_report(Path(run))
 
 

@@ -251,14 +251,7 @@ def report(
         typer.echo(page_so_far(run))
         return
     from saccade.reporting.build import write_report
-    from saccade.reporting.slides import FOUND, write_slide_report
-    from saccade.runs import require_run
 
-    if (run / FOUND).exists():
-        typer.echo(write_slide_report(run))
-        return
-
-    require_run(run)
     typer.echo(write_report(run))
 
 

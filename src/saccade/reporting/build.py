@@ -38,6 +38,7 @@ from saccade.reporting.page import (
     share,
     table,
 )
+from saccade.reporting.slides import FOUND, write_slide_report
 from saccade.train.doctor import Doctor, settings_of
 from saccade.train.illnesses import Diagnosis
 from saccade.viz.figures import data_uri
@@ -346,11 +347,13 @@ def render(run: RunFiles) -> str:
 
 
 def write_report(run: Path) -> Path:
-    """Write RUN/report.html from the files of the run; returns its path.
+    """Write RUN/report.html from the files of the run, or of heads for slides; returns its path.
 
     Raises UsageError when the folder is no run, StorageError when the page cannot be written.
     """
     run = Path(run)
+    if (run / FOUND).exists():
+        return write_slide_report(run)
     target = run / "report.html"
     runs.write_atomic(target, render(read_run(run)))
     return target
