@@ -6,13 +6,15 @@ import tifffile
 from PIL import Image
 
 from made_slides import UM, on_glass, texture, write_dicom, write_slide
+from saccade import api
 from saccade.data.open import open_source
+from saccade.data.slides.audit import audit_slides
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.readers import open_reader
 from saccade.data.slides.resample import resample, weights
 from saccade.data.slides.slide import Slide, open_slide
 from saccade.data.slides.tiff_reader import TiffReader
-from saccade.errors import DamagedFile, DataError, UsageError
+from saccade.errors import DamagedFile, DataError, TooManyDamaged, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,10 @@ def test_a_slide_without_resolution_names_three_ways(tmp_path):
     path = write_slide(tmp_path / "mute.tif", texture(300, 400), um=None, level_px=((150, 200),))
     with pytest.raises(DataError, match=r"mute\.tif[\s\S]*column mpp[\s\S]*--slide-mpp[\s\S]*ResolutionUnit"):
         open_source(path)
+    write_slide(tmp_path / "also.tif", texture(300, 400), um=None, level_px=((150, 200),))
+    (tmp_path / "broken.svs").write_bytes(b"")
+    with pytest.raises(DataError, match=r"known of also\.tif, mute\.tif\n.*cannot be opened: broken\.svs"):
+        open_source(tmp_path)
     assert open_source(path, tiling=Tiling(slide_mpp=0.25, tile_px=64, mpp=0.5)).mpp == 0.5
     (tmp_path / "slides.csv").write_text("path,mpp,label,patient\nmute.tif,0.25,tumour,p1\n")
     source = open_source(tmp_path / "slides.csv", tiling=Tiling(tile_px=64))
@@ -149,8 +155,40 @@ def test_broken_files_are_named(tmp_path, uneven):
     reasons = dict(source.unreadable)
     assert set(reasons) == {"empty.svs", "text.ndpi", "cut.tif"} and {r.group for r in source.records} == {"good.tif"}
     assert "empty file" in reasons["empty.svs"] and "Unsupported" in reasons["text.ndpi"]
-    with pytest.raises(DataError, match=r"none of 1 slides[\s\S]*empty file"):
+    assert not any(str(folder) in reason for reason in reasons.values())  # the name stands beside it
+    with pytest.raises(TooManyDamaged, match="3 of 4 slides cannot be used"):
+        audit_slides(source)
+    with pytest.raises(DamagedFile, match=r"^\S+empty\.svs: empty file"):
         open_source(folder / "empty.svs")
+
+
+@pytest.mark.parametrize("name", ["cut.tif", "cut.svs"])
+def test_a_slide_that_is_cut_off_is_said_to_be_in_one_line(tmp_path, uneven, name, caplog):
+    """The reader underneath has a log of its own, and a cut pyramid is no photograph."""
+    path = tmp_path / name
+    path.write_bytes(uneven[0].read_bytes()[: uneven[0].stat().st_size // 2])
+    with pytest.raises(DamagedFile, match="the file is cut off") as raised:
+        open_source(path)
+    assert str(raised.value).count(name) == 1 and not caplog.records
+
+
+def test_what_lies_beside_slides_is_named(tmp_path, uneven):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name in ("a.tif", "notes.txt", "tile.png", "log.csv"):
+        (folder / name).write_bytes(uneven[0].read_bytes() if name == "a.tif" else b"x,y\n1,2\n")
+    found = api.show(folder, tiling=Tiling(tile_px=64, tissue=0))
+    assert found.to_dict()["not_taken"] == ["log.csv", "notes.txt", "tile.png"]
+    assert "3 files that are no slides: log.csv, notes.txt, ..." in found.text()
+    assert "pen marks" not in found.text()
+    (folder / "manifest.csv").write_text("path,mpp\na.tif,25\n")  # whoever wrote it has chosen
+    found = api.show(folder, tiling=Tiling(tile_px=8, tissue=0))
+    assert "not taken" not in found.text() and "25 micrometres a pixel" in found.text()
+
+
+def test_an_empty_folder_is_told_of_slides(tmp_path):
+    with pytest.raises(DataError, match=r"\.svs, \.ndpi"):
+        open_source(tmp_path)
 
 
 def test_a_damaged_tile_is_an_error_and_the_rest_is_readable(tmp_path, uneven):

@@ -22,6 +22,7 @@ from saccade.backbones.weights import LoadedModel, fingerprint, load_model
 from saccade.data.loader import ImageCache, check_damage, fit_range, input_spec
 from saccade.data.slide_cache import stream_tiles, usual_workers
 from saccade.data.slides.grid import Tiling
+from saccade.data.slides.slide import COARSE_UM, some_of
 from saccade.data.slides.source import SlideTiles
 from saccade.data.slides.stream import TileStore
 from saccade.embedding import answers_to
@@ -298,11 +299,15 @@ def write_features(
 
 
 def check_unreadable(tiles: SlideTiles, max_bad: float, say: Say) -> None:
-    """Name the slides that cannot be read. Raises TooManyDamaged above the share ``max_bad``."""
+    """Name the slides that cannot be read, and those told to be oddly coarse. Raises TooManyDamaged above the share
+    ``max_bad``."""
     bad = tiles.unreadable
-    check_damage(tiles.name, bad, len(bad) + len(tiles.named), max_bad)
+    check_damage(tiles.name, bad, len(bad) + len(tiles.named), max_bad, what="slides")
     if bad:
         say("slides that cannot be read are left out:\n" + "\n".join(f"  {name}: {why}" for name, why in bad[:20]))
+    coarse = [one.record.id for one in tiles.named if one.mpp is not None and one.mpp > COARSE_UM]
+    if coarse:
+        say(f"more than {COARSE_UM:g} micrometres a pixel, by the table: {some_of(coarse)}. Is that the right number?")
 
 
 def file_names(slides: list[str]) -> list[str]:

@@ -307,13 +307,15 @@ def build_cache(
     return with_statistics(cache)
 
 
-def check_damage(name: str, damaged: Sequence[tuple[str, str]], total: int, max_bad: float) -> None:
-    """Raise TooManyDamaged, with the files named, when more than ``max_bad`` of all are damaged."""
+def check_damage(
+    name: str, damaged: Sequence[tuple[str, str]], total: int, max_bad: float, *, what: str = "images"
+) -> None:
+    """Raise TooManyDamaged, with the files named, when more than ``max_bad`` of all are damaged; ``what`` they are."""
     if total and (len(damaged) > max_bad * total or len(damaged) == total):
         listed = "\n".join(f"    {file}: {reason}" for file, reason in damaged[:20])
         more = f"\n    and {len(damaged) - 20} more" if len(damaged) > 20 else ""
         raise TooManyDamaged(
-            f"{name}: {len(damaged)} of {total} images cannot be used\n{listed}{more}",
+            f"{name}: {len(damaged)} of {total} {what} cannot be used\n{listed}{more}",
             expected=f"at most {max_bad:.1%}",
             hint="repair or remove them, or raise --max-bad",
         )

@@ -261,6 +261,8 @@ def _fits(table: Table, find: Locate) -> bool:
 
 
 def _no_images(files: Sequence[str], source: str) -> DataError:
+    from saccade.data.slides.readers import SLIDE_SUFFIXES
+
     files = sorted(files, key=natural_key)  # a folder is walked in the order of the disk
     kinds = Counter(other_kind(name) for name in files)
     kinds.pop(None, None)
@@ -268,8 +270,8 @@ def _no_images(files: Sequence[str], source: str) -> DataError:
     return DataError(
         f"{source}: no images found",
         got=f"{len(files):,} files" + (f", among them {held}" if held else "") + _some(files),
-        expected="files ending in " + ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)),
-        hint="whole slides are not read as images yet: cut them into 2D images first"
+        expected="files ending in " + ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, *SLIDE_SUFFIXES)),
+        hint="slides are read from a folder, or as a table lists them: take them out of the archive"
         if kinds
         else "an archive, .npz or manifest is opened by its own path; see docs/guides/data.md",
     )

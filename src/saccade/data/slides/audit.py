@@ -43,7 +43,10 @@ class SlideLine:
 
 @dataclass(frozen=True)
 class SlideAudit:
-    """What ``saccade show`` prints of slides, and of the tiles that a training would see."""
+    """What ``saccade show`` prints of slides, and of the tiles that a training would see.
+
+    not_taken   files of the folder that are no slides
+    """
 
     name: str
     mpp: float
@@ -55,6 +58,7 @@ class SlideAudit:
     splits: dict[str, int]
     groups: int
     copies: list[list[str]]
+    not_taken: list[str] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -73,6 +77,8 @@ class SlideAudit:
                 lines.append(f"  {kind:11s} " + ", ".join(f"{name}: {n:,}" for name, n in counts.items()) + " (slides)")
         lines.append(f"  groups      {self.groups:,}")
         lines += [f"  COPIES      {', '.join(ids)} are the same file" for ids in self.copies]
+        if self.not_taken:
+            lines.append(f"  not taken   {_counted(self.not_taken)}")
         width = max(len(one.id) for one in self.slides)
         lines.append(f"  {'slide':{width}s}  {'vendor':12s} levels  rows x columns  um/px   background  tissue  tiles")
         for one in self.slides:
@@ -81,19 +87,27 @@ class SlideAudit:
                 f"  {one.id:{width}s}  {one.vendor:12s} {one.levels:6d}  {size:>14s}  {one.spacing_um:<6.4g}  "
                 f"{one.mode:10s}  {one.tissue:6.1%}  {one.tiles:,}"
             )
-            if one.pen or one.blur:
-                lines.append(
-                    f"  {'':{width}s}  pen marks on {one.pen:.1%} of it, {one.blur:.1%} of its tissue out of focus"
-                )
-            if one.note:
-                lines.append(f"  {'':{width}s}  {one.note}")
+            pen = f"pen marks on {_share(one.pen)} of it" if one.pen else ""
+            blur = f"{_share(one.blur)} of its tissue out of focus" if one.blur else ""
+            found = ", ".join(filter(None, (pen, blur)))
+            lines += [f"  {'':{width}s}  {line}" for line in (found, one.note) if line]
         lines += [f"  UNREADABLE  {name}: {reason}" for name, reason in self.unreadable[:20]]
         return "\n".join(lines)
 
 
+def _share(value: float) -> str:
+    return f"{value:.1%}" if value >= 0.0005 else "less than 0.1%"
+
+
+def _counted(names: list[str]) -> str:
+    """How many files are no slides, and two of them."""
+    count, shown = len(names), ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+    return f"{count:,} {'files that are' if count > 1 else 'file that is'} no slide{'s' * (count > 1)}: {shown}"
+
+
 def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
     """Look at every slide. Raises TooManyDamaged, with the files named, above the share ``max_bad``."""
-    check_damage(tiles.name, tiles.unreadable, len(tiles.unreadable) + len(tiles.named), max_bad)
+    check_damage(tiles.name, tiles.unreadable, len(tiles.unreadable) + len(tiles.named), max_bad, what="slides")
     lines = []
     for number, (one, cut) in enumerate(zip(tiles.named, tiles.cut)):
         slide = tiles.slides[number]
@@ -129,6 +143,7 @@ def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
         splits=dict(sorted(Counter(one.split for one in lines if one.split is not None).items())),
         groups=len({one.group or one.id for one in lines}),
         copies=[ids for ids in by_hash.values() if len(ids) > 1],
+        not_taken=tiles.beside,
     )
 
 

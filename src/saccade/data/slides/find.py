@@ -15,6 +15,7 @@ from saccade.data.slides.grid import Tiling
 from saccade.data.slides.handles import Named
 from saccade.data.slides.readers import SLIDE_SUFFIXES
 from saccade.data.slides.source import SlideTiles
+from saccade.data.slides.tiff_reader import CUT_OFF, listening
 from saccade.data.source import MANIFESTS, Table, finder, read_table, records_from_names, records_from_rows
 from saccade.errors import DataError, UsageError
 
@@ -29,14 +30,15 @@ def is_slide_name(name: str) -> bool:
 
 
 def is_pyramid(path: Path) -> bool:
-    """Whether a TIFF has tiles and either several levels or too many pixels for an image."""
+    """Whether a TIFF has tiles and either several levels or too many pixels for an image; or was, before it was cut."""
     if not path.name.lower().endswith(TIFF_SUFFIXES):
         return False
     try:
-        with tifffile.TiffFile(path) as file:
+        with listening() as said, tifffile.TiffFile(path) as file:
             first = file.pages.first.aspage()
             second = file.pages[1].aspage() if len(file.pages) > 1 else first
             smaller = len(file.series[0].levels) > 1 or 0.02 < second.imagewidth / first.imagewidth < 0.9
+            smaller = smaller or any(CUT_OFF in line for line in said)
             return bool(first.is_tiled and (smaller or first.imagewidth * first.imagelength > LARGE_PX))
     except Exception:  # nearly anything is raised on broken bytes; such a file is no pyramid
         return False
@@ -120,6 +122,7 @@ def open_slides(
     """The tiles of the slides in a folder, or of those that a table lists (``path,mpp,label,patient,split``)."""
     files = [name for name in names if name.lower().endswith(SLIDE_SUFFIXES + TIFF_SUFFIXES) and _seen(name)]
     files += series_in(root, names)
+    beside: list[str] = []
     if table is not None:
         near = Path(table.name).parent
 
@@ -134,9 +137,19 @@ def open_slides(
         raise DataError(f"{name} has no table of columns", got=f"--label or --group {label or group}")
     else:
         records = records_from_names(files)
+        beside = _beside(names, files)
     if not records:
         raise DataError(f"{name}: no slides found", got=f"{len(names):,} files", expected=", ".join(SLIDE_SUFFIXES))
-    return SlideTiles(name, [Named(root / record.id, record, _mpp(record, table)) for record in records], tiling)
+    named = [Named(root / record.id, record, _mpp(record, table)) for record in records]
+    return SlideTiles(name, named, tiling, beside=beside)
+
+
+def _beside(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Files of a folder that are neither slides nor parts of one (folders of MRXS, other files of a DICOM slide)."""
+    parts = tuple(f"{PurePosixPath(name).with_suffix('')}/" for name in taken if name.lower().endswith(".mrxs"))
+    kept = set(taken)
+    rest = [name for name in names if name not in kept and _seen(name) and not name.lower().endswith(SUFFIX)]
+    return sorted(name for name in rest if not (parts and name.startswith(parts)))
 
 
 def _mpp(record: Record, table: Table | None) -> float | None:

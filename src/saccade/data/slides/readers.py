@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from saccade.data.slides.slide import Reader, Region
-from saccade.data.slides.tiff_reader import TiffReader, is_tiff
+from saccade.data.slides.tiff_reader import TiffReader, is_tiff, listening
 from saccade.errors import DamagedFile, require
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
@@ -67,7 +67,7 @@ def _beyond(path: Path, module: Any) -> bool:
     if module.OpenSlide.detect_format(str(path)) != "generic-tiff":
         return False
     try:
-        with tifffile.TiffFile(path) as file:
+        with listening(), tifffile.TiffFile(path) as file:
             page = file.pages.first.aspage()
             return file.is_ome or page.dtype != np.uint8 or page.samplesperpixel not in (1, 3, 4)
     except Exception:  # nearly anything is raised on broken bytes; OpenSlide says what is wrong
@@ -94,4 +94,4 @@ def open_reader(path: Path) -> Reader:
             return TiffReader(path)
         except DamagedFile as error:
             reasons.append(f"tifffile: {error.what.removeprefix(f'{path}: ')}")
-    raise DamagedFile(f"{path}: cannot be opened as a slide ({'; '.join(reasons)})")
+    raise DamagedFile(f"{path}: cannot be opened as a slide ({'; '.join(reasons)})", hint="copy it again")

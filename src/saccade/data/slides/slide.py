@@ -27,6 +27,7 @@ NEAR = 1.01  # a level that is coarser by up to 1 % is the level asked for
 SAME, SAME_PX = 0.0025, 1.0  # a level is the one asked for up to this share, and up to one pixel at the far end
 BRIGHT, DARK = "bright", "dark"
 PLAUSIBLE_UM = (0.02, 50.0)  # a pixel of a microscope; 72 dpi, the default of many programs, is 353 micrometres
+COARSE_UM = 20.0  # no scanner's full resolution; may be the size of a pixel of an overview
 WHOLE_HASH = 64 * 2**20
 MOST_UNREAD = 0.25  # of its overview: a slide with more is no use
 PIECE_PX = 32  # around damage a picture is put together from pieces down to this side
@@ -87,6 +88,8 @@ class Slide:
             said = self.spacing_um
             if said is not None and abs(said[1] / mpp - 1) > 0.05:
                 self.note = f"the file says {said[1]:g} micrometres a pixel; {mpp:g} is used, as told"
+            if mpp > COARSE_UM:
+                self.note = f"{mpp:g} micrometres a pixel, as told, is coarse for a slide: is it the right number?"
             self.spacing_um = (mpp, mpp)
 
     @property
@@ -253,15 +256,20 @@ def _take(digest: hashlib._Hash, path: Path) -> None:
             digest.update(file.read(2**16))
 
 
-def no_resolution(names: Sequence[str]) -> DataError:
-    """The error for slides that do not say how large a pixel is."""
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def no_resolution(names: Sequence[str], broken: Sequence[str] = ()) -> DataError:
+    """The error for slides that do not say how large a pixel is; ``broken`` are those that cannot be opened either."""
     return DataError(
-        f"no resolution is known of {shown}",
+        f"no resolution is known of {some_of(names)}",
+        got=f"besides, slides that cannot be opened: {some_of(broken)}" if broken else None,
         expected="micrometres a pixel of the largest level",
         hint="one of: a column mpp in the table of slides; --slide-mpp VALUE; the tags XResolution, YResolution and "
         "ResolutionUnit in the file. It is on the scanner's sheet; it is not guessed here",
     )
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def open_slide(path: str | Path, mpp: float | None = None, *, dark: bool | None = None) -> Slide:

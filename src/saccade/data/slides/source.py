@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -50,22 +51,25 @@ class SlideTiles:
     slides      ``slides[k]`` opens the k-th, ``cut[k]`` has its tiles and what was found on it
     slide_of    [n] number of each tile's slide; ``coords`` [n 2] (x, y) in pixels of level 0
     tiling      resolved: resolution, side and share of tissue
+    beside      files of the folder that are no slides
     Raises DataError for slides without resolution and where no slide can be read or none has tissue, UsageError.
     """
 
-    def __init__(self, name: str, named: Sequence[Named], tiling: Tiling):
-        self.name, self.axes = name, 2
+    def __init__(self, name: str, named: Sequence[Named], tiling: Tiling, *, beside: Sequence[str] = ()):
+        self.name, self.axes, self.beside = name, 2, list(beside)
         known = _in_threads(lambda one: _resolution(one, tiling.slide_mpp), named)
         readable = {one.record.id: um for one, um in zip(named, known) if not isinstance(um, str)}
         without = [slide for slide, um in readable.items() if um == 0]
         if without:
-            raise no_resolution(without)
+            raise no_resolution(without, [one.record.id for one, um in zip(named, known) if isinstance(um, str)])
         self.tiling = _resolve(tiling, readable) if readable else tiling
         found = _in_threads(
             lambda both: both[1] if isinstance(both[1], str) else self._look(both[0]), zip(named, known)
         )
         whole = [(one, seen) for one, seen in zip(named, found) if not isinstance(seen, str)]
         self.unreadable = [(one.record.id, seen) for one, seen in zip(named, found) if isinstance(seen, str)]
+        if not whole and len(named) == 1 and named[0].path == Path(name):
+            raise DamagedFile(f"{name}: {self.unreadable[0][1]}", hint="copy it again")
         if not whole:
             listed = "\n".join(f"    {file}: {reason}" for file, reason in self.unreadable[:20])
             raise DataError(f"{name}: none of {len(named):,} slides can be read\n{listed}")
@@ -94,7 +98,7 @@ class SlideTiles:
             note = "; ".join(filter(None, (slide.note, damage)))
             return Cut(grid, mask.mode, mask.shares(), slide.content_hash(), note)
         except DamagedFile as error:
-            return error.what
+            return _reason(one, error)
 
     @property
     def mpp(self) -> float:
@@ -141,7 +145,12 @@ def _resolution(one: Named, slide_mpp: float | None) -> float | str:
     try:
         return max(open_named(one, slide_mpp).spacing_um or (0.0,))
     except DamagedFile as error:
-        return error.what
+        return _reason(one, error)
+
+
+def _reason(one: Named, error: DamagedFile) -> str:
+    """What is wrong with a slide, without its name: that is said beside it."""
+    return error.what.removeprefix(f"{one.path}: ")
 
 
 def _in_threads(work, items: Iterable):

@@ -5,12 +5,15 @@ Only the segments that a region touches are decoded; a few stay in memory, becau
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
 import re
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from saccade.errors import DamagedFile
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 KEPT_BYTES = 64 * 2**20
+CUT_OFF = "offset"  # in what tifffile says of a file that points beyond its end
 SEGMENT_BYTES = 512 * 2**20
 UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
@@ -34,17 +38,37 @@ def is_tiff(path: Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def listening() -> Iterator[list[str]]:
+    """What tifffile says of a file on its own log, in a list instead: the errors raised here are enough."""
+    said: list[str] = []
+
+    def take(record: logging.LogRecord) -> bool:
+        said.append(record.getMessage())
+        return False
+
+    log = logging.getLogger("tifffile")
+    log.addFilter(take)
+    try:
+        yield said
+    finally:
+        log.removeFilter(take)
+
+
 class TiffReader:
     """Levels of a TIFF; pixels [Y X C] in the file's own type. Threads may share one; processes may not."""
 
     def __init__(self, path: Path):
         self.path = path
         try:
-            self._file = tifffile.TiffFile(path)
-            planes = _first_planes(self._file)
-            self._levels = _levels(self._file, planes)
-            self.spacing_um = _spacing(self._file)
-        except DamagedFile:
+            with listening() as said:
+                self._file = tifffile.TiffFile(path)
+                planes = _first_planes(self._file)
+                self._levels = _levels(self._file, planes)
+                self.spacing_um = _spacing(self._file)
+        except DamagedFile as error:
+            if any(CUT_OFF in line for line in said):
+                raise DamagedFile(f"{path}: the file is cut off", hint="copy it again") from error
             raise
         except Exception as error:  # tifffile raises nearly anything on broken bytes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -138,12 +162,14 @@ def _segment_px(page: Any) -> tuple[int, int]:
 def _first_planes(file: tifffile.TiffFile) -> list[Any]:
     """Pages of the full picture: one, or one a channel. Raises DamagedFile for stacks."""
     if not file.series:
-        raise DamagedFile(f"{file.filename}: a TIFF without an image")
+        raise DamagedFile(f"{file.filehandle.path}: a TIFF without an image")
     series = file.series[0]
     sizes = dict(zip(series.axes, series.shape))
     others = [axis for axis in series.axes if axis not in "YXSC" and sizes[axis] > 1]
     if others or "Y" not in sizes or "X" not in sizes:
-        raise DamagedFile(f"{file.filename}: a stack, not a slide", got=f"axes {series.axes}, shape {series.shape}")
+        raise DamagedFile(
+            f"{file.filehandle.path}: a stack, not a slide", got=f"axes {series.axes}, shape {series.shape}"
+        )
     pages = [page for page in series.pages if page is not None]
     return [page.aspage() for page in pages]
 
