@@ -18,6 +18,7 @@ from saccade.data.slides.grid import Tiling
 from saccade.data.slides.slide import open_slide
 from saccade.errors import ModelError, TooManyDamaged, UsageError
 from saccade.slide_attention import SlideAttention, SlideOptions
+from saccade.slide_embedding import Embedder
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import features, save_geojson
 
@@ -97,7 +98,7 @@ def test_geojson_is_what_qupath_documents(heat, tmp_path):
         Heat("a", heat.coords, 1.0, np.zeros(2))
 
 
-def test_a_tile_is_most_like_itself(slide, tmp_path):
+def test_a_tile_is_most_like_itself(slide, tmp_path, monkeypatch):
     options = SlideOptions(query="200,300", tiling=CUT)
     found = api.attend_slide("random:vit_micro_patch8", slide.path, options=options)
     best = found.heat.coords[found.heat.scores.argmax()]
@@ -111,7 +112,15 @@ def test_a_tile_is_most_like_itself(slide, tmp_path):
         "tiles.geojson",
     ]
     assert len((tmp_path / "out" / "scores.csv").read_text().splitlines()) == 1 + len(found.heat.scores)
-    for query, words in (("1,1", "no tile"), ("here", "Y,X")):
+    monkeypatch.setattr(Embedder, "features", lambda *_: pytest.fail("tiles were embedded"))
+    outside = r"outside \S+slide\.tif[\s\S]*Y from 0 to 499 and X from 0 to 699"
+    for query, words in (
+        ("1,1", "no tile"),
+        ("here", "Y,X"),
+        ("99999,1", outside),
+        ("-1,5", outside),
+        ("nan,1", "Y,X"),
+    ):
         with pytest.raises(UsageError, match=words):
             api.attend_slide("random:resnet10_w8", slide.path, options=SlideOptions(query=query, tiling=CUT))
 
@@ -134,6 +143,21 @@ def test_the_command(slide, tmp_path):
     for wrong in (["--head", "1"], ["--level", "slice"], ["--layer", "0"], ["--out", "a.svg"]):
         with pytest.raises(UsageError):
             CliRunner().invoke(app, [*call, *wrong], catch_exceptions=False)
+
+
+def test_what_cannot_be_is_refused_before_the_slide_is_opened(slide, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "open_source", lambda *_, **__: pytest.fail("the slide was opened"))
+    table = tmp_path / "slides.csv"
+    table.write_text(f"path,mpp\n{slide.path},0.5\n")
+    model, path = "random:resnet10_w8", str(slide.path)
+    for call, words in (
+        ([path, "--out", "a.svg"], r"cannot be written as a\.svg[\s\S]*\.png, \.tif, \.geojson, \.csv, or a name"),
+        ([path, "--query", "abc"], "Y,X in pixels"),
+        ([str(table)], r"one slide or image, and \S+slides\.csv is a table[\s\S]*--slide-mpp"),
+        ([str(slide.path.parent)], "is a folder of slides"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            CliRunner().invoke(app, ["attend", model, *call], catch_exceptions=False)
 
 
 def test_models_of_other_things_say_what_they_read(slide, tmp_path):

@@ -15,7 +15,7 @@ from saccade.data.slides.grid import Tiling
 from saccade.data.slides.slide import Slide
 from saccade.data.slides.source import SlideTiles
 from saccade.data.slides.stream import TileStore
-from saccade.errors import DamagedFile, DataError, UsageError, unknown
+from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.slide_embedding import Embedder
 from saccade.store import unit
 from saccade.viz.attention import Attentive, attention_map
@@ -28,6 +28,26 @@ MOST_OBJECTS = 200_000  # QuPath grows slow above
 SUFFIXES = (".png", ".tif", ".geojson", ".csv")
 
 
+def place_of(query: str) -> tuple[float, float]:
+    """(y, x) in pixels of level 0 of a query ``Y,X``."""
+    try:
+        y, x = (float(word) for word in query.split(","))
+        if not np.isfinite((y, x)).all():
+            raise ValueError
+    except ValueError:
+        raise UsageError("--query of a slide is cls, or Y,X in pixels of its full resolution", got=query) from None
+    return y, x
+
+
+def check_form(out: Path) -> None:
+    """Raise UsageError for a name that a map of a slide cannot be written under."""
+    if out.suffix and out.suffix not in SUFFIXES:
+        raise UsageError(
+            f"a map of a slide cannot be written as {out.name}",
+            expected=", ".join(SUFFIXES) + ", or a name without an ending for a folder with all of them",
+        )
+
+
 @dataclass(frozen=True)
 class SlideOptions:
     """What to ask of a model and a slide.
@@ -37,6 +57,7 @@ class SlideOptions:
     layer   of patches; None is the last
     tiling  how the slide is cut; what is left open is as the model was trained
     max_bad share of its tiles that may be unreadable; they are left out
+    Raises UsageError for a query that is neither.
     """
 
     query: str = "cls"
@@ -44,6 +65,10 @@ class SlideOptions:
     layer: int | None = None
     tiling: Tiling = dataclasses.field(default_factory=Tiling)
     max_bad: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.query != "cls":
+            place_of(self.query)
 
 
 @dataclass(frozen=True)
@@ -75,8 +100,7 @@ class SlideAttention:
 
     def save(self, out: Path) -> list[Path]:
         """PNG, TIFF, GeoJSON or CSV by suffix; without one a folder with all, and the highest and lowest tiles."""
-        if out.suffix and out.suffix not in SUFFIXES:
-            raise unknown("form of a heatmap", out.suffix, [*SUFFIXES, "a folder"])
+        check_form(out)
         if out.suffix:
             out.parent.mkdir(parents=True, exist_ok=True)
             return [self._one(out)]
@@ -131,14 +155,14 @@ def _tiles(embedder: Embedder, query: str, report: Callable[[int, int], None] | 
         if report is not None:
             report(seen, len(tiles))
 
+    number = None if query == "cls" else _tile_at(tiles, query)
     features, there = embedder.features(0, done)
     grid = tiles.grid(0)
     if not len(features):
         raise no_tile(tiles)
-    if query == "cls":
+    if number is None:
         asked, name = unit(features).mean(axis=0), "likeness to the mean of all tiles"
     else:
-        number = _tile_at(tiles, query)
         if not there[number]:
             raise UsageError(f"the tile at {query} cannot be read", got=tiles.name, hint="ask at another place")
         # What all tiles share would make everything alike.
@@ -153,10 +177,12 @@ def no_tile(tiles: SlideTiles) -> DamagedFile:
 
 
 def _tile_at(tiles: SlideTiles, query: str) -> int:
-    try:
-        y, x = (float(word) for word in query.split(","))
-    except ValueError:
-        raise UsageError("--query of a slide is cls, or Y,X in pixels of its full resolution", got=query) from None
+    (y, x), (rows, columns) = place_of(query), tiles.slides[0].size_px
+    if not (0 <= y < rows and 0 <= x < columns):
+        raise UsageError(
+            f"--query {query} lies outside {tiles.name}",
+            expected=f"Y,X with Y from 0 to {rows - 1} and X from 0 to {columns - 1}, pixels of its full resolution",
+        )
     down, across = tiles.grid(0).step_px
     corners = tiles.grid(0).coords
     inside = (corners[:, 0] <= x) & (x < corners[:, 0] + across) & (corners[:, 1] <= y) & (y < corners[:, 1] + down)

@@ -98,6 +98,8 @@ def attend(
         about_it = {"query": query, "level": level, "layer": layer, "max_bad": max_bad}
         _attend_slide(model, image, about_it, tuple(cut.values()), out, as_json)
         return
+    if image is not None and text is None:
+        _refuse_many(image, cut)
     _refuse("images and sentences", {"--level": level, "--max-bad": max_bad, **cut})
     if text is not None:
         from saccade.words import TextOptions
@@ -132,14 +134,27 @@ def _is_slide(image: Path, cut: Mapping[str, object]) -> bool:
     return is_slide(image, asked=any(value is not None for value in cut.values()))
 
 
+def _refuse_many(image: Path, cut: Mapping[str, object]) -> None:
+    """Raise UsageError for a table, and for a folder of slides, where one slide or image is asked for."""
+    from saccade.data.slides.find import TABLES, holds_slides
+
+    hint = "name one file; of a slide that does not say its resolution, give it with --slide-mpp"
+    if image.is_file() and image.name.lower().endswith(TABLES):
+        raise UsageError(f"attend looks at one slide or image, and {image} is a table", hint=hint)
+    if image.is_dir() and holds_slides(image, asked=any(value is not None for value in cut.values())):
+        raise UsageError(f"attend looks at one slide, and {image} is a folder of slides", hint=hint)
+
+
 def _attend_slide(
     model: str | None, slide: Path, asked: dict[str, Any], cut: tuple[Any, ...], out: Path | None, as_json: bool
 ) -> None:
     from saccade.api import attend_slide as run
     from saccade.data.slides.grid import Tiling
     from saccade.errors import unknown
-    from saccade.slide_attention import LEVELS, SlideOptions
+    from saccade.slide_attention import LEVELS, SlideOptions, check_form
 
+    place = out or Path(f"{slide.stem}-attention")
+    check_form(place)
     if model is None:
         raise UsageError("nothing to look with", expected="saccade attend MODEL SLIDE")
     if asked["level"] not in (None, *LEVELS):
@@ -147,7 +162,7 @@ def _attend_slide(
     named = {key: value for key, value in asked.items() if value is not None}
     with Bar() as bar:
         found = run(model, slide, options=SlideOptions(**named, tiling=Tiling(*cut)), console=bar)
-        files = found.save(out or Path(f"{slide.stem}-attention"))
+        files = found.save(place)
     if as_json:
         print_json(found.to_dict() | {"files": [str(file) for file in files]})
         return
@@ -162,8 +177,10 @@ def _is_hierarchy(model: str) -> bool:
 
 def _attend_hierarchy(model: str, slide: Path, asked: dict[str, Any], out: Path | None, as_json: bool) -> None:
     from saccade.api import attend_hierarchy as run
+    from saccade.slide_attention import check_form
 
     place, files = out or Path(f"{slide.stem}-attention"), []
+    check_form(place)
     if asked["level"] is None and place.suffix:
         raise UsageError("the maps of all levels do not go into one file", got=place, hint="a folder, or one --level")
     with Bar() as bar:

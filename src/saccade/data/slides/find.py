@@ -91,6 +91,11 @@ def is_slide(path: Path, *, asked: bool) -> bool:
     return is_slide_name(name) or is_pyramid(path) or is_dicom_slide(path) or (asked and name.endswith(TIFF_SUFFIXES))
 
 
+def holds_slides(folder: Path, *, asked: bool) -> bool:
+    """Whether the files of a folder are slides; ``asked`` as in ``is_slide``."""
+    return _holds_slides(folder, files_below(folder), Tiling(mpp=1.0) if asked else Tiling())
+
+
 def _one(path: Path, tiling: Tiling) -> SlideTiles:
     return SlideTiles(str(path), [Named(path, Record(id=path.name))], tiling)
 
