@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 
 import numpy as np
 import pytest
+import yaml
 from test_web_security import ask
+from typer.testing import CliRunner
 from waiting import until
 
-from saccade import api
+from saccade import api, cli
 from saccade.errors import UsageError
 from saccade.evaluation.nested import NestedConfig
 from saccade.hierarchy.heads import HeadConfig
@@ -19,6 +22,7 @@ from saccade.hierarchy.slides import HeadOptions
 from saccade.web.desk import lay_out
 from saccade.web.folders import runs_below, told_apart, without_places
 from saccade.web.start import lay_out_named
+from saccade.web.typed import embed_command, evaluate_command
 
 SETTINGS = {
     "hipt.tile": "random:vit_micro_patch8_w32",
@@ -153,9 +157,9 @@ def test_the_numbers_are_those_of_attend(page, site, hierarchy, drawn):
     found, key = regions_of(site, hierarchy), slide_key(site, hierarchy)
     name = site.desk.slides(hierarchy).named[0].record.id
     wanted = api.attend_hierarchy(hierarchy.folder, drawn / name)
-    region, tile, composed = (one.heat.scores for one in wanted)
+    tile, composed = (one.heat.scores for one in wanted)  # nobody weighs the regions: there is no map of them
     weights = np.frombuffer(ask(site, f"/api/regions/{key}/weights")[2], "<f4")
-    assert weights == pytest.approx(region, abs=1e-5)
+    assert len(weights) == len(found.blocks) and weights == pytest.approx(1, abs=1e-5)
     for query, scores in (("", tile), ("?composed=true", composed)):
         tiles = np.frombuffer(ask(site, f"/api/regions/{key}/tiles{query}")[2], "<f4")
         assert tiles[found.weights.rows] == pytest.approx(scores, abs=1e-4)
@@ -228,6 +232,22 @@ def heads(hierarchy, drawn, tmp_path_factory):
 
 def shows(page) -> str:
     return page.get_by_label("Shows", exact=True).input_value()
+
+
+def test_the_command_for_regions_works_from_any_folder(hierarchy, tmp_path, monkeypatch):
+    """As it is printed, also for a run that says where its grids lie as seen from another folder."""
+    run = hierarchy.folder / "region"
+    config = run / "config.yaml"
+    was = config.read_text()
+    source = yaml.safe_load(was)["data"]["source"]
+    config.write_text(was.replace(source, "runs/hipt/grids/region"))
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(embed_command(run, tmp_path / "features.parquet"))
+    config.write_text(was)
+    assert words[:4] == ["saccade", "embed", str(run), str(hierarchy.folder / "grids" / "region")]
+    found = CliRunner().invoke(cli.app, words[1:])
+    assert found.exit_code == 0 and (tmp_path / "features.parquet").is_file(), found.output
+    assert evaluate_command(run) == f"saccade evaluate {run} DATA"  # it has learned from all of them
 
 
 def test_a_slide_starts_under_weights_where_there_are_any(window, site, hierarchy, heads):

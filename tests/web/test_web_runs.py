@@ -173,6 +173,23 @@ def test_a_tail_reads_whole_lines_and_notices_a_new_beginning(tmp_path):
     assert tail.read() == (True, [{"step": 0, "again": 1}])
 
 
+def test_the_command_that_measures_is_whole_where_the_data_are_known(window, site, copied):
+    (copied / "evaluation.json").unlink()
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["data"] |= {"source": "/data/a b.zip", "manifest": "/data/t.csv", "group": "patient"}
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    show(window, site, copied)
+    code = window.locator("main p.soft code")
+    code.wait_for()
+    command = f"saccade evaluate {copied} '/data/a b.zip' --labels /data/t.csv --group patient"
+    assert code.inner_text() == command
+    config["data"]["split"] = "all"  # nothing is left to test on
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    show(window, site, copied)
+    code.wait_for()
+    assert code.inner_text() == f"saccade evaluate {copied} DATA"
+
+
 def test_settings_become_dotted_names():
     assert flat({"a": {"b": 1, "c": float("nan")}, "d": None}) == {"a.b": 1, "a.c": None, "d": None}
 

@@ -6,7 +6,6 @@ Positions and codes of columns travel as float32, little-endian; the page paints
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -19,9 +18,9 @@ from starlette.exceptions import HTTPException
 
 from saccade.errors import UsageError
 from saccade.filters import Condition
-from saccade.reporting.files import read_run
 from saccade.web.desk import Desk, RunOnDesk
 from saccade.web.opened import MOST, OpenedTable
+from saccade.web.typed import embed_command
 
 KEPT = 3  # tables in memory
 USUAL = ("features.parquet", "features.lance")
@@ -43,7 +42,7 @@ class Shelf:
         for run in self.desk.runs:
             own = self._of(run)
             if own is None:
-                found.append({"name": run.name, "command": _command(run)})
+                found.append({"name": run.name, "command": embed_command(run.folder, run.folder / USUAL[0])})
             else:
                 found.append({"id": self.desk.id_of("table", str(own)), "name": run.name, "run": run.id})
         return found
@@ -69,22 +68,6 @@ class Shelf:
 
     def _of(self, run: RunOnDesk) -> Path | None:
         return next((run.folder / name for name in USUAL if (run.folder / name).exists()), None)
-
-
-def _command(run: RunOnDesk) -> str:
-    """What makes the table of a run, ready to be copied into a shell."""
-    files = read_run(run.folder)
-    data, group = files.setting("data", "source") or "DATA", files.setting("data", "group")
-    words = [
-        "saccade",
-        "embed",
-        run.folder,
-        data,
-        "--out",
-        run.folder / USUAL[0],
-        *(["--group", group] if group else []),
-    ]
-    return shlex.join(str(word) for word in words)
 
 
 def router(desk: Desk) -> APIRouter:

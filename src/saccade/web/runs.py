@@ -22,6 +22,7 @@ from saccade.web import folders
 from saccade.web.desk import Desk, RunOnDesk
 from saccade.web.live import Tail, Watch, plain, said
 from saccade.web.security import REPORT_POLICY
+from saccade.web.typed import evaluate_command
 
 PAUSE_SECONDS, QUIET_SECONDS, PING_SECONDS = 0.5, 90, 10
 AT_ONCE = 8
@@ -39,6 +40,7 @@ def router(desk: Desk) -> APIRouter:
         run = desk.run(key)
         files = read_run(run.folder)
         return summary(run) | {
+            "evaluate": evaluate_command(run.folder),
             "settings": flat(files.config),
             "evaluation": _evaluation(files.evaluation),
             "grey": _evaluation(files.evaluation_grey),

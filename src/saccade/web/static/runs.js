@@ -174,7 +174,8 @@ function sideBySide(found) {
 
 function fullTable(one) {
   const evaluation = one.evaluation;
-  if (!evaluation) return el("p", { class: "soft" }, `${one.name} has not been measured: `, el("code", null, "saccade evaluate RUN DATA"));
+  if (!evaluation) return el("p", { class: "soft" }, `${one.name} has not been measured: `, el("code", null, one.evaluate),
+    one.evaluate.endsWith(" DATA") ? " takes labelled images that it has not learned from for DATA." : null);
   return el("section", null, el("h2", null, `${one.name}: with few labels`),
     one.measured_on ? el("p", { class: "soft" }, `Measured on ${one.measured_on}; it learned from ${one.data}.`) : null,
     evaluation.overlap ? el("p", { class: "note" }, "Measured on images that were seen in pretraining.") : null,
