@@ -1,6 +1,8 @@
 """Features of slides: files as TRIDENT has them, what is embedded twice, a training that reads while it goes."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from saccade.exchange import SlideFeatures, load_features, load_h5, save_feature
 from saccade.finetuning import FinetuneOptions
 from saccade.measuring import EvaluateOptions
 from saccade.runs import read_json, read_metrics
-from saccade.slide_embedding import Embedded
+from saccade.slide_embedding import Embedded, Embedder
 from saccade.store import load_table, unit
 from saccade.train.loop import Quiet
 
@@ -90,6 +92,33 @@ def test_a_tile_finds_itself_in_a_table_of_tiles_and_is_shown(folder, tmp_path, 
     assert found.answer.hits[0]["id"] == tiles.records[3].id and found.answer.similarities[0] > 0.9999
     hit = found.answer.hits[0]
     assert np.array_equal(found.pictures.pixels(str(hit["id"]), hit["sha256"]), tiles.read(3).pixels)
+
+
+@pytest.mark.parametrize("name", ["tiles.parquet", "base/tiles.lance"])
+def test_a_table_that_is_there_is_left_until_something_else_is_asked_for(folder, tmp_path, name, monkeypatch):
+    if name.endswith(".lance"):
+        pytest.importorskip("lancedb", reason='many rows need pip install "saccade[search]"')
+    place, slides, console = str(tmp_path / name), tmp_path / "slides", Quiet()
+    shutil.copytree(folder, slides)
+
+    def embedded(model="random:vit_micro_patch8", **others):
+        return api.embed(model, slides, out=place, **{"tiling": CUT, "console": console} | others)
+
+    first = embedded()
+    with monkeypatch.context() as patched:
+        patched.setattr(Embedder, "features", lambda *_: pytest.fail("tiles were embedded again"))
+        again = embedded()
+    assert (again.kept, again.tiles, again.width) == (3, first.tiles, first.width) and first.kept == 0
+    assert console.messages == [f"{place} has these tiles by these weights already, and is left as it is"]
+    assert embedded(tiling=dataclasses.replace(CUT, tissue=0.9)).kept == 0  # other tiles
+    assert embedded().kept == 0 and embedded().kept == 3
+    assert embedded("random:vit_micro_patch16").kept == 0  # other weights
+    assert embedded().kept == 0 and embedded(grey=True).kept == 0  # other input
+    assert embedded().kept == 0
+    (slides / "slide-0.tif").write_bytes((slides / "slide-1.tif").read_bytes())  # other content under the same name
+    assert embedded().kept == 0 and embedded().kept == 3
+    (slides / "manifest.csv").write_text("path,label\n" + "".join(f"slide-{n}.tif,{n}\n" for n in range(3)))
+    assert embedded().kept == 0  # other labels
 
 
 def test_files_of_other_programs_are_read(tmp_path):
@@ -219,6 +248,8 @@ def test_a_damaged_spot_is_left_out_and_every_vector_stands_at_its_own_place(hol
     assert isinstance(again, Embedded) and (again.kept, again.tiles) == (1, 136)
     table = tmp_path / "t.parquet"
     assert api.embed(model, holed[1], out=table, tiling=FINE, max_bad=0.1).tiles == len(load_table(table)) == 136
+    again = api.embed(model, holed[1], out=table, tiling=FINE, max_bad=0.1)
+    assert (again.kept, again.tiles) == (1, 136)
 
 
 def test_processes_end_with_the_store(tiles):

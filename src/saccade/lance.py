@@ -127,6 +127,11 @@ class LanceStore:
             self._values[column] = sorted({value or "" for value in batches.unique().to_pylist()})
         return self._values[column]
 
+    def columns_of(self, names: Sequence[str]) -> dict[str, list[str | None]]:
+        """Some columns of all rows, in their order. Raises KeyError for one that is not there."""
+        arrow = self._table.search().select([self._stored[name] for name in names]).to_arrow()
+        return {name: arrow[self._stored[name]].to_pylist() for name in names}
+
     def nearest_rows(
         self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
     ) -> Answer:

@@ -7,6 +7,7 @@ file has the same content hash, model hash and tiles is left out: embedding twic
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from saccade.data.slides.stream import TileStore
 from saccade.embedding import answers_to
 from saccade.errors import ModelError, UsageError
 from saccade.exchange import SlideFeatures, read_about, save_features
-from saccade.store import FeatureTable, TableWriter, load_table
+from saccade.store import COLUMNS, FeatureTable, TableWriter, load_table, storable
 
 Say = Callable[[str], None]
 Report = Callable[[int, int], None]
@@ -107,11 +108,14 @@ class Embedder:
     def about_table(self) -> dict[str, Any]:
         """What a table of the tiles of all slides says of them: how to cut them again, and how to embed one more."""
         self.cache()  # settles the input
+        return self.asked() | {"spec": dataclasses.asdict(self.model.spec)}
+
+    def asked(self) -> dict[str, Any]:
+        """That part of ``about_table`` which is known before a tile is read."""
         return {
             "rows": "tiles",
             "tiling": dataclasses.asdict(self.tiles.tiling),
             "weights": self.model_sha256,
-            "spec": dataclasses.asdict(self.model.spec),
             "precision": runtime.usual_precision(self.device),
         }
 
@@ -215,7 +219,6 @@ def _below_a_grid(model: Path) -> str:
 def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: Report | None = None) -> Embedded:
     """Write the features of every slide into the folder ``out``, a file each; those that are there already are kept."""
     tiles = embedder.tiles
-    check_unreadable(tiles, embedder.max_bad, embedder.say)
     names = file_names([one.record.id for one in tiles.named])
     files, kept, done, left_out = [], 0, 0, 0
 
@@ -248,7 +251,6 @@ def embed_table(
     origin   where the slides lie (``data``, ``labels``) and who ``made_by``, for the table's ``about``
     """
     tiles = embedder.tiles
-    check_unreadable(tiles, embedder.max_bad, embedder.say)
     about = embedder.about_table() | dict(origin)
     with TableWriter(out) as writer:
         rows = done = 0
@@ -275,11 +277,41 @@ def embed_table(
     return Embedded([out], len(tiles.named), 0, rows, embedder.model.backbone.dim)
 
 
+def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | None]) -> int | None:
+    """How many rows the table ``out`` has, if they are what ``embed_table`` would write now; else None.
+
+    They are where weights, input, tiling and origin are the same, and so are the slides' contents and all that is
+    known of them. Tiles that could not be read have no row: up to ``max_bad`` of a slide's.
+    """
+    found = tables.said_of(out)
+    if found is None:
+        return None
+    said, columns = found
+    about, spec = dict(said.get("about", {})), embedder.model.spec
+    had = about.pop("spec", {})
+    wanted = json.loads(json.dumps({"model": embedder.model.name, "about": embedder.asked() | dict(origin)}))
+    if {"model": said.get("model"), "about": about} != wanted:
+        return None
+    if (had.get("grey"), had.get("size_px")) != (spec.grey, spec.size_px):
+        return None
+    rows, tiles, at = list(zip(*(columns[name] for name in COLUMNS))), embedder.tiles, 0
+    for number in range(len(tiles.named)):
+        missing = 0
+        for record in tiles.records.take(tiles.tiles_of(number)):
+            known = (record.id, record.label, record.group, record.split, tiles.hashes[number])
+            there = at < len(rows) and rows[at] == tuple(map(storable, known))
+            at, missing = at + there, missing + (not there)
+        if missing > embedder.max_bad * len(tiles.grid(number)):
+            return None
+    return at if at == len(rows) else None
+
+
 def write_features(
     embedder: Embedder, out: str | Path | None, *, origin: Mapping[str, str | None], report: Report
 ) -> Embedded:
     """Write the features of every tile where and as ``out`` says: FILE.parquet or DATABASE/NAME.lance, a row a tile,
-    FOLDER.h5, or another folder (Parquet), with a file a slide. LanceDB takes all rows through memory once.
+    FOLDER.h5, or another folder (Parquet), with a file a slide. LanceDB takes all rows through memory once. A table
+    or file that has these features already is left as it is.
 
     Raises UsageError where ``out`` is missing, TooManyDamaged, StorageError.
     """
@@ -287,7 +319,13 @@ def write_features(
         raise UsageError(
             "features of slides go to files", expected="out=FILE.parquet, DATABASE/NAME.lance, FOLDER.h5 or a folder"
         )
-    place = Path(out)
+    place, tiles = Path(out), embedder.tiles
+    check_unreadable(tiles, embedder.max_bad, embedder.say)
+    if tables.is_lance(out) or place.suffix == ".parquet":
+        rows = rows_there(embedder, out, origin)
+        if rows is not None:
+            embedder.say(f"{out} has these tiles by these weights already, and is left as it is")
+            return Embedded([place], len(tiles.named), len(tiles.named), rows, embedder.model.backbone.dim)
     if tables.is_lance(out):
         with tempfile.TemporaryDirectory() as folder:
             found = embed_table(embedder, Path(folder) / "tiles.parquet", origin=origin, report=report)

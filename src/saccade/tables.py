@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from saccade.errors import DataError
 from saccade.lance import LanceStore, is_lance, save_lance
-from saccade.store import FeatureTable, MemoryStore, Store, load_table, save_table
+from saccade.store import COLUMNS, FeatureTable, MemoryStore, Store, load_table, save_table
 
+Columns = dict[str, list[str | None]]
 EXACT_ROWS = 1_000_000  # above, a search is approximate where there is an index
 
 
@@ -26,6 +32,20 @@ def write(place: str | Path, table: FeatureTable) -> None:
         save_lance(place, table)
     else:
         save_table(Path(place), table)
+
+
+def said_of(place: str | Path) -> tuple[dict[str, Any], Columns] | None:
+    """What the table at ``place`` says of itself (``model`` and ``about``) and of its rows (the columns that all
+    tables have), without its vectors; None where there is no table that can be read."""
+    try:
+        if is_lance(place):
+            store = LanceStore(place)
+            return {"model": store.model, "about": store.about}, store.columns_of(COLUMNS)
+        arrow = pq.read_table(place, columns=list(COLUMNS))
+        said = json.loads((arrow.schema.metadata or {})[b"saccade"])
+        return said, {name: arrow[name].to_pylist() for name in COLUMNS}
+    except (DataError, OSError, KeyError, ValueError, pa.ArrowException):
+        return None
 
 
 def approximates(store: Store, wish: bool | None) -> bool:

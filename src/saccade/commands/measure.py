@@ -43,7 +43,8 @@ def embed(
 ) -> None:
     """One feature vector an image, in a table: Parquet, or LanceDB for many.
 
-    Of slides one a tile: a table has all, FOLDER.h5 a file a slide (coords, features), as TRIDENT has them.
+    Of slides one a tile: a table has all, FOLDER.h5 a file a slide (coords, features), as TRIDENT has them. Features
+    of the same slides, tiles and weights that are there already are left as they are.
     """
     from saccade import api
     from saccade.data.slides.grid import Tiling
