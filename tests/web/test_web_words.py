@@ -158,6 +158,31 @@ def test_512_tokens_stay_fluid(words):
     assert drawing < 100
 
 
+def test_arcs_stay_on_the_canvas_and_end_at_their_words(words):
+    """Drawn by the page's own lines onto a painter that remembers: one line, few lines, many lines; every word asks."""
+    script = """async ([count]) => {
+      const { setInLines, drawLines } = await import("/static/sentence.js");
+      const names = Array.from({ length: count }, (_, i) => ["a", "tissue", "margin", "of"][i % 4]), wrong = [];
+      const layout = setInLines(names, 900), row = Float32Array.from(names, (_, i) => 1 / (1 + (i * 7) % count));
+      for (let asks = 0; asks < count; asks++) {
+        const painter = { rect() {}, text() {}, curve: ([a, b, c, d], _, width) => {
+          for (let t = 0; t <= 1; t += 0.05) {
+            const y = (1 - t) ** 3 * a[1] + 3 * (1 - t) ** 2 * t * b[1] + 3 * (1 - t) * t ** 2 * c[1] + t ** 3 * d[1];
+            if (y - width / 2 < 0 || y + width / 2 > layout.tall) wrong.push(`${asks} at ${y}`);
+          }
+          const near = layout.boxes.some(({ x, y, wide }) =>
+            Math.abs(x + wide / 2 - d[0]) < 1 && d[1] > y - 20 && d[1] < y + 28);
+          const arrives = a[1] === d[1] ? 1 : Math.sign(d[1] - a[1]); // from above in one line, else without a hook
+          if (!near || Math.sign(d[1] - c[1]) !== arrives) wrong.push(`${asks} to ${d}`);
+        } };
+        drawLines(painter, layout, names, row, { asks, answers: -1, colours: {} });
+      }
+      return wrong;
+    }"""
+    for count in (8, 40, 300):
+        assert words.evaluate(script, [count]) == []
+
+
 def test_hostile_texts_are_shown(words):
     opened: list[str] = []
     words.on("dialog", lambda dialog: (opened.append(dialog.message), dialog.dismiss()))

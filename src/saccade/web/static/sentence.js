@@ -3,7 +3,7 @@
 
 import { rgb, widthOf } from "./painter.js";
 
-const SIZE = 15, SPACE = 7, PAD = 4, MOST_LABELS = 48;
+const SIZE = 15, SPACE = 7, PAD = 4, MOST_LABELS = 48, THIN = 0.6, THICK = 7;
 export const DRAWN_FROM = 0.02; // of the largest: thinner arcs would be dust
 
 // 0.1234 to "12.3 %"; what is not zero never reads as zero.
@@ -71,7 +71,7 @@ export function drawLines(painter, layout, names, row, { asks, answers, colours 
   const strongest = [...row.keys()].filter((i) => i !== asks && row[i] >= DRAWN_FROM * most)
     .sort((a, b) => row[b] - row[a]).slice(0, few ? 48 : 16).reverse();
   for (const i of asks < 0 ? [] : strongest) {
-    painter.curve(arc(boxes[asks], boxes[i], layout.above), colours.line, 0.6 + 6.4 * (row[i] / most), 0.22 + 0.5 * (row[i] / most));
+    painter.curve(arc(boxes[asks], boxes[i], layout), colours.line, THIN + (THICK - THIN) * (row[i] / most), 0.22 + 0.5 * (row[i] / most));
   }
   boxes.forEach((box, i) => {
     const share = row[i] / most;
@@ -85,10 +85,16 @@ export function drawLines(painter, layout, names, row, { asks, answers, colours 
   });
 }
 
-function arc(from, to, above) {
-  const a = [from.x + from.wide / 2, from.y - SIZE - 1], b = [to.x + to.wide / 2, to.y - SIZE - 1];
-  const high = Math.min(above * 1.15, 20 + Math.abs(b[0] - a[0]) * 0.4 + Math.abs(b[1] - a[1]) * 0.2);
-  return [a, [a[0], a[1] - high], [b[0], b[1] - high], b];
+// In one line an arc over the words, within the room above it (three quarters of the height of its control points). From
+// line to line between the sides that face each other: an arc over the first line would have no room there.
+function arc(from, to, { above, few }) {
+  const left = from.x + from.wide / 2, right = to.x + to.wide / 2, over = (box) => box.y - SIZE - 1, under = (box) => box.y + (few ? 24 : 6);
+  if (from.y === to.y) {
+    const high = Math.min(above * 1.15, (above - 1.5 - THICK / 2) / 0.75, 20 + Math.abs(right - left) * 0.4);
+    return [[left, over(from)], [left, over(from) - high], [right, over(to) - high], [right, over(to)]];
+  }
+  const up = to.y < from.y, start = up ? over(from) : under(from), end = up ? under(to) : over(to), middle = (start + end) / 2;
+  return [[left, start], [left, middle], [right, middle], [right, end]];
 }
 
 // --- the matrix -------------------------------------------------------------------------------------
