@@ -73,6 +73,18 @@ def test_one_group_has_no_interval(window, site, copied):
     assert "46.9 % of 32 test images rightly (one group: no interval)" in said
 
 
+def test_a_k_nn_that_could_never_be_right_is_no_curve(window, site, copied):
+    show(window, site, copied)
+    titles = "[...document.querySelectorAll('.chart')].map(one => one.textContent).join()"
+    until(window, f"{titles}.includes('k-NN accuracy')")
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()[:-1]]
+    lines = [line | ({"knn": 0.0} if "knn" in line else {}) for line in lines]
+    (copied / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    show(window, site, copied)
+    until(window, f"{titles}.includes('Effective rank')")
+    assert "k-NN accuracy" not in window.evaluate(titles)
+
+
 def test_other_data_that_it_was_measured_on_are_named(window, site, copied):
     show(window, site, copied)
     window.wait_for_selector("table")

@@ -119,10 +119,11 @@ class Runs {
     const figures = [...found].filter((figure) => !LEFT_OUT.has(figure)).sort((a, b) =>
       (order.indexOf(a) + 1 || 99) - (order.indexOf(b) + 1 || 99) || a.localeCompare(b));
     const index = (id) => this.runs.findIndex((run) => run.id === id);
+    // Runs of before this was noticed can have a k-NN that is never right: no class that was tested could be voted for.
     const charts = figures.map((figure) => {
       const series = ids.map((id) => ({ name: this.name(id), index: index(id),
         points: this.lines.get(id).filter((line) => Number.isFinite(line[figure])).map((line) => [line.step, line[figure]]) }))
-        .filter(({ points }) => points.length);
+        .filter(({ points }) => points.some(([, value]) => figure !== "knn" || value > 0));
       return series.length ? chart(TITLES[figure] ?? figure, series) : null;
     });
     replace(this.curves, el("h2", null, "Curves"), key(ids.map((id) => ({ name: this.name(id), index: index(id) }))),
