@@ -252,6 +252,19 @@ def test_a_damaged_spot_is_left_out_and_every_vector_stands_at_its_own_place(hol
     assert (again.kept, again.tiles) == (1, 136)
 
 
+def test_a_training_begins_although_its_first_tile_is_damaged(holed):
+    """Mean and spread are of tiles that can be read; in a batch another tile stands for a damaged one."""
+    said: list[str] = []
+    whole, damaged = (
+        stream_tiles(open_source(path, tiling=FINE), cache_px=64, workers=1, max_bad=0.1, say=said.append)
+        for path in holed
+    )
+    assert damaged.mean == pytest.approx(whole.mean, abs=0.01) and len(damaged) == 144
+    assert len(said) == 8 and all("another of its batch stands for it" in line for line in said)
+    batch = damaged.batch(np.array([0, 5])).pixels
+    assert batch[0].equal(batch[1])
+
+
 def test_processes_end_with_the_store(tiles):
     cache = stream_tiles(tiles, cache_px=32, workers=1, max_bad=0, say=print)
     assert cache.streamed and len(cache) == len(tiles) and cache.mean != ()
