@@ -338,6 +338,11 @@ def test_one_vector_a_slide(hierarchy, slide_table):
     assert table.features.shape == (8, 32) and set(table.labels) == {"fine", "coarse"} and len(set(table.hashes)) == 8
 
 
+def test_grey_has_no_effect_on_a_hierarchy_and_is_refused(hierarchy, slide_table):
+    with pytest.raises(UsageError, match="leave out --grey"):
+        api.embed(hierarchy, slide_table, grey=True)
+
+
 def test_a_slide_finds_itself_among_slides(hierarchy, slide_table, tmp_path):
     place, asked = tmp_path / "slides.parquet", slide_table / "slide2.tif"
     api.embed(hierarchy, slide_table, out=place)

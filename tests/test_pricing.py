@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -331,6 +332,14 @@ def test_plan_of_data_as_json():
     assert found["memory"]["peak"] >= found["memory"]["bare_process"] > 2**27
     assert found["seconds"]["step"] > 0 and found["disk"]["checkpoints"] > 12 * found["parameters"]
     assert found["largest_batch"] >= 8 and [a["flops"] for a in found["alternatives"]]
+
+
+def test_a_damaged_first_image_stops_no_plan(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    options = planning.PlanOptions(measure=False)
+    assert planning.plan(tmp_path, "dino", "microscopy", {"model.backbone": "vit_micro_patch8"}, options).images == 3
 
 
 def test_plan_of_volumes():

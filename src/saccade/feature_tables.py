@@ -108,6 +108,8 @@ def embed(
     where = described or Described()
     if layout.is_hierarchy(model):
         cut, told = tiling or Tiling(), console or Quiet()
+        if grey:
+            raise UsageError("a hierarchy sees colour as its tile level does", hint="leave out --grey")
         return _embed_hierarchy(Path(model), data, out, where, cut, max_bad=max_bad, console=told)
     _check_name(out, "features", folders=True)
     device = runtime.pick_device()

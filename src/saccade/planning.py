@@ -22,7 +22,7 @@ from saccade import config, runtime
 from saccade.config import Sections
 from saccade.contracts import Record
 from saccade.data.loader import ImageCache, input_spec
-from saccade.data.survey import typical_px, usual_channels
+from saccade.data.survey import first_sample, typical_px, usual_channels
 from saccade.errors import UsageError
 from saccade.pricing import machine
 from saccade.pricing.alternatives import alternatives, largest_batch, smallest_patch
@@ -78,7 +78,7 @@ def looked_at(
     sections = sections | {"data": settle_tiles(settle_intensity(sections["data"], source), source)}
     sections = resolve_size(sections, typical_px(source, sections["data"].size_mm), device, source.axes)
     channels = sections["data"].channels or usual_channels(source)
-    item = 1 if source.read(0).pixels.dtype == np.uint8 else 4
+    item = 1 if first_sample(source).pixels.dtype == np.uint8 else 4
     sections = sections | {"data": dataclasses.replace(settle_stream(sections["data"], source), axes=source.axes)}
     return min(len(source), sections["data"].limit or len(source)), channels, item, sections
 

@@ -59,7 +59,8 @@ def embed(
         )
     if isinstance(table, Embedded):
         kept = f" ({table.kept:,} were there)" if table.kept else ""
-        typer.echo(f"{out}: {table.slides:,} slides{kept}, {table.tiles:,} tiles, {table.width} features")
+        slides = "1 slide" if table.slides == 1 else f"{table.slides:,} slides"
+        typer.echo(f"{out}: {slides}{kept}, {table.tiles:,} tiles, {table.width} features")
         return
     typer.echo(f"{out}: {len(table):,} {table.about.get('rows', 'images')}, {table.features.shape[1]} features")
 

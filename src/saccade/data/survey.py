@@ -5,10 +5,20 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 
-from saccade.contracts import Source
+from saccade.contracts import Sample, Source
 from saccade.errors import DamagedFile, DataError
 
 LOOKED_AT = 16  # a volume takes a second to read
+
+
+def first_sample(source: Source) -> Sample:
+    """The first image that can be read, of the first few. Raises DataError where there is none."""
+    for index in range(min(64 if source.axes == 2 else LOOKED_AT, len(source))):
+        try:
+            return source.read(index)
+        except DamagedFile:
+            continue
+    raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
 
 
 def usual_channels(source: Source) -> int:
