@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import html
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from made_slides import on_glass, texture, write_slide
 from saccade import api, runs
-from saccade.config import Text
+from saccade.config import Text, load
 from saccade.errors import ContaminationError, ModelError, TrainingError, UsageError
 from saccade.evaluation.nested import NestedConfig
 from saccade.exchange import load_parquet
@@ -196,6 +197,7 @@ def test_a_hierarchy_is_ordinary_runs(hierarchy):
     assert is_hierarchy(hierarchy) and read_wanted(hierarchy).hipt.region_px == 128
     assert (hierarchy / "region" / "report.html").exists() and levels.finished(hierarchy / "region")
     assert not (hierarchy / "slide").exists()  # four slides are too few
+    assert Path(load(hierarchy / "region" / "config.yaml")["data"]["source"]).is_absolute()
     record = runs.data_record(hierarchy)
     assert len(record["files"]) == 4 and all(item["group"] for item in record["files"])
 

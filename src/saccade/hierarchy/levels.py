@@ -98,7 +98,7 @@ def train(out: Path, wanted: Wanted, console: Console) -> Path:
     files = [every[k] for k in learned]
     _note_slides(out, tiles, learned, tile)
     grids = write_grids(out / "grids" / "region", files, side=side, least=hipt.least)
-    region = hipt.region or str(_level(out, "region", wanted, str(grids), console))
+    region = hipt.region or str(_level(out, "region", wanted, str(grids.resolve()), console))
     files = embed_grids(
         reader_of(region), files, out / "features" / "region", side=side, least=hipt.least, console=console
     )
@@ -110,7 +110,7 @@ def train(out: Path, wanted: Wanted, console: Console) -> Path:
             )
         return out
     grids = write_grids(out / "grids" / "slide", files, side=0, least=0.0)
-    _level(out, "slide", wanted, str(grids), console)
+    _level(out, "slide", wanted, str(grids.resolve()), console)
     return out
 
 
