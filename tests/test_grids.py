@@ -12,6 +12,7 @@ from saccade.contracts import InputSpec
 from saccade.data.grids import open_grids, write_grids
 from saccade.data.loader import build_cache
 from saccade.data.open import open_source
+from saccade.embedding import Decoded, embed_baselines
 from saccade.errors import DataError, UsageError
 from saccade.exchange import SlideFeatures, save_parquet
 
@@ -77,6 +78,16 @@ def test_features_of_another_program_are_a_source(tmp_path):
         open_source(folder, manifest=table)
     with pytest.raises(DataError, match="no table of columns"):
         open_source(folder, label="class")
+
+
+def test_the_baseline_of_grids_is_the_mean_of_their_vectors(tmp_path):
+    folder, table = trident(tmp_path / "features"), tmp_path / "labels.csv"
+    table.write_text("path,label\n" + "\n".join(f"slide-{n}.svs,{'ab'[n % 2]}" for n in range(4)))
+    decoded = Decoded(open_source(folder, manifest=table), max_bad=0, report=None)
+    found = embed_baselines(decoded, 16, grey=False)
+    assert list(found) == ["mean of the vectors"]
+    grid = decoded.source.read(0).pixels
+    np.testing.assert_allclose(found["mean of the vectors"].features[0], grid[:-1].mean(axis=(1, 2)), atol=1e-5)
 
 
 def test_a_network_learns_from_features_of_another_program(tmp_path):

@@ -25,7 +25,7 @@ from saccade.errors import ModelError
 from saccade.evaluation.baselines import histogram_features, pixel_features
 from saccade.store import COLUMNS, FEATURES, FeatureTable
 
-PIXELS, HISTOGRAM = "pixels", "colour histogram"
+PIXELS, HISTOGRAM, MEAN = "pixels", "colour histogram", "mean of the vectors"
 Report = Callable[[int, int], None]
 Shown = Callable[[np.ndarray], torch.Tensor]  # numbers of images -> their pixels [B C S S], normalised
 
@@ -216,9 +216,21 @@ def embed_one(
     return embed_cached(network, cache, np.arange(1), spec, device=device, precision=precision)[0]
 
 
+def _mean_vectors(cache: ImageCache) -> np.ndarray:
+    """[N D] of grids [N D+1 Y X]: the mean over the places that are there, which the last channel says."""
+    found = []
+    for start in range(0, len(cache), 512):
+        grids = cache.batch(np.arange(start, min(start + 512, len(cache)))).pixels.float()
+        there = (grids[:, -1:] > 0.5).float()
+        found.append(((grids[:, :-1] * there).sum((2, 3)) / there.sum((2, 3)).clamp(min=1)).numpy())
+    return np.concatenate(found)
+
+
 def embed_baselines(decoded: Decoded, size_px: int, *, grey: bool) -> Mapping[str, FeatureTable]:
-    """Raw pixels and the colour (or grey) histogram of the same images at the same size."""
+    """Raw pixels and the colour (or grey) histogram of the same images at the same size; of grids the mean vector."""
     cache = decoded.at(size_px)
+    if cache.grid:
+        return {MEAN: _table(cache, _mean_vectors(cache), MEAN, {})}
     spec = dataclasses.replace(
         input_spec(cache, size_px, grey=grey), mean=(0.0,) * cache.channels, std=(1.0,) * cache.channels
     )

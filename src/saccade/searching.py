@@ -111,6 +111,8 @@ class Found:
     def text(self) -> str:
         """A table for the terminal."""
         shown = [name for name in ("label", "group", "split") if any(hit[name] for hit in self.answer.hits)]
+        if not self.answer.hits:
+            return f"nothing in {self.store.place} fits {self.options.where}"
         rows = [["", "similarity", *shown, "image"]]
         for place, hit in enumerate(self.answer.hits):
             known = [hit[name] or "" for name in shown]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from waiting import Held, Late, until, waited_for
 
 from saccade.store import FeatureTable, save_table
@@ -173,6 +176,40 @@ def test_late_colours_do_not_replace_the_newer_ones(window, tables):
     window.wait_for_function("() => document.querySelectorAll('.legend .entry').length === 4")
     three.let_go()
     assert window.locator(".legend .entry").count() == 4
+
+
+def test_the_very_file_that_is_asked_with_has_no_vote(tmp_path):
+    from saccade.web.desk import Upload
+    from saccade.web.opened import OpenedTable
+
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    hashes = [hashlib.sha256(file.getvalue()).hexdigest(), *"bcd"]
+    nothing, labels = [None] * 4, ["own", "other", "other", "other"]
+    table = FeatureTable(np.eye(4, dtype=np.float32), list("abcd"), labels, nothing, nothing, hashes, "m", {})
+    save_table(tmp_path / "features.parquet", table)
+    opened = OpenedTable(tmp_path / "features.parquet")
+    opened.__dict__["searcher"] = SimpleNamespace(vector=lambda sample: table.features[0])
+    found = opened.like_upload(Upload("a.png", file.getvalue()), 4, [], None)
+    assert [hit["same_file"] for hit in found["hits"]] == [True, False, False, False]
+    assert found["guess"]["label"] == "other" and "own" not in found["guess"]["shares"]
+
+
+def test_filters_that_nothing_fits_are_said_so(window, tables):
+    open_map(window, "long")
+    window.locator(".plot .above").focus()
+    window.keyboard.press("ArrowRight")
+    window.keyboard.press("Enter")
+    window.wait_for_selector(".hits li")
+    window.locator("details summary", has_text="Filter").click()
+    window.get_by_label("Column").select_option("split")
+    until(window, "[...document.querySelectorAll('.near select option')].some((one) => one.value === 'train')")
+    window.get_by_label("Value").select_option("train")
+    window.get_by_role("button", name="Only these").click()
+    window.get_by_role("button", name="Only these").click()
+    assert window.locator(".chip").count() == 1  # once is enough
+    window.get_by_role("button", name="Not these").click()
+    until(window, "document.querySelector('.hits').innerText.includes('Nothing in the table fits')")
 
 
 def test_columns_without_values_are_not_offered(tmp_path):

@@ -159,6 +159,39 @@ def test_a_cnn_says_that_it_has_no_attention(explorer):
     assert {row["kind"] for row in table(explorer)} == {"similarity"}
 
 
+def test_layers_stay_where_a_cnn_is_looked_at(explorer):
+    explorer.locator(".map").first.focus()
+    for _ in range(2):
+        explorer.keyboard.press("[")
+    until(explorer, "document.querySelector('.slider output').textContent.startsWith('3 of')")
+    choose_model(explorer, "random:vit_micro_patch8", side="B, beside it")
+    choose_model(explorer, "random:resnet10_w16")
+    until(explorer, "document.querySelector('.slider output').textContent.startsWith('3 of')")
+    assert explorer.evaluate("document.activeElement.labels?.[0].textContent") != ""
+    choose_model(explorer, "short")
+    until(explorer, "document.querySelector('.slider output').textContent.startsWith('3 of')")
+
+
+def test_an_address_opens_the_same_view(explorer, site):
+    explorer.get_by_label("Keep the share").fill("50")
+    explorer.get_by_label("smooth").check()
+    explorer.get_by_label("Size").focus()
+    explorer.get_by_label("Size").select_option("448")
+    until(explorer, "document.querySelector('.words').innerText.includes('patches hold')")
+    until(explorer, "location.hash.includes('size=448') && location.hash.includes('smooth=1')")
+    assert explorer.evaluate("document.activeElement.labels[0].textContent") == "Size"  # the keyboard keeps its place
+    explorer.locator(".map").first.focus()
+    explorer.keyboard.press("ArrowRight")
+    until(explorer, "location.hash.includes('asked=')")
+    said = "document.querySelector('.words').innerText"
+    before = explorer.evaluate(said)
+    explorer.reload()
+    until(explorer, DRAWN)
+    until(explorer, "document.querySelector('.words').innerText.includes('patches hold')")
+    assert explorer.evaluate(said) == before
+    assert explorer.get_by_label("smooth").is_checked() and explorer.get_by_label("Size").input_value() == "448"
+
+
 def test_rollout_and_the_kept_share(explorer, site):
     explorer.get_by_label("Shown").select_option("rollout")
     until(explorer, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")

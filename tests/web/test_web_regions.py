@@ -113,9 +113,14 @@ def test_down_to_the_patches_by_clicks_and_up_by_escape(page, site, hierarchy):
     assert "patch" in page.locator("[aria-label='Inside the tile']").inner_text()
     page.keyboard.press("Escape")
     page.wait_for_selector(".stage[data-level=region]")
+    row, column = found.cells[block.rows[0]]
+    until(page, f"document.querySelector('.reading').innerText.startsWith('tile row {row}, column {column}')")
     page.keyboard.press("Escape")
     page.wait_for_selector(".stage[data-level=slide]")
     assert len(crumbs(page)) == 1
+    page.locator(".stage").focus()
+    page.keyboard.press("Tab")
+    assert "openseadragon" not in page.evaluate("document.activeElement.className")
 
 
 def test_down_and_up_by_keys_alone(page, site, hierarchy):

@@ -134,7 +134,8 @@ def picture(size=(8, 8)) -> bytes:
 def test_uploads_are_bounded_and_stay_in_memory(site, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     too_long = {"Content-Length": str(UPLOAD_BYTES + 1)}
-    assert ask(site, "/api/uploads", method="POST", headers=too_long, body=b"x")[0] == 413
+    status, _, said = ask(site, "/api/uploads", method="POST", headers=too_long, body=b"x")
+    assert status == 413 and "too large: at most" in json.loads(said)["what"]
     assert ask(site, "/api/runs", method="POST", headers={"Content-Length": str(BODY_BYTES + 1)}, body=b"x")[0] == 413
     monkeypatch.setattr("saccade.web.images.UPLOAD_PIXELS", 100)
     status, _, said = ask(site, "/api/uploads", method="POST", body=picture((11, 10)))

@@ -100,6 +100,37 @@ def test_a_voxel_asks_and_the_numbers_are_the_networks(page, site, volumes):
     assert share == pytest.approx(100 * row.max(), rel=0.05)  # two digits are shown
 
 
+def test_what_lies_under_the_cross_follows_the_wheel(page):
+    canvas = page.get_by_label("Axial plane")
+    box = canvas.bounding_box()
+    canvas.click(position={"x": 0.6 * box["width"], "y": 0.3 * box["height"]})
+    until(page, "document.querySelector('.words').innerText.includes('column 2 asks')")
+    page.evaluate("document.querySelector('.words').textContent = ''")
+    page.mouse.wheel(0, 100)
+    until(page, "document.querySelector('.words').innerText.includes('Under the cross')")
+
+
+def test_another_model_is_asked_at_the_same_place(page, site, volumes, tmp_path):
+    network = build("vit_micro_patch8_w32", channels=1, size_px=SIDE, axes=3)
+    save_model(
+        tmp_path / "model", network, InputSpec(1, SIDE, 0.0, 1.0, (0.5,), (0.25,), axes=3, intensity="range"), about={}
+    )
+    (tmp_path / "config.yaml").write_text((volumes.folder / "config.yaml").read_text())
+    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "coarse", tmp_path)
+    site.desk.runs.append(run)
+    page.reload()
+    until(page, "document.querySelector('.words strong') && !document.querySelector('[aria-busy]')")
+    canvas = page.get_by_label("Axial plane")
+    box = canvas.bounding_box()
+    canvas.click(position={"x": 0.9 * box["width"], "y": 0.9 * box["height"]})
+    until(page, "document.querySelector('.words').innerText.includes('plane 2, row 3, column 3 asks')")
+    page.get_by_label("Model").focus()
+    page.get_by_label("Model").select_option(label="coarse")
+    until(page, "document.querySelector('.words').innerText.includes('plane 1, row 1, column 1 asks')")
+    assert page.evaluate("document.activeElement.labels?.[0].textContent") == "Model"  # the keyboard keeps its place
+    site.desk.runs.remove(run)
+
+
 def test_planes_are_linked_and_move_by_keys(page):
     captions = "[...document.querySelectorAll('.plane figcaption')].map(node => node.innerText).slice(0, 3)"
     assert page.evaluate(captions) == ["Axial 8 of 0 to 15", "Coronal 8 of 0 to 15", "Sagittal 8 of 0 to 15"]

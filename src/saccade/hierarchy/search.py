@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from saccade.data.slides.find import is_slide
 from saccade.errors import ModelError, UsageError
 from saccade.hierarchy.slides import embed, slides_of
 from saccade.searching import Asked, Found, SearchOptions, answer
@@ -16,6 +17,8 @@ def search(run: Path, slide: str | Path, place: str | Path, options: SearchOptio
 
     Raises ModelError when another hierarchy, or no hierarchy at all, made the table.
     """
+    if Path(slide).is_file() and not is_slide(Path(slide), asked=True):
+        raise UsageError("a hierarchy is asked with a slide", got=slide)
     store = open_store(place)
     tiles = slides_of(run, str(slide), {})
     if len(tiles.named) != 1:

@@ -5,6 +5,7 @@ Rows have numbers. A neighbour that is not on the map (of a large table only som
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -160,12 +161,12 @@ class OpenedTable:
         """Neighbours of a row of the map, itself left out."""
         if not 0 <= number < len(self.table):
             raise UsageError("only rows of the map are asked with", got=number)
-        return self._like(self.table.features[number], k, where, wish, own=self.table.ids[number])
+        return self._like(self.table.features[number], k, where, wish, left_out=self.table.ids[number])
 
     def like_upload(self, upload: Upload, k: int, where: Sequence[Condition], wish: bool | None) -> dict[str, Any]:
-        """Neighbours of an uploaded image, embedded by the model that made the table."""
+        """Neighbours of an uploaded image, embedded by the model that made the table. The very file has no vote."""
         sample = Sample(decode(upload.data, upload.name), Record(upload.name))
-        return self._like(self.searcher.vector(sample), k, where, wish, own=None)
+        return self._like(self.searcher.vector(sample), k, where, wish, file=hashlib.sha256(upload.data).hexdigest())
 
     @cached_property
     def searcher(self) -> Searcher:
@@ -182,15 +183,26 @@ class OpenedTable:
         raise faults[-1] if faults else UsageError("the model that made the table is not there")
 
     def _like(
-        self, vector: np.ndarray, k: int, where: Sequence[Condition], wish: bool | None, own: str | None
+        self,
+        vector: np.ndarray,
+        k: int,
+        where: Sequence[Condition],
+        wish: bool | None,
+        *,
+        left_out: str | None = None,
+        file: str | None = None,
     ) -> dict[str, Any]:
         if not 1 <= k <= MOST:
             raise UsageError("number of neighbours", got=k, expected=f"1 to {MOST}")
         approximate = approximates(self.store, wish)
-        answer = self.store.nearest_rows(vector, k + (own is not None), where, approximate=approximate)
-        pairs = [(h, float(s)) for h, s in zip(answer.hits, answer.similarities) if own is None or h["id"] != own][:k]
-        vote = guess([(hit["label"], similarity) for hit, similarity in pairs])
-        hits = [hit | {"row": self._number(hit), "similarity": similarity} for hit, similarity in pairs]
+        answer = self.store.nearest_rows(vector, k + (left_out is not None), where, approximate=approximate)
+        pairs = [(h, float(s)) for h, s in zip(answer.hits, answer.similarities) if h["id"] != left_out][:k]
+        same = [file is not None and hit["sha256"] == file for hit, _ in pairs]
+        vote = guess([(hit["label"], similarity) for (hit, similarity), own in zip(pairs, same) if not own])
+        hits = [
+            hit | {"row": self._number(hit), "similarity": similarity, "same_file": own}
+            for (hit, similarity), own in zip(pairs, same)
+        ]
         return {
             "hits": hits,
             "recall": answer.recall.text() if answer.recall else None,

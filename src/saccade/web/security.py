@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 UPLOAD_PATH, UPLOAD_BYTES, BODY_BYTES = "/api/uploads", 32 * 2**20, 2**20
@@ -110,7 +110,9 @@ class Gate:
             return
         limit = UPLOAD_BYTES if scope["path"] == UPLOAD_PATH else BODY_BYTES
         if _too_long(headers, limit):
-            await PlainTextResponse(f"at most {limit:,} bytes", 413)(scope, receive, guarded)
+            await JSONResponse({"what": f"too large: at most {limit / 2**20:g} MiB can be opened here"}, 413)(
+                scope, receive, guarded
+            )
             return
         await self.app(scope, _bounded(receive, limit), guarded)
 

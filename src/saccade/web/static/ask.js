@@ -47,7 +47,12 @@ export async function post(path, value, signal) {
 // A file goes as its plain bytes; the name travels beside it.
 export async function upload(file, signal) {
   const headers = { "content-type": "application/octet-stream", "x-name": encodeURIComponent(file.name) };
-  return (await checked(await fetch("/api/uploads", { method: "POST", headers, body: file, signal }))).json();
+  try {
+    return (await checked(await fetch("/api/uploads", { method: "POST", headers, body: file, signal }))).json();
+  } catch (error) {
+    if (error.status === 413) error.message = `${file.name}: ${error.message}`;
+    throw error;
+  }
 }
 
 export function link(path, query) {

@@ -72,10 +72,11 @@ class Atlas {
     this.legend = el("div");
     this.selection = el("section", { class: "card", "aria-label": "Selection" });
     this.job = el("div", { class: "job", role: "status", hidden: true });
+    this.fault = el("div");
     this.words = el("p", { class: "soft words" }, waiting("Placing the points."));
     const side = el("div", { class: "atlas-side" },
       el("section", { class: "card", "aria-label": "Legend" }, el("h2", null, "Legend"), this.legend), this.near.node, this.selection);
-    replace(this.root, this.tools(), this.job, el("div", { class: "atlas-grid" }, el("div", null, this.plot.node, this.words), side));
+    replace(this.root, this.tools(), this.fault, this.job, el("div", { class: "atlas-grid" }, el("div", null, this.plot.node, this.words), side));
     if (about.pictures) this.root.append(el("p", { class: "note" }, `The images of the table cannot be shown: ${about.pictures}.`));
     await this.setKind("pca");
     await this.setColumn(this.column);
@@ -111,34 +112,41 @@ class Atlas {
   complain(error) {
     if (this.signal.aborted) return;
     const said = error.said ?? {};
-    this.job.hidden = false;
-    replace(this.job, el("p", { class: "note", role: "alert" }, [error.message, said.got, said.expected, said.hint].filter(Boolean).join(" · ")));
+    replace(this.fault, el("p", { class: "note", role: "alert" }, [error.message, said.got, said.expected, said.hint].filter(Boolean).join(" · ")));
   }
 
   // --- the kind of map ----------------------------------------------------------------------------
 
   async want(kind, missing) {
     if (missing) { this.complain({ message: missing }); return; }
-    this.job.hidden = true;
-    const still = this.wishes();
+    replace(this.fault);
     try {
       const state = kind === "pca" ? { state: "done" } : await json(`atlas/${this.table}/job`, { kind }, this.signal);
-      if (state.state === "done") { await this.setKind(kind, still); return; }
+      if (state.state === "done") {
+        this.wanted = kind;
+        await this.setKind(kind);
+        return;
+      }
+      // Where another map is being made, this is refused, and that one is still what is waited for.
       await post(`atlas/${this.table}/job`, { kind }, this.signal);
-      await this.follow(kind, still);
+      this.wanted = kind;
+      if (this.following !== kind) await this.follow(kind);
     } catch (error) { this.complain(error); }
   }
 
-  async follow(kind, still) {
+  async follow(kind) {
     const bar = el("progress", { max: 1, value: 0 }), text = el("span");
     const stop = el("button", { type: "button", onclick: () => post(`atlas/${this.table}/cancel`, { kind }, this.signal) }, "Cancel");
     replace(this.job, el("strong", null, `${KINDS[kind]} is being made`), bar, text, stop);
     this.job.hidden = false;
+    this.following = kind;
     for (;;) {
       const state = await json(`atlas/${this.table}/job`, { kind }, this.signal);
       if (state.state !== "running") {
         this.job.hidden = true;
-        if (state.state === "done") await this.setKind(kind, still);
+        this.following = null;
+        if (state.state === "done" && this.wanted !== kind) say(`${KINDS[kind]} is ready`);
+        else if (state.state === "done") await this.setKind(kind);
         else if (state.state === "failed") throw new Error(`${KINDS[kind]} failed: ${state.text}`);
         else say(`${KINDS[kind]} cancelled`);
         return;
@@ -149,7 +157,8 @@ class Atlas {
     }
   }
 
-  async setKind(kind, still = this.wishes()) {
+  async setKind(kind) {
+    const still = this.wishes();
     const places = await floats(`atlas/${this.table}/places`, { kind }, this.signal);
     if (!still()) return;
     this.kind = kind;

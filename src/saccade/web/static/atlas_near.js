@@ -39,7 +39,11 @@ export class Near {
       const values = await json(`atlas/${page.table}/values`, { name: column.value }, page.signal);
       if (still()) replace(value, values.slice(0, 500).map((one) => el("option", { value: one }, named(one))));
     };
-    const put = (negated) => { this.where.push({ column: column.value, values: [value.value], negated }); this.filtered(); };
+    const put = (negated) => {
+      if (this.where.some((one) => one.column === column.value && one.values[0] === value.value && one.negated === negated)) return;
+      this.where.push({ column: column.value, values: [value.value], negated });
+      this.filtered();
+    };
     const apart = el("input", { type: "checkbox", checked: this.apart, onchange: () => { this.apart = apart.checked; this.again(); } });
     const more = el("details", { class: "noprint" }, el("summary", null, "Filter"), el("div", { class: "row" },
       field("Column", column), field("Value", value),
@@ -98,7 +102,8 @@ export class Near {
     replace(this.list, found.hits.map((hit) => el("li", null, el("button", {
       type: "button", title: `${hit.id}: similarity ${hit.similarity.toFixed(4)}`, onclick: () => this.page.go(hit.row),
       onmouseenter: () => this.page.point(hit.row), onmouseleave: () => this.page.point(-1),
-    }, this.thumb(hit.row, 96), el("span", { class: "what" }, named(hit.label ?? "")), el("span", { class: "soft" }, hit.similarity.toFixed(3))))));
+    }, this.thumb(hit.row, 96), el("span", { class: "what" }, named(hit.label ?? "")), el("span", { class: "soft" }, hit.same_file ? "the image itself" : hit.similarity.toFixed(3))))));
+    if (!found.hits.length) replace(this.list, el("li", { class: "soft" }, "Nothing in the table fits these filters."));
     this.page.marked(asked.row ?? -1, found.hits.map((hit) => hit.row));
     const vote = found.guess ? `; they vote for ${found.guess.label}` : "";
     say(`${found.hits.length} ${page.about.unit} like ${name}${vote}`);

@@ -35,6 +35,16 @@ export function replace(node, ...children) {
   return node;
 }
 
+// Draws a part again; what had the keyboard in it gets it back, found by its name.
+export function redraw(root, draw) {
+  const name = (node) => `${node.tagName} ${node.getAttribute("aria-label") ?? node.labels?.[0]?.textContent ?? node.textContent}`;
+  const held = root.contains(document.activeElement) ? name(document.activeElement) : null;
+  const alike = () => [...root.querySelectorAll("a, button, input, select, [tabindex]")].filter((node) => name(node) === held);
+  const number = alike().indexOf(document.activeElement);
+  draw();
+  if (held !== null) alike()[number]?.focus();
+}
+
 // Said to screen readers; what changes on a canvas would be silent otherwise.
 export function say(text) {
   const place = document.getElementById("said");

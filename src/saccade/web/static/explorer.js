@@ -2,7 +2,7 @@
 
 import { json, live } from "./ask.js";
 import { chooser } from "./chooser.js";
-import { el, field, replace, say, select } from "./dom.js";
+import { el, field, redraw, replace, say, select } from "./dom.js";
 import { choose, Look } from "./look.js";
 import { compact, percent, range, where } from "./maps.js";
 import { newest } from "./newest.js";
@@ -44,9 +44,12 @@ class Explorer {
     this.layer = words.has("layer") ? Number(words.get("layer")) : null;
     this.head = words.has("head") && words.get("head") !== "mean" ? Number(words.get("head")) : "mean";
     this.kind = words.get("kind") === "rollout" ? "rollout" : "attention";
-    this.view = { keep: 1, smooth: false, colour: false, same: false, size: null };
+    this.view = { keep: Number(words.get("keep") ?? 1), smooth: words.has("smooth"), colour: words.has("colour"), same: words.has("same"),
+      size: words.has("size") ? Number(words.get("size")) : null };
     // Where in the whole image the query lies, in 0..1; null: the class token. Shuffling moves the patch, not this.
-    this.asked = null;
+    const [y, x] = (words.get("asked") ?? "").split(",").map(Number);
+    this.asked = x === undefined ? null : { y, x };
+    this.pinned = this.asked !== null;
     this.hovered = null;
     this.answer = null;
     this.image = null;
@@ -55,6 +58,8 @@ class Explorer {
 
   get two() { return this.sides[1].model !== ""; }
   get looks() { return this.panels.map((panel) => panel.look); }
+  // Whose layers and heads the controls have: the first with attention.
+  get leading() { return this.looks.find((look) => look?.kind === "attention") ?? this.panels[0].look; }
 
   // --- what is on the page ------------------------------------------------------------------------
 
@@ -91,11 +96,11 @@ class Explorer {
         (model) => { side.model = model; this.reopen(); })),
       !live || (i && !this.two) ? null : this.check("shuffled", side.shuffle, (on) => { side.shuffle = on; this.reopen(); }),
       !live || (i && !this.two) ? null : this.check("no positions", !side.positions, (on) => { side.positions = !on; this.reopen(); })));
-    const first = this.panels[0].look;
+    const first = this.leading;
     const attention = !first || first.kind === "attention";
     const depth = first?.depth ?? 1, heads = first?.heads ?? 1;
     this.layerInput = el("input", { type: "range", min: 0, max: depth - 1, value: this.layer ?? depth - 1,
-      oninput: (event) => { this.layer = Number(event.target.value); this.refresh(true); } });
+      oninput: (event) => { this.layer = Number(event.target.value); this.refresh(true); }, onchange: () => this.remember() });
     this.layerName = el("output");
     const headNames = [{ value: "mean", text: "mean of all" },
       ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h}` }))];
@@ -110,7 +115,7 @@ class Explorer {
         this.refresh();
       } });
     const sizes = [{ value: "", text: "the model's own" }, ...[224, 336, 448, 672].map((px) => ({ value: String(px), text: `${px} px` }))];
-    replace(this.toolbar,
+    redraw(this.toolbar, () => replace(this.toolbar,
       el("div", { class: "row" }, sides,
         live ? el("button", { type: "button", onclick: () => this.orderQuestion() }, "The order question") : null),
       el("div", { class: "row" },
@@ -126,7 +131,7 @@ class Explorer {
         this.check("colours of the image", this.view.colour, (on) => { this.view.colour = on; this.refresh(); }),
         this.two ? this.check("one scale", this.view.same, (on) => { this.view.same = on; this.refresh(); }) : null),
       attention ? null : el("p", { class: "soft" }, `${first.name} has no attention that could be read: shown is how alike ` +
-        "its own places are, as the cosine of their vectors. It is not where the network looks."));
+        "its own places are, as the cosine of their vectors. It is not where the network looks.")));
     this.named();
   }
 
@@ -136,9 +141,9 @@ class Explorer {
   }
 
   named() {
-    const depth = this.panels[0].look?.depth ?? 1;
+    const look = this.leading, depth = look?.depth ?? 1;
     const layer = this.layer ?? depth - 1;
-    this.layerName.textContent = `${this.panels[0].look?.layerName(layer) ?? layer} of 0 to ${(this.panels[0].look?.wholeDepth ?? depth) - 1}`;
+    this.layerName.textContent = `${look?.layerName(layer) ?? layer} of 0 to ${(look?.wholeDepth ?? depth) - 1}`;
     this.layerInput.value = layer;
     this.headInput.value = String(this.head);
   }
@@ -175,9 +180,11 @@ class Explorer {
         if (look) this.panels[side].setLook(look, this.titleOf(side, look)); else this.panels[side].look = null;
       });
       this.root.classList.toggle("two", this.two);
-      const first = looks[0];
-      this.layer = Math.min(this.layer ?? first.depth - 1, first.depth - 1);
-      if (this.head !== "mean" && this.head >= first.heads) this.head = "mean";
+      const first = this.leading;
+      if (first.kind === "attention") { // a network without it leaves layer and head for the next that has
+        this.layer = Math.min(this.layer ?? first.depth - 1, first.depth - 1);
+        if (this.head !== "mean" && this.head >= first.heads) this.head = "mean";
+      }
       if (!looks.every((look) => !look || rolls(look))) this.kind = "attention";
       this.tools();
       await this.refresh();
@@ -339,7 +346,7 @@ class Explorer {
   // --- keys and the address -----------------------------------------------------------------------
 
   key(event) {
-    const { look } = this.panels[0];
+    const look = this.leading, key = event.key.toLowerCase();
     if (!look || event.ctrlKey || event.metaKey || event.altKey) return;
     const [rows, columns] = look.grid;
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
@@ -349,9 +356,9 @@ class Explorer {
       const to = { y: move(from.y, step[0], rows), x: move(from.x, step[1], columns) };
       this.pinned = true;
       if (event.shiftKey) this.setAnswer(to); else this.ask(to);
-    } else if (event.key === "c" || event.key === "Escape") this.ask(null);
-    else if (event.key === "m") this.setHead("mean");
-    else if (event.key === "r" && rolls(look)) { this.kind = this.kind === "rollout" ? "attention" : "rollout"; this.tools(); this.refresh(); }
+    } else if (key === "c" || event.key === "Escape") this.ask(null);
+    else if (key === "m") this.setHead("mean");
+    else if (key === "r" && rolls(look)) { this.kind = this.kind === "rollout" ? "attention" : "rollout"; this.tools(); this.refresh(); }
     else if (event.key === "[" || event.key === "]") {
       this.layer = Math.min(look.depth - 1, Math.max(0, this.layer + (event.key === "]" ? 1 : -1)));
       this.refresh();
@@ -369,6 +376,11 @@ class Explorer {
     const words = { image: this.image.id, run: this.image.run ?? "", start: this.image.start ?? 0, a: a.model, layer: this.layer,
       head: this.head, kind: this.kind };
     if (b.model) words.b = b.model;
+    const { keep, smooth, colour, same, size } = this.view;
+    if (this.asked) words.asked = [this.asked.y, this.asked.x].map((value) => value.toFixed(4)).join(",");
+    if (keep < 1) words.keep = keep;
+    if (size) words.size = size;
+    for (const [name, on] of Object.entries({ smooth, colour, same })) if (on) words[name] = 1;
     for (const [name, on] of [["as", a.shuffle], ["ap", !a.positions], ["bs", b.model && b.shuffle], ["bp", b.model && !b.positions]]) {
       if (on) words[name] = 1;
     }

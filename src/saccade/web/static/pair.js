@@ -48,7 +48,7 @@ export function explain(root, pair, names, note) {
         el("span", { class: "code", "data-step": "weight" },
           `e^(${compact(pair.score)} − ${compact(pair.largest)}) / ${compact(pair.total)} = ${compact(pair.weight)}`)),
       el("li", null, el("strong", null, percent(pair.weight)),
-        ` of what this query takes; ${pair.rank === 0 ? "no key has more" : `${pair.rank} keys have more`}. `,
+        ` of what this query takes; ${pair.rank === 0 ? "no key has more" : pair.rank === 1 ? "1 key has more" : `${pair.rank} keys have more`}. `,
         `An even share would be ${percent(1 / pair.tokens)}.`)),
     line("Value", `what ${names.key} hands over, times ${compact(pair.weight)}`, strip(pair.value, "value"),
       `length ${compact(long)} × ${compact(pair.weight)} = ${compact(long * pair.weight)}`));

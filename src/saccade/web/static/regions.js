@@ -1,7 +1,7 @@
 // A slide of a hierarchy: down from the slide to a region, to one of its tiles, and to the patches of that tile; and up again.
 
 import { floats, json } from "./ask.js";
-import { el, field, replace, say, select } from "./dom.js";
+import { el, field, redraw, replace, say, select } from "./dom.js";
 import { Inside } from "./inside.js";
 import { choose, Look } from "./look.js";
 import { looked } from "./looked.js";
@@ -91,9 +91,11 @@ export class Regions {
 
   async go(region, tile) {
     const { found, slide } = this, moved = region !== this.region;
+    const held = [this.right, this.crumbs].some((part) => part.contains(document.activeElement));
     Object.assign(this, { region, tile, cursor: null });
     this.drawCrumbs();
     this.drawChoices();
+    if (held) this.stage.node.focus(); // the button that was pressed is gone
     if (region === null) {
       this.look = null;
       this.stage.home();
@@ -119,7 +121,8 @@ export class Regions {
 
   up() {
     if (!this.found || this.region === null) return false;
-    if (this.tile !== null) this.go(this.region, null); else { const from = this.region; this.go(null, null); this.choose(from); }
+    const from = this.tile ?? this.region, to = this.tile === null ? null : this.region;
+    this.go(to, null).then(() => { if (this.region === to && this.tile === null) this.choose(from); });
     return true;
   }
 
@@ -148,7 +151,7 @@ export class Regions {
     else if (this.region !== null && [",", "."].includes(event.key)) {
       const heads = this.found.heads, now = this.head === "mean" ? (event.key === "." ? -1 : heads) : this.head;
       this.set({ head: (now + (event.key === "." ? 1 : -1) + heads) % heads });
-    } else if (this.region !== null && event.key === "m") this.set({ head: "mean" });
+    } else if (this.region !== null && event.key.toLowerCase() === "m") this.set({ head: "mean" });
     else return false;
     return true;
   }
@@ -215,12 +218,12 @@ export class Regions {
       return;
     }
     const count = (n, what) => Array.from({ length: n }, (_, i) => ({ value: String(i), text: `${what} ${i}` }));
-    replace(this.choices,
+    redraw(this.choices, () => replace(this.choices,
       field("Layer", select(count(this.found.depth, "layer"), String(this.layer), (layer) => this.set({ layer: Number(layer) }))),
       field("Head", select([{ value: "mean", text: "mean of all" }, ...count(this.found.heads, "head")], String(this.head),
         (head) => this.set({ head: head === "mean" ? head : Number(head) }))),
       this.tile === null ? null : field("Who asks", select([{ value: "tile", text: "the marked tile" }, { value: "class", text: "the class token" }],
-        this.asks ? "tile" : "class", (who) => this.set({ asks: who === "tile" }))));
+        this.asks ? "tile" : "class", (who) => this.set({ asks: who === "tile" })))));
   }
 
   drawSide() {

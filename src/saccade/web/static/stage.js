@@ -68,6 +68,7 @@ export class Stage {
       tileSources: { width, height, tileSize: side, tileOverlap: 0, minLevel: 0, maxLevel: levels,
         getTileUrl: (level, x, y) => link(`slides/${id}/zoom/${level}/${x}/${y}`) },
     });
+    this.viewer.canvas.tabIndex = -1; // the stage itself has the name and the keys
     this.node.append(this.canvas);
     this.viewer.addHandler("open", () => this.viewer.viewport.goHome(true));
     for (const name of ["update-viewport", "resize"]) this.viewer.addHandler(name, () => this.paint());

@@ -2,7 +2,7 @@
 
 import { json } from "./ask.js";
 import { chooser } from "./chooser.js";
-import { el, field, replace, say, select } from "./dom.js";
+import { el, field, redraw, replace, say, select } from "./dom.js";
 import { choose, elsewhere, Look } from "./look.js";
 import { compact, mask, percent, range } from "./maps.js";
 import { newest } from "./newest.js";
@@ -59,7 +59,7 @@ class Volumes {
     const attention = !this.look || this.look.kind === "attention", depth = this.look?.depth ?? 1, heads = this.look?.heads ?? 1;
     const again = (change) => { change(); this.refresh(); };
     this.layerName = el("output", null, `${this.layer ?? depth - 1} of 0 to ${depth - 1}`);
-    replace(this.tools, el("div", { class: "row" },
+    redraw(this.tools, () => replace(this.tools, el("div", { class: "row" },
       field("Model", select(this.models.map(({ id, name }) => ({ value: id, text: name })), this.model, (id) => { this.model = id; this.open(this.image); })),
       attention ? field("Shown", select([{ value: "attention", text: "attention of a layer" }, { value: "rollout", text: "rollout, all layers" }], this.kind,
         (kind) => again(() => { this.kind = kind; }))) : null,
@@ -71,7 +71,7 @@ class Volumes {
         oninput: (event) => again(() => { this.keep = Number(event.target.value) / 100; }) })),
       el("button", { type: "button", onclick: () => again(() => { this.asked = null; }) }, attention ? "Class token asks" : "Whole volume asks"),
       el("label", { class: "check" }, el("input", { type: "checkbox", checked: this.smooth,
-        onchange: (event) => again(() => { this.smooth = event.target.checked; }) }), "smooth")));
+        onchange: (event) => again(() => { this.smooth = event.target.checked; }) }), "smooth"))));
   }
 
   async open(image) {
@@ -87,6 +87,7 @@ class Volumes {
       this.layer = Math.min(this.layer ?? look.depth - 1, look.depth - 1);
       if (this.head !== "mean" && this.head >= look.heads) this.head = "mean";
       this.at = this.at && this.at.every((value, axis) => value < look.size_px[axis]) ? this.at : look.size_px.map((side) => side >> 1);
+      if (this.asked !== null) this.asked = this.patchOf(this.at); // the same place in another grid
       this.drawTools();
       this.solid = null;
       await this.refresh();
@@ -100,7 +101,7 @@ class Volumes {
       if (this.signal.aborted || !still()) return;
       if (!this.look) replace(this.words);
       this.trouble.hidden = false;
-      replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
+      replace(this.trouble, el("strong", null, `${image.name}: ${error.message}`), error.said?.hint ? el("p", null, error.said.hint) : null);
     } finally { if (still()) this.root.removeAttribute("aria-busy"); }
   }
 
@@ -122,6 +123,7 @@ class Volumes {
     if (!this.look) return;
     this.at = this.at.map((value, i) => (i === axis ? Math.min(this.look.size_px[i] - 1, Math.max(0, value + by)) : value));
     this.paint();
+    if (this.told) this.say(...this.told);
   }
 
   key(event, plane) {
@@ -134,7 +136,7 @@ class Volumes {
       const [axis, by] = step;
       const to = this.at.map((value, i) => (i === axis ? Math.min(this.look.size_px[i] - 1, Math.max(0, Math.round(value + by * patch(axis)))) : value));
       this.pick(to);
-    } else if (event.key === "c") { this.asked = null; this.refresh(); } else return;
+    } else if (event.key.toLowerCase() === "c") { this.asked = null; this.refresh(); } else return;
     event.preventDefault();
   }
 
@@ -152,7 +154,8 @@ class Volumes {
     this.inside = this.keep < 1 ? mask(this.map, this.keep) : null;
     this.paint();
     this.solid?.show(this.map, this.inside);
-    this.say(rows, kind, head);
+    this.told = [rows, kind, head];
+    this.say(...this.told);
     await this.explainPair(rows, kind, layer, head, token, still);
   }
 

@@ -36,12 +36,13 @@ export async function show(root, { query, signal }) {
   const readings = newest();
   async function read() {
     const still = readings();
-    if (!text.value.trim()) { replace(trouble, el("div", { class: "note" }, "Type a sentence.")); return; }
+    if (!text.value.trim()) { replace(trouble, el("div", { class: "note" }, "Type a sentence.")); place.hidden = true; return; }
     try {
       if (!view.source) replace(wait, waiting("The model is reading the text. The first time it has to be loaded."));
       const info = await post("words", { ...chosen, text: text.value }, signal);
       if (signal.aborted || !still()) return;
       replace(trouble);
+      place.hidden = false;
       view.state.wanted ??= view.source && view.units()[view.state.asks]?.text;
       await view.open(server(info, chosen.model, signal));
       replace(wait);
