@@ -300,7 +300,7 @@ def test_a_trained_head_weighs_the_regions(hierarchy, heads, tmp_path):
 
 
 def test_names_are_as_long_as_tells_them_apart():
-    assert told_apart(["../../work/a/CMU-1.svs", "../../work/a/CMU-2.svs"]) == ["CMU-1.svs", "CMU-2.svs"]
+    assert told_apart(["../../data/a/CMU-1.svs", "../../data/a/CMU-2.svs"]) == ["CMU-1.svs", "CMU-2.svs"]
     assert told_apart(["../a/1/x.svs", "/b/1/x.svs", "../a/2/x.svs", "y.svs"]) == [
         "a/1/x.svs",
         "b/1/x.svs",
@@ -308,8 +308,8 @@ def test_names_are_as_long_as_tells_them_apart():
         "y.svs",
     ]
     assert told_apart(["../x.svs", "../../x.svs"]) == ["x.svs", "x.svs"] and told_apart([]) == []
-    assert without_places("../../work/a/CMU-1.svs: cannot be read") == "CMU-1.svs: cannot be read"
-    assert without_places("/work/a/CMU-1.svs: 3/4 read") == "CMU-1.svs: 3/4 read"
+    assert without_places("../../data/a/CMU-1.svs: cannot be read") == "CMU-1.svs: cannot be read"
+    assert without_places("/data/a/CMU-1.svs: 3/4 read") == "CMU-1.svs: 3/4 read"
 
 
 def test_slides_that_cannot_be_shown_are_named(window, site, hierarchy, drawn, tmp_path):
