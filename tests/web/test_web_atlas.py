@@ -54,6 +54,13 @@ def open_map(window, name=None):
         window.wait_for_selector(".page.atlas[data-ready] .legend li")
 
 
+def ask_the_first_point(window):
+    window.locator(".plot .above").focus()
+    window.keyboard.press("ArrowRight")
+    window.keyboard.press("Enter")
+    window.wait_for_selector(".hits li")
+
+
 def test_a_run_without_a_table_says_the_command(window, site):
     open_map(window)
     said = window.locator(".command code").all_inner_texts()
@@ -92,10 +99,7 @@ def test_points_neighbours_and_votes_by_keys(window, tables):
 
 def test_filters_are_of_the_answer(window, tables):
     open_map(window, "short")
-    window.locator(".plot .above").focus()
-    window.keyboard.press("ArrowRight")
-    window.keyboard.press("Enter")
-    window.wait_for_selector(".hits li")
+    ask_the_first_point(window)
     label = window.locator(".legend .name").first.inner_text()
     window.locator(".near summary").click()
     window.get_by_label("Column").select_option("label")
@@ -114,10 +118,7 @@ def test_hostile_names_are_shown_not_run(window, tables):
     shown = window.locator(".legend .name").all_inner_texts()
     assert len(shown) == len(HOSTILE)
     assert {text.strip() for text in HOSTILE[:6]} <= {text.strip() for text in shown}
-    window.locator(".plot .above").focus()
-    window.keyboard.press("ArrowRight")
-    window.keyboard.press("Enter")
-    window.wait_for_selector(".hits li")
+    ask_the_first_point(window)
     window.get_by_role("button", name="Select what is in view").click()
     window.wait_for_selector(".chosen button")
     with window.expect_download() as saved:
@@ -197,10 +198,7 @@ def test_the_very_file_that_is_asked_with_has_no_vote(tmp_path):
 
 def test_filters_that_nothing_fits_are_said_so(window, tables):
     open_map(window, "long")
-    window.locator(".plot .above").focus()
-    window.keyboard.press("ArrowRight")
-    window.keyboard.press("Enter")
-    window.wait_for_selector(".hits li")
+    ask_the_first_point(window)
     window.locator("details summary", has_text="Filter").click()
     window.get_by_label("Column").select_option("split")
     until(window, "[...document.querySelectorAll('.near select option')].some((one) => one.value === 'train')")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from saccade.contracts import Record, Sample
 from saccade.data.cases import Contents
-from saccade.data.source import MANIFESTS, choose_records, read_table
+from saccade.data.source import choose_records, read_table, table_in
 from saccade.errors import DamagedFile, DataError
 
 
@@ -33,7 +33,7 @@ class FolderSource:
         self.name = str(root)
         self.root = root
         self._contents = Contents(str(root), self._fetch, files_below(root) if only is None else only)
-        found = manifest or next((root / name for name in MANIFESTS if (root / name).is_file()), None)
+        found = manifest or table_in(root)
 
         def locate(path: str) -> str | None:
             """Rows may also point outside the root, or be absolute."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from saccade.contracts import Record, Sample
-from saccade.data.source import MANIFESTS, read_table, records_from_rows
+from saccade.data.source import read_table, records_from_rows, table_in
 from saccade.errors import DataError, UsageError
 from saccade.exchange import SlideFeatures, load_features
 from saccade.runs import read_json, write_json
@@ -198,13 +198,13 @@ def open_features(folder: Path, *, manifest: Path | None, label: str | None, gro
                the folder is found by itself
     """
     files = sorted(place for place in folder.iterdir() if place.name.lower().endswith(HDF5))
-    held = manifest or next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
+    held = manifest or table_in(folder)
     if held is None:
         if label or group:
             raise DataError(f"{folder} has no table of columns", got=f"--label or --group {label or group}")
         return GridSource(str(folder), files, side=SIDE, least=LEAST)
     table, stems = read_table(held), {file.stem: str(file) for file in files}
-    group = group or ("patient" if "patient" in table.rows[0] and "group" not in table.rows[0] else None)
+    group = group or table.patient_column
 
     def find(path: str) -> str | None:
         return stems.get(PurePosixPath(path.replace("\\", "/")).stem)

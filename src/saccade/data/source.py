@@ -96,6 +96,11 @@ class Table:
     def path_column(self) -> str | None:
         return next((column for column in ("path", "file") if column in self.rows[0]), None)
 
+    @property
+    def patient_column(self) -> str | None:
+        """The column that groups slides where nobody says which, and none is called group."""
+        return "patient" if "patient" in self.rows[0] and "group" not in self.rows[0] else None
+
 
 def read_table(path: Path) -> Table:
     """A table on disk. Raises DataError when it is absent or cannot be read."""
@@ -103,6 +108,11 @@ def read_table(path: Path) -> Table:
         return Table(str(path), read_rows(path.read_bytes(), str(path)))
     except OSError as error:
         raise DataError("table cannot be read", got=f"{path} ({error.strerror})") from error
+
+
+def table_in(folder: Path) -> Path | None:
+    """The table of a folder that nobody needs to name, by its usual names."""
+    return next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
 
 
 def read_rows(data: bytes, name: str) -> list[dict[str, str]]:

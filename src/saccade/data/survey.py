@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Iterator
 
 from saccade.contracts import Sample, Source
 from saccade.errors import DamagedFile, DataError
@@ -11,27 +12,28 @@ from saccade.errors import DamagedFile, DataError
 LOOKED_AT = 16  # a volume takes a second to read
 
 
-def first_sample(source: Source) -> Sample:
-    """The first image that can be read, of the first few. Raises DataError where there is none."""
+def _readable(source: Source) -> Iterator[Sample]:
+    """Those of the first few images that can be read. Raises DataError where there is none."""
+    found = False
     for index in range(min(64 if source.axes == 2 else LOOKED_AT, len(source))):
         try:
-            return source.read(index)
+            sample = source.read(index)
         except DamagedFile:
             continue
-    raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
+        found = True
+        yield sample
+    if not found:
+        raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
+
+
+def first_sample(source: Source) -> Sample:
+    """The first image that can be read, of the first few. Raises DataError where there is none."""
+    return next(_readable(source))
 
 
 def usual_channels(source: Source) -> int:
     """Number of channels most images have, by the first that can be read."""
-    counts: Counter[int] = Counter()
-    for index in range(min(64 if source.axes == 2 else LOOKED_AT, len(source))):
-        try:
-            counts[source.read(index).pixels.shape[0]] += 1
-        except DamagedFile:
-            continue
-    if not counts:
-        raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
-    return counts.most_common(1)[0][0]
+    return Counter(sample.pixels.shape[0] for sample in _readable(source)).most_common(1)[0][0]
 
 
 def typical_px(source: Source, size_mm: float = 0.0) -> int:

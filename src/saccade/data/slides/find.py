@@ -16,7 +16,7 @@ from saccade.data.slides.handles import Named
 from saccade.data.slides.readers import SLIDE_SUFFIXES
 from saccade.data.slides.source import SlideTiles
 from saccade.data.slides.tiff_reader import CUT_OFF, listening
-from saccade.data.source import MANIFESTS, Table, finder, read_table, records_from_names, records_from_rows
+from saccade.data.source import Table, finder, read_table, records_from_names, records_from_rows, table_in
 from saccade.errors import DataError, UsageError
 
 TABLES = (".csv", ".parquet")
@@ -63,7 +63,7 @@ def find_slides(
         root, table = place.parent, read_table(place)
     explicit = table is not None
     if table is None:
-        held = next((place / name for name in MANIFESTS if (place / name).is_file()), None)
+        held = table_in(place)
         table = read_table(held) if held else None
     if table is not None and table.path_column and _lists_slides(table, root, tiling):
         return open_slides(root, files_below(root), table, tiling=tiling, label=label, group=group, name=str(place))
@@ -136,7 +136,7 @@ def open_slides(
             return Path(os.path.relpath(place, root)).as_posix() if path and place.is_file() else None
 
         find = finder(table, files, locate)
-        group = group or ("patient" if "patient" in table.rows[0] and "group" not in table.rows[0] else None)
+        group = group or table.patient_column
         records = records_from_rows(table, find, label=label, group=group)
     elif label or group:
         raise DataError(f"{name} has no table of columns", got=f"--label or --group {label or group}")
