@@ -26,6 +26,14 @@ def test_help_imports_no_torch_and_names_every_command():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     for word in ("quickstart", "show", "pretrain", "embed", "evaluate", "attend", "report", "doctor"):
         assert word in found
+    assert "..." not in found.partition("Commands:")[2]  # every command is described in whole sentences
+
+
+def test_version_is_the_packages_own():
+    import saccade
+
+    answer = run("--version")
+    assert (answer.returncode, answer.stdout) == (0, f"saccade {saccade.__version__}\n")
 
 
 def test_help_is_quick():

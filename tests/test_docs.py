@@ -117,7 +117,8 @@ def test_sizes_in_the_guide_are_what_the_arithmetic_says():
 
 def reference() -> str:
     group: Any = typer.main.get_command(app)
-    lines = ["# Command line", "", (group.help or "").split("\n")[0], ""]
+    version = "`saccade --version` prints the version, `saccade COMMAND --help` what a command takes."
+    lines = ["# Command line", "", (group.help or "").split("\n")[0], "", version, ""]
     for name, command in group.commands.items():
         lines += [
             f"## saccade {name}",

@@ -5,11 +5,14 @@ Data go to stdout, progress and messages to stderr; exit code 0 is success, 1 a 
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from saccade import __version__
 from saccade.commands import learn, look, measure, price
 from saccade.errors import SaccadeError
 from saccade.methods.names import METHODS
@@ -42,11 +45,30 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Learn from unlabelled biomedical images, measure it with few labels, see where it looks.\n\n"
     "Start with: saccade quickstart",
-    epilog="DATA: a folder, .zip, .tar[.gz|.xz], .npz, a manifest CSV or Parquet, or synthetic:tissue. "
+    epilog="DATA: a folder, .zip, .tar[.gz|.xz], .npz, a manifest CSV or Parquet, a slide, a volume, "
+    "or synthetic:tissue, synthetic:volume, synthetic:slide. "
     "MODEL: a run folder, a weights file, random:NAME or timm:NAME.",
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"saccade {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
+
+
 for command in COMMANDS:
-    app.command(epilog=EPILOGS.get(command))(command)
+    summary = inspect.cleandoc(command.__doc__ or "").partition("\n\n")[0]  # whole: click would cut it at 45 letters
+    app.command(epilog=EPILOGS.get(command), short_help=summary)(command)
 
 
 def main() -> None:
