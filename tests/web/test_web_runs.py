@@ -162,6 +162,43 @@ def test_the_doctor_speaks_while_a_run_goes_wrong(window, site, growing):
     assert "Likely cause" in note and "--set optim.lr=" in note
 
 
+CARD = "[...document.querySelectorAll('.runs-list .card')].find(card => card.innerText.includes('growing')).innerText"
+
+
+def test_the_card_follows_a_run_to_its_end(window, site, growing):
+    folder, lines = growing
+    measured = (folder / "evaluation.json").read_bytes()
+    (folder / "evaluation.json").unlink()
+    show(window, site, folder)
+    until(window, f"{CARD}.includes('for 594 steps')")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("".join(lines[100:150]))
+    until(window, f"{CARD}.includes('for 894 steps') && {CARD}.includes('894 of 1,200 steps')")
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in range(900, 1200, 6):
+            file.write(json.dumps(json.loads(lines[99]) | {"step": step, "grad_norm": 900.0}) + "\n")
+    until(window, f"{CARD}.includes('The doctor: diverged since step')")
+    window.locator("main").get_by_text("has not been measured:").wait_for()
+    window.get_by_label("Show growing").focus()
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "evaluation.json").write_bytes(measured)
+    (folder / "report.html").write_text("<h1>growing</h1>")
+    until(window, f"{CARD}.includes('finished') && !{CARD}.includes('running') && {CARD}.includes('Report')")
+    assert "has not been measured" not in window.evaluate(CARD)
+    window.wait_for_selector("h2:has-text('growing: with few labels')")
+    assert window.evaluate("document.activeElement.ariaLabel") == "Show growing"  # the keyboard keeps its place
+
+
+def test_the_card_of_a_running_run_is_followed_though_another_is_looked_at(window, site, growing):
+    folder, lines = growing
+    show(window, site, site.run)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write("".join(lines[100:150]))
+    until(window, f"{CARD}.includes('894 of 1,200 steps')")
+    assert window.locator(".key li").all_inner_texts() == ["short"]
+
+
 def test_a_report_opens_in_its_sandbox(window, site):
     show(window, site, site.run)
     with window.context.expect_page() as opened:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -26,6 +28,7 @@ from saccade.web.typed import evaluate_command
 
 PAUSE_SECONDS, QUIET_SECONDS, PING_SECONDS = 0.5, 90, 10
 AT_ONCE = 8
+TOLD_BY = ("config.yaml", "data.json", "evaluation.json", "classifier.json", "model/config.json", "report.html")
 
 
 def router(desk: Desk) -> APIRouter:
@@ -33,13 +36,13 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/runs")
     def listed() -> list[dict[str, Any]]:
-        return [summary(run) for run in desk.runs]
+        return [summary(run, read_run(run.folder)) for run in desk.runs]
 
     @api.get("/runs/{key}")
     def one(key: str) -> dict[str, Any]:
         run = desk.run(key)
         files = read_run(run.folder)
-        return summary(run) | {
+        return summary(run, files) | {
             "evaluate": evaluate_command(run.folder),
             "settings": flat(files.config),
             "evaluation": _evaluation(files.evaluation),
@@ -55,19 +58,33 @@ def router(desk: Desk) -> APIRouter:
         return FileResponse(path, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
     @api.get("/live")
-    def live(runs: str) -> StreamingResponse:
-        """One stream for several runs (ids with commas): browsers allow six connections to one server."""
-        chosen = [desk.run(key) for key in runs.split(",")[:AT_ONCE]]
-        return StreamingResponse(_events(chosen), media_type="text/event-stream")
+    def live(runs: str = "") -> StreamingResponse:
+        """One stream for several runs (ids with commas): browsers allow six connections to one server.
+
+        Of the chosen runs come lines and cards; of others that are running now, cards only.
+        """
+        chosen = [desk.run(key) for key in runs.split(",") if key][:AT_ONCE]
+        beside = [run for run in desk.runs if run not in chosen and _running(run.folder)][:AT_ONCE]
+        return StreamingResponse(_events(chosen, beside), media_type="text/event-stream")
 
     return api
 
 
-def summary(run: RunOnDesk) -> dict[str, Any]:
-    files = read_run(run.folder)
+def _finished(folder: Path) -> bool:
+    return (folder / "model" / "config.json").is_file()
+
+
+def _running(folder: Path) -> bool:
+    try:
+        quiet = time.time() - (folder / "metrics.jsonl").stat().st_mtime
+    except OSError:
+        return False
+    return quiet < QUIET_SECONDS and not _finished(folder)
+
+
+def summary(run: RunOnDesk, files: RunFiles) -> dict[str, Any]:
+    """What the card of a run says."""
     step, knn = last(files, "step"), last(files, "knn")
-    metrics = run.folder / "metrics.jsonl"
-    quiet = time.time() - metrics.stat().st_mtime if metrics.exists() else math.inf
     return {
         "id": run.id,
         "name": run.name,
@@ -79,7 +96,9 @@ def summary(run: RunOnDesk) -> dict[str, Any]:
         "data": named(files.setting("data", "source") or ""),
         "measured_on": _measured_on(files),
         "axes": folders.axes_of(run.folder),
-        "running": quiet < QUIET_SECONDS and not (run.folder / "model" / "config.json").is_file(),
+        "running": _running(run.folder),
+        "finished": _finished(run.folder),
+        "measured": files.evaluation is not None or bool(files.classifier),
         "report": (run.folder / "report.html").is_file(),
     }
 
@@ -133,28 +152,69 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(number(value)) else value
 
 
-async def _events(runs: list[RunOnDesk]) -> AsyncIterator[str]:
-    """Lines of all runs as they are, then new ones until the page is left; what the doctor says of each."""
-    tails = {run.id: Tail(run.folder / "metrics.jsonl") for run in runs}
-    watches = {run.id: Watch(read_run(run.folder)) for run in runs}
+class Followed:
+    """A run while the page is open: what is new in it since the last time."""
+
+    def __init__(self, run: RunOnDesk):
+        self.run = run
+        self._tail = Tail(run.folder / "metrics.jsonl")
+        self._stamps: list[tuple[int, int] | None] = []
+        self._newest: dict[str, Any] = {}  # the last value of every figure, which is all that a card needs of them
+        self._card: dict[str, Any] = {}
+        self._read()
+
+    def _read(self) -> None:
+        self._files = read_run(self.run.folder)
+        self._watch = Watch(self._files)
+
+    def lines(self) -> dict[str, Any] | None:
+        """New lines and what the doctor says of them; None where nothing was written."""
+        anew, lines = self._tail.read()
+        if anew:
+            self._newest = {}
+            self._read()
+        for line in lines:
+            self._newest |= {key: value for key, value in line.items() if math.isfinite(number(value))}
+        if not lines and not anew:
+            return None
+        ill = [said(one) for line in lines for one in self._watch.look(line)]
+        return {"run": self.run.id, "anew": anew, "lines": [plain(line) for line in lines], "doctor": ill}
+
+    def card(self) -> dict[str, Any] | None:
+        """The card after the lines that were read; None where it still says the same."""
+        stamps = [_stamp(self.run.folder / name) for name in TOLD_BY]
+        if stamps != self._stamps:
+            self._files, self._stamps = read_run(self.run.folder), stamps
+        files = dataclasses.replace(self._files, metrics=[self._newest] if self._newest else [])
+        card = summary(self.run, files)
+        if card == self._card:
+            return None
+        self._card = card
+        return card
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+async def _events(chosen: list[RunOnDesk], beside: list[RunOnDesk]) -> AsyncIterator[str]:
+    """Lines of the chosen runs as they are, then new ones until the page is left; the doctor's words; cards of all."""
+    followed = [(await run_in_threadpool(Followed, run), run in chosen) for run in (*chosen, *beside)]
     heard = time.monotonic()
     yield ": here\n\n"
     while True:
-        for run in runs:
-            anew, lines = await run_in_threadpool(tails[run.id].read)
-            if anew:
-                watches[run.id] = Watch(read_run(run.folder))
-            if not lines and not anew:
-                continue
-            ill = await run_in_threadpool(_illnesses, watches[run.id], lines)
-            body = {"run": run.id, "anew": anew, "lines": [plain(line) for line in lines], "doctor": ill}
-            yield f"event: lines\ndata: {json.dumps(body)}\n\n"
-            heard = time.monotonic()
+        for one, whole in followed:
+            lines = await run_in_threadpool(one.lines)
+            card = await run_in_threadpool(one.card)
+            for name, body in (("lines", lines if whole else None), ("card", card)):
+                if body is not None:
+                    yield f"event: {name}\ndata: {json.dumps(body)}\n\n"
+                    heard = time.monotonic()
         if time.monotonic() - heard > PING_SECONDS:
             yield ": still here\n\n"  # notices a page that has gone
             heard = time.monotonic()
         await asyncio.sleep(PAUSE_SECONDS)
-
-
-def _illnesses(watch: Watch, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [said(one) for line in lines for one in watch.look(line)]

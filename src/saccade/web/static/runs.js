@@ -2,7 +2,7 @@
 
 import { json, link } from "./ask.js";
 import { chart, key } from "./chart.js";
-import { el, replace, say } from "./dom.js";
+import { el, redraw, replace, say } from "./dom.js";
 import { compact } from "./maps.js";
 import { newest } from "./newest.js";
 import { begin } from "./waiting.js";
@@ -53,13 +53,23 @@ class Runs {
   card(run) {
     const box = el("input", { type: "checkbox", checked: this.chosen.has(run.id), "aria-label": `Show ${run.name}`,
       onchange: () => { if (box.checked) this.chosen.add(run.id); else this.chosen.delete(run.id); this.choose(); } });
+    const told = el("div", { class: "told" });
+    const node = el("li", { class: "card", "data-run": run.id }, el("label", { class: "check" }, box, el("strong", null, run.name)), told);
+    this.tell(run, told);
+    return node;
+  }
+
+  // What a card says of its run now; the events of a running run change it.
+  tell(run, place = this.cards.querySelector(`[data-run="${run.id}"] .told`)) {
     const steps = run.steps ? `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")} steps` : "";
-    return el("li", { class: "card", "data-run": run.id },
-      el("label", { class: "check" }, box, el("strong", null, run.name)),
+    const state = run.running ? "running" : run.finished ? "finished" : "";
+    const ill = this.doctor.get(run.id)?.at(-1);
+    redraw(place, () => replace(place,
       el("p", { class: "soft" }, `${run.title} · ${run.data}`),
       el("p", null, run.headline, run.measured_on ? [" Measured on ", el("strong", null, run.measured_on), ", not on what it learned from."] : null),
-      el("p", { class: "soft progress" }, run.running ? el("strong", null, "running · ") : null, steps),
-      run.report ? el("a", { href: link(`runs/${run.id}/report`), target: "_blank", rel: "noopener" }, "Report") : null);
+      ill ? el("p", { class: "ill" }, "The doctor: ", el("strong", null, ill.name), ` since step ${ill.since.toLocaleString("en")}`) : null,
+      el("p", { class: "soft progress" }, state ? el("strong", null, state) : null, state && steps ? " · " : null, steps),
+      run.report ? el("a", { href: link(`runs/${run.id}/report`), target: "_blank", rel: "noopener" }, "Report") : null));
   }
 
   async choose() {
@@ -71,8 +81,13 @@ class Runs {
     this.doctor.clear();
     this.draw();
     this.drawDoctor();
-    if (!ids.length) { replace(this.tables); return; }
+    for (const run of this.runs) this.tell(run);
     this.listen(ids);
+    await this.measure(ids, still);
+  }
+
+  async measure(ids, still) {
+    if (!ids.length) { replace(this.tables); return; }
     try {
       const found = await Promise.all(ids.map((id) => json(`runs/${id}`, {}, this.context.signal)));
       if (still()) this.drawTables(found);
@@ -89,20 +104,25 @@ class Runs {
       this.lines.get(run).push(...lines);
       this.doctor.get(run).push(...doctor);
       for (const one of doctor) say(`${this.name(run)}: ${one.name}`);
-      this.progress(run);
+      if (anew || doctor.length) this.tell(this.runs.find((one) => one.id === run));
       this.drawSoon();
     });
+    this.stream.addEventListener("card", (event) => this.hear(JSON.parse(event.data)));
     // The browser asks again by itself after a break; the server then sends everything from the start.
     this.stream.addEventListener("open", () => { this.lines.clear(); this.doctor.clear(); });
   }
 
   name(id) { return this.runs.find((run) => run.id === id).name; }
 
-  progress(id) {
-    const run = this.runs.find((one) => one.id === id), step = this.lines.get(id).at(-1)?.step;
-    if (step === undefined || !run.steps) return;
-    const place = this.cards.querySelector(`[data-run="${id}"] .progress`);
-    replace(place, run.running ? el("strong", null, "running · ") : null, `${step.toLocaleString("en")} of ${run.steps.toLocaleString("en")} steps`);
+  // A card that has changed. At its end, or once it is measured, a run has more to show than its curves.
+  hear(card) {
+    const at = this.runs.findIndex((run) => run.id === card.id), before = this.runs[at];
+    this.runs[at] = card;
+    this.tell(card);
+    if (card.finished && !before.finished) say(`${card.name}: finished`);
+    if (this.chosen.has(card.id) && (card.measured !== before.measured || (card.measured && card.headline !== before.headline))) {
+      this.measure(this.runs.map((run) => run.id).filter((id) => this.chosen.has(id)), this.choices());
+    }
   }
 
   // Several runs send their lines at once; one drawing is enough.
