@@ -13,6 +13,7 @@ from saccade.data.folder import files_below
 from saccade.data.slides.dicom import SUFFIX, is_dicom_slide, series_in
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.handles import Named
+from saccade.data.slides.parts import parts_of, refuse_part
 from saccade.data.slides.readers import SLIDE_SUFFIXES
 from saccade.data.slides.source import SlideTiles
 from saccade.data.slides.tiff_reader import CUT_OFF, listening
@@ -58,6 +59,7 @@ def find_slides(
     """
     if place.is_file() and not place.name.lower().endswith(TABLES):
         return _one(place, tiling) if is_slide(place, asked=tiling.asked) else None
+    refuse_part(place)
     root, table = place, read_table(manifest) if manifest else None
     if place.is_file():
         root, table = place.parent, read_table(place)
@@ -142,19 +144,19 @@ def open_slides(
         raise DataError(f"{name} has no table of columns", got=f"--label or --group {label or group}")
     else:
         records = records_from_names(files)
-        beside = _beside(names, files)
+        beside = _beside(root, names, files)
     if not records:
         raise DataError(f"{name}: no slides found", got=f"{len(names):,} files", expected=", ".join(SLIDE_SUFFIXES))
     named = [Named(root / record.id, record, _mpp(record, table)) for record in records]
     return SlideTiles(name, named, tiling, beside=beside)
 
 
-def _beside(names: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """Files of a folder that are neither slides nor parts of one (folders of MRXS, other files of a DICOM slide)."""
-    parts = tuple(f"{PurePosixPath(name).with_suffix('')}/" for name in taken if name.lower().endswith(".mrxs"))
-    kept = set(taken)
-    rest = [name for name in names if name not in kept and _seen(name) and not name.lower().endswith(SUFFIX)]
-    return sorted(name for name in rest if not (parts and name.startswith(parts)))
+def _beside(root: Path, names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Files of a folder that are neither slides nor parts of one (see ``parts_of``; other files of a DICOM slide)."""
+    kept = {root / name for name in taken}
+    kept |= {part for name in taken for part in parts_of(root / name)}
+    rest = [name for name in names if root / name not in kept and _seen(name) and not name.lower().endswith(SUFFIX)]
+    return sorted(rest)
 
 
 def _mpp(record: Record, table: Table | None) -> float | None:

@@ -10,6 +10,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from saccade.data.slides.parts import check_parts
 from saccade.data.slides.slide import Reader, Region
 from saccade.data.slides.tiff_reader import TiffReader, is_tiff, listening
 from saccade.errors import DamagedFile, require
@@ -80,6 +81,7 @@ def open_reader(path: Path) -> Reader:
         raise DamagedFile(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise DamagedFile(f"{path}: empty file", hint="copy it again from where it came")
+    check_parts(path)
     tiff = is_tiff(path)
     reasons = []
     if not tiff or importlib.util.find_spec("openslide") is not None:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from saccade.data.slides.parts import parts_of
 from saccade.data.slides.resample import margin_px, resample
 from saccade.errors import DamagedFile, DataError, UsageError
 
@@ -223,14 +224,13 @@ class Slide:
         return np.ascontiguousarray(resample(found.pixels, box, size_px).transpose(2, 0, 1))
 
     def content_hash(self) -> str:
-        """SHA-256 of the file; above 64 MiB of its size and 64 pieces spread over it, the first and last among them."""
+        """SHA-256 of the file and of its parts, if it has others (``parts_of``).
+
+        Of a file above 64 MiB: its size and 64 pieces spread over it, the first and last among them.
+        """
         digest = hashlib.sha256()
-        files = [self.path]
-        beside = self.path.with_suffix("")
-        if self.path.suffix.lower() == ".mrxs" and beside.is_dir():  # the pixels lie in a folder of the same name
-            files += sorted(file for file in beside.iterdir() if file.is_file())
         try:
-            for file in files:
+            for file in (self.path, *parts_of(self.path)):
                 _take(digest, file)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error

@@ -26,6 +26,7 @@ from saccade.errors import DamagedFile
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 KEPT_BYTES = 64 * 2**20
 CUT_OFF = "offset"  # in what tifffile says of a file that points beyond its end
+XML_PACKET = 700
 SEGMENT_BYTES = 512 * 2**20
 UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
@@ -63,9 +64,10 @@ class TiffReader:
         try:
             with listening() as said:
                 self._file = tifffile.TiffFile(path)
-                planes = _first_planes(self._file)
-                self._levels = _levels(self._file, planes)
-                self.spacing_um = _spacing(self._file)
+                series, areas = _main_series(self._file)
+                planes = _planes(self._file, series)
+                self._levels = _levels(self._file, series, planes)
+                self.spacing_um = _spacing(self._file, planes[0])
         except DamagedFile as error:
             if any(CUT_OFF in line for line in said):
                 raise DamagedFile(f"{path}: the file is cut off", hint="copy it again") from error
@@ -77,6 +79,10 @@ class TiffReader:
         self.number_type = np.dtype(first.dtype)
         self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
         self.note = "read by tifffile" + ("" if first.is_tiled else "; it has no tiles, which is slow")
+        if areas > 1:
+            self.note += f"; the largest of its {areas} scanned areas is read"
+        if self._file.is_bif:
+            self.note += "; its tiles are laid side by side: where they overlap, a strip is seen twice"
         self.sizes_px = [(int(level[0].imagelength), int(level[0].imagewidth)) for level in self._levels]
         rows, columns = self.sizes_px[0]
         self.downsamples = [0.5 * (rows / r + columns / c) for r, c in self.sizes_px]
@@ -159,11 +165,43 @@ def _segment_px(page: Any) -> tuple[int, int]:
     return min(int(page.rowsperstrip), int(page.imagelength)), int(page.imagewidth)
 
 
-def _first_planes(file: tifffile.TiffFile) -> list[Any]:
+def _main_series(file: tifffile.TiffFile) -> tuple[Any, int]:
+    """The series of the slide itself, and how many scanned areas the file has. Raises DamagedFile for none.
+
+    A Leica SCN begins with its macro picture, which shows the label: an image that covers the whole glass (as
+    OpenSlide tells it) is never taken.
+    """
+    series = list(file.series)
+    if file.is_scn:
+        shown = [not whole for whole in _covers_glass(file.pages.first.aspage().description)]
+        series = [one for one, main in zip(series, shown) if main] if len(shown) == len(series) else []
+    elif file.is_bif:
+        series = [one for one in series if one.name not in ("Label", "Thumbnail")]
+    if not series:
+        raise DamagedFile(f"{file.filehandle.path}: a TIFF without an image of a slide")
+    if not file.is_scn:
+        return series[0], 1
+    return max(series, key=lambda one: math.prod(one.shape)), len(series)
+
+
+def _covers_glass(description: str) -> list[bool]:
+    """Of every image in the text of a Leica SCN: whether its view is the whole glass."""
+    found = []
+    for collection in ElementTree.fromstring(description).iterfind("{*}collection"):
+        for image in collection.iterfind("{*}image"):
+            view = image.find("{*}view")
+            found.append(
+                view is None
+                or (
+                    view.get("offsetX") == view.get("offsetY") == "0"
+                    and all(view.get(side) == collection.get(side) for side in ("sizeX", "sizeY"))
+                )
+            )
+    return found
+
+
+def _planes(file: tifffile.TiffFile, series: Any) -> list[Any]:
     """Pages of the full picture: one, or one a channel. Raises DamagedFile for stacks."""
-    if not file.series:
-        raise DamagedFile(f"{file.filehandle.path}: a TIFF without an image")
-    series = file.series[0]
     sizes = dict(zip(series.axes, series.shape))
     others = [axis for axis in series.axes if axis not in "YXSC" and sizes[axis] > 1]
     if others or "Y" not in sizes or "X" not in sizes:
@@ -174,11 +212,11 @@ def _first_planes(file: tifffile.TiffFile) -> list[Any]:
     return [page.aspage() for page in pages]
 
 
-def _levels(file: tifffile.TiffFile, planes: list[Any]) -> list[list[Any]]:
+def _levels(file: tifffile.TiffFile, series: Any, planes: list[Any]) -> list[list[Any]]:
     """Pages of every level: those that tifffile finds, or the smaller copies of the first page among the others."""
-    found = [[page.aspage() for page in level.pages if page is not None] for level in file.series[0].levels]
+    found = [[page.aspage() for page in level.pages if page is not None] for level in series.levels]
     levels, first = [planes], planes[0]
-    if len(planes) > 1:
+    if len(planes) > 1 or file.is_scn or file.is_bif:
         return found
     for page in list(file.pages)[1:]:
         whole = page.aspage()
@@ -192,8 +230,11 @@ def _levels(file: tifffile.TiffFile, planes: list[Any]) -> list[list[Any]]:
     return levels if len(levels) > len(found) else found
 
 
-def _spacing(file: tifffile.TiffFile) -> tuple[float, float] | None:
-    """(y, x) in micrometres from OME-XML, Aperio's text, or the resolution tags; None where none has a unit."""
+def _spacing(file: tifffile.TiffFile, plane: Any) -> tuple[float, float] | None:
+    """(y, x) in micrometres from OME-XML, the text of Aperio or Ventana, or the tags of the full picture's page.
+
+    None where none has a unit.
+    """
     if file.is_ome and file.ome_metadata:
         pixels = next((e for e in ElementTree.fromstring(file.ome_metadata).iter() if e.tag.endswith("}Pixels")), None)
         if pixels is not None and pixels.get("PhysicalSizeX") and pixels.get("PhysicalSizeY"):
@@ -203,9 +244,12 @@ def _spacing(file: tifffile.TiffFile) -> tuple[float, float] | None:
                 return found[0], found[1]
     first: Any = file.pages.first.aspage()
     told = re.search(r"\bMPP = ([0-9.]+)", str(first.description)) if file.is_svs else None
+    if file.is_bif:
+        packet = first.tags.get(XML_PACKET)
+        told = re.search(r'\bScanRes="([0-9.]+)"', bytes(packet.value).decode("latin-1")) if packet else None
     if told:
         return float(told[1]), float(told[1])
-    tags = first.tags
+    tags = plane.tags
     x, y, unit_tag = tags.get("XResolution"), tags.get("YResolution"), tags.get("ResolutionUnit")
     um = {2: 25_400.0, 3: 10_000.0}.get(int(unit_tag.value) if unit_tag else 1)
     if um is None or x is None or y is None or not x.value[0] or not y.value[0]:
