@@ -195,12 +195,13 @@ class Desk:
                 found.append(ModelOnDesk(self.id_of("model", path), run.name, path, run=run.id, axes=axes))
                 twin, name = self.id_of("twin", path), f"{run.name}, random weights"
                 found.append(ModelOnDesk(twin, name, path, fresh=True, run=run.id, axes=axes))
-        for name in dict.fromkeys(self.models):
-            if is_text_model(name):
-                continue  # the page of sentences asks those
-            shown = name if name.startswith(("random:", "timm:")) else Path(name).name
-            found.append(ModelOnDesk(self.id_of("model", name), shown, name))
-        return found
+        others = [
+            name for name in dict.fromkeys(self.models) if not is_text_model(name)
+        ]  # those: the page of sentences
+        named = zip(others, model_names(others))
+        found += [ModelOnDesk(self.id_of("model", name), shown, name) for name, shown in named]
+        names = folders.numbered([one.name for one in found], found)
+        return [dataclasses.replace(one, name=name) for one, name in zip(found, names)]
 
     def model(self, key: str) -> ModelOnDesk:
         """The model with this id. HTTP 404 where there is none."""
@@ -306,6 +307,13 @@ def read_upload(data: bytes, name: str) -> Sample:
     return Sample(found.pixels, Record(name), spacing_mm=found.spacing_mm, affine=found.affine, modality=found.modality)
 
 
+def model_names(models: Sequence[str]) -> list[str]:
+    """What people see of these MODELs: registered names as they are, of files and folders a short name each."""
+    places = [name for name in models if not name.startswith(("random:", "timm:"))]
+    short = dict(zip(places, folders.short_names([Path(name).resolve() for name in places])))
+    return [short.get(name, name) for name in models]
+
+
 def is_text_model(name: str) -> bool:
     """Whether a MODEL is a folder of the transformers library."""
     config = Path(name) / "config.json"
@@ -320,35 +328,42 @@ def opaque(secret: bytes, kind: str, name: str) -> str:
 
 
 def lay_out(places: Sequence[Path], models: Sequence[str] = (), tables: Sequence[str] = ()) -> Desk:
-    """A desk with these runs, hierarchies and heads. Those of one folder name are told apart by the folder above.
+    """A desk with these runs, hierarchies and heads. Those of one folder name are told apart by a folder above.
 
     The levels of a hierarchy are runs and models of their own, called HIERARCHY/LEVEL.
     """
     secret = secrets.token_bytes(32)
     paths = list(dict.fromkeys(folder.resolve() for folder in places))
-    twice = {p.name for p in paths if sum(other.name == p.name for other in paths) > 1}
-
-    def name_of(path: Path) -> str:
-        return f"{path.parent.name}/{path.name}" if path.name in twice else path.name
-
+    read, faults = _layered([path for path in paths if folders.is_layered(path)])
+    every = list(dict.fromkeys([*paths, *(one.folder.resolve() for one in read.values())]))
+    names = dict(zip(every, folders.short_names(every)))
     runs: dict[Path, str] = {}
     hierarchies, more = [], []
     for path in paths:
-        if not folders.is_layered(path):
-            runs[path] = name_of(path)
-            continue
-        one = HierarchyOnDesk(opaque(secret, "hierarchy", str(path)), name_of(path), path)
-        try:
-            found = folders.read_layered(path)
-        except SaccadeError as error:
-            hierarchies.append(dataclasses.replace(one, fault=folders.told(error)))
-            continue
-        hierarchies.append(dataclasses.replace(one, folder=found.folder, tile=found.tile, head=found.head))
-        whole = name_of(found.folder) if found.folder in paths else found.folder.name
-        for level in found.levels:
-            if folders.is_run(Path(level)):
-                runs.setdefault(Path(level), f"{whole}/{Path(level).name}")
-            else:
-                more.append(level)
-    laid = [RunOnDesk(opaque(secret, "run", str(path)), name, path) for path, name in runs.items()]
+        if path in faults:
+            key = opaque(secret, "hierarchy", str(path))
+            hierarchies.append(HierarchyOnDesk(key, names[path], path, fault=faults[path]))
+        elif path in read:
+            found, key = read[path], opaque(secret, "hierarchy", str(path))
+            hierarchies.append(HierarchyOnDesk(key, names[path], found.folder, found.tile, found.head))
+            for level in found.levels:
+                if folders.is_run(Path(level)):
+                    runs.setdefault(Path(level), f"{names[found.folder.resolve()]}/{Path(level).name}")
+                else:
+                    more.append(level)
+        else:
+            runs[path] = names[path]
+    shown = folders.numbered(list(runs.values()), list(runs))
+    laid = [RunOnDesk(opaque(secret, "run", str(path)), name, path) for path, name in zip(runs, shown)]
     return Desk(laid, tuple(dict.fromkeys((*more, *models))), secret, tables=tuple(tables), hierarchies=hierarchies)
+
+
+def _layered(paths: Sequence[Path]) -> tuple[dict[Path, folders.HierarchyFolder], dict[Path, str]]:
+    """What hierarchies and heads say of themselves, and of those that cannot be read why."""
+    read, faults = {}, {}
+    for path in paths:
+        try:
+            read[path] = folders.read_layered(path)
+        except SaccadeError as error:
+            faults[path] = folders.told(error)
+    return read, faults

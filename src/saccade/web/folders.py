@@ -151,6 +151,38 @@ def told_apart(places: Sequence[str]) -> list[str]:
             taken[i] += 1
 
 
+def short_names(places: Sequence[Path]) -> list[str]:
+    """A name for each of these paths, no two alike: its own, or, where others share it, one with a folder above.
+
+    ``b/hipt`` where the nearest folder that differs is the one above, ``b/…/hipt`` where it is farther up; never a
+    path as a whole. Where no one folder tells them apart they are numbered.
+    """
+    groups: dict[str, list[Path]] = {}
+    for place in dict.fromkeys(places):
+        groups.setdefault(place.name, []).append(place)
+    shown = {}
+    for name, alike in groups.items():
+        above = [[one.name for one in place.parents if one.name] for place in alike] if len(alike) > 1 else []
+        depths = range(min((len(one) for one in above), default=0))
+        differs = next((up for up in depths if len({one[up] for one in above}) == len(alike)), None)
+        for i, place in enumerate(alike):
+            shown[place] = name if differs is None else f"{above[i][differs]}/{'…/' if differs else ''}{name}"
+    return numbered([shown[place] for place in places], places)
+
+
+def numbered(names: Sequence[str], of: Sequence[object]) -> list[str]:
+    """The names, and where several things share one, a number behind it; ``of``: the things."""
+    alike: dict[str, list[object]] = {}
+    for name, one in zip(names, of, strict=True):
+        things = alike.setdefault(name, [])
+        if one not in things:
+            things.append(one)
+    return [
+        f"{name} ({alike[name].index(one) + 1})" if len(alike[name]) > 1 else name
+        for name, one in zip(names, of, strict=True)
+    ]
+
+
 def runs_below(folder: Path, depth: int = 3) -> list[Path]:
     """Runs, hierarchies and heads under a folder, newest first; hidden folders and the insides of runs are left out."""
     found: list[tuple[float, Path]] = []

@@ -7,14 +7,13 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Body, Response
 from starlette.exceptions import HTTPException
 
 from saccade.errors import UsageError
-from saccade.web.desk import Desk, is_text_model
+from saccade.web.desk import Desk, is_text_model, model_names
 
 if TYPE_CHECKING:
     from saccade.backbones.text import Positions, Reading
@@ -79,7 +78,8 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/models")
     def models() -> list[dict[str, str]]:
-        return [{"id": key, "name": Path(name).name or BUILT_IN} for key, name in shelf.models.items()]
+        named = zip(shelf.models, [BUILT_IN, *model_names(list(shelf.models.values())[1:])])
+        return [{"id": key, "name": name} for key, name in named]
 
     @api.post("")
     def read(
