@@ -48,7 +48,7 @@ def test_help_is_quick():
 def test_evaluation_and_report_import_no_torch():
     code = (
         "import sys, saccade.evaluation.protocol, saccade.evaluation.tables, saccade.evaluation.guard\n"
-        "import saccade.reporting.build, saccade.store, saccade.runs, saccade.config\n"
+        "import saccade.reporting.write, saccade.store, saccade.runs, saccade.config\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import html
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +202,37 @@ def test_a_hierarchy_is_ordinary_runs(hierarchy):
     assert Path(load(hierarchy / "region" / "config.yaml")["data"]["source"]).is_absolute()
     record = runs.data_record(hierarchy)
     assert len(record["files"]) == 4 and all(item["group"] for item in record["files"])
+
+
+def test_one_page_has_the_slides_and_every_level(hierarchy):
+    page = (hierarchy / "report.html").read_text(encoding="utf-8")
+    tiles = sum(line["tiles"] for line in runs.read_json(hierarchy / "data.json")["slides"]["slides"])
+    regions = runs.read_json(hierarchy / "region" / "data.json")["used"]
+    for words in (
+        "A hierarchy over 4 slides, without labels",
+        f"learned from {regions} regions",
+        f"<dd>{tiles}</dd>",
+        f"The tile level is <code>{TILE}</code>",
+        "What was found on the slides.",
+        "While the region level learned",
+        'href="region/report.html"',
+        "a slide is the mean of its regions",
+    ):
+        assert words in page
+    assert page.count("data:image/png") == 1  # the sheet
+    assert api.report(hierarchy).read_text(encoding="utf-8") == page
+
+
+def test_the_doctor_names_the_level_that_is_ill(hierarchy, tmp_path):
+    assert api.examine(hierarchy) == []
+    ill = tmp_path / "ill"
+    shutil.copytree(hierarchy, ill)
+    line = json.loads((ill / "region" / "metrics.jsonl").read_text().splitlines()[-1])
+    dead = [line | {"step": step, "loss": 60.0, "rank": 1.0} for step in range(1, 60)]
+    (ill / "region" / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in dead))
+    found = api.examine(ill)
+    assert found and all(one.name.startswith("region level: ") for one in found)
+    assert all(key.startswith("region.") for one in found for key in one.change)
 
 
 def test_resuming_a_whole_hierarchy_computes_nothing(hierarchy, monkeypatch):

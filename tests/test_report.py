@@ -16,9 +16,11 @@ import yaml
 
 import fake_run
 from saccade.errors import UsageError
-from saccade.reporting.build import headline, read_run, warnings, write_report
+from saccade.reporting.build import headline, warnings
 from saccade.reporting.evaluation import clear, finding, read_evaluation, undecided
+from saccade.reporting.files import read_run
 from saccade.reporting.page import VOID, duration, h, number, share
+from saccade.reporting.write import write_report
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_the_same_run_gives_the_same_bytes(run, text):
 
 
 def test_report_needs_no_torch(run):
-    work = "from saccade.reporting.build import write_report; write_report(sys.argv[1])"
+    work = "from saccade.reporting.write import write_report; write_report(sys.argv[1])"
     code = f"import sys; {work}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

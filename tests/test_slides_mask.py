@@ -7,11 +7,13 @@ from scipy.ndimage import gaussian_filter
 
 from made_slides import on_glass, texture, with_holes, write_slide
 from saccade import api
-from saccade.data.slides.audit import SlideAudit, slide_sheet
+from saccade.data.slides.audit import SlideAudit, describe_slides, slide_sheet
 from saccade.data.slides.grid import Tiling, tile_grid
 from saccade.data.slides.mask import find_tissue, otsu, pen_marks, sharpness
 from saccade.data.slides.slide import open_slide
 from saccade.errors import DamagedFile, TooManyDamaged, UsageError
+from saccade.reporting.write import write_report
+from saccade.runs import write_json
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,24 @@ def test_show_names_what_was_found(marked, tmp_path):
     assert Image.open(tmp_path / "sheet.png").size[0] > 1000 and found.to_dict()["tile_px"] == 64
     with pytest.raises(TooManyDamaged, match=r"broken\.svs"):
         api.show(folder, tiling=Tiling(tile_px=64), max_bad=0.01)
+
+
+def test_the_report_of_a_run_shows_what_was_found(marked, tmp_path):
+    folder, run = tmp_path / "set", tmp_path / "run"
+    folder.mkdir()
+    (folder / "marked.tif").write_bytes(marked.path.read_bytes())
+    write_slide(folder / "other.tif", on_glass(texture(200, 200), 20), level_px=((100, 100),))
+    (folder / "broken.svs").write_bytes(b"x")
+    source = api.open_source(folder, tiling=Tiling(tile_px=64))
+    run.mkdir()
+    record = describe_slides(source, [0], run)
+    assert [line["id"] for line in record["slides"]] == ["marked.tif"] and record["slides"][0]["pen"] > 0
+    write_json(run / "data.json", {"source": str(folder), "slides": record})
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "tiles of 64 px at 0.5 µm a pixel" in page and page.count("data:image/png") == 1
+    line, unreadable = page.split("Slides, one by one (1)")[1].split("Slides that cannot be read, left out (1)")
+    pen = f"{100 * record['slides'][0]['pen']:.1f}".rstrip("0").rstrip(".")
+    assert f"{pen}\u00a0%" in line and "broken.<wbr>svs" in unreadable
 
 
 def test_options_of_slides_are_for_slides(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from saccade import config, exporting, finetuning, interactive, panels, planning, runs, runtime, searching, sentences
+from saccade import config, exporting, finetuning, interactive, panels, planning, runtime, searching, sentences
 from saccade.asking import AttendOptions
 from saccade.data.audit import Audit, audit
 from saccade.data.open import absolute, open_source
@@ -32,7 +32,7 @@ from saccade.measuring import evaluate
 from saccade.planning import PlanOptions
 from saccade.pricing.planned import Planned
 from saccade.recipes import sections_for
-from saccade.reporting.build import write_report
+from saccade.reporting.write import write_report
 from saccade.searching import SearchOptions
 from saccade.slide_attention import SlideAttention, SlideOptions
 from saccade.slide_attention import attend_slide as look_at_slide
@@ -40,7 +40,7 @@ from saccade.slide_embedding import Embedder, as_trained, load_for_tiles
 from saccade.study import drive
 from saccade.study.grid import WAYS, Grid, StudyConfig
 from saccade.train import run as training
-from saccade.train.doctor import Doctor, settings_of
+from saccade.train.doctor import examine_run
 from saccade.train.illnesses import Diagnosis
 from saccade.train.loop import Console, Quiet
 from saccade.train.prepare import absolute_paths
@@ -358,15 +358,11 @@ def report_interactive(
 def examine(run: str | Path) -> list[Diagnosis]:
     """What is wrong with a run by its logged figures, in the order it showed; empty where nothing is.
 
+    Of a hierarchy, level by level, and settings are named as its command takes them (``region.optim.lr``).
     Raises UsageError when the folder holds no run.
     """
     folder = Path(run)
-    runs.require_run(folder)
-    metrics = folder / "metrics.jsonl"
-    known = runs.read_metrics(metrics) if metrics.exists() else []
-    values, data = config.load(folder / "config.yaml"), runs.read_json(folder / "data.json")
-    watch = Doctor(settings_of(values, int(data["used"])), [], stop=False)
-    return [one for line in known for one in watch.look(line)]
+    return levels.examine(folder) if layout.is_hierarchy(folder) else examine_run(folder)
 
 
 def replay(run: str | Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from saccade.evaluation.guard import check_overlap, refuse_overlap, refuse_share
 from saccade.evaluation.protocol import EvalReport, ProtocolConfig
 from saccade.evaluation.protocol import evaluate as run_protocol
 from saccade.evaluation.tables import to_csv, to_markdown
-from saccade.reporting.build import write_report
+from saccade.reporting.write import write_report
 from saccade.slide_embedding import as_trained
 from saccade.store import FeatureTable
 from saccade.train.loop import Console, Quiet

@@ -14,6 +14,11 @@ from typing import Any
 
 from saccade.errors import StorageError, UsageError
 
+HIERARCHY = "hierarchy.yaml"
+"""What a hierarchy was asked for; where this file is, the folder holds one (hierarchy/settings)."""
+SLIDES_PNG = "figures/slides.png"
+"""Some of the slides that a run has learned from, with what was found on them."""
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Write to a temporary name, flush to disk, rename: a reader sees the old file or the new, never half."""
@@ -131,7 +136,7 @@ def data_record(model: str | Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     for place in (path, *path.absolute().parents[:2]):
-        whole = any((place / name).is_file() for name in ("config.yaml", "hierarchy.yaml"))
+        whole = any((place / name).is_file() for name in ("config.yaml", HIERARCHY))
         if whole and (place / "data.json").is_file():
             return read_json(place / "data.json")
     return None

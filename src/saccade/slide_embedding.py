@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from saccade import config, runtime, tables
+from saccade import config, runs, runtime, tables
 from saccade.augment.views import plain_view
 from saccade.backbones.weights import LoadedModel, fingerprint, load_model
 from saccade.data.loader import ImageCache, check_damage, fit_range, input_spec
@@ -206,9 +206,7 @@ def load_for_tiles(name: str | Path, tiles: SlideTiles) -> LoadedModel:
 
 def _below_a_grid(model: Path) -> str:
     """What to take instead of a level that reads vectors."""
-    whole = next(
-        (folder for folder in (model.parent, model.parent.parent) if (folder / "hierarchy.yaml").exists()), None
-    )
+    whole = next((folder for folder in (model.parent, model.parent.parent) if (folder / runs.HIERARCHY).exists()), None)
     if whole is None:
         return "take the hierarchy it belongs to, or that hierarchy's tile level"
     return f"take the hierarchy: {whole}" + (

@@ -35,7 +35,7 @@ from saccade.backbones.layouts import (
 )
 from saccade.contracts import InputSpec
 from saccade.errors import ModelError, StorageError, UsageError, unknown
-from saccade.runs import read_json, write_atomic, write_json
+from saccade.runs import HIERARCHY, read_json, write_atomic, write_json
 
 __all__ = [
     "LoadedModel",
@@ -111,7 +111,7 @@ def load_model(
     for folder in (path / "model", path):
         if (folder / CONFIG).exists():
             return _saved(folder)
-    if (path / "hierarchy.yaml").exists():
+    if (path / HIERARCHY).exists():
         raise ModelError(
             f"{path} is a hierarchy and not one network",
             expected=f"one of its levels: {path / 'tile'}, {path / 'region'}",

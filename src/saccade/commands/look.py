@@ -267,7 +267,7 @@ def report(
 
         typer.echo(page_so_far(run))
         return
-    from saccade.reporting.build import write_report
+    from saccade.reporting.write import write_report
 
     typer.echo(write_report(run))
 

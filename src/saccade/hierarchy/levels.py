@@ -19,6 +19,7 @@ from saccade import config, runs
 from saccade.contracts import Source
 from saccade.data.grids import write_grids
 from saccade.data.open import open_data
+from saccade.data.slides.audit import describe_slides
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import DataError, TrainingError, UsageError
 from saccade.evaluation.guard import seen_in_pretraining
@@ -26,10 +27,12 @@ from saccade.exchange import read_about, save_parquet
 from saccade.hierarchy.settings import FILE, LEVELS, HiptConfig, Level, Wanted, read_wanted, settings_of, share_out
 from saccade.hierarchy.vectors import Reader, embed_grids, reader_of
 from saccade.recipes import sections_for
-from saccade.reporting.build import write_report
+from saccade.reporting.write import write_report
 from saccade.slide_embedding import SAME, Embedder, check_unreadable, load_for_tiles
 from saccade.train import checkpoint
 from saccade.train import run as training
+from saccade.train.doctor import examine_run
+from saccade.train.illnesses import Diagnosis
 from saccade.train.loop import Console
 from saccade.train.prepare import absolute_paths
 from saccade.train.settings import DataConfig
@@ -88,7 +91,13 @@ def resume(out: Path, data: str | None, settings: Mapping[str, Any], console: Co
 
 
 def train(out: Path, wanted: Wanted, console: Console) -> Path:
-    """All levels in turn, from wherever they stand."""
+    """All levels in turn, from wherever they stand; the page of the whole is written after each."""
+    _train_levels(out, wanted, console)
+    write_report(out)
+    return out
+
+
+def _train_levels(out: Path, wanted: Wanted, console: Console) -> None:
     hipt = wanted.hipt
     tile = hipt.tile or str(_level(out, "tile", wanted, wanted.data, console))
     tiles = open_tiles(wanted.data, settings_of(wanted.levels["tile"]))
@@ -108,10 +117,9 @@ def train(out: Path, wanted: Wanted, console: Console) -> Path:
                 f"{len(files)} slides are too few for a slide level, which needs {FEWEST_SLIDES}: "
                 "a slide is the mean of its regions"
             )
-        return out
+        return
     grids = write_grids(out / "grids" / "slide", files, side=0, least=0.0)
     _level(out, "slide", wanted, str(grids.resolve()), console)
-    return out
 
 
 def open_tiles(data: str, settings: Mapping[str, Any]) -> SlideTiles:
@@ -165,6 +173,7 @@ def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console)
         shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off before anything was learned
         training.start(_sections(level, wanted, data), folder, console)
     write_report(folder)
+    write_report(out)
     if not finished(folder):
         raise TrainingError(f"stopped in the {level} level", hint=f"saccade pretrain --resume --out {out} goes on")
     return folder
@@ -210,7 +219,8 @@ def _note_slides(out: Path, tiles: SlideTiles, learned: Sequence[int], tile: str
     files = recorded(tiles, learned)
     known = {item["sha256"] for item in files}
     before = [item for item in seen_in_pretraining(runs.data_record(tile)) if item["sha256"] not in known]
-    runs.write_json(out / "data.json", {"source": tiles.name, "files": files, "ancestors": _unique(before)})
+    record = {"source": tiles.name, "files": files, "ancestors": _unique(before)}
+    runs.write_json(out / "data.json", record | {"slides": describe_slides(tiles, learned, out)})
 
 
 def _unique(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -240,6 +250,16 @@ def load(run: str | Path) -> Hierarchy:
         int(record["side"]),
         float(record["least"]),
     )
+
+
+def examine(out: Path) -> list[Diagnosis]:
+    """What is wrong with each level by its logged figures; settings by the names that the hierarchy gives them."""
+    found = []
+    for level in LEVELS:
+        for one in examine_run(out / level) if (out / level / "config.yaml").exists() else ():
+            change = {f"{level}.{key}": value for key, value in one.change.items()}
+            found.append(dataclasses.replace(one, name=f"{level} level: {one.name}", change=change))
+    return found
 
 
 def random_twin(reader: Reader, seed: int) -> Reader:

@@ -6,20 +6,17 @@ file is not there, or is cut off by a crash, the section says so in one sentence
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from saccade import runs
 from saccade.reporting.classifier import classifier_finding, classifier_numbers, classifier_section
 from saccade.reporting.curves import curves
 from saccade.reporting.evaluation import evaluation_blocks, finding, points
-from saccade.reporting.files import RunFiles, last, mapping, read_run
+from saccade.reporting.figures import pictures
+from saccade.reporting.files import RunFiles, last, mapping
+from saccade.reporting.images import data_audit
 from saccade.reporting.page import (
     Html,
     breakable,
@@ -34,17 +31,10 @@ from saccade.reporting.page import (
     page,
     paragraphs,
     section,
-    sequence,
     share,
-    table,
 )
-from saccade.reporting.slides import FOUND, write_slide_report
 from saccade.train.doctor import Doctor, settings_of
 from saccade.train.illnesses import Diagnosis
-from saccade.viz.figures import data_uri
-
-SHOWN_DUPLICATES, SHOWN_LABELS, SHOWN_DAMAGED = 20, 60, 200
-
 
 # --- head ----------------------------------------------------------------------------------------
 
@@ -177,32 +167,6 @@ def low_labels(run: RunFiles) -> Html:
     return section("labels", "With few labels", *blocks)
 
 
-def pictures(run: RunFiles, kinds: Sequence[str]) -> list[Html]:
-    """The figures of these kinds, embedded; one that cannot be read is named instead."""
-    return [_figure(run, f) for f in run.figures if f.get("kind") in kinds]
-
-
-def _figure(run: RunFiles, entry: Mapping[str, Any]) -> Html:
-    name = str(entry.get("file") or "")
-    folder = (run.folder / "figures").resolve()
-    path = (folder / name).resolve()
-    # index.json is data: it must not pull files from elsewhere into a page that is handed around.
-    inside = path.is_relative_to(folder) and path.suffix in (".png", ".svg")
-    if not (inside and path.is_file()):
-        return missing(f"The figure {name or 'without a name'} is not in the run folder.")
-    data = path.read_bytes()
-    kind = "image/svg+xml" if path.suffix == ".svg" else "image/png"
-    attributes = {"src": data_uri(data, kind), "alt": str(entry.get("alt") or entry.get("title") or name)}
-    if kind == "image/png":
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                attributes |= {"width": str(picture.width), "height": str(picture.height)}
-        except OSError:
-            return missing(f"The figure {name} is damaged.")
-    caption = h("figcaption", None, h("strong", None, entry.get("title") or ""), " ", entry.get("caption") or "")
-    return h("figure", None, h("div", {"class": "scroll"}, h("img", attributes)), caption)
-
-
 def looking(run: RunFiles) -> Html:
     found = pictures(run, ("attention", "segmentation"))
     if not found:
@@ -216,56 +180,6 @@ def neighbours(run: RunFiles) -> Html:
         missing("No nearest neighbours were drawn; they come with an evaluation.")
     ]
     return section("neighbours", "What it finds alike", *found)
-
-
-def data_audit(run: RunFiles) -> Html:
-    data = run.data
-    if not data:
-        return section("data", "The images", missing("data.json is not there: nothing is known of the images."))
-    duplicates = [ids for ids in sequence(data.get("duplicates")) if isinstance(ids, list)]
-    damaged = [d for d in sequence(data.get("damaged")) if isinstance(d, Mapping)]
-    items: list[tuple[object, object]] = [
-        ("source", breakable(data.get("source", "–"))),
-        ("images", count(data.get("images"))),
-        ("used", count(data.get("used")) + (f" ({data['split']})" if data.get("split") else "")),
-        ("size, rows × columns", _sizes(data.get("size_px"))),
-        ("channels", f"{count(data.get('channels'))} · {data.get('dtype', '–')}"),
-        ("groups", count(data.get("groups"))),
-        ("byte-identical sets", count(len(duplicates))),
-        ("damaged files", count(len(damaged))),
-    ]
-    blocks = [facts(items), *pictures(run, ("data",)), _labels(mapping(data.get("labels")))]
-    if duplicates:
-        rows = [[str(i + 1), ", ".join(map(str, ids))] for i, ids in enumerate(duplicates[:SHOWN_DUPLICATES])]
-        more = f", the first {SHOWN_DUPLICATES} shown" if len(duplicates) > SHOWN_DUPLICATES else ""
-        body = table("identical images", ["set", "images"], rows)
-        blocks.append(details(f"Byte-identical images ({len(duplicates)} sets{more})", body))
-    if damaged:
-        rows = [[str(d.get("id")), str(d.get("reason"))] for d in damaged[:SHOWN_DAMAGED]]
-        body = table("damaged files", ["file", "reason"], rows)
-        blocks.append(details(f"Damaged files, left out ({len(damaged)})", body))
-    return section("data", "The images", *blocks)
-
-
-def _sizes(value: Any) -> str:
-    size = mapping(value)
-    low, high = size.get("min"), size.get("max")
-    if not (isinstance(low, list) and isinstance(high, list)):
-        return "–"
-    shown = [" × ".join(map(str, v)) for v in (low, high)]
-    return f"{shown[0]} px" if low == high else f"{shown[0]} to {shown[1]} px"
-
-
-def _labels(labels: Mapping[str, Any]) -> Html | None:
-    if not labels:
-        return missing("The images carry no labels, or none were read. Pretraining does not need them.")
-    rows, most = [], max(number(n) for n in labels.values())
-    for name, n in list(labels.items())[:SHOWN_LABELS]:
-        wide = 100 * number(n) / most if most > 0 and math.isfinite(number(n)) else 0
-        bar = h("span", {"class": "bar", "style": f"width:{wide:.1f}%", "aria-hidden": "true"})
-        rows.append([breakable(name), count(n), bar])
-    more = f" (the first {SHOWN_LABELS} of {len(labels)})" if len(labels) > SHOWN_LABELS else ""
-    return table("images of each label", ["label" + more, "images", ""], rows, "bars")
 
 
 def reasons(run: RunFiles) -> Html | None:
@@ -344,16 +258,3 @@ def render(run: RunFiles) -> str:
         h("main", None, [body for _, _, body in parts]),
         h("footer", None, "One file, no script, nothing fetched. Written by saccade report."),
     )
-
-
-def write_report(run: Path) -> Path:
-    """Write RUN/report.html from the files of the run, or of heads for slides; returns its path.
-
-    Raises UsageError when the folder is no run, StorageError when the page cannot be written.
-    """
-    run = Path(run)
-    if (run / FOUND).exists():
-        return write_slide_report(run)
-    target = run / "report.html"
-    runs.write_atomic(target, render(read_run(run)))
-    return target

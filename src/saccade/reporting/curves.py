@@ -12,9 +12,9 @@ from saccade.viz.charts import curve_svg, short_number
 SMALL = (240, 165)
 
 
-def curves(run: RunFiles) -> Html:
+def curves(run: RunFiles, key: str = "curves", title: str = "While it learned") -> Html:
     if not run.metrics:
-        return section("curves", "While it learned", missing("metrics.jsonl is not there or holds no complete line."))
+        return section(key, title, missing("metrics.jsonl is not there or holds no complete line."))
     uniform = {"flat answer, ln K": uniform_entropy(run)}
     entropies = {"teacher": "teacher_entropy", "student": "student_entropy"}
     large = [
@@ -33,8 +33,8 @@ def curves(run: RunFiles) -> Html:
         _curve(run, "Images a second", {"speed": "images_per_second"}, size=SMALL, from_zero=True),
     ]
     return section(
-        "curves",
-        "While it learned",
+        key,
+        title,
         h("div", {"class": "charts"}, large),
         h("h3", None, "Schedules and speed"),
         h("div", {"class": "charts small"}, small),

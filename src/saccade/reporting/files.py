@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
+from saccade import runs
 from saccade.reporting.evaluation import Evaluation, read_evaluation
 from saccade.reporting.page import number, sequence
 from saccade.runs import not_a_run
 
-FILES = ("config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.json")
+FILES = ("config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.json", runs.HIERARCHY)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class RunFiles:
     classifier: Mapping[str, Any]
     chosen: Mapping[str, Any]
     repairs: Sequence[Mapping[str, Any]]
+    hierarchy: Mapping[str, Any]
     evaluation: Evaluation | None
     evaluation_grey: Evaluation | None
     figures: Sequence[Mapping[str, Any]]
@@ -55,6 +57,7 @@ def read_run(folder: Path) -> RunFiles:
         repairs=_lines(folder / "repairs.jsonl"),
         chosen=mapping(_json(folder / "chosen.json")),
         classifier=mapping(_json(folder / "classifier.json")),
+        hierarchy=mapping(_yaml(folder / runs.HIERARCHY)),
         evaluation=read_evaluation(_json(folder / "evaluation.json")),
         evaluation_grey=read_evaluation(_json(folder / "evaluation-grey.json")),
         figures=[f for f in sequence(listed) if isinstance(f, Mapping)],

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from saccade import config, runs
 from saccade.train.illnesses import RULES, Diagnosis, Line, Settings, worse_than_start
 
 HOLD = 100
@@ -87,3 +89,13 @@ def settings_of(values: Mapping[str, Mapping[str, object]], images: int) -> Sett
         float(optim["warmup_fraction"]),  # type: ignore[arg-type]
         **own,  # type: ignore[arg-type]
     )
+
+
+def examine_run(run: Path) -> list[Diagnosis]:
+    """What the doctor would have said of the logged figures of a run. Raises UsageError when the folder holds none."""
+    runs.require_run(run)
+    metrics = run / "metrics.jsonl"
+    known = runs.read_metrics(metrics) if metrics.exists() else []
+    values, data = config.load(run / "config.yaml"), runs.read_json(run / "data.json")
+    watch = Doctor(settings_of(values, int(data["used"])), [], stop=False)
+    return [one for line in known for one in watch.look(line)]

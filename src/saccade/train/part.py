@@ -15,7 +15,7 @@ from saccade.contracts import Record, Source
 from saccade.data.intensity import decide_intensity, make_intensity
 from saccade.data.loader import ImageCache, with_statistics
 from saccade.data.open import open_data, tiling_in
-from saccade.data.slides.source import tiles_in
+from saccade.data.slides.source import SlideTiles, tiles_in
 from saccade.data.source import TileRecords, select, with_split
 from saccade.data.splits import draw_test, given_test, grouped_split
 from saccade.data.survey import check_spacing_known
@@ -36,12 +36,16 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A part, decoded. ``name`` and ``images``: of the source, damaged files included."""
+    """A part, decoded. ``name`` and ``images``: of the source, damaged files included.
+
+    slides   the slides it is cut from and the numbers of those with tiles in it; None for other images
+    """
 
     name: str
     images: int
     held_out: list[str]
     cache: ImageCache
+    slides: tuple[SlideTiles, np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,12 @@ def settle_tiles(data: DataConfig, source: Source) -> DataConfig:
         if getattr(data, name):
             raise UsageError(f"data.{name} is for slides", got=source.name, hint="leave it out")
     return dataclasses.replace(data, **NO_TILES)
+
+
+def slides_of(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
+    """The slides that a source is cut from, and the numbers of those with tiles in it; None for other images."""
+    found = tiles_in(source)
+    return None if found is None else (found[0], np.unique(found[0].slide_of[found[1]]))
 
 
 def settle_intensity(data: DataConfig, source: Source) -> DataConfig:

@@ -28,7 +28,7 @@ from saccade.errors import UsageError
 from saccade.methods.base import Method
 from saccade.methods.build import build_method, config_type
 from saccade.train.loop import Console, Plan
-from saccade.train.part import Opened, Shares, divide, open_part, settle_intensity, settle_tiles
+from saccade.train.part import Opened, Shares, divide, open_part, settle_intensity, settle_tiles, slides_of
 from saccade.train.resolve import check_axes, resolve_size
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
@@ -129,7 +129,7 @@ def open_images(sections: Sections, device: torch.device, console: Console) -> t
     sections = resolve_size(sections, typical_px(part.source, sections["data"].size_mm), device, axes)
     sections = sections | {"data": settle_stream(sections["data"], part.source)}
     cache = _decode(part.source, sections, console)
-    return sections, Opened(part.source.name, len(part.source), part.held_out, cache)
+    return sections, Opened(part.source.name, len(part.source), part.held_out, cache, slides_of(part.source))
 
 
 def shares_of(cache: ImageCache, sections: Sections) -> Shares:

@@ -26,6 +26,7 @@ from saccade.backbones.weights import save_model, weights_hash
 from saccade.classify import save_classifier
 from saccade.config import Sections
 from saccade.data.loader import ImageCache
+from saccade.data.slides.audit import describe_slides
 from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
 from saccade.methods.supervised import Supervised
@@ -272,12 +273,19 @@ def start(sections: Sections, out: Path, console: Console, opened: Opened | None
         start_text = begins_with(sections)
         if runtime.rank() == 0:
             # config.yaml last: where it is, everything that --resume needs is there.
-            runs.write_json(out / "data.json", describe_data(opened, shares, sections))
+            runs.write_json(out / "data.json", describe_data(opened, shares, sections) | _slides(opened, out))
             runs.write_json(out / "env.json", _environment(device, sections["train"].seed) | {"start": start_text})
             save_config(out, sections)
         console.say(settings_table(sections, images))
         console.say(start_text)
         return _train(out, sections, shares, device, console, begin=0)
+
+
+def _slides(opened: Opened, out: Path) -> dict[str, Any]:
+    if opened.slides is None:
+        return {}
+    tiles, numbers = opened.slides
+    return {"slides": describe_slides(tiles, numbers.tolist(), out)}
 
 
 def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:

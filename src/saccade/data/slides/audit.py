@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from saccade import runs
 from saccade.data.loader import check_damage
 from saccade.data.slides.mask import Tissue, find_tissue
 from saccade.data.slides.slide import Slide
 from saccade.data.slides.source import SlideTiles
 
 THUMB_PX, COLUMNS, MOST = 300, 4, 24
+DRAWN = 8
+"""Slides on the sheet of a run: their masks are made once more for it."""
 COLOURS = {"tissue": (20, 150, 60), "pen": (230, 0, 200), "out of focus": (240, 140, 0)}
 
 
@@ -105,30 +109,31 @@ def _counted(names: list[str]) -> str:
     return f"{count:,} {'files that are' if count > 1 else 'file that is'} no slide{'s' * (count > 1)}: {shown}"
 
 
+def line_of(tiles: SlideTiles, number: int) -> SlideLine:
+    """What is known of one slide."""
+    record, cut, slide = tiles.named[number].record, tiles.cut[number], tiles.slides[number]
+    return SlideLine(
+        id=record.id,
+        vendor=slide.vendor,
+        levels=len(slide.downsamples),
+        size_px=slide.size_px,
+        spacing_um=slide.known_um[1],
+        mode=cut.mode,
+        tissue=cut.shares["tissue"],
+        pen=cut.shares["pen"],
+        blur=cut.shares["blur"],
+        tiles=len(cut.grid),
+        label=record.label,
+        group=record.group,
+        split=record.split,
+        note=cut.note,
+    )
+
+
 def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
     """Look at every slide. Raises TooManyDamaged, with the files named, above the share ``max_bad``."""
     check_damage(tiles.name, tiles.unreadable, len(tiles.unreadable) + len(tiles.named), max_bad, what="slides")
-    lines = []
-    for number, (one, cut) in enumerate(zip(tiles.named, tiles.cut)):
-        slide = tiles.slides[number]
-        lines.append(
-            SlideLine(
-                id=one.record.id,
-                vendor=slide.vendor,
-                levels=len(slide.downsamples),
-                size_px=slide.size_px,
-                spacing_um=slide.known_um[1],
-                mode=cut.mode,
-                tissue=cut.shares["tissue"],
-                pen=cut.shares["pen"],
-                blur=cut.shares["blur"],
-                tiles=len(cut.grid),
-                label=one.record.label,
-                group=one.record.group,
-                split=one.record.split,
-                note=cut.note,
-            )
-        )
+    lines = [line_of(tiles, number) for number in range(len(tiles.named))]
     by_hash: dict[str, list[str]] = {}
     for one, digest in zip(tiles.named, tiles.hashes):
         by_hash.setdefault(digest, []).append(one.record.id)
@@ -147,11 +152,14 @@ def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
     )
 
 
-def slide_sheet(tiles: SlideTiles, path: Path) -> Path:
-    """A PNG of the first slides with outlines of tissue, pen marks and parts out of focus, and the tiles dotted."""
-    count = min(MOST, len(tiles.named))
-    columns = min(COLUMNS, count)
-    rows, step = -(-count // columns), THUMB_PX + 34
+def slide_sheet(tiles: SlideTiles, path: Path, numbers: Sequence[int] | None = None) -> Path:
+    """A PNG of slides with outlines of tissue, pen marks and parts out of focus, and the tiles dotted.
+
+    numbers   of the slides that are shown; the first ones by default
+    """
+    shown = range(min(MOST, len(tiles.named))) if numbers is None else numbers
+    columns = min(COLUMNS, len(shown))
+    rows, step = -(-len(shown) // columns), THUMB_PX + 34
     sheet = Image.new("RGB", (columns * (THUMB_PX + 8) + 8, 26 + rows * step), "white")
     draw = ImageDraw.Draw(sheet)
     left = 8
@@ -160,7 +168,7 @@ def slide_sheet(tiles: SlideTiles, path: Path) -> Path:
         draw.text((left + 15, 7), name, fill=(40, 40, 40))
         left += 25 + int(draw.textlength(name))
     draw.text((left, 7), f"dots: tiles of {tiles.tile_px} px at {tiles.mpp:g} um/px", fill=(40, 40, 40))
-    for number in range(count):
+    for index, number in enumerate(shown):
         slide, grid = tiles.slides[number], tiles.grid(number)
         seen, factor = outlined(slide, find_tissue(slide), THUMB_PX)
         thumb = Image.fromarray(seen)
@@ -168,7 +176,7 @@ def slide_sheet(tiles: SlideTiles, path: Path) -> Path:
         for x, y in grid.coords:
             at = ((x + grid.step_px[1] / 2) / factor, (y + grid.step_px[0] / 2) / factor)
             dots.point(at, fill=(0, 0, 0) if slide.mode == "bright" else (255, 255, 255))
-        row, column = divmod(number, columns)
+        row, column = divmod(index, columns)
         place = (8 + column * (THUMB_PX + 8), 26 + row * step)
         sheet.paste(thumb, place)
         label = tiles.named[number].record.label
@@ -178,6 +186,21 @@ def slide_sheet(tiles: SlideTiles, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     return path
+
+
+def describe_slides(tiles: SlideTiles, numbers: Sequence[int], run: Path) -> dict[str, Any]:
+    """What data.json of a run says of the slides it learns from; a few of them are drawn to ``runs.SLIDES_PNG``.
+
+    Returns ``mpp`` and ``tile_px`` of the tiles, ``slides`` (a SlideLine each) and ``unreadable`` (id and reason).
+    """
+    spread = np.unique(np.linspace(0, len(numbers) - 1, min(DRAWN, len(numbers))).astype(int))
+    slide_sheet(tiles, run / runs.SLIDES_PNG, [int(numbers[k]) for k in spread])
+    return {
+        "mpp": tiles.mpp,
+        "tile_px": tiles.tile_px,
+        "slides": [dataclasses.asdict(line_of(tiles, int(number))) for number in numbers],
+        "unreadable": [{"id": name, "reason": reason} for name, reason in tiles.unreadable],
+    }
 
 
 def outlined(slide: Slide, mask: Tissue, longest_px: int) -> tuple[np.ndarray, float]:
