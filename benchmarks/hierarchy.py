@@ -62,7 +62,7 @@ class Said:
         print(f"[{time.perf_counter() - self.began:6.0f} s] {text.splitlines()[0]}", flush=True)
 
     def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
-        if step == total:
+        if step == total and "loss" not in logs:
             self.say(f"{total:,} done")
 
 

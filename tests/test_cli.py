@@ -8,7 +8,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from saccade import cli
+from saccade import cli, terminal
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
@@ -94,3 +94,19 @@ def test_doctor_is_json():
 def test_show_prints_data_on_stdout():
     found = json.loads(CliRunner().invoke(cli.app, ["show", "synthetic:tissue?n=16&size=32", "--json"]).output)
     assert found["images"] == 16
+
+
+def test_progress_in_a_pipe_is_plain_lines_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
+    with terminal.Bar() as bar:
+        bar.progress(40, 100, {"loss": 0.5})
+        bar.progress(41, 100, {"loss": 0.25, "images_per_second": 9.6})
+        bar.progress(1, 6, {"folds": 1.0})
+        bar.progress(2, 3, {})
+    said = capsys.readouterr()
+    lines = said.err.splitlines()[:4]
+    assert lines == ["training: 40 of 100, loss 0.500", "training: 41 of 100, 10 images/s  loss 0.250"] + [
+        "folds: 1 of 6",
+        "reading: 2 of 3",
+    ]
+    assert said.out == "" and "\x1b" not in said.err

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from made_slides import on_glass, texture, write_slide
-from saccade import api, runs
+from saccade import api, cli, runs
 from saccade.config import Text, load
 from saccade.errors import ContaminationError, ModelError, TrainingError, UsageError
 from saccade.evaluation.nested import NestedConfig
@@ -287,14 +288,31 @@ def test_heads_are_compared_with_mean_pooling_and_random_weights(finetuned):
     assert "AUROC" in (out / "slides.md").read_text() and runs.read_json(out / "slides.json")["rows"] == found["rows"]
 
 
+class Counting(Quiet):
+    """A console that keeps what it is told of progress."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def progress(self, step, total, logs):
+        self.seen.append((step, total, logs))
+
+
 def test_the_region_level_trained_on_stands_beside_the_resting_one(hierarchy, slide_table, tmp_path):
     nested = NestedConfig(folds=2, inner=2, fractions=(1.0,), bootstrap=20)
     options = HeadOptions(heads=("abmil",), head=QUICK, nested=nested, baselines=False, unfrozen=True)
+    console = Counting()
     kept = (hierarchy / "region" / "model" / "model.safetensors").read_bytes()
-    found = api.finetune_slides(hierarchy, slide_table, out=tmp_path / "out", options=options)
+    found = api.finetune_slides(hierarchy, slide_table, out=tmp_path / "out", options=options, console=console)
     names = list(dict.fromkeys(row["model"] for row in found["rows"]))
     assert names == ["hierarchy, abmil", "hierarchy, mean", "hierarchy, region level trained on, abmil"]
     assert (hierarchy / "region" / "model" / "model.safetensors").read_bytes() == kept
+    assert [line for line in console.messages if "learning" in line] == [f"learning: {name}" for name in names]
+    folds = [(step, total) for step, total, logs in console.seen if "folds" in logs]
+    assert folds[0] == (0, 6) and folds[-1] == (6, 6) and [step for step, _ in folds] == sorted(s for s, _ in folds)
+    steps = [(step, total) for step, total, logs in console.seen if "loss" in logs]
+    assert steps[:2] == [(1, 2), (2, 2)] and len(steps) >= 2 * 2  # each training of each fold
     # Before anything is learned, the regions are those that embedding wrote.
     loaded, (tile_file, region_file) = levels.load(hierarchy), files_of(hierarchy, "slide0")
     regions = regions_of(loaded.region, tile_file, side=loaded.side, least=loaded.least)
@@ -303,6 +321,32 @@ def test_the_region_level_trained_on_stands_beside_the_resting_one(hierarchy, sl
     held = load_parquet(region_file)
     y, x = regions.cells.T
     assert np.allclose(grid[:, y, x].T.numpy(), held.features, atol=0.05)  # they were written in half precision
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "5"], "--steps has no effect on the heads of a hierarchy"),
+        (["--patience", "5", "--size", "64"], "--patience, --size have no effect"),  # 5 is what it would be anyway
+        (["--validation", "0.3", "--resume"], "--validation, --resume have no effect"),
+        (["--set", "train.steps=5"], "--set train.steps has no effect"),
+        (["--set", "data.validation=0.3"], "--set data.validation has no effect"),
+        (["--set", "seed=a"], "train.seed is a whole number"),
+        (["--fractions", "half"], "--fractions takes numbers"),
+    ],
+)
+def test_options_of_images_are_refused_for_heads_in_the_words_that_were_typed(words, said, hierarchy, tmp_path):
+    call = ["finetune", str(hierarchy), str(tmp_path), "--out", str(tmp_path / "out"), *words]
+    error = CliRunner().invoke(cli.app, call).exception
+    assert isinstance(error, UsageError) and said in str(error), error
+    assert "no effect" not in said or "--folds" in str(error) or "data.label" in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_heads_are_refused_for_a_single_network(tmp_path):
+    call = ["finetune", "random:vit_nano_patch8", "synthetic:tissue?n=8", "--out", str(tmp_path / "o"), "--folds", "5"]
+    error = CliRunner().invoke(cli.app, call).exception
+    assert isinstance(error, UsageError) and "--folds has no effect on a single network" in str(error)
 
 
 def test_heatmaps_at_each_level(hierarchy, finetuned):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,8 +47,12 @@ def given_settings(options: Mapping[str, object], pairs: Sequence[str] | None) -
     return given | dict(split_pair(pair) for pair in pairs or [])
 
 
+LINE_SECONDS = 20.0
+"""Where there is no terminal, a plain line of progress this often at most."""
+
+
 class Bar:
-    """Progress on stderr: a bar with images/s and time left, and messages above it."""
+    """Progress on stderr: a bar with images/s and time left, and messages above it; plain lines in a pipe or file."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -64,6 +69,7 @@ class Bar:
             transient=False,
         )
         self.tasks: dict[int, Any] = {}
+        self.said = time.monotonic()
 
     def __enter__(self) -> Bar:
         self.bar.start()
@@ -76,16 +82,28 @@ class Bar:
         self.bar.console.print(text, markup=False)
 
     def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
-        kind = "reading " if not logs else "training" if "loss" in logs else "cells   "
+        kind, figures = _kind(logs), _figures(logs)
         key = hash((kind, total))
         if key not in self.tasks:
-            self.tasks[key] = self.bar.add_task(kind, total=total, figures="")
-        figures = ""
-        if "failed" in logs:
-            figures = f"{logs['failed']:.0f} failed"
-        elif logs:
-            figures = f"{logs['images_per_second']:.0f} images/s  loss {logs['loss']:.3f}"
+            self.tasks[key] = self.bar.add_task(f"{kind:8s}", total=total, figures="")
         self.bar.update(self.tasks[key], completed=step, figures=figures)
+        if not self.console.is_terminal and time.monotonic() - self.said >= LINE_SECONDS:
+            self.said = time.monotonic()
+            self.say(f"{kind}: {step:,} of {total:,}" + (f", {figures}" if figures else ""))
+
+
+def _kind(logs: Mapping[str, float]) -> str:
+    """What is counted, from the figures that come with it."""
+    kinds = {"loss": "training", "failed": "cells", "folds": "folds"}
+    return next((kind for name, kind in kinds.items() if name in logs), "cells" if logs else "reading")
+
+
+def _figures(logs: Mapping[str, float]) -> str:
+    if "failed" in logs:
+        return f"{logs['failed']:.0f} failed"
+    speed = f"{logs['images_per_second']:.0f} images/s" if "images_per_second" in logs else ""
+    loss = f"loss {logs['loss']:.3f}" if "loss" in logs else ""
+    return "  ".join(filter(None, (speed, loss)))
 
 
 def first_process() -> bool:

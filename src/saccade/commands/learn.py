@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +32,9 @@ from saccade.terminal import (
     given_settings,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from saccade.hierarchy.slides import HeadOptions
 
 
 def quickstart(
@@ -132,6 +137,7 @@ def _next(run: Path) -> str:
 
 
 def finetune(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Where to start: a run, a file, or random:NAME.")],
     data: Data,
     out: NewRun = ...,  # type: ignore[assignment]
@@ -193,17 +199,14 @@ def finetune(
         "data.label": label,
         "data.group": group,
     }
-    named = given_settings(given, set_)
-    of_slides = {"--heads": heads, "--folds": folds, "--fractions": fractions, "--repeats": repeats}
-    of_slides |= {"--unfrozen": unfrozen or None}
     if is_hierarchy(model):
-        usual = {"--augment": (augment, "weak"), "--frozen": (frozen, False), "--validation": (validation, 0.2)}
-        usual |= {"--patience": (patience, 5), "--recipe": (recipe, "microscopy"), "--resume": (resume, False)}
-        _without_effect([option for option, (value, default) in usual.items() if value != default], "on a hierarchy")
-        named = {key: value for key, value in named.items() if key not in ("data.validation", "train.patience")}
-        _finetune_slides(model, data, out, of_slides, named, allow_overlap, as_json)
+        _without_effect(_typed(context, OF_IMAGES), "on the heads of a hierarchy", OF_SLIDES)
+        own = {key: value for key, value in given.items() if key in SLIDE_SETTINGS and value is not None}
+        asked = _heads_asked(heads, folds, fractions, repeats, unfrozen, allow_overlap)
+        _finetune_slides(model, data, out, asked, own | _of_slides(set_), as_json)
         return
-    _without_effect([name for name, value in of_slides.items() if value is not None], "on a single network")
+    _without_effect(_typed(context, OF_HEADS), "on a single network, only on a hierarchy")
+    named = given_settings(given, set_)
     options = FinetuneOptions(augment, frozen, recipe, allow_overlap)
     with Bar() as bar:
         if resume:
@@ -214,38 +217,77 @@ def finetune(
     print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'report.html'}")
 
 
-def _without_effect(options: list[str], where: str) -> None:
+LEARNING = ("augment", "frozen", "layer_decay", "validation", "patience", "epochs", "steps", "minutes", "batch")
+OF_IMAGES = (*LEARNING, "size", "recipe", "resume")
+OF_HEADS = ("heads", "unfrozen", "folds", "fractions", "repeats")
+OF_SLIDES = "--heads, --unfrozen, --folds, --fractions, --repeats, --seed, --labels, --label, --group, --allow-overlap"
+CUTTING = ("data.mpp", "data.tile_px", "data.tissue", "data.slide_mpp")
+SLIDE_SETTINGS = ("data.manifest", "data.label", "data.group", *CUTTING, "train.seed")
+
+
+def _typed(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Which of these options stand on the command line, as they are written there."""
+    known = [part for part in context.command.params if part.name in names]
+    sources = [context.get_parameter_source(str(part.name)) for part in known]
+    return [part.opts[0] for part, source in zip(known, sources) if source is not None and source.name == "COMMANDLINE"]
+
+
+def _without_effect(options: list[str], where: str, instead: str | None = None) -> None:
     from saccade.errors import UsageError
 
     if options:
-        raise UsageError(f"{', '.join(options)} has no effect {where}", hint="leave it out")
+        have, them = ("has", "it") if len(options) == 1 else ("have", "them")
+        raise UsageError(f"{', '.join(options)} {have} no effect {where}", expected=instead, hint=f"leave {them} out")
+
+
+def _of_slides(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """What --set says of slides; a name without its section is one of these too. UsageError for any other."""
+    from saccade.config import split_pair
+
+    whole = {key.partition(".")[2]: key for key in SLIDE_SETTINGS}
+    found = {whole.get(key, key): value for key, value in map(split_pair, pairs or [])}
+    strange = [f"--set {key}" for key in found if key not in SLIDE_SETTINGS]
+    _without_effect(strange, "on the heads of a hierarchy", ", ".join(SLIDE_SETTINGS))
+    return found
+
+
+def _heads_asked(
+    heads: str | None,
+    folds: int | None,
+    fractions: str | None,
+    repeats: int | None,
+    unfrozen: bool,
+    allow_overlap: bool,
+) -> HeadOptions:
+    from saccade.evaluation.nested import NestedConfig
+    from saccade.hierarchy.slides import HeadOptions
+
+    usual = NestedConfig()
+    nested = NestedConfig(
+        folds=usual.folds if folds is None else folds,
+        repeats=usual.repeats if repeats is None else repeats,
+        fractions=usual.fractions if fractions is None else _fractions(fractions),
+    )
+    kinds = HeadOptions().heads if heads is None else _words(heads)
+    return HeadOptions(heads=kinds, nested=nested, allow_overlap=allow_overlap, unfrozen=unfrozen)
 
 
 def _finetune_slides(
-    model: str,
-    data: str,
-    out: Path,
-    asked: dict[str, Any],
-    named: dict[str, Any],
-    allow_overlap: bool,
-    as_json: bool,
+    model: str, data: str, out: Path, options: HeadOptions, settings: dict[str, Any], as_json: bool
 ) -> None:
-    """Heads over slides. ``named`` may hold the seed and the slides' table; anything else has no effect."""
+    """Heads over slides. ``settings``: the seed, and what names and cuts the slides."""
     from saccade import api
-    from saccade.evaluation.nested import NestedConfig
+    from saccade.errors import UsageError
     from saccade.hierarchy.slides import to_text
 
-    seed = int(named.pop("train.seed", 0))
-    _without_effect([key for key in named if not key.startswith("data.")], "on a hierarchy, whose levels rest")
-    given = {"folds": asked["--folds"], "repeats": asked["--repeats"], "seed": seed}
-    if asked["--fractions"] is not None:
-        given["fractions"] = _fractions(asked["--fractions"])
-    config = NestedConfig(**{key: value for key, value in given.items() if value is not None})
-    heads = _words(asked["--heads"]) if asked["--heads"] is not None else ("abmil", "transformer")
-    unfrozen = bool(asked["--unfrozen"])
-    options = api.HeadOptions(heads=heads, nested=config, allow_overlap=allow_overlap, unfrozen=unfrozen)
+    try:
+        seed = int(settings.pop("train.seed", 0))
+    except ValueError:
+        raise UsageError("train.seed is a whole number") from None
+    nested = dataclasses.replace(options.nested, seed=seed)
+    options = dataclasses.replace(options, nested=nested)
     with Bar() as bar:
-        found = api.finetune_slides(model, data, out=out, options=options, settings=named, console=bar)
+        found = api.finetune_slides(model, data, out=out, options=options, settings=settings, console=bar)
     print_json(found) if as_json else typer.echo(f"{to_text(found)}\n{out / 'report.html'}")
 
 

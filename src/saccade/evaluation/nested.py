@@ -9,6 +9,7 @@ differences are paired. AUROC is taken within each outer fold and averaged: scor
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -143,15 +144,25 @@ def draws(cohort: Cohort, folds: Sequence[tuple[np.ndarray, np.ndarray]], config
 
 
 def out_of_fold(
-    learner: Learner, cohort: Cohort, folds: Sequence[tuple[np.ndarray, np.ndarray]], draw: Draw, config: NestedConfig
+    learner: Learner,
+    cohort: Cohort,
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    draw: Draw,
+    config: NestedConfig,
+    *,
+    told: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Scores [S K] of every tested slide by the head of its own fold; NaN for slides that are not tested."""
+    """Scores [S K] of every tested slide by the head of its own fold; NaN for slides that are not tested.
+
+    told   called when a fold is done
+    """
     units, classes = np.array(unit_names(cohort.groups)), len(cohort.classes)
     scores = np.full((len(cohort.labels), classes), np.nan)
     for (_, test), train in zip(folds, draw.train):
         labels = cohort.labels[train]
         choice = choose(learner, train, labels, units[train], config, classes)
         scores[test] = learner.scores(train, labels, test, choice=choice, seed=config.seed)
+        told()
     return scores
 
 
@@ -176,18 +187,23 @@ def nested(
     cohort: Cohort,
     config: NestedConfig,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda learner, done, total: None,
 ) -> dict[str, Any]:
-    """Every learner by the same folds, draws and resamples: ``protocol``, ``rows``, ``differences`` from the first."""
+    """Every learner by the same folds, draws and resamples: ``protocol``, ``rows``, ``differences`` from the first.
+
+    progress   called with the learner's name, folds that are done and folds of all learners and draws
+    """
     folds = outer_folds(cohort, config.folds, config.seed)
     every = draws(cohort, folds, config)
+    total, done = len(learners) * len(every) * len(folds), itertools.count(1)
     found: dict[str, list[np.ndarray]] = {}
-    for learner in learners:
-        found[learner.name] = []
-        for draw in every:
-            found[learner.name].append(out_of_fold(learner, cohort, folds, draw, config))
-            if progress is not None:
-                progress(sum(map(len, found.values())), len(learners) * len(every))
+    for number, learner in enumerate(learners):
+        progress(learner.name, number * len(every) * len(folds), total)
+
+        def told(name: str = learner.name) -> None:
+            progress(name, next(done), total)
+
+        found[learner.name] = [out_of_fold(learner, cohort, folds, draw, config, told=told) for draw in every]
     return summarise(found, cohort, folds, every, config)
 
 

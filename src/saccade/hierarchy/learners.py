@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from saccade.evaluation.probes import STRENGTHS, standardise, to_row_space
 from saccade.hierarchy.heads import Bags, FittedHead, HeadConfig, fit_head
-from saccade.hierarchy.together import Regions, fit_together
+from saccade.hierarchy.together import Progress, Regions, fit_together, untold
 from saccade.hierarchy.vectors import Reader
 
 DECAYS = (0.3, 0.01)  # weight decay of AdamW
@@ -45,20 +45,33 @@ class HeadLearner:
 
 @dataclass(frozen=True)
 class TogetherLearner:
-    """A head and the region network below it, trained on together (see ``together``), a new copy for every fold."""
+    """A head and the region network below it, trained on together (see ``together``), a new copy for every fold.
+
+    progress   as in ``together.fit_together``: one training can take minutes
+    """
 
     name: str
     reader: Reader
     slides: Sequence[Regions]
     classes: int
     config: HeadConfig
+    progress: Progress = untold
     choices: Sequence[float] = RATES
 
     def scores(
         self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, choice: float, seed: int
     ) -> np.ndarray:
         slides = [self.slides[i] for i in train]
-        fitted = fit_together(self.reader, slides, labels, self.classes, self.config, region_lr=choice, seed=seed)
+        fitted = fit_together(
+            self.reader,
+            slides,
+            labels,
+            self.classes,
+            self.config,
+            region_lr=choice,
+            seed=seed,
+            progress=self.progress,
+        )
         return fitted.scores([self.slides[i] for i in test])
 
 

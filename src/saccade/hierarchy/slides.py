@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,13 +193,30 @@ def learners_of(
     return found
 
 
-def unfrozen_of(hierarchy: Hierarchy, files: Sequence[Path], classes: int, options: HeadOptions) -> list[Learner]:
+def _teller(console: Console) -> Callable[[str, int, int], None]:
+    """Says each learner when its turn comes, and how many folds are done."""
+    said: set[str] = set()
+
+    def tell(learner: str, done: int, total: int) -> None:
+        if learner not in said:
+            said.add(learner)
+            console.say(f"learning: {learner}")
+        console.progress(done, total, {"folds": float(done)})
+
+    return tell
+
+
+def unfrozen_of(
+    hierarchy: Hierarchy, files: Sequence[Path], classes: int, options: HeadOptions, console: Console
+) -> list[Learner]:
     """Every head with the region level trained on, from the files of the vectors of tiles."""
     regions = [regions_of(hierarchy.region, f, side=hierarchy.side, least=hierarchy.least) for f in files]
     found: list[Learner] = []
     for kind in options.heads:
         config = dataclasses.replace(options.head, kind=kind)  # type: ignore[arg-type]
-        found.append(TogetherLearner(f"{UNFROZEN}, {kind}", hierarchy.region, regions, classes, config))
+        found.append(
+            TogetherLearner(f"{UNFROZEN}, {kind}", hierarchy.region, regions, classes, config, console.progress)
+        )
     return found
 
 
@@ -223,7 +240,7 @@ def finetune(
     level = own.vectors[rows] if hierarchy.slide is not None else None
     learners = learners_of(OWN, some(own.regions), level, classes, options)
     if options.unfrozen:
-        learners += unfrozen_of(hierarchy, some(own.tiles), classes, options)
+        learners += unfrozen_of(hierarchy, some(own.tiles), classes, options, console)
     if options.baselines:
         for seed in range(1, 1 + options.random_seeds):
             other = embed_levels(hierarchy, tiles, console, seed=seed)
@@ -232,7 +249,7 @@ def finetune(
         means = np.stack([load_parquet(file).features.mean(axis=0) for file in some(own.tiles)])
         learners.append(MeanLearner(TILES, means, classes))
     console.say(f"{len(rows)} labelled slides, {len(learners)} learners")
-    found = nested(learners, cohort, options.nested, progress=lambda done, total: console.progress(done, total, {}))
+    found = nested(learners, cohort, options.nested, progress=_teller(console))
     if marked:
         found = _marked(found)
     files = recorded(tiles, [own.slides[i] for i in rows])

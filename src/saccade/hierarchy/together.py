@@ -7,7 +7,7 @@ The tile level rests. A step sees a few slides and a few regions of each, so mem
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,13 @@ from saccade.seeds import numpy_generator
 
 SLIDES, REGIONS = 8, 32
 """Slides a step, and regions of each of them; drawn anew at every step."""
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Takes steps done, steps in all, and figures: ``train.loop.Console.progress``."""
+
+
+def untold(step: int, total: int, logs: dict[str, float]) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +95,12 @@ def fit_together(
     *,
     region_lr: float,
     seed: int,
+    progress: Progress = untold,
 ) -> Together:
     """Train a copy of the region network and a new head on these slides; ``reader`` stays as it is.
 
     The head begins as ``heads.fit_head`` would begin it, and sees vectors normalised as the resting network gave them.
+    ``progress`` is called after each step with steps done, steps in all, and the loss.
     """
     assert isinstance(reader.model.backbone, ViT)
     network = copy.deepcopy(reader.model.backbone).cpu().requires_grad_(True)
@@ -117,6 +126,7 @@ def fit_together(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            progress(step + 1, config.steps, {"loss": loss.item()})
     return Together(network.eval(), FittedHead(head.eval(), mean, std))
 
 
