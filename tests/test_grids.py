@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from saccade import runs
-from saccade.api import embed, pretrain
+from saccade.api import embed, pretrain, show
 from saccade.augment.views import ViewsConfig, make_views, plain_view, resolve_grid_views
 from saccade.config import load
 from saccade.contracts import InputSpec
@@ -78,6 +78,40 @@ def test_features_of_another_program_are_a_source(tmp_path):
         open_source(folder, manifest=table)
     with pytest.raises(DataError, match="no table of columns"):
         open_source(folder, label="class")
+
+
+def test_features_of_another_program_are_shown_as_slides_and_regions(tmp_path):
+    folder, table = trident(tmp_path / "features"), tmp_path / "features" / "manifest.csv"
+    found = show(folder)
+    assert "  tiles       2,048 of 256 px at 0.5 um/px (128 um a side, 512 px of level 0)" in found.text()
+    assert "  vectors     6 numbers" in found.text() and "8 of 16 x 16 tiles, at least 25% of them" in found.text()
+    assert "channels" not in found.text() and "images" not in found.text() and found.groups == 4
+    one = found.to_dict()["slides"][0]
+    assert (one["id"], one["tiles"], one["regions"], one["numbers"]) == ("slide-0", 512, 2, 6)
+    table.write_text("path,label,patient\n" + "\n".join(f"slide-{n}.svs,{'ab'[n % 2]},p{n // 2}" for n in range(4)))
+    found = show(folder)
+    assert (found.labels, found.groups) == ({"a": 2, "b": 2}, 2)
+    with pytest.raises(UsageError, match="--sheet has no effect on features"):
+        show(folder, sheet=tmp_path / "sheet.png")
+
+
+def test_what_is_wrong_with_features_is_said(tmp_path):
+    h5py = pytest.importorskip("h5py", reason='HDF5 needs pip install "saccade[slides]"')
+    folder = trident(tmp_path / "features")
+    with h5py.File(folder / "slide-1.h5", "r+") as file:
+        file["features"][3, 2] = np.nan
+    with h5py.File(folder / "slide-2.h5", "r+") as file:
+        del file["coords"].attrs["patch_size"], file["coords"].attrs["target_magnification"]
+    with h5py.File(folder / "few.h5", "w") as file:  # no region of it is a quarter full; and other vectors
+        coords = file.create_dataset("coords", data=np.zeros((1, 2), np.int64))
+        coords.attrs.update({"patch_size": 256, "patch_size_level0": 512, "target_magnification": 20})
+        file.create_dataset("features", data=np.ones((1, 7), np.float32))
+    (folder / "twice.h5").write_bytes((folder / "slide-0.h5").read_bytes())
+    said = show(folder).text()
+    assert "DAMAGED     slide-1: NaN" in said and "NO REGION   1 slide: few" in said
+    assert "slide-0, twice are the same slide" in said
+    assert "(5 slides); 512 px of level 0, micrometres unknown (1 slide)" in said
+    assert "7 numbers: 1 slide, 6 numbers: 5 slides; one network reads vectors of one length" in said
 
 
 def test_the_baseline_of_grids_is_the_mean_of_their_vectors(tmp_path):

@@ -14,10 +14,11 @@ import torch
 
 from saccade import config, exporting, finetuning, interactive, panels, planning, runtime, searching, sentences
 from saccade.asking import AttendOptions
-from saccade.data.audit import Audit, audit
+from saccade.data.audit import Audit
+from saccade.data.grid_audit import GridAudit
 from saccade.data.open import absolute, open_source
-from saccade.data.sheet import contact_sheet
-from saccade.data.slides.audit import SlideAudit, audit_slides, slide_sheet
+from saccade.data.show import show_source
+from saccade.data.slides.audit import SlideAudit
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import UsageError
@@ -80,22 +81,14 @@ def show(
     max_bad: float = 0.05,
     sheet: Path | None = None,
     tiling: Tiling | None = None,
-) -> Audit | SlideAudit:
-    """What is in there: counts, sizes, depth, labels, groups, duplicates, damaged files; of slides, tissue and tiles.
+) -> Audit | SlideAudit | GridAudit:
+    """What is in there: counts, sizes, depth, labels, groups, duplicates, damaged files; of slides, tissue and tiles;
+    of features, slides, tiles, regions and the length of the vectors.
 
     sheet   where to write a contact sheet (PNG); None writes none
     tiling  how slides are cut into tiles
     """
-    source = open_source(data, group=group, tiling=tiling)
-    if isinstance(source, SlideTiles):
-        seen = audit_slides(source, max_bad=max_bad)
-        if sheet is not None:
-            slide_sheet(source, sheet)
-        return seen
-    found = audit(source, max_bad=max_bad)
-    if sheet is not None:
-        contact_sheet(source, sheet)
-    return found
+    return show_source(open_source(data, group=group, tiling=tiling), max_bad=max_bad, sheet=sheet)
 
 
 def pretrain(

@@ -28,16 +28,15 @@ def show(
     as_json: Json = False,
 ) -> None:
     """What is in there: counts, sizes, bit depth, labels, groups, damaged or duplicate files; slides: tissue, tiles."""
-    from saccade.api import SlideAudit
     from saccade.api import show as run
-    from saccade.data.audit import render
+    from saccade.data.audit import Audit, render
     from saccade.data.slides.grid import Tiling
 
     found = run(data, group=group, max_bad=max_bad, sheet=sheet, tiling=Tiling(mpp, tile, tissue, slide_mpp))
     if as_json:
         print_json(found.to_dict())
     else:
-        typer.echo(found.text() if isinstance(found, SlideAudit) else render(found))
+        typer.echo(render(found) if isinstance(found, Audit) else found.text())
 
 
 def attend(

@@ -79,7 +79,8 @@ class GridSource:
     side    tiles along each side of a block; 0: every slide is one grid
     least   share of a block's tiles that must be there
     known   what a table says of the slides, by file; else what the files themselves say
-    Label, group and split are those of the slide. ``places`` [N 2] int64: (x, y) of each block at level 0.
+    Label, group and split are those of the slide. ``files``: each file, also without a block, and its slide's record.
+    ``places`` [N 2] int64: (x, y) of each block at level 0.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class GridSource:
         least: float,
         known: Mapping[Path, Record] | None = None,
     ):
-        self.name, self.axes, self.side = name, 2, side
+        self.name, self.axes, self.side, self.least = name, 2, side, least
+        self.files: dict[Path, Record] = {}
         self.records: list[Record] = []
         self.blocks: list[Block] = []
         self.slides: list[str] = []
@@ -103,6 +105,7 @@ class GridSource:
             if known is not None:
                 about |= {name: getattr(known[file], name) for name in ("label", "group", "split")}
             content = about.get("slide_sha256") or _sha256(file)
+            self.files[file] = _record(str(about["slide"]), str(about["slide"]), about)
             for block in cut_blocks(file, cells_of(found), side, least):
                 x, y = round(block.left * step), round(block.top * step)
                 words = (content, about.get("model_sha256"), side, block.top, block.left)
