@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gzip
 import math
 import threading
 from collections import OrderedDict
@@ -30,6 +31,8 @@ from saccade.nn.positions import Positions
 from saccade.panels import Shown, shown
 from saccade.seeds import numpy_generator
 from saccade.viz.compared import Compared
+from saccade.viz.volumes import SeenCube, seen_cube
+from saccade.volume_panels import kept, nifti_of
 
 LOOKS_BYTES, MODELS_BYTES, LOOK_BYTES = 512 * 2**20, 2**30, 256 * 2**20
 K = TypeVar("K", bound=Hashable)
@@ -64,6 +67,7 @@ class Seen:
     order      [N]: the patch of the whole image that lies at each place; None unless shuffled
     compared   queries, keys and values, tokens with the prefix first; None for networks without attention
     vectors    [1 + N D] of length one: the image's own vector, then every token's; for networks without attention
+    cube       where the picture of a volume lies in it
     """
 
     name: str
@@ -73,6 +77,7 @@ class Seen:
     order: np.ndarray | None
     compared: Compared | None
     vectors: np.ndarray | None
+    cube: SeenCube | None = None
 
     @property
     def nbytes(self) -> int:
@@ -92,6 +97,7 @@ class Seen:
             "grid": list(self.grid),
             "size_px": list(self.picture.shape[-len(self.grid) :]),
             "order": None if self.order is None else self.order.tolist(),
+            "cube_mm": None if self.cube is None else {"start": list(self.cube.start_mm), "side": self.cube.side_mm},
         }
 
     def similarity(self, first: int, count: int) -> np.ndarray:
@@ -100,6 +106,18 @@ class Seen:
         if first < 0 or count < 1 or first + count > len(self.vectors):
             raise UsageError("no such token", got=first, expected=f"0 to {len(self.vectors) - 1}")
         return (self.vectors[first : first + count] @ self.vectors.T)[None]
+
+    def map(self, token: int, *, layer: int, head: int | None, rollout: bool) -> np.ndarray:
+        """[grid] of one token; ``head`` None: the mean of all. Of networks without attention cosines."""
+        if self.compared is None:
+            rows = self.similarity(token, 1)
+        elif rollout:
+            rows = self.compared.rollout(token, 1)[None]
+        else:
+            rows = self.compared.rows(layer, token, 1)
+            if head is not None:
+                rows = rows[head : head + 1]
+        return rows[:, 0, self.prefix :].mean(axis=0).reshape(self.grid)
 
 
 class Kept(Generic[K, V]):
@@ -169,16 +187,16 @@ class Explorer:
     def _look(self, look: Look, sample: Sample) -> Seen:
         loaded = self.model(look, sample.pixels.shape[0])
         with torch.inference_mode():
-            seen, order = _shown(loaded, look, sample)
+            seen, order, lies = _shown(loaded, look, sample)
             if isinstance(loaded.backbone, ViT):
                 compared, grid = record(loaded.backbone, seen.x)
-                return Seen(loaded.name, seen.image, grid, loaded.backbone.prefix, order, compared, None)
+                return Seen(loaded.name, seen.image, grid, loaded.backbone.prefix, order, compared, None, lies)
             grid, vectors = _alike(loaded, seen.x)
-            return Seen(loaded.name, seen.image, grid, 1, order, None, vectors)
+            return Seen(loaded.name, seen.image, grid, 1, order, None, vectors, lies)
 
 
-def _shown(loaded: LoadedModel, look: Look, sample: Sample) -> tuple[Shown, np.ndarray | None]:
-    """The input, and the order of its patches where they are shuffled."""
+def _shown(loaded: LoadedModel, look: Look, sample: Sample) -> tuple[Shown, np.ndarray | None, SeenCube | None]:
+    """The input, the order of its patches where they are shuffled, and where it lies in a volume."""
     axes = sample.pixels.ndim - 1
     if loaded.spec.axes != axes or loaded.spec.grid:
         words = {2: "images", 3: "volumes"}
@@ -187,24 +205,39 @@ def _shown(loaded: LoadedModel, look: Look, sample: Sample) -> tuple[Shown, np.n
     if axes == 3:
         if look.shuffle is not None:
             raise UsageError("the patches of volumes are not shuffled here", hint="ask the order question of an image")
-        seen = cube(loaded, sample, look.size_px)
+        seen, lies = cube(loaded, sample, look.size_px)
         _check_size(loaded, seen)
-        return seen, None
+        return seen, None, lies
     seen = shown(loaded, sample.pixels, sample.record.id, look.size_px)
     _check_size(loaded, seen)
-    return (seen, None) if look.shuffle is None else shuffled(seen, loaded.backbone.stride_px, look.shuffle)
+    if look.shuffle is None:
+        return seen, None, None
+    return (*shuffled(seen, loaded.backbone.stride_px, look.shuffle), None)
 
 
-def cube(loaded: LoadedModel, sample: Sample, size_px: int | None) -> Shown:
+def cube(loaded: LoadedModel, sample: Sample, size_px: int | None) -> tuple[Shown, SeenCube]:
     """A volume through the cube that the model is used to: x [1 C S S S], and uint8 [T Y X] of its first channel."""
     unit = max(loaded.backbone.stride_px, loaded.backbone.settings.unit_px)
     side = max(unit, round((size_px or loaded.spec.size_px) / unit) * unit)
     spec = dataclasses.replace(loaded.spec, size_px=side)
     cache = Decoded(OneImage(sample), max_bad=0, report=None).at(side, spec.channels, spec)
     spec = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
-    x = plain_view(dataclasses.replace(cache, offset=spec.offset, scale=spec.scale).batch(np.arange(1)), spec)
+    batch = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale).batch(np.arange(1))
+    x = plain_view(batch, spec)
     grey = (x[0, 0] * spec.std[0] + spec.mean[0]) * 255
-    return Shown(x, grey.round().clamp(0, 255).to(torch.uint8).numpy())
+    return Shown(x, grey.round().clamp(0, 255).to(torch.uint8).numpy()), seen_cube(batch, spec)
+
+
+def volume_file(seen: Seen, sample: Sample, values: np.ndarray, keep: float | None) -> bytes:
+    """A map over the patches of a volume as packed NIfTI, at every voxel, as ``saccade attend`` writes it.
+
+    keep   0 outside the patches that hold this share; None keeps all
+    Raises UsageError where the look was not at a volume.
+    """
+    if seen.cube is None:
+        raise UsageError("a map is kept as NIfTI of volumes only", got=sample.record.id, hint="save it as PNG or SVG")
+    at_voxels = seen.cube.at_voxels(kept(values, keep), sample.pixels.shape[1:])
+    return gzip.compress(nifti_of(at_voxels, sample).to_bytes())
 
 
 def _alike(loaded: LoadedModel, pixels: torch.Tensor) -> tuple[tuple[int, ...], np.ndarray]:

@@ -39,6 +39,22 @@ def is_volume(path: str | Path) -> bool:
     return open_source(place).axes == 3
 
 
+def affine_of(sample: Sample) -> np.ndarray:
+    """Voxel (x, y, z) of a volume to millimetres in RAS; voxels alone where the file does not say how it lies."""
+    spacing = sample.spacing_mm or (1.0, 1.0, 1.0)
+    return np.diag([*spacing[::-1], 1.0]) if sample.affine is None else sample.affine
+
+
+def kept(values: np.ndarray, keep: float | None) -> np.ndarray:
+    """A map [T' Y' X'] with 0 outside the smallest set of patches that holds the share ``keep``; None keeps all."""
+    return values if keep is None else np.where(threshold_mask(values, keep), values, 0)
+
+
+def nifti_of(values: np.ndarray, sample: Sample) -> nibabel.Nifti1Image:
+    """A map [T Y X] at every voxel of a volume, as a file that lies where the volume lies."""
+    return nibabel.Nifti1Image(values.transpose(2, 1, 0), affine_of(sample))
+
+
 @dataclasses.dataclass(frozen=True)
 class AttendedVolume:
     """One volume with the map of one query, and what goes with it."""
@@ -60,8 +76,7 @@ class AttendedVolume:
 
     @property
     def affine(self) -> np.ndarray:
-        """Voxel (x, y, z) to millimetres in RAS; voxels alone where the file does not say how it lies."""
-        return np.diag([*self.spacing_mm[::-1], 1.0]) if self.sample.affine is None else self.sample.affine
+        return affine_of(self.sample)
 
     @property
     def point(self) -> tuple[int, int, int]:
@@ -78,10 +93,7 @@ class AttendedVolume:
         if head is None and named not in ("all", "mean"):
             head = int(named)
         values = self.amap.mean if head is None else self.amap.values[head]
-        keep = self.options.threshold
-        if keep is not None:
-            values = np.where(threshold_mask(values, keep), values, 0)
-        return self.found.at_voxels(values, self.unit.shape)
+        return self.found.cube.at_voxels(kept(values, self.options.threshold), self.unit.shape)
 
     def world(self) -> tuple[float, float, float]:
         """The point in millimetres, RAS."""
@@ -106,7 +118,7 @@ class AttendedVolume:
         return facts_of(self.model, self.amap, self.options, self.jaccard) | {
             "voxel_zyx": list(self.point),
             "world_mm": list(self.world()) if self.sample.affine is not None else None,
-            "cube_mm": {"start_zyx": list(self.found.start_mm), "side": self.found.side_mm},
+            "cube_mm": {"start_zyx": list(self.found.cube.start_mm), "side": self.found.cube.side_mm},
         }
 
     def save(self, path: Path) -> Path:
@@ -117,7 +129,7 @@ class AttendedVolume:
         if name.endswith(".png"):
             path.write_bytes(self._panel())
         elif name.endswith((".nii.gz", ".nii")):
-            nibabel.save(nibabel.Nifti1Image(self.map().transpose(2, 1, 0), self.affine), path)
+            nibabel.save(nifti_of(self.map(), self.sample), path)
         elif name.endswith(".csv"):
             runs.write_atomic(path, self._csv())
         else:
@@ -220,7 +232,7 @@ def _mask_agreement(found: VolumeMap, sample: Sample, options: AttendOptions) ->
 
     def score(values: np.ndarray) -> float:
         chosen = threshold_mask(values, keep).astype(np.float32)
-        return jaccard(found.at_voxels(chosen, truth.shape) > 0.5, truth)
+        return jaccard(found.cube.at_voxels(chosen, truth.shape) > 0.5, truth)
 
     heads = [score(head) for head in found.amap.values]
     scores = {"mean of heads": score(found.amap.mean)}
@@ -237,7 +249,7 @@ def panel_of_cached(model: LoadedModel, cache: ImageCache, index: int) -> bytes:
     found = volume_map(network, batch, model.spec, query="cls" if isinstance(network, Attentive) else middle)
     unit = (cache.image(index).astype(np.float32) - cache.offset) / cache.scale
     volume = np.clip(unit.mean(axis=0) if len(unit) == 3 else unit[0], 0, 1)
-    mean = found.at_voxels(found.amap.mean, shape)
+    mean = found.cube.at_voxels(found.amap.mean, shape)
     z, y, x = (int(at) for at in np.unravel_index(mean.argmax(), shape))
     scene = Scene(volume, (z, y, x), (spacing[0], spacing[1], spacing[2]), False, found.box(shape))
     return panel(scene, found.amap, mean, {})

@@ -318,5 +318,7 @@ def test_questions_that_make_no_sense_are_answered_in_words(site):
     assert ask(site, f"{path}&layer=x&first=0")[0] == 422
     assert ask(site, f"/api/attention/look?model=nothing&image={image}")[0] == 404
     assert ask(site, f"/api/attention/look?model={model}&image=nothing")[0] == 404
+    status, _, body = ask(site, f"/api/attention/nifti?model={model}&image={image}&token=0")
+    assert status == 400 and "of volumes only" in json.loads(body)["what"]
     status, _, body = ask(site, f"/api/attention/look?model={model}&image={image}&size=40&positions=false")
     assert status == 200 and json.loads(body)["grid"] == [5, 5]

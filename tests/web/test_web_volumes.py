@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
+import io
 import re
 
 import nibabel
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from waiting import until
 
 from saccade.backbones.build import build
 from saccade.backbones.weights import save_model
 from saccade.contracts import InputSpec
 from saccade.explore import Explorer, Look
+from saccade.viz.maps import threshold_mask
 from saccade.web.desk import RunOnDesk
 from saccade.web.server import STATIC
 
 SIDE, GRID = 16, (4, 4, 4)
+DRAWN = "document.querySelector('.words strong') && !document.querySelector('[aria-busy]')"
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +41,19 @@ def volumes(site, tmp_path_factory):
     save_model(folder / "model", network, spec, about={})
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"source": str(folder / "data")}}))
     run = RunOnDesk(site.desk.id_of("run", str(folder)), "cubes", folder)
+    site.desk.runs.append(run)
+    yield run
+    site.desk.runs.remove(run)
+
+
+@pytest.fixture
+def coarse(site, volumes, tmp_path):
+    """Another model of the same volumes on the desk, with larger patches."""
+    network = build("vit_micro_patch8_w32", channels=1, size_px=SIDE, axes=3)
+    spec = InputSpec(1, SIDE, 0.0, 1.0, (0.5,), (0.25,), axes=3, intensity="range")
+    save_model(tmp_path / "model", network, spec, about={})
+    (tmp_path / "config.yaml").write_text((volumes.folder / "config.yaml").read_text())
+    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "coarse", tmp_path)
     site.desk.runs.append(run)
     yield run
     site.desk.runs.remove(run)
@@ -64,6 +82,99 @@ def test_a_volume_is_opened_from_a_file_and_kept_in_memory(page, site, volumes):
     box = page.get_by_label("Axial plane").bounding_box()
     page.get_by_label("Axial plane").click(position={"x": 0.6 * box["width"], "y": 0.3 * box["height"]})
     until(page, "document.querySelector('.words').innerText.includes('row 1, column 2 asks')")
+
+
+def saved(page, kind: str) -> tuple[str, bytes]:
+    with page.expect_download() as download:
+        page.locator(f"[data-save={kind}]").click()
+    return download.value.suggested_filename, download.value.path().read_bytes()
+
+
+def test_the_map_of_a_voxel_is_kept_as_attend_writes_it(page, site, volumes, tmp_path):
+    """NIfTI: the numbers and the affine of ``saccade attend``, of the patch that asks, in the share that is kept."""
+    from saccade.api import attend
+    from saccade.asking import AttendOptions
+
+    (tmp_path / "head.nii.gz").write_bytes(nifti((20, 24, 30)))
+    page.set_input_files("input[type=file]", tmp_path / "head.nii.gz")
+    until(page, "document.querySelector('.thumbs [aria-selected=true]')?.title === 'head.nii.gz'")
+    until(page, "!document.querySelector('[aria-busy]') && document.querySelector('.words strong')")
+    box = page.get_by_label("Axial plane").bounding_box()
+    page.get_by_label("Axial plane").click(position={"x": 0.6 * box["width"], "y": 0.3 * box["height"]})
+    until(page, "document.querySelector('.words').innerText.includes('plane 2, row 1, column 2 asks')")
+    for head, keep in ((None, None), (0, 0.6)):
+        page.get_by_label("Head", exact=True).select_option("mean" if head is None else str(head))
+        if keep:
+            page.get_by_label("Keep the share").fill(f"{100 * keep:g}")
+        options = AttendOptions(query="16,7,12", head="mean" if head is None else str(head), threshold=keep)
+        found = attend(volumes.folder, tmp_path / "head.nii.gz", options=options)
+        assert found.found.amap.query_box[:3] == (8, 4, 8)  # the patch that asks on the page: planes of 4 voxels
+        wanted = nibabel.load(found.save(tmp_path / "wanted.nii.gz"))
+        name, data = saved(page, "nifti")
+        written = nibabel.Nifti1Image.from_bytes(gzip.decompress(data))
+        assert name == "head-attention.nii.gz" and written.shape == wanted.shape == (20, 24, 30)
+        np.testing.assert_array_equal(written.affine, wanted.affine)
+        np.testing.assert_allclose(written.get_fdata(), wanted.get_fdata(), atol=1e-5)
+        assert (written.get_fdata() == 0).any() == (keep is not None)
+
+
+def test_the_planes_and_the_weights_are_kept_as_they_are_shown(page, site, volumes):
+    page.get_by_label("Keep the share").fill("60")
+    box = page.get_by_label("Axial plane").bounding_box()
+    page.get_by_label("Axial plane").click(position={"x": 0.6 * box["width"], "y": 0.3 * box["height"]})
+    until(page, "document.querySelector('.words').innerText.includes('plane 2, row 1, column 2 asks')")
+    name, data = saved(page, "csv")
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    compared = seen(site, volumes).compared
+    wanted = compared.rows(compared.depth - 1, 1 + (2 * 4 + 1) * 4 + 2)[:, 0, 1:].mean(axis=0)
+    assert name == "volume-0-attention.csv" and len(rows) == 64
+    np.testing.assert_allclose([float(row["value"]) for row in rows], wanted, rtol=1e-4)
+    assert [(row["slice"], row["row"], row["column"]) for row in rows[:6]][4:] == [("0", "1", "0"), ("0", "1", "1")]
+    assert [row["shown"] == "1" for row in rows] == threshold_mask(wanted[None], 0.6)[0].tolist()
+    name, data = saved(page, "png")
+    picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert name == "volume-0-attention.png" and picture.shape[1] == 3 * (384 + 16) + 16
+    pixels = """() => [...document.querySelectorAll('.plane canvas')].slice(0, 3).map((canvas) =>
+        [...canvas.getContext('2d').getImageData(0, 0, 384, 384).data])"""
+    for number, shown in enumerate(page.evaluate(pixels)):
+        left, top = 16 + number * 400, 16 + 44
+        plane = np.array(shown, dtype=np.uint8).reshape(384, 384, 4)[..., :3]
+        np.testing.assert_array_equal(picture[top : top + 384, left : left + 384], plane)
+
+
+def test_two_models_of_a_volume_are_asked_at_one_place(page, site, coarse, volumes):
+    page.reload()
+    until(page, DRAWN)
+    page.get_by_label("B, beside it").select_option(label="coarse")
+    until(page, "document.querySelectorAll('.words strong').length === 2 && !document.querySelector('[aria-busy]')")
+    assert page.locator("section h2:visible").all_inner_texts()[:2] == ["A: cubes", "B: coarse"]
+    canvas = page.get_by_label("Axial plane, B")
+    box = canvas.bounding_box()
+    canvas.click(position={"x": 0.9 * box["width"], "y": 0.9 * box["height"]})
+    says = "[...document.querySelectorAll('.words')].map((node) => node.innerText.split(' asks')[0]).join()"
+    until(page, f"{says} === 'The patch in plane 2, row 3, column 3,The patch in plane 1, row 1, column 1'")
+    rows = list(csv.DictReader(io.StringIO(saved(page, "csv")[1].decode())))
+    assert [row["panel"] for row in rows] == ["A"] * 64 + ["B"] * 8
+    page.get_by_label("B, beside it").select_option(label="nothing")
+    until(page, "document.querySelectorAll('.words').length === 1 && !document.querySelector('[aria-busy]')")
+
+
+def test_a_refused_model_leaves_no_map_of_another(page, site, coarse, refusals):
+    refusals.append("status of 400")
+    page.reload()
+    until(page, DRAWN)
+    weights = coarse.folder / "model" / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(b"nothing")
+    page.get_by_label("Model", exact=True).select_option(label="coarse")
+    page.locator(".work section [role=alert]").wait_for()
+    assert not page.locator(".planes canvas:visible, .words strong").count()
+    assert "model.safetensors" in page.locator(".work section [role=alert]").inner_text()
+    weights.write_bytes(kept)
+    page.get_by_label("Model", exact=True).select_option(label="cubes")
+    until(page, DRAWN)
+    assert page.locator(".planes canvas:visible").count() == 4
+    assert not page.locator("[role=alert]:visible").count()
 
 
 def test_a_volume_that_claims_too_much_is_refused_before_it_is_unpacked(site, volumes):
@@ -110,16 +221,9 @@ def test_what_lies_under_the_cross_follows_the_wheel(page):
     until(page, "document.querySelector('.words').innerText.includes('Under the cross')")
 
 
-def test_another_model_is_asked_at_the_same_place(page, site, volumes, tmp_path):
-    network = build("vit_micro_patch8_w32", channels=1, size_px=SIDE, axes=3)
-    save_model(
-        tmp_path / "model", network, InputSpec(1, SIDE, 0.0, 1.0, (0.5,), (0.25,), axes=3, intensity="range"), about={}
-    )
-    (tmp_path / "config.yaml").write_text((volumes.folder / "config.yaml").read_text())
-    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "coarse", tmp_path)
-    site.desk.runs.append(run)
+def test_another_model_is_asked_at_the_same_place(page, site, coarse):
     page.reload()
-    until(page, "document.querySelector('.words strong') && !document.querySelector('[aria-busy]')")
+    until(page, DRAWN)
     canvas = page.get_by_label("Axial plane")
     box = canvas.bounding_box()
     canvas.click(position={"x": 0.9 * box["width"], "y": 0.9 * box["height"]})
@@ -128,7 +232,6 @@ def test_another_model_is_asked_at_the_same_place(page, site, volumes, tmp_path)
     page.get_by_label("Model").select_option(label="coarse")
     until(page, "document.querySelector('.words').innerText.includes('plane 1, row 1, column 1 asks')")
     assert page.evaluate("document.activeElement.labels?.[0].textContent") == "Model"  # the keyboard keeps its place
-    site.desk.runs.remove(run)
 
 
 def test_planes_are_linked_and_move_by_keys(page):

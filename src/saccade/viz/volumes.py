@@ -23,14 +23,12 @@ Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class VolumeMap:
-    """A map of one query over the cube that the network saw; numbers in millimetres from the volume's corner.
+class SeenCube:
+    """The cube through which a network sees a volume; numbers in millimetres from the volume's corner.
 
-    amap       its values are [H T' Y' X']     start_mm (z, y, x), side_mm   of the cube
-    extent_mm  of the volume
+    start_mm (z, y, x), side_mm   of the cube     extent_mm   of the volume
     """
 
-    amap: AttentionMap
     start_mm: Point
     side_mm: float
     extent_mm: Point
@@ -53,14 +51,30 @@ class VolumeMap:
         weights = np.maximum(0, 1 - np.abs(near[:, None] - np.arange(patches)))
         return weights * ((place >= 0) & (place <= patches))[:, None]
 
+
+@dataclass(frozen=True)
+class VolumeMap:
+    """A map of one query over the cube that the network saw. ``amap``: its values are [H T' Y' X']."""
+
+    amap: AttentionMap
+    cube: SeenCube
+
     def box(self, shape: tuple[int, ...]) -> tuple[float, ...] | None:
         """The asking patch in voxels of a volume of this shape: front, top, left, depth, height, width."""
         if self.amap.query_box is None:
             return None
-        scale = [n / mm for n, mm in zip(shape, self.extent_mm)]
-        input_mm = self.side_mm / self.amap.size_px[0]
-        starts = [(self.start_mm[a] + self.amap.query_box[a] * input_mm) * scale[a] for a in range(3)]
+        scale = [n / mm for n, mm in zip(shape, self.cube.extent_mm)]
+        input_mm = self.cube.side_mm / self.amap.size_px[0]
+        starts = [(self.cube.start_mm[a] + self.amap.query_box[a] * input_mm) * scale[a] for a in range(3)]
         return (*starts, *(self.amap.query_box[3 + a] * input_mm * scale[a] for a in range(3)))
+
+
+def seen_cube(batch: Batch, spec: InputSpec) -> SeenCube:
+    """Where the cube of the model's input ``spec`` lies in the one volume of ``batch``."""
+    spacing, sizes = spacing_of(batch), batch.sizes_px.cpu()
+    cube = whole_cubes(sizes, spacing, spec.size_mm)
+    start, extent = cube.start[0].tolist(), (sizes * spacing)[0].tolist()
+    return SeenCube((start[0], start[1], start[2]), float(cube.side[0]), (extent[0], extent[1], extent[2]))
 
 
 def volume_map(
@@ -77,9 +91,8 @@ def volume_map(
     query   "cls", or a point (z, y, x) in millimetres from the volume's corner
     Raises what ``attention_map`` raises, and UsageError for a point that the network does not see.
     """
-    spacing, sizes = spacing_of(batch), batch.sizes_px.cpu()
-    cube = whole_cubes(sizes, spacing, spec.size_mm)
-    start, side = cube.start[0].tolist(), float(cube.side[0])
+    cube = seen_cube(batch, spec)
+    start, side = cube.start_mm, cube.side_mm
     asked: Query = "cls"
     if query != "cls":
         places = [int((at - begin) / side * spec.size_px) for at, begin in zip(query, start)]
@@ -93,5 +106,4 @@ def volume_map(
     with torch.inference_mode():
         pixels = plain_view(batch, spec)
     amap = attention_map(backbone, pixels, query=asked, layer=layer, rollout=rollout)
-    extent = (sizes * spacing)[0].tolist()
-    return VolumeMap(amap, (start[0], start[1], start[2]), side, (extent[0], extent[1], extent[2]))
+    return VolumeMap(amap, cube)

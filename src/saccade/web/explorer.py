@@ -86,6 +86,25 @@ def router(desk: Desk) -> APIRouter:
         check_count(count * found.compared.tokens)
         return numbers(found.compared.rollout(first, count)[None])
 
+    @api.get("/nifti")
+    def nifti(
+        asked: Annotated[Asked, Depends()],
+        found: Annotated[Any, Depends(seen)],
+        token: int,
+        layer: int = 0,
+        head: Annotated[int | None, Query(ge=0)] = None,
+        rollout: bool = False,
+        keep: Annotated[float | None, Query(gt=0, le=1)] = None,
+    ) -> Response:
+        """The map of one token over a volume, at every voxel, as ``saccade attend`` writes it; no head: their mean."""
+        from saccade.explore import volume_file
+
+        if head is not None and found.compared is not None and head >= found.compared.heads:
+            raise UsageError("no such head", got=head, expected=f"0 to {found.compared.heads - 1}")
+        values = found.map(token, layer=layer, head=head, rollout=rollout)
+        packed = volume_file(found, desk.sample(asked.image), values, keep)
+        return Response(packed, media_type="application/gzip")
+
     @api.get("/pair")
     def pair(found: Annotated[Any, Depends(seen)], layer: int, head: int, query: int, key: int) -> dict[str, Any]:
         """Every number between one query and one key."""

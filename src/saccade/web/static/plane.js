@@ -17,7 +17,7 @@ export class Plane {
   // events: {pick(voxel), turn(normal, by)}
   constructor(plane, events) {
     Object.assign(this, plane);
-    this.canvas = el("canvas", { class: "map", tabindex: "0", role: "img", "aria-label": `${plane.name} plane`, width: SIDE, height: SIDE });
+    this.canvas = el("canvas", { class: "map", tabindex: "0", role: "img", "aria-label": plane.label ?? `${plane.name} plane`, width: SIDE, height: SIDE });
     this.caption = el("figcaption", null, plane.name);
     this.node = el("figure", { class: "panel plane" }, this.caption, this.canvas);
     this.canvas.addEventListener("click", (event) => events.pick(this.voxelUnder(event)));

@@ -6,25 +6,36 @@ import { colour, cover, percent, compact } from "./maps.js";
 const GAP = 24, HEAD = 64, FOOT = 56;
 
 export function saver(page) {
-  const names = { svg: "SVG", png: "PNG", csv: "CSV" };
-  return el("div", { class: "field" }, el("span", { class: "label", id: "save-label" }, "Save"),
-    el("div", { class: "group", role: "group", "aria-labelledby": "save-label" }, Object.entries(names).map(([kind, name]) =>
-      el("button", { type: "button", "data-save": kind, onclick: () => save(page, kind) }, name))));
+  return saveButtons({ svg: "SVG", png: "PNG", csv: "CSV" }, (kind) => save(page, kind));
 }
 
-async function save(page, kind) {
-  const shown = page.panels.filter((panel) => panel.look && panel.shown && !panel.node.hidden);
-  if (!shown.length) return;
-  const name = `${page.image.name.replace(/[^A-Za-z0-9._-]+/g, "-").replace(/\.[a-z]+$/i, "")}-attention.${kind}`;
-  const data = kind === "csv" ? new Blob([csv(page, shown)], { type: "text/csv" })
-    : kind === "svg" ? new Blob([drawing(page, shown)], { type: "image/svg+xml" }) : await picture(page, shown);
+// A button a kind of file; kinds: {kind: its name}.
+export function saveButtons(kinds, onsave) {
+  return el("div", { class: "field" }, el("span", { class: "label", id: "save-label" }, "Save"),
+    el("div", { class: "group", role: "group", "aria-labelledby": "save-label" }, Object.entries(kinds).map(([kind, name]) =>
+      el("button", { type: "button", "data-save": kind, onclick: () => onsave(kind) }, name))));
+}
+
+export function fileName(image, ending, beside = "") {
+  return `${image.name.replace(/[^A-Za-z0-9._-]+/g, "-").replace(/(\.nii)?\.[a-z]+$/i, "")}-attention${beside}.${ending}`;
+}
+
+export function hand(data, name) {
   const url = URL.createObjectURL(data);
   el("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
   say(`${name} saved`);
 }
 
-function cell(text) {
+async function save(page, kind) {
+  const shown = page.panels.filter((panel) => panel.look && panel.shown && !panel.node.hidden);
+  if (!shown.length) return;
+  const data = kind === "csv" ? new Blob([csv(page, shown)], { type: "text/csv" })
+    : kind === "svg" ? new Blob([drawing(page, shown)], { type: "image/svg+xml" }) : await picture(page, shown);
+  hand(data, fileName(page.image, kind));
+}
+
+export function cell(text) {
   // A name that begins like a formula would be one in a spreadsheet.
   const safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
   return `"${safe.replaceAll('"', '""')}"`;

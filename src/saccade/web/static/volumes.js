@@ -2,13 +2,13 @@
 
 import { json } from "./ask.js";
 import { chooser } from "./chooser.js";
-import { el, field, redraw, replace, say, select } from "./dom.js";
-import { choose, elsewhere, Look } from "./look.js";
-import { compact, mask, percent, range } from "./maps.js";
+import { el, field, redraw, replace, select } from "./dom.js";
+import { Look } from "./look.js";
 import { newest } from "./newest.js";
 import { explain, nothing } from "./pair.js";
-import { Plane, PLANES } from "./plane.js";
 import { Solid } from "./solid.js";
+import { volumeSaver } from "./volume_save.js";
+import { VolumeSide } from "./volume_side.js";
 import { begin, waiting } from "./waiting.js";
 
 const HEADING = "Where does this voxel look?";
@@ -32,35 +32,48 @@ export async function show(root, context) {
 
 class Volumes {
   constructor(root, context, models) {
-    Object.assign(this, { root, models, signal: context.signal, model: models[0].id, layer: null, head: "mean", kind: "attention",
-      keep: 1, smooth: true, asked: null, openings: newest(), drawings: newest() });
+    Object.assign(this, { root, models, signal: context.signal, layer: null, head: "mean", kind: "attention", keep: 1, smooth: true,
+      image: null, mm: null, asked: null, of: null, solid: null, openings: newest(), drawings: newest() });
+    const events = { pick: (side, voxel) => this.pick(side, voxel), turn: (side, axis, by) => this.move(side, axis, by),
+      key: (side, event, plane) => this.key(side, event, plane) };
+    this.sides = ["A", "B"].map((letter) => new VolumeSide(letter, events));
+    this.sides[0].model = models[0].id;
+    this.sides[1].model = "";
   }
 
+  get two() { return this.sides[1].model !== ""; }
+  get seen() { return this.sides.filter((side) => side.look); }
+  // Whose layers and heads the controls have: the first with attention.
+  get leading() { return (this.seen.find(({ look }) => look.kind === "attention") ?? this.seen[0])?.look; }
+
   build(images) {
-    this.planes = PLANES.map((plane) => new Plane(plane, { pick: (voxel) => this.pick(voxel), turn: (axis, by) => this.move(axis, by) }));
-    for (const plane of this.planes) plane.canvas.addEventListener("keydown", (event) => this.key(event, plane));
     this.tools = el("div", { class: "tools noprint" });
-    this.words = el("p", { class: "words" });
-    this.scale = el("div", { class: "scale" });
+    this.wait = el("p");
     this.explained = el("section", { class: "explained card", "aria-label": "Query, key, value" });
     this.trouble = el("div", { class: "note", role: "alert", hidden: true });
     this.solidCanvas = el("canvas", { width: 384, height: 384, role: "img", "aria-label": "3D view, drag to turn" });
     this.solidWords = el("p", { class: "soft" }, "Drag to turn it. Shown is the tenth of the patches that has most.");
-    const solid = el("figure", { class: "panel plane" }, el("figcaption", null, "3D"), el("div", { class: "solid" }, this.solidCanvas), this.solidWords);
+    this.sides[0].pictures.append(el("figure", { class: "panel plane" }, el("figcaption", null, "3D"),
+      el("div", { class: "solid" }, this.solidCanvas), this.solidWords));
+    for (const side of this.sides) side.pictures.hidden = side.caption.hidden = true;
+    this.views = el("div");
     replace(this.root, el("h1", null, HEADING), el("div", { class: "explorer-grid" }, images,
-      el("div", { class: "work" }, this.tools, this.trouble, el("div", { class: "planes" }, this.planes.map((plane) => plane.node), solid),
-        this.scale, this.words, el("p", { class: "soft noprint" }, "Click a voxel: its patch asks. Arrow keys move the voxel by a patch, ",
-          "Page up and Page down through the planes; C: the class token asks.")),
+      el("div", { class: "work" }, this.tools, this.trouble, this.wait, this.views, el("p", { class: "soft noprint" },
+        "Click a voxel: its patch asks. Arrow keys move the voxel by a patch, Page up and Page down through the planes; C: the class token asks.")),
       this.explained));
+    replace(this.views, this.sides[0].node);
     this.drawTools();
   }
 
   drawTools() {
-    const attention = !this.look || this.look.kind === "attention", depth = this.look?.depth ?? 1, heads = this.look?.heads ?? 1;
+    const { leading } = this, attention = !leading || leading.kind === "attention", depth = leading?.depth ?? 1, heads = leading?.heads ?? 1;
     const again = (change) => { change(); this.refresh(); };
+    const names = this.models.map(({ id, name }) => ({ value: id, text: name }));
+    const model = (side, options) => select(options, side.model, (id) => { side.model = id; this.open(this.image); });
     this.layerName = el("output", null, `${this.layer ?? depth - 1} of 0 to ${depth - 1}`);
     redraw(this.tools, () => replace(this.tools, el("div", { class: "row" },
-      field("Model", select(this.models.map(({ id, name }) => ({ value: id, text: name })), this.model, (id) => { this.model = id; this.open(this.image); })),
+      field("Model", model(this.sides[0], names)),
+      field("B, beside it", model(this.sides[1], [{ value: "", text: "nothing" }, ...names])),
       attention ? field("Shown", select([{ value: "attention", text: "attention of a layer" }, { value: "rollout", text: "rollout, all layers" }], this.kind,
         (kind) => again(() => { this.kind = kind; }))) : null,
       attention ? field("Layer", el("span", { class: "slider" }, el("input", { type: "range", min: 0, max: depth - 1, value: this.layer ?? depth - 1,
@@ -71,122 +84,140 @@ class Volumes {
         oninput: (event) => again(() => { this.keep = Number(event.target.value) / 100; }) })),
       el("button", { type: "button", onclick: () => again(() => { this.asked = null; }) }, attention ? "Class token asks" : "Whole volume asks"),
       el("label", { class: "check" }, el("input", { type: "checkbox", checked: this.smooth,
-        onchange: (event) => again(() => { this.smooth = event.target.checked; }) }), "smooth"))));
+        onchange: (event) => again(() => { this.smooth = event.target.checked; }) }), "smooth"),
+      volumeSaver(this, (error) => this.complain(error)))));
+  }
+
+  complain(error) {
+    if (this.signal.aborted) return;
+    this.trouble.hidden = false;
+    replace(this.trouble, el("strong", null, error.message));
   }
 
   async open(image) {
     const still = this.openings();
     this.image = image;
     this.root.setAttribute("aria-busy", "true");
-    if (!this.look) replace(this.words, waiting("The network is looking at the volume."));
+    if (!this.seen.length) replace(this.wait, waiting("The network is looking at the volume."));
+    const ask = ({ model }) => (model === "" ? null : Look.volume({ model, image: image.id }, this.signal));
+    const answers = await Promise.allSettled(this.sides.map(ask));
+    if (!still() || this.signal.aborted) return;
+    this.trouble.hidden = true;
+    this.solid = null;
+    this.settle(answers);
+    replace(this.views, this.sides.filter(({ model }) => model !== "").map((side) => side.node));
+    this.drawTools();
     try {
-      const look = await Look.volume({ model: this.model, image: image.id }, this.signal);
-      if (!still() || this.signal.aborted) return;
-      this.trouble.hidden = true;
-      this.look = look;
-      this.layer = Math.min(this.layer ?? look.depth - 1, look.depth - 1);
-      if (this.head !== "mean" && this.head >= look.heads) this.head = "mean";
-      this.at = this.at && this.at.every((value, axis) => value < look.size_px[axis]) ? this.at : look.size_px.map((side) => side >> 1);
-      if (this.asked !== null) this.asked = this.patchOf(this.at); // the same place in another grid
-      this.drawTools();
-      this.solid = null;
       await this.refresh();
-      Solid.open(this.solidCanvas, look.cube, look.size_px, look.grid).then((solid) => {
-        if (!still() || this.signal.aborted) return;
-        this.solid = solid;
-        this.solid.show(this.map, this.inside);
-        this.solidCanvas.dataset.drawn = "yes";
-      }, (error) => { this.solidCanvas.parentNode.hidden = true; this.solidWords.textContent = error.message; });
+      this.openSolid(still);
     } catch (error) {
-      if (this.signal.aborted || !still()) return;
-      if (!this.look) replace(this.words);
-      this.trouble.hidden = false;
-      replace(this.trouble, el("strong", null, `${image.name}: ${error.message}`), error.said?.hint ? el("p", null, error.said.hint) : null);
-    } finally { if (still()) this.root.removeAttribute("aria-busy"); }
+      if (still()) this.complain(error);
+    } finally {
+      if (still()) { this.root.removeAttribute("aria-busy"); replace(this.wait); }
+    }
   }
 
-  patchOf(voxel) { return voxel.map((value, axis) => Math.floor((value * this.look.grid[axis]) / this.look.size_px[axis])); }
-  placeOf([z, y, x]) { return (z * this.look.grid[1] + y) * this.look.grid[2] + x; }
-  name(place) {
-    const [, rows, columns] = this.look.grid;
-    return `plane ${Math.floor(place / (rows * columns))}, row ${Math.floor(place / columns) % rows}, column ${place % columns}`;
+  // Every side gets its look, or says why there is none. The voxels that were chosen stay where they are in the volume.
+  settle(answers) {
+    const anew = this.of !== this.image.id, before = anew ? this.seen[0]?.look.cube_mm ?? null : null;
+    this.of = this.image.id;
+    answers.forEach(({ value, reason }, i) => {
+      const side = this.sides[i], name = this.models.find(({ id }) => id === side.model)?.name;
+      side.title = `${this.two ? `${side.letter}: ` : ""}${name}`;
+      if (value) side.setLook(value, this.two ? side.title : "");
+      else if (reason) { side.refuse(reason); side.caption.hidden = !this.two; side.caption.textContent = side.title; } else side.clear();
+    });
+    const { leading } = this;
+    if (!leading) { nothing(this.explained, "Nothing is shown that could be explained."); return; }
+    if (leading.kind === "attention") {
+      this.layer = Math.min(this.layer ?? leading.depth - 1, leading.depth - 1);
+      if (this.head !== "mean" && this.head >= leading.heads) this.head = "mean";
+    }
+    const [first] = this.seen;
+    // In another volume the same place is that of the cube.
+    const along = (mm) => mm && before && mm.map((at, axis) => first.look.cube_mm.start[axis]
+      + ((at - before.start[axis]) / before.side) * first.look.cube_mm.side);
+    if (anew) [this.mm, this.asked] = [along(this.mm), along(this.asked)];
+    this.mm ??= first.toMm(first.look.size_px.map((side) => side >> 1));
   }
 
-  pick(voxel) {
-    if (!this.look) return;
-    this.at = voxel;
-    this.asked = this.patchOf(voxel);
+  async openSolid(still) {
+    const [side] = this.sides;
+    if (!side.look) return;
+    try {
+      const solid = await Solid.open(this.solidCanvas, side.look.cube, side.look.size_px, side.look.grid);
+      if (!still() || this.signal.aborted) return;
+      this.solid = solid;
+      this.solid.show(side.map, side.inside);
+      this.solidCanvas.dataset.drawn = "yes";
+    } catch (error) {
+      this.solidCanvas.parentNode.hidden = true;
+      this.solidWords.textContent = error.message;
+    }
+  }
+
+  at(side) { return side.toVoxel(this.mm); }
+
+  pick(side, voxel) {
+    this.mm = this.asked = side.toMm(voxel);
     return this.refresh();
   }
 
-  move(axis, by) {
-    if (!this.look) return;
-    this.at = this.at.map((value, i) => (i === axis ? Math.min(this.look.size_px[i] - 1, Math.max(0, value + by)) : value));
+  move(side, axis, by) {
+    if (!side.look) return;
+    this.mm = side.toMm(this.at(side).map((value, i) => (i === axis ? Math.min(side.look.size_px[i] - 1, Math.max(0, value + by)) : value)));
     this.paint();
-    if (this.told) this.say(...this.told);
   }
 
-  key(event, plane) {
-    if (!this.look || event.ctrlKey || event.metaKey || event.altKey) return;
-    const patch = (axis) => this.look.size_px[axis] / this.look.grid[axis];
+  key(side, event, plane) {
+    const { look } = side;
+    if (!look || event.ctrlKey || event.metaKey || event.altKey) return;
+    const patch = (axis) => look.size_px[axis] / look.grid[axis];
     const down = plane.flip ? -1 : 1;
     const step = { ArrowUp: [plane.down, -down], ArrowDown: [plane.down, down], ArrowLeft: [plane.across, -1], ArrowRight: [plane.across, 1],
       PageUp: [plane.normal, 1], PageDown: [plane.normal, -1] }[event.key];
     if (step) {
       const [axis, by] = step;
-      const to = this.at.map((value, i) => (i === axis ? Math.min(this.look.size_px[i] - 1, Math.max(0, Math.round(value + by * patch(axis)))) : value));
-      this.pick(to);
+      this.pick(side, this.at(side).map((value, i) => (i === axis ? Math.min(look.size_px[i] - 1, Math.max(0, Math.round(value + by * patch(axis)))) : value)));
     } else if (event.key.toLowerCase() === "c") { this.asked = null; this.refresh(); } else return;
     event.preventDefault();
   }
 
-  async refresh() {
-    const { look } = this;
-    if (!look) return;
-    const still = this.drawings();
+  // What a side shows: networks without attention their similarity, others what was chosen, as far as they have it.
+  viewOf({ look }) {
     const kind = look.kind === "similarity" ? "similarity" : this.kind;
-    const layer = kind === "similarity" ? 0 : this.layer, head = kind === "attention" ? this.head : "mean";
-    const token = this.asked === null ? 0 : look.prefix + this.placeOf(this.asked);
-    const rows = await look.rows(kind, layer, token, this.signal);
+    const head = kind !== "attention" || (this.head !== "mean" && this.head >= look.heads) ? "mean" : this.head;
+    return { kind, head, layer: kind === "similarity" ? 0 : Math.min(this.layer, look.depth - 1), keep: this.keep, smooth: this.smooth };
+  }
+
+  async refresh() {
+    const { seen } = this, still = this.drawings();
+    if (!seen.length) return;
+    const asked = seen.map((side) => (this.asked === null ? null : side.patchOf(side.toVoxel(this.asked))));
+    const views = seen.map((side) => this.viewOf(side));
+    const rows = await Promise.all(seen.map((side, i) => side.look.rows(views[i].kind, views[i].layer, side.token(asked[i]), this.signal)));
     if (!still() || this.signal.aborted) return;
-    this.map = choose(rows, look.tokens, look.prefix, head);
-    this.limits = range(this.map);
-    this.inside = this.keep < 1 ? mask(this.map, this.keep) : null;
+    seen.forEach((side, i) => side.set(rows[i], views[i], asked[i]));
     this.paint();
-    this.solid?.show(this.map, this.inside);
-    this.told = [rows, kind, head];
-    this.say(...this.told);
-    await this.explainPair(rows, kind, layer, head, token, still);
+    const [first] = this.sides;
+    if (first.map) this.solid?.show(first.map, first.inside);
+    await this.explainPair(seen[0], still);
   }
 
   paint() {
-    if (!this.map) return;
-    const { look } = this;
-    for (const plane of this.planes) {
-      plane.draw({ cube: look.cube, size: look.size_px, map: this.map, grid: look.grid, at: this.at, limits: this.limits, inside: this.inside,
-        smooth: this.smooth, asked: this.asked });
-      plane.caption.textContent = `${plane.name} ${this.at[plane.normal]} of 0 to ${look.size_px[plane.normal] - 1}`;
+    for (const side of this.seen) {
+      side.paint(this.at(side));
+      side.tell(this.at(side));
     }
   }
 
-  say(rows, kind, head) {
-    const { look } = this, number = kind === "similarity" ? compact : percent;
-    const most = this.map.indexOf(this.limits.high), here = this.map[this.placeOf(this.patchOf(this.at))];
-    const who = this.asked === null ? (kind === "similarity" ? "The whole volume" : "The class token") : `The patch in ${this.name(this.placeOf(this.asked))}`;
-    replace(this.scale, el("span", null, number(this.limits.low)), el("span", { class: "ramp" }), el("span", null, number(this.limits.high)));
-    replace(this.words, `${who} asks. Most: `, el("strong", null, this.name(most)), ` with ${number(this.limits.high)}`,
-      kind === "similarity" ? "." : ` (an even share is ${percent(1 / look.tokens)}); the class token takes ${percent(elsewhere(rows, look.tokens, look.prefix, head))}.`,
-      ` Under the cross: ${number(here)}.`);
-    say(`${who}: most in ${this.name(most)}`);
-  }
-
-  async explainPair(rows, kind, layer, head, query, still) {
-    const { look } = this;
+  async explainPair(side, still) {
+    const { look, rows, view: { kind, layer, head } } = side;
     if (kind !== "attention") {
       nothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own." : "This network has no queries and keys.");
       return;
     }
-    const key = look.prefix + this.map.indexOf(this.limits.high);
+    const query = side.token(side.asked), key = look.prefix + side.map.indexOf(side.limits.high);
     let chosen = head;
     if (head === "mean") {
       chosen = 0;
@@ -194,7 +225,7 @@ class Volumes {
     }
     const pair = await look.pair(layer, chosen, query, key, this.signal).catch(() => null);
     if (!pair || !still()) return;
-    const name = (token) => (token < look.prefix ? "the class token" : `the patch in ${this.name(token - look.prefix)}`);
+    const name = (token) => (token < look.prefix ? "the class token" : `the patch in ${side.name(token - look.prefix)}`);
     explain(this.explained, pair, { query: name(query), key: name(key), layer, head: chosen },
       head === "mean" ? "The mean has no score of its own: this is the head in which this key has most." : "");
   }

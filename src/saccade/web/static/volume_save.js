@@ -1,0 +1,66 @@
+// What is shown of a volume, as a file: PNG (the planes as they are), CSV (a line a patch), NIfTI (the map at every voxel of the
+// volume, which the server writes as `saccade attend` does).
+
+import { blob } from "./ask.js";
+import { compact, painted, percent } from "./maps.js";
+import { cell, fileName, hand, saveButtons } from "./save.js";
+
+const GAP = 16, LINE = 22, RAMP = 256;
+
+// page: {sides, image, layer}
+export function volumeSaver(page, complain) {
+  return saveButtons({ png: "PNG", csv: "CSV", nifti: "NIfTI" }, (kind) => save(page, kind).catch(complain));
+}
+
+async function save(page, kind) {
+  const shown = page.sides.filter((side) => side.map);
+  if (!shown.length) return;
+  if (kind === "csv") hand(new Blob([table(shown)], { type: "text/csv" }), fileName(page.image, "csv"));
+  else if (kind === "png") hand(await picture(shown, page.image), fileName(page.image, "png"));
+  else for (const side of shown) {
+    const { view, look } = side, beside = shown.length > 1 ? `-${side.letter}` : "";
+    const query = { ...look.query, token: side.token(side.asked), layer: view.layer, rollout: view.kind === "rollout",
+      head: view.head === "mean" ? undefined : view.head, keep: view.keep < 1 ? view.keep : undefined };
+    hand(await blob("attention/nifti", query), fileName(page.image, "nii.gz", beside));
+  }
+}
+
+function table(shown) {
+  const lines = ["panel,model,kind,layer,head,slice,row,column,value,shown"];
+  for (const { letter, look, map, inside, view } of shown) {
+    const [, rows, columns] = look.grid;
+    map.forEach((value, place) => lines.push([letter, cell(look.name), view.kind, view.kind === "attention" ? view.layer : "all", view.head,
+      Math.floor(place / (rows * columns)), Math.floor(place / columns) % rows, place % columns, value.toPrecision(8),
+      inside && !inside[place] ? 0 : 1].join(",")));
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+// The pixels of the planes, a row a model, with their captions, who asks, and the scale.
+function picture(shown, image) {
+  const canvas = document.createElement("canvas"), context = canvas.getContext("2d"), side = shown[0].planes[0].canvas.width;
+  const high = 2 * LINE + side + LINE + 2 * GAP, wide = 3 * (side + GAP) + GAP;
+  canvas.width = wide;
+  canvas.height = shown.length * high + LINE + GAP;
+  context.fillStyle = "#ffffff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  const write = (text, x, y, font, colour = "#1c1e21") => { context.font = `${font} system-ui, sans-serif`; context.fillStyle = colour; context.fillText(text, x, y); };
+  shown.forEach((one, number) => {
+    const top = number * high + GAP, foot = top + 2 * LINE + side + LINE - 6;
+    write(one.title, GAP, top + LINE - 6, "600 15px");
+    one.planes.forEach((plane, i) => {
+      const left = GAP + i * (side + GAP);
+      write(plane.caption.textContent, left, top + 2 * LINE - 8, "13px");
+      context.drawImage(plane.canvas, left, top + 2 * LINE);
+    });
+    const { low, high: most } = one.limits, say = one.view.kind === "similarity" ? compact : percent;
+    const ramp = painted(Float32Array.from({ length: RAMP }, (_, i) => i / (RAMP - 1)), { low: 0, high: 1 });
+    for (let i = 0; i < RAMP; i++) {
+      context.fillStyle = `rgb(${ramp[4 * i]} ${ramp[4 * i + 1]} ${ramp[4 * i + 2]})`;
+      context.fillRect(GAP + i, foot - 10, 1, 10);
+    }
+    write(`${say(low)} to ${say(most)}${one.view.keep < 1 ? `; the patches that hold ${percent(one.view.keep)}` : ""}`, 2 * GAP + RAMP, foot, "12px");
+  });
+  write(`${image.name} · saccade`, GAP, canvas.height - GAP, "12px", "#5c6167");
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
