@@ -51,7 +51,7 @@ def test_clusters_are_found_and_numbered_by_size():
 def test_tsne_ends_in_the_background_and_keeps_clusters(monkeypatch):
     pytest.importorskip("openTSNE", reason='this test needs pip install "saccade[map]"')
     x, label = blobs(120)
-    job = projection.Job("tsne", x)
+    job = projection.begin("tsne", x)
     assert job.state().state == "running"
     seen = set()
     end = time.monotonic() + 200
@@ -60,7 +60,7 @@ def test_tsne_ends_in_the_background_and_keeps_clusters(monkeypatch):
         time.sleep(0.02)
     assert job.state().state == "done", job.state()
     assert any("step" in text for text in seen)
-    places = job.places
+    places = job.result
     middle = np.stack([places[label == c].mean(axis=0) for c in range(4)])
     nearest = np.linalg.norm(places[:, None] - middle, axis=2).argmin(axis=1)
     assert (nearest == label).mean() == 1
@@ -68,11 +68,11 @@ def test_tsne_ends_in_the_background_and_keeps_clusters(monkeypatch):
 
 def test_a_job_can_be_cancelled():
     pytest.importorskip("openTSNE", reason='this test needs pip install "saccade[map]"')
-    job = projection.Job("tsne", blobs(2000)[0])
+    job = projection.begin("tsne", blobs(2000)[0])
     job.cancel()
     assert job.wait(20).state == "cancelled"
     job._process.join(20)
-    assert not job._process.is_alive() and job.places is None
+    assert not job._process.is_alive() and job.result is None
     assert job.state().state == "cancelled"  # the process's end says nothing else
 
 
@@ -80,14 +80,14 @@ def test_a_job_can_be_cancelled():
 def test_umap_ends_in_the_background():
     """Its first start compiles for half a minute."""
     pytest.importorskip("umap", reason='this test needs pip install "saccade[umap]"')
-    job = projection.Job("umap", blobs(120)[0])
-    assert job.wait(280).state == "done" and np.isfinite(job.places).all()
+    job = projection.begin("umap", blobs(120)[0])
+    assert job.wait(280).state == "done" and np.isfinite(job.result).all()
 
 
 def test_what_cannot_be_made_is_said(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openTSNE", None)
     with pytest.raises(MissingDependency, match=r'pip install "saccade\[map\]"'):
-        projection.Job("tsne", blobs(20)[0])
+        projection.begin("tsne", blobs(20)[0])
     assert "pip install" in projection.missing("tsne")
     with pytest.raises(UsageError, match="unknown kind of map"):
         projection.missing("isomap")

@@ -39,11 +39,18 @@ def embed_cached(
     device: torch.device,
     precision: str,
     batch: int = 128,
+    report: Report | None = None,
 ) -> np.ndarray:
     """Features [N D] float32 of the images at ``indices``: the whole image, evaluation mode."""
-    shown = whole(cache, spec)
     return answers_to(
-        shown, network, lambda x: network(x).cls, indices, device=device, precision=precision, batch=batch
+        whole(cache, spec),
+        network,
+        lambda x: network(x).cls,
+        indices,
+        device=device,
+        precision=precision,
+        batch=batch,
+        report=report,
     )
 
 
@@ -62,6 +69,7 @@ def answers_to(
     device: torch.device,
     precision: str,
     batch: int = 128,
+    report: Report | None = None,
 ) -> np.ndarray:
     """What ``answer`` says of the images at ``indices``, float32 [N D], with ``network`` in evaluation mode."""
     was_training = network.training
@@ -71,6 +79,8 @@ def answers_to(
         pixels = shown(indices[start : start + batch]).to(device)
         with runtime.autocast(device, precision):
             rows.append(answer(pixels).float().cpu())
+        if report is not None:
+            report(min(start + batch, len(indices)), len(indices))
     network.train(was_training)
     return torch.cat(rows).numpy()
 
@@ -166,6 +176,7 @@ def embed_model(
     device: torch.device,
     precision: str,
     grey: bool = False,
+    report: Report | None = None,
 ) -> FeatureTable:
     """The feature table of one model. ``grey``: show the images to it as luminance."""
     spec = model.spec
@@ -179,6 +190,7 @@ def embed_model(
         spec,
         device=device,
         precision=precision,
+        report=report,
     )
     return _table(cache, features, model.name, {"spec": dataclasses.asdict(spec), "precision": precision})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def _slide_embedder(model: str | Path, tiles: SlideTiles, *, grey: bool, max_bad
     return Embedder(loaded, tiles, say=console.say, max_bad=max_bad)
 
 
+def _each(told: Callable[[int, int, dict[str, float]], None], done: int, total: int) -> None:
+    """Images are read by the thousand a second: every 64th is told, and the last."""
+    if done % 64 == 0 or done == total:
+        told(done, total, {})
+
+
 def embed(
     model: str | Path,
     data: str | Path,
@@ -123,9 +130,17 @@ def embed(
             embedder, out, origin=_origin(model, data, where), report=lambda done, total: report(done, total, {})
         )
     _check_name(out, "features of images", folders=False)
-    decoded = embedding.Decoded(source, max_bad=max_bad, report=None)
+    progress = (console or Quiet()).progress
+    decoded = embedding.Decoded(source, max_bad=max_bad, report=lambda done, total: _each(progress, done, total))
     loaded, _ = fitted_model(model, decoded)
-    table = embedding.embed_model(loaded, decoded, device=device, precision=runtime.usual_precision(device), grey=grey)
+    table = embedding.embed_model(
+        loaded,
+        decoded,
+        device=device,
+        precision=runtime.usual_precision(device),
+        grey=grey,
+        report=lambda done, total: progress(done, total, {"features": done}),
+    )
     about = table.about | {"weights": fingerprint(loaded.backbone)} | _origin(model, data, where)
     table = dataclasses.replace(table, about=about)
     if out is not None:

@@ -2,25 +2,19 @@
 
 PCA is exact and there at once. t-SNE (van der Maaten and Hinton 2008, by openTSNE) and UMAP (McInnes et al. 2018,
 by umap-learn) bring neighbours together; distances between far points mean nothing in them. They take minutes, so
-``Job`` runs them in a process of their own, says how far they are, and can end them at any time.
+``begin`` makes them in a process of their own, which says how far it is and can be ended at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import re
-import threading
-import time
-import traceback
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from saccade.errors import MissingDependency, UsageError, require, unknown
+from saccade.jobs import Job, Report
 from saccade.seeds import numpy_generator
 from saccade.store import unit
 
@@ -28,7 +22,6 @@ KINDS = {"tsne": ("openTSNE", "map"), "umap": ("umap", "umap")}  # module, extra
 WIDTH = 50  # principal components that t-SNE and UMAP begin from
 FITTED = 20_000  # rows that k-means looks for its centres in
 ITERATIONS = (250, 500)  # of t-SNE: with exaggeration, without
-Report = Any  # (share done, what is being done) -> whether to go on
 
 
 # --- at once ------------------------------------------------------------------------------------
@@ -147,88 +140,17 @@ def umap(features: np.ndarray, report: Report) -> np.ndarray:
     return np.asarray(model.fit_transform(x), dtype=np.float32)
 
 
-def _serve(kind: str, features: np.ndarray, pipe: Connection) -> None:
-    """In the child: make the map, say how far it is, hand it over."""
-
-    def report(share: float, text: str) -> None:
-        pipe.send(("progress", share, text))
-
-    try:
-        with contextlib.redirect_stdout(None):  # umap-learn prints what it does
-            places = {"tsne": tsne, "umap": umap}[kind](features, report)
-        pipe.send(("done", places, ""))
-    except Exception as error:  # whatever the libraries raise belongs to the one who asked
-        pipe.send(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
+def _make(report: Report, kind: str, features: np.ndarray) -> np.ndarray:
+    """In a process of its own. umap-learn prints what it does."""
+    with contextlib.redirect_stdout(None):
+        return {"tsne": tsne, "umap": umap}[kind](features, report)
 
 
-@dataclass(frozen=True)
-class State:
-    """Where a job stands: "running", "done", "failed" or "cancelled"; share 0..1, text for people, seconds spent."""
-
-    state: str
-    share: float
-    text: str
-    seconds: float
-
-
-class Job:
-    """One map that is being made in a process of its own. Raises MissingDependency at the start, not later."""
-
-    def __init__(self, kind: str, features: np.ndarray):
-        if kind not in KINDS:
-            raise unknown("kind of map", kind, ("pca", *KINDS))
-        require(*KINDS[kind], f"a map by {kind}")
-        if len(features) < 4:
-            raise UsageError(f"a map by {kind} needs at least 4 rows", got=len(features))
-        self.kind = kind
-        self.places: np.ndarray | None = None
-        self._began = time.monotonic()
-        self._state = State("running", 0.0, "starting", 0.0)
-        self._lock = threading.Lock()
-        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        self._pipe, there = context.Pipe(duplex=False)
-        self._process = context.Process(target=_serve, args=(kind, features, there), daemon=True)
-        self._process.start()
-        there.close()
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                what, value, text = self._pipe.recv()
-            except (EOFError, OSError):
-                self._settle("failed", 0.0, "its process ended without a result")
-                break
-            if what == "progress":
-                self._settle("running", float(value), text)
-                continue
-            if what == "done":
-                self.places = value
-            self._settle(what, 1.0 if what == "done" else 0.0, "done" if what == "done" else value)
-            break
-        self._process.join()
-
-    def _settle(self, state: str, share: float, text: str) -> None:
-        """What ended stays as it ended."""
-        with self._lock:
-            if self._state.state == "running":
-                self._state = State(state, share, text, round(time.monotonic() - self._began, 1))
-
-    def state(self) -> State:
-        with self._lock:
-            if self._state.state != "running":
-                return self._state
-            return replace(self._state, seconds=round(time.monotonic() - self._began, 1))
-
-    def cancel(self) -> None:
-        """End the process; a map that is done stays."""
-        self._settle("cancelled", 0.0, "cancelled")
-        if self._process.is_alive():
-            self._process.terminate()
-
-    def wait(self, seconds: float) -> State:
-        """Until it has ended, or the time is over."""
-        end = time.monotonic() + seconds
-        while self._state.state == "running" and time.monotonic() < end:
-            time.sleep(0.05)
-        return self._state
+def begin(kind: str, features: np.ndarray) -> Job:
+    """Begin to make a map; its result is [N 2]. Raises MissingDependency at the start, not later, and UsageError."""
+    if kind not in KINDS:
+        raise unknown("kind of map", kind, ("pca", *KINDS))
+    require(*KINDS[kind], f"a map by {kind}")
+    if len(features) < 4:
+        raise UsageError(f"a map by {kind} needs at least 4 rows", got=len(features))
+    return Job(_make, kind, features)

@@ -94,7 +94,7 @@ class Bar:
 
 def _kind(logs: Mapping[str, float]) -> str:
     """What is counted, from the figures that come with it."""
-    kinds = {"loss": "training", "failed": "cells", "folds": "folds"}
+    kinds = {"loss": "training", "failed": "cells", "folds": "folds", "features": "features"}
     return next((kind for name, kind in kinds.items() if name in logs), "cells" if logs else "reading")
 
 

@@ -61,10 +61,43 @@ def ask_the_first_point(window):
     window.wait_for_selector(".hits li")
 
 
+def everything_in(folder):
+    return {file for file in folder.rglob("*") if file.is_file()}
+
+
 def test_a_run_without_a_table_says_the_command(window, site):
     open_map(window)
     said = window.locator(".command code").all_inner_texts()
     assert len(said) == 2 and said[0].startswith("saccade embed ") and "--out" in said[0] and str(site.run) in said[0]
+
+
+def test_the_vectors_of_a_run_are_computed_when_asked(window, site):
+    """Into the folder of the run, and nowhere else; the map of them is open then."""
+    before = everything_in(site.run.parent)
+    open_map(window)
+    short = window.locator(".commands li").filter(has_text="short")
+    short.get_by_role("button", name="Compute them now").click()
+    short.get_by_text("Vectors are being computed").wait_for()
+    window.goto(f"{site.origin}/#/runs")  # going elsewhere stops nothing
+    open_map(window)
+    try:
+        window.wait_for_selector(".page.atlas[data-ready] .legend li", timeout=120_000)
+        assert "24 images" in window.locator(".words").inner_text()
+        assert everything_in(site.run.parent) - before == {site.run / "features.parquet"}
+        assert window.locator(".commands li").count() == 1
+    finally:
+        (site.run / "features.parquet").unlink(missing_ok=True)
+
+
+def test_computing_vectors_can_be_stopped_and_says_what_went_wrong(window, site):
+    open_map(window)
+    short, long = (window.locator(".commands li").filter(has_text=name) for name in ("short", "long"))
+    short.get_by_role("button", name="Compute them now").click()
+    short.get_by_role("button", name="Stop").click()
+    short.get_by_role("button", name="Compute them now").wait_for()
+    assert not (site.run / "features.parquet").exists()
+    long.get_by_role("button", name="Compute them now").click()  # its images are invented
+    assert "no such file" in long.get_by_role("alert").inner_text(timeout=120_000)
 
 
 def test_a_table_that_is_being_read_is_waited_for_in_words(window, site, tables):

@@ -19,11 +19,12 @@ from starlette.exceptions import HTTPException
 from saccade.errors import UsageError
 from saccade.filters import Condition
 from saccade.web.desk import Desk, RunOnDesk
+from saccade.web.making import TABLE, Making
 from saccade.web.opened import MOST, OpenedTable
 from saccade.web.typed import embed_command
 
 KEPT = 3  # tables in memory
-USUAL = ("features.parquet", "features.lance")
+USUAL = (TABLE, "features.lance")
 
 
 class Shelf:
@@ -42,7 +43,8 @@ class Shelf:
         for run in self.desk.runs:
             own = self._of(run)
             if own is None:
-                found.append({"name": run.name, "command": embed_command(run.folder, run.folder / USUAL[0])})
+                command = embed_command(run.folder, run.folder / TABLE)
+                found.append({"name": run.name, "run": run.id, "command": command})
             else:
                 found.append({"id": self.desk.id_of("table", str(own)), "name": run.name, "run": run.id})
         return found
@@ -77,6 +79,21 @@ def router(desk: Desk) -> APIRouter:
     @api.get("")
     def listed() -> list[dict[str, Any]]:
         return shelf.listed()
+
+    making = Making()
+
+    @api.get("/made/{run}")
+    def making_state(run: str) -> dict[str, Any]:
+        """How far the feature table of a run is."""
+        return dataclasses.asdict(making.state(desk.run(run)))
+
+    @api.post("/made/{run}")
+    def make(run: str) -> dict[str, Any]:
+        return dataclasses.asdict(making.start(desk.run(run)))
+
+    @api.post("/made/{run}/stop")
+    def stop_making(run: str) -> dict[str, Any]:
+        return dataclasses.asdict(making.stop(desk.run(run)))
 
     @api.get("/{key}")
     def about(key: str) -> dict[str, Any]:

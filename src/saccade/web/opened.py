@@ -19,6 +19,7 @@ from saccade.contracts import Record, Sample
 from saccade.data.decode import decode
 from saccade.errors import UsageError, unknown
 from saccade.filters import Condition
+from saccade.jobs import NONE, Job, State
 from saccade.pictures import Pictures
 from saccade.seeds import numpy_generator
 from saccade.store import Store
@@ -52,7 +53,7 @@ class OpenedTable:
         self._columns: dict[str, list[str | None]] = dict(self.table.columns)
         self._rows = {name: row for row, name in enumerate(self.table.ids)}
         self._beyond: list[dict[str, str | None]] = []
-        self._jobs: dict[str, projection.Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._clustering, self._clusters = threading.Lock(), 0
 
@@ -86,9 +87,9 @@ class OpenedTable:
         if kind == "pca":
             return self._pca[0]
         job = self._jobs.get(kind)
-        if job is None or job.places is None:
+        if job is None or job.result is None:
             raise UsageError("that map is not made yet", got=kind)
-        return job.places
+        return job.result
 
     def column(self, name: str, clusters: int | None = None) -> tuple[list[str], np.ndarray]:
         """The values of a column, the most frequent first, and the number of each row's value [N].
@@ -113,23 +114,23 @@ class OpenedTable:
                 self._clusters = count
             return self._columns[CLUSTER]
 
-    def job(self, kind: str) -> projection.State:
+    def job(self, kind: str) -> State:
         """Where the making of a map stands."""
         job = self._jobs.get(kind)
-        return job.state() if job is not None else projection.State("none", 0.0, "", 0.0)
+        return job.state() if job is not None else NONE
 
-    def start(self, kind: str) -> projection.State:
+    def start(self, kind: str) -> State:
         """Begin to make a map, unless it is there or being made. One at a time: each takes a whole core."""
         with self._lock:
             job = self._jobs.get(kind)
             if job is None or job.state().state in ("failed", "cancelled"):
-                busy = next((other.kind for other in self._jobs.values() if other.state().state == "running"), None)
+                busy = next((name for name, other in self._jobs.items() if other.state().state == "running"), None)
                 if busy:
                     raise UsageError(f"the map by {busy} is being made", hint="wait for it, or cancel it")
-                self._jobs[kind] = projection.Job(kind, self.table.features)
+                self._jobs[kind] = projection.begin(kind, self.table.features)
             return self._jobs[kind].state()
 
-    def cancel(self, kind: str) -> projection.State:
+    def cancel(self, kind: str) -> State:
         if kind in self._jobs:
             self._jobs[kind].cancel()
         return self.job(kind)

@@ -8,11 +8,21 @@ from pathlib import Path
 from saccade.reporting.files import RunFiles, mapping, read_run
 from saccade.web import folders
 
+Columns = dict[str, str | None]
+"""Where labels and groups are read, as the run was given them: ``labels`` (a table apart), ``label``, ``group``."""
+
+
+def learned_from(run: Path) -> tuple[str, Columns]:
+    """DATA of a run as a command takes it, empty where it does not say, and where its labels and groups are read."""
+    files = read_run(run)
+    named = {"labels": "manifest", "label": "label", "group": "group"}
+    return _source(files), {word: files.setting("data", key) or None for word, key in named.items()}
+
 
 def embed_command(run: Path, out: Path) -> str:
     """What makes the table ``out`` of the images that a run learned from."""
-    files = read_run(run)
-    return _joined("embed", run, _source(files) or "DATA", ["--out", str(out), *_columns(files)])
+    data, columns = learned_from(run)
+    return _joined("embed", run, data or "DATA", ["--out", str(out), *_options(columns)])
 
 
 def evaluate_command(run: Path) -> str:
@@ -21,7 +31,7 @@ def evaluate_command(run: Path) -> str:
     source = _source(files)
     if not source or len(mapping(files.data.get("labels"))) < 2 or files.setting("data", "split") == "all":
         return _joined("evaluate", run, "DATA", [])
-    return _joined("evaluate", run, source, _columns(files))
+    return _joined("evaluate", run, source, _options(learned_from(run)[1]))
 
 
 def _joined(command: str, run: Path, data: str, more: list[str]) -> str:
@@ -37,8 +47,5 @@ def _source(files: RunFiles) -> str:
     return str(Path(source).resolve()) if source and Path(source).exists() else source
 
 
-def _columns(files: RunFiles) -> list[str]:
-    """--labels, --label and --group as the run was given them."""
-    given = {"--labels": "manifest", "--label": "label", "--group": "group"}
-    found = {option: files.setting("data", key) for option, key in given.items()}
-    return [word for option, value in found.items() if value for word in (option, str(value))]
+def _options(columns: Columns) -> list[str]:
+    return [word for name, value in columns.items() if value for word in (f"--{name}", str(value))]

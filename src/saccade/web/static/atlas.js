@@ -20,7 +20,7 @@ export async function show(root, context) {
   const ready = tables.filter((table) => table.id);
   const page = el("div");
   if (ready.length) {
-    const first = ready.find((table) => table.id === query.get("table")) ?? ready[0];
+    const first = ready.find((table) => table.id === query.get("table")) ?? ready.find((table) => table.run && table.run === query.get("run")) ?? ready[0];
     const open = async (id) => {
       const table = ready.find((one) => one.id === id);
       replace(page, waiting(`Reading ${table.name} and working out its map.`));
@@ -35,17 +35,49 @@ export async function show(root, context) {
     await open(first.id);
   }
   const without = tables.filter((table) => table.command);
-  if (without.length) root.append(missing(without, ready.length > 0));
+  if (without.length) root.append(missing(without, ready.length > 0, context));
   if (!tables.length) root.append(el("p", null, "No feature table yet. ", el("code", null, "saccade embed MODEL DATA --out FILE.parquet"), " makes one; ", el("code", null, "saccade view --store FILE.parquet"), " shows it."));
 }
 
-function missing(tables, some) {
-  const rows = tables.map(({ name, command }) => el("li", null, el("strong", null, name),
-    el("div", { class: "command" }, el("code", null, command), el("button", { type: "button", onclick: async (event) => {
-      try { await navigator.clipboard.writeText(command); event.target.textContent = "Copied"; } catch { getSelection().selectAllChildren(event.target.previousSibling); }
-    } }, "Copy"))));
+function missing(tables, some, context) {
+  const rows = tables.map((table) => el("li", null, el("strong", null, table.name),
+    el("div", { class: "command" }, el("code", null, table.command), el("button", { type: "button", onclick: async (event) => {
+      try { await navigator.clipboard.writeText(table.command); event.target.textContent = "Copied"; } catch { getSelection().selectAllChildren(event.target.previousSibling); }
+    } }, "Copy")), maker(table, context)));
   return el("section", { class: "noprint" }, el("h2", null, some ? "Other runs" : "Runs without a feature table"),
-    el("p", null, "A map shows one vector an image. This command computes them; then reload the page."), el("ul", { class: "commands" }, rows));
+    el("p", null, "A map shows one vector an image. Compute them here, or with the command; they are kept in the folder of the run."), el("ul", { class: "commands" }, rows));
+}
+
+// The button that computes the vectors of a run; then how far they are, also where the page is opened again meanwhile.
+function maker(table, context) {
+  const place = el("div", { class: "job", role: "status" }), asked = `atlas/made/${table.run}`;
+  const begin = el("button", { type: "button", onclick: async () => {
+    begin.disabled = true;
+    try { await post(asked, {}, context.signal); await followed(); } catch (error) { stopped(error.message); }
+  } }, "Compute them now");
+  const stopped = (text) => { begin.disabled = false; if (!context.signal.aborted) replace(place, begin, text ? el("span", { class: "note", role: "alert" }, text) : null); };
+  const followed = async () => {
+    const stop = el("button", { type: "button", onclick: () => post(`${asked}/stop`, {}, context.signal) }, "Stop");
+    const state = await follow(place, el("strong", null, "Vectors are being computed"), stop, () => json(asked, {}, context.signal));
+    if (state.state === "done") context.go("atlas", { run: table.run });
+    else stopped(state.state === "failed" ? state.text : "");
+  };
+  replace(place, begin);
+  json(asked, {}, context.signal).then((state) => state.state === "running" && followed(), () => null);
+  return place;
+}
+
+// Shows how far something is in `place` until it has ended; the state it ended in.
+async function follow(place, name, stop, ask) {
+  const bar = el("progress", { max: 1, value: 0 }), text = el("span");
+  replace(place, name, bar, text, stop);
+  for (;;) {
+    const state = await ask();
+    if (state.state !== "running") return state;
+    if (state.share > 0) bar.value = state.share; else bar.removeAttribute("value");
+    replace(text, `${state.text}, ${Math.round(state.seconds)} s`);
+    await new Promise((resolve) => setTimeout(resolve, POLL));
+  }
 }
 
 class Atlas {
@@ -135,26 +167,16 @@ class Atlas {
   }
 
   async follow(kind) {
-    const bar = el("progress", { max: 1, value: 0 }), text = el("span");
     const stop = el("button", { type: "button", onclick: () => post(`atlas/${this.table}/cancel`, { kind }, this.signal) }, "Cancel");
-    replace(this.job, el("strong", null, `${KINDS[kind]} is being made`), bar, text, stop);
     this.job.hidden = false;
     this.following = kind;
-    for (;;) {
-      const state = await json(`atlas/${this.table}/job`, { kind }, this.signal);
-      if (state.state !== "running") {
-        this.job.hidden = true;
-        this.following = null;
-        if (state.state === "done" && this.wanted !== kind) say(`${KINDS[kind]} is ready`);
-        else if (state.state === "done") await this.setKind(kind);
-        else if (state.state === "failed") throw new Error(`${KINDS[kind]} failed: ${state.text}`);
-        else say(`${KINDS[kind]} cancelled`);
-        return;
-      }
-      if (state.share > 0) bar.value = state.share; else bar.removeAttribute("value");
-      replace(text, `${state.text}, ${Math.round(state.seconds)} s`);
-      await new Promise((resolve) => setTimeout(resolve, POLL));
-    }
+    const state = await follow(this.job, el("strong", null, `${KINDS[kind]} is being made`), stop, () => json(`atlas/${this.table}/job`, { kind }, this.signal));
+    this.job.hidden = true;
+    this.following = null;
+    if (state.state === "done" && this.wanted !== kind) say(`${KINDS[kind]} is ready`);
+    else if (state.state === "done") await this.setKind(kind);
+    else if (state.state === "failed") throw new Error(`${KINDS[kind]} failed: ${state.text}`);
+    else say(`${KINDS[kind]} cancelled`);
   }
 
   async setKind(kind) {

@@ -1,0 +1,105 @@
+"""A piece of work in a process of its own: how far it is, what came of it, and a way to end it at any time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from saccade.errors import SaccadeError
+
+Report = Callable[[float, str], None]
+"""Hears which share is done, and what is being done."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a job stands: "running", "done", "failed" or "cancelled"; share 0..1, text for people, seconds spent."""
+
+    state: str
+    share: float
+    text: str
+    seconds: float
+
+
+NONE = State("none", 0.0, "", 0.0)
+"""Of a job that nobody has begun."""
+
+
+def _serve(pipe: Connection, work: Callable[..., Any], given: tuple[Any, ...]) -> None:
+    """In the child: do the work, say how far it is, hand over what came of it."""
+
+    def report(share: float, text: str) -> None:
+        pipe.send(("progress", share, text))
+
+    try:
+        pipe.send(("done", work(report, *given), ""))
+    except SaccadeError as error:
+        pipe.send(("failed", str(error), ""))
+    except Exception as error:  # whatever libraries raise belongs to the one who asked
+        pipe.send(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
+
+
+class Job:
+    """``work(report, *given)`` in a process of its own. ``result``: what it returned, None until it is done.
+
+    work and what it is given go there by pickle: a function of a module, and plain values
+    """
+
+    def __init__(self, work: Callable[..., Any], *given: Any):
+        self.result: Any = None
+        self._began = time.monotonic()
+        self._state = State("running", 0.0, "starting", 0.0)
+        self._lock = threading.Lock()
+        context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+        self._pipe, there = context.Pipe(duplex=False)
+        self._process = context.Process(target=_serve, args=(there, work, given), daemon=True)
+        self._process.start()
+        there.close()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                what, value, text = self._pipe.recv()
+            except (EOFError, OSError):
+                self._settle("failed", 0.0, "its process ended without a result")
+                break
+            if what == "progress":
+                self._settle("running", float(value), text)
+                continue
+            if what == "done":
+                self.result = value
+            self._settle(what, 1.0 if what == "done" else 0.0, "done" if what == "done" else value)
+            break
+        self._process.join()
+
+    def _settle(self, state: str, share: float, text: str) -> None:
+        """What ended stays as it ended."""
+        with self._lock:
+            if self._state.state == "running":
+                self._state = State(state, share, text, round(time.monotonic() - self._began, 1))
+
+    def state(self) -> State:
+        with self._lock:
+            if self._state.state != "running":
+                return self._state
+            return replace(self._state, seconds=round(time.monotonic() - self._began, 1))
+
+    def cancel(self) -> None:
+        """End the process; what is done stays."""
+        self._settle("cancelled", 0.0, "cancelled")
+        if self._process.is_alive():
+            self._process.terminate()
+
+    def wait(self, seconds: float) -> State:
+        """Until it has ended, or the time is over."""
+        end = time.monotonic() + seconds
+        while self._state.state == "running" and time.monotonic() < end:
+            time.sleep(0.05)
+        return self._state
