@@ -311,8 +311,12 @@ def test_few_groups_claim_nothing():
     config = protocol.ProtocolConfig(fractions=(1.0,), repeats=1, bootstrap=50)
     few = protocol.evaluate({"good": (train, test), "bad": (noise, test)}, config)
     assert not any(d["clear"] for d in few.differences) and "the intervals mean nothing" in few.protocol["text"]
+    said = tables.to_text(few)
+    assert "]?" not in said and said.count("] ?") == 6 and "? The test part is 2 groups: an interval over" in said
+    assert "2 groups: an interval over so few means nothing" in tables.to_markdown(few) and few.protocol["few_units"]
     many = protocol.evaluate({"good": (train, train), "bad": (noise, train)}, config)
     assert any(d["clear"] for d in many.differences)
+    assert "?" not in tables.to_text(many) and not many.protocol["few_units"]
 
 
 @pytest.mark.parametrize("bad", [{"fractions": (100.0, 10.0)}, {"fractions": (1.0, 1.0)}, {"repeats": 0}])

@@ -15,9 +15,10 @@ from saccade.contracts import Record
 from saccade.data.loader import build_cache
 from saccade.data.open import open_source
 from saccade.errors import ContaminationError, DataError, ModelError, UsageError
-from saccade.finetuning import FinetuneOptions, supervised_sections
+from saccade.finetuning import FinetuneOptions, supervised_sections, to_text
 from saccade.methods.base import Facts
 from saccade.methods.supervised import SupervisedConfig, resolve_supervised
+from saccade.reporting.classifier import classifier_finding, classifier_section
 from saccade.runs import read_metrics
 from saccade.train import checkpoint
 from saccade.train.part import divide, draw_nested
@@ -295,3 +296,14 @@ def test_copies_on_both_sides_of_a_split_are_refused(tmp_path):
     names = ("resnet10_w8", "vit_micro_patch8_w32")
     with pytest.raises(ContaminationError, match="share images or groups"):
         saccade.compare(tmp_path / "tiles", out=tmp_path / "s", backbones=names, sizes=(4,), options=study)
+
+
+def test_figures_over_few_groups_are_marked():
+    rows = [{"metric": "accuracy", "mean": 0.5, "low": 0.25, "high": 0.75}]
+    found = {"rows": rows, "n_test": 8, "majority": 0.5, "classes": ["a", "b"], "confusion": [[2, 2], [2, 2]]}
+    for units, few in ((4, True), (6, False)):
+        told = found | {"units_test": units, "protocol": {"text": ""}}
+        assert ("[25.0, 75.0] ?" in to_text(told)) == ("means nothing" in to_text(told)) == few
+        page = str(classifier_section(told)).replace("\u00a0", " ")
+        assert ("25.0 to 75.0 % ?" in page) == ("means nothing" in page) == few
+        assert ("which means nothing" in str(classifier_finding("run", told))) == few

@@ -17,9 +17,9 @@ import yaml
 import fake_run
 from saccade.errors import UsageError
 from saccade.reporting.build import headline, warnings
-from saccade.reporting.evaluation import clear, finding, read_evaluation, undecided
+from saccade.reporting.evaluation import clear, evaluation_blocks, finding, read_evaluation, undecided
 from saccade.reporting.files import read_run
-from saccade.reporting.page import VOID, duration, h, number, share
+from saccade.reporting.page import VOID, duration, h, join, number, share
 from saccade.reporting.write import write_report
 
 
@@ -39,6 +39,16 @@ def test_one_group_has_no_interval_and_nothing_is_clear():
     found = read_evaluation(values)
     assert all("low" not in row and "high" not in row for row in (*found.rows, *found.all_rows, *found.differences))
     assert not any(clear(one) for one in found.differences)
+
+
+def test_intervals_over_few_groups_are_marked_beside_every_figure():
+    values = fake_run.evaluation()
+    blocks = join(evaluation_blocks(read_evaluation(values)))
+    assert "means nothing" not in blocks and " ?" not in blocks
+    values["protocol"] |= {"units_test": 3, "groups_test": 3}
+    blocks = join(evaluation_blocks(read_evaluation(values)))
+    assert "? The test part is 3 groups: an interval over so few means nothing." in blocks
+    assert "intervals over 3 groups only" in blocks and blocks.count(" ?</") >= len(read_evaluation(values).rows)
 
 
 class Strict(HTMLParser):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from saccade.hierarchy.slides import to_markdown, to_text
 from saccade.reporting.slides import finding, render, write_slide_report
 from saccade.runs import write_json
 
@@ -38,3 +39,19 @@ def test_a_seen_slide_is_warned_of(overlap):
     found = results()
     page = render(found | {"protocol": found["protocol"] | {"overlap": overlap}}, "heads")
     assert ("WARNING" in page) == overlap
+
+
+def test_few_patients_are_told_beside_every_figure():
+    """Where, and only where, the intervals rest on fewer than six."""
+    found = results()
+    many = found | {"protocol": found["protocol"] | {"units": 16}}
+    few = found | {"protocol": found["protocol"] | {"units": 4}}
+    for told in (render(many, "heads"), to_text(many), to_markdown(many)):
+        assert "means nothing" not in told and ") ?" not in told and "] ?" not in told
+    page = render(few, "heads").replace("\u00a0", " ")
+    assert page.count("(0.800 to 0.950) ?") == 4 and page.count("(+0.200 to +0.600) ?") == 4
+    assert "? The test part is 4 patients: an interval over so few means nothing." in page
+    assert page.count("mean and 95 % interval, over 4 patients only") == 2
+    assert finding(few).count("The interval rests on 4 patients and means nothing.") == 1
+    assert to_text(few).count("[0.800, 0.950] ?") == 2 and "? The test part is 4 patients" in to_text(few)
+    assert to_markdown(few).count("[0.800, 0.950] ?") == 2 and "? The test part is 4 patients" in to_markdown(few)

@@ -24,9 +24,9 @@ from saccade.data.loader import build_cache
 from saccade.data.source import select
 from saccade.data.splits import Parts, choose_parts, unit_names
 from saccade.errors import UsageError, unknown
+from saccade.evaluation.few import FEW_UNITS, few_words, mark
 from saccade.evaluation.guard import check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
 from saccade.evaluation.metrics import METRICS, interval, resampling_weights
-from saccade.evaluation.protocol import FEW_UNITS
 from saccade.recipes import apply_recipe
 from saccade.train import run as training
 from saccade.train.loop import Console
@@ -239,6 +239,6 @@ def to_text(found: Mapping[str, Any]) -> str:
     lines = [found["protocol"]["text"], ""]
     for row in found["rows"]:
         name = str(row["metric"]).replace("_", " ")
-        between = f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if found["units_test"] > 1 else ""
+        between = f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{mark(found)}" if found["units_test"] > 1 else ""
         lines.append(f"{name:18s} {100 * row['mean']:5.1f} %{between}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [few_words(found)])])

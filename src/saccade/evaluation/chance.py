@@ -19,8 +19,8 @@ import numpy as np
 from scipy.special import chdtri, stdtrit
 
 from saccade.data.splits import unit_names
+from saccade.evaluation.few import FEW_UNITS
 from saccade.evaluation.metrics import resampling_weights
-from saccade.evaluation.protocol import FEW_UNITS
 from saccade.seeds import numpy_generator
 
 FEW_SEEDS = 2  # one seed says nothing of the spread between seeds: no difference is called clear then

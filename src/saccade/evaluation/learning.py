@@ -18,8 +18,8 @@ from saccade.errors import EvaluationError, UsageError, unknown
 from saccade.evaluation.chance import FEW_SEEDS, Chance, Estimate, Values, combine, judge
 from saccade.evaluation.conclusions import conclude
 from saccade.evaluation.families import couples, default_columns
+from saccade.evaluation.few import FEW_UNITS
 from saccade.evaluation.metrics import METRICS
-from saccade.evaluation.protocol import FEW_UNITS
 
 PROBES = ("dino-logistic", "dino-knn")
 

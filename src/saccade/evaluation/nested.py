@@ -19,8 +19,9 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from saccade.data.splits import unit_names
 from saccade.errors import EvaluationError, UsageError
+from saccade.evaluation.few import FEW_UNITS, few_units
 from saccade.evaluation.metrics import Metric, auroc, balanced_accuracy, interval, resampling_weights
-from saccade.evaluation.protocol import FEW_UNITS, draw_fraction
+from saccade.evaluation.protocol import draw_fraction
 from saccade.seeds import numpy_generator
 
 MEASURED: dict[str, Metric] = {"auroc": auroc, "balanced_accuracy": balanced_accuracy}
@@ -249,6 +250,7 @@ def summarise(
         "slides": len(cohort.labels),
         "tested": int(sum(map(len, tests))),
         "units": units,
+        "few_units": bool(few_units({"units": units})),
         "text": _text(cohort, folds, units, config),
     }
     return {"protocol": protocol, "rows": rows, "differences": differences}

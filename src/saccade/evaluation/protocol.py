@@ -15,6 +15,7 @@ import numpy as np
 
 from saccade.data.splits import unit_names
 from saccade.errors import EvaluationError, UsageError
+from saccade.evaluation.few import FEW_UNITS, few_units
 from saccade.evaluation.metrics import METRICS, interval, resampling_weights
 from saccade.evaluation.probes import CHOOSING, STRENGTHS, logistic_scores, nearest, vote
 from saccade.seeds import numpy_generator
@@ -22,7 +23,6 @@ from saccade.store import FeatureTable
 
 Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]
 Key = tuple[str, int | None]  # probe and, for k-NN, k as asked for
-FEW_UNITS = 6  # a bootstrap over fewer groups says nothing: no lead is claimed then
 
 
 @dataclass(frozen=True)
@@ -293,6 +293,7 @@ def _protocol(
         "n_test": len(test),
         "groups_test": len(groups),
         "units_test": units,
+        "few_units": bool(few_units({"units_test": units})),
         "strengths": list(STRENGTHS),
         "fixed_strength_fits": fallbacks,
         "text": " ".join(words),

@@ -7,6 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from saccade.evaluation.few import few_words
+from saccade.evaluation.few import mark as mark_of
 from saccade.evaluation.protocol import EvalReport
 
 TITLES = {"knn": "weighted k-NN", "logistic": "logistic regression"}
@@ -35,7 +37,8 @@ def _cells(found: EvalReport, probe: str) -> tuple[list[str], list[list[str]]]:
     header = ["labels", *models] + ([f"Δ ({models[0]} − {models[1]})"] if len(models) > 1 else [])
     body, differences = [], []
     several = found.protocol["units_test"] > 1  # one group has no spread: no interval is better than one of width 0
-    between, signed = (" [{:.1f}, {:.1f}]", " [{:+.1f}, {:+.1f}]") if several else ("", "")
+    doubt = mark_of(found.protocol)
+    between, signed = (f" [{{:.1f}}, {{:.1f}}]{doubt}", f" [{{:+.1f}}, {{:+.1f}}]{doubt}") if several else ("", "")
     for fraction in found.protocol["fractions"]:
         some = rows[models[0], fraction]
         line = [f"{fraction * 100:g} % (n={some['n_train']})"]
@@ -90,7 +93,12 @@ def to_text(found: EvalReport) -> str:
         blocks.append("\n".join([f"{title}, accuracy in %, 95 % intervals", *lines]))
     if found.protocol.get("overlap"):
         blocks.append("* part of the test part was seen in pretraining")
-    return "\n\n".join([*blocks, headline(found), found.protocol["text"]])
+    return "\n\n".join([*blocks, *_doubt(found), headline(found), found.protocol["text"]])
+
+
+def _doubt(found: EvalReport) -> list[str]:
+    words = few_words(found.protocol)
+    return [words] if words else []
 
 
 def to_markdown(found: EvalReport) -> str:
@@ -99,7 +107,7 @@ def to_markdown(found: EvalReport) -> str:
         header, body = _cells(found, probe)
         lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]
         blocks.append("\n".join([f"**{title}**, accuracy in %, 95 % intervals", "", *lines]))
-    return "\n\n".join([*blocks, headline(found), found.protocol["text"]]) + "\n"
+    return "\n\n".join([*blocks, *_doubt(found), headline(found), found.protocol["text"]]) + "\n"
 
 
 def to_csv(found: EvalReport) -> str:

@@ -20,6 +20,7 @@ from saccade import runs
 from saccade.data.grids import cells_of, cut_blocks, fill
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import ContaminationError, DataError, UsageError, unknown
+from saccade.evaluation.few import few_words, mark
 from saccade.evaluation.guard import seen_in_pretraining
 from saccade.evaluation.nested import Cohort, Learner, NestedConfig, choose, nested
 from saccade.exchange import load_parquet, read_about
@@ -293,7 +294,7 @@ def to_markdown(found: Mapping[str, Any], metric: str = "auroc") -> str:
         cells = []
         for fraction, _ in shares:
             row = next(r for r in rows if r["model"] == name and r["fraction"] == fraction)
-            text = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+            text = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{mark(found['protocol'])}"
             gap = [
                 d
                 for d in found["differences"]
@@ -304,7 +305,8 @@ def to_markdown(found: Mapping[str, Any], metric: str = "auroc") -> str:
                 text += f"; {first} less this: {gap[0]['difference']:+.3f}{sure}"
             cells.append(text)
         lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join([*lines, "", found["protocol"]["text"], ""])
+    doubt = [few_words(found["protocol"]), ""] if mark(found["protocol"]) else []
+    return "\n".join([*lines, "", *doubt, found["protocol"]["text"], ""])
 
 
 def to_text(found: Mapping[str, Any]) -> str:
@@ -314,5 +316,6 @@ def to_text(found: Mapping[str, Any]) -> str:
     lines = [found["protocol"]["text"], "", "AUROC, 95 % interval"]
     for row in rows:
         label = f"{row['fraction']:4.0%}  {row['model']:{width}s}"
-        lines.append(f"{label}  {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  n={row['n_train']}")
-    return "\n".join(lines)
+        between = f"[{row['low']:.3f}, {row['high']:.3f}]{mark(found['protocol'])}"
+        lines.append(f"{label}  {row['mean']:.3f} {between}  n={row['n_train']}")
+    return "\n".join([*lines, *filter(None, [few_words(found["protocol"])])])

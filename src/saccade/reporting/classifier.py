@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saccade.evaluation.few import few_units, few_words, mark
 from saccade.reporting.page import Html, breakable, facts, h, number, section, sequence, table
 
 
@@ -21,6 +22,7 @@ def classifier_section(found: Mapping[str, Any]) -> Html | None:
         "classifier",
         "Trained with labels",
         table("figures on the test part", ["metric", "test part", "95 % interval"], rows),
+        h("p", None, few_words(found)) if few_units(found) else None,
         h("h3", None, "Which classes are taken for which"),
         _confusion(classes, sequence(found.get("confusion"))),
         h("p", None, str(found.get("protocol", {}).get("text", ""))),
@@ -42,6 +44,8 @@ def classifier_finding(name: str, found: Mapping[str, Any]) -> str | None:
         return None
     mark = " WARNING: part of the test part was seen before." if found.get("protocol", {}).get("overlap") else ""
     interval = _interval(row, found) if found.get("units_test") == 1 else f"95 % interval {_interval(row, found)}"
+    if few_units(found):
+        interval += f", over {few_units(found)}, which means nothing"
     return (
         f"{name}, trained with labels, names {100 * number(row['mean']):.1f} % of {found.get('n_test'):,} test images "
         f"rightly ({interval}); always answering the most frequent class gives "
@@ -52,7 +56,7 @@ def classifier_finding(name: str, found: Mapping[str, Any]) -> str | None:
 def _interval(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if found.get("units_test") == 1:
         return "one group: no interval"
-    return f"{100 * number(row['low']):.1f} to {100 * number(row['high']):.1f} %"
+    return f"{100 * number(row['low']):.1f} to {100 * number(row['high']):.1f} %{mark(found)}"
 
 
 def _confusion(classes: Sequence[str], counts: Sequence[Any]) -> Html:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saccade.evaluation.few import few_units, few_words, mark
 from saccade.reporting.page import (
     Html,
     breakable,
@@ -63,7 +64,8 @@ class Evaluation:
 def read_evaluation(values: Any) -> Evaluation | None:
     """Pick what is shown from evaluation.json; None when it holds no usable row.
 
-    One test group has no spread: what a file says of its intervals, of width zero, is left out.
+    One test group has no spread: what a file says of its intervals, of width zero, is left out. Intervals over a few
+    groups are marked (``doubt`` of each row).
     """
     if not isinstance(values, Mapping):
         return None
@@ -72,12 +74,13 @@ def read_evaluation(values: Any) -> Evaluation | None:
         return None
     protocol = values["protocol"] if isinstance(values.get("protocol"), Mapping) else {}
     left_out = ("low", "high") if protocol.get("units_test") == 1 else ()
-    rows = [_without(row, left_out) for row in rows]
+    doubt = {"doubt": mark(protocol)}
+    rows = [_without(row, left_out) | doubt for row in rows]
     metrics = list(dict.fromkeys(r["metric"] for r in rows))
     metric = "accuracy" if "accuracy" in metrics else metrics[0]
     shown = _headline_k([r for r in rows if r["metric"] == metric], ("model",))
     differences = [
-        _without(d, left_out)
+        _without(d, left_out) | doubt
         for d in sequence(values.get("differences"))
         if _usable(d, ("model", "against", "probe", "fraction", "metric")) and d["metric"] == metric
     ]
@@ -94,7 +97,7 @@ def read_evaluation(values: Any) -> Evaluation | None:
     )
 
 
-def _without(row: Row, keys: Sequence[str]) -> Row:
+def _without(row: Row, keys: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in keys}
 
 
@@ -255,7 +258,7 @@ def _interval(row: Row, *, sign: bool = False) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return "no interval"
     middle = " to " if sign else " – "
-    return points(low, sign=sign) + middle + points(high, sign=sign)
+    return points(low, sign=sign) + middle + points(high, sign=sign) + str(row.get("doubt", ""))
 
 
 def _probe(found: Evaluation, probe: str) -> str:
@@ -302,7 +305,7 @@ def _difference(row: Row | None) -> Html:
 
 
 def interval_charts(found: Evaluation) -> Html:
-    charts = []
+    charts, few = [], few_units(found.protocol)
     for probe in found.probes:
         rows = [
             Interval(
@@ -322,7 +325,7 @@ def interval_charts(found: Evaluation) -> Html:
                 interval_svg(
                     rows,
                     title=PROBES.get(probe, probe),
-                    x_label=f"{found.metric_name} in %",
+                    x_label=f"{found.metric_name} in %" + (f", intervals over {few} only" if few else ""),
                 )
             )
         )
@@ -355,6 +358,8 @@ def evaluation_blocks(found: Evaluation) -> list[object]:
     blocks: list[object] = []
     if found.protocol.get("overlap"):
         blocks.append(note("† Test images or groups were seen in pretraining: these numbers are too good to be cited."))
+    if few_units(found.protocol):
+        blocks.append(note(few_words(found.protocol)))
     blocks += [low_label_table(found), interval_charts(found)]
     differences = difference_table(found)
     if differences is not None:

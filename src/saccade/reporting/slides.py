@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade import runs
+from saccade.evaluation.few import few_units, few_words, mark
 from saccade.reporting.page import Html, breakable, h, join, note, page, section, share, table
 from saccade.viz.charts import Interval, interval_svg
 
@@ -29,8 +30,8 @@ def _labels(fraction: float, count: int) -> str:
     return f"{share(fraction)} of the labels, {count:,} slides"
 
 
-def _between(row: Row) -> str:
-    return f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+def _between(row: Row, doubt: str) -> str:
+    return f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f}){doubt}"
 
 
 def finding(found: Row) -> str:
@@ -42,7 +43,9 @@ def finding(found: Row) -> str:
     ahead = [d["against"] for d in gaps if d["clear"] and d["difference"] > 0]
     behind = [d["against"] for d in gaps if d["clear"] and d["difference"] < 0]
     unclear = [d["against"] for d in gaps if not d["clear"]]
-    words = [f"{first}: AUROC {_between(own)} with {share(fraction)} of the labels."]
+    words = [f"{first}: AUROC {_between(own, '')} with {share(fraction)} of the labels."]
+    if few := few_units(found["protocol"]):
+        words.append(f"The interval rests on {few} and means nothing.")
     for names, what in ((ahead, "Ahead of"), (behind, "Behind"), (unclear, "Not clearly different from")):
         if names:
             words.append(f"{what} {'; '.join(names)}.")
@@ -58,21 +61,22 @@ def _chart(found: Row, metric: str) -> Html:
         for row in found["rows"]
         if (row["model"], row["metric"], row["fraction"]) == (model, metric, part[0])
     ]
-    name = METRICS.get(metric, metric)
-    return Html(interval_svg(rows, title=name, x_label="mean and 95 % interval", width=560, digits=3, most_letters=44))
+    name, few = METRICS.get(metric, metric), few_units(found["protocol"])
+    label = "mean and 95 % interval" + (f", over {few} only" if few else "")
+    return Html(interval_svg(rows, title=name, x_label=label, width=560, digits=3, most_letters=44))
 
 
 def _figures(found: Row, metric: str) -> Html:
     known = {(r["model"], r["fraction"]): r for r in found["rows"] if r["metric"] == metric}
     gaps = {(d["against"], d["fraction"]): d for d in found["differences"] if d["metric"] == metric}
-    shares = _shares(found)
+    shares, doubt = _shares(found), mark(found["protocol"])
 
     def cells(model: str) -> list[object]:
         line: list[object] = [breakable(model)]
         for fraction, _ in shares:
             row, gap = known[model, fraction], gaps.get((model, fraction))
-            line.append(_between(row))
-            line.append(_difference(gap) if gap else "–")
+            line.append(_between(row, doubt))
+            line.append(_difference(gap, doubt) if gap else "–")
         return line
 
     head = [METRICS.get(metric, metric)]
@@ -81,8 +85,8 @@ def _figures(found: Row, metric: str) -> Html:
     return table(f"{METRICS.get(metric, metric)} of every head", head, [cells(model) for model in _models(found)])
 
 
-def _difference(gap: Row) -> Html:
-    words = f"{gap['difference']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f})".replace("-", "−")
+def _difference(gap: Row, doubt: str) -> Html:
+    words = f"{gap['difference']:+.3f} ({gap['low']:+.3f} to {gap['high']:+.3f}){doubt}".replace("-", "−")
     return h("strong", None, words) if gap["clear"] else join([words, " ", h("small", None, "not clear")])
 
 
@@ -115,6 +119,7 @@ def render(found: Row, name: str) -> str:
             h("h1", None, breakable(name)),
             h("p", {"class": "finding"}, finding(found)),
             note("WARNING: slides of the test folds were seen in pretraining.") if protocol.get("overlap") else None,
+            note(few_words(protocol)) if few_units(protocol) else None,
         ),
         h("main", None, sections, about),
         h("footer", None, "One file, no script, nothing fetched. Written by saccade report."),

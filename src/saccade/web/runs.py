@@ -16,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from saccade.evaluation.few import few_units
 from saccade.reporting.build import headline, title_of
 from saccade.reporting.evaluation import Evaluation
 from saccade.reporting.files import RunFiles, last, mapping, read_run
@@ -142,6 +143,7 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
         "probes": list(found.probes),
         "fractions": list(found.fractions),
         "protocol": str(mapping(found.protocol).get("text") or ""),
+        "few": few_units(found.protocol),
         "one_group": found.protocol.get("units_test") == 1,
         "overlap": bool(found.protocol.get("overlap")),
         "rows": rows,

@@ -171,7 +171,7 @@ const points = (value) => (value === null || value === undefined ? "–" : (100 
 function cellOf(evaluation, model, probe, fraction) {
   const row = evaluation.rows.find((one) => one.model === model && one.probe === probe && one.fraction === fraction);
   if (!row) return el("td", { class: "number" }, "–");
-  const interval = evaluation.one_group ? "one group: no interval" : `${points(row.low)} to ${points(row.high)}`;
+  const interval = evaluation.one_group ? "one group: no interval" : `${points(row.low)} to ${points(row.high)}${evaluation.few ? ` over ${evaluation.few} only: means nothing` : ""}`;
   return el("td", { class: "number" }, points(row.mean), el("small", null, ` ${interval}`));
 }
 
