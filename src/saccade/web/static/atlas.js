@@ -40,10 +40,10 @@ export async function show(root, context) {
 }
 
 function missing(tables, some, context) {
-  const rows = tables.map((table) => el("li", null, el("strong", null, table.name),
+  const rows = tables.map((table) => el("li", null, el("strong", null, table.name), maker(table, context),
     el("div", { class: "command" }, el("code", null, table.command), el("button", { type: "button", onclick: async (event) => {
       try { await navigator.clipboard.writeText(table.command); event.target.textContent = "Copied"; } catch { getSelection().selectAllChildren(event.target.previousSibling); }
-    } }, "Copy")), maker(table, context)));
+    } }, "Copy"))));
   return el("section", { class: "noprint" }, el("h2", null, some ? "Other runs" : "Runs without a feature table"),
     el("p", null, "A map shows one vector an image. Compute them here, or with the command; they are kept in the folder of the run."), el("ul", { class: "commands" }, rows));
 }
