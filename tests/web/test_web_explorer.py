@@ -14,7 +14,9 @@ from PIL import Image
 from waiting import Late, until
 
 from conftest import TABLET
-from saccade.contracts import Sample
+from saccade.backbones.build import build
+from saccade.backbones.weights import save_model
+from saccade.contracts import InputSpec, Sample
 from saccade.explore import Explorer, Look
 from saccade.web.desk import RunOnDesk
 
@@ -157,6 +159,56 @@ def test_a_cnn_says_that_it_has_no_attention(explorer):
     until(explorer, "document.querySelector('.tools').innerText.includes('has no attention')")
     assert explorer.get_by_label("Head", exact=True).count() == 0
     assert {row["kind"] for row in table(explorer)} == {"similarity"}
+
+
+def test_rollout_can_be_left_while_a_cnn_stands_beside_it(explorer):
+    """A has no rollout, B has: the switch stays for B, A says what it shows instead, and the numbers beside are B's."""
+    choose_model(explorer, "random:vit_micro_patch8", side="B, beside it")
+    until(explorer, "document.querySelectorAll('.panel:not([hidden]) .words strong').length === 2")
+    explorer.get_by_label("Shown").select_option("rollout")
+    until(explorer, f"{EXPLAINED}.includes('Rollout multiplies')")
+    choose_model(explorer, "random:resnet10_w16")
+    until(explorer, "document.querySelector('.tools').innerText.includes('resnet10_w16 has no attention')")
+    assert {(row["panel"], row["kind"]) for row in table(explorer)} == {("A", "similarity"), ("B", "rollout")}
+    assert explorer.get_by_label("Shown").input_value() == "rollout"
+    until(explorer, f"{EXPLAINED}.includes('Rollout multiplies')")
+    explorer.get_by_label("Shown").select_option("attention")
+    until(explorer, f"{EXPLAINED}.includes('what the class token asks')")
+    assert {(row["panel"], row["kind"]) for row in table(explorer)} == {("A", "similarity"), ("B", "attention")}
+    assert explorer.locator(".all summary").inner_text() == "All layers and heads of B"
+    assert explorer.locator(".fan").is_visible()
+
+
+@pytest.fixture
+def five_channels(site, tmp_path):
+    """A model on the desk that images of three channels do not fit."""
+    network = build("vit_micro_patch8_w32", channels=5, size_px=32)
+    save_model(tmp_path / "model", network, InputSpec(5, 32, 0.0, 255.0, (0.5,) * 5, (0.25,) * 5), about={})
+    (tmp_path / "config.yaml").write_text("data: {}")
+    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "five channels", tmp_path)
+    site.desk.runs.append(run)
+    yield run
+    site.desk.runs.remove(run)
+
+
+def test_a_refused_model_leaves_no_map_of_another(explorer, site, five_channels, refusals):
+    refusals.append("status of 400")
+    explorer.reload()
+    until(explorer, DRAWN)
+    explorer.get_by_label("Model", exact=True).select_option(label="five channels")
+    reason = explorer.locator(".panel [role=alert]:visible")
+    reason.wait_for()
+    assert "channels" in reason.inner_text()
+    assert explorer.locator(".panel figcaption").first.inner_text() == "five channels"
+    assert not explorer.locator(".map:visible, .words strong, .heads button, .all:visible, .vector").count()
+    until(explorer, f"location.hash.includes('a={site.desk.model_id(str(five_channels.folder))}')")
+    explorer.get_by_label("B, beside it").select_option(label="short")
+    until(explorer, "document.querySelectorAll('.panel .words strong').length === 1")
+    assert reason.is_visible() and explorer.locator(".map:visible").count() == 1  # the other one is not held back
+    assert {row["panel"] for row in table(explorer)} == {"B"}
+    choose_model(explorer, "random:vit_micro_patch8")
+    until(explorer, "document.querySelectorAll('.panel .words strong').length === 2")
+    assert explorer.locator(".map:visible").count() == 2 and not explorer.locator("[role=alert]:visible").count()
 
 
 def test_layers_stay_where_a_cnn_is_looked_at(explorer):

@@ -95,6 +95,26 @@ def test_a_slide_that_is_being_opened_is_waited_for_in_words(window, site, slide
     until(window, "document.querySelector('.words')?.innerText.includes('mean of all')")
 
 
+def test_a_refused_model_leaves_nothing_of_another(page, site, slides, tmp_path):
+    network = build("vit_micro_patch8_w32", channels=5, size_px=TILE)
+    save_model(tmp_path / "model", network, InputSpec(5, TILE, 0.0, 255.0, (0.5,) * 5, (0.25,) * 5), about={})
+    (tmp_path / "config.yaml").write_text("data: {}")
+    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "five channels", tmp_path)
+    site.desk.runs.append(run)
+    page.reload()
+    until(page, "document.querySelector('.words')?.innerText.includes('mean of all')")
+    heat = """[...document.querySelector('.heat').getContext('2d').getImageData(0, 0, 2000, 2000).data].some(Boolean)"""
+    until(page, heat)
+    box = page.locator(".stage").bounding_box()
+    page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.7 * box["height"])
+    page.wait_for_selector("[data-drawn=yes] .map")
+    page.get_by_label("Model", exact=True).select_option(label="five channels")
+    page.locator(".words [role=alert]").wait_for()
+    assert "channels" in page.locator(".words").inner_text()
+    assert not page.evaluate(heat) and not page.locator(".map, .scale .ramp").count()
+    site.desk.runs.remove(run)
+
+
 def test_white_ground_has_no_tile(page):
     box = page.locator(".stage").bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 20)

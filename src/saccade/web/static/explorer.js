@@ -4,7 +4,7 @@ import { json, live } from "./ask.js";
 import { chooser } from "./chooser.js";
 import { el, field, redraw, replace, say, select } from "./dom.js";
 import { choose, Look } from "./look.js";
-import { compact, percent, range, where } from "./maps.js";
+import { compact, correlation, percent, range, where } from "./maps.js";
 import { newest } from "./newest.js";
 import { explain, nothing } from "./pair.js";
 import { Overview, Panel } from "./panel.js";
@@ -59,7 +59,7 @@ class Explorer {
   get two() { return this.sides[1].model !== ""; }
   get looks() { return this.panels.map((panel) => panel.look); }
   // Whose layers and heads the controls have: the first with attention.
-  get leading() { return this.looks.find((look) => look?.kind === "attention") ?? this.panels[0].look; }
+  get leading() { return this.looks.find((look) => look?.kind === "attention") ?? this.looks.find(Boolean); }
 
   // --- what is on the page ------------------------------------------------------------------------
 
@@ -71,7 +71,7 @@ class Explorer {
     this.difference = el("p", { class: "difference", role: "status" });
     this.overview = new Overview((layer, head) => { this.layer = layer; this.setHead(head); });
     this.all = el("details", { class: "all noprint", open: true, ontoggle: () => this.refresh() },
-      el("summary", null, "All layers and heads of A"),
+      this.allName = el("summary", null, "All layers and heads"),
       el("p", { class: "soft" }, "Rows are layers, first on top; columns are heads. Each map has a scale of its own."),
       el("div", { class: "scroll" }, this.overview.canvas));
     this.trouble = el("div", { class: "note", role: "alert", hidden: true });
@@ -130,8 +130,9 @@ class Explorer {
         this.check("smooth", this.view.smooth, (on) => { this.view.smooth = on; this.refresh(); }),
         this.check("colours of the image", this.view.colour, (on) => { this.view.colour = on; this.refresh(); }),
         this.two ? this.check("one scale", this.view.same, (on) => { this.view.same = on; this.refresh(); }) : null),
-      attention ? null : el("p", { class: "soft" }, `${first.name} has no attention that could be read: shown is how alike ` +
-        "its own places are, as the cosine of their vectors. It is not where the network looks.")));
+      this.looks.filter((look) => look?.kind === "similarity").map(({ name }) => el("p", { class: "soft" },
+        `${name} has no attention that could be read: shown is how alike its own places are, as the cosine of their vectors. ` +
+        "It is not where the network looks."))));
     this.named();
   }
 
@@ -168,25 +169,13 @@ class Explorer {
     const still = this.openings();
     this.boxes.setAttribute("aria-busy", "true");
     // The first answer loads the network; later ones keep the picture before until they are there.
-    if (!this.panels[0].look) replace(this.wait, waiting("The network is looking at the image."));
+    if (!this.leading) replace(this.wait, waiting("The network is looking at the image."));
+    const answers = await Promise.allSettled(this.sides.map((side) => side.model === "" ? null : Look.open({
+      model: side.model, image: this.image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
+      positions: side.positions }, this.signal)));
+    if (!still() || this.signal.aborted) return;
     try {
-      const looks = await Promise.all(this.sides.map((side) => side.model === "" ? null : Look.open({
-        model: side.model, image: this.image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
-        positions: side.positions }, this.signal)));
-      if (!still() || this.signal.aborted) return;
-      this.trouble.hidden = true;
-      looks.forEach((look, side) => {
-        this.panels[side].node.hidden = look === null;
-        if (look) this.panels[side].setLook(look, this.titleOf(side, look)); else this.panels[side].look = null;
-      });
-      this.root.classList.toggle("two", this.two);
-      const first = this.leading;
-      if (first.kind === "attention") { // a network without it leaves layer and head for the next that has
-        this.layer = Math.min(this.layer ?? first.depth - 1, first.depth - 1);
-        if (this.head !== "mean" && this.head >= first.heads) this.head = "mean";
-      }
-      if (!looks.every((look) => !look || rolls(look))) this.kind = "attention";
-      this.tools();
+      this.settle(answers);
       await this.refresh();
     } catch (error) {
       if (this.signal.aborted || !still()) return;
@@ -200,11 +189,36 @@ class Explorer {
     }
   }
 
+  // Every panel gets its look, or says why there is none.
+  settle(answers) {
+    this.trouble.hidden = true;
+    answers.forEach(({ value: look, reason }, side) => {
+      const panel = this.panels[side];
+      panel.node.hidden = !look && !reason;
+      if (look) panel.setLook(look, this.titleOf(side, look));
+      else if (reason) panel.refuse(reason, this.titleOf(side));
+      else panel.look = panel.shown = null;
+    });
+    this.root.classList.toggle("two", this.two);
+    const first = this.leading;
+    if (first?.kind === "attention") { // a network without it leaves layer and head for the next that has
+      this.layer = Math.min(this.layer ?? first.depth - 1, first.depth - 1);
+      if (this.head !== "mean" && this.head >= first.heads) this.head = "mean";
+    }
+    if (!this.looks.every((look) => !look || rolls(look))) this.kind = "attention";
+    this.tools();
+    if (first) return;
+    this.all.hidden = true;
+    replace(this.difference);
+    nothing(this.explained, "Nothing is shown that could be explained.");
+    this.remember();
+  }
+
   titleOf(side, look) {
     const named = this.models.find((model) => model.id === this.sides[side].model).name;
-    const same = named.includes(look.name) || look.name.startsWith(named);
+    const same = !look || named.includes(look.name) || look.name.startsWith(named);
     return [this.two ? `${"AB"[side]}: ` : "", named, same ? "" : ` (${look.name})`,
-      look.order ? ", patches shuffled" : "", same && !this.sides[side].positions ? ", without positions" : ""].join("");
+      look?.order ? ", patches shuffled" : "", same && !this.sides[side].positions ? ", without positions" : ""].join("");
   }
 
   // The patch of the whole image under a place of one panel, as a point in 0..1.
@@ -253,12 +267,12 @@ class Explorer {
 
   // `light`: only what follows the pointer.
   async refresh(light = false) {
-    if (!this.panels[0].look) return;
+    const shown = this.panels.filter(({ look }) => look);
+    if (!shown.length) return;
     this.named();
     const still = this.drawings();
     const point = this.pinned || !this.hovered ? this.asked : this.hovered;
-    const looks = this.looks.filter(Boolean);
-    const asked = looks.map((look) => {
+    const asked = shown.map(({ look }) => {
       const place = this.placeOf(look, point), kind = this.kindOf(look), layer = this.layerOf(look);
       const now = look.rowsNow(kind, layer, this.token(look, place));
       return { look, place, kind, layer, values: now ?? look.rows(kind, layer, this.token(look, place), this.signal) };
@@ -270,11 +284,12 @@ class Explorer {
     const limits = this.view.same && maps.length === 2 && asked[0].kind === asked[1].kind ? range([...maps[0], ...maps[1]]) : null;
     asked.forEach(({ look, place, kind }, i) => {
       const pointed = this.answer === null ? null : this.placeOf(look, this.answer);
-      this.panels[i].draw(rows[i], kind, { ...this.view, head: this.headOf(look, kind), place, pointed, limits });
+      shown[i].draw(rows[i], kind, { ...this.view, head: this.headOf(look, kind), place, pointed, limits });
     });
     this.compare(asked, maps);
     if (!light) this.announce(asked[0], maps[0]);
-    await Promise.all([this.explainPair(asked[0], rows[0], still), this.drawAll(asked[0], still)]);
+    const lead = asked.findIndex(({ look }) => look === this.leading);
+    await Promise.all([this.explainPair(asked[lead], rows[lead], still), this.drawAll(asked[lead], still)]);
     if (!light) this.remember();
   }
 
@@ -313,7 +328,7 @@ class Explorer {
       return;
     }
     const [query, key] = [this.token(look, place), this.answer === null ? this.strongest(look, rows) : this.token(look, this.placeOf(look, this.answer))];
-    const head = this.head !== "mean" && this.head < look.heads ? this.head : this.headFor(look, rows, key);
+    const head = this.head !== "mean" && this.head < look.heads ? this.head : look.headOf(rows, key);
     const note = this.head === "mean" ? "The mean has no score of its own: this is the head in which this key has most." : "";
     try {
       const pair = await look.pair(layer, head, query, key, this.signal);
@@ -330,14 +345,9 @@ class Explorer {
     return look.prefix + map.indexOf(range(map).high);
   }
 
-  headFor(look, rows, key) {
-    let best = 0;
-    for (let head = 1; head < look.heads; head++) if (rows[head * look.tokens + key] > rows[best * look.tokens + key]) best = head;
-    return best;
-  }
-
   async drawAll({ look, place, kind }, still) {
     this.all.hidden = kind !== "attention";
+    this.allName.textContent = `All layers and heads${this.two ? ` of ${"AB"[this.looks.indexOf(look)]}` : ""}`;
     if (kind !== "attention" || !this.all.open) return;
     const values = await look.fan(this.token(look, place), this.signal).catch(() => null);
     if (values && still()) this.overview.draw(values, look, { layer: this.layer, head: this.headOf(look, kind) });
@@ -386,12 +396,4 @@ class Explorer {
     }
     history.replaceState(null, "", `${location.pathname}#/explorer?${new URLSearchParams(words)}`);
   }
-}
-
-function correlation(a, b) {
-  const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-  const ma = mean(a), mb = mean(b);
-  let ab = 0, aa = 0, bb = 0;
-  for (let i = 0; i < a.length; i++) { ab += (a[i] - ma) * (b[i] - mb); aa += (a[i] - ma) ** 2; bb += (b[i] - mb) ** 2; }
-  return ab / Math.sqrt(aa * bb);
 }

@@ -72,6 +72,13 @@ export class Look {
     return json("attention/pair", { ...this.query, layer, head, query, key }, signal);
   }
 
+  // The head in which a key has most; rows [heads, tokens].
+  headOf(rows, key) {
+    let best = 0;
+    for (let head = 1; head < this.heads; head++) if (rows[head * this.tokens + key] > rows[best * this.tokens + key]) best = head;
+    return best;
+  }
+
   // Patches of the image and places on the screen; the same unless the patches are shuffled.
   placeOf(patch) { return this.places ? this.places[patch] : patch; }
   patchAt(place) { return this.order ? this.order[place] : place; }

@@ -1,13 +1,13 @@
 // Waiting for the server to look at all tiles of a slide.
 
-import { json } from "./ask.js";
+import { json, post } from "./ask.js";
 
 const POLL = 500;
 
 // Asks the server to look at a slide and waits until it has; `working` hears how far it is. Throws what went wrong.
 export async function looked(path, query, signal, working) {
   const asked = new URLSearchParams(query).toString();
-  let state = await fetch(`/api/${path}${asked ? `?${asked}` : ""}`, { method: "POST", signal }).then((answer) => answer.json());
+  let state = await post(`${path}${asked ? `?${asked}` : ""}`, {}, signal);
   while (!state.ready && !state.error) {
     working(`Looking at the tiles: ${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")}`);
     await new Promise((done) => setTimeout(done, POLL));

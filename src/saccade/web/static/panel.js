@@ -15,7 +15,8 @@ export class Panel {
     this.words = el("p", { class: "words" });
     this.heads = el("div", { class: "heads", role: "group", "aria-label": "Heads" });
     this.caption = el("figcaption");
-    this.node = el("figure", { class: "panel" }, this.caption, this.canvas, this.scale, this.words, this.heads);
+    this.trouble = el("div", { class: "note", role: "alert", hidden: true });
+    this.node = el("figure", { class: "panel" }, this.caption, this.trouble, this.canvas, this.scale, this.words, this.heads);
     this.canvas.addEventListener("pointermove", (event) => events.hover(this.placeUnder(event)));
     this.canvas.addEventListener("pointerleave", () => events.hover(null));
     this.canvas.addEventListener("click", (event) => events.pick(this.placeUnder(event)));
@@ -25,6 +26,8 @@ export class Panel {
 
   setLook(look, name) {
     this.look = look;
+    this.trouble.hidden = true;
+    this.canvas.hidden = false;
     const [height, width] = look.size_px;
     const factor = SIDE / Math.max(height, width), dots = devicePixelRatio || 1;
     this.width = Math.round(width * factor * dots);
@@ -39,6 +42,16 @@ export class Panel {
       type: "button", "aria-label": `Head ${head}`, title: `Head ${head}`, onclick: () => this.events.head(head),
     }, canvas));
     replace(this.heads, this.buttons);
+  }
+
+  // What stood here is of another model or image: it goes, and the reason stands in its place.
+  refuse(error, name) {
+    this.look = this.shown = null;
+    this.canvas.hidden = true;
+    this.trouble.hidden = false;
+    replace(this.caption, name);
+    replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
+    for (const part of [this.scale, this.words, this.heads]) replace(part);
   }
 
   placeUnder(event) {

@@ -43,7 +43,8 @@ export function cell(text) {
 
 function csv(page, shown) {
   const lines = ["panel,model,kind,layer,head,row,column,patch,value,shown"];
-  shown.forEach(({ look, shown: { map, kind, head, inside } }, side) => {
+  shown.forEach((panel) => {
+    const { look, shown: { map, kind, head, inside } } = panel, side = page.panels.indexOf(panel);
     const named = head === "mean" ? "mean" : head;
     const layer = kind === "attention" ? look.layerName(Math.min(page.layer, look.depth - 1)) : "all";
     map.forEach((value, place) => lines.push([

@@ -73,7 +73,14 @@ class Tiles {
     this.node = el("div", { class: "slides-grid" }, el("div", null, tools, this.stage.node, this.scale, this.words), this.inside.node);
   }
 
-  complain(error) { replace(this.words, error.message); }
+  // Nothing of another model or slide stays beside the reason.
+  complain(error) {
+    this.questions();
+    this.stage.show(null, []);
+    replace(this.scale);
+    this.inside.wait(el("h2", null, "Inside the tile"));
+    replace(this.words, el("span", { role: "alert" }, error.message), error.said?.hint ? ` ${error.said.hint}` : null);
+  }
 
   async open(slide) {
     const still = this.openings();

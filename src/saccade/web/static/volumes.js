@@ -218,11 +218,7 @@ class Volumes {
       return;
     }
     const query = side.token(side.asked), key = look.prefix + side.map.indexOf(side.limits.high);
-    let chosen = head;
-    if (head === "mean") {
-      chosen = 0;
-      for (let h = 1; h < look.heads; h++) if (rows[h * look.tokens + key] > rows[chosen * look.tokens + key]) chosen = h;
-    }
+    const chosen = head === "mean" ? look.headOf(rows, key) : head;
     const pair = await look.pair(layer, chosen, query, key, this.signal).catch(() => null);
     if (!pair || !still()) return;
     const name = (token) => (token < look.prefix ? "the class token" : `the patch in ${side.name(token - look.prefix)}`);
