@@ -11,7 +11,7 @@ import saccade
 from saccade import filters, lance, store, tables
 from saccade.cli import app
 from saccade.data.synthetic import TissueSource
-from saccade.errors import DataError, MissingDependency, ModelError, UsageError
+from saccade.errors import DataError, MissingDependency, ModelError, StorageError, UsageError
 from saccade.pictures import Pictures
 from saccade.searching import SearchOptions
 from saccade.store import FeatureTable, MemoryStore
@@ -106,6 +106,59 @@ def test_lance_answers_like_memory(tmp_path, lancedb):
     assert not opened.indexed and opened.columns == tuple(table.columns)
     with pytest.raises(DataError, match="has no index"):
         tables.approximates(opened, True)
+
+
+def in_parts(place, table, size=500):
+    """The table in a Parquet file, a group of rows after another, as slides are written."""
+    with store.TableWriter(place) as writer:
+        for start in range(0, len(table), size):
+            writer.add(table.select(range(start, min(start + size, len(table)))))
+    return place
+
+
+def test_a_table_written_in_batches_is_the_same(tmp_path, monkeypatch, lancedb):
+    monkeypatch.setattr(lance, "INDEX_ROWS", 1000)
+    monkeypatch.setattr(lance, "PART", 300)
+    table = random_table(1700)
+    lance.save_lance_from(tmp_path / "f.lance", in_parts(tmp_path / "f.parquet", table))
+    opened = tables.open_store(tmp_path / "f.lance")
+    again = opened.load()
+    assert np.array_equal(again.features, table.features) and again.columns == table.columns
+    assert again.about == table.about and opened.indexed and opened.nearest_rows(table.features[7], 1).hits[0]["id"]
+    tables.write(tmp_path / "whole.lance", table)
+    assert opened._known[0].mean == pytest.approx(tables.open_store(tmp_path / "whole.lance")._known[0].mean, abs=0.02)
+
+
+def test_an_interrupted_table_is_the_one_before_or_none(tmp_path, monkeypatch, lancedb):
+    """Half of the rows is never a table: neither where one was, nor where none was."""
+    monkeypatch.setattr(lance, "INDEX_ROWS", 1000)
+    before, after = random_table(1200), random_table(1600, seed=1)
+    tables.write(tmp_path / "old.lance", before)
+    parquet = in_parts(tmp_path / "f.parquet", after)
+    whole = lance.pq.ParquetFile.read_row_group
+
+    def broken(file, number, *args):
+        if number == 2:
+            raise OSError("the disk is gone")
+        return whole(file, number, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lance.pq.ParquetFile, "read_row_group", broken)
+        for name in ("old.lance", "new.lance"):
+            with pytest.raises(StorageError, match=rf"{name}[\s\S]*the disk is gone"):
+                lance.save_lance_from(tmp_path / name, parquet)
+    assert np.array_equal(tables.open_store(tmp_path / "old.lance").load().features, before.features)
+    assert tables.open_store(tmp_path / "old.lance").nearest_rows(before.features[0], 3, approximate=True).recall
+    assert tables.said_of(tmp_path / "new.lance") is None
+    with pytest.raises(DataError, match="is not a feature table"):
+        tables.open_store(tmp_path / "new.lance")
+    # All rows are there, the index is not: it is made when the table is asked for again.
+    with monkeypatch.context() as patched:
+        patched.setattr(lance, "complete", lambda place: None)
+        lance.save_lance_from(tmp_path / "new.lance", parquet)
+    assert not tables.open_store(tmp_path / "new.lance").indexed
+    lance.complete(tmp_path / "new.lance")
+    assert tables.open_store(tmp_path / "new.lance").indexed
 
 
 def test_recall_is_that_of_the_answers(tmp_path, monkeypatch, lancedb):

@@ -13,12 +13,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from saccade.errors import DataError, StorageError, require
 from saccade.filters import Condition, check_values, to_sql
@@ -28,6 +29,7 @@ from saccade.store import FEATURES, Answer, FeatureTable, Recall, from_arrow, ne
 SUFFIX = ".lance"
 INDEX_ROWS = 10_000  # below, exact search takes a few milliseconds
 CHUNK = 65_536
+PART = 8_192  # rows of a file that are in memory at once
 SAMPLE = 100  # rows of the table whose neighbours are compared
 GOAL_K, GOAL = 10, 0.99  # as many cells are looked into as this recall asks for
 CELLS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -54,25 +56,42 @@ def _connect(place: str | Path, *, write: bool) -> tuple[Any, str]:
 def save_lance(place: str | Path, table: FeatureTable) -> None:
     """Write the table, as a new version where there is one already; index it when it is large.
 
-    Raises StorageError when the disk or the object store refuses.
+    Raises StorageError when the disk or the object store refuses: what was there before stays.
     """
     arrow = to_arrow(table)
-    stored = _stored_names(arrow.column_names)
-    metadata = {"saccade": arrow.schema.metadata[b"saccade"], "columns": json.dumps(stored)}
-    arrow = arrow.rename_columns([stored[name] for name in arrow.column_names]).replace_schema_metadata(metadata)
+    _write(place, arrow.schema, arrow.to_batches(CHUNK))
+    _index(place, lambda _, queries, own: _exact_in_memory(table.features, queries, own))
+
+
+def save_lance_from(place: str | Path, parquet: Path) -> None:
+    """Write the table that ``store.TableWriter`` wrote into a Parquet file, in batches: never all rows in memory.
+
+    The new version is there when the last batch is; until then there is the old one, or none. Raises StorageError.
+    """
+    with pq.ParquetFile(parquet) as file:
+        # One group of rows (a slide) after another: iter_batches keeps what it has read in memory until the end.
+        groups = (file.read_row_group(number) for number in range(file.num_row_groups))
+        _write(place, file.schema_arrow, (batch for group in groups for batch in group.to_batches(PART)))
+    complete(place)
+
+
+def complete(place: str | Path) -> None:
+    """Index a table of many rows that has none, because it is new or its writing was interrupted there."""
+    _index(place, lambda store, queries, own: store._lists(queries, own, GOAL_K, "", None))
+
+
+def _write(place: str | Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    stored = _stored_names(schema.names)
+    said = {"saccade": schema.metadata[b"saccade"], "columns": json.dumps(stored)}
+    renamed = pa.schema([field.with_name(stored[field.name]) for field in schema], said)
+    parts = (pa.RecordBatch.from_arrays(batch.columns, schema=renamed) for batch in batches)
     try:
         database, name = _connect(place, write=True)
-        reader = pa.RecordBatchReader.from_batches(arrow.schema, arrow.to_batches(CHUNK))
-        opened = database.create_table(name, reader, mode="overwrite")
-        if f"{name}-recall" in database.list_tables().tables:
+        if f"{name}-recall" in database.list_tables().tables:  # first: it is of the version that is replaced
             database.drop_table(f"{name}-recall")
+        database.create_table(name, pa.RecordBatchReader.from_batches(renamed, parts), mode="overwrite")
     except (OSError, ValueError, RuntimeError) as error:
         raise StorageError(f"cannot write the feature table {place}", got=str(error).splitlines()[0]) from error
-    if len(table) > INDEX_ROWS:
-        from lancedb.index import IvfFlat
-
-        opened.create_index(FEATURES, config=IvfFlat(distance_type="cosine", num_partitions=_cells(len(table))))
-        _measure_new(LanceStore(place), table.features)
 
 
 def _stored_names(names: Sequence[str]) -> dict[str, str]:
@@ -233,9 +252,20 @@ def _cells(rows: int) -> int:
     return round(math.sqrt(rows))
 
 
-def _measure_new(store: LanceStore, features: np.ndarray) -> None:
-    """Recall of a new index, against exact search in memory, which is faster than on disk."""
+def _index(place: str | Path, exact: Callable[[LanceStore, np.ndarray, list[int]], list[set[int]]]) -> None:
+    """An index for a new table of many rows, and its recall against ``exact`` neighbours of sampled rows."""
+    store = LanceStore(place)
+    if store.rows <= INDEX_ROWS or store.indexed:
+        return
+    from lancedb.index import IvfFlat
+
+    store._table.create_index(FEATURES, config=IvfFlat(distance_type="cosine", num_partitions=_cells(store.rows)))
+    store = LanceStore(place)
     queries, own = store.sample()
+    store.settle(queries, own, GOAL_K, "", exact(store, queries, own))
+
+
+def _exact_in_memory(features: np.ndarray, queries: np.ndarray, own: list[int]) -> list[set[int]]:
+    """Faster than on disk, where the vectors are in memory anyway."""
     listed = nearest(features, queries, GOAL_K + 1)[1].tolist()  # a new table's row ids are its row numbers
-    exact = [set([row for row in rows if row != mine][:GOAL_K]) for rows, mine in zip(listed, own)]
-    store.settle(queries, own, GOAL_K, "", exact)
+    return [set([row for row in rows if row != mine][:GOAL_K]) for rows, mine in zip(listed, own)]

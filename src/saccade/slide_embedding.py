@@ -29,7 +29,8 @@ from saccade.data.slides.stream import TileStore
 from saccade.embedding import answers_to
 from saccade.errors import ModelError, UsageError
 from saccade.exchange import SlideFeatures, read_about, save_features
-from saccade.store import COLUMNS, FeatureTable, TableWriter, load_table, storable
+from saccade.lance import complete, save_lance_from
+from saccade.store import COLUMNS, FeatureTable, TableWriter, storable
 
 Say = Callable[[str], None]
 Report = Callable[[int, int], None]
@@ -308,8 +309,8 @@ def write_features(
     embedder: Embedder, out: str | Path | None, *, origin: Mapping[str, str | None], report: Report
 ) -> Embedded:
     """Write the features of every tile where and as ``out`` says: FILE.parquet or DATABASE/NAME.lance, a row a tile,
-    FOLDER.h5, or another folder (Parquet), with a file a slide. LanceDB takes all rows through memory once. A table
-    or file that has these features already is left as it is.
+    FOLDER.h5, or another folder (Parquet), with a file a slide. A table for LanceDB is made whole in a file of its own
+    first (TMPDIR says where), and goes from there in batches. What has these features already is left as it is.
 
     Raises UsageError where ``out`` is missing, TooManyDamaged, StorageError.
     """
@@ -323,11 +324,13 @@ def write_features(
         rows = rows_there(embedder, out, origin)
         if rows is not None:
             embedder.say(f"{out} has these tiles by these weights already, and is left as it is")
+            if tables.is_lance(out):
+                complete(out)
             return Embedded([place], len(tiles.named), len(tiles.named), rows, embedder.model.backbone.dim)
     if tables.is_lance(out):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="saccade-tiles-") as folder:
             found = embed_table(embedder, Path(folder) / "tiles.parquet", origin=origin, report=report)
-            tables.write(out, load_table(found.files[0]))
+            save_lance_from(out, found.files[0])
         return dataclasses.replace(found, files=[place])
     if place.suffix == ".parquet":
         return embed_table(embedder, place, origin=origin, report=report)
