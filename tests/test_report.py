@@ -51,6 +51,21 @@ def test_intervals_over_few_groups_are_marked_beside_every_figure():
     assert "intervals over 3 groups only" in blocks and blocks.count(" ?</") >= len(read_evaluation(values).rows)
 
 
+def test_a_live_k_nn_that_is_never_right_is_nowhere(tmp_path):
+    """As on the page of runs; one that is right once is drawn as it is."""
+    folder = fake_run.write_fake_run(tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()[:-1]]
+    figures = {"step": 3, "rank": 8.0, "agreement": 0.9, "knn": 0.0}
+    (folder / "chosen.json").write_text(json.dumps({"chosen": figures, "last": figures, "rule": "the last"}))
+    for right in (0.0, 0.25):
+        logged = [line | {"knn": 0.0} for line in lines[:-1]] + [lines[-1] | {"knn": right}]
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in logged))
+        page = write_report(folder).read_text(encoding="utf-8")
+        said = ("k-NN accuracy, live probe", "k-NN while training", "k-NN in %")
+        assert [words in page for words in said] == [right > 0] * 3
+        assert "Effective rank" in page and "agreement of two views" in page
+
+
 class Strict(HTMLParser):
     """Collects tags and attributes, and fails where elements do not nest."""
 

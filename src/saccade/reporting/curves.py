@@ -19,7 +19,7 @@ def curves(run: RunFiles, key: str = "curves", title: str = "While it learned") 
     entropies = {"teacher": "teacher_entropy", "student": "student_entropy"}
     large = [
         _curve(run, "Loss", {"loss": "loss"}, uniform),
-        _curve(run, "k-NN accuracy", {"k-NN": "knn"}, unit="in %", scale=100),
+        _curve(run, "k-NN accuracy, live probe", {"k-NN": "knn"}, unit="in %", scale=100),
         _curve(run, "Accuracy", {"batch": "accuracy", "validation": "val_balanced_accuracy"}, unit="in %", scale=100),
         _curve(run, "Validation loss", {"loss": "val_loss"}),
         _curve(run, "Entropy", entropies, uniform, unit="nats"),
@@ -58,7 +58,9 @@ def _checkpoint(run: RunFiles) -> Html | None:
         for name, figures in shown.items()
     ]
     body = table("the checkpoint that became the model", ["checkpoint", *(columns[key] for key in present)], rows)
-    said = f"Which checkpoint: {run.chosen.get('rule', '')}. k-NN is shown for comparison and did not choose."
+    said = f"Which checkpoint: {run.chosen.get('rule', '')}."
+    if "knn" in present:
+        said += " k-NN is shown for comparison and did not choose."
     return h("div", None, h("h3", None, "Which checkpoint is the model"), body, h("p", None, said))
 
 

@@ -47,21 +47,32 @@ def read_run(folder: Path) -> RunFiles:
     if not any((folder / name).exists() for name in FILES):
         raise not_a_run(folder)
     listed = _json(folder / "figures" / "index.json")
+    metrics = [line for line in _lines(folder / "metrics.jsonl") if math.isfinite(number(line.get("step")))]
+    chosen = mapping(_json(folder / "chosen.json"))
+    if not any(number(line.get("knn")) > 0 for line in metrics):
+        metrics, chosen = [_without_knn(line) for line in metrics], _without_knn(chosen)
     return RunFiles(
         folder=folder,
         config=mapping(_yaml(folder / "config.yaml")),
         env=mapping(_json(folder / "env.json")),
         data=mapping(_json(folder / "data.json")),
         notes=mapping(_json(folder / "notes.json")),
-        metrics=[line for line in _lines(folder / "metrics.jsonl") if math.isfinite(number(line.get("step")))],
+        metrics=metrics,
         repairs=_lines(folder / "repairs.jsonl"),
-        chosen=mapping(_json(folder / "chosen.json")),
+        chosen=chosen,
         classifier=mapping(_json(folder / "classifier.json")),
         hierarchy=mapping(_yaml(folder / runs.HIERARCHY)),
         evaluation=read_evaluation(_json(folder / "evaluation.json")),
         evaluation_grey=read_evaluation(_json(folder / "evaluation-grey.json")),
         figures=[f for f in sequence(listed) if isinstance(f, Mapping)],
     )
+
+
+def _without_knn(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the live k-NN, at any depth. One that is never right is no measurement: runs of before have it where no
+    class that was tested could be voted for. The page of runs draws none either."""
+    kept = {key: value for key, value in values.items() if key != "knn"}
+    return {key: _without_knn(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _text(path: Path) -> str:
