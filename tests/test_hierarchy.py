@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import html
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -185,6 +186,16 @@ def hierarchy(slide_table, tmp_path_factory):
 def files_of(run, slide):
     """The files of the vectors of one slide: of its tiles, of its regions."""
     return [next((run / "features" / level).glob(f"{slide}-*.parquet")) for level in ("tile", "region")]
+
+
+def test_too_few_regions_are_refused_before_anything_is_learned(slide_table, tmp_path):
+    few = SETTINGS | {"hipt.region_px": 256}  # one a slide, and half of the slides have tissue enough for none
+    with pytest.raises(UsageError, match=r"regions? of 256 px: too few") as told:
+        api.pretrain(slide_table / "slide0.tif", out=tmp_path / "run", backbone="hipt", settings=few)
+    assert re.search(r"128 px: \d", str(told.value)) and not any((tmp_path / "run").iterdir())
+    console = Quiet()
+    api.pretrain(slide_table, out=tmp_path / "run", backbone="hipt", settings=SETTINGS, console=console)
+    assert any("will learn little from so few" in line for line in console.messages)
 
 
 def test_slides_that_are_called_alike_are_kept_apart(hierarchy, tmp_path):

@@ -17,7 +17,7 @@ from typing import Any
 
 from saccade import config, runs
 from saccade.contracts import Source
-from saccade.data.grids import write_grids
+from saccade.data.grids import cut_blocks, write_grids
 from saccade.data.open import open_data
 from saccade.data.slides.audit import describe_slides
 from saccade.data.slides.source import SlideTiles
@@ -37,6 +37,8 @@ from saccade.train.loop import Console
 from saccade.train.prepare import absolute_paths
 from saccade.train.settings import DataConfig
 
+FEWEST_REGIONS, FEW_REGIONS = 4, 100
+"""Regions that a region level is trained with at least, and below which that is said to be few."""
 FEWEST_SLIDES = 32
 """Slides that a slide level is trained with at least; below, a slide is the mean of its regions."""
 
@@ -64,8 +66,9 @@ def start(wanted: Wanted, out: Path, console: Console) -> Path:
     if (out / FILE).exists():
         raise UsageError("this folder already holds a hierarchy", got=out, hint="--resume continues it")
     runs.prepare(out, resume=False)
+    tiles = _open_checked(wanted, console)  # before anything is written: what is refused leaves an empty folder
     runs.write_atomic(out / FILE, config.to_yaml(wanted.to_dict()))
-    return train(out, wanted, console)
+    return train(out, wanted, tiles, console)
 
 
 def resume(out: Path, data: str | None, settings: Mapping[str, Any], console: Console) -> Path:
@@ -87,21 +90,19 @@ def resume(out: Path, data: str | None, settings: Mapping[str, Any], console: Co
             got="other values for " + ", ".join(differ),
             hint="leave them out, or start a new one that begins with its levels: --set hipt.tile=" + str(out / "tile"),
         )
-    return train(out, known, console)
+    return train(out, known, _open_checked(known, console), console)
 
 
-def train(out: Path, wanted: Wanted, console: Console) -> Path:
+def train(out: Path, wanted: Wanted, tiles: SlideTiles, console: Console) -> Path:
     """All levels in turn, from wherever they stand; the page of the whole is written after each."""
-    _train_levels(out, wanted, console)
+    _train_levels(out, wanted, tiles, console)
     write_report(out)
     return out
 
 
-def _train_levels(out: Path, wanted: Wanted, console: Console) -> None:
-    hipt = wanted.hipt
+def _train_levels(out: Path, wanted: Wanted, tiles: SlideTiles, console: Console) -> None:
+    hipt, side = wanted.hipt, wanted.hipt.side(tiles.tile_px)
     tile = hipt.tile or str(_level(out, "tile", wanted, wanted.data, console))
-    tiles = open_tiles(wanted.data, settings_of(wanted.levels["tile"]))
-    side = hipt.side(tiles.tile_px)
     learned = _learned(tiles, tile)
     every = embed_tiles(tile, tiles, out / "features" / "tile", console)
     files = [every[k] for k in learned]
@@ -120,6 +121,33 @@ def _train_levels(out: Path, wanted: Wanted, console: Console) -> None:
         return
     grids = write_grids(out / "grids" / "slide", files, side=0, least=0.0)
     _level(out, "slide", wanted, str(grids.resolve()), console)
+
+
+def _open_checked(wanted: Wanted, console: Console) -> SlideTiles:
+    """The tiles of the slides. Raises UsageError where their regions are too few to learn from, before a tile is."""
+    tiles = open_tiles(wanted.data, settings_of(wanted.levels["tile"]))
+    hipt, side = wanted.hipt, wanted.hipt.side(tiles.tile_px)
+    if hipt.region:
+        return tiles
+    count = count_regions(tiles, side, hipt.least)
+    told = f"{len(tiles.named)} slides, {len(tiles):,} tiles of {tiles.tile_px} px at {tiles.mpp:g} um/px"
+    if count >= FEW_REGIONS:
+        return tiles
+    smaller = {side // 2**n * tiles.tile_px: count_regions(tiles, side // 2**n, hipt.least) for n in (1, 2, 3)}
+    known = [f"{px:,} px: {found:,}" for px, found in smaller.items() if px >= 2 * tiles.tile_px and found > count]
+    hint = f"regions of other sides (hipt.region_px): {', '.join(known)}; or " if known else ""
+    hint += "smaller tiles (data.tile_px, data.mpp), less tissue in a region (hipt.least), more slides"
+    what = f"{count} {'region' if count == 1 else 'regions'} of {hipt.region_px:,} px"
+    if count < FEWEST_REGIONS:
+        raise UsageError(f"{what}: too few to learn from", got=told, expected=f"{FEWEST_REGIONS}, better {FEW_REGIONS}",
+                         hint=hint)  # fmt: skip
+    console.say(f"{what} in {told}: the region level will learn little from so few. {hint[0].upper()}{hint[1:]}")
+    return tiles
+
+
+def count_regions(tiles: SlideTiles, side: int, least: float) -> int:
+    """Regions of ``side`` x ``side`` tiles that have the share ``least`` of them, on all slides."""
+    return sum(len(cut_blocks(Path(), cut.grid.cells, side, least)) for cut in tiles.cut) if side > 1 else 0
 
 
 def open_tiles(data: str, settings: Mapping[str, Any]) -> SlideTiles:
