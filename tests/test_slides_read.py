@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from made_slides import UM, on_glass, texture, write_dicom, write_slide
+from made_slides import UM, on_glass, texture, with_holes, write_dicom, write_slide
 from saccade import api
 from saccade.data.open import open_source
 from saccade.data.slides.audit import audit_slides
@@ -189,6 +189,19 @@ def test_what_lies_beside_slides_is_named(tmp_path, uneven):
 def test_an_empty_folder_is_told_of_slides(tmp_path):
     with pytest.raises(DataError, match=r"\.svs, \.ndpi"):
         open_source(tmp_path)
+
+
+def test_the_error_of_another_thread_is_not_repeated(tmp_path):
+    """A handle of OpenSlide that met damage refuses all that is read through it from then on."""
+    openslide = pytest.importorskip("openslide")
+    path = with_holes(write_slide(tmp_path / "a.tif", texture(512, 512)), tmp_path / "b.tif", (5,))
+    slide = open_slide(path)
+    for place in ((0, 0), (300, 300)):
+        with pytest.raises(openslide.OpenSlideError):
+            slide.reader._slide.read_region((150, 150), 0, (32, 32))  # as another thread would, before it is noticed
+        assert slide.reduced(*place, 1.0, (64, 64)).std() > 1
+    with pytest.raises(DamagedFile, match="cannot be read at 150, 150"):
+        slide.reduced(150, 150, 1.0, (32, 32))
 
 
 def test_a_damaged_tile_is_an_error_and_the_rest_is_readable(tmp_path, uneven):

@@ -48,9 +48,8 @@ class OpenSlideReader:
         x, y = round(max(0, left) * step), round(max(0, top) * step)
         try:
             region = self._slide.read_region((x, y), level, (columns, rows))
-        except self.module.OpenSlideError as error:
-            self._slide = self._open()  # after an error a handle of OpenSlide only repeats it
-            raise DamagedFile(f"{self.path}: cannot be read at {x}, {y} ({error})", hint="copy it again") from error
+        except self.module.OpenSlideError:
+            region = self._again((x, y), level, (columns, rows))
         seen = region.getchannel("A")
         if seen.getextrema()[0] == 255:
             pixels = np.asarray(region.convert("RGB"))
@@ -61,6 +60,18 @@ class OpenSlideReader:
         if before_y or before_x:
             pixels = np.pad(pixels, ((before_y, 0), (before_x, 0), (0, 0)), constant_values=fill)
         return Region(pixels, (y / step - before_y, x / step - before_x))
+
+    def _again(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+        """Once more, through a handle of its own: after an error a handle only repeats it, also to other threads."""
+        own = self._open()
+        try:
+            region: Image.Image = own.read_region(place, level, size)
+        except self.module.OpenSlideError as error:
+            self._slide = self._open()
+            x, y = place
+            raise DamagedFile(f"{self.path}: cannot be read at {x}, {y} ({error})", hint="copy it again") from error
+        self._slide = own
+        return region
 
 
 def _beyond(path: Path, module: Any) -> bool:
