@@ -68,6 +68,7 @@ class Seen:
     compared   queries, keys and values, tokens with the prefix first; None for networks without attention
     vectors    [1 + N D] of length one: the image's own vector, then every token's; for networks without attention
     cube       where the picture of a volume lies in it
+    unread     bool [Y X]: what of the picture the file of a slide could not give; None where all is there
     """
 
     name: str
@@ -78,6 +79,7 @@ class Seen:
     compared: Compared | None
     vectors: np.ndarray | None
     cube: SeenCube | None = None
+    unread: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:

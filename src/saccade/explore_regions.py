@@ -46,12 +46,15 @@ class Regions:
     """What is kept of a slide.
 
     tiles    their vectors, in the order of the slide's grid      cells   [n 2] (row, column) of each
+    places   [n] number of each in that grid, which has ``count`` tiles: those that cannot be read have no vector
     blocks   the R regions                                        weights of both
     """
 
     hierarchy: Hierarchy
     tiles: SlideFeatures
     cells: np.ndarray
+    places: np.ndarray
+    count: int
     blocks: list[Block]
     weights: Weights
 
@@ -61,9 +64,9 @@ class Regions:
 
     def about(self) -> dict[str, Any]:
         """What the page must know: which regions there are (row, column among regions), and in which each tile lies."""
-        of = np.full(len(self.cells), -1)
+        of = np.full(self.count, -1)
         for number, block in enumerate(self.blocks):
-            of[block.rows] = number
+            of[self.places[block.rows]] = number
         network, side = self.hierarchy.region.model.backbone, self.hierarchy.side
         assert isinstance(network, ViT)
         return {
@@ -71,14 +74,18 @@ class Regions:
             "who": self.weights.who,
             "regions": [[block.top // side, block.left // side] for block in self.blocks],
             "region_of": of.tolist(),
+            "unread": np.setdiff1d(np.arange(self.count), self.places).tolist(),
             "depth": network.depth,
             "heads": network.heads,
         }
 
     def tile_weights(self, *, composed: bool) -> np.ndarray:
-        """[n] of every tile: of its region, or with ``composed`` of the slide; NaN for tiles outside all regions."""
-        found = np.full(len(self.cells), np.nan, np.float32)
-        found[self.weights.rows] = self.weights.composed if composed else self.weights.tile
+        """[count] of every tile of the grid: of its region, or with ``composed`` of the slide.
+
+        NaN for tiles outside all regions, and for those that cannot be read.
+        """
+        found = np.full(self.count, np.nan, np.float32)
+        found[self.places[self.weights.rows]] = self.weights.composed if composed else self.weights.tile
         return found
 
 
@@ -132,9 +139,12 @@ class RegionLooks:
 
 
 def look(hierarchy: Hierarchy, asked: Asked, done: Count) -> Regions:
-    """Vectors and weights of one slide; ``done`` hears how many tiles more have been looked at. Raises SaccadeError."""
+    """Vectors and weights of one slide; ``done`` hears how many tiles more have been looked at. Raises SaccadeError.
+
+    Tiles that cannot be read are left out, however many: the page shows what there is, and says how much is missing.
+    """
     tiles, number, folder = asked.tiles, asked.number, hierarchy.run / "features"
-    embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=lambda _: None)
+    embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=lambda _: None, max_bad=1.0)
     file = folder / "tile" / tile_file(tiles, number)
     kept = is_embedded(file, embedder, number)
     below = load_parquet(file) if kept else embedder.slide(number, done)
@@ -142,7 +152,10 @@ def look(hierarchy: Hierarchy, asked: Asked, done: Count) -> Regions:
         hierarchy.region, below, file, folder / "region", side=hierarchy.side, least=hierarchy.least
     )
     head = load_head(asked.head).head if asked.head is not None else None
-    return Regions(hierarchy, below, cells_of(below), blocks, weigh(hierarchy, below, regions, blocks, head))
+    cells, known = cells_of(below), {tuple(cell): i for i, cell in enumerate(tiles.grid(number).cells.tolist())}
+    places = np.array([known[tuple(cell)] for cell in cells.tolist()], np.int64)
+    weights = weigh(hierarchy, below, regions, blocks, head)
+    return Regions(hierarchy, below, cells, places, len(known), blocks, weights)
 
 
 def _seen(found: Regions, asked: Asked, block: Block) -> Seen:
@@ -155,5 +168,6 @@ def _seen(found: Regions, asked: Asked, block: Block) -> Seen:
     slide, side = asked.tiles.slides[asked.number], found.hierarchy.side
     factor = max(1.0, max(step_y, step_x) * side / REGION_PX)
     size = (max(1, round(step_y * side / factor)), max(1, round(step_x * side / factor)))
-    picture = slide.reduced(block.left * step_x, block.top * step_y, factor, size)
-    return Seen(reader.model.name, picture, grid, network.prefix, None, compared, None)
+    picture, unread = slide.around_damage(block.left * step_x, block.top * step_y, (factor, factor), size)
+    missing = unread if unread.any() else None
+    return Seen(reader.model.name, picture, grid, network.prefix, None, compared, None, unread=missing)

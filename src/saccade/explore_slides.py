@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from saccade.background import Background, Count, State
+from saccade.contracts import Sample
 from saccade.data.slides.source import SlideTiles
-from saccade.errors import UsageError
+from saccade.errors import DamagedFile, UsageError
 from saccade.explore import Explorer, Look
 from saccade.panels import shown
 from saccade.store import unit
@@ -36,25 +37,48 @@ class SlideLooks:
         return self._features.state((look, slide))
 
     def likeness(self, look: Look, slide: str, tile: int | None) -> np.ndarray:
-        """Cosine of every tile [n] with one tile, less what all share; None: with the mean of all. UsageError."""
+        """Cosine of every tile [n] with one tile, less what all share; None: with the mean of all.
+
+        NaN for tiles that cannot be read. Raises UsageError for a tile that is not there, DamagedFile for one of those.
+        """
         features = self._features.found((look, slide))
+        there = np.isfinite(features[:, 0])
+        scores = np.full(len(features), np.nan, np.float32)
         if tile is None:
-            return unit(features) @ unit(unit(features).mean(axis=0)[None])[0]
+            known = unit(features[there])
+            scores[there] = known @ unit(known.mean(axis=0)[None])[0]
+            return scores
         if not 0 <= tile < len(features):
             raise UsageError("no such tile", got=tile, expected=f"0 to {len(features) - 1}")
-        apart = unit(features - features.mean(axis=0))
-        return apart @ apart[tile]
+        if not there[tile]:
+            raise DamagedFile("this tile cannot be read in the file of the slide", hint="copy the slide again")
+        apart = unit(features[there] - features[there].mean(axis=0))
+        scores[there] = apart @ apart[np.count_nonzero(there[:tile])]
+        return scores
 
     def _make(self, look: Look, tiles: SlideTiles, indices: np.ndarray, done: Count) -> np.ndarray:
-        rows = []
+        """[n D], NaN for tiles that cannot be read. Raises DamagedFile where none can."""
+        features: np.ndarray | None = None
+        fault = DamagedFile("no tile of this slide can be read")
         for start in range(0, len(indices), BATCH):
-            rows.append(self._batch(look, tiles, indices[start : start + BATCH]))
-            done(len(rows[-1]))
-        return np.concatenate(rows)
+            part, samples = indices[start : start + BATCH], {}
+            for place, index in enumerate(part, start):
+                try:
+                    samples[place] = tiles.read(int(index))
+                except DamagedFile as error:
+                    fault = error
+            if samples:
+                rows = self._batch(look, list(samples.values()))
+                if features is None:
+                    features = np.full((len(indices), rows.shape[1]), np.nan, np.float32)
+                features[list(samples)] = rows
+            done(len(part))
+        if features is None:
+            raise fault
+        return features
 
     @torch.inference_mode()
-    def _batch(self, look: Look, tiles: SlideTiles, indices: np.ndarray) -> np.ndarray:
-        samples = [tiles.read(int(index)) for index in indices]
+    def _batch(self, look: Look, samples: list[Sample]) -> np.ndarray:
         loaded = self.explorer.model(look, samples[0].pixels.shape[0])
         x = torch.cat([shown(loaded, sample.pixels, sample.record.id).x for sample in samples])
         return loaded.backbone(x).cls.float().numpy()

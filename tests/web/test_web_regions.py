@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -9,11 +10,14 @@ import time
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
+from PIL import Image
 from test_web_security import ask
 from typer.testing import CliRunner
 from waiting import until
 
+from made_slides import with_holes, write_slide
 from saccade import api, cli
 from saccade.errors import UsageError
 from saccade.evaluation.nested import NestedConfig
@@ -310,6 +314,53 @@ def test_names_are_as_long_as_tells_them_apart():
     assert told_apart(["../x.svs", "../../x.svs"]) == ["x.svs", "x.svs"] and told_apart([]) == []
     assert without_places("../../data/a/CMU-1.svs: cannot be read") == "CMU-1.svs: cannot be read"
     assert without_places("/data/a/CMU-1.svs: 3/4 read") == "CMU-1.svs: 3/4 read"
+
+
+@pytest.fixture
+def spotted(site, drawn):
+    """The second slide with one stored tile of 128 pixels damaged: 2 x 2 tiles of the region in row 2, column 2."""
+    path = sorted(drawn.glob("*.tif"))[1]
+    kept, sources = path.read_bytes(), dict(site.desk._sources)
+    with tifffile.TiffFile(path) as file:
+        pixels = file.pages[0].asarray()
+    write_slide(path, pixels, um=1.0, level_px=((768, 768), (384, 384)))
+    with_holes(path, path, (4 * 12 + 4,))
+    site.desk._sources.clear()
+    yield path
+    path.write_bytes(kept)
+    site.desk._sources.clear()
+    site.desk._sources.update(sources)
+
+
+def test_a_damaged_spot_of_a_slide_is_striped_and_named(window, site, hierarchy, spotted):
+    window.goto("about:blank")
+    window.goto(f"{site.origin}/#/slides")
+    listed = window.get_by_label("Slide", exact=True)
+    listed.wait_for()
+    listed.select_option(label=f"{spotted.name} · hipt")
+    until(
+        window, f"document.querySelector('.words').innerText.includes('4 tiles cannot be read in {spotted.name}')", 60
+    )
+    window.wait_for_selector(".stage[data-drawn]")
+    page, found = window, site.desk.region_looks.found(f"{hierarchy.id}/{slide_key(site, hierarchy, 1)}")
+    assert found.count == len(found.cells) + 4 and len(found.about()["region_of"]) == found.count
+    number = found.about()["regions"].index([2, 2])
+    step = site.desk.slides(hierarchy).grid(1).step_px
+    page.mouse.click(*at(page, site, hierarchy, 11 * step[0], 11 * step[1]))
+    page.wait_for_selector(".stage[data-level=region]")
+    until(
+        page, f"document.querySelector('.levels').innerText.includes('cannot be read in {spotted.name}: it is striped')"
+    )
+    assert "25.0 % of this region" in page.locator(".levels p.note").inner_text()
+    key = slide_key(site, hierarchy, 1)
+    picture = np.asarray(Image.open(io.BytesIO(ask(site, f"/api/regions/{key}/{number}/picture")[2])).convert("RGB"))
+    stripes = np.isin(picture[:128, :128], (96, 160)).all(axis=-1)
+    assert (
+        picture.shape[:2] == (256, 256) and stripes.all() and not np.isin(picture[128:], (96, 160)).all(axis=-1).any()
+    )
+    there = json.loads(ask(site, f"/api/regions/{key}/{number}/look")[2])["there"]
+    assert sum(there) == 12 and not any(there[i] for i in (0, 1, 4, 5))
+    assert np.isnan(np.frombuffer(ask(site, f"/api/regions/{key}/tiles")[2], "<f4")).sum() >= 4
 
 
 def test_slides_that_cannot_be_shown_are_named(window, site, hierarchy, drawn, tmp_path):

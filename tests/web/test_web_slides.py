@@ -13,6 +13,7 @@ from PIL import Image
 from test_web_security import ask
 from waiting import Held, until, waited_for
 
+from made_slides import texture, with_holes, write_slide
 from saccade.backbones.build import build
 from saccade.backbones.weights import save_model
 from saccade.contracts import InputSpec
@@ -112,6 +113,38 @@ def test_a_refused_model_leaves_nothing_of_another(page, site, slides, tmp_path)
     page.locator(".words [role=alert]").wait_for()
     assert "channels" in page.locator(".words").inner_text()
     assert not page.evaluate(heat) and not page.locator(".map, .scale .ramp").count()
+    site.desk.runs.remove(run)
+
+
+def test_a_damaged_spot_is_striped_and_the_rest_is_there(page, site, tmp_path, refusals):
+    """Tiles of the spot are named and blank; all others have their likeness, and the picture is there."""
+    refusals.append("status of 400")
+    (tmp_path / "data").mkdir()
+    whole = write_slide(tmp_path / "whole.tif", texture(512, 512), um=0.5, level_px=((256, 256),))
+    with_holes(whole, tmp_path / "data" / "holed.tif", (5,))  # rows and columns 128 to 255 of level 0
+    data = {"source": str(tmp_path / "data"), "mpp": 0.5, "tile_px": TILE, "tissue": 0.0, "slide_mpp": 0.0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "holed", tmp_path)
+    site.desk.runs.append(run)
+    page.reload()
+    until(page, "document.querySelector('.words')?.innerText.includes('mean of all')")
+    page.get_by_label("Slide", exact=True).select_option(label="holed.tif · holed")
+    until(page, "document.querySelector('.words').innerText.includes('4 tiles cannot be read in holed.tif')")
+    page.wait_for_selector(".stage[data-drawn]")
+    key = site.desk.id_of("slide", f"{run.id}/0")
+    square = np.asarray(Image.open(io.BytesIO(ask(site, f"/api/slides/{key}/zoom/9/0/0")[2])))
+    wanted = tiles_of(site, run).slides[0].reduced(0, 0, 1.0, (128, 256)).transpose(1, 2, 0)
+    assert np.abs(square[:128].astype(int) - wanted).mean() < 12
+    spot = square[136:248, 136:248].astype(int)
+    assert np.ptp(spot, axis=-1).max() <= 8 and spot.min() >= 60 and spot.max() <= 200  # grey stripes
+    box = page.locator(".stage").bounding_box()
+    shown = min(box["width"], box["height"])
+    left, top = box["x"] + (box["width"] - shown) / 2, box["y"] + (box["height"] - shown) / 2
+    page.mouse.click(left + shown * 160 / SIDE, top + shown * 160 / SIDE)
+    until(page, "document.querySelector('.words').innerText.includes('tile cannot be read in the file')")
+    page.mouse.click(left + shown * 30 / SIDE, top + shown * 30 / SIDE)
+    page.wait_for_selector("[data-drawn=yes] .map")
+    assert "4 tiles cannot be read in holed.tif" in page.locator(".words").first.inner_text()
     site.desk.runs.remove(run)
 
 

@@ -15,6 +15,8 @@ from saccade.errors import DataError
 from saccade.web.desk import UPLOAD_PIXELS, Desk, read_upload
 from saccade.web.folders import named
 
+STRIPE_PX, STRIPE_GREYS = 12, (96, 160)
+
 
 def router(desk: Desk) -> APIRouter:
     api = APIRouter()
@@ -70,6 +72,15 @@ def to_display(pixels: np.ndarray) -> np.ndarray:
     values = np.nan_to_num(pixels.astype(np.float32))
     low, high = float(values.min()), float(values.max())
     return ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
+
+
+def striped(pixels: np.ndarray, unread: np.ndarray) -> np.ndarray:
+    """uint8 [3 Y X] with grey stripes where ``unread`` [Y X]: nobody takes a damaged spot for tissue or for glass."""
+    if not unread.any():
+        return pixels
+    y, x = np.indices(unread.shape)
+    stripes = np.where((x + y) % STRIPE_PX < STRIPE_PX // 2, *STRIPE_GREYS).astype(np.uint8)
+    return np.where(unread, stripes, pixels)
 
 
 def png(pixels: np.ndarray, longest_px: int | None = None) -> Response:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from saccade.web.desk import Desk, HierarchyOnDesk
 from saccade.web.explorer import check_count, numbers
-from saccade.web.images import png, to_display
+from saccade.web.images import png, striped, to_display
 from saccade.web.slides import progress
 
 if TYPE_CHECKING:
@@ -72,11 +72,14 @@ def router(desk: Desk) -> APIRouter:
     @api.get("/{key}/{region}/look")
     def look(key: str, region: int) -> dict[str, Any]:
         found, there = seen(key, region), desk.region_looks.there(asked(key).key, region)
-        return found.about() | {"there": there, "even": 1 / (found.prefix + sum(there))}
+        missing = 0.0 if found.unread is None else float(found.unread.mean())
+        return found.about() | {"there": there, "even": 1 / (found.prefix + sum(there)), "unread": missing}
 
     @api.get("/{key}/{region}/picture")
     def picture(key: str, region: int) -> Response:
-        return png(to_display(seen(key, region).picture))
+        found = seen(key, region)
+        picture = to_display(found.picture)
+        return png(picture if found.unread is None else striped(picture, found.unread))
 
     @api.get("/{key}/{region}/rows")
     def rows(key: str, region: int, layer: int, first: int, count: int = 1) -> Response:

@@ -13,10 +13,11 @@ from fastapi.responses import Response
 from PIL import Image
 from starlette.exceptions import HTTPException
 
+from saccade.errors import DamagedFile
 from saccade.web.desk import Desk, HierarchyOnDesk, OnDesk
 from saccade.web.explorer import numbers
 from saccade.web.folders import named
-from saccade.web.images import to_display
+from saccade.web.images import striped, to_display
 
 if TYPE_CHECKING:
     from saccade.background import State
@@ -33,13 +34,21 @@ def finest(slide: Slide) -> int:
 
 
 def square(slide: Slide, level: int, column: int, row: int) -> np.ndarray:
-    """One square of the pyramid, [C ZOOM_PX ZOOM_PX] or less at the edges. HTTP 404 outside the slide."""
+    """One square of the pyramid for the eye, uint8 [3 ZOOM_PX ZOOM_PX] or less at the edges.
+
+    What cannot be read in the file is striped; the rest is there. HTTP 404 outside the slide.
+    """
     factor = 2 ** (finest(slide) - level)
     height, width = (math.ceil(side / factor) for side in slide.size_px)
     size = (min(ZOOM_PX, height - row * ZOOM_PX), min(ZOOM_PX, width - column * ZOOM_PX))
     if min(size) < 1 or factor < 1:
         raise HTTPException(404, "outside the slide")
-    return slide.reduced(column * ZOOM_PX * factor, row * ZOOM_PX * factor, float(factor), size)
+    place = (column * ZOOM_PX * factor, row * ZOOM_PX * factor)
+    try:
+        pixels, unread = slide.around_damage(*place, (float(factor), float(factor)), size)
+    except DamagedFile:
+        return striped(np.zeros((3, *size), np.uint8), np.ones(size, bool))
+    return striped(to_display(pixels), unread)
 
 
 def described(tiles: SlideTiles, number: int) -> dict[str, Any]:
@@ -90,7 +99,7 @@ def router(desk: Desk) -> APIRouter:
         row: Annotated[int, Path(ge=0)],
     ) -> Response:
         _, tiles, number = desk.slide(key)
-        return jpeg(to_display(square(tiles.slides[number], level, column, row)))
+        return jpeg(square(tiles.slides[number], level, column, row))
 
     @api.post("/{key}/looks")
     def start(key: str, model: str) -> dict[str, Any]:

@@ -16,3 +16,10 @@ export async function looked(path, query, signal, working) {
   }
   if (state.error) throw new Error(state.error);
 }
+
+// Tiles that the file could not give are named where the slide is shown; they are blank in the heatmap.
+export function unreadWords(count, name) {
+  if (!count) return "";
+  return count === 1 ? ` One tile cannot be read in ${name}: it is left blank, with stripes in the picture.`
+    : ` ${count.toLocaleString("en")} tiles cannot be read in ${name}: they are left blank, with stripes in the picture.`;
+}

@@ -4,7 +4,7 @@ import { floats, json } from "./ask.js";
 import { el, field, redraw, replace, say, select } from "./dom.js";
 import { Inside } from "./inside.js";
 import { choose, Look } from "./look.js";
-import { looked } from "./looked.js";
+import { looked, unreadWords } from "./looked.js";
 import { compact, percent, range } from "./maps.js";
 import { newest } from "./newest.js";
 import { Panel } from "./panel.js";
@@ -83,7 +83,9 @@ export class Regions {
     const usual = this.weighed() ? "regions" : "tiles";
     this.map = this.wish === null || this.wish === "regions" ? usual : this.wish;
     this.atRegion = new Map(found.regions.map(([row, column], i) => [`${row}/${column}`, i]));
-    this.atTile = new Map(this.about.cells.map(([row, column], i) => [`${row}/${column}`, i]));
+    const cells = this.about.cells.map(([row, column], i) => [`${row}/${column}`, i]), unread = new Set(found.unread);
+    this.atTile = new Map(cells.filter(([, i]) => !unread.has(i)));
+    this.blank = new Set(cells.filter(([, i]) => unread.has(i)).map(([cell]) => cell));
     await this.go(null, null);
   }
 
@@ -128,8 +130,9 @@ export class Regions {
 
   click(x, y) {
     if (!this.found) return;
-    const { region, tile } = this.at(x, y);
-    if (region === undefined) replace(this.words, tile === undefined ? "There is no tile: too little tissue." : "This tile lies in no region: too little tissue around it.");
+    const { region, tile, blank } = this.at(x, y);
+    if (blank && (region === undefined || region === this.region)) replace(this.words, `This tile cannot be read in ${this.slide.name}.`);
+    else if (region === undefined) replace(this.words, tile === undefined ? "There is no tile: too little tissue." : "This tile lies in no region: too little tissue around it.");
     else if (this.region !== region) this.go(region, null);
     else if (tile !== undefined) this.go(region, tile);
   }
@@ -137,8 +140,8 @@ export class Regions {
   // What lies at a place of level 0.
   at(x, y) {
     const [down, across] = this.about.step_px, row = Math.floor(y / down), column = Math.floor(x / across), { side } = this.found;
-    const tile = this.atTile.get(`${row}/${column}`);
-    return { tile, region: this.atRegion.get(`${Math.floor(row / side)}/${Math.floor(column / side)}`) };
+    const cell = `${row}/${column}`;
+    return { tile: this.atTile.get(cell), blank: this.blank.has(cell), region: this.atRegion.get(`${Math.floor(row / side)}/${Math.floor(column / side)}`) };
   }
 
   key(event) {
@@ -238,6 +241,7 @@ export class Regions {
       return;
     }
     replace(this.aside, el("h2", null, named("Region", this.found.regions[this.region])), this.weighed() ? el("p", { class: "soft" }, `It counts ${times(this.weights[this.region])} in the slide.`) : null,
+      this.look.unread ? el("p", { class: "note" }, `${percent(this.look.unread)} of this region cannot be read in ${this.slide.name}: it is striped.`) : null,
       el("p", { class: "soft" }, this.counted()), this.panel.node);
     replace(this.right, this.aside, this.tile === null ? null : this.inside.node);
   }
@@ -266,7 +270,7 @@ export class Regions {
       this.values = { regions: this.weights, tiles: this.tiles, composed: this.composed }[this.map];
       words = { regions: `How much each region counts in the slide, weighed by ${found.who}.`,
         tiles: "How much each region's class token takes from each of its tiles.",
-        composed: "The weight of the region times its attention to the tile." }[this.map];
+        composed: "The weight of the region times its attention to the tile." }[this.map] + unreadWords(found.unread.length, this.slide.name);
     } else {
       const rows = await this.look.rows("attention", this.layer, this.asking(), this.signal);
       if (!still()) return;

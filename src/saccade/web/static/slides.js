@@ -4,7 +4,7 @@
 import { floats, json } from "./ask.js";
 import { el, field, replace, say, select } from "./dom.js";
 import { Inside } from "./inside.js";
-import { looked } from "./looked.js";
+import { looked, unreadWords } from "./looked.js";
 import { compact, range } from "./maps.js";
 import { newest } from "./newest.js";
 import { Regions } from "./regions.js";
@@ -116,7 +116,9 @@ class Tiles {
   async ask(tile) {
     const still = this.questions();
     this.tile = tile;
-    const scores = await floats(`slides/${this.slide.id}/likeness`, { model: this.model, tile }, this.signal).catch(() => null);
+    const scores = await floats(`slides/${this.slide.id}/likeness`, { model: this.model, tile }, this.signal).catch((error) => {
+      if (still() && !this.signal.aborted) this.complain(error);
+    });
     if (!scores || !still()) return;
     const { low, high } = range(scores), limits = { low: tile === null ? low : Math.max(-0.2, low), high };
     const { cells, step_px: [down, across] } = this.about;
@@ -125,8 +127,9 @@ class Tiles {
     replace(this.scale, el("span", null, compact(limits.low)), el("span", { class: "ramp" }), el("span", null, compact(limits.high)));
     const what = tile === null ? `How like the mean of all ${scores.length.toLocaleString("en")} tiles each one is (cosine).`
       : `How like the marked tile each of ${scores.length.toLocaleString("en")} is (cosine, less what all share).`;
-    replace(this.words, what);
-    say(what);
+    const words = what + unreadWords(scores.reduce((count, score) => count + Number.isNaN(score), 0), this.slide.name);
+    replace(this.words, words);
+    say(words);
     if (tile !== null) await this.inside.open(this.slide.id, this.about, tile, this.model);
   }
 }
