@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +17,16 @@ from typer.testing import CliRunner
 from made_slides import on_glass, texture, write_slide
 from saccade import api, cli, runs
 from saccade.config import Text, load
+from saccade.contracts import Record
 from saccade.errors import ContaminationError, ModelError, TrainingError, UsageError
-from saccade.evaluation.nested import NestedConfig
+from saccade.evaluation.nested import NestedConfig, outer_folds
 from saccade.exchange import load_parquet
 from saccade.hierarchy import levels, vectors
 from saccade.hierarchy.attend import attend_slide
 from saccade.hierarchy.heads import HeadConfig
 from saccade.hierarchy.keep import load_head
 from saccade.hierarchy.settings import HiptConfig, is_hierarchy, read_wanted, settings_of, share_out
-from saccade.hierarchy.slides import HeadOptions
+from saccade.hierarchy.slides import HeadOptions, cohort_of
 from saccade.hierarchy.together import regions_of, vectors_as_grids
 from saccade.store import load_table, save_table
 from saccade.train.loop import Quiet
@@ -404,6 +406,23 @@ def test_what_is_left_out_and_what_was_there_is_said(hierarchy, tmp_path):
     assert not any("used again" in line for line in first.messages)
     api.attend_hierarchy(hierarchy, tmp_path / "uneven.tif", level="tile", console=second)
     assert [line.split(":")[0] for line in second.messages if "used again" in line] == ["tile level", "region level"]
+
+
+def test_a_patient_is_known_by_any_slide_and_copies_stay_together(tmp_path):
+    """The hierarchy may have been trained without a column of patients; a file may be there twice."""
+    (tmp_path / "hierarchy.yaml").write_text("data: x\n")
+    files = [{"id": "a1.svs", "sha256": "h0", "group": "a1.svs"}]
+    runs.write_json(tmp_path / "data.json", {"source": "x", "files": files, "ancestors": []})
+    rows = [("a1", "a"), ("a2", "a"), ("b1", "b"), ("c1", "c"), ("copy of b1", None), ("d1", "d"), ("e1", "e")]
+    records = [Record(f"{name}.svs", label="xy"[k % 2], group=group) for k, (name, group) in enumerate(rows)]
+    hashes = ["h0", "h1", "h2", "h3", "h2", "h5", "h6"]
+    tiles = SimpleNamespace(named=[SimpleNamespace(record=record) for record in records], hashes=hashes)
+    found, places, marked = cohort_of(tiles, list(range(7)), tmp_path, False)
+    assert found.testable.tolist() == [False, False, True, True, True, True, True] and not marked
+    assert places.tolist() == list(range(7))
+    assert found.groups[2] == found.groups[4] and len(set(found.groups)) == 5
+    for train, test in outer_folds(found, 3, 0):
+        assert (2 in test) == (4 in test) and (2 in train) == (4 in train)
 
 
 def test_slides_that_were_learned_from_are_not_tested_on(slide_table, tmp_path):

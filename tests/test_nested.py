@@ -53,6 +53,51 @@ def test_no_patient_trains_and_is_tested(seed):
     assert {row["fraction"] for row in result["rows"]} == {1.0, 0.5}
 
 
+class Knowing:
+    """A learner that knows the answer."""
+
+    name, choices = "knowing", (1.0,)
+
+    def __init__(self, labels, classes=2):
+        self.labels, self.classes = labels, classes
+
+    def scores(self, train, labels, test, *, choice, seed):
+        assert len(set(labels)) == self.classes
+        return np.eye(self.classes)[self.labels[test]]
+
+
+@pytest.mark.parametrize(("patients", "positive"), [(6, 3), (12, 3), (30, 3)])
+def test_resamples_that_cannot_be_measured_say_nothing(patients, positive):
+    """A bootstrap of one class has no AUROC. It once counted as 0, and the best of heads as 0 to 1."""
+    labels = (np.arange(patients) < positive).astype(np.int64)
+    found = Cohort(labels, [f"p{i}" for i in range(patients)], CLASSES, np.ones(patients, bool))
+    result = nested([Knowing(labels)], found, NestedConfig(fractions=(1.0,), bootstrap=2000))
+    row = next(row for row in result["rows"] if row["metric"] == "auroc")
+    assert (row["mean"], row["low"], row["high"]) == (1.0, 1.0, 1.0)
+    share = result["protocol"]["unmeasured"]
+    expected = (1 - positive / patients) ** patients + (positive / patients) ** patients
+    assert expected - 0.02 < share  # and those in which no fold has both
+    assert f"left out ({share:.1%})" in result["protocol"]["text"]
+    assert "Only 3 patients tested are of class" in result["protocol"]["text"]
+
+
+def test_patients_with_slides_of_both_classes_leave_none_out():
+    """Whole patients apart, a rare class could fall into one fold, and its training part then lacks it."""
+    drawn = 0
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        own, labels = rng.integers(6, size=18), (rng.random(18) < 0.25).astype(np.int64)
+        found = Cohort(labels, [f"p{i}" for i in own], CLASSES, np.ones(18, bool))
+        try:
+            folds = outer_folds(found, 5, 0)
+        except EvaluationError:
+            continue
+        drawn += 1
+        for train, test in folds:
+            assert set(labels[train]) == set(labels[test]) == {0, 1}
+    assert drawn > 150
+
+
 def test_slides_seen_in_pretraining_only_train():
     found = cohort(seen=0.4)
     for train, test in outer_folds(found, 3, 0):

@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from saccade.contracts import Record
 from saccade.errors import DataError, UsageError
@@ -17,6 +19,17 @@ from saccade.seeds import numpy_generator
 def unit_names(groups: Sequence[str | None]) -> list[str]:
     """What must stay together, by name: its group; an image without one stands for itself."""
     return [group if group is not None else f"\0{i}" for i, group in enumerate(groups)]
+
+
+def patients_of(records: Sequence[Record], hashes: Sequence[str]) -> list[str]:
+    """Whose each slide is: the patient, or the slide where none is named. Copies of one file are of one patient, and
+    patients who share a file are one."""
+    _, files = np.unique(list(hashes), return_inverse=True)
+    names, named = np.unique([record.group or record.id for record in records], return_inverse=True)
+    links = coo_array((np.ones(len(files)), (named, len(names) + files)), shape=(len(names) + len(files),) * 2)
+    part = connected_components(links, directed=False)[1]
+    first = {number: str(name) for number, name in reversed(list(zip(part, names)))}
+    return [first[part[number]] for number in named]
 
 
 def grouped_split(records: Sequence[Record], fraction_test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,8 @@ from saccade.evaluation.metrics import Metric, auroc, balanced_accuracy, interva
 from saccade.evaluation.protocol import draw_fraction
 from saccade.seeds import numpy_generator
 
+TRIALS = 20
+"""Drawings of outer folds before there are fewer of them."""
 MEASURED: dict[str, Metric] = {"auroc": auroc, "balanced_accuracy": balanced_accuracy}
 
 
@@ -76,7 +78,9 @@ class Cohort:
 def outer_folds(cohort: Cohort, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(train, test) of each outer fold: every testable slide is tested once, whole patients apart.
 
-    Slides that pretraining has seen only ever train. EvaluationError where there are too few patients of a class.
+    Slides that pretraining has seen only ever train. Patients with slides of several classes can take all of a class
+    into one fold; then other folds are drawn, and fewer of them at last. EvaluationError where there are too few
+    patients of a class.
     """
     units = np.array(unit_names(cohort.groups))
     own = np.flatnonzero(cohort.testable)
@@ -88,12 +92,26 @@ def outer_folds(cohort: Cohort, count: int, seed: int) -> list[tuple[np.ndarray,
             expected="two or more of every class",
             hint="pretrain on other slides, or mark every number with --allow-overlap",
         )
-    parts = StratifiedGroupKFold(min(count, fewest), shuffle=True, random_state=seed)
-    found = []
-    for _, test in parts.split(own, cohort.labels[own], units[own]):
-        inside = np.isin(units, units[own[test]])
-        found.append((np.flatnonzero(~inside), own[test]))
-    return found
+    for parts in range(min(count, fewest), 1, -1):
+        for trial in range(TRIALS):
+            drawn = StratifiedGroupKFold(parts, shuffle=True, random_state=seed + trial)
+            found = []
+            for _, test in drawn.split(own, cohort.labels[own], units[own]):
+                inside = np.isin(units, units[own[test]])
+                found.append((np.flatnonzero(~inside), own[test]))
+            if _all_classes(cohort, found):
+                return found
+    raise EvaluationError(
+        "no folds with whole patients apart leave every class on both sides",
+        got=f"{len(set(units[own]))} patients, many of them with slides of several classes",
+        hint="slides of more patients; or is the column of patients the right one?",
+    )
+
+
+def _all_classes(cohort: Cohort, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether every fold learns from all classes, and every fold is tested on two of them at least."""
+    labels, classes = cohort.labels, len(cohort.classes)
+    return all(len(set(labels[a])) == classes and len(set(labels[b])) > 1 for a, b in folds)
 
 
 def inner_folds(labels: np.ndarray, units: np.ndarray, count: int, classes: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -170,7 +188,10 @@ def out_of_fold(
 def by_folds(
     measure: Metric, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, folds: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Mean of a metric over the outer folds, [R] for weights [R S]; folds that a resample leaves empty do not count."""
+    """Mean of a metric over the outer folds, [R] for weights [R S]; folds that a resample leaves empty do not count.
+
+    NaN where it leaves none that can be measured: for AUROC, one with slides of two classes.
+    """
     values = []
     for test in folds:
         inside = weights[:, test]
@@ -180,7 +201,8 @@ def by_folds(
         values.append(value)
     stacked = np.stack(values)
     known = ~np.isnan(stacked)
-    return np.where(known, stacked, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    count = known.sum(axis=0)
+    return np.divide(np.where(known, stacked, 0).sum(axis=0), count, out=np.full(len(weights), np.nan), where=count > 0)
 
 
 def nested(
@@ -223,6 +245,9 @@ def summarise(
     differences: list[dict[str, Any]] = []
     first = next(iter(found))
     units = len({unit_names(cohort.groups)[i] for test in tests for i in test})
+    unmeasured = np.isnan(
+        by_folds(auroc, np.zeros((len(cohort.labels), len(cohort.classes))), cohort.labels, weights, tests)
+    )
     for fraction in config.fractions:
         members = [i for i, draw in enumerate(every) if draw.fraction == fraction]
         picks = numpy_generator(config.seed, "picks", round(fraction * 1e6)).integers(len(members), size=len(weights))
@@ -251,12 +276,21 @@ def summarise(
         "tested": int(sum(map(len, tests))),
         "units": units,
         "few_units": bool(few_units({"units": units})),
-        "text": _text(cohort, folds, units, config),
+        "unmeasured": float(unmeasured.mean()),
+        "text": _text(cohort, folds, units, float(unmeasured.mean()), config),
     }
     return {"protocol": protocol, "rows": rows, "differences": differences}
 
 
-def _text(cohort: Cohort, folds: Sequence[Any], units: int, config: NestedConfig) -> str:
+def _rarest(cohort: Cohort) -> tuple[str, int]:
+    """The class that the fewest patients tested have, and how many they are."""
+    units = np.array(unit_names(cohort.groups))
+    counts = [len(set(units[cohort.testable & (cohort.labels == c)])) for c in range(len(cohort.classes))]
+    least = int(np.argmin(counts))
+    return cohort.classes[least], counts[least]
+
+
+def _text(cohort: Cohort, folds: Sequence[Any], units: int, unmeasured: float, config: NestedConfig) -> str:
     tested = sum(len(test) for _, test in folds)
     words = [
         f"{len(cohort.labels)} labelled slides of {len(set(unit_names(cohort.groups)))} patients, "
@@ -268,8 +302,15 @@ def _text(cohort: Cohort, folds: Sequence[Any], units: int, config: NestedConfig
     ]
     if not cohort.testable.all():
         words.append(f"{int((~cohort.testable).sum())} slides that pretraining has seen only train.")
+    if unmeasured > 0:
+        words.append(f"Resamples without slides of two classes in any fold are left out ({unmeasured:.1%}).")
     if min(config.fractions) < 1:
         words.append(f"Below 100 % of the labels: {config.repeats} stratified draws of each training part.")
+    rarest, fewest = _rarest(cohort)
     if units < FEW_UNITS:
         words.append(f"With only {units} patients the intervals mean nothing and no difference is called clear.")
+    elif fewest < FEW_UNITS:
+        words.append(
+            f"Only {fewest} patients tested are of class {rarest}: the intervals are narrower than they should be."
+        )
     return " ".join(words)

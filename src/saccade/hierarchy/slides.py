@@ -19,6 +19,7 @@ import numpy as np
 from saccade import runs
 from saccade.data.grids import cells_of, cut_blocks, fill
 from saccade.data.slides.source import SlideTiles
+from saccade.data.splits import patients_of
 from saccade.errors import ContaminationError, DataError, UsageError, unknown
 from saccade.evaluation.few import few_words, mark
 from saccade.evaluation.guard import seen_in_pretraining
@@ -151,7 +152,8 @@ def embed(run: Path, tiles: SlideTiles, console: Console, *, max_bad: float = 0.
 def cohort_of(tiles: SlideTiles, slides: Sequence[int], run: Path, allow: bool) -> tuple[Cohort, np.ndarray, bool]:
     """The labelled slides; their places in ``slides``; and whether figures must be marked.
 
-    Slides and patients that the hierarchy learned from are not tested on, unless ``allow``.
+    Slides and patients that the hierarchy learned from are not tested on, unless ``allow``. A patient counts as
+    learned from when the hierarchy knew it by that name, or any slide of it: no patients may have been named then.
     """
     records = [tiles.named[k].record for k in slides]
     rows = np.array([i for i, record in enumerate(records) if record.label is not None], np.int64)
@@ -164,9 +166,14 @@ def cohort_of(tiles: SlideTiles, slides: Sequence[int], run: Path, allow: bool) 
         )
     seen = seen_in_pretraining(runs.data_record(run))
     hashes, groups = {item["sha256"] for item in seen}, {item["group"] for item in seen}
-    known = np.array(
-        [tiles.hashes[slides[i]] in hashes or (records[i].group or records[i].id) in groups for i in rows], dtype=bool
-    )
+    owners = patients_of([one.record for one in tiles.named], tiles.hashes)
+    learned = {
+        owner
+        for owner, one, digest in zip(owners, tiles.named, tiles.hashes)
+        if digest in hashes or (one.record.group or one.record.id) in groups
+    }
+    own = [owners[slides[i]] for i in rows]
+    known = np.array([owner in learned for owner in own], dtype=bool)
     if known.all() and not allow:
         raise ContaminationError(
             "the hierarchy has learned from all of these slides; the figures would flatter it",
@@ -175,7 +182,6 @@ def cohort_of(tiles: SlideTiles, slides: Sequence[int], run: Path, allow: bool) 
             hint="pretrain with a split column that names the test part, or mark every number with --allow-overlap",
         )
     labels = np.array([classes.index(str(records[i].label)) for i in rows], np.int64)
-    own = [records[i].group or records[i].id for i in rows]
     return Cohort(labels, list(own), classes, ~known | allow), rows, bool(known.any() and allow)
 
 
