@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -10,7 +11,9 @@ import urllib.error
 import urllib.request
 import xml.etree.ElementTree as ET
 
+import numpy as np
 import pytest
+from PIL import Image
 from waiting import Late
 
 pytest.importorskip("transformers", reason='sentences need pip install "saccade[text]"')
@@ -128,6 +131,82 @@ def test_what_is_kept_is_what_is_shown(words, known):
     rows = list(csv.DictReader(io.StringIO(saved(words, "CSV").decode())))
     asked = [float(row["weight"]) for row in rows if row["query"] == str(known.query)]
     assert asked == pytest.approx(known.mean[known.query].tolist(), abs=1e-5)
+
+
+HEBREW = "שלום לכם GitHub page עולם."
+
+
+def drawn(page) -> tuple[list[tuple[str, float, float, str | None]], dict[str, str]]:
+    """The texts of the SVG that is saved (what, x, y, and its direction), and the picture of the matrix in it."""
+    nodes = list(ET.fromstring(saved(page, "SVG")).iter())
+    texts = [node for node in nodes if node.tag.endswith("}text")]
+    (image,) = (node for node in nodes if node.tag.endswith("}image"))
+    return [
+        ("".join(n.itertext()), float(n.get("x")), float(n.get("y")), n.get("direction")) for n in texts
+    ], image.attrib
+
+
+def test_words_run_in_their_order_of_reading(words):
+    """Hebrew from the right; a name within it from the left. The arrow to the left goes to the next word."""
+    words.locator("textarea").fill(HEBREW)
+    wait(words, ".sentence-title", "שלום")
+    assert words.evaluate("getComputedStyle(document.querySelector('textarea')).direction") == "rtl"
+    texts, _ = drawn(words)
+    line = min(y for name, _, y, _ in texts if name == "שלום")
+    places = {name: x for name, x, y, _ in texts if y == line}
+    order = sorted(places, key=places.get)
+    assert [name for name in order if name != "."] == ["עולם", "GitHub", "page", "לכם", "שלום"]
+    assert {direction for name, _, _, direction in texts if name in ("שלום", "לכם", "עולם")} == {"rtl"}
+    assert {direction for name, _, _, direction in texts if name in ("GitHub", "page")} == {None}
+    canvas = words.locator(".sentence-lines")
+    box = canvas.bounding_box()
+    assert box["width"] - 60 < places["שלום"] - 16 < box["width"]  # the first word is at the right edge
+    canvas.click(position={"x": places["לכם"] - 16, "y": line - 60})
+    assert words.locator(".sentence-title strong").inner_text() == "“\u2068לכם\u2069” asks"
+    words.keyboard.press("ArrowLeft")
+    assert words.locator(".sentence-title strong").inner_text() == "“GitHub” asks"
+    assert words.locator(".sentence-best span[dir=auto]").count() >= 5
+
+
+def test_the_matrix_of_a_text_from_the_right_is_mirrored(words):
+    """Labels, shades and the pointer alike: the first column is the right one, and the rows have their words there."""
+    words.locator("textarea").fill(HEBREW)
+    wait(words, ".sentence-title", "שלום")
+    texts, image = drawn(words)
+    left, top, side = (float(image[name]) for name in ("x", "y", "width"))
+    below = [one for one in texts if one[2] > top - 8]
+    assert [(name, x > left + side) for name, x, y, _ in below if name == "לכם" and y > top] == [("לכם", True)]
+    columns = {name: x for name, x, y, _ in texts if abs(y - (top - 5)) < 0.1}
+    assert columns["שלום"] > columns["לכם"] > columns["GitHub"] > columns["page"] > columns["עולם"] > left
+    rows = list(csv.DictReader(io.StringIO(saved(words, "CSV").decode())))
+    rows = [row for row in rows if "[" not in row["query_word"] + row["key_word"]]
+    count = round(len(rows) ** 0.5)
+    data = base64.b64decode(image["href"].split(",")[1])
+    with Image.open(io.BytesIO(data)) as small:
+        alpha = np.asarray(small.convert("RGBA"))[..., 3].astype(float)
+    weights = np.array([float(row["weight"]) for row in rows]).reshape(count, count)
+    np.testing.assert_allclose(alpha[:, ::-1], 255 * np.sqrt(weights / weights.max()), atol=1)
+    matrix, cell = words.locator(".sentence-matrix"), side / count
+    height = matrix.bounding_box()["height"]
+    matrix.hover(position={"x": left - 16 + side - cell / 2, "y": height - 34 - side + 1.5 * cell})
+    title = matrix.get_attribute("title")
+    assert title.startswith("\u2068לכם\u2069 looks at \u2068שלום\u2069: ")
+
+
+def test_words_without_a_direction_go_with_those_around_them(words):
+    order = """async ([names, text]) => {
+      const { directionOf, fromTheLeft } = await import("/static/reading.js");
+      return fromTheLeft(names.map(directionOf), text);
+    }"""
+    for names, text, wanted in (
+        (["one", "שתיים", "שלוש", "four"], "ltr", [0, 2, 1, 3]),
+        (["אחת", "12", "שלוש"], "rtl", [2, 1, 0]),
+        (["one", "אחת", "12", "שלוש", "four"], "ltr", [0, 3, 2, 1, 4]),
+        (["אחת", "two", "3", "four", "!"], "rtl", [4, 1, 2, 3, 0]),
+        (["1", "2"], "ltr", [0, 1]),
+        ([], "ltr", []),
+    ):
+        assert words.evaluate(order, [names, text]) == wanted
 
 
 def test_512_tokens_stay_fluid(words):

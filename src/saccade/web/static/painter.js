@@ -38,7 +38,8 @@ export class CanvasPainter {
     this.to.globalAlpha = 1;
   }
 
-  text(x, y, words, colour, { size = 14, align = "left", bold = false, turn = 0 } = {}) {
+  text(x, y, words, colour, { size = 14, align = "left", bold = false, turn = 0, direction = "ltr" } = {}) {
+    this.to.direction = direction;
     this.to.font = `${bold ? "600 " : ""}${size}px ${FONT}`;
     this.to.fillStyle = colour;
     this.to.textAlign = align;
@@ -109,11 +110,12 @@ export class SvgPainter {
     this.parts.push(`<rect ${place} ${paint}/>`);
   }
 
-  text(x, y, words, colour, { size = 14, align = "left", bold = false, turn = 0 } = {}) {
-    const anchor = { left: "start", center: "middle", right: "end" }[align];
+  text(x, y, words, colour, { size = 14, align = "left", bold = false, turn = 0, direction = "ltr" } = {}) {
+    const first = direction === "rtl" ? "right" : "left"; // a line starts where its reading does
+    const anchor = align === "center" ? "middle" : align === first ? "start" : "end";
     const turned = turn ? ` transform="rotate(${at(turn * 180 / Math.PI)} ${at(x)} ${at(y)})"` : "";
     this.parts.push(`<text x="${at(x)}" y="${at(y)}" font-size="${size}" text-anchor="${anchor}" fill="${plain(colour)}"` +
-      `${bold ? ' font-weight="600"' : ""}${turned}>${plain(words)}</text>`);
+      `${bold ? ' font-weight="600"' : ""}${direction === "rtl" ? ' direction="rtl"' : ""}${turned}>${plain(words)}</text>`);
   }
 
   curve(points, colour, width, alpha = 1) {

@@ -2,6 +2,7 @@
 // Only layout and drawing; numbers and clicks are sentence_view.js.
 
 import { rgb, widthOf } from "./painter.js";
+import { directionOf, fromTheLeft } from "./reading.js";
 
 const SIZE = 15, SPACE = 7, PAD = 4, MOST_LABELS = 48, THIN = 0.6, THICK = 7;
 export const DRAWN_FROM = 0.02; // of the largest: thinner arcs would be dust
@@ -42,21 +43,31 @@ export function largest(values) {
 
 // --- words in lines ---------------------------------------------------------------------------------
 
-// Where every word stands: {boxes: [{x, y, wide}], tall, room}. Few lines have high arcs, many have low ones.
-export function setInLines(names, wide) {
+// Where every word stands: {boxes: [{x, y, wide}], tall, room}. Few lines have high arcs, many have low ones. Words run in the
+// order of reading; direction: of the text.
+export function setInLines(names, wide, direction) {
   const widths = names.map((name) => widthOf(name, SIZE));
   const total = widths.reduce((sum, w) => sum + w + SPACE, 0);
   const few = total < 2.5 * wide;
   const above = few ? 96 : 26, below = few ? 26 : 8;
-  const boxes = [];
-  let x = PAD, y = above + SIZE;
-  names.forEach((name, i) => {
-    const room = few ? Math.max(widths[i], 34) : Math.max(widths[i], 8);
-    if (x > PAD && x + room + PAD > wide) { x = PAD; y += above + SIZE + below; }
-    boxes.push({ x, y, wide: room });
+  const rooms = widths.map((one) => Math.max(one, few ? 34 : 8)), lines = [[]];
+  let x = PAD;
+  rooms.forEach((room, i) => {
+    if (x > PAD && x + room + PAD > wide) { x = PAD; lines.push([]); }
+    lines.at(-1).push(i);
     x += room + SPACE;
   });
-  return { boxes, tall: y + below + 4, above, few };
+  const boxes = new Array(names.length), step = above + SIZE + below;
+  lines.forEach((line, number) => {
+    const long = line.reduce((sum, i) => sum + rooms[i] + SPACE, -SPACE);
+    let left = direction === "rtl" ? Math.max(PAD, wide - PAD - long) : PAD;
+    for (const place of fromTheLeft(line.map((i) => directionOf(names[i])), direction)) {
+      const i = line[place];
+      boxes[i] = { x: left, y: above + SIZE + number * step, wide: rooms[i] };
+      left += rooms[i] + SPACE;
+    }
+  });
+  return { boxes, tall: (lines.length - 1) * step + above + SIZE + below + 4, above, few };
 }
 
 export function wordAt(layout, x, y) {
@@ -78,7 +89,7 @@ export function drawLines(painter, layout, names, row, { asks, answers, colours 
     if (asks >= 0 && share > 0.004) painter.rect(box.x - 2, box.y - SIZE, box.wide + 4, SIZE + 5, colours.line, 0.42 * share);
     if (i === answers) painter.rect(box.x - 2, box.y - SIZE, box.wide + 4, SIZE + 5, colours.ink, 1, 1.5);
     if (i === asks) painter.rect(box.x - 2, box.y - SIZE, box.wide + 4, SIZE + 5, colours.mark, 1, 2);
-    painter.text(box.x + box.wide / 2, box.y, names[i], colours.ink, { size: SIZE, align: "center" });
+    painter.text(box.x + box.wide / 2, box.y, names[i], colours.ink, { size: SIZE, align: "center", direction: directionOf(names[i]) ?? "ltr" });
     if (few && asks >= 0) {
       painter.text(box.x + box.wide / 2, box.y + 19, percent(row[i]).replace(" %", "%"), colours.soft, { size: 10, align: "center" });
     }
@@ -99,55 +110,60 @@ function arc(from, to, { above, few }) {
 
 // --- the matrix -------------------------------------------------------------------------------------
 
-// A small canvas of one pixel a cell. Shades go by the square root, so that small shares can be told from none.
-export function shade(values, size, colours, most = largest(values)) {
+const columnAt = ({ mirrored, count }, i) => (mirrored ? count - 1 - i : i);
+
+// A small canvas of one pixel a cell, columns from the right where the text runs so. Shades go by the square root, so that
+// small shares can be told from none.
+export function shade(values, size, colours, direction, most = largest(values)) {
   const small = document.createElement("canvas");
   small.width = small.height = Math.max(1, size);
   const to = small.getContext("2d"), pixels = to.createImageData(small.width, small.height);
   const [r, g, b] = rgb(colours.line);
   for (let i = 0; i < values.length; i++) {
-    pixels.data[4 * i] = r;
-    pixels.data[4 * i + 1] = g;
-    pixels.data[4 * i + 2] = b;
-    pixels.data[4 * i + 3] = Math.round(255 * Math.sqrt(Math.max(0, values[i]) / most));
+    const column = columnAt({ mirrored: direction === "rtl", count: size }, i % size), at = 4 * (i - (i % size) + column);
+    pixels.data.set([r, g, b, Math.round(255 * Math.sqrt(Math.max(0, values[i]) / most))], at);
   }
   to.putImageData(pixels, 0, 0);
   return small;
 }
 
-export function placeMatrix(names, wide) {
+// Of a text that runs from the right the columns do, too, and the rows have their words on the right.
+export function placeMatrix(names, wide, direction) {
   const count = names.length, labelled = count <= MOST_LABELS;
   const room = labelled ? Math.min(130, Math.max(...names.map((name) => widthOf(name, 12))) + 8) : 0;
   const cell = Math.min(26, (wide - room - 12) / count);
   const head = labelled ? room * 0.87 + 14 : 4;
-  return { left: room, top: head, cell, side: cell * count, labelled, tall: head + cell * count + 34, count };
+  const side = cell * count, mirrored = direction === "rtl", left = mirrored ? wide - room - side : room;
+  return { left, top: head, cell, side, room, labelled, mirrored, key: Math.max(4, Math.min(left, wide - 262)), tall: head + side + 34, count };
 }
 
 export function cellAt(place, x, y) {
-  const column = Math.floor((x - place.left) / place.cell), row = Math.floor((y - place.top) / place.cell);
+  const column = columnAt(place, Math.floor((x - place.left) / place.cell)), row = Math.floor((y - place.top) / place.cell);
   const inside = row >= 0 && column >= 0 && row < place.count && column < place.count;
   return inside ? { row, column } : null;
 }
 
 export function drawMatrix(painter, place, names, shades, most, { asks, answers, colours }) {
-  const { left, top, cell, side } = place;
+  const { left, top, cell, side, room, mirrored } = place, x = (column) => left + columnAt(place, column) * cell;
   painter.rect(left, top, side, side, colours.wash);
   painter.cells(left, top, side, side, shades);
   if (place.labelled) {
     const size = Math.max(7, Math.min(12, cell - 1));
     names.forEach((name, i) => {
-      const middle = (i + 0.5) * cell + size * 0.36;
-      painter.text(left - 6, top + middle, clipped(name, size, left - 8), i === asks ? colours.mark : colours.ink, { size, align: "right" });
-      painter.text(left + middle, top - 5, clipped(name, size, left + 8), i === answers ? colours.mark : colours.ink, { size, turn: -Math.PI / 3 });
+      const middle = (i + 0.5) * cell + size * 0.36, direction = directionOf(name) ?? "ltr";
+      painter.text(mirrored ? left + side + 6 : left - 6, top + middle, clipped(name, size, room - 8), i === asks ? colours.mark : colours.ink,
+        { size, align: mirrored ? "left" : "right", direction });
+      painter.text(mirrored ? x(i) + cell / 2 - size * 0.36 : left + middle, top - 5, clipped(name, size, room + 8), i === answers ? colours.mark : colours.ink,
+        { size, align: mirrored ? "right" : "left", turn: (mirrored ? 1 : -1) * Math.PI / 3, direction });
     });
   }
   if (asks >= 0) painter.rect(left, top + asks * cell, side, cell, colours.mark, 1, cell < 4 ? 1 : 1.5);
-  if (answers >= 0) painter.rect(left + answers * cell, top, cell, side, colours.soft, 0.8, 1);
+  if (answers >= 0) painter.rect(x(answers), top, cell, side, colours.soft, 0.8, 1);
   [1, 0.25, 0.04].forEach((share, i) => {
-    const x = left + i * 86;
-    painter.rect(x, top + side + 12, 14, 14, colours.wash);
-    painter.rect(x, top + side + 12, 14, 14, colours.line, Math.sqrt(share));
-    painter.text(x + 20, top + side + 24, percent(share * most), colours.soft, { size: 12 });
+    const at = place.key + i * 86;
+    painter.rect(at, top + side + 12, 14, 14, colours.wash);
+    painter.rect(at, top + side + 12, 14, 14, colours.line, Math.sqrt(share));
+    painter.text(at + 20, top + side + 24, percent(share * most), colours.soft, { size: 12 });
   });
 }
 

@@ -4,6 +4,7 @@
 import { el, replace } from "./dom.js";
 import { newest } from "./newest.js";
 import { CanvasPainter, colours } from "./painter.js";
+import { apart } from "./reading.js";
 import { percent } from "./sentence.js";
 
 const whole = (value) => Math.round(value).toLocaleString("en");
@@ -59,12 +60,13 @@ export class Numbers {
       replace(this.pair, title, words, el("p", { class: "soft" }, "Choose the word that answers: shift-click a word, click a cell of the matrix, a word of the list, or press the arrow keys up and down."));
       return;
     }
+    const [asked, answered] = [apart(asks.text), apart(answers.text)];
     const several = [asks, answers].some((unit) => unit.first !== unit.last);
     const mean = this.view.state.head === "mean";
     replace(this.pair, title, words,
-      el("p", { class: "soft" }, `“${asks.text}” asks “${answers.text}”, layer ${this.view.state.layer}, head ${head}`,
+      el("p", { class: "soft" }, `“${asked}” asks “${answered}”, layer ${this.view.state.layer}, head ${head}`,
         mean ? " (the head in which this pair is strongest)" : "", several ? "; of words of several tokens, the first token" : "", "."),
-      strip(`query of “${asks.text}”`, found.query), strip(`key of “${answers.text}”`, found.key), strip("query × key", found.products),
+      strip(`query of “${asked}”`, found.query), strip(`key of “${answered}”`, found.key), strip("query × key", found.products),
       found.visible ? el("p", { class: "sum" },
         `q·k = ${short(found.score / found.scale)}, times 1/√${Math.round(1 / found.scale ** 2)} = ${short(found.score)}. `,
         `Softmax: e^${short(found.score)} out of a sum of e^${short(found.log_sum)} over all ${this.view.source.info.tokens.length} tokens = `,
@@ -78,7 +80,7 @@ export class Numbers {
     this.look.hidden = false;
     const digits = Math.floor(found.patch_values_log10);
     replace(this.look, title,
-      el("p", null, "A text has a fixed vocabulary. The token ", el("strong", null, token.unknown ? `${token.piece} (unknown: ${token.text})` : token.piece),
+      el("p", null, "A text has a fixed vocabulary. The token ", el("strong", null, token.unknown ? `${token.piece} (unknown: ${apart(token.text)})` : apart(token.piece)),
         ` is row ${whole(found.token)} of a table of ${whole(found.vocabulary)} rows and ${found.width} numbers a row, ${whole(found.table_numbers)} in all:`),
       strip(`row ${whole(found.token)}`, found.row),
       el("p", null, `A patch of ${found.patch_px} × ${found.patch_px} pixels and three colours is ${found.patch_numbers} bytes. It can look in `,
@@ -92,7 +94,7 @@ export class Numbers {
     if (!source.order) { this.order.hidden = true; return; }
     const button = el("button", { type: "button", onclick: () => this.shuffle(button) }, found ? "Shuffle again" : "Shuffle the words");
     const result = found && [
-      el("p", null, "In another order: ", el("em", null, found.shuffled)),
+      el("p", null, "In another order: ", el("em", { dir: "auto" }, found.shuffled)),
       el("table", null,
         el("thead", null, el("tr", null, el("th", { scope: "col" }, "how much a word's output changes, at most"), el("th", { scope: "col", class: "number" }, ""))),
         el("tbody", null,

@@ -10,6 +10,7 @@
 import { el, field, replace, say, select } from "./dom.js";
 import { newest } from "./newest.js";
 import { CanvasPainter, colours, csv, keep, SvgPainter } from "./painter.js";
+import { apart, directionOf } from "./reading.js";
 import {
   cellAt, drawHeads, drawLines, drawMatrix, headAt, largest, merge, part, percent, placeHeads, placeMatrix, setInLines,
   shade, wordAt,
@@ -57,6 +58,9 @@ export class SentenceView {
     await this.load();
     this.numbers.opened();
   }
+
+  // Which way the text runs: by its first letter.
+  get direction() { return directionOf(this.source.info.text) ?? "ltr"; }
 
   units() {
     const { info } = this.source;
@@ -126,15 +130,15 @@ export class SentenceView {
 
   paintShades() {
     const ink = colours();
-    this.shades = shade(this.values, this.shown.length, ink, this.most);
-    this.headShades = this.byHead?.map((values) => shade(values, this.shown.length, ink));
+    this.shades = shade(this.values, this.shown.length, ink, this.direction, this.most);
+    this.headShades = this.byHead?.map((values) => shade(values, this.shown.length, ink, this.direction));
   }
 
   place() {
     const wide = (node) => Math.max(220, Math.floor(node.parentElement.clientWidth - padding(node.parentElement)));
-    this.linesAt = { wide: wide(this.lines), ...setInLines(this.names, wide(this.lines)) };
+    this.linesAt = { wide: wide(this.lines), ...setInLines(this.names, wide(this.lines), this.direction) };
     const room = wide(this.matrix);
-    this.matrixAt = { wide: room, ...placeMatrix(this.names, Math.min(room, 640)) };
+    this.matrixAt = { wide: room, ...placeMatrix(this.names, Math.min(room, 640), this.direction) };
     this.headsAt = this.headShades ? { wide: wide(this.heads), ...placeHeads(this.headShades.length, wide(this.heads)) } : null;
     this.headsTitle.hidden = this.heads.hidden = !this.headsAt;
   }
@@ -171,7 +175,7 @@ export class SentenceView {
   // The same in words: for people who do not see the canvas, and for everybody the strongest answers.
   tell() {
     const { state } = this, units = this.units(), row = this.row(state.asks), { info } = this.source;
-    const asks = units[state.asks].text, head = state.head === "mean" ? `mean of ${info.heads} heads` : `head ${state.head}`;
+    const asks = apart(units[state.asks].text), head = state.head === "mean" ? `mean of ${info.heads} heads` : `head ${state.head}`;
     replace(this.title, el("strong", null, `“${asks}” asks`), ` · ${info.model}, layer ${state.layer} of 0 to ${info.depth - 1}, ${head}`);
     const unseen = 1 - row.reduce((sum, share) => sum + share, 0);
     const left = [...new Set(units.filter((u, i) => !this.shown.includes(i)).map((u) => u.text))].join(" and ");
@@ -182,7 +186,7 @@ export class SentenceView {
     const best = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 8);
     replace(this.found, el("h2", null, `“${asks}” looks most at`), el("ol", { class: "sentence-best" }, best.map((i) =>
       el("li", null, el("button", { type: "button", class: "quiet", onclick: () => this.answer(this.shown[i]) },
-        el("span", null, this.names[i], " ", el("small", null, this.shown[i])), el("span", { class: "bar", style: { width: `${100 * row[i] / Math.max(row[best[0]], 1e-9)}%` } }),
+        el("span", { dir: "auto" }, this.names[i], " ", el("small", null, this.shown[i])), el("span", { class: "bar", style: { width: `${100 * row[i] / Math.max(row[best[0]], 1e-9)}%` } }),
         el("span", { class: "number" }, percent(row[i])))))));
     this.lines.setAttribute("aria-label", `${asks} looks at ${best.slice(0, 5).map((i) => `${this.names[i]} ${percent(row[i])}`).join(", ")}. ` +
       "Arrow left and right: another word asks. Arrow up and down: another word answers.");
@@ -276,7 +280,7 @@ export class SentenceView {
 
   point(cell) {
     const share = cell && this.values[cell.row * this.shown.length + cell.column];
-    this.matrix.title = cell ? `${this.names[cell.row]} looks at ${this.names[cell.column]}: ${percent(share)}` : "";
+    this.matrix.title = cell ? `${apart(this.names[cell.row])} looks at ${apart(this.names[cell.column])}: ${percent(share)}` : "";
   }
 
   key(event) {
@@ -286,7 +290,8 @@ export class SentenceView {
     this.state.hover = -1;
     const sideways = event.key === "ArrowLeft" || event.key === "ArrowRight";
     const at = this.shown.indexOf(sideways ? this.state.asks : this.state.answers);
-    const next = this.shown[(at + step + this.shown.length) % this.shown.length];
+    const on = sideways && this.direction === "rtl" ? -step : step; // the next word is on the left there
+    const next = this.shown[(at + on + this.shown.length) % this.shown.length];
     if (sideways) { this.ask(next); return; }
     this.answer(next);
     say(`${this.units()[this.state.asks].text} looks at ${this.units()[next].text}: ${percent(this.row(this.state.asks)[this.shown.indexOf(next)])}`);

@@ -30,7 +30,7 @@ const root = document.getElementById("page"), button = el("button", { type: "but
 themes(button);
 const view = el("div", { class: "page words" });
 root.append(el("header", { class: "row standalone" }, el("h1", null, "Which words does a word look at?"), button),
-  el("p", { class: "said-text" }, info.text), view);
+  el("p", { class: "said-text", dir: "auto" }, info.text), view);
 const sentence = new SentenceView(view, signal);
 Object.assign(sentence.state, asked);
 sentence.open(source).then(() => { view.dataset.ready = "yes"; },

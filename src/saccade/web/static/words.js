@@ -25,7 +25,7 @@ export async function show(root, { query, signal }) {
   begin(root, "Sentences", "Asking which models of text there are.");
   const models = await json("words/models", {}, signal);
   const chosen = { model: models[0].id, positions: true };
-  const text = el("textarea", { rows: 2, spellcheck: "false", class: "sentence-text" });
+  const text = el("textarea", { rows: 2, spellcheck: "false", dir: "auto", class: "sentence-text" });
   text.value = query.get("text") ?? LECTURE;
   const trouble = el("div", { role: "alert" }), wait = el("p");
   const place = el("div");
