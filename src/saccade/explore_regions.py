@@ -22,9 +22,10 @@ from saccade.exchange import SlideFeatures, load_parquet
 from saccade.explore import Kept, Seen, record
 from saccade.hierarchy.attend import Weights, as_input, weigh
 from saccade.hierarchy.keep import load_head
-from saccade.hierarchy.levels import Hierarchy, is_embedded, load, tile_file
+from saccade.hierarchy.levels import Hierarchy, load, tile_file
 from saccade.hierarchy.vectors import grid_vectors
 from saccade.slide_embedding import Embedder, load_for_tiles
+from saccade.slide_files import what_holds
 
 SLIDES_BYTES, LOOKS_BYTES = 512 * 2**20, 128 * 2**20
 REGION_PX = 512
@@ -146,7 +147,7 @@ def look(hierarchy: Hierarchy, asked: Asked, done: Count) -> Regions:
     tiles, number, folder = asked.tiles, asked.number, hierarchy.run / "features"
     embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=lambda _: None, max_bad=1.0)
     file = folder / "tile" / tile_file(tiles, number)
-    kept = is_embedded(file, embedder, number)
+    kept = what_holds(file, embedder.about(number), max_bad=1.0) is not None  # whoever embedded it took it as it is
     below = load_parquet(file) if kept else embedder.slide(number, done)
     blocks, regions = grid_vectors(
         hierarchy.region, below, file, folder / "region", side=hierarchy.side, least=hierarchy.least

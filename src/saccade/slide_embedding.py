@@ -1,16 +1,18 @@
 """Frozen backbone over the tiles of slides, slide by slide: one file of features a slide, or one table of all.
 
 Tiles are read by worker processes while the network computes; no more than a few batches are in memory. A slide whose
-file has the same content hash, model hash and tiles is left out: embedding twice is free, and a stopped pass goes on.
+file still holds (see slide_files) is left out: embedding twice is free, and a stopped pass goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,14 @@ from saccade.data.slides.source import SlideTiles
 from saccade.data.slides.stream import TileStore
 from saccade.embedding import answers_to
 from saccade.errors import ModelError, UsageError
-from saccade.exchange import SlideFeatures, read_about, save_features
+from saccade.exchange import SlideFeatures, save_features
 from saccade.lance import complete, save_lance_from
+from saccade.slide_files import note_known, what_holds
 from saccade.store import COLUMNS, FeatureTable, TableWriter, storable
 
 Say = Callable[[str], None]
 Report = Callable[[int, int], None]
 BATCH = 64
-SAME = ("slide_sha256", "model_sha256", "mpp", "tile_px", "tissue", "tiles")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Embedder:
     ):
         self.tiles, self.say, self.workers, self.max_bad = tiles, say, workers or usual_workers(), max_bad
         self.device = runtime.pick_device()
-        self.model = model
+        self.model, self._given = model, model.spec
         self.model_sha256 = fingerprint(model.backbone)
         self._cache: ImageCache | None = None
 
@@ -85,6 +87,23 @@ class Embedder:
             self._cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
         return self._cache
 
+    @cached_property
+    def input(self) -> dict[str, Any]:
+        """What decides how the pixels of a tile become the network's input, known before one is read.
+
+        Range and statistics are the model's own (``offset``, ``scale``, ``mean``, ``std``); or they follow the tiles
+        of all slides of this pass (random weights, slides of another depth than the model's), named by a hash: ``of``.
+        """
+        spec = self._given
+        said = {"size_px": spec.size_px, "grey": spec.grey}
+        eight = self.tiles.slides[int(self.tiles.slide_of[0])].number_type == np.uint8
+        if not self.model.name.startswith("random:") and spec.eight_bit == eight:
+            return said | {"offset": spec.offset, "scale": spec.scale, "mean": [*spec.mean], "std": [*spec.std]}
+        digest = hashlib.sha256()
+        for slide, cut in zip(self.tiles.hashes, self.tiles.cut):
+            digest.update(f"{slide} {cut.grid.step_px}".encode() + cut.grid.coords.tobytes())
+        return said | {"of": digest.hexdigest()}
+
     def about(self, number: int) -> dict[str, Any]:
         """What a file of features says of one slide."""
         tiles, record = self.tiles, self.tiles.named[number].record
@@ -100,6 +119,7 @@ class Embedder:
             "slide_px": list(slide.size_px),
             "tissue": tiles.tiling.tissue,
             "tiles": len(grid),
+            "input": self.input,
             "mode": tiles.cut[number].mode,
             "label": record.label,
             "group": record.group or record.id,
@@ -230,8 +250,9 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
     for number, name in enumerate(names):
         path, about = out / f"{name}{suffix}", embedder.about(number)
         files.append(path)
-        there = read_about(path) if path.exists() else {}
-        if all(there.get(key) == about[key] for key in SAME):
+        there = what_holds(path, about, embedder.max_bad)
+        if there is not None:
+            note_known(path, there, about)
             kept += 1
             more(about["tiles"])
         else:

@@ -23,12 +23,13 @@ from saccade.data.slides.audit import describe_slides
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import DataError, TrainingError, UsageError
 from saccade.evaluation.guard import seen_in_pretraining
-from saccade.exchange import read_about, save_parquet
+from saccade.exchange import save_parquet
 from saccade.hierarchy.settings import FILE, LEVELS, HiptConfig, Level, Wanted, read_wanted, settings_of, share_out
 from saccade.hierarchy.vectors import Reader, embed_grids, reader_of
 from saccade.recipes import sections_for
 from saccade.reporting.write import write_report
-from saccade.slide_embedding import SAME, Embedder, check_unreadable, load_for_tiles
+from saccade.slide_embedding import Embedder, check_unreadable, load_for_tiles
+from saccade.slide_files import note_known, what_holds
 from saccade.train import checkpoint
 from saccade.train import run as training
 from saccade.train.doctor import examine_run
@@ -166,7 +167,10 @@ def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *
     files, kept = [], 0
     for number in range(len(tiles.named)):
         file = folder / tile_file(tiles, number)
-        if is_embedded(file, embedder, number):
+        about = embedder.about(number)
+        there = what_holds(file, about, max_bad)
+        if there is not None:
+            note_known(file, there, about)
             kept += 1
         else:
             save_parquet(file, embedder.slide(number))
@@ -180,12 +184,6 @@ def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *
 def tile_file(tiles: SlideTiles, number: int) -> str:
     """What the file of one slide's vectors is called. Slides of two folders may be called alike, hence the hash."""
     return f"{Path(tiles.named[number].record.id).stem}-{tiles.hashes[number][:8]}.parquet"
-
-
-def is_embedded(file: Path, embedder: Embedder, number: int) -> bool:
-    """Whether ``file`` holds the vectors of this slide's tiles, by this network."""
-    about, there = embedder.about(number), read_about(file) if file.exists() else {}
-    return all(there.get(key) == about[key] for key in SAME)
 
 
 def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console) -> Path:
