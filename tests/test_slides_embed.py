@@ -298,6 +298,24 @@ def test_pretraining_reads_slides(folder, tmp_path, stream):
     assert json.loads(json.dumps(load_h5(found.files[0]).about))["tile_px"] == 32
 
 
+def test_a_resolution_that_was_told_holds_for_the_slides_it_was_told_of(tmp_path):
+    """A run that was given one for its slides does not give it to others: it is never guessed."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    for place, seed in ((own, 1), (other, 2)):
+        place.mkdir()
+        write_slide(place / "plain.tif", on_glass(texture(500, 620, seed=seed), 50), um=None, level_px=((250, 310),))
+    settings = {"train.batch": 4, "train.steps": 1, "model.size_px": 32, "dino.out_dim": 32, "views.local_count": 1}
+    settings |= {"data.mpp": 1.0, "data.tile_px": 32, "data.slide_mpp": 0.5}
+    run = api.pretrain(own, out=tmp_path / "run", backbone="vit_micro_patch8_w32", settings=settings)
+    (own / "plain.tif").rename(own / "by another name.tif")
+    found = api.embed(run, own, out=tmp_path / "own.h5")
+    assert load_h5(found.files[0]).about["tile_px_level0"] == 64
+    with pytest.raises(DataError, match=r"no resolution is known of plain\.tif"):
+        api.embed(run, other, out=tmp_path / "other.h5")
+    found = api.embed(run, other, out=tmp_path / "other.h5", tiling=Tiling(slide_mpp=0.25))
+    assert load_h5(found.files[0]).about["tile_px_level0"] == 128
+
+
 def test_slides_are_cut_alike_for_training_measuring_and_pictures(tmp_path):
     rows = ["path,label,patient"]
     for number in range(6):

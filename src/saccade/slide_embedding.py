@@ -193,7 +193,10 @@ class Embedder:
 
 
 def as_trained(model: str | Path, asked: Tiling | None) -> Tiling:
-    """How to cut slides for a model: what was asked for, the rest as the run that made it had them."""
+    """How to cut slides for a model: what was asked for, the rest as the run that made it had them.
+
+    What it was told of slides that do not say their resolution holds for those slides, and for no others.
+    """
     asked = asked or Tiling()
     settings = Path(model) / "config.yaml"
     data = config.load(settings)["data"] if settings.is_file() else {}
@@ -201,7 +204,13 @@ def as_trained(model: str | Path, asked: Tiling | None) -> Tiling:
         return asked
     mpp, tile_px = asked.mpp or data["mpp"], asked.tile_px or data["tile_px"]
     tissue = data["tissue"] if asked.tissue is None else asked.tissue
-    return Tiling(mpp, tile_px, tissue, asked.slide_mpp or data["slide_mpp"] or None, usual=not asked.asked)
+    return Tiling(mpp, tile_px, tissue, asked.slide_mpp, told_to(model, data["slide_mpp"]), usual=not asked.asked)
+
+
+def told_to(run: str | Path, slide_mpp: float | None) -> tuple[float, frozenset[str]] | None:
+    """``Tiling.told`` of a run whose settings have this ``slide_mpp``."""
+    record = runs.data_record(run) if slide_mpp else None
+    return (float(slide_mpp), frozenset(item["sha256"] for item in record["files"])) if slide_mpp and record else None
 
 
 def load_for_tiles(name: str | Path, tiles: SlideTiles) -> LoadedModel:

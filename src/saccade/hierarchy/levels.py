@@ -18,7 +18,7 @@ from typing import Any
 from saccade import config, runs
 from saccade.contracts import Source
 from saccade.data.grids import cut_blocks, write_grids
-from saccade.data.open import open_data
+from saccade.data.open import open_data, tiling_in
 from saccade.data.slides.audit import describe_slides
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import DataError, TrainingError, UsageError
@@ -151,10 +151,14 @@ def count_regions(tiles: SlideTiles, side: int, least: float) -> int:
     return sum(len(cut_blocks(Path(), cut.grid.cells, side, least)) for cut in tiles.cut) if side > 1 else 0
 
 
-def open_tiles(data: str, settings: Mapping[str, Any]) -> SlideTiles:
-    """The tiles of the slides that ``data`` names, cut as the settings of the tile level say (``data.mpp``...)."""
+def open_tiles(data: str, settings: Mapping[str, Any], told: tuple[float, frozenset[str]] | None = None) -> SlideTiles:
+    """The tiles of the slides that ``data`` names, cut as the settings of the tile level say (``data.mpp``...).
+
+    told   see ``Tiling``
+    """
     own = {key: value for key, value in settings.items() if key.startswith("data.")} | {"data.source": data}
-    source: Source = open_data(dataclasses.asdict(config.override({"data": DataConfig()}, own)["data"]))
+    named = dataclasses.asdict(config.override({"data": DataConfig()}, own)["data"])
+    source: Source = open_data(named, dataclasses.replace(tiling_in(named), told=told))
     if not isinstance(source, SlideTiles):
         raise DataError(f"{data}: a hierarchy is made of slides", expected="a slide, a folder or a table of slides")
     return source

@@ -34,6 +34,7 @@ from saccade.hierarchy.together import regions_of
 from saccade.hierarchy.vectors import embed_grids
 from saccade.pictures import SLIDES
 from saccade.reporting.slides import write_slide_report
+from saccade.slide_embedding import told_to
 from saccade.store import FeatureTable
 from saccade.train.loop import Console
 
@@ -82,8 +83,9 @@ class Embedded:
 def slides_of(run: Path, data: str, settings: Mapping[str, Any]) -> SlideTiles:
     """The slides of ``data``, cut as the hierarchy in ``run`` is used to; ``settings`` name table and columns."""
     known = settings_of(read_wanted(run).levels["tile"])
-    cut = {k: v for k, v in known.items() if k in ("data.mpp", "data.tile_px", "data.tissue", "data.slide_mpp")}
-    return open_tiles(data, cut | dict(settings))
+    cut = {k: v for k, v in known.items() if k in ("data.mpp", "data.tile_px", "data.tissue")}
+    told = told_to(run, float(known.get("data.slide_mpp") or 0))
+    return open_tiles(data, cut | dict(settings), told)
 
 
 def embed_levels(

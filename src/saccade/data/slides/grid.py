@@ -21,6 +21,8 @@ class Tiling:
     tile_px    side of a tile in pixels; decided: 256
     tissue     share of a tile that must be usable tissue; decided: 0.5
     slide_mpp  micrometres a pixel of level 0 for slides that do not say
+    told       micrometres a pixel that a run was told for slides that do not say, and the content hashes of those it
+               learned from: of no other slide is it taken
     usual      these are a model's habits, not the user's wish: for other images than slides they mean nothing
     """
 
@@ -28,6 +30,7 @@ class Tiling:
     tile_px: int | None = None
     tissue: float | None = None
     slide_mpp: float | None = None
+    told: tuple[float, frozenset[str]] | None = None
     usual: bool = False
 
     @property

@@ -16,7 +16,7 @@ from saccade.contracts import Sample, Source
 from saccade.data.slides.grid import TILE_PX, TISSUE, TileGrid, Tiling, tile_grid
 from saccade.data.slides.handles import Handles, Named, open_named
 from saccade.data.slides.mask import find_tissue
-from saccade.data.slides.slide import DARK, FINER, no_resolution
+from saccade.data.slides.slide import DARK, FINER, no_resolution, open_slide
 from saccade.data.source import Selection, TileRecords
 from saccade.errors import DamagedFile, DataError, UsageError
 
@@ -57,6 +57,9 @@ class SlideTiles:
 
     def __init__(self, name: str, named: Sequence[Named], tiling: Tiling, *, beside: Sequence[str] = ()):
         self.name, self.axes, self.beside = name, 2, list(beside)
+        if tiling.told and not tiling.slide_mpp:
+            named = _in_threads(lambda one: _as_told(one, *tiling.told), named)
+        tiling = dataclasses.replace(tiling, told=None)
         known = _in_threads(lambda one: _resolution(one, tiling.slide_mpp), named)
         readable = {one.record.id: um for one, um in zip(named, known) if not isinstance(um, str)}
         without = [slide for slide, um in readable.items() if um == 0]
@@ -146,6 +149,13 @@ def _resolution(one: Named, slide_mpp: float | None) -> float | str:
         return max(open_named(one, slide_mpp).spacing_um or (0.0,))
     except DamagedFile as error:
         return _reason(one, error)
+
+
+def _as_told(one: Named, mpp: float, slides: frozenset[str]) -> Named:
+    """The slide with ``mpp``, where neither its row nor its file says and it is one of ``slides``."""
+    if _resolution(one, None) == 0 and open_slide(one.path).content_hash() in slides:
+        return dataclasses.replace(one, mpp=mpp)
+    return one
 
 
 def _reason(one: Named, error: DamagedFile) -> str:
