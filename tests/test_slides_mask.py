@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -10,8 +11,9 @@ from saccade import api
 from saccade.data.slides.audit import SlideAudit, describe_slides, slide_sheet
 from saccade.data.slides.grid import Tiling, tile_grid
 from saccade.data.slides.mask import find_tissue, otsu, pen_marks, sharpness
-from saccade.data.slides.slide import open_slide
-from saccade.errors import DamagedFile, TooManyDamaged, UsageError
+from saccade.data.slides.slide import Slide, open_slide
+from saccade.data.slides.tiff_reader import TiffReader
+from saccade.errors import DamagedFile, DataError, TooManyDamaged, UsageError
 from saccade.reporting.write import write_report
 from saccade.runs import write_json
 
@@ -77,6 +79,69 @@ def test_fluorescence_is_seen_as_dark(tmp_path):
     assert slide.mode == found.mode == "dark" and slide.background == 0
     assert found.shares()["tissue"] == pytest.approx(400 * 500 / (600 * 800), abs=0.05)
     assert not found.pen.any() and slide.read(-50, -50, mpp=0.5, size_px=(40, 40)).max() == 0
+
+
+TAGS = {"tile": (128, 128), "resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+
+
+def with_alpha(pixels: np.ndarray) -> np.ndarray:
+    return np.concatenate([pixels, np.full((*pixels.shape[:2], 1), 255, np.uint8)], axis=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "tags"),
+    [
+        ("16 bits", lambda p: p.astype(np.uint16) * 257, {"photometric": "rgb"}),
+        ("12 of 16 bits", lambda p: p.astype(np.uint16) * 16, {"photometric": "rgb"}),
+        ("opaque", with_alpha, {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+        ("opaque, premultiplied", with_alpha, {"photometric": "rgb", "extrasamples": ["assocalpha"]}),
+        ("grey", lambda p: p.mean(axis=2).astype(np.uint8), {"photometric": "minisblack"}),
+        ("grey, 16 bits", lambda p: (p.mean(axis=2) * 257).astype(np.uint16), {"photometric": "minisblack"}),
+    ],
+    ids=lambda value: value.replace(",", "").replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_a_bright_slide_has_its_tissue_however_it_is_stored(tmp_path, name, stored, tags):
+    pixels = on_glass(texture(700, 900), 150)
+    plain = open_slide(write_slide(tmp_path / "plain.tif", pixels))
+    wanted = tile_grid(plain, mpp=0.5, tile_px=64)
+    path = tmp_path / "other.tif"
+    tifffile.imwrite(path, stored(pixels), **tags, **TAGS)
+    for slide in (open_slide(path), Slide(path, TiffReader(path))):
+        found = find_tissue(slide)
+        assert slide.mode == "bright" and len(slide.read(0, 0, mpp=0.5, size_px=(8, 8))) in (1, 3)
+        assert (found.tissue == find_tissue(plain).tissue).mean() > 0.98, name
+        assert np.array_equal(tile_grid(slide, mpp=0.5, tile_px=64).cells, wanted.cells), name
+        beyond = slide.eight_bits(slide.read(890, 690, mpp=0.5, size_px=(40, 40)))
+        assert beyond[:, 20:, 20:].min() > 235  # what lies outside is as white as the glass
+
+
+def test_a_grey_slide_of_glass_has_no_tissue_and_one_full_of_it_is_not_cut_in_half(tmp_path):
+    rng = np.random.default_rng(0)
+    glass = (190 + rng.normal(0, 2, (600, 600))).astype(np.uint8)
+    full = texture(600, 600).mean(axis=2).astype(np.uint8)
+    for name, pixels, low, high in (("glass", glass, 0, 0.001), ("full", full, 0.95, 1)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="minisblack", **TAGS)
+        assert low <= find_tissue(open_slide(tmp_path / f"{name}.tif")).shares()["tissue"] <= high
+
+
+def test_a_fourth_colour_that_nothing_explains_is_an_error_that_names_the_file(tmp_path):
+    pixels = with_alpha(on_glass(texture(400, 400), 100)).astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "four.tif", pixels, photometric="rgb", extrasamples=["unspecified"], **TAGS)
+    with pytest.raises(DataError, match=r"four\.tif: bright, with 4 channels.*save it with three"):
+        find_tissue(open_slide(tmp_path / "four.tif"))
+    with pytest.raises(DataError, match=r"four\.tif: bright, with 4 channels"):
+        api.open_source(tmp_path / "four.tif", tiling=Tiling(tile_px=64))
+    write_slide(tmp_path / "good.tif", on_glass(texture(400, 400), 100))
+    source = api.open_source(tmp_path, tiling=Tiling(tile_px=64))
+    assert [name for name, _ in source.unreadable] == ["four.tif"] and "four.tif" not in source.unreadable[0][1]
+
+
+def test_channels_of_fluorescence_are_dark_also_where_all_of_them_glow(tmp_path):
+    rng = np.random.default_rng(0)
+    planes = (rng.random((5, 400, 400)) * 20_000 + 30_000).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "five.ome.tif", planes, tile=(128, 128), metadata={"axes": "CYX"})
+    slide = open_slide(tmp_path / "five.ome.tif")
+    assert slide.mode == find_tissue(slide).mode == "dark" and slide.background == 0
 
 
 def test_a_slide_full_of_tissue_is_not_cut_in_half(tmp_path):

@@ -102,6 +102,23 @@ def test_sixteen_bits_and_many_channels(tmp_path):
     assert slide.read(0, 0, mpp=0.65, size_px=(150, 200)).shape == (5, 150, 200)
 
 
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_what_is_transparent_is_background_through_both_readers(tmp_path, kind):
+    pixels = np.full((256, 256, 4), (200, 90, 160, 255), np.uint8)
+    pixels[:128] = (0, 0, 0, 0)
+    pixels[128:, 128:] = (100, 45, 80, 128) if kind == "assocalpha" else (200, 90, 160, 128)
+    path = tmp_path / "clear.tif"
+    tifffile.imwrite(path, pixels, tile=(128, 128), photometric="rgb", extrasamples=[kind], resolution=(20_000, 20_000))
+    for reader in (open_reader, TiffReader):
+        slide = Slide(path, reader(path), mpp=0.5)
+        found = slide.read(0, 0, mpp=0.5, size_px=(300, 256)).astype(int)
+        assert slide.reader.channels == len(found) == 3
+        assert (found[:, :128] == 255).all() and (found[:, 256:] == 255).all()
+        assert (found[:, 128:256, :128] == np.array([200, 90, 160])[:, None, None]).all()
+        half = np.array([227, 172, 207])[:, None, None]
+        assert np.abs(found[:, 128:256, 128:] - half).max() <= 2
+
+
 # --- resolution ---------------------------------------------------------------------------------
 
 

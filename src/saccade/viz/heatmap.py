@@ -108,11 +108,11 @@ def colours(unit: np.ndarray) -> np.ndarray:
 
 
 def for_the_eye(pixels: np.ndarray, slide: Slide) -> np.ndarray:
-    """[Y X 3] float 0..255 of [C Y X]; dark and deep slides are brightened, the same everywhere on a slide."""
+    """[Y X 3] float 0..255 of [C Y X]; dark slides are brightened, the same everywhere on a slide."""
     plane = pixels[:3] if len(pixels) >= 3 else np.repeat(pixels[:1], 3, axis=0)
+    if not slide.dark:
+        return slide.eight_bits(plane).transpose(1, 2, 0).astype(np.float32)
     found = plane.transpose(1, 2, 0).astype(np.float32)
-    if slide.mode == "bright" and pixels.dtype == np.uint8:
-        return found
     return (found * 255 / brightest(slide)).clip(0, 255) ** 0.7 * 255**0.3
 
 

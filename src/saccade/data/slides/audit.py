@@ -206,9 +206,10 @@ def describe_slides(tiles: SlideTiles, numbers: Sequence[int], run: Path) -> dic
 def outlined(slide: Slide, mask: Tissue, longest_px: int) -> tuple[np.ndarray, float]:
     """A small picture uint8 [Y X 3] with the outlines of the masks, and pixels of level 0 a pixel of it."""
     small = slide.thumbnail(longest_px)
+    small = small if slide.dark else slide.eight_bits(small)
     plane = small[:3] if len(small) >= 3 else np.repeat(small[:1], 3, axis=0)
     values = plane.transpose(1, 2, 0).astype(np.float32)
-    if slide.mode == "dark" or small.dtype != np.uint8:
+    if slide.dark:
         values = (values * 255 / max(float(np.percentile(values.max(axis=2), 99.5)), 1)).clip(0, 255) ** 0.7 * 255**0.3
     out = values.astype(np.uint8)
     for name, found in (("tissue", mask.tissue), ("out of focus", mask.blur), ("pen", mask.pen)):

@@ -1,6 +1,7 @@
 """Where a slide has tissue, pen marks, and parts out of focus, on one small grid.
 
-Tissue: Otsu's threshold (1979) on saturation, or on log brightness where the background is dark; then morphology.
+Tissue: Otsu's threshold (1979) on saturation, on darkness where a bright slide has no colours, on log brightness where
+the background is dark; then morphology.
 A slide that is all tissue has one hump, not two, and Otsu would cut it in half: the threshold stays within bounds.
 """
 
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from saccade.data.slides.slide import Slide
-from saccade.errors import DamagedFile
+from saccade.data.slides.slide import DARK, Slide
+from saccade.errors import DamagedFile, DataError
 
 LONGEST_PX = 1024
 SATURATION = (0.04, 0.15)  # bounds of the threshold; glass and paper lie below, stained tissue above
+DARKNESS = (0.05, 0.2)  # the same where there are no colours: by how much darker than glass
+GREY = 2  # of 255: channels that differ by no more show no colour
 SMALLEST = 2e-4  # share of the grid below which a piece is dirt
 FOCUS_UM, FOCUS_PX, FOCUS_PLACES = 1.0, 96, 120
 FAINT = 0.4  # of log brightness: half as bright again as the darkest places
@@ -78,16 +81,27 @@ def _at(table: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def find_tissue(slide: Slide) -> Tissue:
-    """The masks of a slide. Raises DamagedFile where a quarter of it or more cannot be read."""
+    """The masks of a slide; ink is only looked for where there are colours.
+
+    Raises DamagedFile where a quarter of it or more cannot be read, DataError for a bright slide whose channels are
+    neither grey nor red, green and blue.
+    """
     small, gaps = slide.overview(LONGEST_PX)
     shape = small.shape[1:]
     downsample = (slide.size_px[0] / shape[0], slide.size_px[1] / shape[1])
     none = np.zeros(shape, dtype=bool)
-    if slide.mode == "dark" or len(small) != 3 or small.dtype != np.uint8:
+    if slide.mode == DARK:
         tissue = _tidy(_bright_spots(small), shape) | gaps
         return Tissue(tissue, none, none, downsample, slide.mode, hidden=float(gaps.mean()))
-    pen = pen_marks(small)
-    tissue = _tidy(_stained(small) & ~pen, shape) | gaps
+    if len(small) not in (1, 3):
+        raise DataError(
+            f"{slide.path}: bright, with {len(small)} channels that are neither grey nor red, green and blue: "
+            "where its tissue lies is not known; save it with three channels, or say in the file that the last is alpha"
+        )
+    small = slide.eight_bits(small)
+    coloured = len(small) == 3 and bool(((small.max(axis=0) - small.min(axis=0)) > GREY).any())
+    pen = pen_marks(small) if coloured else none
+    tissue = _tidy((_stained(small) if coloured else _darkened(small[0], gaps)) & ~pen, shape) | gaps
     blur, unread = _out_of_focus(slide, tissue & ~pen & ~gaps)
     return Tissue(tissue, pen, blur, downsample, slide.mode, unread, float(gaps.mean()))
 
@@ -111,6 +125,15 @@ def _stained(small: np.ndarray) -> np.ndarray:
     # Below 40 of 255 saturation is noise; black (folds, the rim of the scan) has none.
     saturation = ndimage.uniform_filter((high - low) / np.maximum(high, 40), 3)
     found: np.ndarray = saturation > np.clip(otsu(saturation, 0, 1), *SATURATION)
+    return found
+
+
+def _darkened(grey: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """What is darker than the glass in a picture uint8 [Y X]; ``gaps`` are white by definition, and tell nothing."""
+    brightness = ndimage.uniform_filter(grey.astype(np.float32), 3)
+    glass = max(float(np.percentile(brightness[~gaps], 99)), 1.0)
+    darkness = (1 - brightness / glass).clip(0, 1)
+    found: np.ndarray = darkness > np.clip(otsu(darkness[~gaps], 0, 1), *DARKNESS)
     return found
 
 

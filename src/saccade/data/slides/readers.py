@@ -24,7 +24,7 @@ class OpenSlideReader:
 
     def __init__(self, path: Path, module: Any):
         self.path, self.module, self.note = path, module, ""
-        self.number_type = np.dtype(np.uint8)
+        self.number_type, self.channels, self.fluorescent = np.dtype(np.uint8), 3, False
         self._slide = self._open()
         found = self._slide.properties
         self.vendor = str(found.get("openslide.vendor", "unknown"))

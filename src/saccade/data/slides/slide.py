@@ -52,6 +52,9 @@ class Reader(Protocol):
     spacing_um: tuple[float, float] | None
     """(y, x) of level 0."""
     number_type: np.dtype
+    channels: int
+    fluorescent: bool
+    """Its channels cannot be colours: two, or more than three, each a grey picture."""
     note: str
 
     def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
@@ -104,10 +107,23 @@ class Slide:
     def dark(self) -> bool:
         """Whether the background is dark (fluorescence): most of the slide nearly black, hardly any of it bright.
 
-        Judged by 64 small places spread over the coarsest level: a slide of one level is large.
+        Judged by 64 small places; a slide with channels of fluorescence is dark whatever they hold.
         """
         if self._dark is not None:
             return self._dark
+        if self.reader.fluorescent:
+            return True
+        values, top = self._places, self.white
+        return bool((values.max(axis=-1) < 0.3 * top).mean() > 0.5 and (values.min(axis=-1) > 0.7 * top).mean() < 0.1)
+
+    @cached_property
+    def white(self) -> float:
+        """What counts as white: 255, of other number types than 8 bits the brightest of 64 small places."""
+        return 255.0 if self.number_type == np.uint8 else max(float(np.percentile(self._places, 99.9)), 1.0)
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """[n 16 16 C] float32: 64 places spread over the coarsest level, a slide of one level being large."""
         level, side = len(self.downsamples) - 1, 16
         places = (np.arange(8) + 0.5) / 8
         rows, columns = self.reader.sizes_px[level]
@@ -117,9 +133,7 @@ class Slide:
                 seen.append(self.reader.read(level, int(x * columns), int(y * rows), (side, side), 128).pixels)
         if not seen:
             raise DamagedFile(f"{self.path}: no place of its smallest level can be read", hint="copy it again")
-        values = np.stack(seen).astype(np.float32)
-        top = 255.0 if self.number_type == np.uint8 else max(float(np.percentile(values, 99.9)), 1.0)
-        return bool((values.max(axis=-1) < 0.3 * top).mean() > 0.5 and (values.min(axis=-1) > 0.7 * top).mean() < 0.1)
+        return np.stack(seen).astype(np.float32)
 
     @property
     def mode(self) -> str:
@@ -132,7 +146,14 @@ class Slide:
     @property
     def background(self) -> int:
         """What lies outside: white, black for fluorescence."""
-        return 0 if self.dark or self.number_type != np.uint8 else 255
+        return 0 if self.dark else round(self.white)
+
+    def eight_bits(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of this slide as uint8, its white being 255."""
+        if pixels.dtype == np.uint8:
+            return pixels
+        scaled: np.ndarray = np.rint(pixels.astype(np.float32) * (255 / self.white)).clip(0, 255).astype(np.uint8)
+        return scaled
 
     def read(self, x: float, y: float, *, mpp: float, size_px: tuple[int, int]) -> np.ndarray:
         """[C Y X] of ``size_px`` (rows, columns) at ``mpp``, its upper left corner at (x, y) in pixels of level 0.

@@ -100,7 +100,9 @@ class SlideTiles:
             damage = f"{mask.hidden:.1%} of it cannot be read" if mask.hidden else ""
             note = "; ".join(filter(None, (slide.note, damage)))
             return Cut(grid, mask.mode, mask.shares(), slide.content_hash(), note)
-        except DamagedFile as error:
+        except DataError as error:
+            if one.path == Path(self.name) and not isinstance(error, DamagedFile):
+                raise
             return _reason(one, error)
 
     @property
@@ -158,7 +160,7 @@ def _as_told(one: Named, mpp: float, slides: frozenset[str]) -> Named:
     return one
 
 
-def _reason(one: Named, error: DamagedFile) -> str:
+def _reason(one: Named, error: DataError) -> str:
     """What is wrong with a slide, without its name: that is said beside it."""
     return error.what.removeprefix(f"{one.path}: ")
 

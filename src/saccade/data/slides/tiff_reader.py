@@ -1,6 +1,7 @@
 """Slides in TIFF through tifffile, tile by tile: what OpenSlide does not read (16 bits, many channels, other codecs).
 
 Only the segments that a region touches are decoded; a few stay in memory, because neighbouring regions share them.
+What is transparent shows the background, as through OpenSlide; an alpha channel is never handed over.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ KEPT_BYTES = 64 * 2**20
 CUT_OFF = "offset"  # in what tifffile says of a file that points beyond its end
 XML_PACKET = 700
 SEGMENT_BYTES = 512 * 2**20
+ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
@@ -77,6 +79,9 @@ class TiffReader:
             raise DamagedFile(f"{path}: not a readable TIFF ({reason})", hint="copy it again") from error
         first = planes[0]
         self.number_type = np.dtype(first.dtype)
+        self.channels = sum(plane.samplesperpixel - (_alpha(plane) is not None) for plane in planes)
+        grey = first.photometric == tifffile.PHOTOMETRIC.MINISBLACK
+        self.fluorescent = bool(grey) and self.channels not in (1, 3)
         self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
         self.note = "read by tifffile" + ("" if first.is_tiled else "; it has no tiles, which is slow")
         if areas > 1:
@@ -115,7 +120,10 @@ class TiffReader:
     def _plane(self, level: int, number: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> np.ndarray:
         page = self._levels[level][number]
         apart = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
+        alpha = _alpha(page)
         out = np.full((*size_px, page.samplesperpixel), fill, page.dtype)
+        if alpha is not None:
+            out[..., alpha] = _opaque(page.dtype)  # what lies outside is the background already
         rows, columns = _segment_px(page)
         across, down = math.ceil(page.imagewidth / columns), math.ceil(page.imagelength / rows)
         bottom, right = min(top + size_px[0], page.imagelength), min(left + size_px[1], page.imagewidth)
@@ -130,7 +138,7 @@ class TiffReader:
                     part = piece[y0 - row * rows : y1 - row * rows, x0 - column * columns : x1 - column * columns]
                     where = slice(sample, sample + 1) if apart else slice(None)
                     out[y0 - top : y1 - top, x0 - left : x1 - left, where] = part
-        return out
+        return out if alpha is None else _laid_over(out, alpha, fill, page.extrasamples)
 
     def _segment(self, level: int, number: int, index: int) -> np.ndarray | None:
         """One tile or strip [Y X S], decoded."""
@@ -157,6 +165,29 @@ class TiffReader:
             while self._bytes > KEPT_BYTES and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return piece
+
+
+def _alpha(page: Any) -> int | None:
+    """Which sample of a page says how opaque it is; None where none does."""
+    kinds = [kind in ALPHA for kind in page.extrasamples]
+    return page.samplesperpixel - len(kinds) + kinds.index(True) if True in kinds else None
+
+
+def _opaque(number_type: np.dtype) -> int:
+    return int(np.iinfo(number_type).max) if number_type.kind in "ui" else 1
+
+
+def _laid_over(pixels: np.ndarray, alpha: int, fill: int, kinds: tuple[int, ...]) -> np.ndarray:
+    """[Y X C - 1]: the other samples, over a background of ``fill`` where they are not opaque."""
+    opaque, others = _opaque(pixels.dtype), np.delete(pixels, alpha, axis=2)
+    if (pixels[..., alpha] == opaque).all():
+        return others
+    share = pixels[..., alpha : alpha + 1].astype(np.float32) / opaque
+    seen = others if tifffile.EXTRASAMPLE.ASSOCALPHA in kinds else others * share  # associated: multiplied already
+    laid = seen + fill * (1 - share)
+    if pixels.dtype.kind in "ui":
+        laid = np.rint(laid).clip(0, opaque)
+    return laid.astype(pixels.dtype)
 
 
 def _segment_px(page: Any) -> tuple[int, int]:
