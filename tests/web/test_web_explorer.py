@@ -317,6 +317,55 @@ def test_an_upload_is_shown(explorer, tmp_path):
     assert {int(row["column"]) for row in table(explorer)} == set(range(6))
 
 
+def test_an_address_with_an_upload_shows_it_again_or_says_that_it_is_gone(explorer, site, tmp_path, refusals):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "mine.png")
+    explorer.set_input_files("input[type=file]", tmp_path / "mine.png")
+    until(explorer, "location.hash.includes('upload=1')")
+    until(explorer, DRAWN)
+    before = values(table(explorer))
+    key = explorer.locator(".thumbs [aria-selected=true]").get_attribute("data-id")
+    explorer.reload()
+    until(explorer, DRAWN)
+    assert explorer.locator(".thumbs [aria-selected=true]").get_attribute("title") == "mine.png"
+    np.testing.assert_array_equal(values(table(explorer)), before)
+    site.desk.uploads._kept.pop(key)  # as when newer ones need its room, or the server was started again
+    refusals.append("status of 404")
+    explorer.reload()
+    said = explorer.locator(".work > [role=alert]")
+    said.wait_for()
+    assert "was opened from a file" in said.inner_text() and "no longer has this one" in said.inner_text()
+    assert not explorer.locator(".thumbs [aria-selected=true], .words strong").count()
+    explorer.locator(".thumbs button").first.click()
+    until(explorer, DRAWN)
+    assert not said.is_visible()
+    until(explorer, "!location.hash.includes('upload')")
+
+
+def test_an_address_of_an_unknown_picture_shows_no_other(window, site, refusals):
+    refusals.append("status of 404")
+    window.goto("about:blank")
+    window.goto(f"{site.origin}/#/explorer?image=0123456789abcdef&run=gone")
+    window.locator(".work > [role=alert]").wait_for()
+    assert "is not known here" in window.locator(".work > [role=alert]").inner_text()
+    assert window.locator(".thumbs button").count() and not window.locator(".words strong").count()
+
+
+def test_an_address_finds_a_picture_on_its_page_of_the_run(window, site, tmp_path):
+    for number in range(30):
+        Image.new("RGB", (32, 32), (8 * number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"source": str(tmp_path)}}))
+    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "thirty", tmp_path)
+    site.desk.runs.append(run)
+    image = site.desk.images(run, 27, 1)[1][0]
+    window.goto("about:blank")
+    window.goto(f"{site.origin}/#/explorer?image={image.id}")
+    until(window, DRAWN)
+    assert window.locator(".thumbs [aria-selected=true]").get_attribute("title") == "27.png"
+    assert window.locator(".pager .soft").inner_text() == "25 to 30 of 30"
+    until(window, f"location.hash.includes('run={run.id}&start=24')")
+    site.desk.runs.remove(run)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_a_tablet(explorer, scheme):
     explorer.emulate_media(color_scheme=scheme)
@@ -343,7 +392,7 @@ def test_a_late_page_of_images_does_not_replace_the_newer_one(window, site, tmp_
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"source": str(tmp_path)}}))
     run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "thirty", tmp_path)
     site.desk.runs.append(run)
-    window.goto(f"{site.origin}/#/explorer?run={run.id}&image=x")
+    window.goto(f"{site.origin}/#/explorer?run={run.id}")
     window.reload()
     window.wait_for_selector(".page.explorer[data-ready]")
     second = Late(window, "**/api/images?*")

@@ -194,7 +194,7 @@ def test_hostile_names_are_shown_and_not_run(window, site, hostile_run):
     window.reload()
     window.wait_for_selector(".page.runs[data-ready]")
     assert hostile_run.name in window.locator(".runs-list").inner_text()
-    window.goto(f"{site.origin}/#/explorer?run={hostile_run.id}&image=x")
+    window.goto(f"{site.origin}/#/explorer?run={hostile_run.id}")
     window.reload()
     window.wait_for_selector(".page.explorer[data-ready]")
     window.get_by_label("Images of").select_option(hostile_run.id)

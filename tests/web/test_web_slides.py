@@ -86,6 +86,18 @@ def test_a_tile_is_clicked_and_its_patches_are_there(page, site, slides):
     assert scores[number] == pytest.approx(1, abs=1e-5) and scores[left_half].min() > scores[~left_half].max()
 
 
+def test_the_way_from_a_tile_to_all_layers_leads_to_that_tile(page, site, slides):
+    box = page.locator(".stage").bounding_box()
+    page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.9 * box["height"])
+    page.wait_for_selector("[data-drawn=yes] .map")
+    page.get_by_role("link", name="Every layer and head").click()
+    until(page, "document.querySelector('.page.explorer .words strong') && !document.querySelector('[aria-busy]')")
+    image = re.search(r"image=(\w+)", page.url).group(1)
+    chosen = page.locator(".thumbs [aria-selected=true]")
+    assert chosen.get_attribute("data-id") == image and chosen.get_attribute("title").startswith("slide.tif#")
+    assert page.get_by_label("Images of").input_value() == slides.id
+
+
 def test_a_slide_that_is_being_opened_is_waited_for_in_words(window, site, slides):
     held = Held(window, "**/api/slides/*")
     window.goto("about:blank")

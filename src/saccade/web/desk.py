@@ -288,15 +288,19 @@ class Desk:
             found.append(self._images.setdefault(key, ImageOnDesk(key, run, index, records[index])))
         return len(records), found
 
+    def image(self, key: str) -> ImageOnDesk | Upload:
+        """What an id of this session stands for. HTTP 404 where that is nothing, or an upload that had to make room."""
+        found = self.uploads.get(key) or self._images.get(key)
+        if found is None:
+            raise HTTPException(404, "no such image")
+        return found
+
     def sample(self, key: str) -> Sample:
         """An image, a volume or an upload. HTTP 404 where there is none; DamagedFile, DataError."""
-        upload = self.uploads.get(key)
-        if upload is not None:
-            return read_upload(upload.data, upload.name)
-        image = self._images.get(key)
-        if image is None:
-            raise HTTPException(404, "no such image")
-        return self.source(image.run).read(image.index)
+        found = self.image(key)
+        if isinstance(found, Upload):
+            return read_upload(found.data, found.name)
+        return self.source(found.run).read(found.index)
 
 
 def read_upload(data: bytes, name: str) -> Sample:

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from PIL import Image
 
 from saccade.errors import DataError
-from saccade.web.desk import UPLOAD_PIXELS, Desk, read_upload
+from saccade.web.desk import UPLOAD_PIXELS, Desk, ImageOnDesk, Upload, read_upload
 from saccade.web.folders import named
 
 STRIPE_PX, STRIPE_GREYS = 12, (96, 160)
@@ -26,11 +26,12 @@ def router(desk: Desk) -> APIRouter:
         run: str, start: Annotated[int, Query(ge=0)] = 0, count: Annotated[int, Query(ge=1, le=200)] = 48
     ) -> dict[str, Any]:
         total, found = desk.images(desk.run(run), start, count)
-        rows = [
-            {"id": one.id, "name": named(one.record.id), "label": one.record.label, "split": one.record.split}
-            for one in found
-        ]
-        return {"total": total, "images": rows}
+        return {"total": total, "images": [shown(one.id, one) for one in found]}
+
+    @api.get("/images/{key}")
+    def one(key: str) -> dict[str, Any]:
+        """What an address of this session names; HTTP 404 where the server no longer has it."""
+        return shown(key, desk.image(key))
 
     @api.get("/images/{key}/small")
     def small(key: str, side: Annotated[int, Query(ge=16, le=1024)] = 96) -> Response:
@@ -42,9 +43,17 @@ def router(desk: Desk) -> APIRouter:
         name, data = unquote(x_name), await request.body()
         check_pixels(data, name)
         pixels = read_upload(data, name).pixels
-        return {"id": desk.uploads.add(name, data), "name": name, "size_px": list(pixels.shape[1:])}
+        return {"id": desk.uploads.add(name, data), "name": name, "upload": True, "size_px": list(pixels.shape[1:])}
 
     return api
+
+
+def shown(key: str, one: ImageOnDesk | Upload) -> dict[str, Any]:
+    """An image as the page lists it: what it is called, and where it is found again."""
+    if isinstance(one, Upload):
+        return {"id": key, "name": one.name, "label": None, "split": None, "upload": True}
+    known = {"name": named(one.record.id), "label": one.record.label, "split": one.record.split}
+    return {"id": key} | known | {"run": one.run.id, "index": one.index}
 
 
 def check_pixels(data: bytes, name: str) -> None:

@@ -1,11 +1,12 @@
 // Choosing an image: from a run's data, page by page, or from a file, which stays in the server's memory.
-// chosen: {run, start, image} to begin with; files: false where none can be opened, accept: which (images unless given)
+// chosen: {run, start, image} to begin with, and held: that image where it is in no run; lost: none is chosen to begin with;
+// files: false where none can be opened, accept: which (images unless given)
 
 import { json, link, live, upload } from "./ask.js";
 import { el, field, replace, say, select } from "./dom.js";
 import { newest } from "./newest.js";
 
-const A_PAGE = 24;
+export const A_PAGE = 24;
 
 export function chooser(context, runs, chosen, onchoose) {
   const { signal } = context;
@@ -15,7 +16,7 @@ export function chooser(context, runs, chosen, onchoose) {
   const earlier = el("button", { type: "button", "aria-label": "Earlier images", onclick: () => turn(-A_PAGE) }, "‹");
   const later = el("button", { type: "button", "aria-label": "Later images", onclick: () => turn(A_PAGE) }, "›");
   const pages = newest();
-  const state = { run: chosen.run ?? runs[0]?.id, start: chosen.start ?? 0, total: 0, image: chosen.image, uploads: [] };
+  const state = { run: chosen.run ?? runs[0]?.id, start: chosen.start ?? 0, total: 0, image: chosen.image, uploads: chosen.held ? [chosen.held] : [] };
 
   const file = el("input", { type: "file", class: "visually-hidden", accept: chosen.accept ?? "image/*,.tif,.tiff", tabindex: "-1",
     "aria-label": chosen.accept ? "Volume file" : "Image file" });
@@ -102,7 +103,7 @@ export function chooser(context, runs, chosen, onchoose) {
   return { node, start: async () => {
     try {
       const images = await show();
-      return images.find((image) => image.id === state.image) ?? images[0];
+      return chosen.lost ? undefined : [...state.uploads, ...images].find((image) => image.id === state.image) ?? images[0];
     } catch (error) { complain(error); return undefined; }
   }, choose };
 }

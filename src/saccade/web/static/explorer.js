@@ -1,6 +1,7 @@
 // The attention explorer: where does this patch look, in which layer, which head, of which model.
 
 import { json, live } from "./ask.js";
+import { addressOf, firstImage } from "./addressed.js";
 import { chooser } from "./chooser.js";
 import { el, field, redraw, replace, say, select } from "./dom.js";
 import { choose, Look } from "./look.js";
@@ -23,12 +24,12 @@ export async function show(root, context) {
   const [allModels, allRuns] = await Promise.all([json("attention/models", {}, signal), json("runs", {}, signal)]);
   const [models, runs] = [allModels.filter(planar), allRuns.filter(planar)];
   const page = new Explorer(root, context, models);
-  const first = query.get("image") ? { image: query.get("image"), run: query.get("run") ?? undefined,
-    start: Number(query.get("start") ?? 0) } : {};
+  const first = await firstImage(query, runs, signal);
   const images = chooser(context, runs, first, (image) => page.setImage(image));
   page.build(images.node);
   const image = await images.start();
-  if (image) await page.setImage({ ...image, run: first.run ?? runs[0]?.id, start: first.start ?? 0 });
+  if (first.lost) page.complain(first.lost);
+  else if (image) await page.setImage({ ...image, run: first.run ?? runs[0]?.id, start: first.start ?? 0 });
   images.node.querySelector(`[data-id="${image?.id}"]`)?.setAttribute("aria-selected", "true");
 }
 
@@ -178,15 +179,18 @@ class Explorer {
       this.settle(answers);
       await this.refresh();
     } catch (error) {
-      if (this.signal.aborted || !still()) return;
-      this.trouble.hidden = false;
-      replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
+      if (!this.signal.aborted && still()) this.complain(error);
     } finally {
       if (still()) {
         this.boxes.removeAttribute("aria-busy");
         replace(this.wait);
       }
     }
+  }
+
+  complain(error) {
+    this.trouble.hidden = false;
+    replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
   }
 
   // Every panel gets its look, or says why there is none.
@@ -382,18 +386,6 @@ class Explorer {
   // The address names what is shown, so that it can be opened again; ids hold while the server runs.
   remember() {
     if (!live) return;
-    const [a, b] = this.sides;
-    const words = { image: this.image.id, run: this.image.run ?? "", start: this.image.start ?? 0, a: a.model, layer: this.layer,
-      head: this.head, kind: this.kind };
-    if (b.model) words.b = b.model;
-    const { keep, smooth, colour, same, size } = this.view;
-    if (this.asked) words.asked = [this.asked.y, this.asked.x].map((value) => value.toFixed(4)).join(",");
-    if (keep < 1) words.keep = keep;
-    if (size) words.size = size;
-    for (const [name, on] of Object.entries({ smooth, colour, same })) if (on) words[name] = 1;
-    for (const [name, on] of [["as", a.shuffle], ["ap", !a.positions], ["bs", b.model && b.shuffle], ["bp", b.model && !b.positions]]) {
-      if (on) words[name] = 1;
-    }
-    history.replaceState(null, "", `${location.pathname}#/explorer?${new URLSearchParams(words)}`);
+    history.replaceState(null, "", `${location.pathname}#/explorer?${addressOf(this)}`);
   }
 }
