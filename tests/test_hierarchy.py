@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from made_slides import on_glass, texture, write_slide
@@ -28,6 +29,7 @@ from saccade.hierarchy.keep import load_head
 from saccade.hierarchy.settings import HiptConfig, is_hierarchy, read_wanted, settings_of, share_out
 from saccade.hierarchy.slides import HeadOptions, cohort_of
 from saccade.hierarchy.together import regions_of, vectors_as_grids
+from saccade.planning import PlanOptions
 from saccade.store import load_table, save_table
 from saccade.train.loop import Quiet
 from test_grids import features
@@ -466,3 +468,33 @@ def test_a_slide_finds_itself_among_slides(hierarchy, slide_table, tmp_path):
     save_table(place, dataclasses.replace(table, about=table.about | {"weights": "0"}))
     with pytest.raises(ModelError, match="another model"):
         api.search(hierarchy, asked, store=place)
+
+
+# --- the price -----------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_what_the_hierarchy_then_has(hierarchy, slide_table):
+    """The price of each level is that of the run it becomes, on as many regions."""
+    data = read_wanted(hierarchy).data
+    found = api.plan(data, backbone="hipt", settings=SETTINGS, options=PlanOptions(measure=False))
+    record = runs.read_json(hierarchy / "data.json")["slides"]["slides"]
+    region = runs.read_json(hierarchy / "region" / "data.json")
+    assert (found.slides, found.tiles) == (4, sum(line["tiles"] for line in record))
+    assert found.regions == found.levels["region"].images == region["used"] and list(found.levels) == ["region"]
+    assert found.levels["region"].load.network.channels == region["channels"]
+    parameters = sum(v.size for v in load_file(hierarchy / "region" / "model" / "model.safetensors").values())
+    assert found.levels["region"].price.parameters == parameters and found.flops > 0
+    text = found.text()
+    assert "--- region level" in text and "No slide level" in text and found.to_dict()["levels"]["region"]["tokens"]
+
+
+def test_the_plan_of_a_whole_hierarchy(slide_table):
+    """A tile level of its own, as its slides are cut; with few regions the plan says that they are too few."""
+    own = {"tile.model.backbone": "resnet10_w8", "data.tile_px": 32, "data.mpp": 0.5, "model.size_px": 32}
+    options = PlanOptions(measure=False)
+    found = api.plan(slide_table, backbone="hipt", settings=own | {"hipt.region_px": 128}, options=options)
+    assert found.levels["tile"].images == found.tiles and found.levels["tile"].load.network.size_px == 32
+    few = api.plan(slide_table, backbone="hipt", settings=own | {"hipt.region_px": 1024}, options=options)
+    assert "TOO FEW" in few.text() and "region" not in few.levels
+    with pytest.raises(UsageError, match="needs slides"):
+        api.plan(backbone="hipt")

@@ -27,6 +27,7 @@ from saccade.finetuning import FinetuneOptions
 from saccade.hierarchy import attend as hierarchy_attend
 from saccade.hierarchy import levels, slides
 from saccade.hierarchy import settings as layout
+from saccade.hierarchy.price import PlannedHierarchy, plan_hierarchy
 from saccade.hierarchy.search import search as slide_search
 from saccade.hierarchy.slides import HeadOptions
 from saccade.measuring import evaluate
@@ -150,14 +151,18 @@ def plan(
     recipe: str = "microscopy",
     settings: Mapping[str, Any] | None = None,
     options: PlanOptions | None = None,
-) -> Planned:
+) -> Planned | PlannedHierarchy:
     """What the run that ``pretrain`` would start costs: operations, memory, time, disk, and what would be cheaper.
 
-    data   None: 1,000 images are assumed, and ``model.size_px`` must be among the settings
+    data       None: 1,000 images are assumed, and ``model.size_px`` must be among the settings
+    backbone   ``hipt``: ``data`` are slides, and every level has its price
     ``.text()`` is for people, ``.to_dict()`` for programs. Raises UsageError, ModelError, DataError.
     """
     runtime.keep_freed_memory()
     given = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
+    if backbone == layout.NAME:
+        own = {key: value for key, value in given.items() if key != "model.backbone"}
+        return plan_hierarchy(None if data is None else absolute(data), method, recipe, own, options)
     return planning.plan(None if data is None else absolute(data), method, recipe, given, options)
 
 

@@ -226,11 +226,16 @@ def cost(
     Raises UsageError for an unknown name or option, ModelError for a size that does not fit.
     """
     settings = configured(name, channels=channels, size_px=size_px, axes=2 if slices else axes, options=options)
-    found: Cost = FAMILIES[type(settings)](settings)
+    found = cost_of(settings)
     if not slices:
         return found
     # The same network for every slice, and their mean.
     return Cost(found.parameters, slices * found.flops, slices * found.tokens, found.dim)
+
+
+def cost_of(settings: Settings) -> Cost:
+    """What a network with these settings costs, at the size they are made for."""
+    return FAMILIES[type(settings)](settings)
 
 
 def matched(name: str, target: int, by: By, *, size_px: int, channels: int = 3) -> str:

@@ -61,6 +61,12 @@ class PlanOptions:
 # --- settings ----------------------------------------------------------------------------------
 
 
+def of_side(sections: Sections, side: int, device: torch.device, axes: int) -> Sections:
+    """The sections with the sizes that images of ``side`` have, none of which are tiles of slides."""
+    sections = sections | {"data": dataclasses.replace(sections["data"], axes=axes, **NO_TILES)}
+    return resolve_size(sections, side, device, axes)
+
+
 def looked_at(
     data: str | Path | None, sections: Sections, device: torch.device, axes: int
 ) -> tuple[int, int, int, Sections]:
@@ -71,8 +77,7 @@ def looked_at(
             raise UsageError("plan needs DATA or --size", hint="for example --size 224")
         channels = sections["data"].channels or (3 if axes == 2 else 1)
         images = max(ASSUMED_IMAGES, sections["train"].batch or 0)
-        sections = sections | {"data": dataclasses.replace(sections["data"], axes=axes, **NO_TILES)}
-        return images, channels, 1, resolve_size(sections, round(1.5 * size), device, axes)
+        return images, channels, 1, of_side(sections, round(1.5 * size), device, axes)
     sections = config.override(sections, {"data.source": str(data)})
     source = open_part(sections["data"], sections["model"].weights).source
     sections = sections | {"data": settle_tiles(settle_intensity(sections["data"], source), source)}
@@ -231,6 +236,14 @@ def plan(
     sections = config.override(sections_for(method, recipe), given)
     check_sections(sections)
     images, channels, item, sections = looked_at(data, sections, device, options.axes)
+    return priced(sections, images, channels, item, options, assumed=data is None)
+
+
+def priced(
+    sections: Sections, images: int, channels: int, item: int, options: PlanOptions, *, assumed: bool = False
+) -> Planned:
+    """The price of a run whose sizes are decided, on so many images of so many channels, ``item`` bytes a number."""
+    device = runtime.pick_device(sections["train"].device)
     sections = settled(sections, images, channels, device)
     network = network_settings(sections, channels)
     load = workload(sections, network, device, image_item=item)
@@ -247,7 +260,7 @@ def plan(
         load,
         found,
         images,
-        data is None,
+        assumed,
         bare if device.type == "cpu" else 0,
         held if device.type == "cpu" else 0,
         0 if sections["data"].stream else pixels,

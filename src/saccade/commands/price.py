@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from saccade.terminal import Batch, Json, Set, Size, given_settings, print_json
+from saccade.terminal import Batch, Json, Mpp, Set, Size, SlideMpp, Tile, Tissue, given_settings, print_json
 
 
 def plan(
     data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="Images or volumes; none: 1,000 are assumed.")
+        str | None, typer.Argument(metavar="DATA", help="Images, volumes or slides; none: 1,000 images are assumed.")
     ] = None,
     backbone: Annotated[str | None, typer.Option("--backbone", help="As in pretrain.")] = None,
     size: Size = None,
@@ -27,6 +27,10 @@ def plan(
     ] = "",
     precision: Annotated[str | None, typer.Option("--precision", help="bf16 or fp32.")] = None,
     axes: Annotated[int, typer.Option("--axes", help="2 or 3, where no DATA say it.")] = 2,
+    mpp: Mpp = None,
+    tile: Tile = None,
+    tissue: Tissue = None,
+    slide_mpp: SlideMpp = None,
     measure: Annotated[bool, typer.Option(help="Time some small steps on this machine.")] = True,
     set_: Set = None,
     as_json: Json = False,
@@ -36,7 +40,9 @@ def plan(
     from saccade.planning import PlanOptions
     from saccade.pricing.machine import parse_size
 
-    settings = given_settings({"model.size_px": size, "train.batch": batch, "train.precision": precision}, set_)
+    named: dict[str, object] = {"model.size_px": size, "train.batch": batch, "train.precision": precision}
+    cut = {"data.mpp": mpp, "data.tile_px": tile, "data.tissue": tissue, "data.slide_mpp": slide_mpp}
+    settings = given_settings(named | cut, set_)
     limit = None if memory is None else parse_size(memory)
     options = PlanOptions(memory=limit, attention=attention, measure=measure, axes=axes)
     found = api.plan(data, method=method, backbone=backbone, recipe=recipe, settings=settings, options=options)

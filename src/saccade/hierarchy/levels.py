@@ -201,7 +201,7 @@ def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console)
         training.resume(folder, console, {})
     else:
         shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off before anything was learned
-        training.start(_sections(level, wanted, data), folder, console)
+        training.start(sections_of(level, wanted, data), folder, console)
     write_report(folder)
     write_report(out)
     if not finished(folder):
@@ -209,7 +209,8 @@ def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console)
     return folder
 
 
-def _sections(level: Level, wanted: Wanted, data: str) -> config.Sections:
+def sections_of(level: Level, wanted: Wanted, data: str) -> config.Sections:
+    """The settings of a level as a run of its own, on ``data``."""
     upper = level != "tile"
     sections = sections_for(wanted.hipt.method if upper else wanted.method, "microscopy" if upper else wanted.recipe)
     sections = config.override(sections, {"data.source": data} | ({"data.split": "all"} if upper else {}))

@@ -30,14 +30,16 @@ def _shown_views(load: Workload) -> str:
     return " and ".join(shown)
 
 
-def _ops(count: float) -> str:
+def said_operations(count: float) -> str:
+    """12.3 TFLOP."""
     for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
         if count >= size:
             return f"{count / size:,.3g} {unit}"
     return f"{count / 1e6:,.3g} MFLOP"
 
 
-def _time(seconds: float) -> str:
+def said_time(seconds: float) -> str:
+    """3.4 min."""
     for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
@@ -138,12 +140,15 @@ class Planned:
         lines.append(f"parameters    {found.parameters:,} in the backbone, {found.learned:,} learned in all")
         epoch = self.steps_per_epoch
         of = f"{'each ' if self.assumed else ''}{self.images:,} images"
-        lines.append(f"operations    {_ops(found.total_flops)} a step, {_ops(epoch * found.total_flops)} for {of}")
+        lines.append(
+            f"operations    {said_operations(found.total_flops)} a step, "
+            f"{said_operations(epoch * found.total_flops)} for {of}"
+        )
         if self.speed is not None:
             lines.append(
-                f"time          {_time(self.speed.seconds)} a step, {_time(epoch * self.speed.seconds)} for {of}"
+                f"time          {said_time(self.speed.seconds)} a step, {said_time(epoch * self.speed.seconds)} "
+                f"for {of}\n              ({self.speed.how})"
             )
-            lines.append(f"              ({self.speed.how})")
         lines.append(
             f"disk          {machine.said(self.checkpoints)} for checkpoints and model"
             + (f", {machine.said(self.cache - self.held)} for decoded images" if self.cache > self.held else "")
