@@ -8,6 +8,7 @@ from PIL import Image
 from made_slides import UM, on_glass, texture, with_holes, write_dicom, write_slide
 from saccade import api
 from saccade.data.open import open_source
+from saccade.data.slides import slide as slide_module
 from saccade.data.slides.audit import audit_slides
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.readers import open_reader
@@ -80,6 +81,47 @@ def test_both_readers_agree(uneven):
     assert (one.vendor, two.vendor) == ("generic-tiff", "tiff") and one.spacing_um == two.spacing_um == (UM, UM)
     found = [slide.read(777, 333, mpp=1.7, size_px=(100, 120)).astype(int) for slide in (one, two)]
     assert np.abs(found[0] - found[1]).mean() < 1.5
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1500, 1100), (300, 4000), (4000, 300)])
+@pytest.mark.parametrize("reader", [open_reader, TiffReader], ids=["openslide", "tifffile"])
+def test_a_slide_of_one_level_is_reduced_in_parts_that_equal_the_whole(tmp_path, monkeypatch, reader, rows, columns):
+    """Its size says nothing of the memory that a picture of it takes."""
+    path = write_slide(tmp_path / "one.tif", texture(rows, columns))
+    slide = Slide(path, reader(path))
+    whole, pieces = slide.thumbnail(100), []
+    own = slide.reader.read
+
+    def watched(level, left, top, size_px, fill):
+        pieces.append(size_px[0] * size_px[1] * 3)
+        return own(level, left, top, size_px, fill)
+
+    monkeypatch.setattr(slide.reader, "read", watched)
+    monkeypatch.setattr(slide_module, "WIDE_PX", 400)
+    monkeypatch.setattr(slide_module, "AT_ONCE_BYTES", 2**19)
+    parts = slide.thumbnail(100)
+    assert len(pieces) > 6 and max(pieces) <= 2**19 and sum(pieces) < 2.5 * 3 * rows * columns
+    assert np.abs(parts.astype(int) - whole).max() <= 1
+    beyond = [slide.reduced(-500, -500, 9.7, (rows // 9 + 99, columns // 9 + 99))]
+    monkeypatch.undo()
+    beyond += [slide.reduced(-500, -500, 9.7, (rows // 9 + 99, columns // 9 + 99))]
+    assert np.abs(beyond[0].astype(int) - beyond[1]).max() <= 1
+
+
+def test_many_channels_are_counted_in_what_is_read_at_once(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 60_000, (5, 700, 900)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "five.ome.tif", pixels, tile=(64, 64), metadata={"axes": "CYX"})
+    slide = open_slide(tmp_path / "five.ome.tif")
+    whole, pieces, own = slide.thumbnail(90), [], slide.reader.read
+
+    def watched(level, left, top, size_px, fill):
+        pieces.append(size_px[0] * size_px[1] * 10)
+        return own(level, left, top, size_px, fill)
+
+    monkeypatch.setattr(slide.reader, "read", watched)
+    monkeypatch.setattr(slide_module, "AT_ONCE_BYTES", 2**20)
+    parts = slide.thumbnail(90)
+    assert len(pieces) >= 8 and max(pieces) <= 2**20 and np.abs(parts.astype(int) - whole).max() <= 1
 
 
 def test_weights_of_a_resampling():

@@ -31,6 +31,8 @@ PLAUSIBLE_UM = (0.02, 50.0)  # a pixel of a microscope; 72 dpi, the default of m
 COARSE_UM = 20.0  # no scanner's full resolution; may be the size of a pixel of an overview
 WHOLE_HASH = 64 * 2**20
 MOST_UNREAD = 0.25  # of its overview: a slide with more is no use
+AT_ONCE_BYTES = 64 * 2**20  # of source pixels: a slide of one level is reduced in parts, whatever its size
+WIDE_PX = 2048  # parts are strips down to this height, halved: what is decoded for one is decoded again for the next
 PIECE_PX = 32  # around damage a picture is put together from pieces down to this side
 
 
@@ -208,7 +210,7 @@ class Slide:
                 )
             except DamagedFile:
                 if max(rows, columns) > PIECE_PX:
-                    pieces += _halves(top, left, rows, columns)
+                    pieces += _halves(top, left, rows, columns, rows >= columns)
                     continue
                 unread[place] = True
                 if unread.mean() >= most:
@@ -236,13 +238,35 @@ class Slide:
             found = self.reader.read(level, left, top, size_px, fill)
             if found.origin == (top, left):
                 return np.ascontiguousarray(found.pixels.transpose(2, 0, 1))
-        margin = margin_px(max(factors) / step)
+        out = np.empty((self.reader.channels, *size_px), self.number_type)
+        self._resample(level, first, (factors[0] / step, factors[1] / step), fill, out)
+        return out
+
+    def _resample(
+        self, level: int, first: tuple[float, float], scale: tuple[float, float], fill: int, out: np.ndarray
+    ) -> None:
+        """Fill ``out`` [C Y X] from a level, ``first`` and ``scale`` (y, x) in its pixels; in parts where it is large.
+
+        A part is read with a margin as wide as the filter: its pixels are those of the whole, to rounding (1 of 255:
+        Pillow takes the box in single precision).
+        """
+        rows, columns = out.shape[1:]
+        last = first[0] + rows * scale[0], first[1] + columns * scale[1]
+        margin = margin_px(max(scale))
         top, left = (math.floor(f) - margin for f in first)
         bottom, right = (math.ceil(f) + margin for f in last)
-        found = self.reader.read(level, left, top, (bottom - top, right - left), fill)
+        high, wide = bottom - top, right - left
+        if high * wide * len(out) * out.itemsize > AT_ONCE_BYTES and max(rows, columns) > 1:
+            strips = columns == 1 or (rows > 1 and high >= min(WIDE_PX, wide))
+            for down, right_by, part_rows, part_columns in _halves(0, 0, rows, columns, strips):
+                place = (slice(down, down + part_rows), slice(right_by, right_by + part_columns))
+                begin = first[0] + down * scale[0], first[1] + right_by * scale[1]
+                self._resample(level, begin, scale, fill, out[:, *place])
+            return
+        found = self.reader.read(level, left, top, (high, wide), fill)
         (y0, x0), (y1, x1) = first, last
         box = (x0 - found.origin[1], y0 - found.origin[0], x1 - found.origin[1], y1 - found.origin[0])
-        return np.ascontiguousarray(resample(found.pixels, box, size_px).transpose(2, 0, 1))
+        out[:] = resample(found.pixels, box, (rows, columns)).transpose(2, 0, 1)
 
     def content_hash(self) -> str:
         """SHA-256 of the file and of its parts, if it has others (``parts_of``).
@@ -258,8 +282,8 @@ class Slide:
         return digest.hexdigest()
 
 
-def _halves(top: int, left: int, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
-    if rows >= columns:
+def _halves(top: int, left: int, rows: int, columns: int, strips: bool) -> list[tuple[int, int, int, int]]:
+    if strips:
         return [(top, left, rows // 2, columns), (top + rows // 2, left, rows - rows // 2, columns)]
     return [(top, left, rows, columns // 2), (top, left + columns // 2, rows, columns - columns // 2)]
 
