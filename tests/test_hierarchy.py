@@ -21,7 +21,7 @@ from saccade.config import Text, load
 from saccade.contracts import Record
 from saccade.errors import ContaminationError, ModelError, TrainingError, UsageError
 from saccade.evaluation.nested import NestedConfig, outer_folds
-from saccade.exchange import load_parquet
+from saccade.exchange import load_parquet, save_parquet
 from saccade.hierarchy import levels, vectors
 from saccade.hierarchy.attend import attend_slide
 from saccade.hierarchy.heads import HeadConfig
@@ -125,6 +125,36 @@ def test_embedding_twice_is_free(tmp_path, reader, monkeypatch):
     features(tmp_path / "s1.parquet", seed=7)
     vectors.embed_grids(reader, files, out, side=4, least=0.5, console=Quiet())
     assert asked[9:] == ["s1"]
+
+
+def test_fewer_tiles_of_the_same_slide_are_other_regions(tmp_path, reader, monkeypatch):
+    """Another share of tissue, or damaged tiles left out: slide and weights are the same, the tiles are not."""
+    file, _ = features(tmp_path / "s.parquet")
+    whole = load_parquet(file)
+    fewer = dataclasses.replace(whole, coords=whole.coords[:-3], features=whole.features[:-3])
+    asked = counted(monkeypatch)
+
+    def found(out):
+        return load_parquet(vectors.embed_grids(reader, [file], out, side=4, least=0.5, console=Quiet())[0])
+
+    found(tmp_path / "out")
+    save_parquet(file, fewer)
+    again, afresh = found(tmp_path / "out"), found(tmp_path / "afresh")
+    assert np.array_equal(again.features, afresh.features) and np.array_equal(again.coords, afresh.coords)
+    found(tmp_path / "out")
+    assert len(asked) == 3
+
+
+def test_a_label_that_comes_later_is_in_the_vectors_above(tmp_path, reader, monkeypatch):
+    file, _ = features(tmp_path / "s.parquet")
+    (out,) = vectors.embed_grids(reader, [file], tmp_path / "out", side=4, least=0.5, console=Quiet())
+    held, known = load_parquet(out).features, load_parquet(file)
+    save_parquet(file, dataclasses.replace(known, about=known.about | {"label": "late", "group": "P9"}))
+    asked = counted(monkeypatch)
+    vectors.embed_grids(reader, [file], tmp_path / "out", side=4, least=0.5, console=Quiet())
+    again = load_parquet(out)
+    assert (again.about["label"], again.about["group"]) == ("late", "P9")
+    assert asked == [] and np.array_equal(again.features, held)
 
 
 def test_a_pass_goes_on_with_the_next_slide(tmp_path, reader, monkeypatch):

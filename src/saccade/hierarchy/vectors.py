@@ -1,18 +1,18 @@
 """From grids of vectors to one vector a grid, slide by slide, each slide's kept in a file of its own.
 
-A file is used again where slide, network, what the network read, and the side of its blocks are the same: embedding
-twice is free, and a pass that was interrupted goes on with the next slide.
+A file is used again where slide, network, what the network read (the vectors below and their places), and the side of
+its blocks are the same: embedding twice is free, and a pass that was interrupted goes on with the next slide.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from saccade import runtime
@@ -21,7 +21,8 @@ from saccade.backbones.weights import LoadedModel, load_model, weights_hash
 from saccade.blueprints import is_grid
 from saccade.data.grids import Block, cells_of, cut_blocks, fill
 from saccade.errors import DataError, ModelError
-from saccade.exchange import SlideFeatures, load_parquet, save_parquet
+from saccade.exchange import SlideFeatures, load_parquet, read_about, save_parquet
+from saccade.slide_files import KNOWN, note_known
 from saccade.train.loop import Console
 
 BATCH = 64
@@ -60,8 +61,10 @@ def embed_grids(
     for done, file in enumerate(files, start=1):
         target = folder / file.name
         below = load_parquet(file)
-        about = _about(below.about, reader, side, least)
-        if not _is_there(target, about):
+        about = _about(below, reader, side, least)
+        if (there := _what_holds(target, about)) is not None:
+            note_known(target, there, about)
+        else:
             blocks = cut_blocks(file, cells_of(below), side, least)
             if not blocks:
                 console.say(f"{file.name}: no block of {side} x {side} tiles with {least:.0%} of them; left out")
@@ -93,14 +96,15 @@ def grid_vectors(
             got=f"{len(below)} tiles",
             expected=f"{side} x {side} tiles with {least:.0%} of them tissue",
         )
-    about = _about(below.about, reader, side, least)
-    if _is_there(folder / file.name, about):
+    about = _about(below, reader, side, least)
+    if _what_holds(folder / file.name, about) is not None:
         return blocks, load_parquet(folder / file.name)
     return blocks, _vectors_of(reader, below, file, about, blocks)
 
 
-def _about(below: dict[str, Any], reader: Reader, side: int, least: float) -> dict[str, Any]:
+def _about(found: SlideFeatures, reader: Reader, side: int, least: float) -> dict[str, Any]:
     """What is written with the vectors: all that they depend on, and what is known of the slide."""
+    below = found.about
     about = {key: below.get(key) for key in ("slide", "slide_sha256", "label", "group", "split", "mpp")}
     if side:
         about["tile_px"] = int(below["tile_px"]) * side
@@ -108,17 +112,21 @@ def _about(below: dict[str, Any], reader: Reader, side: int, least: float) -> di
     else:
         about["tile_px"], about["tile_px_level0"] = below["tile_px"], below["tile_px_level0"]
     about |= {"model": reader.model.name, "model_sha256": reader.hash, "side": side, "least": least}
-    return about | {"below_sha256": " ".join(str(below.get(key)) for key in ("model_sha256", "below_sha256"))}
+    about["below_sha256"] = " ".join(str(below.get(key)) for key in ("model_sha256", "below_sha256"))
+    return about | {"below_rows_sha256": _rows_sha256(found)}
 
 
-def _is_there(target: Path, about: dict[str, Any]) -> bool:
-    if not target.is_file():
-        return False
-    try:
-        known = load_parquet(target).about
-    except (DataError, OSError, pa.ArrowException):
-        return False
-    return all(known.get(key) == value for key, value in about.items() if key not in ("label", "group", "split"))
+def _rows_sha256(found: SlideFeatures) -> str:
+    """Of places and vectors: other tiles of a slide (another share of tissue, fewer damaged) are other rows."""
+    digest = hashlib.sha256(np.ascontiguousarray(found.coords, np.int64))
+    digest.update(np.ascontiguousarray(found.features, np.float32))
+    return digest.hexdigest()
+
+
+def _what_holds(target: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """What a file says of itself, if it has the vectors that ``about`` asks for; else None."""
+    there = read_about(target) if target.is_file() else {}
+    return there if all(there.get(key) == value for key, value in about.items() if key not in KNOWN) else None
 
 
 @torch.inference_mode()
