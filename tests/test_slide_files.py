@@ -10,10 +10,11 @@ from made_slides import texture, with_holes, write_slide
 from saccade import api
 from saccade.data.open import open_source
 from saccade.data.slides.grid import Tiling
-from saccade.errors import TooManyDamaged
-from saccade.exchange import load_features, read_about
+from saccade.errors import TooManyDamaged, UsageError
+from saccade.exchange import SlideFeatures, load_features, read_about, save_features
 from saccade.feature_tables import Described
 from saccade.slide_embedding import Embedder, load_for_tiles
+from saccade.slide_files import name_files
 
 MODEL = "random:vit_micro_patch8"
 CUT = Tiling(mpp=1.0, tile_px=64, tissue=0.0)
@@ -106,3 +107,54 @@ def test_a_trained_model_has_its_own_input_except_on_slides_of_another_depth(sli
     before = dict(other.input)
     other.cache()  # now the range is known; what it follows from is still the same
     assert other.about(0)["input"] == before
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def named(folder, slides):
+    """Names of the files of slides (id: content), which are then written, as a pass over them does."""
+    files = name_files(folder, ".h5", list(slides), list(slides.values()))
+    for file, (slide, digest) in zip(files, slides.items()):
+        about = {"slide": slide, "slide_sha256": digest}
+        save_features(file, SlideFeatures(np.zeros((0, 2), np.int64), np.zeros((0, 4), np.float32), about))
+    return [file.name for file in files]
+
+
+def test_a_slide_has_one_file_whatever_is_embedded_with_it(tmp_path):
+    assert named(tmp_path, {"x.tif": "a"}) == ["x.h5"]
+    whole = {"A/x.tif": "a", "B/x.tif": "b", "B/y.tif": "y"}
+    assert named(tmp_path, whole) == ["x.h5", "B__x.tif.h5", "y.h5"] == named(tmp_path, whole)
+    assert named(tmp_path, {"x.tif": "b", "y.tif": "y"}) == ["B__x.tif.h5", "y.h5"]  # the folder B alone
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_files_of_folders_are_found_again_for_one_folder(tmp_path):
+    assert named(tmp_path, {"A/x.tif": "a", "B/x.tif": "b"}) == ["A__x.tif.h5", "B__x.tif.h5"]
+    assert named(tmp_path, {"x.tif": "a"}) == ["A__x.tif.h5"]
+
+
+def test_a_slide_of_other_content_has_the_file_of_its_name(tmp_path):
+    assert named(tmp_path, {"x.tif": "a"}) == named(tmp_path, {"x.tif": "later"}) == ["x.h5"]
+
+
+def test_copies_have_a_file_each(tmp_path):
+    copies = {"A/x.tif": "a", "B/x.tif": "a", "z.tif": "a"}
+    assert named(tmp_path, copies) == ["A__x.tif.h5", "B__x.tif.h5", "z.h5"] == named(tmp_path, copies)
+
+
+def test_two_slides_that_would_have_one_file_are_named(tmp_path):
+    with pytest.raises(UsageError, match=r"A__x\.tif\.h5\n  got:      A/x\.tif and \.\./A/x\.tif"):
+        named(tmp_path, {"c.tif": "c", "A/x.tif": "a", "../A/x.tif": "b"})
+
+
+def test_a_folder_embedded_alone_and_then_with_others_is_there_once(slide, tmp_path):
+    for place in ("A", "B"):
+        (tmp_path / "all" / place).mkdir(parents=True)
+    shutil.copy(slide, tmp_path / "all" / "A" / "x.tif")
+    write_slide(tmp_path / "all" / "B" / "x.tif", texture(256, 256, seed=2))
+    alone = embedded(tmp_path / "all" / "A", tmp_path / "f.h5").files
+    found = embedded(tmp_path / "all", tmp_path / "f.h5").files
+    assert [file.name for file in alone] == ["x.h5"] and [file.name for file in found] == ["x.h5", "B__x.tif.h5"]
+    assert read_about(found[0])["slide"] == "A/x.tif"
+    assert sorted(file.name for file in (tmp_path / "f.h5").iterdir()) == ["B__x.tif.h5", "x.h5"]

@@ -32,7 +32,7 @@ from saccade.embedding import answers_to
 from saccade.errors import ModelError, UsageError
 from saccade.exchange import SlideFeatures, save_features
 from saccade.lance import complete, save_lance_from
-from saccade.slide_files import note_known, what_holds
+from saccade.slide_files import name_files, note_known, what_holds
 from saccade.store import COLUMNS, FeatureTable, TableWriter, storable
 
 Say = Callable[[str], None]
@@ -247,8 +247,8 @@ def _below_a_grid(model: Path) -> str:
 def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: Report | None = None) -> Embedded:
     """Write the features of every slide into the folder ``out``, a file each; those that are there already are kept."""
     tiles = embedder.tiles
-    names = file_names([one.record.id for one in tiles.named])
-    files, kept, done, left_out = [], 0, 0, 0
+    files = name_files(out, suffix, [one.record.id for one in tiles.named], tiles.hashes)
+    kept = done = left_out = 0
 
     def more(count: int) -> None:
         nonlocal done
@@ -256,9 +256,8 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
         if report is not None:
             report(done, len(tiles))
 
-    for number, name in enumerate(names):
-        path, about = out / f"{name}{suffix}", embedder.about(number)
-        files.append(path)
+    for number, path in enumerate(files):
+        about = embedder.about(number)
         there = what_holds(path, about, embedder.max_bad)
         if there is not None:
             note_known(path, there, about)
@@ -377,14 +376,3 @@ def check_unreadable(tiles: SlideTiles, max_bad: float, say: Say) -> None:
     coarse = [one.record.id for one in tiles.named if one.mpp is not None and one.mpp > COARSE_UM]
     if coarse:
         say(f"more than {COARSE_UM:g} micrometres a pixel, by the table: {some_of(coarse)}. Is that the right number?")
-
-
-def file_names(slides: list[str]) -> list[str]:
-    """A name a slide for its file: the stem, with folders where two slides would share one."""
-    stems = [Path(slide).stem for slide in slides]
-    if len(set(stems)) == len(stems):
-        return stems
-    found = [slide.replace("../", "").replace("/", "__") for slide in slides]
-    if len(set(found)) < len(found):
-        raise UsageError("two slides have one name", got=", ".join(slides[:5]))
-    return found
