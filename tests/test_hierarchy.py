@@ -21,7 +21,7 @@ from saccade.config import Text, load
 from saccade.contracts import Record
 from saccade.errors import ContaminationError, ModelError, TrainingError, UsageError
 from saccade.evaluation.nested import NestedConfig, outer_folds
-from saccade.exchange import load_parquet, save_parquet
+from saccade.exchange import load_parquet, read_about, save_parquet
 from saccade.hierarchy import levels, vectors
 from saccade.hierarchy.attend import attend_slide
 from saccade.hierarchy.heads import HeadConfig
@@ -215,6 +215,14 @@ def hierarchy(slide_table, tmp_path_factory):
         write_slide(folder / f"other{i}.tif", pixels, level_px=((144, 160),))
     out = tmp_path_factory.mktemp("run") / "hipt"
     return api.pretrain(folder, out=out, backbone="hipt", settings=SETTINGS)
+
+
+def test_slides_that_come_later_are_seen_as_those_it_learned_from(hierarchy, slide_table, tmp_path):
+    """Random weights bring no mean and spread of their own: alone, each slide would be seen by its own."""
+    api.embed(hierarchy, slide_table / "slide2.tif", out=tmp_path / "one.parquet")
+    files = sorted((hierarchy / "features" / "tile").glob("*.parquet"))
+    assert len(files) >= 5 and len({json.dumps(read_about(file)["input"]) for file in files}) == 1
+    assert "mean" in read_about(files[0])["input"]
 
 
 def files_of(run, slide):

@@ -22,9 +22,8 @@ from saccade.exchange import SlideFeatures, load_parquet
 from saccade.explore import Kept, Seen, record
 from saccade.hierarchy.attend import Weights, as_input, weigh
 from saccade.hierarchy.keep import load_head
-from saccade.hierarchy.levels import Hierarchy, load, tile_file
+from saccade.hierarchy.levels import Hierarchy, load, tile_embedder, tile_file
 from saccade.hierarchy.vectors import grid_vectors
-from saccade.slide_embedding import Embedder, load_for_tiles
 from saccade.slide_files import what_holds
 
 SLIDES_BYTES, LOOKS_BYTES = 512 * 2**20, 128 * 2**20
@@ -145,7 +144,7 @@ def look(hierarchy: Hierarchy, asked: Asked, done: Count) -> Regions:
     Tiles that cannot be read are left out, however many: the page shows what there is, and says how much is missing.
     """
     tiles, number, folder = asked.tiles, asked.number, hierarchy.run / "features"
-    embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=lambda _: None, max_bad=1.0)
+    embedder = tile_embedder(hierarchy.tile, tiles, folder / "tile", say=lambda _: None, max_bad=1.0)
     file = folder / "tile" / tile_file(tiles, number)
     kept = what_holds(file, embedder.about(number), max_bad=1.0) is not None  # whoever embedded it took it as it is
     below = load_parquet(file) if kept else embedder.slide(number, done)

@@ -22,6 +22,7 @@ import torch
 from saccade import config, runs, runtime, tables
 from saccade.augment.views import plain_view
 from saccade.backbones.weights import LoadedModel, fingerprint, load_model
+from saccade.contracts import InputSpec
 from saccade.data.loader import ImageCache, check_damage, fit_range, input_spec
 from saccade.data.slide_cache import stream_tiles, usual_workers
 from saccade.data.slides.grid import Tiling
@@ -56,14 +57,25 @@ class Embedder:
 
     Tiles that cannot be read are left out and named once for each slide; more of them than the share ``max_bad`` of a
     slide raise TooManyDamaged.
+
+    as_before   the input of an earlier pass, which this one must be like; None: the model's own (random ones have none)
     """
 
     def __init__(
-        self, model: LoadedModel, tiles: SlideTiles, *, say: Say, workers: int | None = None, max_bad: float = 0.05
+        self,
+        model: LoadedModel,
+        tiles: SlideTiles,
+        *,
+        say: Say,
+        workers: int | None = None,
+        max_bad: float = 0.05,
+        as_before: InputSpec | None = None,
     ):
         self.tiles, self.say, self.workers, self.max_bad = tiles, say, workers or usual_workers(), max_bad
         self.device = runtime.pick_device()
-        self.model, self._given = model, model.spec
+        self._given = as_before or model.spec
+        self._has_input = as_before is not None or not model.name.startswith("random:")
+        self.model = dataclasses.replace(model, spec=self._given)
         self.model_sha256 = fingerprint(model.backbone)
         self._cache: ImageCache | None = None
 
@@ -79,10 +91,10 @@ class Embedder:
                 say=self.say,
                 leave_out=True,
             )
-            if self.model.name.startswith("random:"):
-                spec = input_spec(cache, spec.size_px, grey=spec.grey)
-            else:
+            if self._has_input:
                 spec = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
+            else:
+                spec = input_spec(cache, spec.size_px, grey=spec.grey)
             self.model = dataclasses.replace(self.model, spec=spec)
             self._cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
         return self._cache
@@ -97,7 +109,7 @@ class Embedder:
         spec = self._given
         said = {"size_px": spec.size_px, "grey": spec.grey}
         eight = self.tiles.slides[int(self.tiles.slide_of[0])].number_type == np.uint8
-        if not self.model.name.startswith("random:") and spec.eight_bit == eight:
+        if self._has_input and spec.eight_bit == eight:
             return said | {"offset": spec.offset, "scale": spec.scale, "mean": [*spec.mean], "std": [*spec.std]}
         digest = hashlib.sha256()
         for slide, cut in zip(self.tiles.hashes, self.tiles.cut):

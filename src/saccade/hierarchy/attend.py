@@ -22,13 +22,12 @@ from saccade.errors import DataError, UsageError, unknown
 from saccade.exchange import SlideFeatures, load_parquet
 from saccade.hierarchy.heads import Bags, FittedHead
 from saccade.hierarchy.keep import load_head
-from saccade.hierarchy.levels import Hierarchy, load
+from saccade.hierarchy.levels import Hierarchy, load, tile_embedder
 from saccade.hierarchy.settings import is_hierarchy
 from saccade.hierarchy.slides import embed_levels, slides_of
 from saccade.hierarchy.vectors import Reader
 from saccade.slide_attention import Level, SlideAttention, SlideOptions
 from saccade.slide_attention import attend_slide as look_at_slide
-from saccade.slide_embedding import Embedder, load_for_tiles
 from saccade.train.loop import Console
 from saccade.viz.heatmap import Heat
 
@@ -182,7 +181,8 @@ def attend(
     if len(tiles.named) != 1:
         raise UsageError("attend looks at one slide", got=f"{len(tiles.named)} slides")
     if level == "patch":
-        embedder = Embedder(load_for_tiles(hierarchy.tile, tiles), tiles, say=console.say, max_bad=max_bad)
+        folder = hierarchy.run / "features" / "tile"
+        embedder = tile_embedder(hierarchy.tile, tiles, folder, say=console.say, max_bad=max_bad)
         return [look_at_slide(embedder, SlideOptions(level="patch"), lambda a, b: console.progress(a, b, {}))]
     found = embed_levels(hierarchy, tiles, console, max_bad=max_bad)
     maps = attend_slide(hierarchy, found.tiles[0], found.regions[0], None if head is None else head.head)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade import config, runs
-from saccade.contracts import Source
+from saccade.contracts import InputSpec, Source
 from saccade.data.grids import cut_blocks, write_grids
 from saccade.data.open import open_data, tiling_in
 from saccade.data.slides.audit import describe_slides
@@ -28,7 +28,7 @@ from saccade.hierarchy.settings import FILE, LEVELS, HiptConfig, Level, Wanted, 
 from saccade.hierarchy.vectors import Reader, embed_grids, reader_of
 from saccade.recipes import sections_for
 from saccade.reporting.write import write_report
-from saccade.slide_embedding import Embedder, check_unreadable, load_for_tiles
+from saccade.slide_embedding import Embedder, Say, check_unreadable, load_for_tiles
 from saccade.slide_files import note_known, what_holds
 from saccade.train import checkpoint
 from saccade.train import run as training
@@ -40,6 +40,8 @@ from saccade.train.settings import DataConfig
 
 FEWEST_REGIONS, FEW_REGIONS = 4, 100
 """Regions that a region level is trained with at least, and below which that is said to be few."""
+INPUT = "input.json"
+"""How the tile level sees pixels, beside its vectors, where its weights do not bring that."""
 FEWEST_SLIDES = 32
 """Slides that a slide level is trained with at least; below, a slide is the mean of its regions."""
 
@@ -105,6 +107,7 @@ def _train_levels(out: Path, wanted: Wanted, tiles: SlideTiles, console: Console
     hipt, side = wanted.hipt, wanted.hipt.side(tiles.tile_px)
     tile = hipt.tile or str(_level(out, "tile", wanted, wanted.data, console))
     learned = _learned(tiles, tile)
+    settle_input(tile, tiles, out / "features" / "tile", console)
     every = embed_tiles(tile, tiles, out / "features" / "tile", console)
     files = [every[k] for k in learned]
     _note_slides(out, tiles, learned, tile)
@@ -164,9 +167,34 @@ def open_tiles(data: str, settings: Mapping[str, Any], told: tuple[float, frozen
     return source
 
 
+def tile_embedder(model: str, tiles: SlideTiles, folder: Path, *, say: Say, max_bad: float = 0.05) -> Embedder:
+    """The tile level on these slides, with the input that ``settle_input`` has noted in ``folder``, if it has."""
+    spec = None
+    if (folder / INPUT).is_file():
+        noted = runs.read_json(folder / INPUT)
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in noted.items()}
+        spec = InputSpec(**values)
+    return Embedder(load_for_tiles(model, tiles), tiles, say=say, max_bad=max_bad, as_before=spec)
+
+
+def settle_input(model: str, tiles: SlideTiles, folder: Path, console: Console) -> None:
+    """Note in ``folder`` how the tile level sees the slides of its hierarchy, where that follows from the slides.
+
+    Weights that bring no input of their own (random ones, or of another depth than the slides) would else see every
+    slide that comes later by itself, and the levels above were trained on vectors of these.
+    """
+    if (folder / INPUT).is_file():
+        return
+    embedder = Embedder(load_for_tiles(model, tiles), tiles, say=console.say)
+    if "of" in embedder.input:
+        embedder.cache()
+        folder.mkdir(parents=True, exist_ok=True)
+        runs.write_json(folder / INPUT, dataclasses.asdict(embedder.model.spec))
+
+
 def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *, max_bad: float = 0.05) -> list[Path]:
     """A file of vectors for every slide, in the order of ``tiles.named``; those that are there are used again."""
-    embedder = Embedder(load_for_tiles(model, tiles), tiles, say=console.say, max_bad=max_bad)
+    embedder = tile_embedder(model, tiles, folder, say=console.say, max_bad=max_bad)
     check_unreadable(tiles, embedder.max_bad, console.say)
     files, kept = [], 0
     for number in range(len(tiles.named)):

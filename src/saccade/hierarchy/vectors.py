@@ -118,8 +118,8 @@ def _about(found: SlideFeatures, reader: Reader, side: int, least: float) -> dic
 
 def _rows_sha256(found: SlideFeatures) -> str:
     """Of places and vectors: other tiles of a slide (another share of tissue, fewer damaged) are other rows."""
-    digest = hashlib.sha256(np.ascontiguousarray(found.coords, np.int64))
-    digest.update(np.ascontiguousarray(found.features, np.float32))
+    digest = hashlib.sha256(np.asarray(found.coords, np.int64).tobytes())
+    digest.update(np.asarray(found.features, np.float32).tobytes())
     return digest.hexdigest()
 
 
