@@ -14,7 +14,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fake_run import fake_map, tissue
+from saccade.asking import AttendOptions
 from saccade.errors import UsageError
+from saccade.panels import Attended
 from saccade.viz.figures import (
     CELL_PX,
     GAP_PX,
@@ -118,6 +120,20 @@ def test_panel_has_one_cell_a_head_plus_two():
         columns = cells if cells <= 5 else 4
         assert panel.width == columns * (CELL_PX + GAP_PX) - GAP_PX
         assert panel.mode == "RGBA" and panel.getpixel((CELL_PX + 2, 5))[3] == 0
+
+
+def test_the_mean_that_is_drawn_is_the_thresholded_mean():
+    def chosen(head: str):
+        return Attended(tissue(2), fake_map(2), AttendOptions(head=head, threshold=0.3), "fake", {}).chosen()
+
+    every, mean = chosen("all"), chosen("mean")
+    kept = threshold_mask(fake_map(2).mean, 0.3)
+    drawn = ET.fromstring(overlay_svg(tissue(2), every)).findall(".//{*}g/{*}rect")
+    assert [float(rect.get("fill-opacity")) > 0.35 for rect in drawn] == kept.ravel().tolist()
+    assert overlay_png(tissue(2), every) == overlay_png(tissue(2), mean)
+    panels = [Image.open(io.BytesIO(attention_panel(tissue(2), one))) for one in (every, mean)]
+    second = (CELL_PX + GAP_PX, 0, 2 * CELL_PX + GAP_PX, CELL_PX)  # the cell beside the image
+    assert panels[0].crop(second).tobytes() == panels[1].crop(second).tobytes()
 
 
 def test_flat_maps_are_drawn():

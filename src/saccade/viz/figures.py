@@ -87,12 +87,12 @@ def blend(image: np.ndarray, values: np.ndarray, *, longest_px: int, box: Box | 
 
 
 def overlay_png(image: np.ndarray, amap: AttentionMap, path: Path | None = None, *, longest_px: int = 512) -> bytes:
-    """PNG of the mean over the map's heads laid over the image (uint8 [3 Y X], the whole input, any size).
+    """PNG of the mean map laid over the image (uint8 [3 Y X], the whole input, any size).
 
     Also written to ``path`` when named.
     """
     box = _scaled_box(amap, image.shape[1:])
-    data = png_of(blend(image, amap.values.mean(axis=0), longest_px=longest_px, box=box))
+    data = png_of(blend(image, amap.mean, longest_px=longest_px, box=box))
     if path is not None:
         path.write_bytes(data)
     return data
@@ -104,10 +104,10 @@ def overlay_svg(
     """Vector form for papers: the image once, one rectangle a patch above it, coloured and see-through.
 
     image  uint8 [3 Y X], the whole input at any size; one unit of the drawing is one of its pixels
-    amap   the mean over its heads is drawn
+    amap   its mean is drawn
     """
     y_px, x_px = image.shape[1:]
-    values = amap.values.mean(axis=0)
+    values = amap.mean
     strength = unit_range(values)
     rows, columns = strength.shape
     high, wide = y_px / rows, x_px / columns
@@ -170,7 +170,7 @@ def attention_panel(image: np.ndarray, amap: AttentionMap) -> bytes:
     cells = [Cell(original, ("image", _asks(amap)))]
     heads = len(amap.values)
     name = f"mean of {heads} heads" if heads > 1 else amap.kind
-    mean = amap.values.mean(axis=0)
+    mean = amap.mean
     picture = blend(image, mean, longest_px=CELL_PX, box=box)
     cells.append(Cell(picture, (name, _extent(mean, amap.kind))))
     for head in range(heads if heads > 1 else 0):
