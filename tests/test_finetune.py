@@ -69,6 +69,36 @@ def test_the_saved_classifier_gives_the_same_answers(run):
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
 
 
+def test_deeper_images_are_measured_with_the_range_of_the_model(tmp_path, monkeypatch):
+    from PIL import Image
+
+    import saccade.finetuning
+
+    rows = ["path,label,split"]
+    for i in range(24):
+        # The test part is darker as a whole, so that its own range is not the one of the training part.
+        level = (2000, 30000)[i % 2] if i < 16 else (2000, 6000)[i % 2]
+        pixels = level + np.random.default_rng(i).integers(0, 1500, (32, 32))
+        Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{'ab'[i % 2]},{'train' if i < 16 else 'test'}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    settings = SMALL | {"train.steps": 2, "train.batch": 4}
+    saccade.finetune(NETWORK, tmp_path, out=tmp_path / "run", settings=settings)
+    shown = []
+    look = saccade.classify.whole
+    monkeypatch.setattr(saccade.classify, "whole", lambda cache, spec: shown.append(cache) or look(cache, spec))
+    saccade.finetuning.measure(tmp_path / "run", saccade.api.Quiet())
+    classifier, (test,) = load_classifier(tmp_path / "run"), shown
+    assert len(test) == 8 and (test.offset, test.scale) == (classifier.spec.offset, classifier.spec.scale)
+    assert test.offset < 2100 and test.offset + test.scale > 31000
+    # The same images among others have the same answers.
+    rows = list(csv.DictReader((tmp_path / "run" / "predictions.csv").open()))
+    everything = build_cache(open_source(tmp_path), cache_px=32)
+    chosen = np.flatnonzero([record.split == "test" for record in everything.records])
+    scores = classifier.scores(everything, chosen, torch.device("cpu"), "fp32")
+    np.testing.assert_allclose(scores[:, 0], [float(row["a"]) for row in rows], atol=0.01)
+
+
 def yaml_of(run):
     return yaml.safe_load((run / "config.yaml").read_text())
 

@@ -33,9 +33,9 @@ class Classifier:
     classes: tuple[str, ...]
 
     def scores(self, cache: ImageCache, indices: np.ndarray, device: torch.device, precision: str) -> np.ndarray:
-        """Probabilities [N K] float32 of the images at ``indices``."""
+        """Probabilities [N K] float32 of the images at ``indices``, brought to 0..1 by the range of the model."""
         network = self.network.to(device)
-        shown = whole(cache, self.spec)
+        shown = whole(dataclasses.replace(cache, offset=self.spec.offset, scale=self.spec.scale), self.spec)
         answers = answers_to(shown, network, network.classify, indices, device=device, precision=precision)
         return torch.softmax(torch.from_numpy(answers), dim=1).numpy()
 
