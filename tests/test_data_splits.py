@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade.contracts import Record
-from saccade.data.splits import grouped_split
+from saccade.data.splits import choose_parts, grouped_split
 from saccade.errors import DataError, UsageError
 
 RECORDS = st.lists(
@@ -72,3 +72,32 @@ def test_the_seed_changes_the_draw_and_the_order_of_records_does_not():
 def test_the_fraction_is_checked(fraction):
     with pytest.raises(UsageError, match="between 0 and 1"):
         grouped_split(records([("a", 0), ("a", 1)]), fraction, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "learned"),
+    [
+        ("test", ("",), 16),
+        ("test", ("fit", "dev"), 16),
+        ("test", ("train", "val"), 8),  # no probe sees what runs judge themselves by
+        ("test", ("val",), 16),
+        ("val", ("train", "extra"), 16),
+        ("val", ("train", ""), 16),
+    ],
+)
+def test_the_test_part_given_is_used_whatever_the_rest_is_called(name, others, learned):
+    items = [
+        Record(id=str(i), label="ab"[i % 2], split=name if i >= 16 else others[i // 2 % len(others)] or None)
+        for i in range(24)
+    ]
+    parts = choose_parts(items, [str(i) for i in range(24)], seed=0)
+    assert parts.test.tolist() == list(range(16, 24)) and "given" in parts.text
+    assert len(parts.train) == learned and parts.train.max() < 16
+
+
+def test_a_test_part_without_labels_is_no_test_part():
+    items = [
+        Record(id=str(i), label="ab"[i % 2] if i < 20 else None, split="test" if i >= 20 else None) for i in range(24)
+    ]
+    parts = choose_parts(items, [str(i) for i in range(24)], seed=0)
+    assert len(parts.test) == 6 and "drawn" in parts.text

@@ -328,6 +328,58 @@ def test_copies_on_both_sides_of_a_split_are_refused(tmp_path):
         saccade.compare(tmp_path / "tiles", out=tmp_path / "s", backbones=names, sizes=(4,), options=study)
 
 
+def write_images(folder, splits):
+    """Images of two classes, one for each entry of ``splits``; "?" is the test part without labels."""
+    from PIL import Image
+
+    folder.mkdir()
+    rows = ["path,label,split"]
+    for i, split in enumerate(splits):
+        pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{'' if split == '?' else 'ab'[i % 2]},{split.replace('?', 'test')}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        [""] * 18 + ["test"] * 6,
+        ["fit"] * 12 + ["dev"] * 6 + ["test"] * 6,
+        [""] * 18 + ["?"] * 6,
+        ["train"] * 12 + [""] * 12,
+        ["fit"] * 12 + ["dev"] * 12,
+    ],
+)
+def test_no_image_that_was_learned_from_is_measured_on(tmp_path, splits):
+    folder = write_images(tmp_path / "tiles", splits)
+    settings = SMALL | {"train.steps": 1, "train.batch": 4}
+    found = saccade.finetune(NETWORK, folder, out=tmp_path / "run", settings=settings)
+    learned = {file["id"] for file in json.loads((tmp_path / "run" / "data.json").read_text())["files"]}
+    measured = {row["path"] for row in csv.DictReader((tmp_path / "run" / "predictions.csv").open())}
+    assert len(measured) >= 6 and not learned & measured and not found["protocol"]["overlap"]
+    if "test" in splits:
+        assert measured == {f"{i}.png" for i in range(18, 24)} and len(learned) == 18
+    if "?" in splits:
+        assert not {f"{i}.png" for i in range(18, 24)} & (learned | measured)
+
+
+def test_a_part_by_name_that_holds_test_images_is_refused(tmp_path):
+    from saccade import finetuning
+
+    folder = write_images(tmp_path / "tiles", ["fit"] * 12 + ["dev"] * 12)
+    settings = SMALL | {"train.steps": 1, "train.batch": 4, "data.split": "fit"}
+    with pytest.raises(ContaminationError, match="learns from images or groups of the test part"):
+        saccade.finetune(NETWORK, folder, out=tmp_path / "a", settings=settings)
+    assert not (tmp_path / "a").exists()
+    options = FinetuneOptions(allow_overlap=True)
+    found = saccade.finetune(NETWORK, folder, out=tmp_path / "a", options=options, settings=settings)
+    assert found["protocol"]["overlap"]
+    with pytest.raises(ContaminationError, match="learns from images or groups of the test part"):
+        finetuning.measure(tmp_path / "a", saccade.api.Quiet())
+
+
 def test_figures_over_few_groups_are_marked():
     rows = [{"metric": "accuracy", "mean": 0.5, "low": 0.25, "high": 0.75}]
     found = {"rows": rows, "n_test": 8, "majority": 0.5, "classes": ["a", "b"], "confusion": [[2, 2], [2, 2]]}

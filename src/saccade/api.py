@@ -244,7 +244,8 @@ def resume(
     named = dict(settings or {}) | ({} if data is None else {"data.source": str(absolute(data))})
     folder = training.resume(Path(run), console or Quiet(), named)
     if config.load(folder / "config.yaml")["train"]["method"] == "supervised":
-        finetuning.measure(folder, console or Quiet())
+        # What overlaps was refused before the first step, or allowed then: here it is marked.
+        finetuning.measure(folder, console or Quiet(), allow=True)
     return _reported(folder)
 
 

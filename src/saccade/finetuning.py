@@ -25,12 +25,12 @@ from saccade.data.source import select
 from saccade.data.splits import Parts, choose_parts, unit_names
 from saccade.errors import UsageError, unknown
 from saccade.evaluation.few import FEW_UNITS, few_words, mark
-from saccade.evaluation.guard import check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
+from saccade.evaluation.guard import Overlap, check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
 from saccade.evaluation.metrics import METRICS, interval, resampling_weights
 from saccade.recipes import apply_recipe
 from saccade.train import run as training
 from saccade.train.loop import Console
-from saccade.train.part import hash_of, labels_in, open_all
+from saccade.train.part import hash_of, labels_in, open_all, part_of
 from saccade.train.prepare import absolute_paths, default_sections, section_types
 from saccade.train.settings import DataConfig
 
@@ -126,7 +126,7 @@ def finetune(
         sections = config.override(sections, {"train.patience": 0})
     _guard_before(sections["data"], sections["model"].weights, options.allow_overlap)
     training.start(sections, out, console)
-    return measure(out, console)
+    return measure(out, console, allow=options.allow_overlap)
 
 
 def _parts(source: Source, held_out: set[str]) -> tuple[Parts, list[str]]:
@@ -138,11 +138,17 @@ def _guard_before(data: DataConfig, weights: str, allow: bool) -> None:
     """Refuse a test part that the training part or the weights share images with, before an hour is spent."""
     if data.split == "all":
         return
-    source, record = open_all(data, weights), runs.data_record(weights) if weights else None
+    source = open_all(data, weights)
     if not labels_in(source):
         return  # said by what looks for classes
-    parts, hashes = _parts(source, set(record.get("held_out", [])) if record else set())
+    part = part_of(source, data)
+    parts, hashes = _parts(source, set(part.held_out))
     refuse_shared(source.records, hashes, parts.train.tolist(), parts.test.tolist(), allow=allow)
+    learned = {record.id for record in part.source.records}
+    own = [(r, digest) for r, digest in zip(source.records, hashes) if r.id in learned and r.label is not None]
+    files = [{"sha256": digest, "group": r.group} for r, digest in own]
+    _refuse_learned(check_overlap(files, source.records, hashes, parts.test.tolist()), data, allow)
+    record = runs.data_record(weights) if weights else None
     refuse_overlap(
         check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist()),
         allow=allow,
@@ -151,11 +157,24 @@ def _guard_before(data: DataConfig, weights: str, allow: bool) -> None:
     )
 
 
+def _refuse_learned(overlap: Overlap, data: DataConfig, allow: bool) -> bool:
+    """Raise ContaminationError where the run learns from images it would be measured on; else whether to mark it."""
+    return refuse_overlap(
+        overlap,
+        allow=allow,
+        where=f"{data.source}: the run learns from images or groups of the test part",
+        hint="name the test part, whole groups, in a split column; --set data.split=all learns without measuring",
+    )
+
+
 # --- measuring ----------------------------------------------------------------------------------
 
 
-def measure(run: Path, console: Console) -> dict[str, Any]:
-    """Test figures of a finished run, written to ``classifier.json`` and ``predictions.csv``."""
+def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, Any]:
+    """Test figures of a finished run, written to ``classifier.json`` and ``predictions.csv``.
+
+    Raises ContaminationError where the run has learned from images of the test part, unless ``allow`` marks that.
+    """
     values = config.load(run / "config.yaml")
     sections = config.from_dict(section_types("supervised"), values)
     data, record = sections["data"], runs.read_json(run / "data.json")
@@ -164,7 +183,8 @@ def measure(run: Path, console: Console) -> dict[str, Any]:
         return {}
     source = open_all(data, "")
     parts, hashes = _parts(source, set(record["held_out"]))
-    overlap = bool(check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist()))
+    seen = check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist())
+    overlap = _refuse_learned(seen, data, allow)
     classifier = load_classifier(run)
     test = select(source, parts.test.tolist())
     cache = build_cache(

@@ -124,10 +124,12 @@ def choose_parts(
             "these images have no labels to measure with",
             hint="name a table with --labels CSV (columns path,label,group), or use one folder a class",
         )
-    splits = np.array([str(record.split) for record in records])
     name = given_test(records)
-    train, test = labelled & (splits == "train"), labelled & (splits == str(name))
-    if name is not None and train.any() and test.any():
+    test = labelled & np.array([name is not None and record.split == name for record in records])
+    # What is not the test part is what runs learn from, whatever it is called; of a val split only where that is all.
+    rest, val = labelled & ~test, np.array([record.split == "val" for record in records])
+    train = rest & ~val if (rest & ~val).any() else rest
+    if train.any() and test.any():
         text = "the split given with the data" + ("" if name == "test" else f" ({name}: there is no test)")
         return Parts(np.flatnonzero(train), np.flatnonzero(test), text)
     kind = "whole groups" if any(record.group is not None for record in records) else "images (no groups are known)"

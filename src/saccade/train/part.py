@@ -73,25 +73,29 @@ def open_all(data: DataConfig, weights: str) -> Source:
 
 
 def open_part(data: DataConfig, weights: str) -> Part:
-    """The source a run names, limited to its part; see ``open_all``.
+    """The source a run names, limited to its part; see ``open_all`` and ``part_of``."""
+    return part_of(open_all(data, weights), data)
 
-    By default that is everything but the test part: the one the data bring, or, where labels but no split are
-    there, the one that ``evaluate`` would draw. ``all`` takes everything, any other name is a split.
+
+def part_of(source: Source, data: DataConfig) -> Part:
+    """What a run learns from.
+
+    By default that is everything but the test part: the one the data bring, or, where labels but no test part with
+    labels are there, the one that ``evaluate`` would draw. ``all`` takes everything, any other name is a split.
     """
-    source = open_all(data, weights)
     records = source.records
     if data.split == "all":
         return Part(source, [])
     if data.split not in (None, ALL_BUT_TEST):
         return Part(with_split(source, [data.split]), [])
-    if len({record.split for record in records}) > 1:
-        test = given_test(records)
-        return Part(select(source, [i for i, record in enumerate(records) if record.split != test]), [])
-    if not labels_in(source):
-        return Part(source, [])
-    drawn = set(draw_test(records, [hash_of(source, i) for i in range(len(source))], seed=0))
-    kept = [i for i in range(len(records)) if i not in drawn]
-    return Part(select(source, kept), [records[i].id for i in sorted(drawn)]) if drawn else Part(source, [])
+    test = given_test(records)
+    left_out = {i for i, record in enumerate(records) if test is not None and record.split == test}
+    drawn: set[int] = set()
+    if labels_in(source) and all(records[i].label is None for i in left_out):
+        drawn = set(draw_test(records, [hash_of(source, i) for i in range(len(source))], seed=0))
+    kept = [i for i in range(len(records)) if i not in left_out | drawn]
+    held_out = [records[i].id for i in sorted(drawn)]
+    return Part(select(source, kept), held_out) if len(kept) < len(records) else Part(source, held_out)
 
 
 def settle_tiles(data: DataConfig, source: Source) -> DataConfig:
