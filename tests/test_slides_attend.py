@@ -125,6 +125,32 @@ def test_a_tile_is_most_like_itself(slide, tmp_path, monkeypatch):
             api.attend_slide("random:resnet10_w8", slide.path, options=SlideOptions(query=query, tiling=CUT))
 
 
+def test_what_cannot_be_read_of_a_slide_costs_no_file(tmp_path):
+    """A whole strip of the TIFF, and squares among the extremes: they are background."""
+    whole = write_slide(tmp_path / "whole.tif", texture(1024, 512))
+    holed = open_slide(with_holes(whole, tmp_path / "holed.tif", tuple(range(4 * 6, 4 * 8))))
+    coords = np.array([(x, y) for y in range(0, 1024, 128) for x in range(0, 512, 128)])
+    heat = Heat("a", coords[:-4], 128.0, np.arange(len(coords) - 4, dtype=float))
+    files = SlideAttention(holed, heat, "m", SlideOptions()).save(tmp_path / "out")
+    names = [file.name for file in files]
+    assert names == ["scores.csv", "tiles.geojson", "heatmap.png", "extremes.png", "heatmap.tif"]
+    assert sorted(names) == sorted(file.name for file in (tmp_path / "out").iterdir())
+    found = open_slide(files[-1]).read(0, 0, mpp=0.5, size_px=(1024, 512))
+    assert found[:, 910:].min() > 250 and found[:, :700].mean() < 200
+    beyond, unread = holed.around_damage(0, 900, (1.0, 1.0), (64, 64))
+    assert unread.all() and (beyond == 255).all()
+
+
+def test_a_tiff_that_is_not_finished_leaves_nothing(slide, heat, tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(slide), "around_damage", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        save_tiff(tmp_path / "heat.tif", slide, heat)
+    assert not list(tmp_path.iterdir())
+
+
 def test_attention_inside_tiles(slide):
     options = SlideOptions(level="patch", tiling=CUT)
     found = api.attend_slide("random:vit_micro_patch8", slide.path, options=options)

@@ -99,19 +99,21 @@ class SlideAttention:
         }
 
     def save(self, out: Path) -> list[Path]:
-        """PNG, TIFF, GeoJSON or CSV by suffix; without one a folder with all, and the highest and lowest tiles."""
+        """PNG, TIFF, GeoJSON or CSV by suffix; without one a folder with all, and the highest and lowest tiles.
+
+        The scores come first, the TIFF last: it takes longest, and what is written then is not lost with it.
+        """
         check_form(out)
         if out.suffix:
             out.parent.mkdir(parents=True, exist_ok=True)
             return [self._one(out)]
         out.mkdir(parents=True, exist_ok=True)
-        names = ["heatmap.png", "heatmap.tif", "scores.csv"]
-        names += ["tiles.geojson"] if len(self.heat.scores) <= MOST_OBJECTS else []
+        names = ["scores.csv", *(["tiles.geojson"] if len(self.heat.scores) <= MOST_OBJECTS else []), "heatmap.png"]
         files = [self._one(out / name) for name in names]
         if self.options.level != "patch":
             files.append(out / "extremes.png")
             extremes(self.slide, self.heat).save(files[-1])
-        return files
+        return [*files, self._one(out / "heatmap.tif")]
 
     def _one(self, path: Path) -> Path:
         if path.suffix == ".png":

@@ -13,7 +13,6 @@ from fastapi.responses import Response
 from PIL import Image
 from starlette.exceptions import HTTPException
 
-from saccade.errors import DamagedFile
 from saccade.web.desk import Desk, HierarchyOnDesk, OnDesk
 from saccade.web.explorer import numbers
 from saccade.web.folders import named
@@ -44,10 +43,7 @@ def square(slide: Slide, level: int, column: int, row: int) -> np.ndarray:
     if min(size) < 1 or factor < 1:
         raise HTTPException(404, "outside the slide")
     place = (column * ZOOM_PX * factor, row * ZOOM_PX * factor)
-    try:
-        pixels, unread = slide.around_damage(*place, (float(factor), float(factor)), size)
-    except DamagedFile:
-        return striped(np.zeros((3, *size), np.uint8), np.ones(size, bool))
+    pixels, unread = slide.around_damage(*place, (float(factor), float(factor)), size)
     return striped(to_display(pixels), unread)
 
 

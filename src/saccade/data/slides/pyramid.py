@@ -29,7 +29,7 @@ def write_pyramid(path: Path, size_px: tuple[int, int], strips: Iterable[np.ndar
 
     size_px  rows and columns of level 0
     um       micrometres a pixel, for the resolution tags; None writes none
-    Raises StorageError where the disk refuses; nothing is left behind then.
+    Raises StorageError where the disk refuses, and what ``strips`` raises; nothing is left behind then.
     """
     tags: dict[str, Any] = {} if um is None else {"resolution": (1e4 / um, 1e4 / um), "resolutionunit": "CENTIMETER"}
     tags |= {
@@ -55,8 +55,10 @@ def write_pyramid(path: Path, size_px: tuple[int, int], strips: Iterable[np.ndar
             for level in smaller:
                 file.write(level.encoded(), shape=(*level.size_px, 3), dtype=np.uint8, subfiletype=1, **tags)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise StorageError(f"the slide {path} cannot be written", got=error.strerror) from error
     return path
 

@@ -194,13 +194,14 @@ class Slide:
         return self.around_damage(0, 0, (self.size_px[0] / size[0], self.size_px[1] / size[1]), size, most=MOST_UNREAD)
 
     def around_damage(
-        self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], *, most: float = 1.0
+        self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], *, most: float | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """For pictures: like ``reduced``, but what cannot be read is background; also where that is, bool [Y X].
 
-        Raises DamagedFile where that is the share ``most`` of the picture.
+        Raises DamagedFile where that is the share ``most`` of the picture; without ``most`` never.
         """
-        unread, out, pieces = np.zeros(size_px, bool), None, [(0, 0, *size_px)]
+        unread, pieces = np.zeros(size_px, bool), [(0, 0, *size_px)]
+        out = np.full((self.reader.channels, *size_px), self.background, self.number_type)
         while pieces:
             top, left, rows, columns = pieces.pop()
             place = (slice(top, top + rows), slice(left, left + columns))
@@ -213,13 +214,10 @@ class Slide:
                     pieces += _halves(top, left, rows, columns, rows >= columns)
                     continue
                 unread[place] = True
-                if unread.mean() >= most:
+                if most is not None and unread.mean() >= most:
                     raise
                 continue
-            if out is None:
-                out = np.full((len(seen), *size_px), self.background, seen.dtype)
             out[:, *place] = seen
-        assert out is not None
         return out, unread
 
     def _scaled(
