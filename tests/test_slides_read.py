@@ -280,6 +280,47 @@ def test_a_damaged_tile_is_an_error_and_the_rest_is_readable(tmp_path, uneven):
         assert slide.read(0, 0, mpp=UM, size_px=(64, 64)).any()
 
 
+@pytest.mark.parametrize("reader", [open_reader, TiffReader], ids=["openslide", "tifffile"])
+@pytest.mark.parametrize("level_px", [(), ((1024, 1024), (512, 512))], ids=["one level", "three levels"])
+def test_scattered_damage_hides_what_is_damaged_and_no_more(tmp_path, reader, level_px):
+    """One tile of twenty in every level: pieces around it would hide a third of the slide, or all."""
+    pixels = texture(2048, 2048, grain=3.0)
+    whole = write_slide(tmp_path / "whole.tif", pixels, level_px=level_px)
+    bad = [3, 40, 77, 90, 133, 160, 181, 201, 222, 240, 251, 12]
+    path = with_holes(whole, tmp_path / "holes.tif", tuple(bad))
+    for level in range(1, 1 + len(level_px)):
+        path = with_holes(path, tmp_path / "holes.tif", (5,) if level > 1 else (7, 30, 44), level)
+    slide, clean = Slide(path, reader(path)), open_slide(whole)
+    for longest in (2048, 1000, 256):
+        seen, unread = slide.overview(longest)
+        per = 2048 / longest  # pixels of level 0 a pixel of the picture
+        damage = len(bad) if longest > 1024 or not level_px else 3 * 4 if longest > 512 else 16
+        assert damage * (128 / per) ** 2 * 0.9 <= unread.sum() <= damage * (128 / per + 4) ** 2
+        assert (seen[:, unread] == 255).all()
+        there = np.abs(seen.astype(int) - clean.thumbnail(longest))[:, ~unread]
+        assert there.max() <= 2 and there.mean() < 0.5
+
+
+def test_a_damaged_tile_is_met_once(tmp_path, monkeypatch):
+    """Another handle of OpenSlide takes as long as many tiles: it is not opened again for what is known."""
+    pixels = texture(1024, 1024)
+    path = with_holes(write_slide(tmp_path / "whole.tif", pixels), tmp_path / "holes.tif", (9, 10))
+    reader, opened = open_reader(path), []
+    whole = reader._open
+    monkeypatch.setattr(reader, "_open", lambda: opened.append(1) or whole())
+    for _ in range(5):
+        with pytest.raises(DamagedFile, match="cannot be read at 128, 128"):
+            reader.read(0, 128, 128, (64, 200), 255)
+    assert len(opened) == 1
+    with pytest.raises(DamagedFile):  # known from the first time, when both lay in the region
+        reader.read(0, 300, 200, (10, 10), 255)
+    assert len(opened) == 1 and reader.read(0, 400, 128, (64, 64), 255).pixels.any()
+    # A handle that another thread has met damage with repeats the error for good tiles: they are no damage.
+    with pytest.raises(reader.module.OpenSlideError):
+        reader._slide.read_region((130, 130), 0, (4, 4))
+    assert np.array_equal(reader.read(0, 600, 600, (64, 64), 255).pixels, pixels[600:664, 600:664])
+
+
 def test_a_file_with_nothing_but_a_label_is_no_slide(tmp_path):
     path = tmp_path / "label.svs"
     label = np.asarray(Image.new("RGB", (387, 463), "white"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,21 @@ from saccade.errors import DamagedFile, require
 
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
 CACHE_BYTES = 32 * 2**20
+Tile = tuple[int, int, int]  # level, row, column
 
 
 class OpenSlideReader:
-    """Levels through OpenSlide; pixels are uint8 [Y X 3]. Threads may share one; processes may not."""
+    """Levels through OpenSlide; pixels are uint8 [Y X 3]. Threads may share one; processes may not.
+
+    After an error a handle of OpenSlide only repeats it, and opening another takes as long as reading many tiles: tiles
+    of the file that cannot be decoded are remembered, and not asked for again.
+    """
 
     def __init__(self, path: Path, module: Any):
         self.path, self.module, self.note = path, module, ""
         self.number_type, self.channels, self.fluorescent = np.dtype(np.uint8), 3, False
+        self._lock = threading.Lock()
+        self._damaged: set[Tile] = set()
         self._slide = self._open()
         found = self._slide.properties
         self.vendor = str(found.get("openslide.vendor", "unknown"))
@@ -32,6 +42,7 @@ class OpenSlideReader:
         self.downsamples = list(self._slide.level_downsamples)
         x, y = found.get("openslide.mpp-x"), found.get("openslide.mpp-y")
         self.spacing_um = (float(y), float(x)) if x and y else None
+        self._sides_px = [_tile_px(found, level) for level in range(len(self.sizes_px))]
 
     def _open(self) -> Any:
         slide = self.module.OpenSlide(str(self.path))
@@ -46,10 +57,7 @@ class OpenSlideReader:
         # OpenSlide wants whole pixels of level 0; what the level makes of them is a fraction, which it interpolates.
         step = self.downsamples[level]
         x, y = round(max(0, left) * step), round(max(0, top) * step)
-        try:
-            region = self._slide.read_region((x, y), level, (columns, rows))
-        except self.module.OpenSlideError:
-            region = self._again((x, y), level, (columns, rows))
+        region = self._region(level, (x, y), (columns, rows))
         seen = region.getchannel("A")
         if seen.getextrema()[0] == 255:
             pixels = np.asarray(region.convert("RGB"))
@@ -61,6 +69,22 @@ class OpenSlideReader:
             pixels = np.pad(pixels, ((before_y, 0), (before_x, 0), (0, 0)), constant_values=fill)
         return Region(pixels, (y / step - before_y, x / step - before_x))
 
+    def _region(self, level: int, at: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+        """``size`` (columns, rows) of a level from ``at`` (x, y) in pixels of level 0, RGBA. Raises DamagedFile."""
+        if self._damaged and not self._damaged.isdisjoint(self._tiles_at(level, at, size)):
+            raise self._error(at, "a tile of the file is damaged")
+        handle = self._slide
+        try:
+            return handle.read_region(at, level, size)
+        except self.module.OpenSlideError as error:
+            tiles = self._tiles_at(level, at, size)
+            bad = {tile for tile in tiles if self._twin is not None and self._twin.is_damaged(*tile)}
+            if not bad:
+                return self._again(at, level, size)
+            self._damaged |= bad
+            self._anew(handle)
+            raise self._error(at, error) from error
+
     def _again(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """Once more, through a handle of its own: after an error a handle only repeats it, also to other threads."""
         own = self._open()
@@ -68,10 +92,59 @@ class OpenSlideReader:
             region: Image.Image = own.read_region(place, level, size)
         except self.module.OpenSlideError as error:
             self._slide = self._open()
-            x, y = place
-            raise DamagedFile(f"{self.path}: cannot be read at {x}, {y} ({error})", hint="copy it again") from error
+            raise self._error(place, error) from error
         self._slide = own
         return region
+
+    def _error(self, at: tuple[int, int], reason: object) -> DamagedFile:
+        return DamagedFile(f"{self.path}: cannot be read at {at[0]}, {at[1]} ({reason})", hint="copy it again")
+
+    def _anew(self, handle: Any) -> None:
+        """Another handle instead of one that met an error, unless another thread has seen to it."""
+        with self._lock:
+            if self._slide is handle:
+                self._slide = self._open()
+
+    @cached_property
+    def _twin(self) -> TiffReader | None:
+        """tifffile on the same levels and tiles, to look at single tiles of a damaged file; None where it sees others.
+
+        NDPI and the formats that are no TIFF have none.
+        """
+        if not is_tiff(self.path):
+            return None
+        try:
+            twin = TiffReader(self.path)
+        except DamagedFile:
+            return None
+        same = twin.sizes_px == self.sizes_px and twin.tiles_px() == self._sides_px
+        return twin if same and all(self._sides_px) else None
+
+    def _tiles_at(self, level: int, at: tuple[int, int], size: tuple[int, int]) -> list[Tile]:
+        """The tiles of the file below a region; none where they are not known."""
+        if self._twin is None:
+            return []
+        step, side, ends = self.downsamples[level], self._twin.tiles_px()[level] or (1, 1), self.sizes_px[level]
+        ranges = [
+            range(int(start / step // tile), math.ceil(min(start / step + count, end) / tile))
+            for start, count, tile, end in zip(at[::-1], size[::-1], side, ends)
+        ]
+        return [(level, row, column) for row in ranges[0] for column in ranges[1]]
+
+    def read_around(
+        self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int
+    ) -> tuple[Region, np.ndarray] | None:
+        if self._twin is None:
+            return None
+        region, gaps = self._twin.read_around(level, left, top, size_px, fill)
+        colours = region.pixels[..., :3]
+        return Region(np.broadcast_to(colours, (*size_px, 3)), region.origin), gaps
+
+
+def _tile_px(properties: Any, level: int) -> tuple[int, int] | None:
+    """(rows, columns) of the tiles that a level is stored in, from its corner; None where it is stored otherwise."""
+    found = [properties.get(f"openslide.level[{level}].tile-{side}") for side in ("height", "width")]
+    return (int(found[0]), int(found[1])) if all(found) else None
 
 
 def _beyond(path: Path, module: Any) -> bool:

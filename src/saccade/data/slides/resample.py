@@ -42,3 +42,30 @@ def weights(length: int, start: float, stop: float, count: int) -> np.ndarray:
     distance = np.abs(np.arange(length) + 0.5 - centres[:, None]) / width
     found = np.clip(1 - distance, 0, None)
     return (found / found.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def touched(
+    gaps: np.ndarray,
+    first: tuple[float, float],
+    origin: tuple[float, float],
+    factors: tuple[float, float],
+    step: float,
+    size_px: tuple[int, int],
+) -> np.ndarray:
+    """Pixels [Y X] of a picture that a gap [Y X] in what was read of the level reaches: when it is resampled the filter
+    is as wide as the pixels beside."""
+    if not gaps.any():
+        return np.zeros(size_px, bool)
+    for axis in (0, 1):
+        starts = first[axis] - origin[axis] + np.arange(size_px[axis] + 1) * factors[axis] / step
+        count = gaps.shape[axis]
+        edges = np.floor(starts).astype(np.int64).clip(0, count - 1)
+        gaps = np.logical_or.reduceat(gaps.take(range(int(edges[-1]) + 1), axis=axis), edges[:-1], axis=axis)
+        inside = (starts[1:] > 0) & (starts[:-1] < count)
+        gaps = gaps & (inside[:, None] if axis == 0 else inside)
+    if max(factors) / step == 1:
+        return gaps
+    tall = np.pad(gaps, ((1, 1), (0, 0)))
+    wide = np.pad(tall[:-2] | tall[1:-1] | tall[2:], ((0, 0), (1, 1)))
+    grown: np.ndarray = wide[:, :-2] | wide[:, 1:-1] | wide[:, 2:]
+    return grown

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from saccade.data.slides.parts import parts_of
-from saccade.data.slides.resample import margin_px, resample
+from saccade.data.slides.resample import margin_px, resample, touched
 from saccade.errors import DamagedFile, DataError, UsageError
 
 FINER = 0.9  # of the asked resolution: a level may be coarser than asked by a tenth, no more
@@ -61,6 +61,15 @@ class Reader(Protocol):
 
     def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
         """[Y X C] of one level from about (left, top) in pixels of that level; ``fill`` outside. Raises DamagedFile."""
+        ...
+
+    def read_around(
+        self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int
+    ) -> tuple[Region, np.ndarray] | None:
+        """Like ``read``, with ``fill`` where the file is damaged; and where that is, bool [Y X], tile by tile.
+
+        None where the file does not say what its tiles are.
+        """
         ...
 
 
@@ -200,6 +209,39 @@ class Slide:
 
         Raises DamagedFile where that is the share ``most`` of the picture; without ``most`` never.
         """
+        with contextlib.suppress(DamagedFile):
+            return self._scaled(x, y, factors, size_px, self.background), np.zeros(size_px, bool)
+        found = self._by_tiles(x, y, factors, size_px, most)
+        return self._by_pieces(x, y, factors, size_px, most) if found is None else found
+
+    def _by_tiles(
+        self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], most: float | None
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """As ``around_damage``, where the reader knows the tiles of the file; else None."""
+        met: list[tuple[int, tuple[float, float], np.ndarray]] = []
+
+        def read(level: int, left: int, top: int, size: tuple[int, int], fill: int) -> Region:
+            found = self.reader.read_around(level, left, top, size, fill)
+            if found is None:
+                return Region(np.full((*size, self.reader.channels), fill, self.number_type), (top, left))
+            met.append((level, found[0].origin, found[1]))
+            return found[0]
+
+        seen = self._scaled(x, y, factors, size_px, self.background, read)
+        if not met:
+            return None
+        unread = np.zeros(size_px, bool)
+        for level, origin, gaps in met:  # a large picture is read in parts
+            step = self.downsamples[level]
+            unread |= touched(gaps, (y / step, x / step), origin, factors, step, size_px)
+        if most is not None and unread.mean() >= most:
+            raise DamagedFile(f"{self.path}: cannot be read ({unread.mean():.0%} of it)", hint="copy it again")
+        return np.where(unread, np.array(self.background, seen.dtype), seen), unread
+
+    def _by_pieces(
+        self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], most: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As ``around_damage``, for any reader: what cannot be read is halved until it can, or is small."""
         unread, pieces = np.zeros(size_px, bool), [(0, 0, *size_px)]
         out = np.full((self.reader.channels, *size_px), self.background, self.number_type)
         while pieces:
@@ -221,8 +263,16 @@ class Slide:
         return out, unread
 
     def _scaled(
-        self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], fill: int
+        self,
+        x: float,
+        y: float,
+        factors: tuple[float, float],
+        size_px: tuple[int, int],
+        fill: int,
+        read: Callable[[int, int, int, tuple[int, int], int], Region] | None = None,
     ) -> np.ndarray:
+        """[C Y X], resampled once from the nearest finer level; ``read`` instead of the reader's."""
+        read = read or self.reader.read
         level = max((i for i, d in enumerate(self.downsamples) if d <= min(factors) * NEAR), default=0)
         step = self.downsamples[level]
         first = (y / step, x / step)
@@ -233,15 +283,21 @@ class Slide:
         ):
             # The level's own pixels are what was asked for: resampling would blur them, here more than there.
             top, left = (round(f) for f in first)
-            found = self.reader.read(level, left, top, size_px, fill)
+            found = read(level, left, top, size_px, fill)
             if found.origin == (top, left):
                 return np.ascontiguousarray(found.pixels.transpose(2, 0, 1))
         out = np.empty((self.reader.channels, *size_px), self.number_type)
-        self._resample(level, first, (factors[0] / step, factors[1] / step), fill, out)
+        self._resample(level, first, (factors[0] / step, factors[1] / step), fill, out, read)
         return out
 
     def _resample(
-        self, level: int, first: tuple[float, float], scale: tuple[float, float], fill: int, out: np.ndarray
+        self,
+        level: int,
+        first: tuple[float, float],
+        scale: tuple[float, float],
+        fill: int,
+        out: np.ndarray,
+        read: Callable[[int, int, int, tuple[int, int], int], Region],
     ) -> None:
         """Fill ``out`` [C Y X] from a level, ``first`` and ``scale`` (y, x) in its pixels; in parts where it is large.
 
@@ -259,9 +315,9 @@ class Slide:
             for down, right_by, part_rows, part_columns in _halves(0, 0, rows, columns, strips):
                 place = (slice(down, down + part_rows), slice(right_by, right_by + part_columns))
                 begin = first[0] + down * scale[0], first[1] + right_by * scale[1]
-                self._resample(level, begin, scale, fill, out[:, *place])
+                self._resample(level, begin, scale, fill, out[:, *place], read)
             return
-        found = self.reader.read(level, left, top, (high, wide), fill)
+        found = read(level, left, top, (high, wide), fill)
         (y0, x0), (y1, x1) = first, last
         box = (x0 - found.origin[1], y0 - found.origin[0], x1 - found.origin[1], y1 - found.origin[0])
         out[:] = resample(found.pixels, box, (rows, columns)).transpose(2, 0, 1)

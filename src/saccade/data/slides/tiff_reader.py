@@ -117,7 +117,40 @@ class TiffReader:
         planes = [self._plane(level, number, left, top, size_px, fill) for number in range(len(self._levels[level]))]
         return Region(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), (top, left))
 
-    def _plane(self, level: int, number: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> np.ndarray:
+    def tiles_px(self) -> list[tuple[int, int] | None]:
+        """(rows, columns) of the tiles of each level; None for one in strips."""
+        first = [level[0] for level in self._levels]
+        return [(int(page.tilelength), int(page.tilewidth)) if page.is_tiled else None for page in first]
+
+    def is_damaged(self, level: int, row: int, column: int) -> bool:
+        """Whether a tile (or strip) of a level cannot be decoded."""
+        page = self._levels[level][0]
+        across = math.ceil(page.imagewidth / _segment_px(page)[1])
+        try:
+            self._segment(level, 0, row * across + column)
+        except DamagedFile:
+            return True
+        return False
+
+    def read_around(
+        self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int
+    ) -> tuple[Region, np.ndarray]:
+        gaps = np.zeros(size_px, bool)
+        numbers = range(len(self._levels[level]))
+        planes = [self._plane(level, number, left, top, size_px, fill, gaps) for number in numbers]
+        return Region(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2), (top, left)), gaps
+
+    def _plane(
+        self,
+        level: int,
+        number: int,
+        left: int,
+        top: int,
+        size_px: tuple[int, int],
+        fill: int,
+        gaps: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """One page [Y X S]. Damage is an error; with ``gaps`` [Y X] it is marked there."""
         page = self._levels[level][number]
         apart = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
         alpha = _alpha(page)
@@ -130,7 +163,14 @@ class TiffReader:
         for row in range(max(0, top) // rows, math.ceil(max(0, bottom) / rows)):
             for column in range(max(0, left) // columns, math.ceil(max(0, right) / columns)):
                 for sample in range(page.samplesperpixel if apart else 1):
-                    piece = self._segment(level, number, (sample * down + row) * across + column)
+                    try:
+                        piece = self._segment(level, number, (sample * down + row) * across + column)
+                    except DamagedFile:
+                        if gaps is None:
+                            raise
+                        ends = ((row * rows, (row + 1) * rows, top), (column * columns, (column + 1) * columns, left))
+                        gaps[tuple(slice(max(0, a - start), max(0, b - start)) for a, b, start in ends)] = True
+                        continue
                     if piece is None:
                         continue  # a sparse file: nothing was stored here
                     y0, x0 = max(top, row * rows), max(left, column * columns)
