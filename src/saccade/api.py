@@ -49,6 +49,7 @@ from saccade.train.prepare import absolute_paths
 from saccade.train.replay import replay as replay_step
 from saccade.volume_panels import AttendedVolume
 from saccade.words import TextOptions
+from saccade.writing import check_place
 
 __all__ = [
     "attend",
@@ -89,6 +90,8 @@ def show(
     sheet   where to write a contact sheet (PNG); None writes none
     tiling  how slides are cut into tiles
     """
+    if sheet is not None:
+        check_place(sheet)
     return show_source(open_source(data, group=group, tiling=tiling), max_bad=max_bad, sheet=sheet)
 
 

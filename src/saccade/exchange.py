@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saccade.errors import DataError, StorageError, require
+from saccade.errors import DataError, require
+from saccade.writing import write_file
 
 SUFFIXES = (".h5", ".parquet")
 ABOUT = "saccade_slide"
@@ -50,23 +51,12 @@ def save_features(path: Path, found: SlideFeatures) -> None:
 
 def save_h5(path: Path, found: SlideFeatures) -> None:
     """Write HDF5, under a temporary name first. Raises StorageError."""
-    _safely(path, lambda temporary: _write_h5(temporary, found, path.parent))
+    write_file(path, lambda temporary: _write_h5(temporary, found, path.parent))
 
 
 def save_parquet(path: Path, found: SlideFeatures) -> None:
     """Write the columns ``x``, ``y`` and ``features``, under a temporary name first. Raises StorageError."""
-    _safely(path, lambda temporary: _write_parquet(temporary, found))
-
-
-def _safely(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write the features {path}", got=str(error)) from error
+    write_file(path, lambda temporary: _write_parquet(temporary, found))
 
 
 def load_features(path: Path) -> SlideFeatures:

@@ -25,6 +25,7 @@ from saccade.backbones.weights import LoadedModel, load_model, model_card, save_
 from saccade.blueprints import ViTSettings
 from saccade.contracts import InputSpec
 from saccade.errors import MissingDependency, ModelError, StorageError, UsageError, require, unknown
+from saccade.writing import check_place
 
 TOLERANCE = 1e-4  # of features, relative to their largest: other programs add up in another order
 TIMM_LOAD = 'timm.create_model("local-dir:THIS FOLDER", pretrained=True)'
@@ -267,6 +268,7 @@ def export(model: str | Path, to: str, out: Path) -> float | None:
         raise unknown("layout", to, LAYOUTS)
     if out.exists():
         raise UsageError("--out exists already", got=out, hint="name a new folder")
+    check_place(out)
     loaded = load_model(model)
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

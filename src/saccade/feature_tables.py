@@ -63,6 +63,8 @@ def _embed_hierarchy(
     if tiling.mpp or tiling.tile_px or tiling.tissue is not None:
         raise UsageError("a hierarchy cuts slides as it was trained", hint="leave out --mpp, --tile and --tissue")
     _check_name(out, "vectors of slides", folders=False)
+    if out is not None:
+        tables.check_writable(out)
     named = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
     settings: dict[str, Any] = {key: str(value) for key, value in named.items() if value is not None}
     settings |= {} if tiling.slide_mpp is None else {"data.slide_mpp": tiling.slide_mpp}
@@ -130,6 +132,8 @@ def embed(
             embedder, out, origin=_origin(model, data, where), report=lambda done, total: report(done, total, {})
         )
     _check_name(out, "features of images", folders=False)
+    if out is not None:
+        tables.check_writable(out)
     progress = (console or Quiet()).progress
     decoded = embedding.Decoded(source, max_bad=max_bad, report=lambda done, total: _each(progress, done, total))
     loaded, _ = fitted_model(model, decoded)

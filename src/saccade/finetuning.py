@@ -33,6 +33,7 @@ from saccade.train.loop import Console
 from saccade.train.part import hash_of, labels_in, open_all, part_of
 from saccade.train.prepare import absolute_paths, default_sections, section_types
 from saccade.train.settings import DataConfig
+from saccade.writing import check_place
 
 Augment = Literal["none", "weak", "strong"]
 PLAIN = {
@@ -124,6 +125,7 @@ def finetune(
         raise UsageError("a frozen backbone with random weights learns nothing", hint="name a trained MODEL")
     if not sections["data"].validation:
         sections = config.override(sections, {"train.patience": 0})
+    check_place(out)  # the images are all read next
     _guard_before(sections["data"], sections["model"].weights, options.allow_overlap)
     training.start(sections, out, console)
     return measure(out, console, allow=options.allow_overlap)

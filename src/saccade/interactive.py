@@ -25,6 +25,7 @@ from saccade.errors import DataError, UsageError
 from saccade.explore import Explorer, Look, Seen
 from saccade.reporting.standalone import block, kept_layers, packed, standalone
 from saccade.viz.quantised import Quantised, lost, quantise
+from saccade.writing import check_place, write_text
 
 USUAL_IMAGES, MOST_IMAGES = 4, 24
 ENTRY, INSTEAD = "standalone_explorer.js", {"ask.js": "embedded_ask.js"}
@@ -52,13 +53,12 @@ def write_interactive(
     runs.require_run(run)
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError("an interactive page is HTML", got=path.name, hint="name it FILE.html")
+    check_place(path)
     if len(images) > MOST_IMAGES:
         raise UsageError("too many images for one page", got=len(images), expected=f"at most {MOST_IMAGES}")
     chosen = [_file(Path(image)) for image in images] or _from_data(run)
     data, note = _data(run, chosen, size_px)
-    runs.write_atomic(
-        path, standalone(f"{run.resolve().name}: where does this patch look?", ENTRY, data, instead=INSTEAD)
-    )
+    write_text(path, standalone(f"{run.resolve().name}: where does this patch look?", ENTRY, data, instead=INSTEAD))
     return path, note
 
 

@@ -22,6 +22,7 @@ from saccade.reporting.write import write_report
 from saccade.slide_embedding import as_trained
 from saccade.store import FeatureTable
 from saccade.train.loop import Console, Quiet
+from saccade.writing import check_place, make_folder
 
 
 def fitted_model(model: str | Path, decoded: embedding.Decoded) -> tuple[LoadedModel, str | None]:
@@ -68,6 +69,9 @@ def evaluate(
     named = [str(m) for m in models if str(m) != "pixels"]
     if not named:
         raise UsageError("evaluate needs at least one model besides pixels", hint="for example random:resnet18")
+    folder = out or _run_folder(named)
+    if folder is not None:
+        check_place(folder)
     tiling = as_trained(named[0], options.tiling)
     source = open_source(data, manifest=options.labels, label=options.label, group=options.group, tiling=tiling)
     decoded = embedding.Decoded(source, max_bad=options.max_bad, report=None)
@@ -87,7 +91,6 @@ def evaluate(
     console.say("fitting probes")
     found = run_protocol(embedding.split_tables(tables, parts.train, parts.test), options.protocol)
     found = found.with_context(data=_place(data), split=parts.text, overlap=overlap, grey=options.grey)
-    folder = out or _run_folder(named)
     if folder is not None:
         _write_evaluation(folder, found, options.grey)
         if (folder / "config.yaml").exists():
@@ -165,7 +168,7 @@ def _run_folder(named: Sequence[str]) -> Path | None:
 
 
 def _write_evaluation(folder: Path, found: EvalReport, grey: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     stem = "evaluation-grey" if grey else "evaluation"
     runs.write_json(folder / f"{stem}.json", found.to_dict())
     runs.write_atomic(folder / f"{stem}.csv", to_csv(found))

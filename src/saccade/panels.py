@@ -26,6 +26,7 @@ from saccade.errors import DataError, UsageError, unknown
 from saccade.store import FeatureTable, nearest
 from saccade.viz.attention import AttentionMap, Attentive, Query, attention_map, jaccard, threshold_mask, upsample
 from saccade.viz.figures import Neighbour, attention_panel, neighbours_panel, overlay_svg
+from saccade.writing import write_bytes, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +65,12 @@ class Attended:
         """Write PNG (panel), SVG (vector overlay) or CSV (head, row, column, weight)."""
         path = Path(path)
         suffix = path.suffix.lower()
-        path.parent.mkdir(parents=True, exist_ok=True)
         if suffix == ".png":
-            path.write_bytes(attention_panel(self.image, self.chosen()))
+            write_bytes(path, attention_panel(self.image, self.chosen()))
         elif suffix == ".svg":
-            path.write_text(overlay_svg(self.image, self.chosen()), encoding="utf-8")
+            write_text(path, overlay_svg(self.image, self.chosen()))
         elif suffix == ".csv":
-            path.write_text(self._csv(), encoding="utf-8")
+            write_text(path, self._csv())
         else:
             raise unknown("picture format", path.suffix, (".png", ".svg", ".csv"))
         return path

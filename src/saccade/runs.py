@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.errors import StorageError, UsageError
+from saccade.writing import discard, make_folder
 
 HIERARCHY = "hierarchy.yaml"
 """What a hierarchy was asked for; where this file is, the folder holds one (hierarchy/settings)."""
@@ -30,7 +31,7 @@ def write_atomic(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
         raise StorageError(
             f"cannot write {path}", got=error.strerror or str(error), hint=_space_hint(path.parent)
         ) from error
@@ -123,10 +124,7 @@ def prepare(run: Path, *, resume: bool) -> None:
         raise UsageError("no run to resume here", got=run, hint="leave out --resume to start one")
     if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UsageError("--out is not an empty folder", got=run, hint="choose a new folder")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the run folder {run}", got=error.strerror) from error
+    make_folder(run)
 
 
 def data_record(model: str | Path) -> dict[str, Any] | None:

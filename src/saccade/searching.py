@@ -26,6 +26,7 @@ from saccade.store import Answer, Store
 from saccade.tables import approximates, open_store
 from saccade.viz.figures import Neighbour, hits_panel
 from saccade.votes import Guess, guess
+from saccade.writing import write_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +159,7 @@ class Found:
             shown.append(Neighbour(pixels, hit["label"], float(score)))
         if shown and len(faults) == len(shown):
             raise DataError("none of the images found is there to be shown", got=faults[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(hits_panel(self.pixels, shown))
+        write_bytes(path, hits_panel(self.pixels, shown))
         return faults
 
 

@@ -20,6 +20,7 @@ from saccade.texts import facts, look_up, order_test
 from saccade.viz.quantised import lost, quantise
 from saccade.viz.sentence import SentenceMap, draw, lines
 from saccade.words import TextOptions, find_word, merge
+from saccade.writing import write_bytes, write_text
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,14 @@ class AttendedText:
         """Write SVG or PNG (arcs and matrix), CSV (head, query, key, words, weight) or a page to look into (HTML)."""
         path = Path(path)
         suffix = path.suffix.lower()
-        path.parent.mkdir(parents=True, exist_ok=True)
         if suffix == ".svg":
-            path.write_text(draw(self.sentence).svg(), encoding="utf-8")
+            write_text(path, draw(self.sentence).svg())
         elif suffix == ".png":
-            path.write_bytes(draw(self.sentence).png())
+            write_bytes(path, draw(self.sentence).png())
         elif suffix == ".csv":
-            path.write_text(self._csv(), encoding="utf-8")
+            write_text(path, self._csv())
         elif suffix == ".html":
-            path.write_text(page(self), encoding="utf-8")
+            write_text(path, page(self))
         else:
             raise unknown("picture format", path.suffix, (".svg", ".png", ".csv", ".html"))
         return path

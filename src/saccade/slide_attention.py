@@ -21,6 +21,7 @@ from saccade.store import unit
 from saccade.viz.attention import Attentive, attention_map
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import save_geojson
+from saccade.writing import write_file
 
 Level = Literal["tile", "patch", "region", "composed"]
 LEVELS: tuple[Level, ...] = ("tile", "patch")  # of one network; the others are a hierarchy's
@@ -102,22 +103,20 @@ class SlideAttention:
         """PNG, TIFF, GeoJSON or CSV by suffix; without one a folder with all, and the highest and lowest tiles.
 
         The scores come first, the TIFF last: it takes longest, and what is written then is not lost with it.
+        Raises StorageError.
         """
         check_form(out)
         if out.suffix:
-            out.parent.mkdir(parents=True, exist_ok=True)
             return [self._one(out)]
-        out.mkdir(parents=True, exist_ok=True)
         names = ["scores.csv", *(["tiles.geojson"] if len(self.heat.scores) <= MOST_OBJECTS else []), "heatmap.png"]
         files = [self._one(out / name) for name in names]
         if self.options.level != "patch":
-            files.append(out / "extremes.png")
-            extremes(self.slide, self.heat).save(files[-1])
+            files.append(write_file(out / "extremes.png", extremes(self.slide, self.heat).save))
         return [*files, self._one(out / "heatmap.tif")]
 
     def _one(self, path: Path) -> Path:
         if path.suffix == ".png":
-            picture(self.slide, self.heat).save(path)
+            write_file(path, picture(self.slide, self.heat).save)
         elif path.suffix == ".tif":
             save_tiff(path, self.slide, self.heat)
         elif path.suffix == ".csv":

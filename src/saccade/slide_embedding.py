@@ -35,6 +35,7 @@ from saccade.exchange import SlideFeatures, save_features
 from saccade.lance import complete, save_lance_from
 from saccade.slide_files import name_files, note_known, what_holds
 from saccade.store import COLUMNS, FeatureTable, TableWriter, storable
+from saccade.writing import check_place
 
 Say = Callable[[str], None]
 Report = Callable[[int, int], None]
@@ -276,6 +277,7 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
             kept += 1
             more(about["tiles"])
         else:
+            check_place(path)
             made = embedder.slide(number, more)
             there = made.about
             save_features(path, made)
@@ -368,6 +370,7 @@ def write_features(
             if tables.is_lance(out):
                 complete(out)
             return Embedded([place], len(tiles.named), len(tiles.named), rows, embedder.model.backbone.dim)
+        tables.check_writable(out)
     if tables.is_lance(out):
         with tempfile.TemporaryDirectory(prefix="saccade-tiles-") as folder:
             found = embed_table(embedder, Path(folder) / "tiles.parquet", origin=origin, report=report)

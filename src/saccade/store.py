@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
-from saccade.errors import DataError, StorageError
+from saccade.errors import DataError
 from saccade.filters import Condition, mask
+from saccade.writing import cannot_write, make_folder, write_file
 
 ROWS, QUERIES = 4096, 512  # of one product: 8 MiB of similarities
 GROUP = 32
@@ -97,15 +98,8 @@ def from_arrow(arrow: pa.Table) -> FeatureTable:
 
 
 def save_table(path: Path, table: FeatureTable) -> None:
-    """Write Parquet, under a temporary name first."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(to_arrow(table), temporary)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write the feature table {path}", got=str(error)) from error
+    """Write Parquet, under a temporary name first. Raises StorageError."""
+    write_file(path, lambda temporary: pq.write_table(to_arrow(table), temporary))
 
 
 class TableWriter:
@@ -116,7 +110,7 @@ class TableWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> TableWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         return self
 
     def add(self, part: FeatureTable) -> None:
@@ -127,15 +121,19 @@ class TableWriter:
                 self._writer = pq.ParquetWriter(self.temporary, arrow.schema)
             self._writer.write_table(arrow)
         except OSError as error:
-            raise StorageError(f"cannot write the feature table {self.path}", got=str(error)) from error
+            raise cannot_write(self.path, error) from error
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        if kind is None and self._writer is not None:
-            self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+        try:
+            if self._writer is not None:
+                self._writer.close()
+            if kind is None and self._writer is not None:
+                self.temporary.replace(self.path)
+            else:
+                self.temporary.unlink(missing_ok=True)
+        except OSError as error:
+            if kind is None:  # else that says more
+                raise cannot_write(self.path, error) from error
 
 
 def load_table(path: Path) -> FeatureTable:

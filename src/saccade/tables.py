@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from saccade.errors import DataError
 from saccade.lance import LanceStore, is_lance, save_lance
 from saccade.store import COLUMNS, FeatureTable, MemoryStore, Store, load_table, save_table
+from saccade.writing import check_place
 
 Columns = dict[str, list[str | None]]
 EXACT_ROWS = 1_000_000  # above, a search is approximate where there is an index
@@ -32,6 +33,12 @@ def write(place: str | Path, table: FeatureTable) -> None:
         save_lance(place, table)
     else:
         save_table(Path(place), table)
+
+
+def check_writable(place: str | Path) -> None:
+    """Raise StorageError where no table can be written; of an object store that is seen when it is written."""
+    if "://" not in str(place):
+        check_place(Path(place).parent if is_lance(place) else place)
 
 
 def said_of(place: str | Path) -> tuple[dict[str, Any], Columns] | None:

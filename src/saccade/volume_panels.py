@@ -11,7 +11,6 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from saccade import runs
 from saccade.asking import AttendOptions, check_options, facts_of, numbers_of
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.contracts import InputSpec, Sample
@@ -24,6 +23,7 @@ from saccade.viz.attention import AttentionMap, Attentive
 from saccade.viz.maps import jaccard, threshold_mask
 from saccade.viz.planes import Scene, planes_panel
 from saccade.viz.volumes import VolumeMap, volume_map
+from saccade.writing import write_bytes, write_file, write_text
 
 RANDOM_PX = 64  # side of the cube shown to random weights, which are used to none
 FORMATS = (".png", ".nii.gz", ".nii", ".csv")
@@ -125,13 +125,12 @@ class AttendedVolume:
         """Write PNG (three planes), NIfTI (the map at every voxel, affine of the volume) or CSV (a line a patch)."""
         path = Path(path)
         name = path.name.lower()
-        path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".png"):
-            path.write_bytes(self._panel())
+            write_bytes(path, self._panel())
         elif name.endswith((".nii.gz", ".nii")):
-            nibabel.save(nifti_of(self.map(), self.sample), path)
+            write_file(path, lambda place: nibabel.save(nifti_of(self.map(), self.sample), place))
         elif name.endswith(".csv"):
-            runs.write_atomic(path, self._csv())
+            write_text(path, self._csv())
         else:
             raise unknown("picture format of a volume", path.suffix, FORMATS)
         return path

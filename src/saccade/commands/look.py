@@ -10,6 +10,7 @@ import typer
 
 from saccade.errors import UsageError
 from saccade.terminal import Bar, Data, Group, Json, MaxBad, Model, Mpp, SlideMpp, Tile, Tissue, print_json
+from saccade.writing import check_place
 
 if TYPE_CHECKING:
     from saccade.asking import AttendOptions
@@ -122,8 +123,10 @@ def attend(
 def _attend_image(model: str, image: Path, options: AttendOptions, out: Path | None, as_json: bool) -> None:
     from saccade.api import attend as run
 
+    place = out or Path(f"{Path(image.name.removesuffix('.gz')).stem}-attention.png")
+    check_place(place)
     found = run(model, image, options=options)
-    path = found.save(out or Path(f"{Path(image.name.removesuffix('.gz')).stem}-attention.png"))
+    path = found.save(place)
     print_json(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
 
 
@@ -154,6 +157,7 @@ def _attend_slide(
 
     place = out or Path(f"{slide.stem}-attention")
     check_form(place)
+    check_place(place)
     if model is None:
         raise UsageError("nothing to look with", expected="saccade attend MODEL SLIDE")
     if asked["level"] not in (None, *LEVELS):
@@ -180,6 +184,7 @@ def _attend_hierarchy(model: str, slide: Path, asked: dict[str, Any], out: Path 
 
     place, files = out or Path(f"{slide.stem}-attention"), []
     check_form(place)
+    check_place(place)
     if asked["level"] is None and place.suffix:
         raise UsageError("the maps of all levels do not go into one file", got=place, hint="a folder, or one --level")
     with Bar() as bar:
@@ -201,6 +206,8 @@ def _refuse(what: str, options: Mapping[str, object]) -> None:
 def _attend_text(model: str | None, text: str, options: TextOptions, out: Path | None, as_json: bool) -> None:
     from saccade.api import attend_text as run
 
+    if out is not None:
+        check_place(out)
     found = run(text, model=model, options=options)
     path = None if out is None else found.save(out)
     if as_json:
@@ -230,6 +237,8 @@ def search(
     from saccade.searching import SearchOptions
 
     options = SearchOptions(k=k, where=where, approximate=approximate, data=data)
+    if out is not None:
+        check_place(out)
     with Bar() as bar:
         found = api.search(model, image, store=store, options=options, console=bar)
     faults = found.save_sheet(out) if out else []

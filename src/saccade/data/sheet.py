@@ -12,6 +12,7 @@ from saccade.data.intensity import Intensity, decide_intensity
 from saccade.data.planes import COLOURS, INDEX_PLANES, PLANES, pictures
 from saccade.errors import DamagedFile
 from saccade.seeds import numpy_generator
+from saccade.writing import write_file
 
 GAP_PX, LINE_PX = 4, 14
 PERCENTILES = (1, 99)
@@ -52,9 +53,7 @@ def contact_sheet(
     title = f"{source.name.rstrip('/').rsplit('/', 1)[-1]}: {len(chosen):,} of {len(source):,} images"
     draw.text((GAP_PX, GAP_PX), title, fill=(0, 0, 0))
     draw.text((GAP_PX, GAP_PX + LINE_PX), rule if marked else "8-bit images as they are", fill=(60, 60, 60))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-    return path
+    return write_file(path, sheet.save)
 
 
 def _evenly(source: Source, count: int, seed: int) -> list[int]:
@@ -135,9 +134,7 @@ def volume_sheet(source: Source, path: Path, *, most: int = MOST_VOLUMES, seed: 
         for place, cell in enumerate(row):
             sheet.paste(cell, (GAP_PX + place * step_x, top))
         top += max(cell.height for cell in row) + GAP_PX
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-    return path
+    return write_file(path, sheet.save)
 
 
 def _heading(draw: ImageDraw.ImageDraw, title: str, lines: list[str], classes: list[int]) -> None:

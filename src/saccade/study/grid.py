@@ -12,6 +12,7 @@ from typing import Any
 from saccade import config, cost, runs
 from saccade.errors import UsageError, unknown
 from saccade.methods.build import METHODS
+from saccade.writing import make_folder
 
 WAYS = {
     "supervised": "labels only, every image always alike",
@@ -124,7 +125,7 @@ def remember(out: Path, study: StudyConfig) -> None:
     if not path.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError("--out is neither empty nor a study", got=out, hint="choose a new folder")
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         runs.write_atomic(path, config.to_yaml(config.to_dict({"study": study})))
         return
     known = config.from_dict({"study": StudyConfig}, config.load(path))["study"]

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from saccade.data.slides.pyramid import TILE_PX, write_pyramid
 from saccade.data.slides.slide import Slide
 from saccade.errors import UsageError
+from saccade.writing import write_text
 
 OPACITY = 0.5
 PICTURE_PX, TIFF_PX = 1400, 12_000  # longer sides
@@ -95,8 +96,7 @@ class Heat:
         writer.writerow(["x", "y", "side", "score"])
         for (x, y), score in zip(self.coords, self.scores):
             writer.writerow([int(x), int(y), f"{self.side_px:.3f}", f"{score:.6g}"])
-        path.write_text(file.getvalue(), encoding="utf-8")
-        return path
+        return write_text(path, file.getvalue())
 
 
 def colours(unit: np.ndarray) -> np.ndarray:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from saccade.errors import StorageError, UsageError
+from saccade.errors import UsageError
 from saccade.viz.heatmap import Heat, colours
+from saccade.writing import write_text
 
 ObjectType = Literal["annotation", "detection", "tile"]
 STEPS = 5  # classes of scores, from low to high
@@ -72,9 +73,4 @@ def save_geojson(
         ensure_ascii=False,
         allow_nan=False,
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written", got=error.strerror) from error
-    return path
+    return write_text(path, text)

@@ -18,6 +18,7 @@ from saccade.data.loader import check_damage
 from saccade.data.slides.mask import Tissue, find_tissue
 from saccade.data.slides.slide import Slide
 from saccade.data.slides.source import SlideTiles
+from saccade.writing import write_file
 
 THUMB_PX, COLUMNS, MOST = 300, 4, 24
 DRAWN = 8
@@ -183,9 +184,7 @@ def slide_sheet(tiles: SlideTiles, path: Path, numbers: Sequence[int] | None = N
         caption = Path(tiles.named[number].record.id).name + (f" ({label})" if label else "")
         draw.text((place[0], place[1] + THUMB_PX + 2), caption[:46], fill=(0, 0, 0))
         draw.text((place[0], place[1] + THUMB_PX + 15), f"{slide.mode}, {len(grid):,} tiles", fill=(90, 90, 90))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-    return path
+    return write_file(path, sheet.save)
 
 
 def describe_slides(tiles: SlideTiles, numbers: Sequence[int], run: Path) -> dict[str, Any]:

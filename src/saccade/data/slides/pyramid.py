@@ -17,6 +17,7 @@ import numpy as np
 import tifffile
 
 from saccade.errors import StorageError
+from saccade.writing import discard
 
 TILE_PX = 256
 QUALITY = 80
@@ -56,7 +57,7 @@ def write_pyramid(path: Path, size_px: tuple[int, int], strips: Iterable[np.ndar
                 file.write(level.encoded(), shape=(*level.size_px, 3), dtype=np.uint8, subfiletype=1, **tags)
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
         if not isinstance(error, OSError):
             raise
         raise StorageError(f"the slide {path} cannot be written", got=error.strerror) from error
