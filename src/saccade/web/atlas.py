@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from saccade.errors import UsageError
 from saccade.filters import Condition
+from saccade.web import folders
 from saccade.web.desk import Desk, RunOnDesk
 from saccade.web.making import TABLE, Making
 from saccade.web.opened import MOST, OpenedTable
@@ -36,13 +37,15 @@ class Shelf:
         self._lock = threading.Lock()
 
     def listed(self) -> list[dict[str, Any]]:
-        """Every table; for a run without one, the command that makes it."""
+        """Every table; for a run without one, the command that makes it, or that it has gone."""
         found: list[dict[str, Any]] = []
         for place in self.desk.tables:
             found.append({"id": self.desk.id_of("table", place), "name": place.rstrip("/").rpartition("/")[2]})
         for run in self.desk.runs:
             own = self._of(run)
-            if own is None:
+            if own is None and not folders.is_run(run.folder):
+                found.append({"name": run.name, "run": run.id, "gone": True})
+            elif own is None:
                 command = embed_command(run.folder, run.folder / TABLE)
                 found.append({"name": run.name, "run": run.id, "command": command})
             else:

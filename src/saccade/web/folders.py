@@ -23,6 +23,7 @@ from saccade.data.open import open_data
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import SaccadeError, UsageError
 from saccade.hierarchy.settings import FILE, LEVELS, is_hierarchy, read_wanted, settings_of
+from saccade.reporting.files import RunFiles, read_run
 from saccade.train.settings import DataConfig
 
 RUN, HEAD = "config.yaml", Path("head") / "head.json"
@@ -49,6 +50,18 @@ def is_run(folder: Path) -> bool:
 def is_layered(folder: Path) -> bool:
     """Whether a folder is a hierarchy, or holds heads trained on one."""
     return is_hierarchy(folder) or (folder / HEAD).is_file()
+
+
+def files_of(folder: Path) -> RunFiles:
+    """What a run says of itself. Raises UsageError, without places, where it has gone since the page was opened."""
+    try:
+        return read_run(folder)
+    except UsageError as error:
+        raise _gone(folder) from error
+
+
+def _gone(folder: Path) -> UsageError:
+    return UsageError(f"the run {folder.name} is no longer there", hint="its folder was moved or deleted")
 
 
 def read_layered(folder: Path) -> HierarchyFolder:
@@ -88,6 +101,8 @@ def open_layered(folder: Path, head: Path | None = None) -> SlideTiles:
 
 def open_run(folder: Path) -> Source:
     """The images that a run learned from. Raises DataError where they are no longer there, UsageError."""
+    if not is_run(folder):
+        raise _gone(folder)
     known = (yaml.safe_load((folder / RUN).read_text(encoding="utf-8")) or {}).get("data") or {}
     if not known.get("source"):
         raise UsageError("the run does not say what it learned from", got=folder.name)

@@ -16,10 +16,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from saccade.errors import UsageError
 from saccade.evaluation.few import few_units
 from saccade.reporting.build import headline, title_of
 from saccade.reporting.evaluation import Evaluation
-from saccade.reporting.files import RunFiles, last, mapping, read_run
+from saccade.reporting.files import RunFiles, last, mapping
 from saccade.reporting.page import number
 from saccade.web import folders
 from saccade.web.desk import Desk, RunOnDesk
@@ -37,12 +38,12 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/runs")
     def listed() -> list[dict[str, Any]]:
-        return [summary(run, read_run(run.folder)) for run in desk.runs]
+        return [card_of(run, _read(run)) for run in desk.runs]
 
     @api.get("/runs/{key}")
     def one(key: str) -> dict[str, Any]:
         run = desk.run(key)
-        files = read_run(run.folder)
+        files = folders.files_of(run.folder)
         return summary(run, files) | {
             "evaluate": evaluate_command(run.folder),
             "settings": flat(files.config),
@@ -83,8 +84,21 @@ def _running(folder: Path) -> bool:
     return quiet < QUIET_SECONDS and not _finished(folder)
 
 
+def _read(run: RunOnDesk) -> RunFiles | None:
+    """The files of a run; None where it has gone since the page was opened."""
+    try:
+        return folders.files_of(run.folder)
+    except UsageError:
+        return None
+
+
+def card_of(run: RunOnDesk, files: RunFiles | None) -> dict[str, Any]:
+    """What the card of a run says; of one that has gone (None) only that, and that it has no images (``axes`` 0)."""
+    return summary(run, files) if files is not None else {"id": run.id, "name": run.name, "axes": 0, "gone": True}
+
+
 def summary(run: RunOnDesk, files: RunFiles) -> dict[str, Any]:
-    """What the card of a run says."""
+    """What the card of a run that is there says."""
     step, knn = last(files, "step"), last(files, "knn")
     return {
         "id": run.id,
@@ -166,29 +180,32 @@ class Followed:
         self._read()
 
     def _read(self) -> None:
-        self._files = read_run(self.run.folder)
-        self._watch = Watch(self._files)
+        self._files = _read(self.run)
+        self._watch = None if self._files is None else Watch(self._files)
 
     def lines(self) -> dict[str, Any] | None:
         """New lines and what the doctor says of them; None where nothing was written."""
         anew, lines = self._tail.read()
         if anew:
             self._newest = {}
+        if anew or (lines and self._watch is None):
             self._read()
         for line in lines:
             self._newest |= {key: value for key, value in line.items() if math.isfinite(number(value))}
         if not lines and not anew:
             return None
-        ill = [said(one) for line in lines for one in self._watch.look(line)]
+        ill = [said(one) for line in lines for one in self._watch.look(line)] if self._watch is not None else []
         return {"run": self.run.id, "anew": anew, "lines": [plain(line) for line in lines], "doctor": ill}
 
     def card(self) -> dict[str, Any] | None:
         """The card after the lines that were read; None where it still says the same."""
         stamps = [_stamp(self.run.folder / name) for name in TOLD_BY]
         if stamps != self._stamps:
-            self._files, self._stamps = read_run(self.run.folder), stamps
-        files = dataclasses.replace(self._files, metrics=[self._newest] if self._newest else [])
-        card = summary(self.run, files)
+            self._files, self._stamps = _read(self.run), stamps
+        files = self._files
+        if files is not None:
+            files = dataclasses.replace(files, metrics=[self._newest] if self._newest else [])
+        card = card_of(self.run, files)
         if card == self._card:
             return None
         self._card = card

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from saccade.reporting.files import RunFiles, mapping, read_run
+from saccade.reporting.files import RunFiles, mapping
 from saccade.web import folders
 
 Columns = dict[str, str | None]
@@ -14,7 +14,7 @@ Columns = dict[str, str | None]
 
 def learned_from(run: Path) -> tuple[str, Columns]:
     """DATA of a run as a command takes it, empty where it does not say, and where its labels and groups are read."""
-    files = read_run(run)
+    files = folders.files_of(run)
     named = {"labels": "manifest", "label": "label", "group": "group"}
     return _source(files), {word: files.setting("data", key) or None for word, key in named.items()}
 
@@ -27,7 +27,7 @@ def embed_command(run: Path, out: Path) -> str:
 
 def evaluate_command(run: Path) -> str:
     """What measures a run: on its own data where they have classes and a part that was kept back, else on DATA."""
-    files = read_run(run)
+    files = folders.files_of(run)
     source = _source(files)
     if not source or len(mapping(files.data.get("labels"))) < 2 or files.setting("data", "split") == "all":
         return _joined("evaluate", run, "DATA", [])

@@ -10,6 +10,7 @@ import { newest } from "./newest.js";
 import { begin, waiting } from "./waiting.js";
 
 const KINDS = { pca: "PCA", tsne: "t-SNE", umap: "UMAP" };
+const GONE = "is no longer there: its folder was moved or deleted.";
 const CLUSTER = "cluster", LISTED = 48, POLL = 400;
 
 export async function show(root, context) {
@@ -34,16 +35,16 @@ export async function show(root, context) {
     root.append(page);
     await open(first.id);
   }
-  const without = tables.filter((table) => table.command);
+  const without = tables.filter((table) => table.command || table.gone);
   if (without.length) root.append(missing(without, ready.length > 0, context));
   if (!tables.length) root.append(el("p", null, "No feature table yet. ", el("code", null, "saccade embed MODEL DATA --out FILE.parquet"), " makes one; ", el("code", null, "saccade view --store FILE.parquet"), " shows it."));
 }
 
 function missing(tables, some, context) {
-  const rows = tables.map((table) => el("li", null, el("strong", null, table.name), maker(table, context),
+  const rows = tables.map((table) => el("li", null, el("strong", null, table.name), table.gone ? [" ", GONE] : [maker(table, context),
     el("div", { class: "command" }, el("code", null, table.command), el("button", { type: "button", onclick: async (event) => {
       try { await navigator.clipboard.writeText(table.command); event.target.textContent = "Copied"; } catch { getSelection().selectAllChildren(event.target.previousSibling); }
-    } }, "Copy"))));
+    } }, "Copy"))]));
   return el("section", { class: "noprint" }, el("h2", null, some ? "Other runs" : "Runs without a feature table"),
     el("p", null, "A map shows one vector an image. Compute them here, or with the command; they are kept in the folder of the run."), el("ul", { class: "commands" }, rows));
 }

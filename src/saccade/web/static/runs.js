@@ -31,7 +31,7 @@ class Runs {
   constructor(root, context, runs) {
     Object.assign(this, { root, context, runs });
     const named = (context.query.get("runs") ?? "").split(",").filter((id) => runs.some((run) => run.id === id));
-    this.chosen = new Set(named.length ? named : [runs[0].id]);
+    this.chosen = new Set(named.length ? named : [(runs.find((run) => !run.gone) ?? runs[0]).id]);
     this.lines = new Map();
     this.doctor = new Map();
     this.folds = new Set();
@@ -61,6 +61,7 @@ class Runs {
 
   // What a card says of its run now; the events of a running run change it.
   tell(run, place = this.cards.querySelector(`[data-run="${run.id}"] .told`)) {
+    if (run.gone) { replace(place, el("p", { class: "soft" }, "No longer there: its folder was moved or deleted.")); return; }
     const steps = run.steps ? `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")} steps` : "";
     const state = run.running ? "running" : run.finished ? "finished" : "";
     const ill = this.doctor.get(run.id)?.at(-1);
@@ -87,13 +88,12 @@ class Runs {
   }
 
   async measure(ids, still) {
-    if (!ids.length) { replace(this.tables); return; }
-    try {
-      const found = await Promise.all(ids.map((id) => json(`runs/${id}`, {}, this.context.signal)));
-      if (still()) this.drawTables(found);
-    } catch (error) {
-      if (still() && !this.context.signal.aborted) replace(this.tables, el("p", { class: "note", role: "alert" }, error.message));
-    }
+    const there = this.runs.filter((run) => ids.includes(run.id) && !run.gone);
+    const found = await Promise.all(there.map(({ id }) => json(`runs/${id}`, {}, this.context.signal).catch((error) => error)));
+    if (!still() || this.context.signal.aborted) return;
+    const failed = found.filter((one) => one instanceof Error);
+    this.drawTables(found.filter((one) => !failed.includes(one)));
+    this.tables.prepend(...failed.map((error) => el("p", { class: "note", role: "alert" }, error.message)));
   }
 
   listen(ids) {
