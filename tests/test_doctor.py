@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from saccade.train.doctor import HOLD, examine
+from saccade.train.doctor import HOLD, examine, settings_of
 from saccade.train.illnesses import Settings
 
 FLAT = math.log(256)
@@ -126,6 +126,15 @@ def test_a_loss_that_is_that_of_guessing_is_told_after_half_of_the_run(method, l
     assert examine(guessing[:50], settings) == []
     assert names(examine(guessing, settings)) == ["no better than guessing"]
     assert examine([line | {"loss": 0.9 * loss} for line in guessing], settings) == []
+
+
+def test_what_a_micro_batch_guesses_is_told_by_its_own_size():
+    """With gradients of several micro-batches, images are compared within each."""
+    values = {"train": {"method": "contrast", "batch": 16, "accumulate": 4, "steps": 1000},
+              "optim": {"lr": 1e-3, "warmup_fraction": 0.1}, "contrast": {"temperature": 0.2}}  # fmt: skip
+    loss = 0.8 * math.log(16)
+    guessing = [{"step": 10 * i, "loss": loss + 0.002 * (-1) ** i, "grad_norm": 1.0, "spread": 0.7} for i in range(80)]
+    assert names(examine(guessing, settings_of(values, 5000))) == ["no better than guessing"]
 
 
 def test_lejepa_of_one_point_is_told_by_its_test_of_normality():

@@ -14,7 +14,7 @@ from saccade.classify import load_classifier
 from saccade.contracts import Record
 from saccade.data.loader import build_cache
 from saccade.data.open import open_source
-from saccade.errors import ContaminationError, DataError, ModelError, UsageError
+from saccade.errors import ContaminationError, DataError, ModelError, StorageError, UsageError
 from saccade.finetuning import FinetuneOptions, supervised_sections, to_text
 from saccade.methods.base import Facts
 from saccade.methods.supervised import SupervisedConfig, resolve_supervised
@@ -120,6 +120,17 @@ def test_the_best_weights_are_kept(run):
     best = max(lines, key=lambda line: (line["val_balanced_accuracy"], -line["val_loss"]))
     about = json.loads((run / "model" / "config.json").read_text())["about"]
     assert about["step"] == best["step"] == checkpoint.load_named(run, checkpoint.BEST)["step"]
+
+
+def test_a_full_disk_ends_no_training(tmp_path, monkeypatch):
+    def full(*_):
+        raise StorageError("the best checkpoint could not be written")
+
+    monkeypatch.setattr(checkpoint, "save_named", full)
+    console = saccade.api.Quiet()
+    saccade.finetune(NETWORK, DATA, out=tmp_path / "run", settings=SMALL | {"train.steps": 4}, console=console)
+    assert any("could not be written" in said and "training goes on" in said for said in console.messages)
+    assert (tmp_path / "run" / "classifier.json").exists()
 
 
 def test_it_stops_early_and_a_resumed_run_agrees(tmp_path):

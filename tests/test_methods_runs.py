@@ -20,6 +20,7 @@ from saccade import runs
 from saccade.api import Quiet, pretrain, resume
 from saccade.backbones.build import build
 from saccade.backbones.weights import to_timm_state
+from saccade.errors import UsageError
 from saccade.methods.build import METHODS
 from saccade.train import checkpoint, loop
 from saccade.train.choose import Chooser, better, quality
@@ -89,6 +90,19 @@ def test_golden_losses(method, precision, whole_run, tmp_path):
     expected = json.loads(GOLDEN.read_text())[f"{method} {precision}"]
     found = losses(whole_run(method)) if precision == "fp32" else golden(method, precision, tmp_path)
     assert found == pytest.approx(expected, rel=2e-4 if precision == "fp32" else 3e-2)
+
+
+def test_dinov2_goes_on_where_no_patch_is_hidden(tmp_path):
+    """Of a batch of two, none is hidden in one step of eighteen."""
+    never = run(tmp_path / "never", "dinov2", dinov2__mask_prob=0.0)
+    assert len(losses(never)) == STEPS
+    assert all(line["patches"] == 0 for line in runs.read_metrics(never / "metrics.jsonl") if "patches" in line)
+
+
+@pytest.mark.parametrize("method", ["pair", "contrast"])
+def test_what_compares_images_wants_two_in_a_micro_batch(method, tmp_path):
+    with pytest.raises(UsageError, match="a batch of 1"):
+        run(tmp_path / "run", method, train__batch=1, train__accumulate=2)
 
 
 # --- collapse -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 import saccade
 from saccade import config, runs
 from saccade.api import Quiet, pretrain, resume
+from saccade.data.loader import batch_indices
 from saccade.errors import DataError, NonFiniteLoss, SaccadeError, StorageError, UsageError
 from saccade.train import checkpoint, loop
 from saccade.train import replay as replaying
@@ -217,6 +218,35 @@ def test_a_second_one_soon_after_stops_with_cause_and_way_back(tmp_path, monkeyp
     assert np.isfinite(list(losses(tmp_path / "run").values())).all()
 
 
+def test_a_step_that_was_left_out_is_left_out_again_after_a_crash(tmp_path, monkeypatch):
+    """skipped.jsonl knows of it already; that is no second one."""
+    poison(monkeypatch, 6)
+    run, real = tmp_path / "run", loop.learn
+
+    def dies(plan, method, optimizer, cache, step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return real(plan, method, optimizer, cache, step)
+
+    monkeypatch.setattr(loop, "learn", dies)
+    with pytest.raises(KeyboardInterrupt):
+        small_run(run)
+    monkeypatch.setattr(loop, "learn", real)
+    resume(run)
+    assert set(losses(run)) == set(range(STEPS)) - {6}
+    assert [json.loads(line)["step"] for line in (run / "skipped.jsonl").read_text().splitlines()] == [6]
+
+
+@pytest.mark.parametrize(("images", "batch"), [(100, 64), (48, 8), (5, 5), (7, 3), (3, 8)])
+def test_no_batch_holds_an_image_twice_and_all_images_are_seen(images, batch):
+    seen = [batch_indices(images, step, batch, seed=0) for step in range(200)]
+    assert all(len(step) == batch for step in seen)
+    assert all(np.bincount(step).max() <= (1 if batch <= images else -(-batch // images) + 1) for step in seen)
+    counts = np.bincount(np.concatenate(seen), minlength=images)
+    assert counts.min() > 0.7 * counts.mean()
+    assert np.array_equal(batch_indices(images, 57, batch, seed=0), seen[57])
+
+
 def test_a_run_without_skipped_steps_has_nothing_to_replay(tmp_path):
     run = small_run(tmp_path / "run", train__steps=2)
     with pytest.raises(UsageError, match="left out no step"):
@@ -329,6 +359,18 @@ def test_foreign_bytes_and_copies_among_checkpoints(tmp_path):
     (run / "checkpoints" / "step-000008-copy").mkdir()
     state, messages = checkpoint.load_newest(run)
     assert state["step"] == 8 and "step 12 is damaged" in messages[0]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_is_written_after_a_fall_back_stays(tmp_path, keep):
+    """Damaged later checkpoints are not newer than the one that was just written."""
+    for step in (4, 8, 12):
+        checkpoint.save(tmp_path, step, {"step": step}, keep=3)
+    for step in (8, 12):
+        (checkpoint.folder_of(tmp_path, step) / "state.pt").write_bytes(b"damaged")
+    assert checkpoint.load_newest(tmp_path)[0]["step"] == 4
+    assert checkpoint.save(tmp_path, 6, {"step": 6}, keep=keep).exists()
+    assert checkpoint.available(tmp_path) == [4, 6][-keep:] and checkpoint.load_newest(tmp_path)[0]["step"] == 6
 
 
 def test_a_checkpoint_that_failed_is_not_called_saved(tmp_path, monkeypatch):

@@ -375,13 +375,20 @@ def fit_range(spec: InputSpec, number_type: np.dtype, low: float, high: float) -
 
 
 def batch_indices(images: int, step: int, batch: int, seed: int) -> np.ndarray:
-    """The images of one step: a stream of whole permutations, one after another, cut into batches."""
+    """The images of one step: every epoch is a permutation, cut into whole batches.
+
+    What is left of it is left out, other images each time, so that no batch holds an image twice. A step of more images
+    than there are (accumulated) takes one permutation after another.
+    """
+    whole = images // batch
+    if whole:
+        epoch, number = divmod(step, whole)
+        return _order(images, epoch, seed)[number * batch : (number + 1) * batch]
     first = step * batch
-    positions = np.arange(first, first + batch)
-    epochs = positions // images
-    chosen = np.empty(batch, dtype=np.int64)
-    for epoch in np.unique(epochs):
-        order = numpy_generator(seed, "order", int(epoch)).permutation(images)
-        here = epochs == epoch
-        chosen[here] = order[positions[here] % images]
-    return chosen
+    epochs = range(first // images, (first + batch - 1) // images + 1)
+    stream = np.concatenate([_order(images, epoch, seed) for epoch in epochs])
+    return stream[first % images :][:batch]
+
+
+def _order(images: int, epoch: int, seed: int) -> np.ndarray:
+    return numpy_generator(seed, "order", epoch).permutation(images)

@@ -17,6 +17,7 @@ class Facts:
     """What a method's open settings are decided from.
 
     images      that are learned from          batch   images of an optimiser step
+    together    images that are compared with one another: of a micro-batch, in all processes; None: all of ``batch``
     batch_norm  the network has batch norm     labels  the classes of the data, empty where there are none
     pretrained  the run starts from weights    transformer  the network is one
     maskable    patches can be left out of it           view_px, unit_px  of a global view, and what divides it
@@ -35,6 +36,12 @@ class Facts:
     axes: int = 2
     pretrained: bool = False
     labels: tuple[str, ...] = ()
+    together: int | None = None
+
+    @property
+    def compared(self) -> int:
+        """How many images are compared with one another."""
+        return self.batch if self.together is None else self.together
 
 
 class Method(nn.Module, ABC):

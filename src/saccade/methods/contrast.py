@@ -41,7 +41,7 @@ def resolve_contrast(config: ContrastConfig, facts: Facts) -> ContrastConfig:
     """Fill every None; UsageError for values that cannot be meant."""
     if config.temperature <= 0:
         raise UsageError("contrast.temperature must be above 0", got=config.temperature)
-    if facts.batch < 2:
+    if facts.compared < 2:
         raise UsageError("contrast needs other images to tell apart", got="a batch of 1", hint="--batch 64 or more")
     return dataclasses.replace(
         config,

@@ -148,7 +148,7 @@ def sinkhorn(
     """
     logits = logits.float()
     # exp() of raw cosines at low temperatures leaves float32; any shift that all processes share cancels.
-    largest = sum_ranks(torch.stack([logits.max(), logits.new_ones(())]))
+    largest = sum_ranks(torch.stack([logits.max() if len(logits) else logits.new_zeros(()), logits.new_ones(())]))
     q = torch.exp((logits - largest[0] / largest[1]) / temperature)
     tiny = torch.finfo(q.dtype).tiny
     for _ in range(iterations):

@@ -156,7 +156,9 @@ class DinoV2(Method):
         return torch.cat(found)
 
     def _patches(self, told: Tensor, seen: Tensor, where: Tensor, temperature: float) -> Tensor:
-        """iBOT's loss: the mean over images that have hidden patches of the mean over those."""
+        """iBOT's loss: the mean over images that have hidden patches of the mean over those; 0 where none has."""
+        if not sum_over_ranks(where.sum()):
+            return seen.sum() * 0
         with torch.no_grad():
             teacher = (self.teacher_patch_head or self.teacher_head)(told[where])
             probs = sinkhorn(teacher, temperature, sum_over_ranks)

@@ -33,7 +33,7 @@ class PairConfig:
 
 def resolve_pair(config: PairConfig, facts: Facts) -> PairConfig:
     """Fill every None; UsageError for a batch without a second image."""
-    if facts.batch < 2:
+    if facts.compared < 2:
         raise UsageError("pair needs a second image to mix with", got="a batch of 1", hint="--batch 64 or more")
     return dataclasses.replace(config, hidden=config.hidden or 512)
 

@@ -23,10 +23,12 @@ def folder_of(run: Path, step: int) -> Path:
 def save(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write ``checkpoints/step-NNNNNN`` under a temporary name, flush, rename; then drop the oldest.
 
+    Later ones are of a run that did not go on from here (they were damaged): they go first.
     Raises StorageError when the disk refuses; earlier checkpoints are untouched then.
     """
     final = folder_of(run, step)
     _write(final, state, f"checkpoint of step {step}", run)
+    drop_from(run, step + 1)
     for old in available(run)[:-keep]:
         shutil.rmtree(folder_of(run, old), ignore_errors=True)
     return final

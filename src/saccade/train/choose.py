@@ -56,9 +56,9 @@ class Chooser:
     ):
         self.probe, self.backbone, self.plan, self.images, self.say = probe, method.backbone, plan, images, say
         found = checkpoint.load_named(plan.run, checkpoint.BEST) if start else None
-        known = found is not None and found["figures"]["step"] <= start
-        self.best: dict[str, float] | None = dict(found["figures"]) if found is not None and known else None
-        self.first: dict[str, float] | None = dict(found["first"]) if found is not None and known else None
+        best, first = (None, None) if found is None else (dict(found["figures"]), dict(found["first"]))
+        self.best: dict[str, float] | None = best if best and best["step"] <= start else None
+        self.first: dict[str, float] | None = first if first and first["step"] <= start else None
         self.last: dict[str, float] | None = None
 
     def __call__(self, step: int) -> dict[str, float]:

@@ -76,17 +76,19 @@ def settings_of(values: Mapping[str, Mapping[str, object]], images: int) -> Sett
     """From the values of config.yaml. ``images``: that the run learns from."""
     train, optim = values["train"], values["optim"]
     method = str(train["method"])
-    known = {field.name for field in dataclasses.fields(Settings)} - {"method", "batch", "images", "steps", "lr"}
+    here = {"method", "batch", "together", "images", "steps", "lr"}
+    known = {field.name for field in dataclasses.fields(Settings)} - here
     own = {name: value for name, value in values[method].items() if name in known}
     own["pretrained"] = bool(values.get("model", {}).get("weights"))
-    batch = int(train["batch"]) * int(train["accumulate"])  # type: ignore[call-overload]
+    together = int(train["batch"])  # type: ignore[call-overload]
     return Settings(
         method,
-        batch,
+        together * int(train["accumulate"]),  # type: ignore[call-overload]
         images,
         int(train["steps"]),  # type: ignore[call-overload]
         float(optim["lr"]),  # type: ignore[arg-type]
         float(optim["warmup_fraction"]),  # type: ignore[arg-type]
+        together=together,
         **own,  # type: ignore[arg-type]
     )
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saccade.errors import NonFiniteLoss
-from saccade.runs import read_metrics
+from saccade.runs import read_metrics, write_atomic
 
 APART = 100
 
@@ -40,22 +40,31 @@ class Skips:
     """Steps that were left out because a figure was not finite, with the images of their batch: skipped.jsonl.
 
     One such step is no reason to lose a run: bf16 and a rare batch can do it. A second one within APART steps is.
+    Those from step ``start`` on are forgotten, as what was logged of them is: they come again.
     """
 
-    def __init__(self, run: Path):
-        self.path = run / "skipped.jsonl"
-        self.steps = [line["step"] for line in read_metrics(self.path)] if self.path.exists() else []
+    def __init__(self, run: Path, start: int, *, write: bool):
+        self.path, self.write = run / "skipped.jsonl", write
+        lines = read_metrics(self.path) if self.path.exists() else []
+        kept = [line for line in lines if line["step"] < start]
+        if write and len(kept) < len(lines):
+            write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.steps = [line["step"] for line in kept]
 
-    def take(self, step: int, images: list[str], logs: dict[str, float], *, last_good: int | None, write: bool) -> str:
+    def take(self, step: int, images: list[str], logs: dict[str, float], *, last_good: int | None) -> str:
         """Note a step; returns what to say. Raises NonFiniteLoss where one was skipped shortly before."""
         if self.steps and step - self.steps[-1] < APART:
             require_finite(math.nan, step=step, logs=logs, last_good=last_good)
         self.steps.append(step)
         bad = [name for name, value in logs.items() if not math.isfinite(value)]
-        if write:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "not_finite": bad, "images": images}) + "\n")
+        said = f"step {step} was left out: {', '.join(bad)} not finite."
+        try:
+            if self.write:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, "not_finite": bad, "images": images}) + "\n")
+        except OSError as error:
+            return f"{said} {self.path} cannot be written ({error.strerror}); training goes on"
         return (
-            f"step {step} was left out: {', '.join(bad)} not finite. Its {len(images)} images are in {self.path}; "
+            f"{said} Its {len(images)} images are in {self.path}; "
             f"saccade doctor {self.path.parent} --replay looks for the cause"
         )

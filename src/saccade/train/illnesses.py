@@ -17,7 +17,11 @@ Line = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the rules need to know of a run; None where the method has no such thing."""
+    """What the rules need to know of a run; None where the method has no such thing.
+
+    batch      images of an optimiser step
+    together   those of a micro-batch, which are compared with one another; None: all of ``batch``
+    """
 
     method: str
     batch: int
@@ -35,6 +39,11 @@ class Settings:
     koleo: float | None = None
     pretrained: bool = False
     temperature: float | None = None
+    together: int | None = None
+
+    @property
+    def compared(self) -> int:
+        return self.batch if self.together is None else self.together
 
     @property
     def chance(self) -> tuple[str, float] | None:
@@ -44,7 +53,7 @@ class Settings:
         if self.method == "position":
             return "ln 8", math.log(8)
         if self.method == "contrast" and self.temperature:
-            return f"4 x {self.temperature:g} x ln {self.batch}", 4 * self.temperature * math.log(self.batch)
+            return f"4 x {self.temperature:g} x ln {self.compared}", 4 * self.temperature * math.log(self.compared)
         return None
 
 
@@ -252,12 +261,12 @@ POINT = math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3))
 
 def _one_answer(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
     def holds(line: Line) -> bool:
-        return line["sigreg"] > 0.9 * POINT * settings.batch and line["invariance"] < 0.01
+        return line["sigreg"] > 0.9 * POINT * settings.compared and line["invariance"] < 0.01
 
     if not _always(stretch, ("sigreg", "invariance"), holds):
         return None
     last = stretch[-1]
-    evidence = f"the test of normality gives {last['sigreg']:.1f}, and {POINT * settings.batch:.1f} is one point"
+    evidence = f"the test of normality gives {last['sigreg']:.1f}, and {POINT * settings.compared:.1f} is one point"
     cause = "the test of normality has too little weight beside agreement"
     change: dict[str, float | str] = {"lejepa.weight": 0.05}
     return Diagnosis(

@@ -211,7 +211,8 @@ def fit(
     last_saved = start if start else None
     before = metrics.continue_from(start) if runtime.rank() == 0 else 0.0
     images, seconds, mark = train.batch * train.accumulate, 0.0, time.perf_counter()
-    skips, first = Skips(plan.run), runtime.rank() == 0
+    first = runtime.rank() == 0
+    skips = Skips(plan.run, start, write=first)
     with StopRequest() as stop, _closing(board):
         for step in range(start, train.steps + 1):
             # evaluate
@@ -245,7 +246,7 @@ def fit(
             loss = float(logs["loss"])
             plain = {k: float(v) for k, v in logs.items()}
             if not math.isfinite(loss):
-                console.say(skips.take(step, ids_at(plan, cache, step), plain, last_good=last_saved, write=first))
+                console.say(skips.take(step, ids_at(plan, cache, step), plain, last_good=last_saved))
                 if first:
                     keep_skipped(plan, method, step, console)
                 continue

@@ -253,6 +253,7 @@ def resolve_length(sections: Sections, images: int, labels: tuple[str, ...] = ()
         unit_px=network.unit_px,
         dim=network.width,
         labels=labels,
+        together=train.batch,
     )
     method = resolve_method(train.method, sections[train.method], facts)
     sections = sections | {"train": train, train.method: method}

@@ -209,7 +209,7 @@ def _train(
         method, optimizer, step = _ready(sections, plan, shares.train, console, begin)
         judge: Judge
         if isinstance(method, Supervised) and shares.validation is not None:
-            judge = Validation(method, shares.validation, plan, step)
+            judge = Validation(method, shares.validation, plan, step, say=console.say)
         else:
             judge = probe = LiveProbe(method, shares.train, plan)
             if probe.without is not None:

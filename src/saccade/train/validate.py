@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from saccade import runtime
 from saccade.data.loader import ImageCache
 from saccade.embedding import answers_to, whole
+from saccade.errors import StorageError
 from saccade.evaluation.metrics import balanced_accuracy
 from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
@@ -21,8 +24,8 @@ class Validation:
     a better one, ``finished`` says so.
     """
 
-    def __init__(self, method: Supervised, images: ImageCache, plan: Plan, start: int):
-        self.method, self.images, self.plan = method, images, plan
+    def __init__(self, method: Supervised, images: ImageCache, plan: Plan, start: int, *, say: Callable[[str], None]):
+        self.method, self.images, self.plan, self.say = method, images, plan, say
         self.finished: str | None = None
         self.best: tuple[float, float] = (-1.0, 0.0)
         self.best_step = -1
@@ -42,8 +45,7 @@ class Validation:
         if (balanced, -loss) > self.best:
             self.best, self.best_step = (balanced, -loss), step
             if runtime.rank() == 0:
-                state = {"step": step, "score": list(self.best), "method": self.method.state_dict()}
-                checkpoint.save_named(plan.run, checkpoint.BEST, state)
+                self._keep()
         waited = (step - self.best_step) // plan.train.evaluate_every
         if plan.train.patience and waited >= plan.train.patience and step < int(plan.train.steps or 0):
             self.finished = (
@@ -51,6 +53,14 @@ class Validation:
                 f"(balanced accuracy {100 * self.best[0]:.1f} %)"
             )
         return {"val_loss": loss, "val_balanced_accuracy": balanced}
+
+    def _keep(self) -> None:
+        """Write the best state. Where the disk is full the one before stays, and that is said."""
+        state = {"step": self.best_step, "score": list(self.best), "method": self.method.state_dict()}
+        try:
+            checkpoint.save_named(self.plan.run, checkpoint.BEST, state)
+        except StorageError as error:
+            self.say(f"{error}\n  training goes on; the best weights kept are older than step {self.best_step}")
 
     def take_best(self) -> int:
         """Put the best weights back; returns their step."""
