@@ -302,3 +302,21 @@ def test_a_mask_that_says_nothing_is_refused():
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(file, "PNG")
     with pytest.raises(DamagedFile, match=r"mask.png: the mask is the same everywhere"):
         decode_mask(file.getvalue(), "mask.png")
+
+
+def test_luminance_and_colour_differences_become_rgb_and_lab_is_refused():
+    """Plain numbers of YCbCr passed as RGB without a word; CIELAB did as well."""
+    rgb = np.full((20, 30, 3), (200, 50, 20), np.uint8)
+    apart = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    found = decode(tiff(apart, photometric="ycbcr"), "x.tif")
+    np.testing.assert_allclose(found[:, 0, 0], (200, 50, 20), atol=3)
+    with pytest.raises(DamagedFile, match=r"x\.tif: its colours"):
+        decode(tiff(apart, photometric="cielab"), "x.tif")
+
+
+def test_a_thumbnail_before_the_image_is_not_the_image():
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(RGB[:4, :4], photometric="rgb", subfiletype=1)
+        writer.write(RGB, photometric="rgb")
+    np.testing.assert_array_equal(decode(file.getvalue(), "x.tif"), first(RGB))

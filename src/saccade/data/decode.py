@@ -22,6 +22,7 @@ TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")  # named, so that no other parser (EPS!) sees the bytes
 INKS = (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED)
+LAB = (tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB, tifffile.PHOTOMETRIC.ITULAB)
 MISTAKEN = {
     b"version https://git-lfs": "this is a git-lfs pointer; fetch the file itself with git lfs pull",
     b"<": "this is a web page or XML, not the image; download it again",
@@ -126,12 +127,21 @@ def _tiff(data: bytes, name: str) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if not len(file.pages) or not file.series:
             raise DamagedFile(f"{name}: a TIFF without an image", hint="copy it again")
-        series, page = file.series[0], cast(Any, file.pages.first)
+        whole = [one for one in file.series if not cast(Any, one.keyframe).is_reduced]
+        series = whole[0] if whole else file.series[0]  # a thumbnail may stand before the image
+        page = cast(Any, series.keyframe)
         channel = _channel_axis(series.axes, series.shape, name)
         if np.prod(series.shape, dtype=np.float64) > 64 * MAX_PIXELS:
             raise _too_large(name, f"shape {series.shape}")
         check_ends(series, len(data), name)
-        if page.photometric in INKS:
+        if page.photometric in LAB or _is_subsampled(page):
+            raise DamagedFile(
+                f"{name}: its colours are of a kind that is not read here",
+                got=f"{page.photometric.name}, {page.compression.name}",
+                expected="RGB, grey, a palette, CMYK, or YCbCr in JPEG",
+                hint="save it as RGB",
+            )
+        if page.photometric in INKS or _is_plain_ycbcr(page):
             return _over_white(_pillow(data, name))
         axes = [i for i, axis in enumerate(series.axes) if axis == channel or axis in "YX"]
         if channel:
@@ -150,6 +160,18 @@ def _tiff(data: bytes, name: str) -> np.ndarray:
             pixels = _over_white(pixels, premultiplied=extra == [1])
         orientation = page.tags.get(274)
         return _upright(pixels, int(orientation.value) if orientation else 1)
+
+
+def _is_plain_ycbcr(page: Any) -> bool:
+    """Luminance and two differences as plain numbers; in JPEG data the decoder makes RGB of them."""
+    jpeg = (tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.OJPEG)
+    return page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression not in jpeg
+
+
+def _is_subsampled(page: Any) -> bool:
+    """Plain YCbCr in which several pixels share their colour: TIFF 6.0, tag 530, 2 x 2 where it is not there."""
+    shared = page.tags.get(530)
+    return _is_plain_ycbcr(page) and (shared is None or tuple(shared.value) != (1, 1))
 
 
 def _channel_axis(axes: str, shape: tuple[int, ...], name: str) -> str | None:

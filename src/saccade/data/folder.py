@@ -85,5 +85,5 @@ def files_below(root: Path) -> list[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         base = Path(folder).relative_to(root)
-        found += [(base / file).as_posix() for file in files]
+        found += [(base / file).as_posix() for file in sorted(files)]
     return found
