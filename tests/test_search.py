@@ -190,6 +190,16 @@ def test_recall_is_that_of_the_answers(tmp_path, monkeypatch, lancedb):
     assert len(kept._known) >= 2 and kept._known[0] == opened._known[0]
 
 
+def test_recall_of_a_table_that_is_written_again_is_measured_on_its_own_rows(tmp_path, monkeypatch, lancedb):
+    """Lance goes on counting rows where a table is replaced."""
+    monkeypatch.setattr(lance, "INDEX_ROWS", 1000)
+    means = []
+    for seed in (0, 1):
+        tables.write(tmp_path / "f.lance", random_table(1500, seed=seed))
+        means.append(tables.open_store(tmp_path / "f.lance")._known[0].mean)
+    assert min(means) >= lance.GOAL
+
+
 def test_as_many_cells_as_the_goal_asks_for(tmp_path, monkeypatch, lancedb):
     monkeypatch.setattr(lance, "INDEX_ROWS", 1000)
     table = random_table(3000)

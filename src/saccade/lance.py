@@ -13,7 +13,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from saccade.errors import DataError, StorageError, require
 from saccade.filters import Condition, check_values, to_sql
 from saccade.seeds import numpy_generator
-from saccade.store import FEATURES, Answer, FeatureTable, Recall, from_arrow, nearest, to_arrow, unit
+from saccade.store import FEATURES, Answer, FeatureTable, Recall, from_arrow, to_arrow, unit
 
 SUFFIX = ".lance"
 INDEX_ROWS = 10_000  # below, exact search takes a few milliseconds
@@ -60,7 +60,7 @@ def save_lance(place: str | Path, table: FeatureTable) -> None:
     """
     arrow = to_arrow(table)
     _write(place, arrow.schema, arrow.to_batches(CHUNK))
-    _index(place, lambda _, queries, own: _exact_in_memory(table.features, queries, own))
+    complete(place)
 
 
 def save_lance_from(place: str | Path, parquet: Path) -> None:
@@ -73,11 +73,6 @@ def save_lance_from(place: str | Path, parquet: Path) -> None:
         groups = (file.read_row_group(number) for number in range(file.num_row_groups))
         _write(place, file.schema_arrow, (batch for group in groups for batch in group.to_batches(PART)))
     complete(place)
-
-
-def complete(place: str | Path) -> None:
-    """Index a table of many rows that has none, because it is new or its writing was interrupted there."""
-    _index(place, lambda store, queries, own: store._lists(queries, own, GOAL_K, "", None))
 
 
 def _write(place: str | Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -190,7 +185,7 @@ class LanceStore:
         return self.settle(queries, own, k, sql, self._lists(queries, own, k, sql, None))
 
     def sample(self) -> tuple[np.ndarray, list[int]]:
-        """Vectors [S D] and row numbers of up to SAMPLE rows, drawn evenly with a fixed seed."""
+        """Vectors [S D] and row ids of up to SAMPLE rows, drawn evenly with a fixed seed."""
         chosen = np.sort(numpy_generator(0, "recall").permutation(self.rows)[:SAMPLE])
         table = self._table.take_offsets(chosen.tolist()).select([FEATURES]).with_row_id().to_arrow()
         flat = np.asarray(table[FEATURES].combine_chunks().flatten(), dtype=np.float32)
@@ -252,20 +247,16 @@ def _cells(rows: int) -> int:
     return round(math.sqrt(rows))
 
 
-def _index(place: str | Path, exact: Callable[[LanceStore, np.ndarray, list[int]], list[set[int]]]) -> None:
-    """An index for a new table of many rows, and its recall against ``exact`` neighbours of sampled rows."""
+def complete(place: str | Path) -> None:
+    """Index a table of many rows that has none, because it is new or its writing was interrupted there.
+
+    Its recall is measured against an exact search of the table itself, in the ids that it gives its rows: they are
+    not row numbers where a table was replaced, nor beyond the first million rows.
+    """
     store = LanceStore(place)
     if store.rows <= INDEX_ROWS or store.indexed:
         return
     from lancedb.index import IvfFlat
 
     store._table.create_index(FEATURES, config=IvfFlat(distance_type="cosine", num_partitions=_cells(store.rows)))
-    store = LanceStore(place)
-    queries, own = store.sample()
-    store.settle(queries, own, GOAL_K, "", exact(store, queries, own))
-
-
-def _exact_in_memory(features: np.ndarray, queries: np.ndarray, own: list[int]) -> list[set[int]]:
-    """Faster than on disk, where the vectors are in memory anyway."""
-    listed = nearest(features, queries, GOAL_K + 1)[1].tolist()  # a new table's row ids are its row numbers
-    return [set([row for row in rows if row != mine][:GOAL_K]) for rows, mine in zip(listed, own)]
+    LanceStore(place)._recall(GOAL_K, "")
