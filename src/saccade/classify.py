@@ -45,10 +45,13 @@ def save_classifier(folder: Path, method: Supervised) -> None:
     state = {f"head.{key}": value for key, value in method.head.state_dict().items()}
     state |= {f"head_norm.{key}": value for key, value in method.head_norm.state_dict().items()}
     metadata = {"classes": json.dumps(method.config.classes), "frozen": json.dumps(method.config.frozen)}
+    plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    temporary = folder / f".{FILE}.tmp"
     try:
-        plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        (folder / FILE).write_bytes(safetensors.torch.save(plain, metadata=metadata))
+        temporary.write_bytes(safetensors.torch.save(plain, metadata=metadata))
+        temporary.replace(folder / FILE)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise StorageError(f"the classifier could not be written to {folder}", got=error.strerror) from error
 
 
