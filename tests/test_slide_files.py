@@ -1,7 +1,10 @@
 """Which files of features still hold, and what each slide's is called."""
 
 import dataclasses
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from made_slides import texture, with_holes, write_slide
 from saccade import api
 from saccade.data.open import open_source
 from saccade.data.slides.grid import Tiling
-from saccade.errors import TooManyDamaged, UsageError
+from saccade.errors import StorageError, TooManyDamaged, UsageError
 from saccade.exchange import SlideFeatures, load_features, read_about, save_features
 from saccade.feature_tables import Described
 from saccade.slide_embedding import Embedder, load_for_tiles
@@ -158,3 +161,26 @@ def test_a_folder_embedded_alone_and_then_with_others_is_there_once(slide, tmp_p
     assert [file.name for file in alone] == ["x.h5"] and [file.name for file in found] == ["x.h5", "B__x.tif.h5"]
     assert read_about(found[0])["slide"] == "A/x.tif"
     assert sorted(file.name for file in (tmp_path / "f.h5").iterdir()) == ["B__x.tif.h5", "x.h5"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not text")
+@pytest.mark.parametrize("out", ["f.h5", "f"])
+def test_a_name_that_is_no_text_is_spelt_out(slide, tmp_path, out, monkeypatch):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    shutil.copy(slide, os.fsdecode(os.fsencode(folder) + b"/n\xff.tif"))
+    (file,) = embedded(folder, tmp_path / out).files
+    assert file.stem == r"n\udcff" and file.is_file()
+    found = load_features(file)
+    assert found.about["slide"] == found.about["group"] == r"n\udcff.tif"
+    refuse(monkeypatch)
+    assert embedded(folder, tmp_path / out).kept == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not text")
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_a_folder_whose_name_is_no_text_is_no_traceback(tmp_path, suffix):
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff")) / f"a{suffix}"
+    empty = SlideFeatures(np.zeros((0, 2), np.int64), np.zeros((0, 4), np.float32))
+    with pytest.raises(StorageError, match="no text in UTF-8"):
+        save_features(place, empty)

@@ -122,7 +122,7 @@ class Embedder:
         tiles, record = self.tiles, self.tiles.named[number].record
         grid, slide = tiles.grid(number), tiles.slides[number]
         return {
-            "slide": record.id,
+            "slide": storable(record.id),
             "slide_sha256": tiles.hashes[number],
             "model": self.model.name,
             "model_sha256": self.model_sha256,
@@ -134,8 +134,8 @@ class Embedder:
             "tiles": len(grid),
             "input": self.input,
             "mode": tiles.cut[number].mode,
-            "label": record.label,
-            "group": record.group or record.id,
+            "label": storable(record.label),
+            "group": storable(record.group or record.id),
             "split": record.split,
         }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from saccade.errors import UsageError
 from saccade.exchange import SlideFeatures, load_features, read_about, save_features
+from saccade.store import storable
 
 SAME = ("slide_sha256", "model_sha256", "mpp", "tile_px", "tile_px_level0", "tissue", "tiles", "input")
 """What the vectors of a slide depend on, by its name in ``about``."""
@@ -80,14 +81,19 @@ def name_files(folder: Path, suffix: str, slides: Sequence[str], hashes: Sequenc
 
 
 def _stem(slide: str) -> str:
-    return PurePosixPath(slide).stem
+    return PurePosixPath(_written(slide)).stem
 
 
 def _with_folders(slide: str) -> str:
-    return slide.replace("../", "").replace("/", "__")
+    return _written(slide).replace("../", "").replace("/", "__")
+
+
+def _written(slide: str) -> str:
+    """An id as it can be written: bytes that are no text are spelt out."""
+    return str(storable(slide))
 
 
 def _may_be(name: str, slide: str) -> bool:
     """Whether a file may be that of a slide, by its name."""
-    own = PurePosixPath(slide).name
+    own = PurePosixPath(_written(slide)).name
     return name in (_stem(slide), own) or name.endswith(f"__{own}")

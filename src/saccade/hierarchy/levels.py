@@ -30,6 +30,7 @@ from saccade.recipes import sections_for
 from saccade.reporting.write import write_report
 from saccade.slide_embedding import Embedder, Say, check_unreadable, load_for_tiles
 from saccade.slide_files import note_known, what_holds
+from saccade.store import storable
 from saccade.train import checkpoint
 from saccade.train import run as training
 from saccade.train.doctor import examine_run
@@ -215,7 +216,8 @@ def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *
 
 def tile_file(tiles: SlideTiles, number: int) -> str:
     """What the file of one slide's vectors is called. Slides of two folders may be called alike, hence the hash."""
-    return f"{Path(tiles.named[number].record.id).stem}-{tiles.hashes[number][:8]}.parquet"
+    stem = storable(Path(tiles.named[number].record.id).stem)
+    return f"{stem}-{tiles.hashes[number][:8]}.parquet"
 
 
 def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console) -> Path:
