@@ -167,6 +167,19 @@ def test_manifest_opened_as_data(tmp_path, separator):
     assert sorted(zip(values(source), (r.label for r in source.records))) == [(1, "a"), (2, "b")]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_empty_rows_of_spreadsheets_are_no_rows(tmp_path, separator):
+    rows = [["path", "label", "group"], ["a.png", "x", ""], ["", "", ""], ["b.png", "", ""], ["", " ", ""]]
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    (tmp_path / "t.csv").write_text("\r\n".join(separator.join(row) for row in rows) + "\r\n")
+    source = open_source(tmp_path, manifest=tmp_path / "t.csv")
+    assert [(record.id, record.label) for record in source.records] == [("a.png", "x"), ("b.png", None)]
+    (tmp_path / "t.csv").write_text(separator.join(rows[0]) + "\n" + separator * 2 + "\n")
+    with pytest.raises(DataError, match=r"t\.csv: the table has no rows"):
+        open_source(tmp_path, manifest=tmp_path / "t.csv")
+
+
 def test_absolute_paths(tmp_path):
     write(tmp_path, {"a/1.png": png(7)})
     write(tmp_path, {"t/my.csv": f"path,label\n{tmp_path / 'a' / '1.png'},x\n"})

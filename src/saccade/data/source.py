@@ -128,6 +128,7 @@ def read_rows(data: bytes, name: str) -> list[dict[str, str]]:
             rows = [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in reader]
     except (UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
         raise DataError(f"{name}: not a readable table", got=str(error).splitlines()[0]) from error
+    rows = [row for row in rows if any(row.values())]  # spreadsheets write empty ones below their last
     if not rows:
         raise DataError(f"{name}: the table has no rows")
     return rows
