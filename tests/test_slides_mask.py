@@ -1,5 +1,7 @@
 """Tissue, pen marks, focus and tiles: on slides made so that the answer is known, and on the real ones."""
 
+import re
+
 import numpy as np
 import pytest
 import tifffile
@@ -147,6 +149,16 @@ def test_channels_of_fluorescence_are_dark_also_where_all_of_them_glow(tmp_path)
 def test_a_slide_full_of_tissue_is_not_cut_in_half(tmp_path):
     slide = open_slide(write_slide(tmp_path / "full.tif", texture(600, 600), level_px=((300, 300),)))
     assert find_tissue(slide).shares()["tissue"] > 0.95
+
+
+def test_damage_of_the_finest_level_alone_is_said(tmp_path):
+    """What a small picture of the slide does not show: its coarser level is whole."""
+    whole = write_slide(tmp_path / "whole.tif", texture(2048, 2048), um=1.0, level_px=((1024, 1024),))
+    holed = with_holes(whole, tmp_path / "holed.tif", tuple(range(128)))
+    assert not find_tissue(open_slide(holed)).hidden
+    source = api.open_source(holed, tiling=Tiling(mpp=1.0, tile_px=64))
+    assert re.fullmatch(r"\d+ of the places looked at for focus cannot be read", source.cut[0].note)
+    assert api.open_source(whole, tiling=Tiling(mpp=1.0, tile_px=64)).cut[0].note == ""
 
 
 def test_a_damaged_spot_hides_no_slide(tmp_path):

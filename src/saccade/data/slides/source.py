@@ -98,7 +98,8 @@ class SlideTiles:
             mask = find_tissue(slide)
             grid = tile_grid(slide, mpp=self.mpp, tile_px=self.tile_px, tissue=self.tiling.tissue, mask=mask)
             damage = f"{mask.hidden:.1%} of it cannot be read" if mask.hidden else ""
-            note = "; ".join(filter(None, (slide.note, damage)))
+            places = f"{mask.unread} of the places looked at for focus cannot be read" if mask.unread else ""
+            note = "; ".join(filter(None, (slide.note, damage, places)))
             return Cut(grid, mask.mode, mask.shares(), slide.content_hash(), note)
         except DataError as error:
             if one.path == Path(self.name) and not isinstance(error, DamagedFile):
