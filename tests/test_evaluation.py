@@ -90,6 +90,35 @@ def test_row_space_changes_no_solution():
     assert np.allclose(direct, turned, atol=5e-3)  # the basis is kept in float32
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
+def test_collapsed_features_know_nothing_and_break_nothing(value):
+    train, labels = np.full((20, 192), value), np.arange(20) % 2
+    scores, _ = probes.logistic_scores(train, labels, [None] * 20, train[:3], 2)
+    np.testing.assert_allclose(scores, 0.5, atol=1e-3)
+
+
+def test_a_collapsed_model_is_measured_like_any_other(tmp_path, monkeypatch):
+    import torch
+
+    import saccade
+    from saccade import measuring
+
+    load = measuring.load_model
+
+    def collapsed(*args, **options):
+        loaded = load(*args, **options)
+        with torch.no_grad():
+            for weight in loaded.backbone.parameters():
+                weight.zero_()
+        return loaded
+
+    monkeypatch.setattr(measuring, "load_model", collapsed)
+    data = "synthetic:tissue?n=24&size=32&groups=12"
+    found = saccade.evaluate(["random:vit_micro_patch8"], data, out=tmp_path / "e")
+    rows = [r for r in found.rows if r["model"] == "random:vit_micro_patch8" and r["metric"] == "auroc"]
+    assert len(rows) > 2 and all(row["mean"] == pytest.approx(0.5) for row in rows)
+
+
 def test_logistic_with_one_image_a_class_says_so():
     train, labels = blobs(3)
     scores, strength = probes.logistic_scores(train, labels, [None] * 3, train, 3)

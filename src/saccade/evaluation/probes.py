@@ -53,13 +53,16 @@ def to_row_space(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nd
     """Turn very wide features (D > 4 N) into at most N numbers without changing any L2-penalised solution.
 
     The solution lies in the span of the training rows (representer theorem), so both parts are expressed in
-    an orthonormal basis of that span: train = U S, test = test V, from the Gram matrix.
+    an orthonormal basis of that span: train = U S, test = test V, from the Gram matrix. Training rows of nothing but
+    zeros span nothing: both parts are one column of zeros then.
     """
     if train.shape[1] <= 4 * train.shape[0]:  # the turn itself costs N cubed
         return train, test
     gram = train.astype(np.float64) @ train.T.astype(np.float64)
     values, vectors = np.linalg.eigh(gram)
-    keep = values > values[-1] * 1e-10
+    keep = values > max(values[-1], 0) * 1e-10
+    if not keep.any():
+        return np.zeros((len(train), 1), np.float32), np.zeros((len(test), 1), np.float32)
     length, basis = np.sqrt(values[keep]), vectors[:, keep]
     cross = test.astype(np.float64) @ train.T.astype(np.float64)
     return (basis * length).astype(np.float32), (cross @ (basis / length)).astype(np.float32)
