@@ -14,10 +14,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+import saccade
 from saccade.contracts import Source
 from saccade.data.archive import ArchiveSource
+from saccade.data.audit import audit, render
 from saccade.data.folder import FolderSource
-from saccade.data.open import open_source
+from saccade.data.open import left_aside, open_source
 from saccade.data.source import natural_key, select, with_split
 from saccade.errors import DamagedFile, DataError, UsageError
 
@@ -222,15 +224,54 @@ def test_a_bare_name_finds_its_only_file(tmp_path):
     assert ids(open_source(tmp_path)) == ["deep/1.png", "images/2.png"]
 
 
-def test_a_table_of_boxes_is_left_aside_unless_named(tmp_path):
-    write(tmp_path, {"1.png": png(1), "labels.csv": "file,class\n1.png,a\n1.png,b\n"})
-    assert open_source(tmp_path).records[0].label is None
-    with pytest.raises(DataError, match="more than one row"):
-        open_source(tmp_path, manifest=tmp_path / "labels.csv")
-    write(tmp_path, {"labels.csv": "file,class\nother.png,a\n"})
-    assert open_source(tmp_path).records[0].label is None
-    write(tmp_path, {"labels.csv": "name,class\n1.png,a\n"})
-    assert open_source(tmp_path).records[0].label is None
+@pytest.mark.parametrize("column", ["path", "file", "image", "filename", "File_Name"])
+def test_columns_that_say_where_an_image_is(tmp_path, column):
+    source = open_source(write(tmp_path, {"1.png": png(1), "labels.csv": f"{column},label\n1.png,a\n"}))
+    assert source.records[0].label == "a" and left_aside(source) == ""
+
+
+def test_a_table_of_these_images_is_used_or_refused(tmp_path):
+    """One row too many must not cost all labels without a word."""
+    write(tmp_path, {"1.png": png(1), "2.png": png(2), "labels.csv": "file,class\n1.png,a\n2.png,b\n1.png,a\n"})
+    for manifest in (None, tmp_path / "labels.csv"):
+        with pytest.raises(DataError, match=r"1 files are named in more than one row[\s\S]*1\.png[\s\S]*boxes"):
+            open_source(tmp_path, manifest=manifest)
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("file,class\nother.png,a\n", "no file is where its column file says, for example 'other.png'"),
+        ("name,class\n1.png,a\n", "no column path or file or image or filename or file_name, but name, class"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_table_of_something_else_is_left_aside_and_that_is_said(tmp_path, table, why, packed):
+    files = {"1.png": png(1), "2.png": png(2), "labels.csv": table}
+    source = open_source(pack(tmp_path / "p.zip", files) if packed else write(tmp_path / "folder", files))
+    assert [record.label for record in source.records] == [None, None]
+    assert why in left_aside(source) == left_aside(select(source, [0])) and "labels.csv" in left_aside(source)
+    assert left_aside(source) in render(audit(source))
+
+
+def test_training_and_measuring_say_that_a_table_is_left_aside(tmp_path):
+    from saccade.train.loop import Quiet
+
+    class Heard(Quiet):
+        def say(self, text):
+            said.append(text)
+
+    said: list[str] = []
+    files = {f"{name}/{i}.png": png(i) for i, name in enumerate("aabbaabb")}
+    write(tmp_path / "data", files | {"labels.csv": "name,group\n1.png,a\n"})
+    settings = {"train.steps": 1, "train.batch": 2, "model.size_px": 32}
+    saccade.pretrain(
+        tmp_path / "data", out=tmp_path / "run", backbone="resnet10_w8", settings=settings, console=Heard()
+    )
+    assert [text for text in said if "labels.csv is left aside" in text]
+    said.clear()
+    saccade.evaluate(["random:resnet10_w8"], tmp_path / "data", out=tmp_path / "e", console=Heard())
+    assert [text for text in said if "labels.csv is left aside" in text]
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
@@ -262,6 +303,12 @@ def test_an_archive_with_a_table(tmp_path, suffix, top):
     files = {f"{top}img/1.png": png(1), f"{top}img/2.png": png(2), f"{top}labels.csv": "path,label\nimg/2.png,x\n"}
     source = open_source(pack(tmp_path / f"p{suffix}", files))
     assert values(source) == [2] and source.records[0].label == "x" and source.unlisted == 1
+
+
+def test_an_archive_made_on_a_mac_keeps_its_table(tmp_path):
+    files = {"data/img/1.png": png(1), "data/labels.csv": "path,label\nimg/1.png,x\n"}
+    shadows = {"__MACOSX/data/._labels.csv": b"shadow", "__MACOSX/data/img/._1.png": b"shadow", ".DS_Store": b"mac"}
+    assert [record.label for record in open_source(pack(tmp_path / "p.zip", files | shadows)).records] == ["x"]
 
 
 @pytest.mark.parametrize("name", ["../out.png", "a/../../out.png", "/etc/out.png", "..\\out.png", "C:/out.png"])

@@ -10,7 +10,7 @@ from typing import Any
 from saccade import config, embedding, panels, runs, runtime
 from saccade.backbones.weights import LoadedModel, load_model
 from saccade.data.loader import ImageCache
-from saccade.data.open import open_source
+from saccade.data.open import left_aside, open_source
 from saccade.data.slides.grid import Tiling
 from saccade.data.splits import Parts, choose_parts
 from saccade.errors import UsageError
@@ -74,6 +74,8 @@ def evaluate(
         check_place(folder)
     tiling = as_trained(named[0], options.tiling)
     source = open_source(data, manifest=options.labels, label=options.label, group=options.group, tiling=tiling)
+    if aside := left_aside(source):
+        console.say(aside)
     decoded = embedding.Decoded(source, max_bad=options.max_bad, report=None)
     loaded: dict[str, LoadedModel] = {}
     for name, model in _names(named).items():

@@ -17,8 +17,8 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
-from saccade.contracts import Record, Sample
-from saccade.data.cases import Contents
+from saccade.contracts import Sample
+from saccade.data.cases import Contents, visible
 from saccade.data.source import MANIFESTS, Table, choose_records, read_rows, read_table
 from saccade.errors import DamagedFile, DataError
 
@@ -116,8 +116,7 @@ class ArchiveSource:
         self._members = _open(path)
         self._refuse_escapes()
         self._contents = Contents(str(path), self._bytes, list(self._members.sizes))
-        self.records: list[Record]
-        self.records, self.unlisted = choose_records(
+        found = choose_records(
             self._contents,
             read_table(manifest) if manifest is not None else self._own_table(),
             explicit=manifest is not None,
@@ -125,6 +124,7 @@ class ArchiveSource:
             label=label,
             group=group,
         )
+        self.records, self.unlisted, self.aside = found.records, found.unlisted, found.aside
         self.axes = self._contents.axes(self.records)
 
     def _refuse_escapes(self) -> None:
@@ -135,7 +135,7 @@ class ArchiveSource:
 
     def _own_table(self) -> Table | None:
         sizes = self._members.sizes
-        tops = {name.partition("/")[0] for name in sizes}
+        tops = {name.partition("/")[0] for name in sizes if visible(name)}
         for base in ("", *(tops if len(tops) == 1 else ())):
             for table in MANIFESTS:
                 inside = posixpath.join(base, table)

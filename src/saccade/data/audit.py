@@ -17,6 +17,7 @@ from saccade.data.archive import ArchiveSource
 from saccade.data.folder import FolderSource
 from saccade.data.intensity import likely_kind, quantiles, usual_intensity
 from saccade.data.loader import check_damage
+from saccade.data.open import left_aside
 from saccade.data.orientation import tilt_degrees
 from saccade.errors import DamagedFile, UsageError
 
@@ -55,7 +56,8 @@ class Audit:
     groups       how many; ``smallest_group`` and ``largest_group`` in images
     spacings_um  how many images have which pixel spacing, as text; empty where no file says
     duplicates   ids of byte-identical images, one list a set; ``leaks`` says which cross a split, group or label
-    damaged      (id, reason); ``unlisted`` counts images that lie there and are not in the table
+    damaged      (id, reason); ``unlisted`` counts images that lie there and are not in the table; ``aside``
+                 says why a table that lies there is not used
     hashes       content hash of every readable image by id; not in ``to_dict``
     axes         2 for images; 3 for volumes, whose sizes are slices, rows, columns; ``volumes`` says more of them
     """
@@ -81,6 +83,7 @@ class Audit:
     leaks: list[str]
     damaged: list[tuple[str, str]]
     unlisted: int
+    aside: str
     hashes: dict[str, str] = dataclasses.field(repr=False)
     axes: int = 2
     volumes: VolumeFacts | None = None
@@ -218,6 +221,7 @@ def _summary(source: Source, whole: list[tuple[Record, _Seen]], damaged: list[tu
         leaks=leaks + _groups_in_two_splits(records),
         damaged=damaged,
         unlisted=source.unlisted if isinstance(source, (FolderSource, ArchiveSource)) else 0,
+        aside=left_aside(source),
         hashes={record.id: item.sha256 for record, item in whole},
         axes=source.axes,
         volumes=_volume_facts(seen),
@@ -278,6 +282,8 @@ def render(found: Audit) -> str:
         rows.append(("columns", ", ".join(found.columns) + "  (choose with --group or --label)"))
     if found.unlisted:
         rows.append(("not listed", f"{found.unlisted:,} {images[:-1]} files are not in the table and are left aside"))
+    if found.aside:
+        rows.append(("table", found.aside))
     rows.append(("copies", _sets(found.duplicates)))
     rows += [("LEAK", text) for text in found.leaks]
     rows.append(("damaged", f"{len(found.damaged):,}" if found.damaged else "none"))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from saccade.contracts import Record, Sample
+from saccade.contracts import Sample
 from saccade.data.cases import Contents
 from saccade.data.source import choose_records, read_table, table_in
 from saccade.errors import DamagedFile, DataError
@@ -18,7 +18,8 @@ class FolderSource:
     only      names of files to look at, relative to ``root``; None looks at all
     manifest  a table whose paths are relative to ``root`` or to its own folder; None uses one that lies in ``root``
     label, group  columns of the table to use
-    ``unlisted`` counts the images that lie there but are not in the table.
+    ``unlisted`` counts the images that lie there but are not in the table; ``aside`` says why a table that lies in
+    ``root`` is not used.
     """
 
     def __init__(
@@ -40,8 +41,7 @@ class FolderSource:
             place = found.parent / path if found else None
             return Path(os.path.relpath(place, root)).as_posix() if place and place.is_file() else None
 
-        self.records: list[Record]
-        self.records, self.unlisted = choose_records(
+        chosen = choose_records(
             self._contents,
             read_table(found) if found else None,
             explicit=manifest is not None,
@@ -49,6 +49,7 @@ class FolderSource:
             label=label,
             group=group,
         )
+        self.records, self.unlisted, self.aside = chosen.records, chosen.unlisted, chosen.aside
         self.axes = self._contents.axes(self.records)
 
     def __len__(self) -> int:

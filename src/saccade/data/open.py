@@ -15,7 +15,7 @@ from saccade.data.folder import FolderSource
 from saccade.data.series import SUFFIXES as DICOM
 from saccade.data.slides.find import TABLES, find_slides
 from saccade.data.slides.grid import Tiling
-from saccade.data.source import other_kind
+from saccade.data.source import Selection, other_kind
 from saccade.data.stack import TIFF, is_stack
 from saccade.data.volume import VOLUME_SUFFIXES
 from saccade.errors import DataError, UsageError, unknown
@@ -101,6 +101,13 @@ def open_data(data: Mapping[str, Any], tiling: Tiling | None = None) -> Source:
     """
     columns = {name: data.get(name) or None for name in ("manifest", "label", "group")}
     return open_source(data["source"], tiling=tiling or tiling_in(data), **columns)
+
+
+def left_aside(source: Source) -> str:
+    """Why a table that lies with the images is not used; "" where there is nothing to say."""
+    if isinstance(source, Selection):
+        return left_aside(source.source)
+    return source.aside if isinstance(source, (FolderSource, ArchiveSource)) else ""
 
 
 def _synthetic(text: str, tiling: Tiling) -> Source:

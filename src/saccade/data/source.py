@@ -23,6 +23,7 @@ from saccade.data.volume import VOLUME_SUFFIXES
 from saccade.errors import DataError, unknown
 
 MANIFESTS = ("manifest.csv", "manifest.parquet", "labels.csv")
+PATHS = ("path", "file", "image", "filename", "file_name")  # columns that say where an image is; the first one counts
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -94,7 +95,7 @@ class Table:
 
     @property
     def path_column(self) -> str | None:
-        return next((column for column in ("path", "file") if column in self.rows[0]), None)
+        return next((column for column in PATHS if column in self.rows[0]), None)
 
     @property
     def patient_column(self) -> str | None:
@@ -168,7 +169,7 @@ def records_from_rows(table: Table, find: Locate, *, label: str | None, group: s
     columns = set(table.rows[0])
     if key is None:
         raise DataError(
-            f"{table.name}: no column says where the images are", got=", ".join(columns), expected="path or file"
+            f"{table.name}: no column says where the images are", got=", ".join(columns), expected=" or ".join(PATHS)
         )
     for wanted in (label, group):
         if wanted is not None and wanted.lower() not in columns:
@@ -209,7 +210,17 @@ def _check_rows(records: Sequence[Record], missing: Sequence[str], table: Table)
             f"{table.name}: {len(twice):,} files are named in more than one row",
             got=", ".join(twice[:5]),
             expected="one row an image",
+            hint="a table of something else, of boxes for example, needs a name other than " + ", ".join(MANIFESTS),
         )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The records of a source; how many images its table leaves out; why a table that was found is left aside."""
+
+    records: list[Record]
+    unlisted: int = 0
+    aside: str = ""
 
 
 def choose_records(
@@ -220,20 +231,21 @@ def choose_records(
     locate: Locate,
     label: str | None,
     group: str | None,
-) -> tuple[list[Record], int]:
-    """Records from a fitting manifest, else from the folders; and how many images the manifest leaves out.
+) -> Chosen:
+    """Records from a fitting manifest, else from the folders.
 
     contents  the files of the source, sorted out
     explicit  the user named the manifest: whatever does not fit is then an error. One that was merely found is
-              left aside unless it has a row an image and names at least one of the files
+              left aside, and the reason kept, where it names none of the files
     locate    finds files that ``contents`` does not list
     """
-    names, source = contents.names, contents.source
+    names, source, aside = contents.names, contents.source, ""
     if table is not None:
         find = finder(table, names, locate)
-        if explicit or label or group or _fits(table, find):
+        aside = "" if explicit or label or group else _misfit(table, find)
+        if not aside:
             records = records_from_rows(table, find, label=label, group=group)
-            return records, len(set(names) - {record.id for record in records})
+            return Chosen(records, len(set(names) - {record.id for record in records}))
     if not names:
         raise _no_images(contents.files, source)
     if label or group:
@@ -242,7 +254,7 @@ def choose_records(
             got=f"--label or --group {label or group}",
             hint="add a labels.csv with the columns path,label,split,group, or name one with --labels",
         )
-    return _with_patients(records_from_names(names), contents), 0
+    return Chosen(_with_patients(records_from_names(names), contents), aside=aside)
 
 
 def _with_patients(records: list[Record], contents: Contents) -> list[Record]:
@@ -264,11 +276,14 @@ def _with_patients(records: list[Record], contents: Contents) -> list[Record]:
     ]
 
 
-def _fits(table: Table, find: Locate) -> bool:
+def _misfit(table: Table, find: Locate) -> str:
+    """Why a table that nobody named is not of these images; "" where it is."""
     key = table.path_column
-    if key is None or len({row[key] for row in table.rows}) < len(table.rows):
-        return False
-    return any(find(row[key]) for row in table.rows)
+    if key is None:
+        return f"{table.name} is left aside: it has no column {' or '.join(PATHS)}, but {', '.join(table.rows[0])}"
+    if any(find(row[key]) for row in table.rows):
+        return ""
+    return f"{table.name} is left aside: no file is where its column {key} says, for example {table.rows[0][key]!r}"
 
 
 def _no_images(files: Sequence[str], source: str) -> DataError:

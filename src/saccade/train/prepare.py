@@ -21,6 +21,7 @@ from saccade.config import Sections
 from saccade.contracts import Source
 from saccade.data.intensity import make_intensity
 from saccade.data.loader import ImageCache, build_cache, check_damage, input_spec
+from saccade.data.open import left_aside
 from saccade.data.slide_cache import must_stream, stream_tiles, usual_workers
 from saccade.data.slides.source import tiles_in
 from saccade.data.survey import typical_px
@@ -117,6 +118,8 @@ def settle_stream(data: DataConfig, source: Source) -> DataConfig:
 def open_images(sections: Sections, device: torch.device, console: Console) -> tuple[Sections, Opened]:
     """Open and decode the images that ``data`` names; the sections with the sizes that follow from them."""
     part = open_part(sections["data"], sections["model"].weights)
+    if aside := left_aside(part.source):
+        console.say(aside)
     if part.held_out:
         console.say(
             f"the data bring no split: {len(part.held_out):,} labelled images (whole groups) are held out for "
