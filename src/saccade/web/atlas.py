@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from saccade.errors import UsageError
 from saccade.filters import Condition
+from saccade.jobs import State
 from saccade.web import folders
 from saccade.web.desk import Desk, RunOnDesk
 from saccade.web.making import TABLE, Making
@@ -81,26 +82,26 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("")
     def listed() -> list[dict[str, Any]]:
-        return shelf.listed()
+        return list(folders.spelt(shelf.listed()))
 
     making = Making()
 
     @api.get("/made/{run}")
     def making_state(run: str) -> dict[str, Any]:
         """How far the feature table of a run is."""
-        return dataclasses.asdict(making.state(desk.run(run)))
+        return _said(making.state(desk.run(run)))
 
     @api.post("/made/{run}")
     def make(run: str) -> dict[str, Any]:
-        return dataclasses.asdict(making.start(desk.run(run)))
+        return _said(making.start(desk.run(run)))
 
     @api.post("/made/{run}/stop")
     def stop_making(run: str) -> dict[str, Any]:
-        return dataclasses.asdict(making.stop(desk.run(run)))
+        return _said(making.stop(desk.run(run)))
 
     @api.get("/{key}")
     def about(key: str) -> dict[str, Any]:
-        return shelf.open(key).about()
+        return dict(folders.spelt(shelf.open(key).about()))
 
     @api.get("/{key}/places")
     def places(key: str, kind: str = "pca") -> Response:
@@ -119,15 +120,15 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/{key}/job")
     def job(key: str, kind: str) -> dict[str, Any]:
-        return dataclasses.asdict(shelf.open(key).job(kind))
+        return _said(shelf.open(key).job(kind))
 
     @api.post("/{key}/job")
     def start(key: str, kind: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
-        return dataclasses.asdict(shelf.open(key).start(kind))
+        return _said(shelf.open(key).start(kind))
 
     @api.post("/{key}/cancel")
     def cancel(key: str, kind: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
-        return dataclasses.asdict(shelf.open(key).cancel(kind))
+        return _said(shelf.open(key).cancel(kind))
 
     @api.post("/{key}/rows")
     def rows(key: str, numbers: Annotated[list[int], Body(embed=True, max_length=MOST)]) -> list[dict[str, Any]]:
@@ -145,6 +146,10 @@ def router(desk: Desk) -> APIRouter:
         return _alike(desk, shelf.open(key), question)
 
     return api
+
+
+def _said(state: State) -> dict[str, Any]:
+    return dict(folders.spelt(dataclasses.asdict(state)))
 
 
 def _alike(desk: Desk, table: OpenedTable, question: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from saccade.errors import UsageError
 from saccade.web.desk import Desk
+from saccade.web.folders import spelt
 from saccade.web.images import png
 
 if TYPE_CHECKING:
@@ -47,13 +48,13 @@ def router(desk: Desk) -> APIRouter:
     @api.get("/models")
     def models() -> list[dict[str, Any]]:
         return [
-            {"id": one.id, "name": one.name, "run": one.run, "fresh": one.fresh, "axes": one.axes}
+            {"id": one.id, "name": spelt(one.name), "run": one.run, "fresh": one.fresh, "axes": one.axes}
             for one in desk.choices()
         ]
 
     @api.get("/look")
     def look(found: Annotated[Any, Depends(seen)]) -> dict[str, Any]:
-        return found.about()
+        return found.about() | {"name": spelt(found.name)}
 
     @api.get("/picture")
     def picture(found: Annotated[Any, Depends(seen)]) -> Response:

@@ -11,9 +11,10 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 
@@ -24,6 +25,7 @@ from saccade.data.slides.source import SlideTiles
 from saccade.errors import SaccadeError, UsageError
 from saccade.hierarchy.settings import FILE, LEVELS, is_hierarchy, read_wanted, settings_of
 from saccade.reporting.files import RunFiles, read_run
+from saccade.store import storable
 from saccade.train.settings import DataConfig
 
 RUN, HEAD = "config.yaml", Path("head") / "head.json"
@@ -145,6 +147,15 @@ def told(error: SaccadeError) -> str:
 def without_places(words: str) -> str:
     """Of every path only the last part: where things lie here is nobody's business."""
     return re.sub(r"(?:[A-Za-z]:\\|(?:\.\.)?/)(?:[^\s:/\\]+[/\\])+", "", words)
+
+
+def spelt(answer: Any) -> Any:
+    """The same answer with text that can be sent: names of files may hold bytes that are none (store.storable)."""
+    if isinstance(answer, str):
+        return storable(answer)
+    if isinstance(answer, Mapping):
+        return {spelt(key): spelt(value) for key, value in answer.items()}
+    return [spelt(one) for one in answer] if isinstance(answer, list | tuple) else answer
 
 
 def named(place: str) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from saccade.errors import DataError
 from saccade.web.desk import UPLOAD_PIXELS, Desk, ImageOnDesk, Upload, read_upload
-from saccade.web.folders import named
+from saccade.web.folders import named, spelt
 
 STRIPE_PX, STRIPE_GREYS = 12, (96, 160)
 
@@ -53,7 +53,7 @@ def shown(key: str, one: ImageOnDesk | Upload) -> dict[str, Any]:
     if isinstance(one, Upload):
         return {"id": key, "name": one.name, "label": None, "split": None, "upload": True}
     known = {"name": named(one.record.id), "label": one.record.label, "split": one.record.split}
-    return {"id": key} | known | {"run": one.run.id, "index": one.index}
+    return {"id": key} | spelt(known) | {"run": one.run.id, "index": one.index}
 
 
 def check_pixels(data: bytes, name: str) -> None:

@@ -5,7 +5,6 @@ What a region is asked has the form of what the explorer asks of an image, with 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -46,7 +45,7 @@ def router(desk: Desk) -> APIRouter:
 
     @api.post("/{key}/looks")
     def start(key: str) -> dict[str, Any]:
-        return dataclasses.asdict(desk.region_looks.start(asked(key)))
+        return progress(desk.region_looks.start(asked(key)))
 
     @api.get("/{key}/looks")
     def state(key: str) -> dict[str, Any]:

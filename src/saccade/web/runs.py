@@ -38,19 +38,20 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/runs")
     def listed() -> list[dict[str, Any]]:
-        return [card_of(run, _read(run)) for run in desk.runs]
+        return [folders.spelt(card_of(run, _read(run))) for run in desk.runs]
 
     @api.get("/runs/{key}")
     def one(key: str) -> dict[str, Any]:
         run = desk.run(key)
         files = folders.files_of(run.folder)
-        return summary(run, files) | {
+        about = summary(run, files) | {
             "evaluate": evaluate_command(run.folder),
             "settings": flat(files.config),
             "evaluation": _evaluation(files.evaluation),
             "grey": _evaluation(files.evaluation_grey),
             "repairs": [plain(one) for one in files.repairs],
         }
+        return dict(folders.spelt(about))
 
     @api.get("/runs/{key}/report")
     def report(key: str) -> Response:

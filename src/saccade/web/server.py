@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from saccade.errors import SaccadeError, UsageError
 from saccade.web import atlas, explorer, images, regions, runs, slides, words
 from saccade.web.desk import Desk
+from saccade.web.folders import spelt
 from saccade.web.security import Gate, Keys
 
 STATIC = Path(__file__).parent / "static"
@@ -68,7 +69,7 @@ def _said(request: Request, error: Exception) -> JSONResponse:
     """What a person can act on, as the command line would say it."""
     assert isinstance(error, SaccadeError)
     known = {"what": error.what, "got": error.got, "expected": error.expected, "hint": error.hint}
-    return JSONResponse({key: str(value) for key, value in known.items() if value is not None}, 400)
+    return JSONResponse({key: spelt(str(value)) for key, value in known.items() if value is not None}, 400)
 
 
 # --- serving --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from saccade.web.desk import Desk, HierarchyOnDesk, OnDesk
 from saccade.web.explorer import numbers
-from saccade.web.folders import named
+from saccade.web.folders import named, spelt
 from saccade.web.images import striped, to_display
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def router(desk: Desk) -> APIRouter:
             {"id": key, "name": name, "run": run.id, "run_name": run.name, "kind": kind_of(run)}
             for key, run, name in found
         ]
-        return {"slides": slides, "missing": [dataclasses.asdict(one) for one in missing]}
+        return {"slides": spelt(slides), "missing": spelt([dataclasses.asdict(one) for one in missing])}
 
     @api.get("/{key}")
     def about(key: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def router(desk: Desk) -> APIRouter:
     @api.post("/{key}/looks")
     def start(key: str, model: str) -> dict[str, Any]:
         _, tiles, number = desk.slide(key)
-        return dataclasses.asdict(desk.slide_looks.start(look(model), key, tiles, number))
+        return progress(desk.slide_looks.start(look(model), key, tiles, number))
 
     @api.get("/{key}/looks")
     def state(key: str, model: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def router(desk: Desk) -> APIRouter:
         if number >= len(indices):
             raise HTTPException(404, "no such tile")
         image = desk.images(run, int(indices[number]), 1)[1][0]
-        return {"id": image.id, "name": named(image.record.id)}
+        return {"id": image.id, "name": spelt(named(image.record.id))}
 
     return api
 
@@ -130,7 +130,7 @@ def kind_of(run: OnDesk) -> str:
 
 def progress(state: State | None) -> dict[str, Any]:
     """How far a look at a slide is; nothing where nobody has asked for one."""
-    return {"done": 0, "total": 0, "ready": False, "error": ""} if state is None else dataclasses.asdict(state)
+    return {"done": 0, "total": 0, "ready": False, "error": ""} if state is None else spelt(dataclasses.asdict(state))
 
 
 def jpeg(pixels: np.ndarray) -> Response:

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from saccade.errors import UsageError
 from saccade.web.desk import Desk, is_text_model, model_names
+from saccade.web.folders import spelt
 
 if TYPE_CHECKING:
     from saccade.backbones.text import Positions, Reading
@@ -79,7 +80,7 @@ def router(desk: Desk) -> APIRouter:
     @api.get("/models")
     def models() -> list[dict[str, str]]:
         named = zip(shelf.models, [BUILT_IN, *model_names(list(shelf.models.values())[1:])])
-        return [{"id": key, "name": name} for key, name in named]
+        return [{"id": key, "name": spelt(name)} for key, name in named]
 
     @api.post("")
     def read(
