@@ -72,6 +72,24 @@ def test_contamination_is_refused(tmp_path):
     assert marked.protocol["overlap"] is True
 
 
+def test_what_a_run_held_out_says_nothing_of_other_images_of_the_same_names(tmp_path):
+    for folder, shown in (("one", list(range(40))), ("other", [100 + i // 4 * 2 + i % 2 for i in range(40)])):
+        for i, picture in enumerate(shown):  # in ``other`` every image is there twice: 0.png and 2.png, 1.png and 3.png
+            place = tmp_path / folder / "ab"[i % 2] / f"{i}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(picture).integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(place)
+    run = saccade.pretrain(tmp_path / "one", out=tmp_path / "run", backbone="resnet10_w8", settings=SMALL)
+    held_out = set(json.loads((run / "data.json").read_text())["held_out"])
+    assert len(held_out) == 12
+    assert "held out from pretraining" in saccade.evaluate([run], tmp_path / "one", options=QUICK).protocol["split"]
+    found = saccade.evaluate([run], tmp_path / "other", options=QUICK, out=tmp_path / "e")
+    assert "drawn as test part" in found.protocol["split"] and not found.protocol["overlap"]
+    settings = {"train.steps": 1, "train.batch": 4, "model.size_px": 32, "data.validation": 0.0}
+    tuned = saccade.finetune(run, tmp_path / "other", out=tmp_path / "tuned", settings=settings)
+    assert not tuned["protocol"]["overlap"]
+
+
 @ONE
 def test_two_models_side_by_side(run, tmp_path):
     found = saccade.evaluate([run, "random:resnet10_w8"], DATA, options=QUICK, out=tmp_path / "both")

@@ -14,7 +14,7 @@ from saccade.data.open import left_aside, open_source
 from saccade.data.slides.grid import Tiling
 from saccade.data.splits import Parts, choose_parts
 from saccade.errors import UsageError
-from saccade.evaluation.guard import check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
+from saccade.evaluation.guard import check_overlap, held_out_of, refuse_overlap, refuse_shared, seen_in_pretraining
 from saccade.evaluation.protocol import EvalReport, ProtocolConfig
 from saccade.evaluation.protocol import evaluate as run_protocol
 from saccade.evaluation.tables import to_csv, to_markdown
@@ -86,7 +86,7 @@ def evaluate(
     first = next(iter(loaded.values())).spec
     cache = decoded.at(first.size_px, first.channels)
     pretrained = [record for m in named if (record := runs.data_record(m)) is not None]
-    held_out = {name for record in pretrained for name in record.get("held_out", [])}
+    held_out = held_out_of(pretrained, cache.hashes)
     parts = choose_parts(cache.records, cache.hashes, seed=options.protocol.seed, held_out=held_out)
     overlap = _guard(pretrained, cache, parts, options.allow_overlap)
     tables = _tables(loaded, decoded, options, console)

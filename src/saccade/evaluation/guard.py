@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,16 @@ class Overlap:
 def seen_in_pretraining(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Every file a run has learned from, those of the runs its weights came from included."""
     return [*record["files"], *record.get("ancestors", [])] if record else []
+
+
+def held_out_of(records: Iterable[Mapping[str, Any]], hashes: Iterable[str]) -> set[str]:
+    """Ids of images that runs held out for evaluation, of those runs that have learned from images among ``hashes``.
+
+    Ids are names such as ``5.png``: in other data they name other images.
+    """
+    here = set(hashes)
+    known = [record for record in records if any(file["sha256"] in here for file in record["files"])]
+    return {name for record in known for name in record.get("held_out", [])}
 
 
 def check_overlap(
