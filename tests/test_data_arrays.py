@@ -115,3 +115,18 @@ def test_a_header_that_lies_about_its_shape(tmp_path):
     (tmp_path / "lie.npy").write_bytes(data.replace(b"(3, 4, 4), }     ", b"(3, 4, 400000), }"))
     with pytest.raises(DataError, match="not a whole array file"):
         open_source(tmp_path / "lie.npy")
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (np.array([0, 1, np.nan]), ["0", "1", None]),
+        (np.array([[2.0], [np.nan], [0.5]], np.float32), ["2", None, "0.5"]),
+        (np.array(["a", "", " "]), ["a", None, None]),
+        (np.array([b"a", b"", b"b"]), ["a", None, "b"]),
+        (np.array([True, False, True]), ["True", "False", "True"]),
+    ],
+)
+def test_missing_labels_are_no_class(tmp_path, labels, expected):
+    np.savez(tmp_path / "p.npz", images=np.zeros((3, 6, 5), np.uint8), labels=labels)
+    assert [record.label for record in open_source(tmp_path / "p.npz").records] == expected

@@ -195,6 +195,13 @@ def test_parquet_manifest(tmp_path):
     assert [r.label for r in open_source(tmp_path).records] == ["3", None]
 
 
+def test_a_missing_number_of_a_parquet_table_is_no_label(tmp_path):
+    write(tmp_path, {"1.png": png(1), "2.png": png(2)})
+    table = pyarrow.table({"path": ["1.png", "2.png"], "label": [0.5, float("nan")]})
+    pyarrow.parquet.write_table(table, tmp_path / "manifest.parquet")
+    assert [r.label for r in open_source(tmp_path).records] == ["0.5", None]
+
+
 def test_a_table_apart_from_the_images(tmp_path):
     write(tmp_path, {"data/a/1.png": png(1), "else/t.csv": "path,label\na/1.png,x\n"})
     assert open_source(tmp_path / "data", manifest=tmp_path / "else" / "t.csv").records[0].label == "x"

@@ -27,7 +27,8 @@ class ArraySource:
 
     ``.npz`` has ``train_images``, ``train_labels`` and the same for val and test, or ``images`` and ``labels``;
     ``.npy`` is one stack without labels, mapped and not loaded. [N Y X] and [N Y X 1] are grey, [N Y X 3] is
-    colour, [N T Y X] are volumes. Labels with several columns (multi-label) are left out. Pickled arrays are refused.
+    colour, [N T Y X] are volumes. Labels with several columns (multi-label) are left out, and so are those that are
+    missing: NaN or empty text. Pickled arrays are refused.
     """
 
     def __init__(self, path: Path):
@@ -44,7 +45,7 @@ class ArraySource:
             _check_labels(images, labels, f"{path}:{split or 'images'}")
             self._stacks.append(images)
             for i in range(len(images)):
-                label = str(labels[i].item()) if labels is not None and labels[i].size == 1 else None
+                label = _label(labels[i].item()) if labels is not None and labels[i].size == 1 else None
                 self.records.append(Record(id=f"{split or 'images'}/{i:06d}", label=label, split=split))
                 self._place.append((len(self._stacks) - 1, i))
         if not self.records:
@@ -157,6 +158,16 @@ def _layout(images: Any, name: str) -> Layout:
             hint="put the channels last, images.transpose(0, 2, 3, 1), and keep one or three of them",
         )
     return "volume"
+
+
+def _label(value: Any) -> str | None:
+    """A label as text: 1.0 and 1 are one class, as numbers with gaps are stored as floats; None where it is missing."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return text.strip() or None
 
 
 def _check_labels(images: np.ndarray, labels: np.ndarray | None, name: str) -> None:

@@ -121,7 +121,8 @@ def read_rows(data: bytes, name: str) -> list[dict[str, str]]:
     try:
         if name.lower().endswith(".parquet"):
             table = pyarrow.parquet.read_table(io.BytesIO(data))
-            rows = [{k.lower(): "" if v is None else str(v) for k, v in row.items()} for row in table.to_pylist()]
+            # A number that is missing is NaN in some tables and null in others.
+            rows = [{k.lower(): "" if v is None or v != v else str(v) for k, v in r.items()} for r in table.to_pylist()]
         else:
             text = data.decode("utf-8-sig")
             separator = max(",;\t", key=text.partition("\n")[0].count)
