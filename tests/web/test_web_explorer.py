@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from waiting import Late, until
+from waiting import Held, Late, refused, until
 
 from conftest import TABLET
 from saccade.backbones.build import build
@@ -306,6 +306,48 @@ def test_what_is_saved_is_what_is_shown(explorer):
         "() => [...document.querySelector('.map').getContext('2d').getImageData(56, 56, 1, 1).data].slice(0, 3)"
     )
     assert np.abs(centre.astype(int) - shown).max() <= 12
+
+
+def test_a_file_has_the_layer_of_its_numbers_while_another_is_on_its_way(explorer):
+    before = table(explorer)
+    rows = Held(explorer, "**/attention/rows?*layer=2&*")
+    explorer.get_by_label("Layer", exact=True).fill("2")
+    until(explorer, "document.querySelector('.slider output').textContent.startsWith('2 of')")
+    assert table(explorer) == before and before[0]["layer"] == "5"
+    assert "asks; layer 5," in saved(explorer, "svg").decode()
+    rows.let_go()
+    explorer.wait_for_load_state("networkidle")
+    after = table(explorer)
+    assert after[0]["layer"] == "2" and np.abs(values(after) - values(before)).max() > 1e-6
+
+
+def test_a_file_has_the_name_of_its_image_while_another_is_on_its_way(explorer):
+    def named() -> str:
+        with explorer.expect_download() as download:
+            explorer.locator("[data-save=csv]").click()
+        return download.value.suggested_filename
+
+    before, look = named(), Held(explorer, "**/attention/look?*")
+    explorer.locator(".thumbs button").nth(1).click()
+    until(explorer, "document.querySelector('[aria-busy]')")
+    assert named() == before
+    look.let_go()
+    until(explorer, DRAWN)
+    assert named() != before
+
+
+def test_numbers_that_do_not_come_are_said_and_the_controls_go_back(explorer, refusals):
+    refusals.append("status of 500")
+    before = table(explorer)
+    with refused(explorer, "**/attention/rows?*layer=2&*"):
+        explorer.get_by_label("Layer", exact=True).fill("2")
+        explorer.locator(".work > [role=alert]").wait_for()
+    assert "out of order" in explorer.locator(".work > [role=alert]").inner_text()
+    assert explorer.get_by_label("Layer", exact=True).input_value() == "5"
+    assert explorer.locator(".slider output").first.inner_text().startswith("5 of") and table(explorer) == before
+    explorer.get_by_label("Layer", exact=True).fill("2")
+    until(explorer, "document.querySelector('.work > [role=alert]').hidden")
+    assert table(explorer)[0]["layer"] == "2"
 
 
 def test_an_upload_is_shown(explorer, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from waiting import until
+from waiting import Held, refused, until
 
 from saccade.backbones.build import build
 from saccade.backbones.weights import save_model
@@ -209,6 +209,28 @@ def test_a_voxel_asks_and_the_numbers_are_the_networks(page, site, volumes):
     assert f"plane {most[0]}, row {most[1]}, column {most[2]}" in words
     share = float(re.search(r"with ([\d.]+) %", words).group(1))
     assert share == pytest.approx(100 * row.max(), rel=0.05)  # two digits are shown
+
+
+def test_numbers_that_do_not_come_are_said_and_the_controls_go_back(page, refusals):
+    refusals.append("status of 500")
+    before, layer = saved(page, "csv"), page.get_by_label("Layer", exact=True)
+    with refused(page, "**/attention/rows?*layer=2&*"):
+        layer.fill("2")
+        page.locator(".work > [role=alert]").wait_for()
+    assert layer.input_value() == "5" and saved(page, "csv") == before
+    layer.fill("2")
+    until(page, "document.querySelector('.work > [role=alert]').hidden")
+    assert b"attention,2,mean" in saved(page, "csv")[1]
+
+
+def test_a_file_has_the_name_of_its_volume_while_another_is_on_its_way(page):
+    before, look = saved(page, "csv"), Held(page, "**/attention/look?*")
+    page.locator(".thumbs button").nth(1).click()
+    until(page, "document.querySelector('[aria-busy]')")
+    assert saved(page, "csv") == before
+    look.let_go()
+    until(page, DRAWN)
+    assert saved(page, "csv")[0] != before[0]
 
 
 def test_what_lies_under_the_cross_follows_the_wheel(page):

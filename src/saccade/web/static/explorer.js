@@ -3,9 +3,10 @@
 import { json, live } from "./ask.js";
 import { addressOf, firstImage } from "./addressed.js";
 import { chooser } from "./chooser.js";
+import { difference } from "./difference.js";
 import { el, field, redraw, replace, say, select } from "./dom.js";
 import { choose, Look } from "./look.js";
-import { compact, correlation, percent, range, where } from "./maps.js";
+import { range, where } from "./maps.js";
 import { newest } from "./newest.js";
 import { explain, nothing } from "./pair.js";
 import { Overview, Panel } from "./panel.js";
@@ -101,7 +102,7 @@ class Explorer {
     const attention = !first || first.kind === "attention";
     const depth = first?.depth ?? 1, heads = first?.heads ?? 1;
     this.layerInput = el("input", { type: "range", min: 0, max: depth - 1, value: this.layer ?? depth - 1,
-      oninput: (event) => { this.layer = Number(event.target.value); this.refresh(true); }, onchange: () => this.remember() });
+      oninput: (event) => { this.layer = Number(event.target.value); this.refresh(true); }, onchange: () => this.refresh() });
     this.layerName = el("output");
     const headNames = [{ value: "mean", text: "mean of all" },
       ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h}` }))];
@@ -167,19 +168,17 @@ class Explorer {
 
   async reopen() {
     if (!this.image || !this.sides[0].model) return;
-    const still = this.openings();
+    const still = this.openings(), { image } = this;
     this.boxes.setAttribute("aria-busy", "true");
     // The first answer loads the network; later ones keep the picture before until they are there.
     if (!this.leading) replace(this.wait, waiting("The network is looking at the image."));
     const answers = await Promise.allSettled(this.sides.map((side) => side.model === "" ? null : Look.open({
-      model: side.model, image: this.image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
+      model: side.model, image: image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
       positions: side.positions }, this.signal)));
     if (!still() || this.signal.aborted) return;
     try {
-      this.settle(answers);
+      this.settle(answers, image);
       await this.refresh();
-    } catch (error) {
-      if (!this.signal.aborted && still()) this.complain(error);
     } finally {
       if (still()) {
         this.boxes.removeAttribute("aria-busy");
@@ -194,8 +193,10 @@ class Explorer {
   }
 
   // Every panel gets its look, or says why there is none.
-  settle(answers) {
+  settle(answers, image) {
     this.trouble.hidden = true;
+    this.painted = null;
+    this.of = image;
     answers.forEach(({ value: look, reason }, side) => {
       const panel = this.panels[side];
       panel.node.hidden = !look && !reason;
@@ -269,12 +270,31 @@ class Explorer {
   setAnswer(point) { this.answer = point; this.refresh(true); }
   setHead(head) { this.head = head; this.named(); this.refresh(); }
 
-  // `light`: only what follows the pointer.
+  // What they say; the numbers that are painted were asked for with it.
+  get controls() {
+    const { layer, head, kind, asked, pinned, answer, view } = this;
+    return { layer, head, kind, asked, pinned, answer, view: { ...view } };
+  }
+
+  // `light`: only what follows the pointer. Where the numbers do not come, the reason is said and the controls go back.
   async refresh(light = false) {
+    const still = this.drawings();
+    try {
+      await this.draw(light, still);
+    } catch (error) {
+      if (!still() || this.signal.aborted) return;
+      this.complain(error);
+      if (!this.painted) return;
+      Object.assign(this, this.painted, { view: { ...this.painted.view, size: this.view.size } }); // a size is asked of the look
+      this.tools();
+    }
+  }
+
+  async draw(light, still) {
     const shown = this.panels.filter(({ look }) => look);
     if (!shown.length) return;
     this.named();
-    const still = this.drawings();
+    const { controls } = this;
     const point = this.pinned || !this.hovered ? this.asked : this.hovered;
     const asked = shown.map(({ look }) => {
       const place = this.placeOf(look, point), kind = this.kindOf(look), layer = this.layerOf(look);
@@ -284,13 +304,15 @@ class Explorer {
     const waiting = asked.some(({ values }) => values instanceof Promise);
     const rows = waiting ? await Promise.all(asked.map(({ values }) => values)) : asked.map(({ values }) => values);
     if (!still() || this.signal.aborted) return;
+    this.painted = controls;
+    if (!light) this.trouble.hidden = true;
     const maps = asked.map(({ look, kind }, i) => choose(rows[i], look.tokens, look.prefix, this.headOf(look, kind)));
     const limits = this.view.same && maps.length === 2 && asked[0].kind === asked[1].kind ? range([...maps[0], ...maps[1]]) : null;
-    asked.forEach(({ look, place, kind }, i) => {
+    asked.forEach(({ look, place, kind, layer }, i) => {
       const pointed = this.answer === null ? null : this.placeOf(look, this.answer);
-      shown[i].draw(rows[i], kind, { ...this.view, head: this.headOf(look, kind), place, pointed, limits });
+      shown[i].draw(rows[i], kind, { ...this.view, image: this.of, layer, head: this.headOf(look, kind), place, pointed, limits });
     });
-    this.compare(asked, maps);
+    replace(this.difference, difference(asked, maps, this.sides[0].model === this.sides[1].model));
     if (!light) this.announce(asked[0], maps[0]);
     const lead = asked.findIndex(({ look }) => look === this.leading);
     await Promise.all([this.explainPair(asked[lead], rows[lead], still), this.drawAll(asked[lead], still)]);
@@ -298,22 +320,6 @@ class Explorer {
   }
 
   headOf(look, kind) { return kind !== "attention" || (this.head !== "mean" && this.head >= look.heads) ? "mean" : this.head; }
-
-  // Two maps of one size, patch by patch of the whole image, however they are laid out.
-  compare(asked, maps) {
-    const [a, b] = asked;
-    if (!b || a.look.grid.join() !== b.look.grid.join()) { replace(this.difference); return; }
-    const ordered = asked.map(({ look }, i) => maps[i].map((_, patch) => maps[i][look.placeOf(patch)]));
-    let most = 0;
-    for (let i = 0; i < ordered[0].length; i++) most = Math.max(most, Math.abs(ordered[0][i] - ordered[1][i]));
-    const same = a.kind !== "similarity" && b.kind !== "similarity";
-    replace(this.difference, "Patch by patch, put back in order, A and B differ by at most ",
-      el("strong", { "data-most": most }, same ? percent(most) : compact(most)), "; their correlation is ",
-      el("strong", null, compact(correlation(ordered[0], ordered[1]))), ".",
-      most < 1e-5 && (a.look.order || b.look.order) ? " Only the order has changed: this network does not know where a patch lies." : "",
-      most >= 1e-5 && Boolean(a.look.order) !== Boolean(b.look.order) && this.sides[0].model === this.sides[1].model
-        ? " The same patches in another order are not the same to this network: positions tell it." : "");
-  }
 
   announce({ look, place, kind }, map) {
     const most = map.indexOf(range(map).high);
@@ -353,8 +359,8 @@ class Explorer {
     this.all.hidden = kind !== "attention";
     this.allName.textContent = `All layers and heads${this.two ? ` of ${"AB"[this.looks.indexOf(look)]}` : ""}`;
     if (kind !== "attention" || !this.all.open) return;
-    const values = await look.fan(this.token(look, place), this.signal).catch(() => null);
-    if (values && still()) this.overview.draw(values, look, { layer: this.layer, head: this.headOf(look, kind) });
+    const values = await look.fan(this.token(look, place), this.signal).catch((error) => { this.all.hidden ||= still(); throw error; });
+    if (still()) this.overview.draw(values, look, { layer: this.layer, head: this.headOf(look, kind) });
   }
 
   // --- keys and the address -----------------------------------------------------------------------

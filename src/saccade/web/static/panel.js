@@ -26,6 +26,8 @@ export class Panel {
 
   setLook(look, name) {
     this.look = look;
+    this.shown = null; // the numbers are those of the look before
+    for (const part of [this.scale, this.words]) replace(part);
     this.trouble.hidden = true;
     this.canvas.hidden = false;
     const [height, width] = look.size_px;
@@ -64,7 +66,7 @@ export class Panel {
     return row * columns + column;
   }
 
-  // values [heads, tokens]; view: {head, keep, smooth, colour, place, pointed, limits}
+  // values [heads, tokens]; view: {head, keep, smooth, colour, place, pointed, limits}, and for what is saved {image, layer}
   draw(values, kind, view) {
     const { look } = this;
     const head = kind === "attention" ? view.head : "mean";
@@ -73,7 +75,7 @@ export class Panel {
     const own = range(look.there ? map.filter((_, i) => look.there[i]) : map), limits = view.limits ?? own;
     const inside = view.keep < 1 ? mask(map, view.keep) : null;
     const data = painted(map, limits, inside ?? look.there);
-    this.shown = { map, data, limits, inside, kind, head, place: view.place, values };
+    this.shown = { map, data, limits, inside, kind, head, place: view.place, view };
     this.paint(view);
     this.drawHeads(values, kind, view);
     this.say(map, values, kind, head, own, inside, view);

@@ -31,8 +31,8 @@ async function save(page, kind) {
   const shown = page.panels.filter((panel) => panel.look && panel.shown && !panel.node.hidden);
   if (!shown.length) return;
   const data = kind === "csv" ? new Blob([csv(page, shown)], { type: "text/csv" })
-    : kind === "svg" ? new Blob([drawing(page, shown)], { type: "image/svg+xml" }) : await picture(page, shown);
-  hand(data, fileName(page.image, kind));
+    : kind === "svg" ? new Blob([drawing(shown)], { type: "image/svg+xml" }) : await picture(shown);
+  hand(data, fileName(shown[0].shown.view.image, kind));
 }
 
 export function cell(text) {
@@ -44,9 +44,9 @@ export function cell(text) {
 function csv(page, shown) {
   const lines = ["panel,model,kind,layer,head,row,column,patch,value,shown"];
   shown.forEach((panel) => {
-    const { look, shown: { map, kind, head, inside } } = panel, side = page.panels.indexOf(panel);
+    const { look, shown: { map, kind, head, inside, view } } = panel, side = page.panels.indexOf(panel);
     const named = head === "mean" ? "mean" : head;
-    const layer = kind === "attention" ? look.layerName(Math.min(page.layer, look.depth - 1)) : "all";
+    const layer = kind === "attention" ? look.layerName(view.layer) : "all";
     map.forEach((value, place) => lines.push([
       "AB"[side], cell(look.name), kind, layer, named, Math.floor(place / look.grid[1]), place % look.grid[1],
       look.patchAt(place), value.toPrecision(8), inside && !inside[place] ? 0 : 1].join(",")));
@@ -73,12 +73,12 @@ function sizeOf(shown) {
   return { boxes, width, height: HEAD + Math.max(...boxes.map((box) => box.height)) + FOOT };
 }
 
-function asks(page, look, shown) {
+function asks(look, shown) {
   const who = shown.place === null ? (look.kind === "similarity" ? "the whole image" : "the class token")
     : `the patch in row ${Math.floor(shown.place / look.grid[1])}, column ${shown.place % look.grid[1]}`;
   if (shown.kind !== "attention") return `${shown.kind === "rollout" ? "rollout of" : "similarity to"} ${who}`;
   const head = shown.head === "mean" ? "mean of all heads" : `head ${shown.head}`;
-  return `${who} asks; layer ${look.layerName(Math.min(page.layer, look.depth - 1))}, ${head}`;
+  return `${who} asks; layer ${look.layerName(shown.view.layer)}, ${head}`;
 }
 
 function overlay(shown, look, box, x, y, smooth) {
@@ -101,33 +101,33 @@ function overlay(shown, look, box, x, y, smooth) {
   return `<g shape-rendering="crispEdges">${parts.join("")}</g>`;
 }
 
-function drawing(page, shown) {
-  const { boxes, width, height } = sizeOf(shown);
+function drawing(shown) {
+  const { boxes, width, height } = sizeOf(shown), { image: { name } } = shown[0].shown.view;
   let x = GAP;
   const parts = shown.map((panel, side) => {
-    const { look, shown: one } = panel, box = boxes[side], at = x;
+    const { look, shown: one } = panel, { view } = one, box = boxes[side], at = x;
     x += box.width + GAP;
-    const image = asPng(page.view.colour ? look.picture : look.greyPicture);
+    const image = asPng(view.colour ? look.picture : look.greyPicture);
     const number = one.kind === "similarity" ? compact : percent;
     const [rows, columns] = look.grid, wide = box.width / columns, high = box.height / rows;
     const mark = one.place === null ? "" : `<rect x="${at + (one.place % columns) * wide}" y="${HEAD + Math.floor(one.place / columns) * high}" ` +
       `width="${wide}" height="${high}" fill="none" stroke="#000" stroke-width="4"/><rect x="${at + (one.place % columns) * wide}" ` +
       `y="${HEAD + Math.floor(one.place / columns) * high}" width="${wide}" height="${high}" fill="none" stroke="#fff" stroke-width="2"/>`;
     return `<text x="${at}" y="26" font-size="15" font-weight="600">${escaped(panel.caption.textContent)}</text>` +
-      `<text x="${at}" y="48" font-size="13">${escaped(asks(page, look, one))}</text>` +
+      `<text x="${at}" y="48" font-size="13">${escaped(asks(look, one))}</text>` +
       `<image x="${at}" y="${HEAD}" width="${box.width}" height="${box.height}" preserveAspectRatio="none" href="${image}"/>` +
-      overlay(one, look, box, at, HEAD, page.view.smooth) + mark +
+      overlay(one, look, box, at, HEAD, view.smooth) + mark +
       `<text x="${at}" y="${HEAD + box.height + 20}" font-size="12">${escaped(`${number(one.limits.low)} to ${number(one.limits.high)}`)}` +
-      `${page.view.keep < 1 ? escaped(`; the patches that hold ${percent(page.view.keep)}`) : ""}</text>`;
+      `${view.keep < 1 ? escaped(`; the patches that hold ${percent(view.keep)}`) : ""}</text>`;
   });
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" ` +
-    `font-family="system-ui, sans-serif" fill="#1c1e21"><title>${escaped(page.image.name)}</title><rect width="100%" height="100%" fill="#fff"/>` +
-    `${parts.join("")}<text x="${GAP}" y="${height - 10}" font-size="12" fill="#5c6167">${escaped(page.image.name)} · saccade</text></svg>`;
+    `font-family="system-ui, sans-serif" fill="#1c1e21"><title>${escaped(name)}</title><rect width="100%" height="100%" fill="#fff"/>` +
+    `${parts.join("")}<text x="${GAP}" y="${height - 10}" font-size="12" fill="#5c6167">${escaped(name)} · saccade</text></svg>`;
 }
 
-async function picture(page, shown) {
+async function picture(shown) {
   const { width, height } = sizeOf(shown), dots = 2;
-  const url = URL.createObjectURL(new Blob([drawing(page, shown)], { type: "image/svg+xml" }));
+  const url = URL.createObjectURL(new Blob([drawing(shown)], { type: "image/svg+xml" }));
   const image = new Image();
   image.src = url;
   await image.decode();

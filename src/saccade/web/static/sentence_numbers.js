@@ -7,6 +7,7 @@ import { CanvasPainter, colours } from "./painter.js";
 import { apart } from "./reading.js";
 import { percent } from "./sentence.js";
 
+const TITLE = "Query, key and value";
 const whole = (value) => Math.round(value).toLocaleString("en");
 const short = (value) => (Object.is(value, -0) ? 0 : value).toFixed(2).replace("-", "−");
 
@@ -33,12 +34,18 @@ export class Numbers {
     const still = this.questions();
     const asks = units[state.asks], answers = units[state.answers];
     const head = state.head === "mean" ? this.strongestHead(asks, answers) : state.head;
-    const [found, row] = await Promise.all([
-      answers && source.pair ? source.pair(state.layer, head, asks.first, answers.first) : null,
-      source.lookUp(source.info.tokens[asks.first].id)]);
-    if (!still() || signal.aborted) return;
-    this.showPair(asks, answers, head, found);
-    this.showLookUp(source.info.tokens[asks.first], row);
+    try {
+      const [found, row] = await Promise.all([
+        answers && source.pair ? source.pair(state.layer, head, asks.first, answers.first) : null,
+        source.lookUp(source.info.tokens[asks.first].id)]);
+      if (!still() || signal.aborted) return;
+      this.showPair(asks, answers, head, found);
+      this.showLookUp(source.info.tokens[asks.first], row);
+    } catch (error) {
+      if (!still() || signal.aborted) return;
+      this.look.hidden = true;
+      replace(this.pair, el("h2", null, TITLE), el("p", { class: "note", role: "alert" }, error.message));
+    }
   }
 
   // The head in which this pair's weight is largest; of the mean there is no single query and key.
@@ -52,7 +59,7 @@ export class Numbers {
 
   showPair(asks, answers, head, found) {
     this.pair.hidden = !this.view.source.pair;
-    const title = el("h2", null, "Query, key and value");
+    const title = el("h2", null, TITLE);
     const words = el("p", null, "Every word makes three vectors. The ", el("strong", null, "query"), " is what it asks, the ",
       el("strong", null, "key"), " what it offers, the ", el("strong", null, "value"),
       " what it hands over. How well a query fits a key is their product, number by number, summed: q·k.");

@@ -23,6 +23,7 @@ export class SentenceView {
   constructor(root, signal) {
     this.signal = signal;
     this.state = { layer: 0, head: "mean", tokens: false, special: false, asks: -1, answers: -1, hover: -1 };
+    this.next = {}; // what was chosen and has no numbers yet: {source, layer, head, tokens, special}
     this.cache = new Map();
     this.loads = newest();
     this.lines = el("canvas", { tabindex: 0, role: "application", class: "sentence-lines" });
@@ -32,8 +33,9 @@ export class SentenceView {
     this.controls = el("div", { class: "row sentence-controls noprint" });
     this.title = el("p", { class: "sentence-title" });
     this.note = el("p", { class: "soft" });
+    this.trouble = el("div", { class: "note", role: "alert", hidden: true });
     this.numbers = new Numbers(this);
-    root.append(this.controls, this.title, el("div", { class: "sentence-wide" }, this.lines), this.note,
+    root.append(this.controls, this.trouble, this.title, el("div", { class: "sentence-wide" }, this.lines), this.note,
       el("div", { class: "sentence-two" },
         el("section", { class: "card" }, el("h2", null, "Who looks at whom"),
           el("p", { class: "soft" }, "Rows ask, columns answer; every row sums to 100 %."), this.matrix),
@@ -45,19 +47,15 @@ export class SentenceView {
   // --- what is shown ---------------------------------------------------------------------------------
 
   async open(source) {
-    const { info } = (this.source = source);
-    this.cache.clear();
-    const state = this.state;
-    if (!(info.layers ?? [state.layer]).includes(state.layer)) state.layer = info.layers[0];
-    state.layer = Math.min(state.layer, info.depth - 1);
-    if (state.head !== "mean" && state.head >= info.heads) state.head = "mean";
-    state.answers = state.hover = -1;
-    state.asks = this.units()[state.first] ? state.first : this.firstShown(state.wanted);
-    state.wanted = state.first = undefined;
+    const { info } = source, { layer, head } = this.chosen;
+    const kept = (info.layers ?? [layer]).includes(layer) ? layer : info.layers[0];
+    Object.assign(this.next, { source, layer: Math.min(kept, info.depth - 1), head: head !== "mean" && head >= info.heads ? "mean" : head });
     this.makeControls();
     await this.load();
-    this.numbers.opened();
   }
+
+  // What the controls say: the state, and what was chosen since.
+  get chosen() { return { source: this.source, ...this.state, ...this.next }; }
 
   // Which way the text runs: by its first letter.
   get direction() { return directionOf(this.source.info.text) ?? "ltr"; }
@@ -74,16 +72,45 @@ export class SentenceView {
     return named >= 0 ? named : units.findIndex((unit) => !unit.special);
   }
 
-  // Everything that depends on layer, head and unit; the word that asks only changes what is drawn.
+  // Everything that depends on text, layer, head and unit; the word that asks only changes what is drawn. What was chosen
+  // becomes the state when its numbers are there, so what is painted, told and saved is of one layer. Throws what the source does.
   async load() {
-    const { state, source } = this, { layer, head } = state;
-    const still = this.loads();
-    const count = source.info.tokens.length;
-    const weights = await this.weights(layer, head);
-    if (!still()) return;
-    const all = count <= WHOLE_TOKENS ? await this.kept(`layer ${layer}`, () => source.layer(layer)) : null;
+    const still = this.loads(), { source, layer, head } = this.chosen, count = source.info.tokens.length;
+    let weights, all;
+    try {
+      weights = await this.weights(source, layer, head);
+      all = count <= WHOLE_TOKENS ? await this.kept(source, `layer ${layer}`, () => source.layer(layer)) : null;
+    } catch (error) {
+      if (!still()) return;
+      this.next = {};
+      if (this.source) this.makeControls(); else replace(this.controls);
+      throw error;
+    }
     if (!still() || this.signal.aborted) return;
-    const units = this.units();
+    this.trouble.hidden = true;
+    const opened = this.settle();
+    this.show(weights, all);
+    if (opened) this.numbers.opened(); else this.numbers.chosen();
+  }
+
+  // What was chosen is the state from now on; the word that asks stays, as far as it is there. Whether another text was opened.
+  settle() {
+    const { state, next: { source, ...next } } = this, before = this.source && this.units()[state.asks];
+    const others = "tokens" in next && next.tokens !== state.tokens;
+    this.next = {};
+    Object.assign(state, next);
+    if (source) {
+      this.source = source;
+      state.asks = this.units()[state.first] ? state.first : this.firstShown(state.wanted);
+      state.wanted = state.first = undefined;
+    } else if (others) state.asks = Math.max(0, this.units().findIndex((unit) => unit.first <= before.first && before.first <= unit.last));
+    if (source || others) state.answers = state.hover = -1;
+    return Boolean(source);
+  }
+
+  // weights [N N] of what is looked at; all [H N N], or null where there are too many tokens.
+  show(weights, all) {
+    const { state, source } = this, units = this.units(), count = source.info.tokens.length;
     this.whole = state.tokens ? weights : merge(weights, count, units);
     this.shown = units.map((_, i) => i).filter((i) => state.special || !units[i].special || i === state.asks);
     this.names = this.shown.map((i) => units[i].text);
@@ -100,18 +127,20 @@ export class SentenceView {
     this.tell();
   }
 
-  async weights(layer, head) {
-    const count = this.source.info.tokens.length;
-    if (count > WHOLE_TOKENS) return this.kept(`head ${layer} ${head}`, () => this.source.head(layer, head));
-    const all = await this.kept(`layer ${layer}`, () => this.source.layer(layer));
+  async weights(source, layer, head) {
+    const count = source.info.tokens.length;
+    if (count > WHOLE_TOKENS) return this.kept(source, `head ${layer} ${head}`, () => source.head(layer, head));
+    const all = await this.kept(source, `layer ${layer}`, () => source.layer(layer));
     if (head !== "mean") return all.subarray(head * count * count, (head + 1) * count * count);
     const heads = all.length / count ** 2, mean = new Float32Array(count * count);
     for (let i = 0; i < all.length; i++) mean[i % mean.length] += all[i] / heads;
     return mean;
   }
 
-  // Answers by question; the newest two dozen.
-  async kept(key, ask) {
+  // Answers of one source by question; the newest two dozen.
+  async kept(source, key, ask) {
+    if (this.cached !== source) this.cache.clear();
+    this.cached = source;
     if (!this.cache.has(key)) {
       const answer = ask();
       this.cache.set(key, answer);
@@ -203,7 +232,7 @@ export class SentenceView {
     if (unit < 0 || unit === this.state.asks) return;
     const hidden = !this.shown.includes(this.state.asks) || this.units()[this.state.asks].special;
     this.state.asks = unit;
-    if (hidden) { this.load(); return; }
+    if (hidden) { this.change({}); return; }
     this.soon();
     this.tell();
     this.numbers.chosen();
@@ -217,18 +246,17 @@ export class SentenceView {
   }
 
   change(values) {
-    const before = this.units()[this.state.asks];
-    Object.assign(this.state, values);
-    if ("tokens" in values) {
-      this.state.asks = Math.max(0, this.units().findIndex((unit) => unit.first <= before.first && before.first <= unit.last));
-      this.state.answers = -1;
-    }
+    Object.assign(this.next, values);
     this.makeControls();
-    return this.load().then(() => this.numbers.chosen());
+    return this.load().catch((error) => {
+      if (this.signal.aborted) return;
+      this.trouble.hidden = false;
+      replace(this.trouble, error.message);
+    });
   }
 
   makeControls() {
-    const { state } = this, { info } = this.source;
+    const state = this.chosen, { info } = state.source;
     const layers = info.layers ?? [...Array(info.depth).keys()];
     const layer = el("input", { type: "range", min: 0, max: layers.length - 1, step: 1, value: layers.indexOf(state.layer),
       oninput: () => this.change({ layer: layers[Number(layer.value)] }), "aria-valuetext": `layer ${state.layer}` });

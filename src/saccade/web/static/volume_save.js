@@ -7,7 +7,7 @@ import { cell, fileName, hand, saveButtons } from "./save.js";
 
 const GAP = 16, LINE = 22, RAMP = 256;
 
-// page: {sides, image, layer}
+// page: {sides, of: the image that they show}
 export function volumeSaver(page, complain) {
   return saveButtons({ png: "PNG", csv: "CSV", nifti: "NIfTI" }, (kind) => save(page, kind).catch(complain));
 }
@@ -15,13 +15,13 @@ export function volumeSaver(page, complain) {
 async function save(page, kind) {
   const shown = page.sides.filter((side) => side.map);
   if (!shown.length) return;
-  if (kind === "csv") hand(new Blob([table(shown)], { type: "text/csv" }), fileName(page.image, "csv"));
-  else if (kind === "png") hand(await picture(shown, page.image), fileName(page.image, "png"));
+  if (kind === "csv") hand(new Blob([table(shown)], { type: "text/csv" }), fileName(page.of, "csv"));
+  else if (kind === "png") hand(await picture(shown, page.of), fileName(page.of, "png"));
   else for (const side of shown) {
     const { view, look } = side, beside = shown.length > 1 ? `-${side.letter}` : "";
     const query = { ...look.query, token: side.token(side.asked), layer: view.layer, rollout: view.kind === "rollout",
       head: view.head === "mean" ? undefined : view.head, keep: view.keep < 1 ? view.keep : undefined };
-    hand(await blob("attention/nifti", query), fileName(page.image, "nii.gz", beside));
+    hand(await blob("attention/nifti", query), fileName(page.of, "nii.gz", beside));
   }
 }
 

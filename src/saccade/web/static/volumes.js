@@ -107,20 +107,18 @@ class Volumes {
     this.settle(answers);
     replace(this.views, this.sides.filter(({ model }) => model !== "").map((side) => side.node));
     this.drawTools();
-    try {
-      await this.refresh();
-      this.openSolid(still);
-    } catch (error) {
-      if (still()) this.complain(error);
-    } finally {
-      if (still()) { this.root.removeAttribute("aria-busy"); replace(this.wait); }
-    }
+    await this.refresh();
+    if (!still()) return;
+    this.root.removeAttribute("aria-busy");
+    replace(this.wait);
+    this.openSolid(still);
   }
 
   // Every side gets its look, or says why there is none. The voxels that were chosen stay where they are in the volume.
   settle(answers) {
-    const anew = this.of !== this.image.id, before = anew ? this.seen[0]?.look.cube_mm ?? null : null;
-    this.of = this.image.id;
+    const anew = this.of?.id !== this.image.id, before = anew ? this.seen[0]?.look.cube_mm ?? null : null;
+    this.of = this.image;
+    this.painted = null;
     answers.forEach(({ value, reason }, i) => {
       const side = this.sides[i], name = this.models.find(({ id }) => id === side.model)?.name;
       side.title = `${this.two ? `${side.letter}: ` : ""}${name}`;
@@ -148,7 +146,7 @@ class Volumes {
       const solid = await Solid.open(this.solidCanvas, side.look.cube, side.look.size_px, side.look.grid);
       if (!still() || this.signal.aborted) return;
       this.solid = solid;
-      this.solid.show(side.map, side.inside);
+      if (side.map) this.solid.show(side.map, side.inside);
       this.solidCanvas.dataset.drawn = "yes";
     } catch (error) {
       this.solidCanvas.parentNode.hidden = true;
@@ -190,13 +188,28 @@ class Volumes {
     return { kind, head, layer: kind === "similarity" ? 0 : Math.min(this.layer, look.depth - 1), keep: this.keep, smooth: this.smooth };
   }
 
+  // Where the numbers do not come, the reason is said and the controls go back to what is shown.
   async refresh() {
-    const { seen } = this, still = this.drawings();
+    const still = this.drawings();
+    try {
+      await this.draw(still);
+    } catch (error) {
+      if (!still() || this.signal.aborted) return;
+      this.complain(error);
+      Object.assign(this, this.painted);
+      this.drawTools();
+    }
+  }
+
+  async draw(still) {
+    const { seen, layer, head, kind, keep, smooth, asked: asking } = this;
     if (!seen.length) return;
     const asked = seen.map((side) => (this.asked === null ? null : side.patchOf(side.toVoxel(this.asked))));
     const views = seen.map((side) => this.viewOf(side));
     const rows = await Promise.all(seen.map((side, i) => side.look.rows(views[i].kind, views[i].layer, side.token(asked[i]), this.signal)));
     if (!still() || this.signal.aborted) return;
+    this.painted = { layer, head, kind, keep, smooth, asked: asking };
+    this.trouble.hidden = true;
     seen.forEach((side, i) => side.set(rows[i], views[i], asked[i]));
     this.paint();
     const [first] = this.sides;
