@@ -316,7 +316,7 @@ class Explorer {
     if (!light) this.announce(asked[0], maps[0]);
     const lead = asked.findIndex(({ look }) => look === this.leading);
     await Promise.all([this.explainPair(asked[lead], rows[lead], still), this.drawAll(asked[lead], still)]);
-    if (!light) this.remember();
+    if (!light && still() && !this.signal.aborted) this.remember();
   }
 
   headOf(look, kind) { return kind !== "attention" || (this.head !== "mean" && this.head >= look.heads) ? "mean" : this.head; }
