@@ -161,7 +161,7 @@ def test_hostile_names_are_shown_not_run(window, tables):
     with window.expect_download() as saved:
         window.locator("[data-save=csv]").click()
     rows = list(csv.DictReader(io.StringIO(saved.value.path().read_text())))
-    assert len(rows) == 64 and {row["selected"] for row in rows} == {"1"}
+    assert len(rows) == 64 and {row["map_selected"] for row in rows} == {"1"}
     assert sum(row["label"] == "'" + HOSTILE[6] for row in rows) == 8  # no formula in a spreadsheet
     assert {row["label"] for row in rows} >= set(HOSTILE[:6])
     assert window.title() == "Map · saccade"
@@ -270,6 +270,46 @@ def test_clusters_and_the_legend(window, tables):
     with window.expect_download() as saved:
         window.locator("[data-save=png]").click()
     assert saved.value.path().read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def taken(site, tmp_path):
+    """A table on the desk whose columns have the names of what the map makes."""
+    rng, own = np.random.default_rng(1), [f"own {i}" for i in range(12)]
+    taken = dict.fromkeys(("row", "x", "y", "selected", "map_x", "cluster (k-means)"), own)
+    taken["cluster"] = ["mine", "yours"] * 6
+    nothing = [None] * 12
+    features = rng.standard_normal((12, 8)).astype(np.float32)
+    ids = [f"{i}.png" for i in range(12)]
+    save_table(tmp_path / "taken.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}, taken))
+    before, site.desk.tables = site.desk.tables, (str(tmp_path / "taken.parquet"),)
+    yield own
+    site.desk.tables = before
+
+
+def test_columns_of_the_names_that_the_map_makes_stay_as_they_are(window, site, taken):
+    open_map(window)
+    window.wait_for_selector(".legend li")
+    colour = window.get_by_label("Colour and shape by")
+    colour.select_option("cluster")
+    until(window, "document.querySelector('.legend .name').innerText === 'mine'")
+    colour.select_option("cluster (k-means) (k-means)")
+    window.get_by_label("Clusters").fill("3")
+    window.get_by_label("Clusters").press("Enter")
+    until(window, "document.querySelectorAll('.legend .entry').length === 3")
+    with window.expect_download() as saved:
+        window.locator("[data-save=csv]").click()
+    rows = list(csv.DictReader(io.StringIO(saved.value.path().read_text())))
+    for name in ("row", "x", "y", "selected", "map_x", "cluster (k-means)"):
+        assert [row[name] for row in rows] == taken
+    assert {row["cluster"] for row in rows} == {"mine", "yours"}
+    assert {row["cluster (k-means) (k-means)"] for row in rows} == {"cluster 1", "cluster 2", "cluster 3"}
+    assert len({float(row["map_x_"]) for row in rows}) == len({float(row["map_y"]) for row in rows}) == 12
+    assert {row["map_selected"] for row in rows} == {"0"}
+    colour.select_option("cluster")
+    until(window, "document.querySelector('.legend .name').innerText === 'mine'")
+    ask_the_first_point(window)
+    assert window.locator(".near [role=alert]").count() == 0 and window.locator(".hits li").count() == 10
 
 
 def test_tsne_in_the_background_is_cancelled_and_made(window, tables):

@@ -110,7 +110,7 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/{key}/values")
     def values(key: str, name: str, clusters: int | None = None) -> list[str]:
-        """The values of a column, the most frequent first; ``clusters``: so many in the column of that name."""
+        """The values of a column, the most frequent first; ``clusters``: so many in the one that is made."""
         return shelf.open(key).column(name, clusters)[0]
 
     @api.get("/{key}/codes")
@@ -133,7 +133,7 @@ def router(desk: Desk) -> APIRouter:
     @api.post("/{key}/rows")
     def rows(key: str, numbers: Annotated[list[int], Body(embed=True, max_length=MOST)]) -> list[dict[str, Any]]:
         table = shelf.open(key)
-        return [{"row": number} | table.row(number) for number in numbers]
+        return [table.row(number) | {"row": number} for number in numbers]
 
     @api.get("/{key}/thumb/{number}")
     def thumb(key: str, number: int, side: Annotated[int, Query(ge=16, le=512)] = 128) -> Response:

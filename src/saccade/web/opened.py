@@ -55,7 +55,10 @@ class OpenedTable:
         self._beyond: list[dict[str, str | None]] = []
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
-        self._clustering, self._clusters = threading.Lock(), 0
+        self._clustering, self._clusters = threading.Lock(), (0, list[str]())
+        self.cluster = CLUSTER  # the column that is made here; a table may have one of that name
+        while self.cluster in self._columns:
+            self.cluster += " (k-means)"
 
     @cached_property
     def _pca(self) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +77,7 @@ class OpenedTable:
             "columns": [
                 name for name in self.store.columns if name not in ("id", "sha256") and any(self._columns[name])
             ],
+            "cluster": self.cluster,
             "indexed": self.store.indexed,
             "approximate": approximates(self.store, None),
             "pictures": self.pictures.missing(),
@@ -94,9 +98,11 @@ class OpenedTable:
     def column(self, name: str, clusters: int | None = None) -> tuple[list[str], np.ndarray]:
         """The values of a column, the most frequent first, and the number of each row's value [N].
 
-        clusters   number of centres (k-means) of the column ``cluster``, which is made when it is asked for
+        clusters   number of centres (k-means) of the column ``self.cluster``, which is made when it is asked for
         """
-        named = self._clustered(clusters) if name == CLUSTER and clusters is not None else self._columns.get(name)
+        named: Sequence[str | None] | None = self._columns.get(name)
+        if name == self.cluster and clusters is not None:
+            named = self._clustered(clusters)
         if named is None:
             raise unknown("column", name, self._columns)
         held = np.array([value or "" for value in named], dtype=object)
@@ -106,13 +112,12 @@ class OpenedTable:
         rank[order] = np.arange(len(values))
         return [str(values[i]) for i in order], rank[codes]
 
-    def _clustered(self, count: int) -> list[str | None]:
+    def _clustered(self, count: int) -> list[str]:
         with self._clustering:
-            if self._clusters != count:
+            if self._clusters[0] != count:
                 found = projection.clusters(self.table.features, count)
-                self._columns[CLUSTER] = [f"cluster {number + 1}" for number in found.tolist()]
-                self._clusters = count
-            return self._columns[CLUSTER]
+                self._clusters = count, [f"cluster {number + 1}" for number in found.tolist()]
+            return self._clusters[1]
 
     def job(self, kind: str) -> State:
         """Where the making of a map stands."""

@@ -11,7 +11,7 @@ import { begin, waiting } from "./waiting.js";
 
 const KINDS = { pca: "PCA", tsne: "t-SNE", umap: "UMAP" };
 const GONE = "is no longer there: its folder was moved or deleted.";
-const CLUSTER = "cluster", LISTED = 48, POLL = 400;
+const LISTED = 48, POLL = 400;
 
 export async function show(root, context) {
   const { signal, query } = context;
@@ -85,7 +85,7 @@ class Atlas {
   constructor(root, signal, table, about, query) {
     Object.assign(this, { root, signal, name: table.name, table: table.id, about });
     this.kind = "pca";
-    this.column = ["label", "group", "split", ...about.columns].find((name) => about.columns.includes(name)) ?? CLUSTER;
+    this.column = ["label", "group", "split", ...about.columns].find((name) => about.columns.includes(name)) ?? about.cluster;
     if (about.columns.includes(query.get("colour"))) this.column = query.get("colour");
     this.clusters = 8;
     this.hidden = new Set();
@@ -120,11 +120,11 @@ class Atlas {
     const { about } = this;
     this.kinds = el("div", { class: "group", role: "group", "aria-label": "Kind of map" }, about.kinds.map(({ kind, missing }) =>
       el("button", { type: "button", "data-kind": kind, "aria-pressed": String(kind === this.kind), title: missing ?? "", onclick: () => this.want(kind, missing) }, KINDS[kind])));
-    const colours = [...about.columns, CLUSTER].map((name) => ({ value: name, text: name }));
+    const colours = [...about.columns, about.cluster].map((name) => ({ value: name, text: name }));
     this.count = el("input", { type: "number", min: 2, max: 50, value: this.clusters, style: { width: "5rem" }, onchange: () => {
       this.clusters = Math.max(2, Math.min(50, Math.round(Number(this.count.value)) || 8));
       this.count.value = this.clusters;
-      this.setColumn(CLUSTER);
+      this.setColumn(about.cluster);
     } });
     this.countField = field("Clusters", this.count);
     const modes = ["move", "lasso"].map((mode) => el("button", { type: "button", "data-mode": mode, "aria-pressed": String(mode === "move"), onclick: () => {
@@ -198,14 +198,14 @@ class Atlas {
 
   // The values of a column, and which of them each row has.
   read(name) {
-    const asked = { name, clusters: name === CLUSTER ? this.clusters : null };
+    const asked = { name, clusters: name === this.about.cluster ? this.clusters : null };
     return Promise.all([json(`atlas/${this.table}/values`, asked, this.signal), floats(`atlas/${this.table}/codes`, asked, this.signal)]);
   }
 
   async setColumn(name) {
     const still = this.colourings();
     try {
-      this.countField.hidden = name !== CLUSTER;
+      this.countField.hidden = name !== this.about.cluster;
       const [values, codes] = await this.read(name);
       if (!still()) return;
       Object.assign(this, { column: name, values });
@@ -337,15 +337,16 @@ class Atlas {
   }
 
   async saveRows(rows, word) {
-    const names = ["id", ...this.about.columns, ...(this.column === CLUSTER ? [CLUSTER] : [])], columns = {};
+    const { cluster } = this.about, names = ["id", ...this.about.columns, ...(this.column === cluster ? [cluster] : [])], columns = {};
     for (const name of names) {
       const [values, codes] = await this.read(name);
       columns[name] = (row) => values[codes[row]];
     }
     const { places, chosen } = this.plot.scatter;
-    columns.x = (row) => places[2 * row].toPrecision(6);
-    columns.y = (row) => places[2 * row + 1].toPrecision(6);
-    columns.selected = (row) => (chosen?.[row] ? 1 : 0);
+    const free = (name) => (names.includes(name) ? free(`${name}_`) : name); // the table's own columns stay
+    columns[free("map_x")] = (row) => places[2 * row].toPrecision(6);
+    columns[free("map_y")] = (row) => places[2 * row + 1].toPrecision(6);
+    columns[free("map_selected")] = (row) => (chosen?.[row] ? 1 : 0);
     download(csv(rows, columns), `${this.name.replace(/[^A-Za-z0-9._-]+/g, "-")}-${word}.csv`, "text/csv");
   }
 }
