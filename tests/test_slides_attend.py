@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -72,6 +73,30 @@ def test_ranges_are_those_of_all_scores_and_the_bar_says_where_colours_end(slide
     )
     assert Heat("a", coords[:4], 4.0, np.zeros(4)).marks == ("0", "0")
     assert dataclasses.replace(heat, scores=np.array([0.0, 0.0, 1.0, 1.0])).marks == ("0", "1")
+
+
+def test_squares_are_as_high_as_they_are_where_pixels_are_not_square(tmp_path):
+    cells = np.array([(0, 0), (3, 0), (5, 1), (19, 3)])  # (row, column); in the last row a wrong height adds up
+    coords = np.rint(cells[:, ::-1] * np.array([64.0, 32 / 0.6])).astype(np.int64)
+    heat = Heat("a", coords, 64.0, np.arange(4.0), 32 / 0.6)
+    values = heat.sampled(0, (1100, 300), 1.0)
+    for (x, y), score in zip(coords, heat.scores):
+        assert (values[y + 1 : y + 52, x + 1 : x + 63] == score).all()
+    assert np.isfinite(values).sum() == pytest.approx(4 * 64 * 32 / 0.6, rel=0.02)
+    for feature, (x, y) in zip(features(heat), coords.tolist()):
+        assert feature["geometry"]["coordinates"][0][2] == [x + 64, round(y + 32 / 0.6, 2)]
+    lines = heat.save_csv(tmp_path / "a.csv").read_text().splitlines()
+    assert lines[0] == "x,y,side,side_y,score" and lines[1].startswith("0,0,64.000,53.333,")
+    tags = {"resolution": (1e4 / 0.5, 1e4 / 0.6), "resolutionunit": "CENTIMETER"}
+    path = tmp_path / "oblong.tif"
+    tifffile.imwrite(path, on_glass(texture(900, 700), 40), tile=(128, 128), photometric="rgb", **tags)
+    for options in (SlideOptions(tiling=CUT), SlideOptions(level="patch", tiling=CUT)):
+        found = api.attend_slide("random:vit_micro_patch8", path, options=options).heat
+        assert found.sides_px[0] * 0.6 == pytest.approx(found.sides_px[1] * 0.5)
+        cells = found.coords[:, ::-1] / found.sides_px
+        assert np.abs(cells - np.rint(cells)).max() < 0.05
+    written = open_slide(save_tiff(tmp_path / "heat.tif", open_slide(path), found))
+    assert written.spacing_um == pytest.approx((0.6, 0.5), rel=1e-3)
 
 
 def test_geojson_is_what_qupath_documents(heat, tmp_path):

@@ -10,17 +10,19 @@ import time
 import h5py
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from made_slides import on_glass, texture, with_holes, write_slide
 from saccade import api, config
+from saccade.data.grids import GridSource, cells_of
 from saccade.data.open import open_source
 from saccade.data.slide_cache import stream_tiles
 from saccade.data.slides.grid import Tiling
 from saccade.data.slides.stream import TileStore, Wanted
 from saccade.errors import DataError, StorageError, TooManyDamaged, UsageError
 from saccade.evaluation.protocol import ProtocolConfig
-from saccade.exchange import SlideFeatures, load_features, load_h5, save_features
+from saccade.exchange import SlideFeatures, about_step, load_features, load_h5, save_features, step_of
 from saccade.finetuning import FinetuneOptions
 from saccade.measuring import EvaluateOptions
 from saccade.runs import read_json, read_metrics
@@ -174,6 +176,52 @@ def test_what_the_processes_read_is_what_the_source_reads(tiles):
     store.close()
     with pytest.raises(StorageError, match="process that reads slides ended"):
         store.images(np.array([7]))
+
+
+@pytest.fixture(scope="module")
+def oblong(tmp_path_factory):
+    """A slide whose pixels are 0.5 micrometres wide and 0.6 high."""
+    path = tmp_path_factory.mktemp("oblong") / "oblong.tif"
+    tags = {"resolution": (1e4 / 0.5, 1e4 / 0.6), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(path, on_glass(texture(900, 700, grain=2.0), 40), tile=(128, 128), photometric="rgb", **tags)
+    return path
+
+
+def test_pixels_that_are_not_square_are_read_alike_by_every_process(oblong):
+    tiles = open_source(oblong, tiling=CUT)
+    assert tiles.slides[0].spacing_um == pytest.approx((0.6, 0.5))
+    store = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=1, max_bad=0, say=print)
+    chosen = np.array([3, len(tiles) // 2, len(tiles) - 1])
+    assert np.array_equal(store.images(chosen), np.stack([tiles.read(int(k)).pixels for k in chosen]))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".parquet"])
+def test_rows_of_a_slide_whose_pixels_are_not_square_keep_their_places(oblong, tmp_path, suffix):
+    grid = open_source(oblong, tiling=CUT).grid(0)
+    about = {"slide": "oblong.tif", "mpp": 1.0, "tile_px": 32, **about_step(*grid.step_px)}
+    file = tmp_path / f"oblong{suffix}"
+    save_features(file, SlideFeatures(grid.coords, np.eye(len(grid), 8, dtype=np.float32), about))
+    found = load_features(file)
+    assert step_of(found.about) == grid.step_px and grid.step_px == pytest.approx((32 / 0.6, 32 / 0.5))
+    assert np.array_equal(cells_of(found), grid.cells)
+    blocks = GridSource("x", [file], side=4, least=0.25)
+    assert len({block.top for block in blocks.blocks}) > 2
+    for (x, y), block in zip(blocks.places, blocks.blocks):
+        assert (x, y) == (round(block.left * grid.step_px[1]), round(block.top * grid.step_px[0]))
+    square = SlideFeatures(found.coords, found.features, {"tile_px_level0": 64.0})
+    assert step_of(square.about) == (64.0, 64.0) and about_step(64.0, 64.0) == {"tile_px_level0": 64.0}
+
+
+def test_features_of_a_slide_whose_pixels_are_not_square_are_made_again_where_rows_were_lost(oblong, tmp_path):
+    """Files of before say the width of a tile alone, and their tiles were read as high as wide."""
+    out = tmp_path / "features.h5"
+    (file,) = api.embed("random:vit_micro_patch8", oblong, out=out, tiling=CUT).files
+    right = load_features(file)
+    about = {name: value for name, value in right.about.items() if name != "tile_px_level0_y"}
+    save_features(file, SlideFeatures(right.coords, right.features + 1, about))
+    assert api.embed("random:vit_micro_patch8", oblong, out=out, tiling=CUT).kept == 0
+    assert np.array_equal(load_features(file).features, right.features)
+    assert api.embed("random:vit_micro_patch8", oblong, out=out, tiling=CUT).kept == 1
 
 
 def test_neighbours_go_to_one_process(tiles):

@@ -9,7 +9,7 @@ No torch here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ class SlideFeatures:
 
     coords    [n 2] int64: (x, y) of each tile's corner in pixels of level 0
     features  [n D] float32
-    about     slide, slide_sha256, model, model_sha256, mpp, tile_px, tile_px_level0 (x, not whole), slide_px (rows,
-              columns), label, group, split; what a file of another program does not say is missing
+    about     slide, slide_sha256, model, model_sha256, mpp, tile_px, tile_px_level0 (x, not whole), tile_px_level0_y
+              (only where pixels are not square; see ``step_of``), slide_px (rows, columns), label, group, split; what a
+              file of another program does not say is missing
     """
 
     coords: np.ndarray
@@ -42,6 +43,17 @@ class SlideFeatures:
 
     def __len__(self) -> int:
         return len(self.coords)
+
+
+def step_of(about: Mapping[str, Any]) -> tuple[float, float]:
+    """(y, x): side of a tile in pixels of level 0, not whole. Raises KeyError where a file does not say."""
+    across = float(about["tile_px_level0"])
+    return float(about.get("tile_px_level0_y", across)), across
+
+
+def about_step(down: float, across: float) -> dict[str, float]:
+    """What ``about`` says of the side of a tile, (y, x) in pixels of level 0."""
+    return {"tile_px_level0": across} | ({} if down == across else {"tile_px_level0_y": down})
 
 
 def save_features(path: Path, found: SlideFeatures) -> None:

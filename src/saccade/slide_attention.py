@@ -94,6 +94,7 @@ class SlideAttention:
             "query": self.options.query,
             "squares": len(scores),
             "side_px_level0": self.heat.side_px,
+            "side_y_px_level0": self.heat.sides_px[0],
             "lowest": float(scores.min()),
             "mean": float(scores.mean()),
             "highest": float(scores.max()),
@@ -170,7 +171,7 @@ def _tiles(embedder: Embedder, query: str, report: Callable[[int, int], None] | 
         features = features - features.mean(axis=0)
         asked, name = features[int(there[:number].sum())], f"likeness to the tile at {query}"
     scores = unit(features) @ unit(asked[None])[0]
-    return Heat(name, grid.coords[there], grid.step_px[1], scores)
+    return Heat(name, grid.coords[there], grid.step_px[1], scores, grid.step_px[0])
 
 
 def no_tile(tiles: SlideTiles) -> DamagedFile:
@@ -202,8 +203,7 @@ def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, i
         raise UsageError(f"{embedder.model.name} has no attention", hint="--level tile shows likeness of tiles")
     store = cache.flat
     assert isinstance(store, TileStore)
-    coords, scores, step = [], [], tiles.grid(0).step_px[1]
-    side = step
+    coords, scores, (down, across) = [], [], tiles.grid(0).step_px
     for number in range(len(tiles)):
         if number % 16 == 0:
             cache.expect(np.arange(number, min(number + 32, len(tiles))))
@@ -212,15 +212,15 @@ def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, i
             continue
         x = plain_view(batch, embedder.model.spec)
         amap = attention_map(network, x, query="cls", layer=-1 if options.layer is None else options.layer)
-        side = step / amap.grid[1]
+        sides = (down / amap.grid[0], across / amap.grid[1])
         even = amap.mean / max(float(amap.mean.mean()), 1e-12)
         rows, columns = np.indices(amap.grid)
         corner = tiles.grid(0).cells[number] * np.array(amap.grid)
-        coords.append(np.stack([(corner[1] + columns).ravel(), (corner[0] + rows).ravel()], axis=1) * side)
+        coords.append(np.stack([(corner[1] + columns).ravel(), (corner[0] + rows).ravel()], axis=1) * sides[::-1])
         scores.append(even.ravel())
         if report is not None:
             report(number + 1, len(tiles))
     if not embedder.readable(0).any():
         raise no_tile(tiles)
     name = "attention of the class token inside each tile"
-    return Heat(name, np.rint(np.concatenate(coords)).astype(np.int64), side, np.concatenate(scores))
+    return Heat(name, np.rint(np.concatenate(coords)).astype(np.int64), sides[1], np.concatenate(scores), sides[0])

@@ -31,7 +31,7 @@ from saccade.data.slides.source import SlideTiles
 from saccade.data.slides.stream import TileStore
 from saccade.embedding import answers_to
 from saccade.errors import ModelError, UsageError
-from saccade.exchange import SlideFeatures, save_features
+from saccade.exchange import SlideFeatures, about_step, save_features
 from saccade.lance import complete, save_lance_from
 from saccade.slide_files import name_files, note_known, what_holds
 from saccade.store import COLUMNS, FeatureTable, TableWriter, storable
@@ -128,7 +128,7 @@ class Embedder:
             "model_sha256": self.model_sha256,
             "mpp": tiles.mpp,
             "tile_px": tiles.tile_px,
-            "tile_px_level0": grid.step_px[1],
+            **about_step(*grid.step_px),
             "slide_px": list(slide.size_px),
             "tissue": tiles.tiling.tissue,
             "tiles": len(grid),

@@ -15,7 +15,8 @@ from saccade.errors import UsageError
 from saccade.exchange import SlideFeatures, load_features, read_about, save_features
 from saccade.store import storable
 
-SAME = ("slide_sha256", "model_sha256", "mpp", "tile_px", "tile_px_level0", "tissue", "tiles", "input")
+CUT = ("mpp", "tile_px", "tile_px_level0", "tile_px_level0_y", "tissue", "tiles")
+SAME = ("slide_sha256", "model_sha256", *CUT, "input")
 """What the vectors of a slide depend on, by its name in ``about``."""
 KNOWN = ("slide", "label", "group", "split")
 """What is known of a slide, and changes nothing in its vectors."""
@@ -27,7 +28,7 @@ def what_holds(path: Path, about: Mapping[str, Any], max_bad: float) -> dict[str
     max_bad   share of the tiles that may have been left out of it because they could not be read
     """
     there = read_about(path) if path.is_file() else {}
-    if any(there.get(key) != about[key] for key in SAME) or there.get("left_out", 0) > max_bad * about["tiles"]:
+    if any(there.get(key) != about.get(key) for key in SAME) or there.get("left_out", 0) > max_bad * about["tiles"]:
         return None
     return there
 

@@ -21,7 +21,7 @@ import numpy as np
 from saccade.contracts import Record, Sample
 from saccade.data.source import read_table, records_from_rows, table_in
 from saccade.errors import DataError, UsageError
-from saccade.exchange import SlideFeatures, load_features
+from saccade.exchange import SlideFeatures, load_features, step_of
 from saccade.runs import read_json, write_json
 
 FILE = "grids.json"
@@ -42,8 +42,7 @@ class Block:
 
 def cells_of(found: SlideFeatures) -> np.ndarray:
     """[n 2] int64 (row, column) of each tile on the lattice that starts at (0, 0)."""
-    step = float(found.about["tile_px_level0"])
-    return np.rint(found.coords[:, ::-1] / step).astype(np.int64)
+    return np.rint(found.coords[:, ::-1] / step_of(found.about)).astype(np.int64)
 
 
 def cut_blocks(file: Path, cells: np.ndarray, side: int, least: float) -> list[Block]:
@@ -101,13 +100,13 @@ class GridSource:
         places = []
         for file in files:
             found = _features(file)
-            about, step = dict(found.about), float(found.about["tile_px_level0"])
+            about, (down, across) = dict(found.about), step_of(found.about)
             if known is not None:
                 about |= {name: getattr(known[file], name) for name in ("label", "group", "split")}
             content = about.get("slide_sha256") or _sha256(file)
             self.files[file] = _record(str(about["slide"]), str(about["slide"]), about)
             for block in cut_blocks(file, cells_of(found), side, least):
-                x, y = round(block.left * step), round(block.top * step)
+                x, y = round(block.left * across), round(block.top * down)
                 words = (content, about.get("model_sha256"), side, block.top, block.left)
                 slide = str(about["slide"])
                 self.blocks.append(block)

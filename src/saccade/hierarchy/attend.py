@@ -19,7 +19,7 @@ from saccade import runtime
 from saccade.backbones.vit import ViT
 from saccade.data.grids import Block, cells_of, cut_blocks, fill
 from saccade.errors import DataError, UsageError, unknown
-from saccade.exchange import SlideFeatures, load_parquet
+from saccade.exchange import SlideFeatures, load_parquet, step_of
 from saccade.hierarchy.heads import Bags, FittedHead
 from saccade.hierarchy.keep import load_head
 from saccade.hierarchy.levels import Hierarchy, load, tile_embedder
@@ -126,7 +126,7 @@ def weigh(
 def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head: FittedHead | None) -> SlideMaps:
     """The maps of one slide from its two files of vectors. DataError where the files do not belong together."""
     tiles, regions = load_parquet(tile_file), load_parquet(region_file)
-    step = float(tiles.about["tile_px_level0"])
+    down, across = step_of(tiles.about)
     blocks = cut_blocks(tile_file, cells_of(tiles), hierarchy.side, hierarchy.least)
     if len(blocks) != len(regions.coords):
         raise DataError(
@@ -137,15 +137,17 @@ def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head:
         )
     found = weigh(hierarchy, tiles, regions, blocks, head)
     coords, side = tiles.coords[found.rows], hierarchy.side
-    tile = Heat("attention of each region over its tiles", coords, step, found.tile)
+    tile = Heat("attention of each region over its tiles", coords, across, found.tile, down)
     text, left_out = f"{len(blocks):,} regions of {side} x {side} tiles", len(tiles) - len(coords)
     if is_weighed(hierarchy, head):
-        region = Heat(f"weight of each region, by {found.who}", regions.coords, step * side, found.region)
-        composed = Heat("weight of the region times attention to the tile", coords, step, found.composed)
+        region = Heat(
+            f"weight of each region, by {found.who}", regions.coords, across * side, found.region, down * side
+        )
+        composed = Heat("weight of the region times attention to the tile", coords, across, found.composed, down)
         text += f", weighed by {found.who}"
     else:
         region = None
-        composed = Heat("attention to the tile, all regions counting alike", coords, step, found.composed)
+        composed = Heat("attention to the tile, all regions counting alike", coords, across, found.composed, down)
         text += f"; {NOBODY}, so there is no map of regions"
     if left_out:
         text += f"\n{left_out:,} of {len(tiles):,} tiles lie in regions with too little tissue and are left out"

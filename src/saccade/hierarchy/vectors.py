@@ -21,7 +21,7 @@ from saccade.backbones.weights import LoadedModel, load_model, weights_hash
 from saccade.blueprints import is_grid
 from saccade.data.grids import Block, cells_of, cut_blocks, fill
 from saccade.errors import DataError, ModelError
-from saccade.exchange import SlideFeatures, load_parquet, read_about, save_parquet
+from saccade.exchange import SlideFeatures, about_step, load_parquet, read_about, save_parquet, step_of
 from saccade.slide_files import KNOWN, note_known
 from saccade.train.loop import Console
 
@@ -106,11 +106,8 @@ def _about(found: SlideFeatures, reader: Reader, side: int, least: float) -> dic
     """What is written with the vectors: all that they depend on, and what is known of the slide."""
     below = found.about
     about = {key: below.get(key) for key in ("slide", "slide_sha256", "label", "group", "split", "mpp")}
-    if side:
-        about["tile_px"] = int(below["tile_px"]) * side
-        about["tile_px_level0"] = float(below["tile_px_level0"]) * side
-    else:
-        about["tile_px"], about["tile_px_level0"] = below["tile_px"], below["tile_px_level0"]
+    down, across = (step * (side or 1) for step in step_of(below))
+    about |= {"tile_px": int(below["tile_px"]) * (side or 1), **about_step(down, across)}
     about |= {"model": reader.model.name, "model_sha256": reader.hash, "side": side, "least": least}
     about["below_sha256"] = " ".join(str(below.get(key)) for key in ("model_sha256", "below_sha256"))
     return about | {"below_rows_sha256": _rows_sha256(found)}
@@ -149,6 +146,6 @@ def _vectors_of(
         x = reader.as_input(grids).to(device)
         with runtime.autocast(device, precision):
             rows.append(network(x).cls.float().cpu().numpy())
-    step = float(below.about["tile_px_level0"])
-    coords = np.array([(round(b.left * step), round(b.top * step)) for b in blocks], np.int64)
+    down, across = step_of(below.about)
+    coords = np.array([(round(b.left * across), round(b.top * down)) for b in blocks], np.int64)
     return SlideFeatures(coords, np.concatenate(rows), about)

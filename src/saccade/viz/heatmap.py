@@ -32,7 +32,7 @@ class Heat:
 
     name     what the scores are, in a few words
     coords   [n 2] int64: (x, y) of each square's corner in pixels of level 0
-    side_px  side of a square in pixels of level 0, not whole
+    side_px  side of a square in pixels of level 0, not whole; ``side_y_px`` its height where pixels are not square
     scores   [n] float
     """
 
@@ -40,12 +40,18 @@ class Heat:
     coords: np.ndarray
     side_px: float
     scores: np.ndarray
+    side_y_px: float | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.coords) or len(self.coords) != len(self.scores) or self.side_px <= 0:
+        if not len(self.coords) or len(self.coords) != len(self.scores) or min(self.sides_px) <= 0:
             raise UsageError(
                 "these are no scores of squares", got=f"{len(self.coords)} squares, {len(self.scores)} scores"
             )
+
+    @property
+    def sides_px(self) -> tuple[float, float]:
+        """(y, x): side of a square in pixels of level 0."""
+        return self.side_px if self.side_y_px is None else self.side_y_px, self.side_px
 
     @property
     def range(self) -> str:
@@ -75,16 +81,16 @@ class Heat:
     def _lattice(self) -> tuple[np.ndarray, np.ndarray]:
         """Scores [rows columns], NaN where no square is, and its corner (x, y)."""
         corner = self.coords.min(axis=0)
-        cells = np.rint((self.coords - corner) / self.side_px).astype(int)
+        cells = np.rint((self.coords - corner) / self.sides_px[::-1]).astype(int)
         grid = np.full((cells[:, 1].max() + 1, cells[:, 0].max() + 1), np.nan)
         grid[cells[:, 1], cells[:, 0]] = self.scores
         return grid, corner
 
     def sampled(self, top: int, size_px: tuple[int, int], downsample: float) -> np.ndarray:
         """Scores [rows columns] of a strip of the slide reduced by ``downsample``, from row ``top`` of it on."""
-        grid, corner = self._lattice
-        y = np.floor(((top + np.arange(size_px[0]) + 0.5) * downsample - corner[1]) / self.side_px).astype(int)
-        x = np.floor(((np.arange(size_px[1]) + 0.5) * downsample - corner[0]) / self.side_px).astype(int)
+        (grid, corner), (down, across) = self._lattice, self.sides_px
+        y = np.floor(((top + np.arange(size_px[0]) + 0.5) * downsample - corner[1]) / down).astype(int)
+        x = np.floor(((np.arange(size_px[1]) + 0.5) * downsample - corner[0]) / across).astype(int)
         found = np.full(size_px, np.nan)
         rows, columns = (y >= 0) & (y < grid.shape[0]), (x >= 0) & (x < grid.shape[1])
         found[np.ix_(rows, columns)] = grid[np.ix_(y[rows], x[columns])]
@@ -93,9 +99,11 @@ class Heat:
     def save_csv(self, path: Path) -> Path:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["x", "y", "side", "score"])
+        down, across = self.sides_px
+        height = [] if down == across else [f"{down:.3f}"]  # squares are no squares where pixels are none
+        writer.writerow(["x", "y", "side", *(["side_y"] if height else []), "score"])
         for (x, y), score in zip(self.coords, self.scores):
-            writer.writerow([int(x), int(y), f"{self.side_px:.3f}", f"{score:.6g}"])
+            writer.writerow([int(x), int(y), f"{across:.3f}", *height, f"{score:.6g}"])
         return write_text(path, file.getvalue())
 
 
@@ -160,7 +168,7 @@ def save_tiff(path: Path, slide: Slide, heat: Heat) -> Path:
             seen = for_the_eye(slide.around_damage(0, top * downsample, (downsample, downsample), size)[0], slide)
             yield blended(seen, heat, top, downsample)
 
-    um = None if slide.spacing_um is None else slide.spacing_um[1] * downsample
+    um = None if slide.spacing_um is None else (slide.spacing_um[0] * downsample, slide.spacing_um[1] * downsample)
     return write_pyramid(path, (rows, columns), strips(), um=um)
 
 
@@ -178,8 +186,8 @@ def extremes(slide: Slide, heat: Heat, *, count: int = 8, tile_px: int = 128) ->
         draw.text((gap, top - line), name, fill=INK)
         for place, index in enumerate(chosen):
             x, y = (int(v) for v in heat.coords[index])
-            factor = heat.side_px / tile_px
-            seen = slide.around_damage(x, y, (factor, factor), (tile_px, tile_px))[0]
+            factors = (heat.sides_px[0] / tile_px, heat.sides_px[1] / tile_px)
+            seen = slide.around_damage(x, y, factors, (tile_px, tile_px))[0]
             tile = Image.fromarray(np.rint(for_the_eye(seen, slide)).astype(np.uint8))
             left = gap + place * (tile_px + gap)
             page.paste(tile, (left, top))

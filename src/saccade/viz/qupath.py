@@ -36,9 +36,9 @@ def features(
             raise UsageError(f"measurement {name!r} has another length", got=len(values), expected=len(heat.coords))
     steps = np.minimum((heat.unit(heat.scores) * STEPS).astype(int), STEPS - 1)
     palette = colours((np.arange(STEPS) + 0.5) / STEPS).round().astype(int).tolist()
-    found = []
+    found, (down, across) = [], heat.sides_px
     for index, (x, y) in enumerate(heat.coords.tolist()):
-        right, bottom = round(x + heat.side_px, 2), round(y + heat.side_px, 2)
+        right, bottom = round(x + across, 2), round(y + down, 2)
         step, ring = int(steps[index]), [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
         properties: dict[str, Any] = {
             "objectType": object_type,

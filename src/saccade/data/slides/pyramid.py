@@ -25,14 +25,19 @@ SMALLEST_PX = 512  # no further level below
 BIG_BYTES = 8 * 10**9  # of raw pixels, from which a file may pass the 4 GiB of classic TIFF
 
 
-def write_pyramid(path: Path, size_px: tuple[int, int], strips: Iterable[np.ndarray], *, um: float | None) -> Path:
+def write_pyramid(
+    path: Path, size_px: tuple[int, int], strips: Iterable[np.ndarray], *, um: float | tuple[float, float] | None
+) -> Path:
     """Write ``strips`` [256 X 3] uint8, from top to bottom, the last one lower where rows do not divide.
 
     size_px  rows and columns of level 0
-    um       micrometres a pixel, for the resolution tags; None writes none
+    um       micrometres a pixel, or (y, x), for the resolution tags; None writes none
     Raises StorageError where the disk refuses, and what ``strips`` raises; nothing is left behind then.
     """
-    tags: dict[str, Any] = {} if um is None else {"resolution": (1e4 / um, 1e4 / um), "resolutionunit": "CENTIMETER"}
+    tags: dict[str, Any] = {}
+    if um is not None:
+        y, x = um if isinstance(um, tuple) else (um, um)
+        tags = {"resolution": (1e4 / x, 1e4 / y), "resolutionunit": "CENTIMETER"}
     tags |= {
         "photometric": "ycbcr",
         "subsampling": (2, 2),

@@ -94,9 +94,8 @@ class TileStore:
         self.max_bad, self.leave_out = max_bad, leave_out
         self._room = 0
         told = {
-            "slides": [
-                (str(one.path), tiles.slides[k].known_um[1], tiles.slides.dark[k]) for k, one in enumerate(tiles.named)
-            ],
+            "slides": [(str(one.path), one.mpp, dark) for one, dark in zip(tiles.named, tiles.slides.dark)],
+            "slide_mpp": tiles.slides.slide_mpp,
             "mpp": tiles.mpp * tiles.tile_px / wanted.size_px,
             "size_px": wanted.size_px,
             "channels": wanted.channels,

@@ -1,6 +1,7 @@
 """A process that reads tiles: ``python -m saccade.data.slides.worker``, for stream.TileStore.
 
-The first line on stdin is JSON: slides (path, resolution, dark), resolution and side of a tile. Each further line is
+The first line on stdin is JSON: slides (path, resolution as told, dark), ``slide_mpp``, resolution and side of a tile;
+slides are opened as in the process that asks, so their pixels are as long and as wide. Each further line is
 ``slide x y``. The answer is one byte, 0 and the pixels [C Y X], or 1 and a line of text that says what is wrong.
 """
 
@@ -19,7 +20,7 @@ from saccade.errors import SaccadeError
 def main() -> None:
     told = json.loads(sys.stdin.readline())
     named = [Named(Path(path), Record(id=path), mpp) for path, mpp, _ in told["slides"]]
-    slides, side = Handles(named, None, [dark for _, _, dark in told["slides"]]), int(told["size_px"])
+    slides, side = Handles(named, told["slide_mpp"], [dark for _, _, dark in told["slides"]]), int(told["size_px"])
     channels, answer = int(told["channels"]), sys.stdout.buffer
     for line in sys.stdin:
         number, x, y = (int(word) for word in line.split())
