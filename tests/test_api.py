@@ -224,6 +224,14 @@ def test_attend_names_a_missing_file(tmp_path):
         saccade.attend("random:vit_micro_patch8", tmp_path / "nothing.png")
 
 
+def test_attend_refuses_pixels_that_are_no_numbers(tmp_path):
+    pixels = np.ones((64, 64), np.float32)
+    pixels[2, 3] = np.nan
+    Image.fromarray(pixels).save(tmp_path / "holes.tif")
+    with pytest.raises(DataError, match=r"holes\.tif: contains NaN"):
+        saccade.attend("random:vit_micro_patch8", tmp_path / "holes.tif")
+
+
 def test_weights_continue_a_run(run, tmp_path):
     backbone = "vit_micro_patch8" if "vit_micro" in (run / "config.yaml").read_text() else "resnet10_w8"
     settings = SMALL | {"model.weights": str(run), "train.steps": 1}

@@ -7,7 +7,7 @@ import torch
 from saccade.backbones.build import build
 from saccade.backbones.weights import save_model
 from saccade.contracts import InputSpec, Record, Sample
-from saccade.errors import UsageError
+from saccade.errors import DamagedFile, UsageError
 from saccade.explore import Explorer, Kept, Look, shuffled
 from saccade.panels import Shown
 
@@ -88,6 +88,15 @@ def test_a_cnn_is_asked_how_alike_its_places_are(explorer):
     np.testing.assert_allclose(np.diagonal(alike[0]), 1, atol=1e-5)
     with pytest.raises(UsageError, match="no positions"):
         explorer.see(look(model="random:resnet10_w16", positions=False), IMAGE)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("model", [MODEL, "random:resnet10_w16"])
+def test_pixels_that_are_no_numbers_are_refused_with_the_file_named(explorer, model, wrong):
+    pixels = np.ones((1, 64, 64))
+    pixels[0, 3, 5] = wrong
+    with pytest.raises(DamagedFile, match=r"holes\.tif: contains NaN or infinite values"):
+        explorer.see(look(model=model, image=f"{wrong}"), Sample(pixels, Record("holes.tif")))
 
 
 def test_memory_is_bounded(monkeypatch):

@@ -10,6 +10,7 @@ import torch
 
 from saccade.background import Background, Count, State
 from saccade.contracts import Sample
+from saccade.data.shrink import finite
 from saccade.data.slides.source import SlideTiles
 from saccade.errors import DamagedFile, UsageError
 from saccade.explore import Explorer, Look
@@ -64,7 +65,9 @@ class SlideLooks:
             part, samples = indices[start : start + BATCH], {}
             for place, index in enumerate(part, start):
                 try:
-                    samples[place] = tiles.read(int(index))
+                    sample = tiles.read(int(index))
+                    finite(sample.pixels, sample.record.id)
+                    samples[place] = sample
                 except DamagedFile as error:
                     fault = error
             if samples:

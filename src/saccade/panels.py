@@ -20,7 +20,7 @@ from saccade.backbones.weights import LoadedModel, load_model
 from saccade.contracts import InputSpec
 from saccade.data.decode import decode, decode_mask
 from saccade.data.loader import ImageCache, fit_range, input_spec
-from saccade.data.shrink import convert_channels
+from saccade.data.shrink import convert_channels, finite
 from saccade.embedding import Decoded, random_twin
 from saccade.errors import DataError, UsageError, unknown
 from saccade.store import FeatureTable, nearest
@@ -125,9 +125,9 @@ class Shown:
 def shown(loaded: LoadedModel, pixels: np.ndarray, name: str, size_px: int | None = None) -> Shown:
     """The whole image [C Y X] at a shorter side near ``size_px`` (None: the model's own), cut evenly by the patch.
 
-    ``name`` is for messages. Raises DataError where its channels do not fit.
+    ``name`` is for messages. Raises DataError where its channels do not fit, or pixels are no numbers.
     """
-    pixels = convert_channels(pixels, loaded.spec.channels, name)
+    pixels = finite(convert_channels(pixels, loaded.spec.channels, name), name)
     size = _fit(pixels, size_px or loaded.spec.size_px, _patch(loaded))
     small = torch.nn.functional.interpolate(
         torch.from_numpy(pixels.astype(np.float32))[None], size=size, mode="bilinear", antialias=True

@@ -23,7 +23,7 @@ import torch
 from saccade.contracts import Batch, InputSpec, Record, Sample, Source
 from saccade.data.growing import Growing
 from saccade.data.intensity import STEPS, Intensity, decide_intensity, to_unit
-from saccade.data.shrink import LUMINANCE, convert_channels, even_sides, number_type, shrink, shrink_volume
+from saccade.data.shrink import LUMINANCE, convert_channels, even_sides, finite, number_type, shrink, shrink_volume
 from saccade.data.slides.stream import TileStore
 from saccade.data.source import pick
 from saccade.data.survey import usual_channels
@@ -173,8 +173,7 @@ def _decode(source: Source, index: int, rules: _Rules) -> _Decoded:
             pixels, spacing = _volume(sample, rules, rules.intensity)
         else:
             pixels, spacing = number_type(sample.pixels), ()
-        if not np.isfinite(pixels).all():
-            raise DamagedFile(f"{source.records[index].id}: contains NaN or infinite values")
+        finite(pixels, source.records[index].id)
         low, high = float(pixels.min()), float(pixels.max())
         if rules.intensity is None and not sample.grid:
             pixels = shrink(pixels, rules.cache_px)

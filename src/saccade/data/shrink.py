@@ -32,6 +32,15 @@ def convert_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray
     )
 
 
+def finite(pixels: np.ndarray, name: str) -> np.ndarray:
+    """The same pixels. Raises DamagedFile, naming the image, where some are no numbers in float32."""
+    with np.errstate(over="ignore"):
+        numbers = pixels.dtype.kind != "f" or np.isfinite(pixels.astype(np.float32, copy=False)).all()
+    if not numbers:
+        raise DamagedFile(f"{name}: contains NaN or infinite values", hint="write numbers in their place")
+    return pixels
+
+
 def number_type(pixels: np.ndarray) -> np.ndarray:
     """uint8, uint16 and float32 stay; everything else becomes float32 (exact up to 24 bits)."""
     if pixels.dtype in (np.uint8, np.uint16, np.float32):
