@@ -125,6 +125,27 @@ def test_logistic_with_one_image_a_class_says_so():
     assert strength is None and scores.shape == (3, 3)
 
 
+@pytest.mark.parametrize("rare", [2, 4, 10])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_rare_class_takes_part_in_the_choice_of_strength(rare, grouped):
+    rng = np.random.default_rng(rare)
+    labels = rng.permutation(np.repeat([0, 1, 2], [2500, 2500 - rare, rare]))
+    features = rng.standard_normal((5000, 4)).astype(np.float32)
+    # Two images a group where groups are known, so that the rare class has half as many groups as images.
+    groups: list[str | None] = [None] * 5000
+    if grouped:
+        for c in range(3):
+            groups = [f"{c}-{np.sum(labels[:i] == c) // 2}" if y == c else groups[i] for i, y in enumerate(labels)]
+    chosen = probes.draw_choosing(labels, groups, 1000)
+    assert len(set(chosen.tolist())) == len(chosen) and abs(len(chosen) - 1000) <= 5
+    assert [int((labels[chosen] == c).sum()) for c in (0, 1)] == pytest.approx([500, 500], abs=3)
+    units = rare // 2 if grouped else rare
+    inside = {groups[i] if grouped else i for i in chosen[labels[chosen] == 2].tolist()}
+    assert len(inside) == min(units, 3)
+    strength = probes.choose_strength(features, labels, groups)
+    assert (strength is None) == (units < 2)
+
+
 def test_folds_keep_groups_apart():
     labels = np.repeat([0, 1], 30)
     groups = [f"g{i // 5}" for i in range(60)]

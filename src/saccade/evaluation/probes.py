@@ -17,7 +17,7 @@ from saccade.store import nearest
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # scikit-learn's C
 FOLDS = 3
-CHOOSING = 1000  # training images that choose the strength: more would cost minutes and change little
+CHOOSING = 1000  # training images, or about so many, that choose the strength: more cost minutes and change little
 
 
 def vote(similarity: np.ndarray, neighbour_labels: np.ndarray, classes: int, temperature: float = 0.07) -> np.ndarray:
@@ -94,13 +94,28 @@ def folds(y: np.ndarray, groups: Sequence[str | None]) -> list[tuple[np.ndarray,
     return [(a, b) for a, b in parts if len(np.unique(y[a])) == len(np.unique(y))]
 
 
+def draw_choosing(y: np.ndarray, groups: Sequence[str | None], count: int) -> np.ndarray:
+    """Indices of about ``count`` images, drawn at random class by class: each class in its share, and images of at
+    least FOLDS groups (images, where no groups are known) where it has so many, or its folds would fail."""
+    order = numpy_generator(0, "strength").permutation(len(y))
+    _, unit = np.unique(unit_names(groups), return_inverse=True)
+    chosen = []
+    for c in np.unique(y):
+        own = order[y[order] == c]
+        first = np.sort(np.unique(unit[own], return_index=True)[1])[:FOLDS]
+        rest = np.setdiff1d(np.arange(len(own)), first)
+        share = max(len(first), round(count * len(own) / len(y)))
+        chosen.append(own[np.concatenate([first, rest])[:share]])
+    return np.sort(np.concatenate(chosen))
+
+
 def choose_strength(x: np.ndarray, y: np.ndarray, groups: Sequence[str | None]) -> float | None:
     """The C with the best mean accuracy over the folds (the stronger penalty on a tie); None without folds.
 
-    At most CHOOSING images, drawn at random, take part.
+    About CHOOSING images take part where there are more.
     """
     if len(y) > CHOOSING:
-        chosen = numpy_generator(0, "strength").permutation(len(y))[:CHOOSING]
+        chosen = draw_choosing(y, groups, CHOOSING)
         x, y, groups = x[chosen], y[chosen], [groups[int(i)] for i in chosen]
     x, _ = to_row_space(x, x[:1])
     parts = folds(y, groups)

@@ -271,7 +271,7 @@ def _protocol(
         f"k-NN: cosine similarity, votes exp(s/{config.temperature}), k = {config.headline_k} "
         "(capped by the training size).",
         f"Logistic regression: L2, C from {', '.join(f'{c:g}' for c in STRENGTHS)} by cross-validation "
-        f"(groups apart) inside the training part (on at most {CHOOSING:,} of its images).",
+        f"(groups apart) inside the training part (where it is larger, on about {CHOOSING:,} of its images).",
     ]
     if units < FEW_UNITS:
         words.append(f"With only {units} of them the intervals mean nothing and no difference is called clear.")
