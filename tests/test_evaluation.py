@@ -97,6 +97,33 @@ def test_collapsed_features_know_nothing_and_break_nothing(value):
     np.testing.assert_allclose(scores, 0.5, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_test_part_of_one_class_has_no_auroc(tmp_path):
+    from saccade import runs
+    from saccade.reporting.evaluation import evaluation_blocks, every_number, low_label_table, read_evaluation
+
+    train, labels = blobs(30)
+    test = train[labels == 1]
+    learned, asked = table(train, labels), table(test, [1] * len(test), prefix="t")
+    models = {"one": (learned, asked), "other": (learned, asked)}
+    found = protocol.evaluate(models, protocol.ProtocolConfig(fractions=(1.0,), bootstrap=50))
+    figures = {row["metric"]: row for row in found.rows if row["model"] == "one" and row["probe"] == "logistic"}
+    assert all(figures["auroc"][key] is None for key in ("mean", "low", "high"))
+    assert figures["accuracy"]["mean"] > 0.8 and figures["balanced_accuracy"]["high"] is not None
+    gaps = [gap for gap in found.differences if gap["metric"] == "auroc"]
+    assert gaps and all(gap["difference"] is gap["low"] is None and gap["clear"] is False for gap in gaps)
+    assert "All test images are of class 1: there is no AUROC" in found.protocol["text"]
+    runs.write_json(tmp_path / "evaluation.json", found.to_dict())
+    stored = runs.read_json(tmp_path / "evaluation.json")
+    assert stored["rows"] == found.rows
+    shown = read_evaluation(stored)
+    assert shown is not None
+    page = f"{low_label_table(shown)}{every_number(shown)}{evaluation_blocks(shown)}"
+    assert "no interval" in str(every_number(shown)) and "–" in str(every_number(shown))
+    written = [page, tables.to_text(found), tables.to_markdown(found), tables.to_csv(found)]
+    assert not any("nan" in text.lower().replace("nanosec", "") or "None" in text for text in written)
+
+
 def test_a_collapsed_model_is_measured_like_any_other(tmp_path, monkeypatch):
     import torch
 

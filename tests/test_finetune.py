@@ -391,6 +391,22 @@ def test_a_part_by_name_that_holds_test_images_is_refused(tmp_path):
         finetuning.measure(tmp_path / "a", saccade.api.Quiet())
 
 
+def test_a_test_part_of_one_class_has_no_auroc():
+    from types import SimpleNamespace
+
+    from saccade.finetuning import score_report
+
+    scores = np.random.default_rng(0).dirichlet((1, 1), 12).astype(np.float32)
+    found = score_report(scores, ["a"] * 12, [None] * 12, SimpleNamespace(classes=("a", "b")))
+    row = next(row for row in found["rows"] if row["metric"] == "auroc")
+    assert row == {"metric": "auroc", "mean": None, "low": None, "high": None}
+    json.dumps(found, allow_nan=False)
+    found["protocol"] = {"text": ""}
+    shown = [to_text(found), str(classifier_section(found)), str(classifier_finding("run", found))]
+    assert "auroc                  –" in shown[0] and "–" in shown[1]
+    assert not any("nan" in text or "None" in text for text in shown)
+
+
 def test_figures_over_few_groups_are_marked():
     rows = [{"metric": "accuracy", "mean": 0.5, "low": 0.25, "high": 0.75}]
     found = {"rows": rows, "n_test": 8, "majority": 0.5, "classes": ["a", "b"], "confusion": [[2, 2], [2, 2]]}

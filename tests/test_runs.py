@@ -1,8 +1,10 @@
 """The run folder: nothing half-written, nothing lost, nothing overwritten."""
 
 import json
+import math
 import os
 
+import numpy as np
 import pytest
 
 from saccade import runs
@@ -55,6 +57,14 @@ def test_prepare_refuses_to_overwrite(tmp_path):
         runs.prepare(tmp_path / "full", resume=False)
     with pytest.raises(UsageError, match="no run to resume"):
         runs.prepare(tmp_path / "nowhere", resume=True)
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    value = {"a": [1.5, math.nan], "b": {"c": math.inf, "d": (np.float64("nan"), 2, None, "x", True)}}
+    runs.write_json(tmp_path / "a.json", value)
+    assert "NaN" not in (tmp_path / "a.json").read_text() and "Infinity" not in (tmp_path / "a.json").read_text()
+    found = runs.read_json(tmp_path / "a.json")
+    assert found == {"a": [1.5, None], "b": {"c": None, "d": [None, 2, None, "x", True]}}
 
 
 def test_read_json_errors(tmp_path):

@@ -26,7 +26,7 @@ from saccade.data.splits import Parts, choose_parts, unit_names
 from saccade.errors import UsageError, unknown
 from saccade.evaluation.few import FEW_UNITS, few_words, mark
 from saccade.evaluation.guard import Overlap, check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
-from saccade.evaluation.metrics import METRICS, interval, resampling_weights
+from saccade.evaluation.metrics import METRICS, figure, interval, resampling_weights
 from saccade.recipes import apply_recipe
 from saccade.train import run as training
 from saccade.train.loop import Console
@@ -220,7 +220,8 @@ def score_report(
     rows = []
     for metric, function in METRICS.items():
         low, high = interval(function(scores, truth, weights[:200] if metric == "auroc" else weights))
-        rows.append({"metric": metric, "mean": float(function(scores, truth, one)[0]), "low": low, "high": high})
+        mean = figure(function(scores, truth, one)[0])
+        rows.append({"metric": metric, "mean": mean, "low": figure(low), "high": figure(high)})
     confusion = np.zeros((len(number), len(number)), np.int64)
     np.add.at(confusion, (truth, scores.argmax(axis=1)), 1)
     return {
@@ -240,6 +241,8 @@ def _text(found: Mapping[str, Any], parts: Parts, overlap: bool) -> str:
     if units < FEW_UNITS:
         words.append("With so few of them the intervals mean nothing." if units > 1 else "One has no interval.")
     words.append(f"Always answering the most frequent class gives {100 * found['majority']:.1f} % accuracy.")
+    if any(row["mean"] is None for row in found["rows"]):
+        words.append("All of them are of one class: there is no AUROC, which needs two.")
     if overlap:
         words.append("WARNING: part of the test part was seen in training or pretraining.")
     return " ".join(words)
@@ -261,6 +264,9 @@ def to_text(found: Mapping[str, Any]) -> str:
     lines = [found["protocol"]["text"], ""]
     for row in found["rows"]:
         name = str(row["metric"]).replace("_", " ")
+        if row["mean"] is None:
+            lines.append(f"{name:18s}     –")
+            continue
         between = f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{mark(found)}" if found["units_test"] > 1 else ""
         lines.append(f"{name:18s} {100 * row['mean']:5.1f} %{between}")
     return "\n".join([*lines, *filter(None, [few_words(found)])])

@@ -6,6 +6,7 @@ config.yaml  env.json  data.json  metrics.jsonl  checkpoints/  model/  evaluatio
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -37,8 +38,18 @@ def write_atomic(path: Path, text: str) -> None:
         ) from error
 
 
+def finite(value: Any) -> Any:
+    """The same value, all that is inside it too, with null for numbers that are not finite: JSON has none of them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write JSON that every reader takes; see ``finite``."""
+    write_atomic(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

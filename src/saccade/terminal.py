@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from saccade import runs
+
 Data = Annotated[
     str, typer.Argument(metavar="DATA", help="Images: folder, archive, .npz, manifest, slides, synthetic:tissue.")
 ]
@@ -112,4 +114,4 @@ def first_process() -> bool:
 
 
 def print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    typer.echo(json.dumps(runs.finite(value), indent=1, ensure_ascii=False, allow_nan=False))

@@ -6,6 +6,7 @@ ones is the test part itself), and returns [R].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -66,7 +67,14 @@ def resampling_weights(groups: Sequence[str | None], resamples: int, seed: int) 
     return drawn[:, which]
 
 
+def figure(value: float) -> float | None:
+    """A figure as it is handed on: None where it could not be measured, as AUROC on images of one class."""
+    return float(value) if math.isfinite(value) else None
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of resampled values."""
+    """The middle 95 % of resampled values; NaN where none of them could be measured."""
+    if np.isnan(values).all():
+        return math.nan, math.nan
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -16,7 +16,7 @@ import numpy as np
 from saccade.data.splits import unit_names
 from saccade.errors import EvaluationError, UsageError
 from saccade.evaluation.few import FEW_UNITS, few_units
-from saccade.evaluation.metrics import METRICS, interval, resampling_weights
+from saccade.evaluation.metrics import METRICS, figure, interval, resampling_weights
 from saccade.evaluation.probes import CHOOSING, STRENGTHS, logistic_scores, nearest, vote
 from saccade.seeds import numpy_generator
 from saccade.store import FeatureTable
@@ -233,7 +233,9 @@ def _summarise(
                             spread[mine] = measure(found[i][key], truth, used[mine])
                     mean = float(np.mean(points))
                     low, high = interval(spread)
-                    rows.append({"model": model, **about, "mean": mean, "low": low, "high": high})
+                    rows.append(
+                        {"model": model, **about, "mean": figure(mean), "low": figure(low), "high": figure(high)}
+                    )
                     if model == first:
                         base, base_mean = spread, mean
                         continue
@@ -244,9 +246,9 @@ def _summarise(
                             "model": first,
                             "against": model,
                             **about,
-                            "difference": base_mean - mean,
-                            "low": low,
-                            "high": high,
+                            "difference": figure(base_mean - mean),
+                            "low": figure(low),
+                            "high": figure(high),
                         }
                         | {"clear": bool(low > 0 or high < 0)}
                     )
@@ -273,6 +275,8 @@ def _protocol(
         f"Logistic regression: L2, C from {', '.join(f'{c:g}' for c in STRENGTHS)} by cross-validation "
         f"(groups apart) inside the training part (where it is larger, on about {CHOOSING:,} of its images).",
     ]
+    if len(set(test.labels)) == 1:
+        words.append(f"All test images are of class {test.labels[0]}: there is no AUROC, which needs two.")
     if units < FEW_UNITS:
         words.append(f"With only {units} of them the intervals mean nothing and no difference is called clear.")
     elif groups and units < 20:

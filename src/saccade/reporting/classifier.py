@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ def classifier_section(found: Mapping[str, Any]) -> Html | None:
     if not found:
         return None
     rows = [
-        [str(row["metric"]).replace("_", " "), f"{100 * number(row['mean']):.1f} %", _interval(row, found)]
+        [str(row["metric"]).replace("_", " "), _percent(row["mean"]), _interval(row, found)]
         for row in sequence(found.get("rows"))
     ]
     classes = [str(name) for name in sequence(found.get("classes"))]
@@ -32,7 +33,7 @@ def classifier_section(found: Mapping[str, Any]) -> Html | None:
 def classifier_numbers(found: Mapping[str, Any]) -> list[tuple[object, object]]:
     """Key numbers for the head of the page."""
     return [
-        (f"{str(row['metric']).replace('_', ' ')}, test part", f"{100 * number(row['mean']):.1f} %")
+        (f"{str(row['metric']).replace('_', ' ')}, test part", _percent(row["mean"]))
         for row in sequence(found.get("rows"))[:1]
     ]
 
@@ -53,9 +54,16 @@ def classifier_finding(name: str, found: Mapping[str, Any]) -> str | None:
     )
 
 
+def _percent(value: Any) -> str:
+    """A dash for what could not be measured."""
+    return f"{100 * number(value):.1f} %" if math.isfinite(number(value)) else "–"
+
+
 def _interval(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if found.get("units_test") == 1:
         return "one group: no interval"
+    if not math.isfinite(number(row["low"])):
+        return "–"
     return f"{100 * number(row['low']):.1f} to {100 * number(row['high']):.1f} %{mark(found)}"
 
 
