@@ -7,7 +7,7 @@ from PIL import Image
 
 from made_slides import UM, on_glass, texture, with_holes, write_dicom, write_slide
 from saccade import api
-from saccade.data.open import open_source
+from saccade.data.open import left_aside, open_source
 from saccade.data.slides import slide as slide_module
 from saccade.data.slides.audit import audit_slides
 from saccade.data.slides.grid import Tiling
@@ -243,6 +243,21 @@ def test_what_lies_beside_slides_is_named(tmp_path, uneven):
     (folder / "manifest.csv").write_text("path,mpp\na.tif,25\n")  # whoever wrote it has chosen
     found = api.show(folder, tiling=Tiling(tile_px=8, tissue=0))
     assert "not taken" not in found.text() and "25 micrometres a pixel" in found.text()
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("slide,label\na.tif,x\n", "it has no column path or file or image or filename or file_name, but slide, label"),
+        ("path,label\na,x\n", "its column path names no slide, but for example 'a'"),
+    ],
+)
+def test_a_table_beside_slides_that_is_not_of_them_is_left_aside_and_that_is_said(tmp_path, uneven, table, why):
+    (tmp_path / "a.tif").write_bytes(uneven[0].read_bytes())
+    (tmp_path / "labels.csv").write_text(table)
+    source = open_source(tmp_path, tiling=Tiling(tile_px=64, tissue=0))
+    assert why in left_aside(source) and "labels.csv is left aside" in left_aside(source)
+    assert left_aside(source) in audit_slides(source).text() and source.records[0].label is None
 
 
 def test_an_empty_folder_is_told_of_slides(tmp_path):

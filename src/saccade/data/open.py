@@ -15,6 +15,7 @@ from saccade.data.folder import FolderSource
 from saccade.data.series import SUFFIXES as DICOM
 from saccade.data.slides.find import TABLES, find_slides
 from saccade.data.slides.grid import Tiling
+from saccade.data.slides.source import SlideTiles
 from saccade.data.source import Selection, other_kind
 from saccade.data.stack import TIFF, is_stack
 from saccade.data.volume import VOLUME_SUFFIXES
@@ -107,7 +108,7 @@ def left_aside(source: Source) -> str:
     """Why a table that lies with the images is not used; "" where there is nothing to say."""
     if isinstance(source, Selection):
         return left_aside(source.source)
-    return source.aside if isinstance(source, (FolderSource, ArchiveSource)) else ""
+    return source.aside if isinstance(source, (FolderSource, ArchiveSource, SlideTiles)) else ""
 
 
 def _synthetic(text: str, tiling: Tiling) -> Source:

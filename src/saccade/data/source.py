@@ -277,11 +277,16 @@ def _with_patients(records: list[Record], contents: Contents) -> list[Record]:
     ]
 
 
+def no_paths(table: Table) -> str:
+    """Why a table that nobody named is left aside, where no column says what its rows are of."""
+    return f"{table.name} is left aside: it has no column {' or '.join(PATHS)}, but {', '.join(table.rows[0])}"
+
+
 def _misfit(table: Table, find: Locate) -> str:
     """Why a table that nobody named is not of these images; "" where it is."""
     key = table.path_column
     if key is None:
-        return f"{table.name} is left aside: it has no column {' or '.join(PATHS)}, but {', '.join(table.rows[0])}"
+        return no_paths(table)
     if any(find(row[key]) for row in table.rows):
         return ""
     return f"{table.name} is left aside: no file is where its column {key} says, for example {table.rows[0][key]!r}"

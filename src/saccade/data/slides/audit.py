@@ -50,7 +50,7 @@ class SlideLine:
 class SlideAudit:
     """What ``saccade show`` prints of slides, and of the tiles that a training would see.
 
-    not_taken   files of the folder that are no slides
+    not_taken   files of the folder that are no slides; ``aside`` says why a table among them is not used
     """
 
     name: str
@@ -64,6 +64,7 @@ class SlideAudit:
     groups: int
     copies: list[list[str]]
     not_taken: list[str] = dataclasses.field(default_factory=list)
+    aside: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -84,6 +85,8 @@ class SlideAudit:
         lines += [f"  COPIES      {', '.join(ids)} are the same file" for ids in self.copies]
         if self.not_taken:
             lines.append(f"  not taken   {_counted(self.not_taken)}")
+        if self.aside:
+            lines.append(f"  table       {self.aside}")
         width = max(len(one.id) for one in self.slides)
         lines.append(f"  {'slide':{width}s}  {'vendor':12s} levels  rows x columns  um/px   background  tissue  tiles")
         for one in self.slides:
@@ -150,6 +153,7 @@ def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
         groups=len({one.group or one.id for one in lines}),
         copies=[ids for ids in by_hash.values() if len(ids) > 1],
         not_taken=tiles.beside,
+        aside=tiles.aside,
     )
 
 

@@ -17,7 +17,7 @@ from saccade.data.slides.parts import parts_of, refuse_part
 from saccade.data.slides.readers import SLIDE_SUFFIXES
 from saccade.data.slides.source import SlideTiles
 from saccade.data.slides.tiff_reader import CUT_OFF, listening
-from saccade.data.source import Table, finder, read_table, records_from_names, records_from_rows, table_in
+from saccade.data.source import Table, finder, no_paths, read_table, records_from_names, records_from_rows, table_in
 from saccade.errors import DataError, UsageError
 
 TABLES = (".csv", ".parquet")
@@ -74,7 +74,17 @@ def find_slides(
     files = files_below(root)
     if not _holds_slides(root, files, tiling):
         return None
-    return open_slides(root, files, None, tiling=tiling, label=label, group=group, name=str(place))
+    found = open_slides(root, files, None, tiling=tiling, label=label, group=group, name=str(place))
+    found.aside = _aside(table) if table is not None else ""
+    return found
+
+
+def _aside(table: Table) -> str:
+    """Why a table that lies in a folder of slides is not used."""
+    key = table.path_column
+    if key is None:
+        return no_paths(table)
+    return f"{table.name} is left aside: its column {key} names no slide, but for example {table.rows[0][key]!r}"
 
 
 def _lists_slides(table: Table, root: Path, tiling: Tiling) -> bool:

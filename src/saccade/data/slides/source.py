@@ -51,12 +51,12 @@ class SlideTiles:
     slides      ``slides[k]`` opens the k-th, ``cut[k]`` has its tiles and what was found on it
     slide_of    [n] number of each tile's slide; ``coords`` [n 2] (x, y) in pixels of level 0
     tiling      resolved: resolution, side and share of tissue
-    beside      files of the folder that are no slides
+    beside      files of the folder that are no slides; ``aside`` says why a table among them is not used
     Raises DataError for slides without resolution and where no slide can be read or none has tissue, UsageError.
     """
 
     def __init__(self, name: str, named: Sequence[Named], tiling: Tiling, *, beside: Sequence[str] = ()):
-        self.name, self.axes, self.beside = name, 2, list(beside)
+        self.name, self.axes, self.beside, self.aside = name, 2, list(beside), ""
         if tiling.told and not tiling.slide_mpp:
             named = _in_threads(lambda one: _as_told(one, *tiling.told), named)
         tiling = dataclasses.replace(tiling, told=None)
