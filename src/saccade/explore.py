@@ -48,6 +48,7 @@ class Look:
     size_px    shorter side; None is the model's own
     shuffle    None, or the seed of an order of the patches
     positions  False leaves out what tells tokens where they are
+    written    when (ns) the weights of MODEL were written, and their bytes: a model that was trained on is another one
     """
 
     model: str
@@ -56,6 +57,7 @@ class Look:
     size_px: int | None = None
     shuffle: int | None = None
     positions: bool = True
+    written: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Explorer:
 
     def __init__(self, looks_bytes: int = LOOKS_BYTES, models_bytes: int = MODELS_BYTES):
         self._looks: Kept[Look, Seen] = Kept(looks_bytes)
-        self._models: Kept[tuple[str, bool, bool, int], LoadedModel] = Kept(models_bytes)
+        self._models: Kept[Hashable, LoadedModel] = Kept(models_bytes)
         self._turn = threading.Lock()
 
     def known(self, look: Look) -> Seen | None:
@@ -174,7 +176,7 @@ class Explorer:
     def model(self, look: Look, channels: int) -> LoadedModel:
         """The network of a look; loaded, or made, once."""
         channels = 1 if channels == 1 else 3  # only random weights care
-        key = (look.model, look.fresh, look.positions, channels)
+        key = (look.model, look.fresh, look.positions, look.written, channels)
         found = self._models.get(key)
         if found is None:
             found = load_model(look.model, channels=channels)

@@ -27,6 +27,17 @@ def open_store(place: str | Path) -> Store:
     return MemoryStore(place, load_table(Path(place)))
 
 
+def written(place: str | Path) -> str:
+    """Another text after every writing of the table at ``place``; empty where there is none, and for object stores."""
+    # A table in LanceDB that is written again is a new version in a folder that stays as it is.
+    file = Path(place) / "_versions" if is_lance(place) else Path(place)
+    try:
+        status = file.stat()
+        return f"{status.st_mtime_ns}-{len(list(file.iterdir())) if file.is_dir() else status.st_size}"
+    except OSError:
+        return ""
+
+
 def write(place: str | Path, table: FeatureTable) -> None:
     """Write the table where and as the name says. Raises StorageError."""
     if is_lance(place):

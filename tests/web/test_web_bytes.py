@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fetched import ask
 from PIL import Image
-from test_web_gone import ask
 
 from saccade.web.desk import lay_out
 from saccade.web.folders import spelt

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from http.client import HTTPConnection
 
 import pytest
+from fetched import ask
 from waiting import until
 
 from saccade.web.desk import RunOnDesk
 from saccade.web.runs import Followed
-
-
-def ask(site, path: str) -> tuple[int, str]:
-    connection = HTTPConnection("127.0.0.1", site.port, timeout=60)
-    connection.request("GET", path, headers={"cookie": f"saccade-{site.port}={site.token}"})
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from saccade.errors import UsageError
 from saccade.filters import Condition
 from saccade.jobs import State
+from saccade.tables import written
 from saccade.web import folders
 from saccade.web.desk import Desk, RunOnDesk
 from saccade.web.making import TABLE, Making
@@ -34,7 +35,7 @@ class Shelf:
 
     def __init__(self, desk: Desk):
         self.desk = desk
-        self._opened: OrderedDict[str, tuple[float, OpenedTable]] = OrderedDict()
+        self._opened: OrderedDict[str, OpenedTable] = OrderedDict()
         self._lock = threading.Lock()
 
     def listed(self) -> list[dict[str, Any]]:
@@ -62,15 +63,14 @@ class Shelf:
         if key not in places:
             raise HTTPException(404, "no such table")
         place = Path(places[key])
-        written = place.stat().st_mtime if place.exists() else 0.0
         with self._lock:
-            if key not in self._opened or self._opened[key][0] != written:
+            if key not in self._opened or self._opened[key].written != written(places[key]):
                 models = [str(run.folder) for run in self.desk.runs if run.folder == place.parent]
-                self._opened[key] = written, OpenedTable(places[key], models)
+                self._opened[key] = OpenedTable(places[key], models)
             self._opened.move_to_end(key)
             while len(self._opened) > KEPT:
                 self._opened.popitem(last=False)
-            return self._opened[key][1]
+            return self._opened[key]
 
     def _of(self, run: RunOnDesk) -> Path | None:
         return next((run.folder / name for name in USUAL if (run.folder / name).exists()), None)
@@ -137,6 +137,7 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/{key}/thumb/{number}")
     def thumb(key: str, number: int, side: Annotated[int, Query(ge=16, le=512)] = 128) -> Response:
+        """The page adds what ``about`` says of the writing to the address, so a browser may keep the picture."""
         picture = shelf.open(key).thumbnail(number, side)
         return Response(picture, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 

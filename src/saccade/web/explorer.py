@@ -13,7 +13,7 @@ from fastapi.responses import Response
 
 from saccade.errors import UsageError
 from saccade.web.desk import Desk
-from saccade.web.folders import spelt
+from saccade.web.folders import spelt, written
 from saccade.web.images import png
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def router(desk: Desk) -> APIRouter:
         from saccade.explore import Look
 
         chosen = desk.model(asked.model)
-        look = Look(chosen.model, asked.image, chosen.fresh, asked.size, asked.shuffle, asked.positions)
+        how = (asked.size, asked.shuffle, asked.positions)
+        look = Look(chosen.model, asked.image, chosen.fresh, *how, written=written(chosen.model))
         return desk.explorer.known(look) or desk.explorer.see(look, desk.sample(asked.image))
 
     @api.get("/models")
@@ -58,7 +59,7 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/picture")
     def picture(found: Annotated[Any, Depends(seen)]) -> Response:
-        return png(found.picture)
+        return png(found.picture, kept=False)  # a model that is trained anew may see it at another size
 
     @api.get("/cube")
     def cube(found: Annotated[Any, Depends(seen)]) -> Response:

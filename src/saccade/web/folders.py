@@ -28,6 +28,7 @@ from saccade.reporting.files import RunFiles, read_run
 from saccade.store import storable
 from saccade.train.settings import DataConfig
 
+WEIGHTS = "model.safetensors"
 RUN, HEAD = "config.yaml", Path("head") / "head.json"
 
 
@@ -147,6 +148,22 @@ def told(error: SaccadeError) -> str:
 def without_places(words: str) -> str:
     """Of every path only the last part: where things lie here is nobody's business."""
     return re.sub(r"(?:[A-Za-z]:\\|(?:\.\.)?/)(?:[^\s:/\\]+[/\\])+", "", words)
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """When a file was written (ns) and its bytes; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def written(model: str) -> tuple[int, int] | None:
+    """The stamp of the file in which the weights of MODEL lie; None of those that are no file, as ``random:NAME``."""
+    path = Path(model) if Path(model).exists() else Path(model.rpartition("@")[0] or model)
+    places = (path / "model" / WEIGHTS, path / WEIGHTS) if path.is_dir() else (path,)
+    return next((found for place in places if (found := stamp(place)) is not None), None)
 
 
 def spelt(answer: Any) -> Any:

@@ -92,12 +92,13 @@ def striped(pixels: np.ndarray, unread: np.ndarray) -> np.ndarray:
     return np.where(unread, stripes, pixels)
 
 
-def png(pixels: np.ndarray, longest_px: int | None = None) -> Response:
-    """uint8 [3 Y X] as PNG, not larger than ``longest_px``."""
+def png(pixels: np.ndarray, longest_px: int | None = None, *, kept: bool = True) -> Response:
+    """uint8 [3 Y X] as PNG, not larger than ``longest_px``. ``kept``: the browser need not ask for it again."""
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     if longest_px is not None:
         image.thumbnail((longest_px, longest_px))
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     # The same id never means another picture in a session, so the browser may keep it.
-    return Response(file.getvalue(), media_type="image/png", headers={"cache-control": "private, max-age=3600"})
+    headers = {"cache-control": "private, max-age=3600"} if kept else None
+    return Response(file.getvalue(), media_type="image/png", headers=headers)

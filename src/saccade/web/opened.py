@@ -23,7 +23,7 @@ from saccade.jobs import NONE, Job, State
 from saccade.pictures import Pictures
 from saccade.seeds import numpy_generator
 from saccade.store import Store
-from saccade.tables import approximates, open_store
+from saccade.tables import approximates, open_store, written
 from saccade.votes import guess
 from saccade.web.desk import Upload
 
@@ -42,6 +42,7 @@ class OpenedTable:
     """
 
     def __init__(self, place: str | Path, models: Sequence[str] = ()):
+        self.written = written(place)  # before it is read: what is written meanwhile is noticed
         self.store: Store = open_store(place)
         if self.store.rows <= SHOWN:
             self.table = self.store.load()
@@ -78,6 +79,7 @@ class OpenedTable:
                 name for name in self.store.columns if name not in ("id", "sha256") and any(self._columns[name])
             ],
             "cluster": self.cluster,
+            "written": self.written,
             "indexed": self.store.indexed,
             "approximate": approximates(self.store, None),
             "pictures": self.pictures.missing(),

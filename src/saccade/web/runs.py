@@ -200,7 +200,7 @@ class Followed:
 
     def card(self) -> dict[str, Any] | None:
         """The card after the lines that were read; None where it still says the same."""
-        stamps = [_stamp(self.run.folder / name) for name in TOLD_BY]
+        stamps = [folders.stamp(self.run.folder / name) for name in TOLD_BY]
         if stamps != self._stamps:
             self._files, self._stamps = _read(self.run), stamps
         files = self._files
@@ -211,14 +211,6 @@ class Followed:
             return None
         self._card = card
         return card
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
 
 
 async def _events(chosen: list[RunOnDesk], beside: list[RunOnDesk]) -> AsyncIterator[str]:

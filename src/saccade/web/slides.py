@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from saccade.web.desk import Desk, HierarchyOnDesk, OnDesk
 from saccade.web.explorer import numbers
-from saccade.web.folders import named, spelt
+from saccade.web.folders import named, spelt, written
 from saccade.web.images import striped, to_display
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def router(desk: Desk) -> APIRouter:
         from saccade.explore import Look
 
         chosen = desk.model(model)
-        return Look(chosen.model, "tiles", chosen.fresh)
+        return Look(chosen.model, "tiles", chosen.fresh, written=written(chosen.model))
 
     @api.get("")
     def listed() -> dict[str, Any]:

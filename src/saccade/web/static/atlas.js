@@ -258,7 +258,7 @@ class Atlas {
     const known = this.known_.get(i);
     const words = [[this.column, named(this.values[this.codes[i]] ?? "")]];
     for (const name of ["label", "group", "split"]) if (known?.[name] && name !== this.column) words.push([name, known[name]]);
-    return [this.pictures ? el("img", { src: link(`atlas/${this.table}/thumb/${i}`, { side: 128 }), alt: "", width: 112, height: 112 }) : null,
+    return [this.pictures ? el("img", { src: link(`atlas/${this.table}/thumb/${i}`, { side: 128, written: this.about.written }), alt: "", width: 112, height: 112 }) : null,
       el("div", null, words.map(([name, value]) => el("div", null, el("span", { class: "soft" }, `${name} `), value)), known ? el("small", null, known.id) : null)];
   }
 

@@ -111,7 +111,7 @@ export class Near {
 
   thumb(row, side) {
     return this.page.pictures
-      ? el("img", { src: link(`atlas/${this.page.table}/thumb/${row}`, { side: 128 }), alt: "", width: side, height: side, loading: "lazy" })
+      ? el("img", { src: link(`atlas/${this.page.table}/thumb/${row}`, { side: 128, written: this.page.about.written }), alt: "", width: side, height: side, loading: "lazy" })
       : el("span", { class: "no-picture", "aria-hidden": "true" });
   }
 
