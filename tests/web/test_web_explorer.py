@@ -244,16 +244,16 @@ def test_an_address_opens_the_same_view(explorer, site):
     assert explorer.get_by_label("smooth").is_checked() and explorer.get_by_label("Size").input_value() == "448"
 
 
-def test_an_answer_after_the_page_was_left_keeps_the_address_of_the_next_one(explorer, site):
-    explorer.evaluate("history.replaceState(null, '', '#/explorer')")  # so that the answer is seen in the address
-    pair, fan = Held(explorer, "**/attention/pair?*"), Held(explorer, "**/attention/fan?*")
-    explorer.get_by_role("button", name="Class token asks").click()
-    while not (pair.kept and fan.kept):
+def test_an_answer_after_the_page_was_left_keeps_the_address_of_the_next_one(explorer):
+    pair = Held(explorer, "**/attention/pair?*")
+    with explorer.expect_response("**/attention/fan?*"):
+        explorer.get_by_role("button", name="Class token asks").click()
+    while not pair.kept:
         explorer.wait_for_timeout(20)
-    explorer.get_by_role("link", name="Runs").click()
-    explorer.wait_for_selector(".page.runs[data-ready]")
+    explorer.evaluate("location.hash = '/volumes'")
+    explorer.wait_for_selector(".page.volumes[data-ready]")
     explorer.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
-    assert explorer.evaluate("location.hash").startswith("#/runs")
+    assert explorer.evaluate("location.hash") == "#/volumes"
 
 
 def test_rollout_and_the_kept_share(explorer, site):

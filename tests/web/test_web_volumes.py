@@ -282,6 +282,19 @@ def test_the_head_is_on_top_of_the_upright_planes(page, site, volumes):
     assert sum(abs(int(a) - int(b)) <= 3 for a, b in zip(shown, wanted)) >= 2
 
 
+def test_a_model_can_be_chosen_before_there_is_a_volume(window, site, volumes, coarse, monkeypatch):
+    monkeypatch.setattr(type(site.desk), "images", lambda desk, run, start, count: (0, []))
+    window.goto(f"{site.origin}/#/volumes")
+    window.wait_for_selector(".page.volumes[data-ready]")
+    window.get_by_label("Model", exact=True).select_option(label="coarse")
+    assert not window.locator("[aria-busy], .page [role=status]").count()
+    monkeypatch.undo()
+    window.set_input_files("input[type=file]", [{"name": "head.nii.gz", "mimeType": "", "buffer": nifti((20, 20, 20))}])
+    until(window, DRAWN)
+    asked = window.evaluate("performance.getEntriesByType('resource').map(({ name }) => name)")
+    assert f"model={site.desk.model_id(str(coarse.folder))}" in [one for one in asked if "/look?" in one][-1]
+
+
 def test_the_3d_view_is_drawn_under_our_policy(page):
     """NiiVue runs without eval, inline scripts or connections; the window's fixture fails on a refusal."""
     if not page.evaluate("Boolean(document.createElement('canvas').getContext('webgl2'))"):

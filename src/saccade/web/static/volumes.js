@@ -95,6 +95,7 @@ class Volumes {
   }
 
   async open(image) {
+    if (!image) return; // a model can be chosen before there is a volume
     const still = this.openings();
     this.image = image;
     this.root.setAttribute("aria-busy", "true");
