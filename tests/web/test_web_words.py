@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import re
 import statistics
 import urllib.error
 import urllib.request
@@ -184,6 +185,45 @@ def test_numbers_that_do_not_come_are_said_and_the_controls_go_back(words, refus
     words.wait_for_selector(".sentence-pair .sum")
 
 
+def strongest(page, layer: int) -> tuple[int, int]:
+    """The head that the page calls the strongest of a pair that is not strongest in head 0, and the library's."""
+    from saccade.texts import Readings
+
+    read_text = Readings().read("", page.locator("textarea").input_value(), "trained")
+    weights = read_text.attention(layer=layer)
+    asks = next(i for i, token in enumerate(read_text.tokens) if not token.special)
+    for place in range(page.locator(".sentence-best button").count()):
+        button = page.locator(".sentence-best button").nth(place)
+        wanted = int(weights[:, asks, int(button.locator("small").inner_text())].argmax())
+        if wanted:
+            with page.expect_response("**/pair?*"):
+                button.click()
+            wait(page, ".sentence-pair", "in which this pair is strongest")
+            said = re.search(r"head (\d+) \(the head", page.locator(".sentence-pair").inner_text())
+            return int(said.group(1)), wanted
+    raise AssertionError("every pair is strongest in head 0")
+
+
+def test_the_strongest_head_of_a_pair_is_also_found_in_a_long_text(words):
+    read(words, "attention word study material " * 40)  # more tokens than the page has all heads of
+    wait(words, ".sentence-title", "“attention” asks")
+    said, wanted = strongest(words, 1)
+    assert said == wanted
+
+
+def test_the_strongest_head_of_a_pair_with_a_special_token_that_is_no_longer_drawn(words, known):
+    """What the page says of the pair stays when the token is not drawn any more."""
+    words.get_by_label("Draw [CLS], [SEP]").check()
+    wait(words, ".sentence-best", "[CLS]")
+    words.locator(".sentence-best button").filter(has_text="[CLS]").click()
+    wait(words, ".sentence-pair", "asks “[CLS]”")
+    before = words.locator(".sentence-pair").inner_text()
+    with words.expect_response("**/pair?*"):
+        words.get_by_label("Draw [CLS], [SEP]").uncheck()
+    words.wait_for_load_state("networkidle")
+    assert words.locator(".sentence-pair").inner_text() == before
+
+
 HEBREW = "שלום לכם GitHub page עולם."
 
 
@@ -355,6 +395,7 @@ def test_the_server_names_mistakes(site):
     assert ask(f"words/{key}/weights?layer=9")[0] == 400
     assert ask(f"words/{key}/weights?layer=1&head=12")[0] == 400
     assert ask(f"words/{key}/pair?layer=1&head=0&query=0&answer=99")[0] == 400
+    assert ask(f"words/{key}/pair?layer=1&query=0&answer=-1")[0] == 400
     assert ask("words/0123456789abcdef/weights?layer=0")[0] == 404
     assert ask(f"words/look-up?model={model}&token=30522")[0] == 400
 

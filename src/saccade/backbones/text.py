@@ -161,13 +161,21 @@ class Reading:
         mask = one.mask_rows(rows)
         return attention_rows(query[None], one.key[None], rows, None if mask is None else mask[None])[0]
 
+    def strongest(self, query: int, key: int, *, layer: int) -> int:
+        """The head in which this pair has the largest weight. Raises UsageError for what is not there."""
+        self._check(key)
+        return int(self.attention(layer=layer, rows=torch.tensor([query]))[:, 0, key].argmax())
+
+    def _check(self, token: int) -> None:
+        if not 0 <= token < len(self.tokens):
+            raise UsageError("no such token", got=token, expected=f"0 to {len(self.tokens) - 1}")
+
     def pair(self, query: int, key: int, *, layer: int, head: int) -> Pair:
         """The numbers behind one weight; tokens are counted from 0. Raises UsageError for what is not there."""
         one = self.layers[self.layer(layer)]
         if not 0 <= head < self.heads:
             raise UsageError("no such head", got=head, expected=f"0 to {self.heads - 1}")
-        if not 0 <= key < len(self.tokens):
-            raise UsageError("no such token", got=key, expected=f"0 to {len(self.tokens) - 1}")
+        self._check(key)
         weight = float(self.attention(layer=layer, rows=torch.tensor([query]))[head, 0, key])
         q, k = one.query[head, query].double(), one.key[head].double()
         scores = (k @ q) * one.scale

@@ -113,13 +113,16 @@ def router(desk: Desk) -> APIRouter:
         return Response(found.float().contiguous().numpy().tobytes(), media_type="application/octet-stream")
 
     @api.get("/{key}/pair")
-    def pair(key: str, layer: int, head: int, query: int, answer: int) -> dict[str, Any]:
+    def pair(key: str, layer: int, query: int, answer: int, head: int | None = None) -> dict[str, Any]:
+        """Every number between two tokens; no head: the one in which the pair has the largest weight."""
         _, reading = shelf.reading(key)
+        head = reading.strongest(query, answer, layer=layer) if head is None else head
         found = reading.pair(query, answer, layer=layer, head=head)
         numbers = {name: getattr(found, name).tolist() for name in ("query", "key", "products")}
-        shown = {"scale": found.scale, "score": found.score, "log_sum": found.log_sum, "weight": found.weight}
+        shown = {name: getattr(found, name) for name in ("scale", "score", "log_sum", "weight")}
         # JSON has no infinity: a hidden key has no score.
-        return numbers | shown | {"visible": found.visible, "score": found.score if found.visible else None}
+        score = found.score if found.visible else None
+        return numbers | shown | {"head": head, "visible": found.visible, "score": score}
 
     @api.get("/{key}/order")
     def order(key: str, seed: int = 0) -> dict[str, Any]:

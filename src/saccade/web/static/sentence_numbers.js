@@ -33,13 +33,13 @@ export class Numbers {
     const { view } = this, { state, source, signal } = view, units = view.units();
     const still = this.questions();
     const asks = units[state.asks], answers = units[state.answers];
-    const head = state.head === "mean" ? this.strongestHead(asks, answers) : state.head;
+    const head = state.head === "mean" ? undefined : state.head; // of the mean there is no single query and key
     try {
       const [found, row] = await Promise.all([
         answers && source.pair ? source.pair(state.layer, head, asks.first, answers.first) : null,
         source.lookUp(source.info.tokens[asks.first].id)]);
       if (!still() || signal.aborted) return;
-      this.showPair(asks, answers, head, found);
+      this.showPair(asks, answers, found);
       this.showLookUp(source.info.tokens[asks.first], row);
     } catch (error) {
       if (!still() || signal.aborted) return;
@@ -48,16 +48,7 @@ export class Numbers {
     }
   }
 
-  // The head in which this pair's weight is largest; of the mean there is no single query and key.
-  strongestHead(asks, answers) {
-    const { view } = this;
-    if (!answers || !view.byHead) return 0;
-    const i = view.shown.indexOf(view.state.asks), j = view.shown.indexOf(view.state.answers), size = view.shown.length;
-    const shares = view.byHead.map((values) => values[i * size + j] ?? 0);
-    return shares.indexOf(Math.max(...shares));
-  }
-
-  showPair(asks, answers, head, found) {
+  showPair(asks, answers, found) {
     this.pair.hidden = !this.view.source.pair;
     const title = el("h2", null, TITLE);
     const words = el("p", null, "Every word makes three vectors. The ", el("strong", null, "query"), " is what it asks, the ",
@@ -71,8 +62,8 @@ export class Numbers {
     const several = [asks, answers].some((unit) => unit.first !== unit.last);
     const mean = this.view.state.head === "mean";
     replace(this.pair, title, words,
-      el("p", { class: "soft" }, `“${asked}” asks “${answered}”, layer ${this.view.state.layer}, head ${head}`,
-        mean ? " (the head in which this pair is strongest)" : "", several ? "; of words of several tokens, the first token" : "", "."),
+      el("p", { class: "soft" }, `“${asked}” asks “${answered}”, layer ${this.view.state.layer}, head ${found.head}`,
+        mean && found.visible ? " (the head in which this pair is strongest)" : "", several ? "; of words of several tokens, the first token" : "", "."),
       strip(`query of “${asked}”`, found.query), strip(`key of “${answered}”`, found.key), strip("query × key", found.products),
       found.visible ? el("p", { class: "sum" },
         `q·k = ${short(found.score / found.scale)}, times 1/√${Math.round(1 / found.scale ** 2)} = ${short(found.score)}. `,

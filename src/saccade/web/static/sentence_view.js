@@ -5,7 +5,8 @@
 //   source.layer(layer)          -> [H N N]         all heads of a layer, for up to WHOLE_TOKENS tokens
 //   source.head(layer, head)     -> [N N]           one head, or "mean"
 //   source.pair(layer, head, query, answer), source.lookUp(token), source.order(seed)
-//                                                   numbers behind the picture; pair and order may be null
+//                                                   numbers behind the picture; pair and order may be null; no head: the one in
+//                                                   which the pair is strongest
 
 import { el, field, replace, say, select } from "./dom.js";
 import { newest } from "./newest.js";
