@@ -79,6 +79,8 @@ def test_local_attention_is_masked(explorer):
     seen = explorer.see(look(model="random:vit_micro_patch8_window4"), IMAGE)
     row = seen.compared.rows(0, 1)[0, 0]
     assert (row[1:].reshape(8, 8)[4:] == 0).all() and row.sum() == pytest.approx(1, abs=1e-5)
+    even, shifted = seen.about()["seen"][:2]
+    assert even == [65] + [17] * 64 and shifted[:4] == [65, 5, 5, 9]  # every other layer's windows are moved by half
 
 
 def test_a_cnn_is_asked_how_alike_its_places_are(explorer):

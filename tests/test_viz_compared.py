@@ -63,6 +63,7 @@ def test_keys_that_are_not_seen_have_no_weight(model, pixels):
     found = Compared(whole.queries, whole.keys, whole.values, [seen] * whole.depth)
     rows = found.rows(0, 0, found.tokens)
     assert (rows[:, ~seen] == 0).all()
+    assert found.seen_counts(0).tolist() == [2, 2] + [3] * (found.tokens - 2) and whole.seen_counts(0) is None
     np.testing.assert_allclose(rows.sum(axis=-1), 1, atol=1e-6)
     with pytest.raises(UsageError, match="does not see"):
         found.pair(0, 0, 8, 9)

@@ -100,6 +100,7 @@ class Seen:
             "prefix": self.prefix,
             "grid": list(self.grid),
             "size_px": list(self.picture.shape[-len(self.grid) :]),
+            "seen": None if compared is None else _seen_counts(compared),
             "order": None if self.order is None else self.order.tolist(),
             "cube_mm": None if self.cube is None else {"start": list(self.cube.start_mm), "side": self.cube.side_mm},
         }
@@ -122,6 +123,12 @@ class Seen:
             if head is not None:
                 rows = rows[head : head + 1]
         return rows[:, 0, self.prefix :].mean(axis=0).reshape(self.grid)
+
+
+def _seen_counts(compared: Compared) -> list[list[int] | None]:
+    """A layer: how many keys each query sees, or None where each sees all."""
+    counts = [compared.seen_counts(layer) for layer in range(compared.depth)]
+    return [None if one is None else one.tolist() for one in counts]
 
 
 class Kept(Generic[K, V]):

@@ -211,6 +211,31 @@ def test_a_refused_model_leaves_no_map_of_another(explorer, site, five_channels,
     assert explorer.locator(".map:visible").count() == 2 and not explorer.locator("[role=alert]:visible").count()
 
 
+@pytest.fixture
+def windows(site, tmp_path):
+    """A model on the desk in which a patch sees the 2 x 2 patches of its window and the class token."""
+    network = build("vit_micro_patch8_w32_window2", size_px=32)
+    save_model(tmp_path / "model", network, InputSpec(3, 32, 0.0, 255.0, (0.5,) * 3, (0.25,) * 3), about={})
+    (tmp_path / "config.yaml").write_text("data: {}")
+    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "windows", tmp_path)
+    site.desk.runs.append(run)
+    yield run
+    site.desk.runs.remove(run)
+
+
+def test_an_even_share_is_of_the_keys_that_the_query_sees(explorer, windows):
+    explorer.reload()
+    until(explorer, DRAWN)
+    choose_model(explorer, "windows")
+    until(explorer, f"{EXPLAINED}.includes('Softmax over all 17 keys')")  # the class token sees all
+    assert "an even share is 5.9 %" in explorer.locator(".words").first.inner_text()
+    explorer.locator(".map").first.click(position=patch(explorer, 1, 2, of=4))
+    until(explorer, f"{EXPLAINED}.includes('what the patch in row 1, column 2 asks')")
+    assert "Softmax over the 5 keys that this query sees" in explorer.locator(".explained").inner_text()
+    assert "An even share would be 20.0 %" in explorer.locator(".explained").inner_text()
+    assert "an even share is 20.0 %" in explorer.locator(".words").first.inner_text()
+
+
 def test_layers_stay_where_a_cnn_is_looked_at(explorer):
     explorer.locator(".map").first.focus()
     for _ in range(2):

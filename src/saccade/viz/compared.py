@@ -73,6 +73,12 @@ class Compared:
         rolled = 4 * self.tokens**2 if self.tokens <= ROLLED_TOKENS else 0
         return self.queries.nbytes + self.keys.nbytes + self.values.nbytes + sum(masks.values()) + rolled
 
+    def seen_counts(self, layer: int) -> np.ndarray | None:
+        """How many keys each query of a layer sees [N]; None where each sees all. Raises UsageError as ``scores``."""
+        self._check(layer, 0, 1)
+        seen = self.seen[layer] if self.seen else None
+        return None if seen is None else seen.sum(axis=1)
+
     def scores(self, layer: int, first: int, count: int = 1) -> np.ndarray:
         """q k / sqrt(Dk) of the queries ``first`` and following, float32 [H R N]; -inf where a key is not seen.
 

@@ -124,7 +124,9 @@ def pair_numbers(compared: "Compared", layer: int, head: int, query: int, key: i
     one = compared.pair(layer, head, query, key)
     known = {name: getattr(one, name) for name in ("dot", "score", "largest", "total", "weight", "rank")}
     vectors = {name: getattr(one, name).tolist() for name in ("query", "key", "value", "products")}
-    return known | vectors | {"tokens": compared.tokens}
+    counts = compared.seen_counts(layer)
+    seen = compared.tokens if counts is None else int(counts[query])
+    return known | vectors | {"tokens": compared.tokens, "seen": seen}
 
 
 def check_count(floats: int) -> None:

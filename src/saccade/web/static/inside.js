@@ -3,7 +3,7 @@
 import { json } from "./ask.js";
 import { el, replace } from "./dom.js";
 import { choose, Look } from "./look.js";
-import { compact, percent, range, where } from "./maps.js";
+import { compact, range, where } from "./maps.js";
 import { newest } from "./newest.js";
 import { Panel } from "./panel.js";
 
@@ -40,7 +40,7 @@ export class Inside {
       if (this.head !== "mean" && this.head >= look.heads) this.head = "mean";
       this.panel.setLook(look, attentive ? "Where the class token looks, or the patch under the pointer" : "How alike its places are");
       replace(this.node, el("h2", null, "Inside the tile"), el("p", { class: "soft" }, `${about.tile_px} pixels at ${compact(about.mpp)} µm`), this.panel.node,
-        el("p", { class: "soft" }, attentive ? `Layer ${this.layer} of 0 to ${this.layer}. ${percent(1 / look.tokens)} is an even share.` : `${look.name} has no attention that could be read.`),
+        el("p", { class: "soft" }, attentive ? `Layer ${this.layer} of 0 to ${this.layer}.` : `${look.name} has no attention that could be read.`),
         el("a", { href: `#/explorer?${new URLSearchParams({ image: image.id, a: model })}` }, "Every layer and head"));
       await this.draw();
     } catch (error) {
@@ -54,7 +54,7 @@ export class Inside {
     const rows = await look.rows(kind, kind === "attention" ? this.layer : 0, place === null ? 0 : look.prefix + place, this.signal);
     if (!still()) return;
     const limits = range(choose(rows, look.tokens, look.prefix, head));
-    this.panel.draw(rows, kind, { head, keep: 1, smooth: false, colour: false, place, pointed: null, limits });
+    this.panel.draw(rows, kind, { layer: this.layer, head, keep: 1, smooth: false, colour: false, place, pointed: null, limits });
     this.node.dataset.drawn = "yes";
   }
 }

@@ -64,6 +64,11 @@ export class Look {
   layerName(layer) { return this.layers?.[layer] ?? layer; }
   get wholeDepth() { return this.whole ?? this.depth; }
 
+  // An even share of what a query gives away in a layer: each of the keys that it sees has as much. Rollout sees all.
+  evenShare(kind, layer, token) {
+    return this.even ?? 1 / ((kind === "attention" && this.seen?.[this.layerName(layer)]?.[token]) || this.tokens);
+  }
+
   fan(token, signal) {
     return floats("attention/fan", { ...this.query, token }, signal);
   }

@@ -44,12 +44,12 @@ export function explain(root, pair, names, note) {
       el("li", null, "Divided by the root of the width, so that long vectors do not shout: ",
         el("span", { class: "code", "data-step": "score" },
           `q·k/√d = ${compact(pair.dot)} / √${width} = ${compact(pair.score)}`)),
-      el("li", null, `Softmax over all ${pair.tokens} keys (largest score ${compact(pair.largest)}): `,
+      el("li", null, `Softmax over ${pair.seen < pair.tokens ? `the ${pair.seen} keys that this query sees` : `all ${pair.tokens} keys`} (largest score ${compact(pair.largest)}): `,
         el("span", { class: "code", "data-step": "weight" },
           `e^(${compact(pair.score)} − ${compact(pair.largest)}) / ${compact(pair.total)} = ${compact(pair.weight)}`)),
       el("li", null, el("strong", null, percent(pair.weight)),
         ` of what this query takes; ${pair.rank === 0 ? "no key has more" : pair.rank === 1 ? "1 key has more" : `${pair.rank} keys have more`}. `,
-        `An even share would be ${percent(1 / pair.tokens)}.`)),
+        `An even share would be ${percent(1 / pair.seen)}.`)),
     line("Value", `what ${names.key} hands over, times ${compact(pair.weight)}`, strip(pair.value, "value"),
       `length ${compact(long)} × ${compact(pair.weight)} = ${compact(long * pair.weight)}`));
 }

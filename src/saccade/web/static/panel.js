@@ -66,7 +66,7 @@ export class Panel {
     return row * columns + column;
   }
 
-  // values [heads, tokens]; view: {head, keep, smooth, colour, place, pointed, limits}, and for what is saved {image, layer}
+  // values [heads, tokens]; view: {layer, head, keep, smooth, colour, place, pointed, limits}, and for what is saved {image}
   draw(values, kind, view) {
     const { look } = this;
     const head = kind === "attention" ? view.head : "mean";
@@ -119,7 +119,8 @@ export class Panel {
     const words = [alike ? "Most alike: " : "Most: ", el("strong", null, this.events.where(most, columns)), ` with ${number(own.high)}`];
     if (!alike) {
       const away = elsewhere(values, look.tokens, look.prefix, head);
-      words.push(` (an even share is ${percent(look.even ?? 1 / look.tokens)}). Class token`,
+      const token = view.place === null ? 0 : look.prefix + view.place;
+      words.push(` (an even share is ${percent(look.evenShare(kind, view.layer, token))}). Class token`,
         look.prefix > 1 ? " and registers take " : " takes ", percent(away), ".");
     } else words.push(".");
     if (view.pointed !== null) {

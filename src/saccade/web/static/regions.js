@@ -319,7 +319,7 @@ export class Regions {
 
   drawPanel(rows, place) {
     const map = choose(rows, this.look.tokens, this.look.prefix, this.head).filter((_, i) => this.look.there[i]);
-    this.panel.draw(rows, "attention", { head: this.head, keep: 1, smooth: false, colour: false, place, pointed: null, limits: range(map) });
+    this.panel.draw(rows, "attention", { layer: this.layer, head: this.head, keep: 1, smooth: false, colour: false, place, pointed: null, limits: range(map) });
   }
 
   // A tile under the pointer in the small picture asks for as long as it is there.

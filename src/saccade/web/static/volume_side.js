@@ -74,7 +74,7 @@ export class VolumeSide {
     const most = this.map.indexOf(this.limits.high), here = this.map[this.placeOf(this.patchOf(at))];
     replace(this.scale, el("span", null, number(this.limits.low)), el("span", { class: "ramp" }), el("span", null, number(this.limits.high)));
     replace(this.words, `${this.who} asks. Most: `, el("strong", null, this.name(most)), ` with ${number(this.limits.high)}`,
-      alike ? "." : ` (an even share is ${percent(1 / look.tokens)}); the class token takes ${percent(elsewhere(this.rows, look.tokens, look.prefix, this.view.head))}.`,
+      alike ? "." : ` (an even share is ${percent(look.evenShare(this.view.kind, this.view.layer, this.token(this.asked)))}); the class token takes ${percent(elsewhere(this.rows, look.tokens, look.prefix, this.view.head))}.`,
       ` Under the cross: ${number(here)}.`);
     if (this.letter === "A") say(`${this.who}: most in ${this.name(most)}`);
   }
