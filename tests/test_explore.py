@@ -101,6 +101,20 @@ def test_pixels_that_are_no_numbers_are_refused_with_the_file_named(explorer, mo
         explorer.see(look(model=model, image=f"{wrong}"), Sample(pixels, Record("holes.tif")))
 
 
+@pytest.mark.parametrize("model", [MODEL, "random:resnet10_w16"])
+def test_a_strip_that_would_be_enlarged_to_gigabytes_is_refused_before(explorer, model, monkeypatch):
+    def never(*_):
+        raise AssertionError("enlarged")
+
+    monkeypatch.setattr("saccade.explore.shown", never)
+    strip = Sample(np.zeros((3, 2, 1000), np.uint8), Record("strip.png"))
+    with pytest.raises(UsageError, match=r"too many pixels to explore[^!]*224 x 112000"):
+        explorer.see(look(model=model, image="strip", size_px=224), strip)
+    monkeypatch.setattr("saccade.explore.LOOK_BYTES", 1000)
+    with pytest.raises(UsageError, match="too many patches"):
+        explorer.see(look(model=model, image="other", size_px=224), IMAGE)
+
+
 def test_memory_is_bounded(monkeypatch):
     kept = Kept[str, str](10)
     for name in "abc":

@@ -28,13 +28,14 @@ from saccade.embedding import Decoded, OneImage, random_twin
 from saccade.errors import ModelError, UsageError
 from saccade.nn.local import dense_mask
 from saccade.nn.positions import Positions
-from saccade.panels import Shown, shown
+from saccade.panels import Shown, input_size, shown
 from saccade.seeds import numpy_generator
 from saccade.viz.compared import Compared
 from saccade.viz.volumes import SeenCube, seen_cube
 from saccade.volume_panels import kept, nifti_of
 
 LOOKS_BYTES, MODELS_BYTES, LOOK_BYTES = 512 * 2**20, 2**30, 256 * 2**20
+INPUT_PIXELS = {2: 2**23, 3: 2**24}  # of one image (2048 x 4096), or voxels of one volume (256 x 256 x 256)
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -216,20 +217,25 @@ def _shown(loaded: LoadedModel, look: Look, sample: Sample) -> tuple[Shown, np.n
     if axes == 3:
         if look.shuffle is not None:
             raise UsageError("the patches of volumes are not shuffled here", hint="ask the order question of an image")
+        _check_size(loaded, (_cube_side(loaded, look.size_px),) * 3)
         seen, lies = cube(loaded, sample, look.size_px)
-        _check_size(loaded, seen)
         return seen, None, lies
+    # Before the picture is enlarged: of a long strip the shorter side decides, and the input can be gigabytes.
+    _check_size(loaded, input_size(loaded, sample.pixels, look.size_px))
     seen = shown(loaded, sample.pixels, sample.record.id, look.size_px)
-    _check_size(loaded, seen)
     if look.shuffle is None:
         return seen, None, None
     return (*shuffled(seen, loaded.backbone.stride_px, look.shuffle), None)
 
 
+def _cube_side(loaded: LoadedModel, size_px: int | None) -> int:
+    unit = max(loaded.backbone.stride_px, loaded.backbone.settings.unit_px)
+    return max(unit, round((size_px or loaded.spec.size_px) / unit) * unit)
+
+
 def cube(loaded: LoadedModel, sample: Sample, size_px: int | None) -> tuple[Shown, SeenCube]:
     """A volume through the cube that the model is used to: x [1 C S S S], and uint8 [T Y X] of its first channel."""
-    unit = max(loaded.backbone.stride_px, loaded.backbone.settings.unit_px)
-    side = max(unit, round((size_px or loaded.spec.size_px) / unit) * unit)
+    side = _cube_side(loaded, size_px)
     spec = dataclasses.replace(loaded.spec, size_px=side)
     cache = Decoded(OneImage(sample), max_bad=0, report=None).at(side, spec.channels, spec)
     spec = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
@@ -311,17 +317,25 @@ def _reorder(pixels: np.ndarray, patch_px: int, order: np.ndarray) -> np.ndarray
     return np.ascontiguousarray(cut.reshape(channels, height, width))
 
 
-def _check_size(loaded: LoadedModel, seen: Shown) -> None:
-    """Raise UsageError where the kept queries, keys and values would be too large."""
-    network = loaded.backbone
-    if not isinstance(network, ViT):
-        return
-    tokens = network.prefix + math.prod(side // network.stride_px for side in seen.x.shape[2:])
-    needed = 4 * 3 * network.depth * tokens * network.dim
+def _check_size(loaded: LoadedModel, size: tuple[int, ...]) -> None:
+    """Raise UsageError where an input of this size, or what is kept of it, would be too large."""
+    network, most = loaded.backbone, INPUT_PIXELS[len(size)]
+    if math.prod(size) > most:
+        raise UsageError(
+            "too many pixels to explore at this size",
+            got=f"{' x '.join(map(str, size))} as the network would get it",
+            expected=f"at most {most:,} pixels",
+            hint="choose a smaller size, or cut out a part: a long strip is enlarged by its shorter side",
+        )
+    tokens = math.prod(side // network.stride_px for side in size)
+    needed, what = 4 * tokens * network.dim, "vectors"
+    if isinstance(network, ViT):
+        tokens += network.prefix
+        needed, what = 4 * 3 * network.depth * tokens * network.dim, "queries, keys and values"
     if needed > LOOK_BYTES:
         raise UsageError(
             "too many patches to explore at this size",
-            got=f"{tokens:,} tokens: {needed / 2**20:,.0f} MiB of queries, keys and values",
+            got=f"{tokens:,} tokens: {needed / 2**20:,.0f} MiB of {what}",
             expected=f"at most {LOOK_BYTES / 2**20:,.0f} MiB",
             hint="choose a smaller size",
         )

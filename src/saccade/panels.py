@@ -122,13 +122,18 @@ class Shown:
     image: np.ndarray
 
 
+def input_size(loaded: LoadedModel, pixels: np.ndarray, size_px: int | None = None) -> tuple[int, int]:
+    """Rows and columns at which ``shown`` gives an image [C Y X] to a network."""
+    return _fit(pixels, size_px or loaded.spec.size_px, _patch(loaded))
+
+
 def shown(loaded: LoadedModel, pixels: np.ndarray, name: str, size_px: int | None = None) -> Shown:
     """The whole image [C Y X] at a shorter side near ``size_px`` (None: the model's own), cut evenly by the patch.
 
     ``name`` is for messages. Raises DataError where its channels do not fit, or pixels are no numbers.
     """
     pixels = finite(convert_channels(pixels, loaded.spec.channels, name), name)
-    size = _fit(pixels, size_px or loaded.spec.size_px, _patch(loaded))
+    size = input_size(loaded, pixels, size_px)
     small = torch.nn.functional.interpolate(
         torch.from_numpy(pixels.astype(np.float32))[None], size=size, mode="bilinear", antialias=True
     )[0].numpy()
