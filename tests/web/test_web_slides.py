@@ -49,6 +49,16 @@ def slides(site, tmp_path_factory):
     site.desk.runs.remove(run)
 
 
+def test_a_slide_may_have_more_tiles_than_a_call_has_arguments(window):
+    script = """async () => {
+      const { heatOf } = await import("/static/stage.js");
+      const cells = Array.from({ length: 250000 }, (_, i) => [3 + Math.floor(i / 500), 7 + (i % 500)]);
+      const { small, box } = heatOf(cells, [2, 4], new Float32Array(cells.length).fill(1), { low: 0, high: 1 });
+      return [small.width, small.height, ...box];
+    }"""
+    assert window.evaluate(script) == [500, 500, 28, 6, 2000, 1000]
+
+
 @pytest.fixture
 def page(window, site, slides):
     window.goto(f"{site.origin}/#/slides")

@@ -2,14 +2,14 @@
 
 import { link } from "./ask.js";
 import { el, replace } from "./dom.js";
-import { painted } from "./maps.js";
+import { painted, range } from "./maps.js";
 
 // The heat over cells [[row, column], ...] of sides [down, across] in pixels of level 0; NaN is not painted.
 export function heatOf(cells, step, values, limits) {
   const kept = cells.map((cell, i) => [cell, i]).filter(([, i]) => Number.isFinite(values[i]));
   if (!kept.length) return null;
-  const top = Math.min(...kept.map(([[row]]) => row)), left = Math.min(...kept.map(([[, column]]) => column));
-  const rows = Math.max(...kept.map(([[row]]) => row)) - top + 1, columns = Math.max(...kept.map(([[, column]]) => column)) - left + 1;
+  const down = range(kept.map(([[row]]) => row)), over = range(kept.map(([[, column]]) => column)); // too many for Math.min(...)
+  const top = down.low, left = over.low, rows = down.high - top + 1, columns = over.high - left + 1;
   const data = painted(values, limits), pixels = new Uint8ClampedArray(4 * rows * columns);
   for (const [[row, column], i] of kept) {
     const at = 4 * ((row - top) * columns + column - left);
