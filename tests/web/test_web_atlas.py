@@ -287,6 +287,19 @@ def taken(site, tmp_path):
     site.desk.tables = before
 
 
+@pytest.mark.parametrize(("count", "legend"), [(1, ["all"]), (5, [f"cluster {n}" for n in range(1, 6)])])
+def test_few_images_without_labels_are_shown(window, site, tmp_path, monkeypatch, count, legend):
+    nothing, ids = [None] * count, [f"{i}.png" for i in range(count)]
+    features = np.eye(8, dtype=np.float32)[:count]
+    save_table(tmp_path / "few.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}))
+    monkeypatch.setattr(site.desk, "tables", (str(tmp_path / "few.parquet"),))
+    open_map(window)
+    assert window.locator(".legend .name").all_inner_texts() == legend
+    assert not window.locator(".page [role=alert]").count()
+    ink = "[...document.querySelector('.plot canvas').getContext('2d').getImageData(0, 0, 4000, 4000).data]"
+    until(window, f"new Set({ink}.filter((_, i) => i % 4 === 0)).size > 1")
+
+
 def test_columns_of_the_names_that_the_map_makes_stay_as_they_are(window, site, taken):
     open_map(window)
     window.wait_for_selector(".legend li")

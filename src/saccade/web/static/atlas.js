@@ -87,7 +87,8 @@ class Atlas {
     this.kind = "pca";
     this.column = ["label", "group", "split", ...about.columns].find((name) => about.columns.includes(name)) ?? about.cluster;
     if (about.columns.includes(query.get("colour"))) this.column = query.get("colour");
-    this.clusters = 8;
+    this.most = Math.min(50, about.shown);
+    this.clusters = Math.min(8, this.most);
     this.hidden = new Set();
     this.values = [];
     this.known_ = new Map();
@@ -121,8 +122,8 @@ class Atlas {
     this.kinds = el("div", { class: "group", role: "group", "aria-label": "Kind of map" }, about.kinds.map(({ kind, missing }) =>
       el("button", { type: "button", "data-kind": kind, "aria-pressed": String(kind === this.kind), title: missing ?? "", onclick: () => this.want(kind, missing) }, KINDS[kind])));
     const colours = [...about.columns, about.cluster].map((name) => ({ value: name, text: name }));
-    this.count = el("input", { type: "number", min: 2, max: 50, value: this.clusters, style: { width: "5rem" }, onchange: () => {
-      this.clusters = Math.max(2, Math.min(50, Math.round(Number(this.count.value)) || 8));
+    this.count = el("input", { type: "number", min: 2, max: this.most, value: this.clusters, style: { width: "5rem" }, onchange: () => {
+      this.clusters = Math.max(2, Math.min(this.most, Math.round(Number(this.count.value)) || 8));
       this.count.value = this.clusters;
       this.setColumn(about.cluster);
     } });
@@ -198,6 +199,7 @@ class Atlas {
 
   // The values of a column, and which of them each row has.
   read(name) {
+    if (name === this.about.cluster && this.most < 2) return [["all"], new Float32Array(this.most)]; // nothing to tell apart
     const asked = { name, clusters: name === this.about.cluster ? this.clusters : null };
     return Promise.all([json(`atlas/${this.table}/values`, asked, this.signal), floats(`atlas/${this.table}/codes`, asked, this.signal)]);
   }
@@ -205,7 +207,7 @@ class Atlas {
   async setColumn(name) {
     const still = this.colourings();
     try {
-      this.countField.hidden = name !== this.about.cluster;
+      this.countField.hidden = name !== this.about.cluster || this.most < 2;
       const [values, codes] = await this.read(name);
       if (!still()) return;
       Object.assign(this, { column: name, values });
