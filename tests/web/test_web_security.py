@@ -6,17 +6,19 @@ import http.client
 import io
 import itertools
 import json
+import threading
 from urllib.parse import quote
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 from waiting import until
 
 from saccade.commands.look import view
 from saccade.web import start
-from saccade.web.desk import RunOnDesk, lay_out, opaque
+from saccade.web.desk import RunOnDesk, lay_out, opaque, read_upload
 from saccade.web.folders import runs_below
 from saccade.web.security import BODY_BYTES, UPLOAD_BYTES, Keys
 
@@ -144,6 +146,34 @@ def test_uploads_are_bounded_and_stay_in_memory(site, monkeypatch, tmp_path):
     status, _, said = ask(site, "/api/uploads", method="POST", headers={"X-Name": quote(HOSTILE[0])}, body=picture())
     assert status == 200 and json.loads(said)["name"] == HOSTILE[0]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("planar", ["separate", "contig"])
+def test_channels_of_an_upload_count(site, monkeypatch, planar):
+    """Many channels pack into a small file; Pillow sees one of them, or none."""
+    file, shape = io.BytesIO(), (24, 40, 40) if planar == "separate" else (40, 40, 24)
+    tifffile.imwrite(file, np.zeros(shape, np.uint8), photometric="minisblack", planarconfig=planar, compression="zlib")
+    assert ask(site, "/api/uploads", method="POST", body=file.getvalue())[0] == 200
+    monkeypatch.setattr("saccade.web.images.UPLOAD_PIXELS", 1600)  # as many as it has, and a fourth of its numbers
+    status, _, said = ask(site, "/api/uploads", method="POST", body=file.getvalue())
+    assert status == 400 and "too many channels" in json.loads(said)["what"]
+
+
+def test_others_are_answered_while_an_upload_is_decoded(site, monkeypatch):
+    begun, others, heard = threading.Event(), threading.Event(), []
+
+    def slow(data: bytes, name: str):
+        begun.set()
+        heard.append(others.wait(20))
+        return read_upload(data, name)
+
+    monkeypatch.setattr("saccade.web.images.read_upload", slow)
+    sent = threading.Thread(target=lambda: ask(site, "/api/uploads", method="POST", body=picture()))
+    sent.start()
+    assert begun.wait(20) and ask(site, "/api/runs")[0] == 200
+    others.set()
+    sent.join()
+    assert heard == [True]
 
 
 def test_a_body_without_a_length_is_bounded_too(site, monkeypatch):

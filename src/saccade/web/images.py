@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Annotated, Any
 from urllib.parse import unquote
 
 import numpy as np
+import tifffile
 from fastapi import APIRouter, Header, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from PIL import Image
 
+from saccade.data.decode import PNG_MARK, TIFF_MARKS
 from saccade.errors import DataError
 from saccade.web.desk import UPLOAD_PIXELS, Desk, ImageOnDesk, Upload, read_upload
 from saccade.web.folders import named, spelt
 
+BYTES_A_PIXEL = 4  # of an upload, all channels together, at UPLOAD_PIXELS
 STRIPE_PX, STRIPE_GREYS = 12, (96, 160)
 
 
@@ -40,12 +45,16 @@ def router(desk: Desk) -> APIRouter:
 
     @api.post("/uploads")
     async def upload(request: Request, x_name: Annotated[str, Header()] = "upload") -> dict[str, Any]:
-        name, data = unquote(x_name), await request.body()
-        check_pixels(data, name)
-        pixels = read_upload(data, name).pixels
-        return {"id": desk.uploads.add(name, data), "name": name, "upload": True, "size_px": list(pixels.shape[1:])}
+        """What was sent is decoded beside the loop, which answers others meanwhile."""
+        return await run_in_threadpool(_take, desk, unquote(x_name), await request.body())
 
     return api
+
+
+def _take(desk: Desk, name: str, data: bytes) -> dict[str, Any]:
+    check_pixels(data, name)
+    pixels = read_upload(data, name).pixels
+    return {"id": desk.uploads.add(name, data), "name": name, "upload": True, "size_px": list(pixels.shape[1:])}
 
 
 def shown(key: str, one: ImageOnDesk | Upload) -> dict[str, Any]:
@@ -57,19 +66,38 @@ def shown(key: str, one: ImageOnDesk | Upload) -> dict[str, Any]:
 
 
 def check_pixels(data: bytes, name: str) -> None:
-    """Raise DataError for an image whose header claims more pixels than an upload may have, before it is decoded."""
+    """Raise DataError for an image whose header claims more than an upload may have, before it is decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            claimed = image.width * image.height
-    except Exception:  # kinds that Pillow does not know are the decoder's to judge; it has a bound of its own
+        pixels, decoded = _claimed(data)
+    except Exception:  # kinds that are not known here are the decoder's to judge; it has a bound of its own
         return
-    if claimed > UPLOAD_PIXELS:
+    if pixels > UPLOAD_PIXELS:
         raise DataError(
             f"{name} has too many pixels for the page",
-            got=f"{claimed:,}",
+            got=f"{pixels:,}",
             expected=f"at most {UPLOAD_PIXELS:,}",
             hint="cut out a part of it, or use saccade attend",
         )
+    if decoded > BYTES_A_PIXEL * UPLOAD_PIXELS:
+        raise DataError(
+            f"{name} has too many channels of so many pixels for the page",
+            got=f"{decoded / 2**20:,.0f} MiB of numbers",
+            expected=f"at most {BYTES_A_PIXEL * UPLOAD_PIXELS / 2**20:,.0f} MiB",
+            hint="cut out a part of it, or use saccade attend",
+        )
+
+
+def _claimed(data: bytes) -> tuple[int, int]:
+    """Pixels of one channel, and bytes of all, as the header has them."""
+    if data[:4] in TIFF_MARKS:  # of these Pillow does not know all channels
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            series = file.series[0]
+            sizes = dict(zip(series.axes, series.shape))
+            return sizes["Y"] * sizes["X"], math.prod(series.shape) * series.dtype.itemsize
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = image.width * image.height
+        deep = 2 if data[:8] == PNG_MARK and data[24] == 16 else 1
+        return pixels, pixels * len(image.getbands()) * deep
 
 
 def to_display(pixels: np.ndarray) -> np.ndarray:
