@@ -254,6 +254,7 @@ def test_an_address_opens_the_same_view(explorer, site):
     explorer.get_by_label("smooth").check()
     explorer.get_by_label("Size").focus()
     explorer.get_by_label("Size").select_option("448")
+    until(explorer, DRAWN)
     until(explorer, "document.querySelector('.words').innerText.includes('patches hold')")
     until(explorer, "location.hash.includes('size=448') && location.hash.includes('smooth=1')")
     assert explorer.evaluate("document.activeElement.labels[0].textContent") == "Size"  # the keyboard keeps its place
