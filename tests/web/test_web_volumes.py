@@ -302,6 +302,28 @@ def test_the_3d_view_is_drawn_under_our_policy(page):
     page.wait_for_selector("[data-drawn]")
 
 
+def test_the_3d_view_is_let_go_of(page, coarse):
+    """NiiVue listens to the window and holds its volume until it is told to stop."""
+    page.add_init_script("""
+      window.listening = 0;
+      const [add, remove] = [window.addEventListener.bind(window), window.removeEventListener.bind(window)];
+      window.addEventListener = (kind, ...more) => { window.listening += kind === "resize"; add(kind, ...more); };
+      window.removeEventListener = (kind, ...more) => { window.listening -= kind === "resize"; remove(kind, ...more); };
+    """)
+    page.reload()
+    drawn = "document.querySelector('.solid canvas')?.dataset.drawn === 'yes'"
+    until(page, drawn)
+    assert page.evaluate("window.listening") == 1
+    for label in ("coarse", "cubes", "coarse"):
+        page.evaluate("document.querySelector('.solid canvas').dataset.drawn = 'before'")
+        page.get_by_label("Model", exact=True).select_option(label=label)
+        until(page, drawn)
+    assert page.evaluate("window.listening") == 1
+    page.locator("#pages a[data-page=runs]").click()
+    page.wait_for_selector(".page.runs[data-ready]")
+    assert page.evaluate("window.listening") == 0
+
+
 def test_what_is_vendored_is_what_its_table_says():
     table = (STATIC / "vendor" / "VENDORED.md").read_text()
     files = sorted((STATIC / "vendor").rglob("*.js"))

@@ -374,6 +374,18 @@ def test_it_fits_a_tablet_in_the_dark(words):
     assert words.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_a_dark_page_is_printed_in_dark_ink(words):
+    """Canvases keep the colours they were painted in; on paper those of a dark page are turned over."""
+    filters = "[...document.querySelectorAll('canvas.inked')].map((c) => getComputedStyle(c).filter)"
+    words.get_by_role("button", name="Light or dark").click()
+    words.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert set(words.evaluate(filters)) == {"none"}  # on the screen nothing is turned over
+    words.emulate_media(media="print")
+    assert set(words.evaluate(filters)) == {"invert(1) hue-rotate(180deg)"}
+    words.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert set(words.evaluate(filters)) == {"none"}
+
+
 def test_the_server_names_mistakes(site):
     def ask(path: str, body: object = None) -> tuple[int, str]:
         data = None if body is None else json.dumps(body).encode()

@@ -27,7 +27,7 @@ export class Plot {
     this.loop = null;
     this.pointers = new Map();
     this.above = el("canvas", {
-      class: "above", tabindex: "0", role: "application",
+      class: "above inked", tabindex: "0", role: "application",
       "aria-label": "Map of images. Arrow keys go from point to point, Enter shows what is like it, plus and minus zoom, 0 shows all.",
     });
     this.card = el("div", { class: "point-card", hidden: true });

@@ -69,6 +69,7 @@ function blend(pixels, at, { edge, cover, rgb: [r, g, b] }) {
 export class Scatter {
   constructor() {
     this.canvas = document.createElement("canvas");
+    this.canvas.className = "inked";
     this.context = this.canvas.getContext("2d", { alpha: false });
     this.count = 0;
     this.places = new Float32Array(0);

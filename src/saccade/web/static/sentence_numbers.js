@@ -121,7 +121,7 @@ export class Numbers {
 
 // A vector as bars about a middle line: up is positive, down is negative; no colour is needed to tell.
 function strip(label, values) {
-  const canvas = el("canvas", { role: "img", "aria-label": `${label}: ${values.slice(0, 6).map(short).join(", ")} …` });
+  const canvas = el("canvas", { class: "inked", role: "img", "aria-label": `${label}: ${values.slice(0, 6).map(short).join(", ")} …` });
   const most = Math.max(1e-9, ...values.map(Math.abs));
   const first = values.slice(0, 4).map(short).join(", ");
   const wide = 360, tall = 44, step = wide / values.length, ink = colours(), painter = new CanvasPainter(canvas, wide, tall);

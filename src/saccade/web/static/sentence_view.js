@@ -27,9 +27,9 @@ export class SentenceView {
     this.next = {}; // what was chosen and has no numbers yet: {source, layer, head, tokens, special}
     this.cache = new Map();
     this.loads = newest();
-    this.lines = el("canvas", { tabindex: 0, role: "application", class: "sentence-lines" });
-    this.matrix = el("canvas", { class: "sentence-matrix", "aria-hidden": "true" });
-    this.heads = el("canvas", { class: "sentence-heads", "aria-hidden": "true" });
+    this.lines = el("canvas", { tabindex: 0, role: "application", class: "sentence-lines inked" });
+    this.matrix = el("canvas", { class: "sentence-matrix inked", "aria-hidden": "true" });
+    this.heads = el("canvas", { class: "sentence-heads inked", "aria-hidden": "true" });
     this.found = el("div", { class: "sentence-found" });
     this.controls = el("div", { class: "row sentence-controls noprint" });
     this.title = el("p", { class: "sentence-title" });

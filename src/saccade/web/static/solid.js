@@ -25,10 +25,13 @@ function nifti(values, [z, y, x], voxel, kind) {
   return file.buffer;
 }
 
+let able = null; // whether the browser has WebGL 2: asking takes a context, of which there are few
+
 export class Solid {
-  // Throws where the browser has no WebGL 2.
+  // On a canvas of its own; `close` lets go of it. Throws where the browser has no WebGL 2.
   static async open(canvas, cube, size, grid) {
-    if (!document.createElement("canvas").getContext("webgl2")) throw new Error("This browser has no WebGL 2: the planes remain.");
+    able ??= Boolean(document.createElement("canvas").getContext("webgl2"));
+    if (!able) throw new Error("This browser has no WebGL 2: the planes remain.");
     const { Niivue } = await import("./vendor/niivue/niivue.js");
     const solid = new Solid();
     const view = new Niivue({ dragAndDropEnabled: false, loadingText: "", backColor: [0.04, 0.05, 0.06, 1], show3Dcrosshair: false,
@@ -41,6 +44,12 @@ export class Solid {
     view.setColormap(view.volumes[1].id, "inferno");
     view.setOpacity(1, 0.7);
     return Object.assign(solid, { view, canvas });
+  }
+
+  // Listeners, observers and the memory of the card: left alone, NiiVue keeps every volume that was ever shown.
+  close() {
+    this.view.cleanup();
+    this.view.gl?.getExtension("WEBGL_lose_context")?.loseContext();
   }
 
   // Only the tenth of the patches that has most (or the kept share, where that is less), so that the volume is seen between.

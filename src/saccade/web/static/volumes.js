@@ -51,10 +51,11 @@ class Volumes {
     this.wait = el("p");
     this.explained = el("section", { class: "explained card", "aria-label": "Query, key, value" });
     this.trouble = el("div", { class: "note", role: "alert", hidden: true });
-    this.solidCanvas = el("canvas", { width: 384, height: 384, role: "img", "aria-label": "3D view, drag to turn" });
+    this.solidPlace = el("div", { class: "solid" });
     this.solidWords = el("p", { class: "soft" }, "Drag to turn it. Shown is the tenth of the patches that has most.");
     this.sides[0].pictures.append(el("figure", { class: "panel plane" }, el("figcaption", null, "3D"),
-      el("div", { class: "solid" }, this.solidCanvas), this.solidWords));
+      this.solidPlace, this.solidWords));
+    this.signal.addEventListener("abort", () => this.solid?.close());
     for (const side of this.sides) side.pictures.hidden = side.caption.hidden = true;
     this.views = el("div");
     replace(this.root, el("h1", null, HEADING), el("div", { class: "explorer-grid" }, images,
@@ -104,6 +105,7 @@ class Volumes {
     const answers = await Promise.allSettled(this.sides.map(ask));
     if (!still() || this.signal.aborted) return;
     this.trouble.hidden = true;
+    this.solid?.close();
     this.solid = null;
     this.settle(answers);
     replace(this.views, this.sides.filter(({ model }) => model !== "").map((side) => side.node));
@@ -143,14 +145,16 @@ class Volumes {
   async openSolid(still) {
     const [side] = this.sides;
     if (!side.look) return;
+    const canvas = el("canvas", { width: 384, height: 384, role: "img", "aria-label": "3D view, drag to turn" });
+    replace(this.solidPlace, canvas);
     try {
-      const solid = await Solid.open(this.solidCanvas, side.look.cube, side.look.size_px, side.look.grid);
-      if (!still() || this.signal.aborted) return;
+      const solid = await Solid.open(canvas, side.look.cube, side.look.size_px, side.look.grid);
+      if (!still() || this.signal.aborted) { solid.close(); return; }
       this.solid = solid;
       if (side.map) this.solid.show(side.map, side.inside);
-      this.solidCanvas.dataset.drawn = "yes";
+      canvas.dataset.drawn = "yes";
     } catch (error) {
-      this.solidCanvas.parentNode.hidden = true;
+      this.solidPlace.hidden = true;
       this.solidWords.textContent = error.message;
     }
   }
