@@ -20,6 +20,7 @@ from saccade.contracts import InputSpec
 from saccade.explore import Explorer, Look
 from saccade.explore_slides import SlideLooks
 from saccade.web.desk import RunOnDesk
+from saccade.web.folders import written
 
 SIDE, TILE = 512, 64
 
@@ -83,7 +84,7 @@ def test_a_tile_is_clicked_and_its_patches_are_there(page, site, slides):
     page.wait_for_selector("[data-drawn=yes] .map")
     assert "How like the marked tile" in page.locator(".words").first.inner_text()
     number = int(np.flatnonzero((tiles.grid(0).cells == (5, 1)).all(axis=1))[0])
-    look = Look(str(slides.folder), "tiles")
+    look = Look(str(slides.folder), "tiles", written=written(str(slides.folder)))
     sample = tiles.read(int(tiles.tiles_of(0)[number]))
     compared = Explorer().see(Look(str(slides.folder), "tile"), sample).compared
     row = compared.rows(compared.depth - 1, 0)[:, 0, 1:].mean(axis=0)
