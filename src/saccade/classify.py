@@ -18,8 +18,9 @@ from saccade.backbones.weights import load_model
 from saccade.contracts import InputSpec
 from saccade.data.loader import ImageCache
 from saccade.embedding import answers_to, whole
-from saccade.errors import ModelError, StorageError
+from saccade.errors import ModelError
 from saccade.methods.supervised import Supervised, SupervisedConfig
+from saccade.writing import write_bytes
 
 FILE = "classifier.safetensors"
 
@@ -46,13 +47,7 @@ def save_classifier(folder: Path, method: Supervised) -> None:
     state |= {f"head_norm.{key}": value for key, value in method.head_norm.state_dict().items()}
     metadata = {"classes": json.dumps(method.config.classes), "frozen": json.dumps(method.config.frozen)}
     plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    temporary = folder / f".{FILE}.tmp"
-    try:
-        temporary.write_bytes(safetensors.torch.save(plain, metadata=metadata))
-        temporary.replace(folder / FILE)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"the classifier could not be written to {folder}", got=error.strerror) from error
+    write_bytes(folder / FILE, safetensors.torch.save(plain, metadata=metadata))
 
 
 def load_classifier(run: str | Path) -> Classifier:

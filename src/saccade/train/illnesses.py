@@ -19,8 +19,7 @@ Line = Mapping[str, float]
 class Settings:
     """What the rules need to know of a run; None where the method has no such thing.
 
-    batch      images of an optimiser step
-    together   those of a micro-batch, which are compared with one another; None: all of ``batch``
+    batch: images of an optimiser step; together: those of a micro-batch, compared with one another (None: all of them)
     """
 
     method: str

@@ -196,8 +196,10 @@ def describe_slides(tiles: SlideTiles, numbers: Sequence[int], run: Path) -> dic
 
     Returns ``mpp`` and ``tile_px`` of the tiles, ``slides`` (a SlideLine each) and ``unreadable`` (id and reason).
     """
-    spread = np.unique(np.linspace(0, len(numbers) - 1, min(DRAWN, len(numbers))).astype(int))
-    slide_sheet(tiles, run / runs.SLIDES_PNG, [int(numbers[k]) for k in spread])
+    sheet = run / runs.SLIDES_PNG
+    if not sheet.exists():  # a hierarchy that is resumed has learned from the same slides
+        spread = np.unique(np.linspace(0, len(numbers) - 1, min(DRAWN, len(numbers))).astype(int))
+        slide_sheet(tiles, sheet, [int(numbers[k]) for k in spread])
     return {
         "mpp": tiles.mpp,
         "tile_px": tiles.tile_px,
