@@ -32,9 +32,9 @@ def measure(text: str, side: int, options: argparse.Namespace, replies: multipro
     import torch
 
     from saccade import runtime
-    from saccade.nn.attention import attend
-    from saccade.nn.local import attend_local, tables
-    from saccade.sparsity import parse_pattern
+    from saccade.models.attention_patterns import parse_pattern
+    from saccade.models.nn.attention import attend
+    from saccade.models.nn.sparse_attention import attend_local, tables
 
     torch.set_num_threads(1)
     runtime.keep_freed_memory()

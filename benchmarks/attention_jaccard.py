@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saccade.backbones.weights import LoadedModel, load_model
-from saccade.data.decode import decode, decode_mask
-from saccade.embedding import random_twin
-from saccade.panels import normalised
-from saccade.viz.attention import attention_map, jaccard, threshold_mask, upsample
+from saccade.attention.image import normalised
+from saccade.attention.maps import attention_map, jaccard, threshold_mask, upsample
+from saccade.data.images.decode import decode, decode_mask
+from saccade.features.embed_images import random_twin
+from saccade.models.backbones.weights import LoadedModel, load_model
 
 KEEP = 0.6
 

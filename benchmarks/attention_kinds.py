@@ -51,9 +51,9 @@ def make(kind: str, axes: int, side: int) -> tuple[Any, Any]:
     """A network, and an image with ``side`` tokens along each axis."""
     import torch
 
-    from saccade.backbones.hierarchical import HVT
-    from saccade.backbones.vit import ViT
-    from saccade.blueprints import HVTSettings, ViTSettings
+    from saccade.models.backbones.swin_hvt import HVT
+    from saccade.models.backbones.vit import ViT
+    from saccade.models.settings import HVTSettings, ViTSettings
 
     size = side * PATCH
     common = {"patch": PATCH, "channels": 1, "size_px": size, "axes": axes}
@@ -80,7 +80,7 @@ def make(kind: str, axes: int, side: int) -> tuple[Any, Any]:
 def measure(kind: str, axes: int, side: int, backward: bool, threads: int, replies: Any) -> None:
     import torch
 
-    from saccade.nn import attention
+    from saccade.models.nn import attention
 
     torch.set_num_threads(threads)
     ctypes.CDLL(None).mallopt(-3, 2**20)  # large tensors are mapped one by one: the peak is theirs, without gaps
@@ -165,7 +165,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 def settings(kind: str, axes: int, side: int) -> Any:
     """What ``make`` builds, as settings; None for MONAI's networks."""
-    from saccade.blueprints import HVTSettings, ViTSettings
+    from saccade.models.settings import HVTSettings, ViTSettings
 
     common = {"patch": PATCH, "channels": 1, "size_px": side * PATCH, "axes": axes}
     if kind.startswith("MONAI"):
@@ -180,7 +180,7 @@ def settings(kind: str, axes: int, side: int) -> Any:
 
 def counted(axes: int) -> dict[str, Any]:
     """Operations and memory of a training step by arithmetic; without the heap's gaps, as the measurement is."""
-    from saccade.pricing.run import GAPS, Workload, price
+    from saccade.cost.step_memory import GAPS, Workload, price
 
     out: dict[str, Any] = {}
     for kind in KINDS:
@@ -220,7 +220,7 @@ def main() -> None:
     import monai.networks.nets  # before the processes part, so that none loads it again  # noqa: F401
     import torch  # noqa: F401
 
-    from saccade.backbones import hierarchical, vit  # noqa: F401
+    from saccade.models.backbones import swin_hvt, vit  # noqa: F401
 
     found = {f"{axes}D": summary(survey(axes, options)) for axes in SIDES}
     if options.figure:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import saccade
-from saccade import runs
+from saccade.base import run_folder
 from saccade.errors import SaccadeError
-from saccade.viz.curves import Curve, band_svg
+from saccade.viz.interval_charts import Curve, band_svg
 
 WARM = {"dino.teacher_temp": 0.1, "dino.teacher_temp_start": 0.1}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ def train(data: str, backbone: str, steps: int, changes: dict[str, Any], folder:
         saccade.pretrain(data, out=folder, backbone=backbone, recipe="short", settings=settings)
     except SaccadeError as error:
         print(f"{folder.name}: {error}")
-    return runs.read_metrics(folder / "metrics.jsonl")
+    return run_folder.read_metrics(folder / "metrics.jsonl")
 
 
 def last(lines: list[dict[str, float]], key: str) -> float:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from peer import Work, abab, timm_vit
 from saccade import api
-from saccade.data.synthetic import TissueSource
+from saccade.data.synthetic.images import TissueSource
 
 
 def write_images(folder: Path, images: int) -> None:

@@ -46,7 +46,7 @@ SETTINGS = {
 def run_ours(images: Path, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [sys.executable, "-m", "saccade.cli", "pretrain", str(images), "--out", str(run)]
+        command = [sys.executable, "-m", "saccade", "pretrain", str(images), "--out", str(run)]
         command += ["--backbone", "vit_tiny_patch8", "--size", str(PNG64.global_px), "--batch", str(BATCH)]
         command += ["--steps", str(steps)]
         for key, value in SETTINGS.items():

@@ -24,11 +24,11 @@ import torch
 
 from saccade import runtime
 from saccade.augment.views import plain_view
-from saccade.backbones.build import build
-from saccade.backbones.weights import load_model
-from saccade.data.loader import build_cache, input_spec
+from saccade.data.cache.image_cache import build_cache, input_spec
 from saccade.data.open import open_source
-from saccade.nn.groups import GroupConv
+from saccade.models.backbones.build import build
+from saccade.models.backbones.weights import load_model
+from saccade.models.nn.group_conv import GroupConv
 from saccade.study.conditions import ANGLES, drift
 
 NETWORKS = ("resnet18", "resnet18_c4", "resnet18_d4", "resnet18_c8", "vit_tiny_patch8")

@@ -30,7 +30,7 @@ import timm
 import torch
 from PIL import Image
 
-from saccade.web.desk import Desk, lay_out
+from saccade.web.catalog import Desk, lay_out
 from saccade.web.security import Keys
 from saccade.web.server import create_app, listen, server
 

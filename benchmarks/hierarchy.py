@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from saccade import api
-from saccade.data.slides.drawn import Drawing, draw_slides
-from saccade.evaluation.nested import NestedConfig
-from saccade.hierarchy.levels import finished
+from saccade.data.synthetic.slides import Drawing, draw_slides
+from saccade.evaluation.nested_cv import NestedConfig
+from saccade.hierarchy.evaluate_slides import HeadOptions, to_markdown
 from saccade.hierarchy.settings import FILE
-from saccade.hierarchy.slides import HeadOptions, to_markdown
+from saccade.hierarchy.train_levels import finished
 
 TILE_PX, REGION_TILES = 64, 8
 SETS: dict[str, dict[str, Any]] = {

@@ -66,10 +66,12 @@ def prepared(setting: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Sections as ``plan`` settles them, the workload, the device."""
     import torch
 
-    from saccade import config, planning, runtime
-    from saccade.recipes import sections_for
-    from saccade.train.afford import workload
+    from saccade import runtime
+    from saccade.base import config
+    from saccade.tasks import plan
+    from saccade.train.memory_check import workload
     from saccade.train.prepare import network_settings
+    from saccade.train.recipes import sections_for
 
     torch.set_num_threads(1)
     runtime.keep_freed_memory()
@@ -77,20 +79,20 @@ def prepared(setting: dict[str, Any]) -> tuple[Any, Any, Any]:
     given = {"model.backbone": setting["backbone"], "model.size_px": setting["size"], "train.batch": setting["batch"]}
     given |= {"train.precision": setting.get("precision", "fp32"), "train.device": "cpu"} | setting.get("set", {})
     sections = config.override(sections_for(setting.get("method", "dino"), "microscopy"), given)
-    images, channels, item, sections = planning.looked_at(None, sections, device, setting.get("axes", 2))
-    sections = planning.settled(sections, images, channels, device)
+    images, channels, item, sections = plan.looked_at(None, sections, device, setting.get("axes", 2))
+    sections = plan.settled(sections, images, channels, device)
     return sections, workload(sections, network_settings(sections, channels), device, image_item=item), device
 
 
 def predict(setting: dict[str, Any]) -> dict[str, Any]:
     """What ``saccade plan`` says, and after it the operations of real steps by torch's counter."""
-    from saccade import planning
-    from saccade.pricing.run import price
+    from saccade.cost.step_memory import price
+    from saccade.tasks import plan
 
     sections, load, device = prepared(setting)
     found = price(load)
-    bare = planning.bare_process(sections, load, device)
-    speed = planning.measured(load, sections, device)
+    bare = plan.bare_process(sections, load, device)
+    speed = plan.measured(load, sections, device)
     said = {"flops": found.total_flops, "peak": bare + found.peak, "bare": bare, "seconds": speed.seconds}
     return said | {"counted": count(sections, load, device)}
 
@@ -100,7 +102,7 @@ def count(sections: Any, load: Any, device: Any) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from saccade import planning
+    from saccade.tasks import plan
 
     def forward(q: Any, k: Any, v: Any, *others: Any, out_shape: Any = None, **named: Any) -> int:
         return 4 * q[0] * q[1] * q[2] * k[2] * q[3]
@@ -115,15 +117,15 @@ def count(sections: Any, load: Any, device: Any) -> float:
     }
     steps = 10 if load.method in ("latent", "dinov2") else 1
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
-        planning.time_steps(sections, load, device, rounds=steps - 1)
+        plan.time_steps(sections, load, device, rounds=steps - 1)
     return counter.get_total_flops() / steps
 
 
 def train(setting: dict[str, Any]) -> dict[str, Any]:
-    from saccade import planning
+    from saccade.tasks import plan
 
     sections, load, device = prepared(setting)
-    seconds = planning.time_steps(sections, load, device, rounds=3)
+    seconds = plan.time_steps(sections, load, device, rounds=3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak": peak * (1 if sys.platform == "darwin" else 1024), "seconds": seconds}
 

@@ -22,7 +22,7 @@ import torch
 
 from saccade import api
 from saccade.evaluation.protocol import ProtocolConfig
-from saccade.measuring import EvaluateOptions
+from saccade.tasks.evaluate import EvaluateOptions
 
 PRECISIONS = ("bf16", "fp32")
 

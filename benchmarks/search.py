@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from peer import Work, abab
-from saccade.store import nearest, unit
+from saccade.features.table import nearest, unit
 
 
 def features(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from saccade import tables
-from saccade.filters import parse
-from saccade.store import FeatureTable, MemoryStore, Store, unit
+from saccade.features import stores
+from saccade.features.filters import parse
+from saccade.features.table import FeatureTable, MemoryStore, Store, unit
 
 Ask = Callable[[np.ndarray], list[str]]
 
@@ -91,9 +91,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "db" / "features.lance"
         began = time.perf_counter()
-        tables.write(place, table)
+        stores.write(place, table)
         written = time.perf_counter() - began
-        lance = tables.open_store(place)
+        lance = stores.open_store(place)
         memory = MemoryStore("memory", table)
         ways = {
             "exact": asking(memory, options.k, approximate=False),

@@ -28,15 +28,15 @@ from typing import Any
 import numpy as np
 import openslide
 
-from saccade.data.loader import batch_indices
+from saccade.data.cache.image_cache import batch_indices
 from saccade.data.open import open_source
-from saccade.data.slides.drawn import Drawing, draw_slides
-from saccade.data.slides.grid import Tiling
-from saccade.data.slides.handles import Handles
-from saccade.data.slides.mask import find_tissue
 from saccade.data.slides.slide import open_slide
-from saccade.data.slides.source import SlideTiles
-from saccade.data.slides.stream import TileStore, Wanted
+from saccade.data.slides.slide_pool import Handles
+from saccade.data.slides.slide_source import SlideTiles
+from saccade.data.slides.streaming import TileStore, Wanted
+from saccade.data.slides.tiling import Tiling
+from saccade.data.slides.tissue_mask import find_tissue
+from saccade.data.synthetic.slides import Drawing, draw_slides
 
 ROUNDS, LEAST, BATCH = 4, 600, 64
 
@@ -135,7 +135,7 @@ def mask_seconds(path: str, slide_mpp: float | None) -> dict[str, Any]:
 def network_pass(folder: Path, model: str) -> dict[str, Any]:
     """``saccade embed`` over the same tiles, as a command: its seconds, and the memory of its largest process."""
     out = folder / "features"
-    command = [sys.executable, "-m", "saccade.cli", "embed", model, str(folder), "--out", str(out)]
+    command = [sys.executable, "-m", "saccade", "embed", model, str(folder), "--out", str(out)]
     began = time.perf_counter()
     child = subprocess.Popen([*command, "--mpp", "1", "--tile", "256"], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)

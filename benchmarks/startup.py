@@ -32,7 +32,7 @@ def seconds_of(command: Sequence[str]) -> float:
 
 def first_step(images: Path) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        command = ["-m", "saccade.cli", "pretrain", str(images), "--out", f"{folder}/run", "--steps", "1"]
+        command = ["-m", "saccade", "pretrain", str(images), "--out", f"{folder}/run", "--steps", "1"]
         return seconds_of([*command, "--backbone", "vit_tiny_patch8", "--size", "64", "--batch", "64"])
 
 
@@ -46,7 +46,7 @@ def main() -> None:
         taken: list[tuple[float, float, float]] = []
         for _ in range(options.rounds):
             taken.append(
-                (seconds_of(["-m", "saccade.cli", "--help"]), seconds_of(["-c", IMPORTS]), first_step(Path(folder)))
+                (seconds_of(["-m", "saccade", "--help"]), seconds_of(["-c", IMPORTS]), first_step(Path(folder)))
             )
     helped, imported, stepped = (statistics.median(one) for one in zip(*taken))
     if not options.json:

@@ -17,10 +17,10 @@ import torch
 
 from peer import BOTTLENECK, HIDDEN, VIT, LightlyDino, Work, abab, timm_vit
 from saccade import runtime
-from saccade.backbones.build import build
-from saccade.contracts import Progress, Role, View
+from saccade.base.contracts import Progress, Role, View
 from saccade.methods.base import Facts
 from saccade.methods.dino import Dino, DinoConfig, resolve_dino
+from saccade.models.backbones.build import build
 from saccade.train.optim import clip_gradients, make_optimizer
 
 CPU = torch.device("cpu")

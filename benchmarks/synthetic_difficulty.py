@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from saccade.augment.views import plain_view
-from saccade.backbones.build import build
-from saccade.data.loader import batch_indices, input_spec
-from saccade.data.synthetic import CLASSES, TissueSource
-from saccade.embedding import Decoded, embed_baselines
+from saccade.data.cache.image_cache import batch_indices, input_spec
+from saccade.data.synthetic.images import CLASSES, TissueSource
 from saccade.evaluation.probes import knn_scores
+from saccade.features.embed_images import Decoded, embed_baselines
+from saccade.models.backbones.build import build
 
 
 def baselines(decoded: Decoded, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[str, float]:

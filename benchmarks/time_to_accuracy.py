@@ -39,19 +39,19 @@ from torch.utils.data import DataLoader, Dataset
 
 import peer
 from saccade import api
-from saccade.architectures import parse
-from saccade.backbones.build import build
-from saccade.config import Sections, override
-from saccade.data.loader import ImageCache, build_cache, input_spec
+from saccade.base.config import Sections, override
+from saccade.base.random import numpy_generator
+from saccade.base.run_folder import read_metrics
+from saccade.data.cache.image_cache import ImageCache, build_cache, input_spec
 from saccade.data.splits import grouped_split
-from saccade.embedding import embed_cached
 from saccade.evaluation.probes import knn_scores
-from saccade.recipes import apply_recipe
-from saccade.runs import read_metrics
-from saccade.seeds import numpy_generator
+from saccade.features.embed_images import embed_cached
+from saccade.models.backbones.build import build
+from saccade.models.registry import parse
 from saccade.train import checkpoint
-from saccade.train.part import open_part
+from saccade.train.data_selection import open_part
 from saccade.train.prepare import default_sections
+from saccade.train.recipes import apply_recipe
 from saccade.train.resolve import resolve, resolve_length
 
 BATCH, OUT_DIM, EVALUATIONS, ASKED_AND_VOTING = 64, 2048, 12, 4500

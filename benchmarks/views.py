@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 from peer import Work, abab, transform
 from saccade import runtime
 from saccade.augment.views import ViewsConfig, make_views, resolve_views
-from saccade.data.loader import batch_indices, build_cache, input_spec
+from saccade.data.cache.image_cache import batch_indices, build_cache, input_spec
 from saccade.data.open import open_source
-from saccade.data.synthetic import TissueSource
+from saccade.data.synthetic.images import TissueSource
 
 BATCH, LOCAL = 64, 8
 

@@ -25,16 +25,16 @@ from sklearn.metrics import balanced_accuracy_score
 from saccade.api import pretrain
 from saccade.augment.cubes import sample_cubes, whole_cubes
 from saccade.augment.views import plain_view
-from saccade.augment.volumes import spacing_of
-from saccade.backbones.build import rebuild
-from saccade.backbones.weights import load_model
-from saccade.data.intensity import intensity_of
-from saccade.data.loader import build_cache
+from saccade.augment.volume_views import spacing_of
+from saccade.base.random import numpy_generator
+from saccade.data.cache.image_cache import build_cache
 from saccade.data.open import open_source
+from saccade.data.volumes.intensity import intensity_of
 from saccade.evaluation.metrics import interval
 from saccade.evaluation.probes import knn_scores
-from saccade.methods.masked import patches_of
-from saccade.seeds import numpy_generator
+from saccade.methods.mae import patches_of
+from saccade.models.backbones.build import rebuild
+from saccade.models.backbones.weights import load_model
 
 CLASSES = ("background", "anterior", "posterior")
 CLUSTERS, K, TEST_SHARE = 256, 20, 0.25
@@ -168,7 +168,7 @@ def main() -> None:
     run, table = words.out / "run", manifest(words.data, words.out, words.seed)
     began = time.process_time()
     if not (run / "model").exists():
-        from saccade.config import split_pair
+        from saccade.base.config import split_pair
 
         settings = {
             "data.manifest": str(table),

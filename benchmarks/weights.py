@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import saccade
-from saccade import config, runs
-from saccade.measuring import EvaluateOptions
-from saccade.viz.curves import Curve, band_svg
+from saccade.base import config, run_folder
+from saccade.tasks.evaluate import EvaluateOptions
+from saccade.viz.interval_charts import Curve, band_svg
 
 NAIVE: dict[str, Any] = {
     "optim.freeze_fraction": 0.0,
@@ -52,7 +52,7 @@ def measured(given: argparse.Namespace, model: Path, out: Path) -> dict[str, tup
         found = saccade.evaluate(
             [model], given.target, options=EvaluateOptions(group=given.group, grey=True, baselines=False), out=out / "e"
         )
-        runs.write_json(file, found.to_dict())
+        run_folder.write_json(file, found.to_dict())
     return {
         row["probe"]: tuple(100 * row[key] for key in ("mean", "low", "high"))  # type: ignore[misc]
         for row in json.loads(file.read_text())["rows"]
@@ -90,7 +90,7 @@ def study(given: argparse.Namespace, backbone: str) -> list[str]:
             name = f"{backbone}-{way.replace(' ', '-')}-{seed}"
             run = learn(given.out / name, given.target, backbone, settings | {"train.seed": seed})
             found = measured(given, run, run)
-            live = [line for line in runs.read_metrics(run / "metrics.jsonl") if "knn" in line]
+            live = [line for line in run_folder.read_metrics(run / "metrics.jsonl") if "knn" in line]
             lowest = min(live, key=lambda line: line["knn"])
             rows.append(
                 f"| {backbone} | {way}, seed {seed} | {shown(found['knn'])} | {shown(found['logistic'])} | "

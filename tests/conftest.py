@@ -14,7 +14,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     threadpool_limits(1)
 
 # Shapes and types of the tensor functions are checked wherever a test calls them (house rule 6).
-install_import_hook(["saccade.nn", "saccade.augment", "saccade.methods", "saccade.backbones"], "beartype.beartype")
+install_import_hook(
+    ["saccade.models.nn", "saccade.augment", "saccade.methods", "saccade.models.backbones"], "beartype.beartype"
+)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         search,
         show,
     )
-    from saccade.starter import quickstart
+    from saccade.quickstart import quickstart
 
 __version__ = "0.1.0"
 __all__ = [
@@ -63,6 +63,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        module = "saccade.starter" if name == "quickstart" else "saccade.api"
+        module = "saccade.quickstart" if name == "quickstart" else "saccade.api"
         return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'saccade' has no attribute {name!r}")

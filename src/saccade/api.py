@@ -12,44 +12,52 @@ from typing import Any
 
 import torch
 
-from saccade import config, exporting, finetuning, interactive, panels, planning, runtime, searching, sentences
-from saccade.asking import AttendOptions
-from saccade.data.audit import Audit
-from saccade.data.grid_audit import GridAudit
+from saccade import runtime
+from saccade.attention import image as panels
+from saccade.attention import single_file
+from saccade.attention import text as sentences
+from saccade.attention.options import AttendOptions
+from saccade.attention.slide import SlideAttention, SlideOptions
+from saccade.attention.slide import attend_slide as look_at_slide
+from saccade.attention.volume import AttendedVolume
+from saccade.base import config
+from saccade.base.files import check_place
+from saccade.cost.plan_report import Planned
+from saccade.data.audit.grids import GridAudit
+from saccade.data.audit.images import Audit
+from saccade.data.audit.show import show_source
+from saccade.data.audit.slides import SlideAudit
 from saccade.data.open import absolute, open_source
-from saccade.data.show import show_source
-from saccade.data.slides.audit import SlideAudit
-from saccade.data.slides.grid import Tiling
-from saccade.data.slides.source import SlideTiles
+from saccade.data.slides.slide_source import SlideTiles
+from saccade.data.slides.tiling import Tiling
 from saccade.errors import UsageError
-from saccade.feature_tables import embed
-from saccade.finetuning import FinetuneOptions
+from saccade.features.embed_slides import Embedder, as_trained, load_for_tiles
 from saccade.hierarchy import attend as hierarchy_attend
-from saccade.hierarchy import levels, slides
+from saccade.hierarchy import evaluate_slides, train_levels
 from saccade.hierarchy import settings as layout
-from saccade.hierarchy.price import PlannedHierarchy, plan_hierarchy
-from saccade.hierarchy.search import search as slide_search
-from saccade.hierarchy.slides import HeadOptions
-from saccade.measuring import evaluate
-from saccade.planning import PlanOptions
-from saccade.pricing.planned import Planned
-from saccade.recipes import sections_for
+from saccade.hierarchy.evaluate_slides import HeadOptions
+from saccade.models import export as exporting
+from saccade.models.text_tokens import TextOptions
 from saccade.reporting.write import write_report
-from saccade.searching import SearchOptions
-from saccade.slide_attention import SlideAttention, SlideOptions
-from saccade.slide_attention import attend_slide as look_at_slide
-from saccade.slide_embedding import Embedder, as_trained, load_for_tiles
-from saccade.study import drive
-from saccade.study.grid import WAYS, Grid, StudyConfig
-from saccade.train import run as training
-from saccade.train.doctor import examine_run
-from saccade.train.illnesses import Diagnosis
+from saccade.study import runner
+from saccade.study.design import WAYS, Grid, StudyConfig
+from saccade.tasks import finetune as finetuning
+from saccade.tasks import plan as planning
+from saccade.tasks import search as searching
+from saccade.tasks.embed import embed
+from saccade.tasks.evaluate import evaluate
+from saccade.tasks.finetune import FinetuneOptions
+from saccade.tasks.plan import PlanOptions
+from saccade.tasks.plan_hierarchy import PlannedHierarchy, plan_hierarchy
+from saccade.tasks.search import SearchOptions
+from saccade.tasks.search_slides import search as slide_search
+from saccade.train import pretrain as training
+from saccade.train.diagnose import examine_run
+from saccade.train.failure_modes import Diagnosis
 from saccade.train.loop import Console, Quiet
 from saccade.train.prepare import absolute_paths
+from saccade.train.recipes import sections_for
 from saccade.train.replay import replay as replay_step
-from saccade.volume_panels import AttendedVolume
-from saccade.words import TextOptions
-from saccade.writing import check_place
 
 __all__ = [
     "attend",
@@ -115,7 +123,7 @@ def pretrain(
     """
     if backbone == layout.NAME:
         wanted = layout.share_out(str(absolute(data)), method, recipe, settings or {})
-        return levels.start(wanted, Path(out), console or Quiet())
+        return train_levels.start(wanted, Path(out), console or Quiet())
     sections = sections_for(method, recipe)
     sections = config.override(sections, {"data.source": str(absolute(data))})
     given = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
@@ -143,7 +151,9 @@ def finetune_slides(
     Raises UsageError, DataError, EvaluationError, ContaminationError.
     """
     chosen = options or HeadOptions()
-    return slides.finetune(Path(hierarchy), str(absolute(data)), Path(out), chosen, settings or {}, console or Quiet())
+    return evaluate_slides.finetune(
+        Path(hierarchy), str(absolute(data)), Path(out), chosen, settings or {}, console or Quiet()
+    )
 
 
 def plan(
@@ -225,9 +235,9 @@ def compare(
     names = tuple(backbones)
     study = dataclasses.replace(options.study, data=str(absolute(data)))
     if options.match:
-        names = drive.matched_names(names, options.match, study.size_px)
+        names = runner.matched_names(names, options.match, study.size_px)
     grid = Grid(names, tuple(options.ways), tuple(sizes), tuple(range(options.seeds)))
-    return drive.compare(study, grid, Path(out), workers=options.workers, console=console or Quiet())
+    return runner.compare(study, grid, Path(out), workers=options.workers, console=console or Quiet())
 
 
 def resume(
@@ -243,7 +253,7 @@ def resume(
     """
     if layout.is_hierarchy(run):
         own = {k: v for k, v in (settings or {}).items() if (k, v) != ("model.backbone", layout.NAME)}
-        return levels.resume(Path(run), None if data is None else str(absolute(data)), own, console or Quiet())
+        return train_levels.resume(Path(run), None if data is None else str(absolute(data)), own, console or Quiet())
     named = dict(settings or {}) | ({} if data is None else {"data.source": str(absolute(data))})
     folder = training.resume(Path(run), console or Quiet(), named)
     if config.load(folder / "config.yaml")["train"]["method"] == "supervised":
@@ -343,7 +353,7 @@ def attend_text(
 def report(run: str | Path) -> Path:
     """Write RUN/report.html (or the page of a study, or of heads for slides) again from its files. Returns its path."""
     if (Path(run) / "study.yaml").exists():
-        return drive.page_so_far(Path(run))
+        return runner.page_so_far(Path(run))
     return write_report(Path(run))
 
 
@@ -354,7 +364,7 @@ def report_interactive(
 
     images  files; without any, a few images of the run's data, one a class
     """
-    return interactive.write_interactive(run, out, images, size_px)
+    return single_file.write_interactive(run, out, images, size_px)
 
 
 def examine(run: str | Path) -> list[Diagnosis]:
@@ -364,7 +374,7 @@ def examine(run: str | Path) -> list[Diagnosis]:
     Raises UsageError when the folder holds no run.
     """
     folder = Path(run)
-    return levels.examine(folder) if layout.is_hierarchy(folder) else examine_run(folder)
+    return train_levels.examine(folder) if layout.is_hierarchy(folder) else examine_run(folder)
 
 
 def replay(run: str | Path) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from fake_run import write_fake_run
-
-WIDE, TABLET = {"width": 1280, "height": 800}, {"width": 768, "height": 1024}
+from web_requests import WIDE
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def small_runs(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def site(small_runs) -> Iterator[Site]:
     pytest.importorskip("fastapi", reason='the page needs pip install "saccade[web]"')
-    from saccade.web.desk import lay_out
+    from saccade.web.catalog import lay_out
     from saccade.web.security import Keys
     from saccade.web.server import create_app, listen, server
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from saccade.seeds import numpy_generator, uniforms
+from saccade.base.random import numpy_generator, uniforms
 
 Grid = tuple[int, ...]
 

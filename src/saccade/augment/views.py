@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saccade.augment import geometry, grids, intensity, volumes
-from saccade.augment.intensity import normalise
+from saccade.augment import color, feature_grids, geometry, volume_views
+from saccade.augment.color import normalise
 from saccade.augment.settings import ViewsConfig, resolve_grid_views, resolve_views
-from saccade.contracts import Batch, InputSpec, Role, View
-from saccade.seeds import uniforms
+from saccade.base.contracts import Batch, InputSpec, Role, View
+from saccade.base.random import uniforms
 
 __all__ = ["ViewsConfig", "make_views", "normalise", "plain_view", "resolve_grid_views", "resolve_views"]
 
@@ -33,9 +33,9 @@ class _Changes:
     stain [N 6] uniform numbers   solarised [N] bool
     """
 
-    jitter: intensity.Jitter
+    jitter: color.Jitter
     stain: Tensor
-    blur: intensity.Blur
+    blur: color.Blur
     solarised: Tensor
 
     def part(self, where: slice) -> _Changes:
@@ -75,7 +75,7 @@ def make_views(
     if spec.grid:
         return _grid_views(batch, config, spec, seed, step, device)
     if spec.axes == 3:
-        return volumes.make_views(batch, config, spec, seed=seed, step=step, device=device)
+        return volume_views.make_views(batch, config, spec, seed=seed, step=step, device=device)
     images = len(batch.pixels)
     roles = _draw_roles(batch, config, seed, step, device)
     rows, columns = batch.pixels.shape[-2:]
@@ -87,7 +87,7 @@ def make_views(
     for start in range(0, images, count):
         part = slice(start, min(start + count, images))
         pixels = batch.unit(part, device)
-        picture = geometry.build_atlas(intensity.to_grey(pixels) if spec.grey else pixels, atlas)
+        picture = geometry.build_atlas(color.to_grey(pixels) if spec.grey else pixels, atlas)
         for r, place in zip(roles, places):
             views = len(r.out)
             where = slice(part.start * views, part.stop * views)
@@ -114,7 +114,7 @@ def _grid_views(
     batch: Batch, config: ViewsConfig, spec: InputSpec, seed: int, step: int, device: torch.device
 ) -> list[View]:
     """Views of grids of vectors: crops of whole tiles (see ``grids``)."""
-    what = grids.GridViews(
+    what = feature_grids.GridViews(
         config.hflip,
         config.vflip,
         config.turn90,
@@ -126,7 +126,7 @@ def _grid_views(
     made = []
     for role, numbers, side in _wanted(config):
         for number in numbers:
-            crops = grids.draw_grids(batch, side, what, seed=seed, step=step, stream=f"view{number}")
+            crops = feature_grids.draw_grids(batch, side, what, seed=seed, step=step, stream=f"view{number}")
             pixels = crops.changed(normalise(crops.vectors.to(device), spec))
             made.append(View(role, pixels, crops.box.to(device), labels, batch.indices.cpu()))
     return made
@@ -186,17 +186,17 @@ def _draw_changes(
     kinds = torch.tensor([0 if n == 0 else 1 if n < config.global_count else 2 for n in numbers])
     kind = kinds.repeat(len(u) // len(numbers))
     jittered = u[:, 0] < config.jitter_prob
-    brightness = torch.where(jittered, intensity.factor(u[:, 1], config.brightness), 1.0)
-    contrast = torch.where(jittered, intensity.factor(u[:, 2], config.contrast), 1.0)
-    saturation = torch.where(jittered, intensity.factor(u[:, 3], config.saturation), 1.0)
+    brightness = torch.where(jittered, color.factor(u[:, 1], config.brightness), 1.0)
+    contrast = torch.where(jittered, color.factor(u[:, 2], config.contrast), 1.0)
+    saturation = torch.where(jittered, color.factor(u[:, 3], config.saturation), 1.0)
     hue = torch.where(jittered, config.hue * (2 * u[:, 4] - 1), 0.0)
     saturation = torch.where(u[:, 5] < config.grey_prob, 0.0, saturation)
     low, high = config.blur_sigma
     sigma = (low + (high - low) * u[:, 7]) * config.global_px / 224
     return _Changes(
-        intensity.draw_jitter(brightness, contrast, saturation, hue, channels),
+        color.draw_jitter(brightness, contrast, saturation, hue, channels),
         stain=u[:, 9:15],
-        blur=intensity.draw_blur(torch.where(u[:, 6] < torch.tensor(config.blur_prob)[kind], sigma, 0.0), size_px),
+        blur=color.draw_blur(torch.where(u[:, 6] < torch.tensor(config.blur_prob)[kind], sigma, 0.0), size_px),
         solarised=(u[:, 8] < config.solarise_prob) & (kind == 1),
     )
 
@@ -204,11 +204,11 @@ def _draw_changes(
 def _change(x: Float[Tensor, "N C S S"], changes: _Changes, config: ViewsConfig) -> Float[Tensor, "N C S S"]:
     """Stain, colour, grey, blur and solarisation; result in 0..1."""
     if config.stain:
-        x = intensity.stain_jitter(x, changes.stain, config.stain)
-    x = intensity.blur_(intensity.jitter(x, changes.jitter), changes.blur)
+        x = color.stain_jitter(x, changes.stain, config.stain)
+    x = color.blur_(color.jitter(x, changes.jitter), changes.blur)
     if changes.solarised.any():
         chosen = changes.solarised.nonzero()[:, 0].to(x.device)
-        x[chosen] = intensity.solarise(x[chosen])
+        x[chosen] = color.solarise(x[chosen])
     return x.clamp_(0, 1)
 
 
@@ -218,11 +218,11 @@ def plain_view(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C *S"]:
     Of a volume the cube around all of it, or the one of ``spec.size_mm`` about its middle; of grids, everything.
     """
     if spec.axes == 3:
-        return normalise(volumes.whole(batch, spec), spec)
+        return normalise(volume_views.whole(batch, spec), spec)
     pixels = batch.unit(slice(None), batch.pixels.device)
     if spec.grid:
         return normalise(pixels, spec)
-    pixels = intensity.to_grey(pixels) if spec.grey else pixels
+    pixels = color.to_grey(pixels) if spec.grey else pixels
     out = pixels.new_empty(len(pixels), pixels.shape[1], spec.size_px, spec.size_px)
     for size in batch.sizes_px.unique(dim=0).tolist():
         chosen = (batch.sizes_px == torch.tensor(size)).all(dim=1)

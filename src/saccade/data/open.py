@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from saccade.contracts import Source
-from saccade.data import grids
-from saccade.data.archive import ArchiveSource
-from saccade.data.arrays import ArraySource
-from saccade.data.decode import IMAGE_SUFFIXES
-from saccade.data.folder import FolderSource
-from saccade.data.series import SUFFIXES as DICOM
-from saccade.data.slides.find import TABLES, find_slides
-from saccade.data.slides.grid import Tiling
-from saccade.data.slides.source import SlideTiles
-from saccade.data.source import Selection, other_kind
-from saccade.data.stack import TIFF, is_stack
-from saccade.data.volume import VOLUME_SUFFIXES
+from saccade.base.contracts import Source
+from saccade.data import feature_grids
+from saccade.data.images.decode import IMAGE_SUFFIXES
+from saccade.data.slides.detect import TABLES, find_slides
+from saccade.data.slides.slide_source import SlideTiles
+from saccade.data.slides.tiling import Tiling
+from saccade.data.sources.archive import ArchiveSource
+from saccade.data.sources.arrays import ArraySource
+from saccade.data.sources.folder import FolderSource
+from saccade.data.sources.source import Selection, other_kind
+from saccade.data.volumes.dicom_series import SUFFIXES as DICOM
+from saccade.data.volumes.tiff_stack import TIFF, is_stack
+from saccade.data.volumes.volume import VOLUME_SUFFIXES
 from saccade.errors import DataError, UsageError, unknown
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
@@ -56,12 +56,12 @@ def open_source(
         raise DataError("no such file or folder", got=place, hint="check the path; or try synthetic:tissue")
     if manifest is not None and not manifest.is_file():
         raise DataError("table not found", got=manifest)
-    if (place / grids.FILE).is_file():
+    if (place / feature_grids.FILE).is_file():
         if manifest or label or group:
             raise UsageError("grids of vectors bring the labels and groups of their slides", got=place)
-        return grids.open_grids(place)
-    if place.is_dir() and grids.holds_features(place):
-        return grids.open_features(place, manifest=manifest, label=label, group=group)
+        return feature_grids.open_grids(place)
+    if place.is_dir() and feature_grids.holds_features(place):
+        return feature_grids.open_features(place, manifest=manifest, label=label, group=group)
     tiling = tiling or Tiling()
     slides = find_slides(place, manifest=manifest, label=label, group=group, tiling=tiling)
     if slides is not None:
@@ -115,10 +115,10 @@ def _synthetic(text: str, tiling: Tiling) -> Source:
     kind, _, query = text.removeprefix("synthetic:").partition("?")
     pairs = {key: value for key, _, value in (pair.partition("=") for pair in query.split("&") if pair)}
     if kind == "slide":
-        from saccade.data.slides.drawn import draw_slides, read_drawing
+        from saccade.data.synthetic.slides import draw_slides, read_drawing
 
         return open_source(draw_slides(*read_drawing(pairs)), tiling=tiling)
-    from saccade.data.synthetic import open_tissue, open_volume
+    from saccade.data.synthetic.images import open_tissue, open_volume
 
     kinds: dict[str, Callable[[dict[str, str]], Source]] = {"tissue": open_tissue, "volume": open_volume}
     if kind not in kinds:

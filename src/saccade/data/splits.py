@@ -11,9 +11,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from saccade.contracts import Record
+from saccade.base.contracts import Record
+from saccade.base.random import numpy_generator
 from saccade.errors import DataError, UsageError
-from saccade.seeds import numpy_generator
 
 
 def unit_names(groups: Sequence[str | None]) -> list[str]:

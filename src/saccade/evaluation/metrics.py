@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from saccade.base.random import numpy_generator
 from saccade.data.splits import unit_names
-from saccade.seeds import numpy_generator
 
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 

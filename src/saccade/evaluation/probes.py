@@ -11,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 
+from saccade.base.random import numpy_generator
 from saccade.data.splits import unit_names
-from saccade.seeds import numpy_generator
-from saccade.store import nearest
+from saccade.features.table import nearest
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)  # scikit-learn's C
 FOLDS = 3

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from saccade.base.random import numpy_generator
 from saccade.data.splits import unit_names
 from saccade.errors import EvaluationError, UsageError
-from saccade.evaluation.few import FEW_UNITS, few_units
 from saccade.evaluation.metrics import METRICS, figure, interval, resampling_weights
 from saccade.evaluation.probes import CHOOSING, STRENGTHS, logistic_scores, nearest, vote
-from saccade.seeds import numpy_generator
-from saccade.store import FeatureTable
+from saccade.evaluation.small_samples import FEW_UNITS, few_units
+from saccade.features.table import FeatureTable
 
 Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]
 Key = tuple[str, int | None]  # probe and, for k-NN, k as asked for

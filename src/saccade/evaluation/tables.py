@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from saccade.evaluation.few import few_words
-from saccade.evaluation.few import mark as mark_of
 from saccade.evaluation.protocol import EvalReport
+from saccade.evaluation.small_samples import few_words
+from saccade.evaluation.small_samples import mark as mark_of
 
 TITLES = {"knn": "weighted k-NN", "logistic": "logistic regression"}
 

@@ -16,18 +16,18 @@ import numpy as np
 import torch
 
 from saccade import runtime
-from saccade.backbones.vit import ViT
-from saccade.data.grids import Block, cells_of, cut_blocks, fill
+from saccade.attention.slide import Level, SlideAttention, SlideOptions
+from saccade.attention.slide import attend_slide as look_at_slide
+from saccade.data.feature_grids import Block, cells_of, cut_blocks, fill
+from saccade.data.slide_features import SlideFeatures, load_parquet, step_of
 from saccade.errors import DataError, UsageError, unknown
-from saccade.exchange import SlideFeatures, load_parquet, step_of
+from saccade.hierarchy.embed_regions import Reader
+from saccade.hierarchy.evaluate_slides import embed_levels, slides_of
+from saccade.hierarchy.head_io import load_head
 from saccade.hierarchy.heads import Bags, FittedHead
-from saccade.hierarchy.keep import load_head
-from saccade.hierarchy.levels import Hierarchy, load, tile_embedder
 from saccade.hierarchy.settings import is_hierarchy
-from saccade.hierarchy.slides import embed_levels, slides_of
-from saccade.hierarchy.vectors import Reader
-from saccade.slide_attention import Level, SlideAttention, SlideOptions
-from saccade.slide_attention import attend_slide as look_at_slide
+from saccade.hierarchy.train_levels import Hierarchy, load, tile_embedder
+from saccade.models.backbones.vit import ViT
 from saccade.train.loop import Console
 from saccade.viz.heatmap import Heat
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from saccade.backbones.build import build
-from saccade.backbones.vit import ViT
-from saccade.seeds import torch_generator
+from saccade.base.random import torch_generator
+from saccade.models.backbones.build import build
+from saccade.models.backbones.vit import ViT
 
 Kind = Literal["abmil", "transformer"]
 KINDS: tuple[Kind, ...] = ("abmil", "transformer")

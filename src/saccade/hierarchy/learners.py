@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from saccade.evaluation.probes import STRENGTHS, standardise, to_row_space
+from saccade.hierarchy.embed_regions import Reader
+from saccade.hierarchy.end_to_end import Progress, Regions, fit_together, untold
 from saccade.hierarchy.heads import Bags, FittedHead, HeadConfig, fit_head
-from saccade.hierarchy.together import Progress, Regions, fit_together, untold
-from saccade.hierarchy.vectors import Reader
 
 DECAYS = (0.3, 0.01)  # weight decay of AdamW
 RATES = (1e-5, 1e-4)  # learning rate of a region network that is trained on; the head's own is 3e-3

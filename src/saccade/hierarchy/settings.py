@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from saccade import config, runs
+from saccade.base import config, run_folder
 from saccade.errors import UsageError, unknown
 
 NAME = "hipt"
-FILE = runs.HIERARCHY
+FILE = run_folder.HIERARCHY
 Level = Literal["tile", "region", "slide"]
 LEVELS: tuple[Level, ...] = ("tile", "region", "slide")
 MINUTES: dict[Level, float] = {"tile": 0.6, "region": 0.3, "slide": 0.1}

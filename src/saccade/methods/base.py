@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from saccade.contracts import Progress, StepOutput, View
+from saccade.base.contracts import Progress, StepOutput, View
 
 
 @dataclass(frozen=True)

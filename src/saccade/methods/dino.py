@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.contracts import Progress, StepOutput, View
+from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
 from saccade.methods.base import Facts, Method
-from saccade.methods.parts import follow, image_vectors, on_the_way, projection
+from saccade.methods.heads_and_ema import follow, image_vectors, on_the_way, projection
 from saccade.runtime import gather_over_ranks, mean_over_ranks, rank, sum_over_ranks
 
 SHORT_STEPS = 20_000

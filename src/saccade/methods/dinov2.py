@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saccade.augment.masks import hidden_blocks
-from saccade.contracts import Hidden, Progress, StepOutput, View
+from saccade.base.contracts import Hidden, Progress, StepOutput, View
 from saccade.errors import UsageError
 from saccade.methods.base import Facts, Method
 from saccade.methods.dino import DinoConfig, Head, dino_loss, entropy, koleo_loss, resolve_dino, sinkhorn
-from saccade.methods.parts import follow, image_vectors, on_the_way
+from saccade.methods.heads_and_ema import follow, image_vectors, on_the_way
 from saccade.runtime import gather_over_ranks, rank, sum_over_ranks
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.contracts import Progress, StepOutput, View
+from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import DataError, UsageError
 from saccade.methods.base import Facts, Method
 

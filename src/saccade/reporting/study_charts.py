@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saccade.evaluation.conclusions import series_words
-from saccade.reporting.files import mapping
-from saccade.reporting.page import Html, count, h, missing, number, sequence
+from saccade.evaluation.findings import series_words
+from saccade.reporting.html import Html, count, h, missing, number, sequence
+from saccade.reporting.run_files import mapping
 from saccade.reporting.study_tables import metric_name, ordered
-from saccade.viz.curves import Curve, Spot, band_svg, key_svg, spots_svg, y_limits
+from saccade.viz.interval_charts import Curve, Spot, band_svg, key_svg, spots_svg, y_limits
 
 IMAGES = "labelled images"
 WAYS = {

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saccade.evaluation.conclusions import SERIES, between, rounded, series_words
-from saccade.reporting.evaluation import points
-from saccade.reporting.files import mapping
-from saccade.reporting.page import Html, breakable, count, h, number, score_table, sequence
+from saccade.evaluation.findings import SERIES, between, rounded, series_words
+from saccade.reporting.html import Html, breakable, count, h, number, score_table, sequence
+from saccade.reporting.run_files import mapping
+from saccade.reporting.section_evaluation import points
 
 Row = Mapping[str, Any]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saccade import runs
-from saccade.reporting import build, hierarchy
-from saccade.reporting.files import read_run
-from saccade.reporting.slides import FOUND, write_slide_report
+from saccade.base import run_folder
+from saccade.reporting import hierarchy_report, run_report
+from saccade.reporting.run_files import read_run
+from saccade.reporting.slide_report import FOUND, write_slide_report
 
 
 def write_report(run: Path) -> Path:
@@ -19,6 +19,6 @@ def write_report(run: Path) -> Path:
     if (run / FOUND).exists():
         return write_slide_report(run)
     target = run / "report.html"
-    text = hierarchy.render(run) if (run / runs.HIERARCHY).exists() else build.render(read_run(run))
-    runs.write_atomic(target, text)
+    text = hierarchy_report.render(run) if (run / run_folder.HIERARCHY).exists() else run_report.render(read_run(run))
+    run_folder.write_atomic(target, text)
     return target

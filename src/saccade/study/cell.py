@@ -15,25 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saccade import config, runs, runtime
-from saccade.backbones.weights import load_model
-from saccade.classify import load_classifier
-from saccade.config import Sections
-from saccade.contracts import InputSpec
-from saccade.data.loader import ImageCache
-from saccade.embedding import answers_to, embed_cached
+from saccade import runtime
+from saccade.base import config, run_folder
+from saccade.base.config import Sections
+from saccade.base.contracts import InputSpec
+from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import TrainingError
 from saccade.evaluation.metrics import accuracy, balanced_accuracy
 from saccade.evaluation.probes import knn_scores, logistic_scores
-from saccade.finetuning import FinetuneOptions, supervised_sections
-from saccade.recipes import apply_recipe
+from saccade.features.embed_images import answers_to, embed_cached
+from saccade.models.backbones.weights import load_model
 from saccade.study.conditions import ANGLES, conditions_of, drift, under
-from saccade.study.grid import Cell, StudyConfig, pairs, training_steps
+from saccade.study.design import Cell, StudyConfig, pairs, training_steps
 from saccade.study.images import Images
-from saccade.train import run as training
+from saccade.tasks.finetune import FinetuneOptions, supervised_sections
+from saccade.train import pretrain as training
+from saccade.train.classifier import load_classifier
+from saccade.train.data_selection import Opened, divide
 from saccade.train.loop import Quiet
-from saccade.train.part import Opened, divide
 from saccade.train.prepare import default_sections
+from saccade.train.recipes import apply_recipe
 
 K = 20
 STEADY = {"optim.weight_decay": 0.05, "optim.weight_decay_end": 0.05}
@@ -76,7 +77,7 @@ class CellRun:
         run = self.folder / name
         opened = Opened(self.images.name, len(self.images.train), [], self.images.train)
         training.start(sections, run, Quiet(), opened)
-        reached = int(runs.read_json(run / "model" / "config.json")["about"]["step"])
+        reached = int(run_folder.read_json(run / "model" / "config.json")["about"]["step"])
         if reached != sections["train"].steps:
             raise TrainingError("the training was stopped from outside", got=f"step {reached}", hint="compare again")
         # The model is what the study goes on with; checkpoints would fill the disk.
@@ -181,5 +182,5 @@ def run_cell(out: Path, study: StudyConfig, images: Images, cell: Cell, *, with_
         "drift": {"angles": list(ANGLES), "error": work.drift_of(run)} if with_drift else None,
         "seconds": round(time.perf_counter() - began, 1),
     }
-    runs.write_json(work.folder / "cell.json", found)
+    run_folder.write_json(work.folder / "cell.json", found)
     return found

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.augment import intensity
+from saccade.augment import color
 from saccade.augment.views import normalise, plain_view
-from saccade.contracts import InputSpec
-from saccade.data.loader import ImageCache
-from saccade.embedding import Shown, whole
-from saccade.seeds import uniforms
+from saccade.base.contracts import InputSpec
+from saccade.base.random import uniforms
+from saccade.data.cache.image_cache import ImageCache
+from saccade.features.embed_images import Shown, whole
 
 CONDITIONS = ("plain", "turned", "turn 90", "stain", "blur")
 ANGLES = tuple(range(0, 360, 15))
@@ -56,9 +56,9 @@ def changed(x: Float[Tensor, "B C S S"], condition: str, items: np.ndarray) -> F
     if condition == "turned":
         return turn(x, 360 * drawn[:, 0])
     if condition == "stain":
-        return intensity.stain_jitter(x, drawn, STAIN).clamp(0, 1)
+        return color.stain_jitter(x, drawn, STAIN).clamp(0, 1)
     sigma = torch.full((len(x),), x.shape[-1] / 64)
-    return intensity.blur_(x.clone(), intensity.draw_blur(sigma, x.shape[-1]))
+    return color.blur_(x.clone(), color.draw_blur(sigma, x.shape[-1]))
 
 
 def under(condition: str, cache: ImageCache, spec: InputSpec, device: torch.device) -> Shown:
@@ -68,7 +68,7 @@ def under(condition: str, cache: ImageCache, spec: InputSpec, device: torch.devi
 
     def shown(items: np.ndarray) -> Tensor:
         x = changed(as_they_are(items).to(device), condition, items)
-        return normalise(intensity.to_grey(x) if spec.grey else x, spec)
+        return normalise(color.to_grey(x) if spec.grey else x, spec)
 
     return shown
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from saccade import runs
-from saccade.contracts import Record
-from saccade.data.loader import ImageCache, build_cache, with_statistics
+from saccade.base import run_folder
+from saccade.base.contracts import Record
+from saccade.data.cache.image_cache import ImageCache, build_cache, with_statistics
 from saccade.data.open import open_source
 from saccade.data.splits import choose_parts
 from saccade.errors import DataError, StorageError, UsageError
-from saccade.evaluation.guard import refuse_shared
-from saccade.study.grid import StudyConfig
-from saccade.train.part import draw_nested
+from saccade.evaluation.contamination import refuse_shared
+from saccade.study.design import StudyConfig
+from saccade.train.data_selection import draw_nested
 
 ARRAYS = ("shapes", "starts", "original_px")
 
@@ -77,7 +77,7 @@ def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -
             np.save(folder / f"{name}.npy", getattr(cache, name))
     except OSError as error:
         raise StorageError(f"the decoded images do not fit in {folder}", got=error.strerror) from error
-    runs.write_json(folder / "images.json", described)
+    run_folder.write_json(folder / "images.json", described)
 
 
 def load(out: Path) -> Images:

@@ -20,9 +20,9 @@ from saccade.errors import SaccadeError
 
 
 def answer(task: dict[str, Any], out: Path, images: Any, study: Any) -> Any:
+    from saccade.study.budget import price, random_drift
     from saccade.study.cell import run_cell
-    from saccade.study.grid import Cell
-    from saccade.study.price import price, random_drift
+    from saccade.study.design import Cell
 
     if task["kind"] == "price":
         return price(study, images, task["backbone"])
@@ -50,7 +50,7 @@ def main() -> None:
     import torch
 
     from saccade import runtime
-    from saccade.study.grid import recall
+    from saccade.study.design import recall
     from saccade.study.images import load
 
     torch.set_num_threads(threads)

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saccade.base.run_folder import read_metrics, write_atomic
 from saccade.errors import NonFiniteLoss
-from saccade.runs import read_metrics, write_atomic
 
 APART = 100
 

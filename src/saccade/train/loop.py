@@ -20,14 +20,14 @@ import torch
 
 from saccade import runtime
 from saccade.augment.views import ViewsConfig, make_views
-from saccade.contracts import InputSpec, Progress
-from saccade.data.loader import ImageCache, batch_indices
+from saccade.base.contracts import InputSpec, Progress
+from saccade.base.random import torch_generator
+from saccade.base.run_folder import Metrics
+from saccade.data.cache.image_cache import ImageCache, batch_indices
 from saccade.errors import StorageError
 from saccade.methods.base import Method
-from saccade.runs import Metrics
-from saccade.seeds import torch_generator
 from saccade.train import checkpoint, optim
-from saccade.train.doctor import Doctor
+from saccade.train.diagnose import Doctor
 from saccade.train.health import Skips
 from saccade.train.settings import OptimConfig, TrainConfig
 

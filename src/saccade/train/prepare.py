@@ -11,25 +11,25 @@ from typing import Any
 
 import torch
 
-from saccade import config
-from saccade.architectures import ARCHITECTURES, configured, parse
 from saccade.augment.views import ViewsConfig
-from saccade.backbones.build import Network, build, use_checkpointing
-from saccade.backbones.weights import load_model, load_timm_state
-from saccade.blueprints import Settings, is_grid
-from saccade.config import Sections
-from saccade.contracts import Source
-from saccade.data.intensity import make_intensity
-from saccade.data.loader import ImageCache, build_cache, check_damage, input_spec
+from saccade.base import config
+from saccade.base.config import Sections
+from saccade.base.contracts import Source
+from saccade.data.cache.image_cache import ImageCache, build_cache, check_damage, input_spec
+from saccade.data.cache.slide_cache import must_stream, stream_tiles, usual_workers
 from saccade.data.open import left_aside
-from saccade.data.slide_cache import must_stream, stream_tiles, usual_workers
-from saccade.data.slides.source import tiles_in
-from saccade.data.survey import typical_px
+from saccade.data.probe import typical_px
+from saccade.data.slides.slide_source import tiles_in
+from saccade.data.volumes.intensity import make_intensity
 from saccade.errors import UsageError
 from saccade.methods.base import Method
-from saccade.methods.build import build_method, config_type
+from saccade.methods.registry import build_method, config_type
+from saccade.models.backbones.build import Network, build, use_checkpointing
+from saccade.models.backbones.weights import load_model, load_timm_state
+from saccade.models.registry import ARCHITECTURES, configured, parse
+from saccade.models.settings import Settings, is_grid
+from saccade.train.data_selection import Opened, Shares, divide, open_part, settle_intensity, settle_tiles, slides_of
 from saccade.train.loop import Console, Plan
-from saccade.train.part import Opened, Shares, divide, open_part, settle_intensity, settle_tiles, slides_of
 from saccade.train.resolve import check_axes, resolve_size
 from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from saccade import config, runs, runtime
+from saccade import runtime
 from saccade.augment.views import make_views
-from saccade.contracts import Progress, View
-from saccade.data.loader import batch_indices
+from saccade.base import config, run_folder
+from saccade.base.contracts import Progress, View
+from saccade.data.cache.image_cache import batch_indices
 from saccade.errors import UsageError
 from saccade.train import checkpoint
 from saccade.train.loop import Quiet
@@ -24,7 +25,7 @@ def replay(run: Path) -> dict[str, Any]:
     Returns the step, the images whose pixels or vectors are not finite, and loss and gradient norm by precision.
     Raises UsageError where nothing was skipped.
     """
-    runs.require_run(run)
+    run_folder.require_run(run)
     skipped = run / "skipped.jsonl"
     state = checkpoint.load_named(run, checkpoint.SKIPPED)
     if not skipped.exists() or state is None:

@@ -12,14 +12,14 @@ import math
 import torch
 
 from saccade import runtime
-from saccade.architectures import for_axes, parse
 from saccade.augment.settings import ONLY_IMAGES
 from saccade.augment.views import ViewsConfig, resolve_grid_views, resolve_views
-from saccade.blueprints import is_grid
-from saccade.config import Sections, unresolved
+from saccade.base.config import Sections, unresolved
 from saccade.errors import UsageError
 from saccade.methods.base import Facts
-from saccade.methods.build import method_defaults, resolve_method
+from saccade.methods.registry import method_defaults, resolve_method
+from saccade.models.registry import for_axes, parse
+from saccade.models.settings import is_grid
 from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 

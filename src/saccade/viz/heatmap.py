@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from saccade.data.slides.pyramid import TILE_PX, write_pyramid
+from saccade.base.files import write_text
+from saccade.data.slides.pyramid_writer import TILE_PX, write_pyramid
 from saccade.data.slides.slide import Slide
 from saccade.errors import UsageError
-from saccade.writing import write_text
 
 OPACITY = 0.5
 PICTURE_PX, TIFF_PX = 1400, 12_000  # longer sides

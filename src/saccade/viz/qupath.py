@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from saccade.base.files import write_text
 from saccade.errors import UsageError
 from saccade.viz.heatmap import Heat, colours
-from saccade.writing import write_text
 
 ObjectType = Literal["annotation", "detection", "tile"]
 STEPS = 5  # classes of scores, from low to high

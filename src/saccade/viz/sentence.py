@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saccade.models.text_tokens import columns, printable
 from saccade.viz.drawing import Curve, Drawing, Ink, Raster, Rect, Shape, Text, width_of
-from saccade.words import columns, printable
 
 WIDE = 860.0
 SIZE, SPACE, HEAD_ROOM, LINE_GAP = 15.0, 7.0, 92.0, 34.0

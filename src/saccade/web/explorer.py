@@ -12,13 +12,13 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 
 from saccade.errors import UsageError
-from saccade.web.desk import Desk
-from saccade.web.folders import spelt, written
+from saccade.web.catalog import Desk
+from saccade.web.discover import spelt, written
 from saccade.web.images import png
 
 if TYPE_CHECKING:
-    from saccade.explore import Seen
-    from saccade.viz.compared import Compared
+    from saccade.attention.explorer import Seen
+    from saccade.attention.recorded_qkv import Compared
 
 MOST_FLOATS = 2**22  # of one answer: 16 MiB
 
@@ -39,7 +39,7 @@ def router(desk: Desk) -> APIRouter:
 
     def seen(asked: Annotated[Asked, Depends()]) -> "Seen":
         """The look that a question is about; the network runs only if it is not kept."""
-        from saccade.explore import Look
+        from saccade.attention.explorer import Look
 
         chosen = desk.model(asked.model)
         how = (asked.size, asked.shuffle, asked.positions)
@@ -99,7 +99,7 @@ def router(desk: Desk) -> APIRouter:
         keep: Annotated[float | None, Query(gt=0, le=1)] = None,
     ) -> Response:
         """The map of one token over a volume, at every voxel, as ``saccade attend`` writes it; no head: their mean."""
-        from saccade.explore import volume_file
+        from saccade.attention.explorer import volume_file
 
         if head is not None and found.compared is not None and head >= found.compared.heads:
             raise UsageError("no such head", got=head, expected=f"0 to {found.compared.heads - 1}")

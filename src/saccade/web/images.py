@@ -14,10 +14,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from PIL import Image
 
-from saccade.data.decode import PNG_MARK, TIFF_MARKS
+from saccade.data.images.decode import PNG_MARK, TIFF_MARKS
 from saccade.errors import DataError
-from saccade.web.desk import UPLOAD_PIXELS, Desk, ImageOnDesk, Upload, read_upload
-from saccade.web.folders import named, spelt
+from saccade.web.catalog import UPLOAD_PIXELS, Desk, ImageOnDesk, Upload, read_upload
+from saccade.web.discover import named, spelt
 
 BYTES_A_PIXEL = 4  # of an upload, all channels together, at UPLOAD_PIXELS
 STRIPE_PX, STRIPE_GREYS = 12, (96, 160)

@@ -11,19 +11,19 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from saccade.web.desk import Desk, HierarchyOnDesk
+from saccade.web.catalog import Desk, HierarchyOnDesk
 from saccade.web.explorer import check_count, numbers
 from saccade.web.images import png, striped, to_display
 from saccade.web.slides import progress
 
 if TYPE_CHECKING:
-    from saccade.explore import Seen
-    from saccade.explore_regions import Asked
+    from saccade.attention.explorer import Seen
+    from saccade.hierarchy.explorer import Asked
 
 
 def _asked(desk: Desk, key: str) -> Asked:
     """HTTP 404 where there is no slide of a hierarchy with this id."""
-    from saccade.explore_regions import Asked
+    from saccade.hierarchy.explorer import Asked
 
     run, tiles, number = desk.slide(key)
     if not isinstance(run, HierarchyOnDesk):

@@ -17,16 +17,16 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from saccade.errors import UsageError
-from saccade.evaluation.few import few_units
-from saccade.reporting.build import headline, title_of
-from saccade.reporting.evaluation import Evaluation
-from saccade.reporting.files import RunFiles, last, mapping
-from saccade.reporting.page import number
-from saccade.web import folders
-from saccade.web.desk import Desk, RunOnDesk
+from saccade.evaluation.small_samples import few_units
+from saccade.reporting.html import number
+from saccade.reporting.run_files import RunFiles, last, mapping
+from saccade.reporting.run_report import headline, title_of
+from saccade.reporting.section_evaluation import Evaluation
+from saccade.web import discover
+from saccade.web.catalog import Desk, RunOnDesk
 from saccade.web.live import Tail, Watch, plain, said
 from saccade.web.security import REPORT_POLICY
-from saccade.web.typed import evaluate_command
+from saccade.web.shell_commands import evaluate_command
 
 PAUSE_SECONDS, QUIET_SECONDS, PING_SECONDS = 0.5, 90, 10
 AT_ONCE = 8
@@ -38,12 +38,12 @@ def router(desk: Desk) -> APIRouter:
 
     @api.get("/runs")
     def listed() -> list[dict[str, Any]]:
-        return [folders.spelt(card_of(run, _read(run))) for run in desk.runs]
+        return [discover.spelt(card_of(run, _read(run))) for run in desk.runs]
 
     @api.get("/runs/{key}")
     def one(key: str) -> dict[str, Any]:
         run = desk.run(key)
-        files = folders.files_of(run.folder)
+        files = discover.files_of(run.folder)
         about = summary(run, files) | {
             "evaluate": evaluate_command(run.folder),
             "settings": flat(files.config),
@@ -51,7 +51,7 @@ def router(desk: Desk) -> APIRouter:
             "grey": _evaluation(files.evaluation_grey),
             "repairs": [plain(one) for one in files.repairs],
         }
-        return dict(folders.spelt(about))
+        return dict(discover.spelt(about))
 
     @api.get("/runs/{key}/report")
     def report(key: str) -> Response:
@@ -88,7 +88,7 @@ def _running(folder: Path) -> bool:
 def _read(run: RunOnDesk) -> RunFiles | None:
     """The files of a run; None where it has gone since the page was opened."""
     try:
-        return folders.files_of(run.folder)
+        return discover.files_of(run.folder)
     except UsageError:
         return None
 
@@ -111,7 +111,7 @@ def summary(run: RunOnDesk, files: RunFiles) -> dict[str, Any]:
         "knn": knn if math.isfinite(knn) else None,
         "data": named(files.setting("data", "source") or ""),
         "measured_on": _measured_on(files),
-        "axes": folders.axes_of(run.folder),
+        "axes": discover.axes_of(run.folder),
         "running": _running(run.folder),
         "finished": _finished(run.folder),
         "measured": files.evaluation is not None or bool(files.classifier),
@@ -125,7 +125,7 @@ def _measured_on(files: RunFiles) -> str | None:
     source = str(files.setting("data", "source") or "")
     if not isinstance(other, str) or other == source:
         return None
-    return folders.told_apart([other, source])[0]
+    return discover.told_apart([other, source])[0]
 
 
 def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -142,7 +142,7 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def named(value: Any) -> Any:
     """A setting for the page: of a path only its last part, as where things lie here is nobody's business."""
     if isinstance(value, str):
-        return folders.named(value)
+        return discover.named(value)
     return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
@@ -200,7 +200,7 @@ class Followed:
 
     def card(self) -> dict[str, Any] | None:
         """The card after the lines that were read; None where it still says the same."""
-        stamps = [folders.stamp(self.run.folder / name) for name in TOLD_BY]
+        stamps = [discover.stamp(self.run.folder / name) for name in TOLD_BY]
         if stamps != self._stamps:
             self._files, self._stamps = _read(self.run), stamps
         files = self._files

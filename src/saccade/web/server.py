@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from saccade.errors import SaccadeError, UsageError
-from saccade.web import atlas, explorer, images, regions, runs, slides, words
-from saccade.web.desk import Desk
-from saccade.web.folders import spelt
+from saccade.web import embedding_map, explorer, images, regions, runs, slides, text
+from saccade.web.catalog import Desk
+from saccade.web.discover import spelt
 from saccade.web.security import Gate, Keys
 
 STATIC = Path(__file__).parent / "static"
@@ -26,8 +26,8 @@ ROUTERS: tuple[Callable[[Desk], APIRouter], ...] = (
     explorer.router,
     slides.router,
     regions.router,
-    words.router,
-    atlas.router,
+    text.router,
+    embedding_map.router,
     runs.router,
     images.router,
 )

@@ -13,16 +13,16 @@ from fastapi.responses import Response
 from PIL import Image
 from starlette.exceptions import HTTPException
 
-from saccade.web.desk import Desk, HierarchyOnDesk, OnDesk
+from saccade.web.catalog import Desk, HierarchyOnDesk, OnDesk
+from saccade.web.discover import named, spelt, written
 from saccade.web.explorer import numbers
-from saccade.web.folders import named, spelt, written
 from saccade.web.images import striped, to_display
 
 if TYPE_CHECKING:
-    from saccade.background import State
+    from saccade.attention.background_jobs import State
+    from saccade.attention.explorer import Look
     from saccade.data.slides.slide import Slide
-    from saccade.data.slides.source import SlideTiles
-    from saccade.explore import Look
+    from saccade.data.slides.slide_source import SlideTiles
 
 ZOOM_PX = 256
 
@@ -67,7 +67,7 @@ def router(desk: Desk) -> APIRouter:
     api = APIRouter(prefix="/slides")
 
     def look(model: str) -> Look:
-        from saccade.explore import Look
+        from saccade.attention.explorer import Look
 
         chosen = desk.model(model)
         return Look(chosen.model, "tiles", chosen.fresh, written=written(chosen.model))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from saccade.errors import UsageError
-from saccade.tables import open_store
-from saccade.web.desk import Desk, lay_out
-from saccade.web.folders import is_layered, is_run, read_layered, runs_below
+from saccade.features.stores import open_store
+from saccade.web.catalog import Desk, lay_out
+from saccade.web.discover import is_layered, is_run, read_layered, runs_below
 from saccade.web.security import Keys
 from saccade.web.server import create_app, listen, serve
 

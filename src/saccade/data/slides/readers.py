@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from saccade.data.slides.parts import check_parts
+from saccade.data.slides.multi_file import check_parts
 from saccade.data.slides.slide import Reader, Region
 from saccade.data.slides.tiff_reader import TiffReader, is_tiff, listening
 from saccade.errors import DamagedFile, require

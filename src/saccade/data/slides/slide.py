@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from saccade.data.slides.parts import parts_of
+from saccade.data.slides.multi_file import parts_of
 from saccade.data.slides.resample import margin_px, resample, touched
 from saccade.errors import DamagedFile, DataError, UsageError
 

@@ -1,0 +1,285 @@
+"""Pictures from models and images: one image on request (``attend``), and the panels of a report."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saccade.attention import volume
+from saccade.attention.maps import AttentionMap, Attentive, Query, attention_map, jaccard, threshold_mask, upsample
+from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of
+from saccade.augment.color import to_grey
+from saccade.augment.views import normalise
+from saccade.base import run_folder
+from saccade.base.contracts import InputSpec
+from saccade.base.files import write_bytes, write_text
+from saccade.data.cache.image_cache import ImageCache, fit_range, input_spec
+from saccade.data.images.decode import decode, decode_mask
+from saccade.data.images.downsample import convert_channels, finite
+from saccade.errors import DataError, UsageError, unknown
+from saccade.features.embed_images import Decoded, random_twin
+from saccade.features.table import FeatureTable, nearest
+from saccade.models.backbones.weights import LoadedModel, load_model
+from saccade.viz.overlays import Neighbour, attention_panel, neighbours_panel, overlay_svg
+
+
+@dataclasses.dataclass(frozen=True)
+class Attended:
+    """One image with its map, and the figures that go with it."""
+
+    image: np.ndarray
+    amap: AttentionMap
+    options: AttendOptions
+    model: str
+    jaccard: dict[str, float]
+
+    def text(self) -> str:
+        rows, columns = self.amap.grid
+        lines = [f"{self.model}: {self.amap.kind} of {self.options.query} over {rows} x {columns} patches"]
+        if self.amap.kind == "similarity":
+            lines.append("a CNN has no attention: shown is the cosine similarity of tokens")
+        lines += [f"Jaccard index with the mask, {name}: {value:.3f}" for name, value in self.jaccard.items()]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        return facts_of(self.model, self.amap, self.options, self.jaccard)
+
+    def chosen(self) -> AttentionMap:
+        """The map of the head asked for, or of the mean over heads; below the threshold nothing is left."""
+        amap, head, keep = self.amap, self.options.head, self.options.threshold
+        if head != "all":
+            values = amap.mean[None] if head == "mean" else amap.values[int(head)][None]
+            amap = dataclasses.replace(amap, values=values, mean=values[0])
+        if keep is None:
+            return amap
+        values = np.stack([np.where(threshold_mask(one, keep), one, 0) for one in amap.values])
+        return dataclasses.replace(amap, values=values, mean=np.where(threshold_mask(amap.mean, keep), amap.mean, 0))
+
+    def save(self, path: Path) -> Path:
+        """Write PNG (panel), SVG (vector overlay) or CSV (head, row, column, weight)."""
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix == ".png":
+            write_bytes(path, attention_panel(self.image, self.chosen()))
+        elif suffix == ".svg":
+            write_text(path, overlay_svg(self.image, self.chosen()))
+        elif suffix == ".csv":
+            write_text(path, self._csv())
+        else:
+            raise unknown("picture format", path.suffix, (".png", ".svg", ".csv"))
+        return path
+
+    def _csv(self) -> str:
+        file = io.StringIO()
+        writer = csv.writer(file)
+        writer.writerow(["head", "row", "column", "weight"])
+        for (head, row, column), weight in np.ndenumerate(self.chosen().values):
+            writer.writerow([head, row, column, f"{weight:.8g}"])
+        return file.getvalue()
+
+
+def _bytes_of(path: Path) -> bytes:
+    if not path.is_file():
+        raise DataError("image file not found", got=path)
+    return path.read_bytes()
+
+
+def _displayed(x: torch.Tensor, spec: InputSpec) -> np.ndarray:
+    """A network input [1 C Y X] back to uint8 [3 Y X] for the eye."""
+    std, mean = torch.tensor(spec.std).view(-1, 1, 1), torch.tensor(spec.mean).view(-1, 1, 1)
+    pixels = ((x[0].cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return np.repeat(pixels[:1], 3, axis=0) if pixels.shape[0] != 3 else pixels
+
+
+def _fit(pixels: np.ndarray, size_px: int, multiple: int) -> tuple[int, int]:
+    """Rows and columns near ``size_px`` (shorter side), aspect kept, divisible by the patch."""
+    rows, columns = pixels.shape[-2:]
+    factor = size_px / min(rows, columns)
+    fitted = [max(multiple, round(side * factor / multiple) * multiple) for side in (rows, columns)]
+    return fitted[0], fitted[1]
+
+
+def _query(text: str, rows: int, columns: int, shown: tuple[int, int]) -> Query:
+    if text == "cls":
+        return "cls"
+    y, x = numbers_of(text, 2)
+    if not (0 <= y < rows and 0 <= x < columns):
+        raise UsageError("the query lies outside the image", got=text, expected=f"0..{rows - 1},0..{columns - 1}")
+    return int(y * shown[0] / rows), int(x * shown[1] / columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """One image as a network gets it: ``x`` [1 C Y X] normalised, ``image`` the same for the eye, uint8 [3 Y X]."""
+
+    x: torch.Tensor
+    image: np.ndarray
+
+
+def input_size(loaded: LoadedModel, pixels: np.ndarray, size_px: int | None = None) -> tuple[int, int]:
+    """Rows and columns at which ``shown`` gives an image [C Y X] to a network."""
+    return _fit(pixels, size_px or loaded.spec.size_px, _patch(loaded))
+
+
+def shown(loaded: LoadedModel, pixels: np.ndarray, name: str, size_px: int | None = None) -> Shown:
+    """The whole image [C Y X] at a shorter side near ``size_px`` (None: the model's own), cut evenly by the patch.
+
+    ``name`` is for messages. Raises DataError where its channels do not fit, or pixels are no numbers.
+    """
+    pixels = finite(convert_channels(pixels, loaded.spec.channels, name), name)
+    size = input_size(loaded, pixels, size_px)
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels.astype(np.float32))[None], size=size, mode="bilinear", antialias=True
+    )[0].numpy()
+    spec = fit_range(loaded.spec, pixels.dtype, float(pixels.min()), float(pixels.max()))
+    x = normalised(small, spec)
+    return Shown(x, _displayed(x, spec))
+
+
+def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Attended | volume.AttendedVolume:
+    """The map of one query over one image file, or one volume; see AttendOptions."""
+    if volume.is_volume(image):
+        return volume.attend(model, image, options)
+    pixels = decode(_bytes_of(Path(image)), str(image))
+    loaded = load_model(model, channels=pixels.shape[0])
+    seen = shown(loaded, pixels, str(image), options.size_px)
+    query = _query(options.query, pixels.shape[1], pixels.shape[2], (seen.x.shape[-2], seen.x.shape[-1]))
+    check_options(options, loaded)
+    layer = -1 if options.layer is None else options.layer
+    amap = attention_map(loaded.backbone, seen.x, query=query, layer=layer, rollout=options.rollout)
+    scores = {}
+    if options.mask is not None:
+        scores = mask_agreement(amap, options.mask, 0.6 if options.threshold is None else options.threshold)
+    return Attended(seen.image, amap, options, loaded.name, scores)
+
+
+def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
+    """[C Y X] in file range to the network's input [1 C Y X], without resizing."""
+    x = (torch.from_numpy(pixels.astype(np.float32))[None] - spec.offset) / spec.scale
+    return normalise(to_grey(x) if spec.grey else x, spec)
+
+
+def mask_agreement(amap: AttentionMap, mask_file: Path, keep: float) -> dict[str, float]:
+    """Jaccard index of the thresholded maps with a true mask: mean map, and the best single head."""
+    truth = decode_mask(_bytes_of(mask_file), str(mask_file))
+    found = {}
+    heads = [jaccard(upsample(threshold_mask(head, keep), truth.shape), truth) for head in amap.values]
+    found["mean of heads"] = jaccard(upsample(threshold_mask(amap.mean, keep), truth.shape), truth)
+    if len(heads) > 1:
+        found[f"best head ({int(np.argmax(heads))})"] = max(heads)
+    return found
+
+
+# --- the panels of a report -----------------------------------------------------------------------
+
+SHOWN = 4  # test images with attention maps
+QUERIES, NEIGHBOURS = 5, 6
+
+
+def draw(
+    run: Path,
+    tables: Mapping[str, FeatureTable],
+    models: Mapping[str, LoadedModel],
+    decoded: Decoded,
+    parts: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Write RUN/figures: maps of some test images (or volumes), trained against random weights, and nearest neighbours.
+
+    parts  indices of the training and the test part in the tables; the first model is shown
+    """
+    train, test = parts
+    name, model = next(iter(models.items()))
+    table = tables[name]
+    cache = decoded.at(model.spec.size_px, model.spec.channels, model.spec)
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    chosen = _one_a_class(table, test)
+    entries = [_neighbours(folder, table, cache, train, chosen[:QUERIES])]
+    twin = random_twin(model, seed=1)
+    for index in chosen[:SHOWN]:
+        for loaded in (model, twin):
+            entries.append(_map_figure(folder, loaded, cache, table, index, trained=loaded is model))
+    run_folder.write_json(folder / "index.json", entries)
+
+
+def _one_a_class(table: FeatureTable, test: np.ndarray) -> list[int]:
+    """Test images, one of each class in turn, in a fixed order."""
+    by_label: dict[str, list[int]] = {}
+    for index in test:
+        by_label.setdefault(str(table.labels[index]), []).append(int(index))
+    queues = [by_label[label] for label in sorted(by_label)]
+    return [queue[turn] for turn in range(max(SHOWN, QUERIES)) for queue in queues if turn < len(queue)]
+
+
+def _eight_bit(cache: ImageCache, index: int) -> np.ndarray:
+    spec = input_spec(cache, 1, grey=False)
+    image = cache.image(index)
+    if cache.axes == 3:  # the slice in the middle stands for a volume
+        image = image[:, image.shape[1] // 2]
+    scaled = (image.astype(np.float32) - spec.offset) / spec.scale * 255
+    pixels = scaled.round().clip(0, 255).astype(np.uint8)
+    return pixels if pixels.shape[0] == 3 else np.repeat(pixels[:1], 3, axis=0)
+
+
+def _neighbours(
+    folder: Path, table: FeatureTable, cache: ImageCache, train: np.ndarray, queries: Sequence[int]
+) -> dict[str, str]:
+    scores, found = nearest(table.select(train).features, table.features[list(queries)], NEIGHBOURS)
+    rows = []
+    for query, row_scores, row in zip(queries, scores, found):
+        near = [
+            Neighbour(_eight_bit(cache, int(train[i])), table.labels[train[i]], float(score))
+            for i, score in zip(row, row_scores)
+        ]
+        rows.append((Neighbour(_eight_bit(cache, query), table.labels[query]), near))
+    (folder / "neighbours.png").write_bytes(neighbours_panel(rows))
+    return {
+        "file": "neighbours.png",
+        "kind": "neighbours",
+        "title": "Nearest training images of some test images",
+        "caption": "By cosine similarity of the features. The labels were not used in learning.",
+        "alt": "Rows of test images with their most similar training images.",
+    }
+
+
+def _map_figure(
+    folder: Path, model: LoadedModel, cache: ImageCache, table: FeatureTable, index: int, *, trained: bool
+) -> dict[str, str]:
+    # A CNN has no class token that asks; the similarity to one place says more than that to the mean of all.
+    attentive = isinstance(model.backbone, Attentive)
+    draw_one = volume.panel_of_cached if cache.axes == 3 else _panel
+    who = "trained" if trained else "random weights"
+    file = f"map-{index:06d}-{'trained' if trained else 'random'}.png"
+    (folder / file).write_bytes(draw_one(model, cache, index))
+    what = "attention of the class token" if attentive else "similarity of each place to the one in the middle"
+    return {
+        "file": file,
+        "kind": "attention",
+        "title": f"{table.labels[index] or table.ids[index]}, {who}",
+        "caption": f"{what.capitalize()}, {who}. {table.ids[index]}",
+        "alt": f"{what} over a test image of class {table.labels[index]}, {who}",
+    }
+
+
+def _panel(model: LoadedModel, cache: ImageCache, index: int) -> bytes:
+    spec = model.spec
+    pixels = cache.image(index).astype(np.float32)
+    shown = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
+    large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=shown, mode="bilinear")[0].numpy()
+    x = normalised(large, spec)
+    query: Query = "cls" if isinstance(model.backbone, Attentive) else (shown[0] // 2, shown[1] // 2)
+    amap = attention_map(model.backbone.cpu().eval(), x, query=query)
+    return attention_panel(_displayed(x, spec), amap)
+
+
+def _patch(model: LoadedModel) -> int:
+    """What the sides of the model's input are multiples of, in pixels."""
+    backbone = model.backbone
+    return max(backbone.stride_px, backbone.settings.unit_px)

@@ -1,0 +1,144 @@
+"""Where does the model look? Attention of any patch, attention rollout, or token similarity.
+
+Self-attention of one query as in Caron et al. 2021 (DINO, arXiv:2104.14294), rollout as in Abnar and Zuidema
+2020 (arXiv:2005.00928). Networks without attention (CNNs) are asked how alike their own tokens are instead.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saccade.base.contracts import Backbone, Features
+from saccade.errors import ModelError, UsageError
+from saccade.viz.patch_maps import AttentionMap, Box, jaccard, threshold_mask, upsample
+
+__all__ = ["AttentionMap", "attention_map", "jaccard", "threshold_mask", "token_similarity", "upsample"]
+
+Query = Literal["cls"] | tuple[int, ...]
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A backbone with attention: rows of any layer on request, class and register tokens first."""
+
+    prefix: int
+    depth: int
+    heads: int
+
+    def attention(self, pixels: Tensor, *, layer: int, rows: Tensor) -> Tensor: ...
+
+    def rollout(self, pixels: Tensor, row: int) -> Tensor: ...
+
+
+def token_similarity(features: Features, row: int | None) -> Float[Tensor, "N"]:
+    """Cosine similarity of one token (or, for None, of the image's own vector) with every token; -1 to 1."""
+    query = features.cls[0] if row is None else features.tokens[0, row]
+    tokens = torch.nn.functional.normalize(features.tokens[0].float(), dim=-1)
+    return tokens @ torch.nn.functional.normalize(query.float(), dim=-1)
+
+
+def attention_map(
+    backbone: Backbone,
+    pixels: Float[Tensor, "1 C *size"],
+    *,
+    query: Query,
+    layer: int = -1,
+    rollout: bool = False,
+) -> AttentionMap:
+    """What one query of one image takes from every patch.
+
+    pixels   normalised as the model's InputSpec says; the backbone should be in eval mode
+    query    "cls", or (y, x), of volumes (z, y, x), in pixels of the input: the patch that holds this pixel asks
+    layer    0-based, negative counts from the last; only for attention
+    rollout  follow the attention through all layers instead of reading one
+    Raises UsageError for a query outside the image, a layer that is not there, or rollout of a network
+    without attention; ModelError when the network's tokens have no places in the image.
+    """
+    size_px = tuple(pixels.shape[2:])
+    attentive = isinstance(backbone, Attentive)
+    if rollout and not attentive:
+        raise UsageError(
+            "rollout needs a network with attention",
+            got=backbone.name,
+            hint="leave out --rollout: the similarity of tokens is shown instead",
+        )
+    with torch.inference_mode():
+        features = backbone(pixels)
+        grid = _places(features, backbone, len(size_px))
+        patch = None if query == "cls" else _patch_at(query, grid, size_px)
+        if isinstance(backbone, Attentive):
+            row = _token_row(backbone, patch)
+            used = None if rollout else _layer(backbone, layer)
+            whole = backbone.rollout(pixels, row) if used is None else _rows(backbone, pixels, used, row)
+            patches, first = whole[:, backbone.prefix :], whole[:, : backbone.prefix].sum(dim=1)
+        else:
+            used, patches, first = None, token_similarity(features, patch)[None], torch.zeros(1)
+    values = patches.float().cpu().numpy().reshape(-1, *grid).astype(np.float32)
+    return AttentionMap(
+        values=values,
+        mean=values.mean(axis=0),
+        grid=grid,
+        size_px=size_px,
+        query_box=None if patch is None else _box(patch, grid, size_px),
+        kind="rollout" if rollout else "attention" if attentive else "similarity",
+        prefix_share=first.float().cpu().numpy(),
+        layer=used,
+    )
+
+
+def _rows(backbone: Attentive, pixels: Tensor, layer: int, row: int) -> Float[Tensor, "H N_all"]:
+    rows = torch.tensor([row], device=pixels.device)
+    return backbone.attention(pixels, layer=layer, rows=rows)[0, :, 0]
+
+
+def _places(features: Features, backbone: Backbone, axes: int) -> tuple[int, ...]:
+    if len(features.grid) != axes:
+        raise ModelError(
+            f"the tokens of {backbone.name} do not lie in the image",
+            got=f"a grid of {features.grid}",
+            expected=f"{axes} axes",
+        )
+    return tuple(int(length) for length in features.grid)
+
+
+def _patch_at(query: tuple[int, ...] | str, grid: tuple[int, ...], size_px: tuple[int, ...]) -> int:
+    """Index, in row-major order, of the patch that holds the pixel."""
+    names = "zyx"[-len(grid) :]
+    if isinstance(query, str) or len(query) != len(grid):
+        raise UsageError("the query does not fit", got=query, expected=f'"cls" or ({", ".join(names)}) in pixels')
+    if not all(0 <= at < length for at, length in zip(query, size_px)):
+        raise UsageError(
+            "the query lies outside the image",
+            got=", ".join(f"{name}={at}" for name, at in zip(names, query)),
+            expected=" and ".join(f"0 <= {name} < {length}" for name, length in zip(names, size_px))
+            + ", in pixels of the network's input",
+        )
+    places = [at * length // side for at, length, side in zip(query, grid, size_px)]
+    return int(np.ravel_multi_index(places, grid))
+
+
+def _token_row(backbone: Attentive, patch: int | None) -> int:
+    if patch is not None:
+        return backbone.prefix + patch
+    if backbone.prefix == 0:
+        raise UsageError("this network has no class token to ask", hint="ask a patch: --query Y,X")
+    return 0
+
+
+def _layer(backbone: Attentive, layer: int) -> int:
+    if not -backbone.depth <= layer < backbone.depth:
+        raise UsageError("no such layer", got=layer, expected=f"{-backbone.depth} to {backbone.depth - 1}")
+    return layer % backbone.depth
+
+
+def _box(patch: int, grid: tuple[int, ...], size_px: tuple[int, ...]) -> Box:
+    """Where a patch begins along each axis, then how far it reaches."""
+    places = [int(place) for place in np.unravel_index(patch, grid)]
+    starts = [-(-place * side // length) for place, side, length in zip(places, size_px, grid)]
+    ends = [-(-(place + 1) * side // length) for place, side, length in zip(places, size_px, grid)]
+    return (*starts, *(end - start for start, end in zip(starts, ends)))

@@ -1,0 +1,226 @@
+"""``saccade attend`` on a slide: a score for every tile, or for every patch of every tile, and files that show it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from saccade.attention.maps import Attentive, attention_map
+from saccade.augment.views import plain_view
+from saccade.base.files import write_file
+from saccade.data.slides.slide import Slide
+from saccade.data.slides.slide_source import SlideTiles
+from saccade.data.slides.streaming import TileStore
+from saccade.data.slides.tiling import Tiling
+from saccade.errors import DamagedFile, DataError, UsageError
+from saccade.features.embed_slides import Embedder
+from saccade.features.table import unit
+from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
+from saccade.viz.qupath import save_geojson
+
+Level = Literal["tile", "patch", "region", "composed"]
+LEVELS: tuple[Level, ...] = ("tile", "patch")  # of one network; the others are a hierarchy's
+MOST_OBJECTS = 200_000  # QuPath grows slow above
+SUFFIXES = (".png", ".tif", ".geojson", ".csv")
+
+
+def place_of(query: str) -> tuple[float, float]:
+    """(y, x) in pixels of level 0 of a query ``Y,X``."""
+    try:
+        y, x = (float(word) for word in query.split(","))
+        if not np.isfinite((y, x)).all():
+            raise ValueError
+    except ValueError:
+        raise UsageError("--query of a slide is cls, or Y,X in pixels of its full resolution", got=query) from None
+    return y, x
+
+
+def check_form(out: Path) -> None:
+    """Raise UsageError for a name that a map of a slide cannot be written under."""
+    if out.suffix and out.suffix not in SUFFIXES:
+        raise UsageError(
+            f"a map of a slide cannot be written as {out.name}",
+            expected=", ".join(SUFFIXES) + ", or a name without an ending for a folder with all of them",
+        )
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """What to ask of a model and a slide.
+
+    query   of tiles: ``cls``, likeness of each to the mean of all; or ``Y,X`` in pixels of level 0, to the tile there
+    level   tile, or patch: the attention of the class token inside each tile; of a hierarchy also region, composed
+    layer   of patches; None is the last
+    tiling  how the slide is cut; what is left open is as the model was trained
+    max_bad share of its tiles that may be unreadable; they are left out
+    Raises UsageError for a query that is neither.
+    """
+
+    query: str = "cls"
+    level: Level = "tile"
+    layer: int | None = None
+    tiling: Tiling = dataclasses.field(default_factory=Tiling)
+    max_bad: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.query != "cls":
+            place_of(self.query)
+
+
+@dataclass(frozen=True)
+class SlideAttention:
+    """A slide with scores; ``save`` writes one file by its suffix, or all of them into a folder."""
+
+    slide: Slide
+    heat: Heat
+    model: str
+    options: SlideOptions
+
+    def text(self) -> str:
+        return f"{self.slide.path.name}: {self.heat.name}, {len(self.heat.scores):,} squares, {self.heat.range}"
+
+    def to_dict(self) -> dict[str, Any]:
+        scores = self.heat.scores
+        return {
+            "slide": self.slide.path.name,
+            "model": self.model,
+            "score": self.heat.name,
+            "level": self.options.level,
+            "query": self.options.query,
+            "squares": len(scores),
+            "side_px_level0": self.heat.side_px,
+            "side_y_px_level0": self.heat.sides_px[0],
+            "lowest": float(scores.min()),
+            "mean": float(scores.mean()),
+            "highest": float(scores.max()),
+        }
+
+    def save(self, out: Path) -> list[Path]:
+        """PNG, TIFF, GeoJSON or CSV by suffix; without one a folder with all, and the highest and lowest tiles.
+
+        The scores come first, the TIFF last: it takes longest, and what is written then is not lost with it.
+        Raises StorageError.
+        """
+        check_form(out)
+        if out.suffix:
+            return [self._one(out)]
+        names = ["scores.csv", *(["tiles.geojson"] if len(self.heat.scores) <= MOST_OBJECTS else []), "heatmap.png"]
+        files = [self._one(out / name) for name in names]
+        if self.options.level != "patch":
+            files.append(write_file(out / "extremes.png", extremes(self.slide, self.heat).save))
+        return [*files, self._one(out / "heatmap.tif")]
+
+    def _one(self, path: Path) -> Path:
+        if path.suffix == ".png":
+            write_file(path, picture(self.slide, self.heat).save)
+        elif path.suffix == ".tif":
+            save_tiff(path, self.slide, self.heat)
+        elif path.suffix == ".csv":
+            self.heat.save_csv(path)
+        else:
+            save_geojson(path, self.heat)
+        return path
+
+
+def attend_slide(
+    embedder: Embedder, options: SlideOptions, report: Callable[[int, int], None] | None = None
+) -> SlideAttention:
+    """Scores of one slide, of the tiles that can be read.
+
+    Raises UsageError for a query outside its tissue, DataError where it has no tissue, TooManyDamaged.
+    """
+    tiles = embedder.tiles
+    if len(tiles.named) != 1:
+        raise UsageError("attend looks at one slide", got=f"{len(tiles.named)} slides")
+    if not len(tiles):
+        raise DataError(f"{tiles.name}: no tile has enough tissue")
+    if options.level == "patch":
+        heat = _patches(embedder, options, report)
+    else:
+        if options.layer is not None:
+            raise UsageError("--layer has no effect on scores of whole tiles", hint="--level patch")
+        heat = _tiles(embedder, options.query, report)
+    return SlideAttention(tiles.slides[0], heat, embedder.model.name, options)
+
+
+def _tiles(embedder: Embedder, query: str, report: Callable[[int, int], None] | None) -> Heat:
+    tiles, seen = embedder.tiles, 0
+
+    def done(count: int) -> None:
+        nonlocal seen
+        seen += count
+        if report is not None:
+            report(seen, len(tiles))
+
+    number = None if query == "cls" else _tile_at(tiles, query)
+    features, there = embedder.features(0, done)
+    grid = tiles.grid(0)
+    if not len(features):
+        raise no_tile(tiles)
+    if number is None:
+        asked, name = unit(features).mean(axis=0), "likeness to the mean of all tiles"
+    else:
+        if not there[number]:
+            raise UsageError(f"the tile at {query} cannot be read", got=tiles.name, hint="ask at another place")
+        # What all tiles share would make everything alike.
+        features = features - features.mean(axis=0)
+        asked, name = features[int(there[:number].sum())], f"likeness to the tile at {query}"
+    scores = unit(features) @ unit(asked[None])[0]
+    return Heat(name, grid.coords[there], grid.step_px[1], scores, grid.step_px[0])
+
+
+def no_tile(tiles: SlideTiles) -> DamagedFile:
+    return DamagedFile(f"{tiles.name}: none of its {len(tiles):,} tiles can be read", hint="copy it again")
+
+
+def _tile_at(tiles: SlideTiles, query: str) -> int:
+    (y, x), (rows, columns) = place_of(query), tiles.slides[0].size_px
+    if not (0 <= y < rows and 0 <= x < columns):
+        raise UsageError(
+            f"--query {query} lies outside {tiles.name}",
+            expected=f"Y,X with Y from 0 to {rows - 1} and X from 0 to {columns - 1}, pixels of its full resolution",
+        )
+    down, across = tiles.grid(0).step_px
+    corners = tiles.grid(0).coords
+    inside = (corners[:, 0] <= x) & (x < corners[:, 0] + across) & (corners[:, 1] <= y) & (y < corners[:, 1] + down)
+    if not inside.any():
+        raise UsageError(f"no tile with enough tissue lies at {query}", hint="--tissue 0 takes all tiles")
+    return int(np.flatnonzero(inside)[0])
+
+
+def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, int], None] | None) -> Heat:
+    """Attention of the class token over the patches of every tile; 1 is what an even share would be."""
+    if options.query != "cls":
+        raise UsageError("inside tiles the class token asks", got=f"--query {options.query}", expected="cls")
+    tiles, cache = embedder.tiles, embedder.cache()
+    network = embedder.model.backbone.cpu().eval()
+    if not isinstance(network, Attentive):
+        raise UsageError(f"{embedder.model.name} has no attention", hint="--level tile shows likeness of tiles")
+    store = cache.flat
+    assert isinstance(store, TileStore)
+    coords, scores, (down, across) = [], [], tiles.grid(0).step_px
+    for number in range(len(tiles)):
+        if number % 16 == 0:
+            cache.expect(np.arange(number, min(number + 32, len(tiles))))
+        batch = cache.batch(np.array([number]))
+        if number in store.failed:
+            continue
+        x = plain_view(batch, embedder.model.spec)
+        amap = attention_map(network, x, query="cls", layer=-1 if options.layer is None else options.layer)
+        sides = (down / amap.grid[0], across / amap.grid[1])
+        even = amap.mean / max(float(amap.mean.mean()), 1e-12)
+        rows, columns = np.indices(amap.grid)
+        corner = tiles.grid(0).cells[number] * np.array(amap.grid)
+        coords.append(np.stack([(corner[1] + columns).ravel(), (corner[0] + rows).ravel()], axis=1) * sides[::-1])
+        scores.append(even.ravel())
+        if report is not None:
+            report(number + 1, len(tiles))
+    if not embedder.readable(0).any():
+        raise no_tile(tiles)
+    name = "attention of the class token inside each tile"
+    return Heat(name, np.rint(np.concatenate(coords)).astype(np.int64), sides[1], np.concatenate(scores), sides[0])

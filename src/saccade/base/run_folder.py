@@ -1,0 +1,151 @@
+"""The folder of a run: every file in it, written so that a crash or a full disk loses nothing.
+
+config.yaml  env.json  data.json  metrics.jsonl  checkpoints/  model/  evaluation.json  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saccade.base.files import discard, make_folder
+from saccade.errors import StorageError, UsageError
+
+HIERARCHY = "hierarchy.yaml"
+"""What a hierarchy was asked for; where this file is, the folder holds one (hierarchy/settings)."""
+SLIDES_PNG = "figures/slides.png"
+"""Some of the slides that a run has learned from, with what was found on them."""
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write to a temporary name, flush to disk, rename: a reader sees the old file or the new, never half."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        discard(temporary)
+        raise StorageError(
+            f"cannot write {path}", got=error.strerror or str(error), hint=_space_hint(path.parent)
+        ) from error
+
+
+def finite(value: Any) -> Any:
+    """The same value, all that is inside it too, with null for numbers that are not finite: JSON has none of them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that every reader takes; see ``finite``."""
+    write_atomic(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError("file of a run not found", got=path, hint="is this a saccade run folder?") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not valid JSON", got=str(error)) from error
+
+
+def _space_hint(folder: Path) -> str:
+    try:
+        free = shutil.disk_usage(folder).free / 2**20
+        return f"{free:,.0f} MiB are free there; make room or choose another --out, then use --resume"
+    except OSError:
+        return "choose another --out"
+
+
+class Metrics:
+    """metrics.jsonl: one line a logged step. A line that cannot be written is reported once, not fatal."""
+
+    def __init__(self, run: Path):
+        self.path = run / "metrics.jsonl"
+        self.failed = False
+
+    def continue_from(self, step: int) -> float:
+        """Forget lines from ``step`` on (they will be written again) and a torn last line.
+
+        Returns the training seconds spent before ``step``.
+        """
+        if not self.path.exists():
+            return 0.0
+        kept = [line for line in read_metrics(self.path) if line["step"] < step]
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        return float(kept[-1]["seconds"]) if kept else 0.0
+
+    def append(self, line: Mapping[str, Any]) -> str | None:
+        """Add a line; returns a message the first time the disk refuses it."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(line)) + "\n")
+        except OSError as error:
+            if not self.failed:
+                self.failed = True
+                return f"metrics are not being written ({error.strerror}); training goes on"
+        return None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines; a line cut off by a crash is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def not_a_run(folder: Path) -> UsageError:
+    """Says what a folder is instead, where its files tell: a folder of runs, for example a hierarchy."""
+    inside = [place.name for place in sorted(folder.glob("*")) if (place / "config.yaml").exists()]
+    hint = f"it holds runs: {', '.join(str(folder / name) for name in inside[:4])}" if inside else None
+    return UsageError("not a run folder", got=folder, expected="a folder with config.yaml", hint=hint)
+
+
+def require_run(run: Path) -> None:
+    """Raise UsageError unless the folder holds a run."""
+    if not (run / "config.yaml").exists():
+        raise not_a_run(run)
+
+
+def prepare(run: Path, *, resume: bool) -> None:
+    """Make the folder, or refuse one that already holds a run."""
+    if (run / "config.yaml").exists() and not resume:
+        raise UsageError(
+            "this folder already holds a run",
+            got=run,
+            hint="saccade pretrain --resume continues it; or choose another --out",
+        )
+    if resume and not (run / "config.yaml").exists():
+        raise UsageError("no run to resume here", got=run, hint="leave out --resume to start one")
+    if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UsageError("--out is not an empty folder", got=run, hint="choose a new folder")
+    make_folder(run)
+
+
+def data_record(model: str | Path) -> dict[str, Any] | None:
+    """data.json of the run that a model comes from: a run folder (or a hierarchy's), its model folder, or the weights
+    file therein."""
+    path = Path(model)
+    if not path.exists():
+        return None
+    for place in (path, *path.absolute().parents[:2]):
+        whole = any((place / name).is_file() for name in ("config.yaml", HIERARCHY))
+        if whole and (place / "data.json").is_file():
+            return read_json(place / "data.json")
+    return None

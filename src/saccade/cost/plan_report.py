@@ -1,0 +1,186 @@
+"""The price of a run, found and measured: as lines for people and as a dict for programs. Made by planning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from saccade.cost import system_memory
+from saccade.cost.alternatives import Alternative
+from saccade.cost.explain import sentence
+from saccade.cost.step_memory import Price, Workload
+from saccade.cost.worked_examples import lookup
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the measurement found: seconds of one step as planned, operations a second, and how it was measured."""
+
+    seconds: float
+    rate: float
+    how: str
+
+
+def _shown_views(load: Workload) -> str:
+    side = " x ".join
+    shown = []
+    for name, (count, px) in (("global", load.global_views), ("local", load.local_views)):
+        if count:
+            shown.append(f"{count} {name} of {side([str(px)] * load.axes)}")
+    return " and ".join(shown)
+
+
+def said_operations(count: float) -> str:
+    """12.3 TFLOP."""
+    for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
+        if count >= size:
+            return f"{count / size:,.3g} {unit}"
+    return f"{count / 1e6:,.3g} MFLOP"
+
+
+def said_time(seconds: float) -> str:
+    """3.4 min."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The price of a run; ``text`` for people, ``to_dict`` for programs.
+
+    images   that an epoch has (``assumed`` where no data say it)      bare   bytes of a process without a network
+    cache    bytes of all decoded images, of which up to ``data.cache_mib`` are held in memory
+    """
+
+    load: Workload
+    price: Price
+    images: int
+    assumed: bool
+    bare: int
+    held: int
+    cache: int
+    keep: int
+    memory: int | None
+    batch: int | None
+    patch: int | None
+    others: list[Alternative]
+    speed: Speed | None
+
+    @property
+    def peak(self) -> int:
+        return self.bare + self.held + self.price.peak
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.images / (self.load.batch * self.load.accumulate)
+
+    @property
+    def checkpoints(self) -> int:
+        """Bytes on disk: those that are kept, one that is being written, and the model."""
+        return (self.keep + 1) * self.price.state + 4 * self.price.parameters
+
+    def to_dict(self) -> dict[str, Any]:
+        found, load = self.price, self.load
+        epoch = self.steps_per_epoch
+        return {
+            "backbone": load.network.name,
+            "method": load.method,
+            "axes": load.axes,
+            "views": {"global": list(load.global_views), "local": list(load.local_views)},
+            "batch": load.batch,
+            "accumulate": load.accumulate,
+            "precision": "bf16" if load.bf16 else "fp32",
+            "tokens": {"global": found.tokens[0], "local": found.tokens[1]},
+            "parameters": found.parameters,
+            "learned": found.learned,
+            "flops": {"step": found.total_flops, "epoch": round(epoch * found.total_flops), "by": dict(found.flops)},
+            "memory": {
+                "peak": self.peak,
+                "step": found.peak,
+                "bare_process": self.bare,
+                "decoded_images": self.held,
+                "by": dict(found.memory),
+                "attention_matrices_if_written_out": found.attention,
+                "limit": self.memory,
+                "fits": None if self.memory is None else self.peak <= self.memory,
+            },
+            "dominating": sentence(found, load),
+            "images": self.images,
+            "seconds": None
+            if self.speed is None
+            else {"step": self.speed.seconds, "epoch": epoch * self.speed.seconds, "measured": self.speed.how},
+            "disk": {"checkpoints": self.checkpoints, "decoded_images": self.cache - self.held},
+            "largest_batch": self.batch,
+            "smallest_patch": self.patch,
+            "alternatives": [
+                {
+                    "name": a.name,
+                    "how": a.how,
+                    "flops": a.price.total_flops,
+                    "peak": self.bare + self.held + a.price.peak,
+                }
+                for a in self.others
+            ],
+        }
+
+    def text(self) -> str:
+        found, load = self.price, self.load
+        network = load.network
+        lines = [
+            f"{network.name}, {load.method}, {_shown_views(load)}, batch {load.batch}, "
+            f"{'bf16' if load.bf16 else 'fp32'} on {load.device}",
+            "",
+        ]
+        tokens = f"{found.tokens[0]:,} a global view" + (
+            f", {found.tokens[1]:,} a local one" if found.tokens[1] else ""
+        )
+        lines.append(f"tokens        {tokens}")
+        lines.append(f"parameters    {found.parameters:,} in the backbone, {found.learned:,} learned in all")
+        epoch = self.steps_per_epoch
+        of = f"{'each ' if self.assumed else ''}{self.images:,} images"
+        lines.append(
+            f"operations    {said_operations(found.total_flops)} a step, "
+            f"{said_operations(epoch * found.total_flops)} for {of}"
+        )
+        if self.speed is not None:
+            lines.append(
+                f"time          {said_time(self.speed.seconds)} a step, {said_time(epoch * self.speed.seconds)} "
+                f"for {of}\n              ({self.speed.how})"
+            )
+        lines.append(
+            f"disk          {system_memory.said(self.checkpoints)} for checkpoints and model"
+            + (f", {system_memory.said(self.cache - self.held)} for decoded images" if self.cache > self.held else "")
+        )
+        lines.append(f"memory        {system_memory.said(self.peak)} at the fullest moment")
+        lines += [f"  {system_memory.said(count):>9s}  {name}" for name, count in self._parts()]
+        lines += ["", f"Most of a step's memory: {sentence(found, load)}.", *self._limits(), "", *self._others()]
+        if getattr(network, "stem", "") == "linear":
+            lines += ["", lookup(network.patch, network.channels, network.dim, network.axes)]  # type: ignore[union-attr]
+        return "\n".join(lines)
+
+    def _parts(self) -> list[tuple[str, int]]:
+        parts = [*self.price.memory.items(), ("the bare process", self.bare), ("all decoded images", self.held)]
+        shown = sorted(((n, c) for n, c in parts if c >= 0.005 * self.peak), key=lambda item: -item[1])
+        rest = self.peak - sum(count for _, count in shown)
+        return [*shown, *([("all the rest", rest)] if rest > 0 else [])]
+
+    def _limits(self) -> list[str]:
+        if self.memory is None:
+            return []
+        fits = "fits into" if self.peak <= self.memory else "DOES NOT FIT into"
+        batch = f"the largest batch that fits is {self.batch}" if self.batch else "not even the smallest batch fits"
+        patch = f", the smallest patch {self.patch}" if self.patch else ""
+        return [f"It {fits} {system_memory.said(self.memory)}; {batch}{patch}."]
+
+    def _others(self) -> list[str]:
+        if not self.others:
+            return []
+        lines = ["alternatives, by operations:"]
+        for one in self.others:
+            ratio = one.price.total_flops / max(1, self.price.total_flops)
+            peak = self.bare + self.held + one.price.peak
+            mark = "" if self.memory is None or peak <= self.memory else "  does not fit"
+            lines.append(f"  {ratio:6.3g} x operations  {system_memory.said(peak):>9s}  {one.name}: {one.how}{mark}")
+        return lines

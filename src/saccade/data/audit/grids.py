@@ -1,0 +1,161 @@
+"""What is in a source of grids of vectors: slides, tiles, the length of their vectors, regions, labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade.data.feature_grids import GridSource
+from saccade.data.slide_features import load_features
+
+MOST = 40  # slides that are listed
+ADVICE = "one network reads vectors of one length"
+
+
+@dataclass(frozen=True)
+class GridLine:
+    """One slide. ``numbers``: the length of its vectors. ``mpp``, ``tile_px`` and ``tile_px_level0`` where the file
+    says them: micrometres a pixel of a tile, its side in such pixels and in pixels of level 0."""
+
+    id: str
+    tiles: int
+    regions: int
+    numbers: int
+    mpp: float | None
+    tile_px: int | None
+    tile_px_level0: float
+    model: str | None
+    label: str | None
+    group: str | None
+    split: str | None
+
+
+@dataclass(frozen=True)
+class GridAudit:
+    """What ``saccade show`` prints of a folder of features.
+
+    side    tiles along a region; 0: a slide is one grid      least   share of a region's tiles that must be there
+    unit    what a vector is of: tiles, or regions where another level has read the tiles
+    copies  slides of the same content under several names
+    bad     slides with vectors that are no numbers
+    """
+
+    name: str
+    side: int
+    least: float
+    unit: str
+    slides: list[GridLine]
+    labels: dict[str, int]
+    splits: dict[str, int]
+    groups: int
+    copies: list[list[str]]
+    bad: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def text(self) -> str:
+        """What they are together, then one line a slide."""
+        total, regions = sum(one.tiles for one in self.slides), sum(one.regions for one in self.slides)
+        without = [one.id for one in self.slides if not one.regions]
+        lines = [self.name, f"  slides      {len(self.slides):,}, a file of vectors each"]
+        lines.append(f"  {self.unit:11s} {total:,}{_sizes(self.slides)}")
+        widths = Counter(one.numbers for one in self.slides)
+        said = ", ".join(f"{width:,} numbers" + f": {_slides(n)}" * (len(widths) > 1) for width, n in widths.items())
+        lines.append(f"  vectors     {said}" + (f"; {ADVICE}" if len(widths) > 1 else ""))
+        models = sorted({one.model for one in self.slides if one.model})
+        lines += [f"  made by     {', '.join(models)}"] if models else []
+        if self.side:
+            what = f"{self.side} x {self.side} {self.unit}, at least {self.least:.0%} of them there"
+            lines.append(f"  regions     {regions:,} of {what}")
+        else:
+            lines.append(f"  grids       {regions:,}, one a slide")
+        for kind, counts in (("labels", self.labels), ("splits", self.splits)):
+            listed = ", ".join(f"{name}: {n:,}" for name, n in counts.items())
+            lines.append(f"  {kind:11s} {f'{listed} (slides)' if counts else 'none'}")
+        lines.append(f"  groups      {self.groups:,}")
+        lines += [f"  COPIES      {', '.join(ids)} are the same slide" for ids in self.copies]
+        lines += [f"  NO REGION   {_slides(len(without))}: {', '.join(without[:5])}"] if without else []
+        lines += [f"  DAMAGED     {name}: NaN or infinite values" for name in self.bad[:20]]
+        return "\n".join(lines + self._listed())
+
+    def _listed(self) -> list[str]:
+        width = max(len(one.id) for one in self.slides)
+        lines = [f"  {'slide':{width}s}  {self.unit:>8s}  {'regions' if self.side else 'grids':>8s}  label"]
+        for one in self.slides[:MOST]:
+            lines.append(f"  {one.id:{width}s}  {one.tiles:8,}  {one.regions:8,}  {one.label or '-'}")
+        more = len(self.slides) - MOST
+        return lines + ([f"  and {more:,} more"] if more > 0 else [])
+
+
+def _slides(count: int) -> str:
+    return "1 slide" if count == 1 else f"{count:,} slides"
+
+
+def _sizes(slides: list[GridLine]) -> str:
+    """How large tiles are, of how many slides where they differ."""
+    counts = Counter(_size(one) for one in slides)
+    if len(counts) == 1:
+        return f" of {next(iter(counts))}"
+    return " of " + "; ".join(f"{size} ({_slides(n)})" for size, n in counts.most_common(4))
+
+
+def _size(one: GridLine) -> str:
+    whole = f"{one.tile_px_level0:g} px of level 0"
+    if one.tile_px is None or one.mpp is None:
+        return f"{whole}, micrometres unknown"
+    return f"{one.tile_px:,} px at {one.mpp:g} um/px ({one.tile_px * one.mpp:,.4g} um a side, {whole})"
+
+
+def audit_grids(source: GridSource) -> GridAudit:
+    """Read every file once. Raises DataError, naming the file, for one that holds no features."""
+    lines, bad = [], []
+    regions = Counter(block.file for block in source.blocks)
+    units = set()
+    for file, record in source.files.items():
+        found = load_features(file)
+        about, name = found.about, str(found.about["slide"])
+        units.add("regions" if about.get("below_sha256") and about.get("side") else "tiles")
+        if not np.isfinite(found.features).all():
+            bad.append(name)
+        lines.append(
+            GridLine(
+                id=name,
+                tiles=len(found),
+                regions=regions[file],
+                numbers=int(found.features.shape[1]),
+                mpp=about.get("mpp"),
+                tile_px=about.get("tile_px"),
+                tile_px_level0=float(about["tile_px_level0"]),
+                model=about.get("model"),
+                label=record.label,
+                group=record.group,
+                split=record.split,
+            )
+        )
+    return GridAudit(
+        name=source.name,
+        side=source.side,
+        least=source.least,
+        unit=units.pop() if len(units) == 1 else "vectors",
+        slides=lines,
+        labels=dict(sorted(Counter(one.label for one in lines if one.label is not None).items())),
+        splits=dict(sorted(Counter(one.split for one in lines if one.split is not None).items())),
+        groups=len({one.group for one in lines}),
+        copies=_copies(source),
+        bad=bad,
+    )
+
+
+def _copies(source: GridSource) -> list[list[str]]:
+    """Names of slides that have the same regions, by content."""
+    by_hash: dict[str, dict[Path, str]] = {}
+    for index, block in enumerate(source.blocks):
+        by_hash.setdefault(source.content_hash(index), {})[block.file] = source.slides[index]
+    sets = {tuple(sorted(same.values())) for same in by_hash.values() if len(same) > 1}
+    return sorted(list(names) for names in sets)

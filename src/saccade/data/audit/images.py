@@ -1,0 +1,331 @@
+"""What is in a source: counts, sizes, bit depth, labels, groups, exact copies, damaged files; where volumes lie."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from saccade.base.contracts import Record, Sample, Source
+from saccade.data.cache.image_cache import check_damage
+from saccade.data.open import left_aside
+from saccade.data.sources.archive import ArchiveSource
+from saccade.data.sources.folder import FolderSource
+from saccade.data.volumes.intensity import likely_kind, quantiles, usual_intensity
+from saccade.data.volumes.orientation import tilt_degrees
+from saccade.errors import DamagedFile, UsageError
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """What is asked of volumes only. Spacings are (z, y, x) in millimetres; counts are by value.
+
+    smallest_mm, largest_mm   smallest and largest extent of each axis over all volumes; None where no file says
+    stored_as     where the files' own axes point; all are turned to LPS
+    largest_tilt  angle to the patient's axes in degrees, of the most oblique volume
+    quantiles     the lowest and the highest 0.5 %, and the lowest and the highest 99.5 % quantile of any volume
+    intensity     the rule that brings them to 0..1 (decided), as a text
+    masks         how many volumes have one; ``classes`` in how many masks each number is found
+    """
+
+    spacings_mm: dict[str, int]
+    smallest_mm: tuple[float, ...] | None
+    largest_mm: tuple[float, ...] | None
+    stored_as: dict[str, int]
+    largest_tilt: float
+    modalities: dict[str, int]
+    quantiles: tuple[float, float, float, float]
+    intensity: str
+    masks: int
+    classes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What ``saccade show`` prints. Counts are by value.
+
+    images       in the source; ``looked_at`` of them were read, ``readable`` without an error
+    smallest_px  smallest rows and smallest columns, each over all images; ``largest_px`` likewise
+    bits_used    bits that the largest whole number needs (12 for a 12-bit camera in 16-bit files); None for floats
+    groups       how many; ``smallest_group`` and ``largest_group`` in images
+    spacings_um  how many images have which pixel spacing, as text; empty where no file says
+    duplicates   ids of byte-identical images, one list a set; ``leaks`` says which cross a split, group or label
+    damaged      (id, reason); ``unlisted`` counts images that lie there and are not in the table; ``aside``
+                 says why a table that lies there is not used
+    hashes       content hash of every readable image by id; not in ``to_dict``
+    axes         2 for images; 3 for volumes, whose sizes are slices, rows, columns; ``volumes`` says more of them
+    """
+
+    name: str
+    images: int
+    looked_at: int
+    readable: int
+    smallest_px: tuple[int, ...]
+    largest_px: tuple[int, ...]
+    number_types: dict[str, int]
+    bits_used: int | None
+    channels: dict[int, int]
+    value_range: tuple[float, float]
+    spacings_um: dict[str, int]
+    labels: dict[str, int]
+    splits: dict[str, int]
+    groups: int
+    smallest_group: int
+    largest_group: int
+    columns: tuple[str, ...]
+    duplicates: list[list[str]]
+    leaks: list[str]
+    damaged: list[tuple[str, str]]
+    unlisted: int
+    aside: str
+    hashes: dict[str, str] = dataclasses.field(repr=False)
+    axes: int = 2
+    volumes: VolumeFacts | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything for JSON but ``hashes``, which is a line an image."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "hashes"}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    shape: tuple[int, ...]
+    number_type: np.dtype
+    low: float
+    high: float
+    spacing_um: tuple[float, ...] | None
+    sha256: str
+    volume: _Volume | None = None
+
+
+@dataclass(frozen=True)
+class _Volume:
+    spacing_mm: tuple[float, ...] | None
+    stored_as: str
+    tilt: float
+    modality: str | None
+    quantiles: tuple[float, float]
+    kind: str
+    classes: tuple[int, ...] | None
+
+
+def _look(source: Source, index: int) -> _Seen | str:
+    """What one image is, or why it cannot be used."""
+    try:
+        sample = source.read(index)
+        pixels = sample.pixels
+        low, high = float(pixels.min()), float(pixels.max())
+        if not np.isfinite([low, high]).all():
+            return f"{source.records[index].id}: contains NaN or infinite values"
+        volume = _volume(sample) if source.axes == 3 else None
+        return _Seen(pixels.shape, pixels.dtype, low, high, sample.spacing_um, source.content_hash(index), volume)
+    except DamagedFile as error:
+        return error.what
+
+
+def _volume(sample: Sample) -> _Volume:
+    return _Volume(
+        sample.spacing_mm,
+        sample.stored_as or "unknown",
+        0.0 if sample.affine is None else tilt_degrees(sample.affine),
+        sample.modality,
+        quantiles(sample.pixels),
+        likely_kind(sample),
+        None if sample.mask is None else tuple(np.unique(sample.mask).tolist()),
+    )
+
+
+def _volume_facts(seen: Sequence[_Seen]) -> VolumeFacts | None:
+    volumes = [item.volume for item in seen if item.volume is not None]
+    if not volumes:
+        return None
+    known = [(item.shape[1:], item.volume.spacing_mm) for item in seen if item.volume and item.volume.spacing_mm]
+    spans = np.array([[n * mm for n, mm in zip(shape, spacing)] for shape, spacing in known])
+    ends = np.array([volume.quantiles for volume in volumes])
+    return VolumeFacts(
+        spacings_mm=dict(Counter(_spacing(spacing, 3) for _, spacing in known).most_common()),
+        smallest_mm=tuple(np.round(spans.min(axis=0), 1).tolist()) if known else None,
+        largest_mm=tuple(np.round(spans.max(axis=0), 1).tolist()) if known else None,
+        stored_as=dict(Counter(volume.stored_as for volume in volumes).most_common()),
+        largest_tilt=round(max(volume.tilt for volume in volumes), 1),
+        modalities=dict(Counter(volume.modality for volume in volumes if volume.modality is not None)),
+        quantiles=(*ends.min(axis=0).tolist(), *ends.max(axis=0).tolist()),
+        intensity=usual_intensity(volume.kind for volume in volumes).text(),
+        masks=sum(volume.classes is not None for volume in volumes),
+        classes=dict(sorted(Counter(str(c) for volume in volumes for c in volume.classes or ()).items())),
+    )
+
+
+def audit(
+    source: Source,
+    *,
+    max_bad: float = 0.05,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """Read every image once, in threads (decoders release the interpreter lock).
+
+    limit     read only so many images, spread evenly; counts from the records still cover all
+    progress  called with (done, total)
+    Raises TooManyDamaged, with the first twenty named, above the fraction ``max_bad``.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError("nothing to look at", got=f"limit {limit}", expected="at least 1")
+    count = len(source) if limit is None else min(limit, len(source))
+    indices = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
+    whole: list[tuple[Record, _Seen]] = []
+    damaged: list[tuple[str, str]] = []
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for index, seen in zip(indices, pool.map(lambda i: _look(source, i), indices)):
+            if isinstance(seen, str):
+                damaged.append((source.records[index].id, seen))
+            else:
+                whole.append((source.records[index], seen))
+            if progress is not None:
+                progress(len(whole) + len(damaged), count)
+    check_damage(source.name, damaged, count, max_bad)
+    return _summary(source, whole, damaged)
+
+
+def _summary(source: Source, whole: list[tuple[Record, _Seen]], damaged: list[tuple[str, str]]) -> Audit:
+    records, seen = list(source.records), [item for _, item in whole]
+    sizes = np.array([item.shape[1:] for item in seen])
+    low, high = min(item.low for item in seen), max(item.high for item in seen)
+    groups = Counter(record.group for record in records if record.group is not None)
+    copies, leaks = _copies(whole)
+    return Audit(
+        name=source.name,
+        images=len(records),
+        looked_at=len(whole) + len(damaged),
+        readable=len(whole),
+        smallest_px=tuple(sizes.min(axis=0).tolist()),
+        largest_px=tuple(sizes.max(axis=0).tolist()),
+        number_types=dict(Counter(str(item.number_type) for item in seen)),
+        bits_used=None if any(item.number_type.kind == "f" for item in seen) else int(high).bit_length(),
+        channels=dict(Counter(item.shape[0] for item in seen)),
+        value_range=(low, high),
+        spacings_um=dict(Counter(_spacing(item.spacing_um) for item in seen if item.spacing_um is not None)),
+        labels=dict(sorted(Counter(r.label for r in records if r.label is not None).items())),
+        splits=dict(sorted(Counter(r.split for r in records if r.split is not None).items())),
+        groups=len(groups),
+        smallest_group=min(groups.values(), default=0),
+        largest_group=max(groups.values(), default=0),
+        columns=tuple(sorted({key for record in records[:1] for key in record.extra})),
+        duplicates=copies,
+        leaks=leaks + _groups_in_two_splits(records),
+        damaged=damaged,
+        unlisted=source.unlisted if isinstance(source, (FolderSource, ArchiveSource)) else 0,
+        aside=left_aside(source),
+        hashes={record.id: item.sha256 for record, item in whole},
+        axes=source.axes,
+        volumes=_volume_facts(seen),
+    )
+
+
+def _spacing(spacing: Sequence[float], digits: int = 6) -> str:
+    return " x ".join(f"{value:.{digits}g}" for value in spacing)
+
+
+def _copies(whole: list[tuple[Record, _Seen]]) -> tuple[list[list[str]], list[str]]:
+    """Sets of byte-identical images, and a sentence for those that lie in different parts, groups or classes."""
+    by_hash: dict[str, list[Record]] = {}
+    for record, item in whole:
+        by_hash.setdefault(item.sha256, []).append(record)
+    sets = [members for members in by_hash.values() if len(members) > 1]
+    leaks = []
+    for kind in ("split", "group", "label"):
+        across = [m for m in sets if len({getattr(r, kind) for r in m}) > 1]
+        if across:
+            named = ", ".join(record.id for record in across[0][:3])
+            leaks.append(f"identical images in more than one {kind}: {len(across):,}, e.g. {named}")
+    return [[record.id for record in members] for members in sets], leaks
+
+
+def _groups_in_two_splits(records: list[Record]) -> list[str]:
+    splits: dict[str, set[str]] = {}
+    for record in records:
+        if record.group is not None and record.split is not None:
+            splits.setdefault(record.group, set()).add(record.split)
+    across = sorted(group for group, names in splits.items() if len(names) > 1)
+    return [f"groups in more than one split: {len(across):,}, e.g. {', '.join(across[:3])}"] if across else []
+
+
+def render(found: Audit) -> str:
+    """The audit as text, one line a property."""
+    low, high = found.value_range
+    images = "images" if found.axes == 2 else "volumes"
+    bits = f" ({found.bits_used} bits used)" if found.bits_used is not None else ""
+    groups = f"{found.groups:,} of {found.smallest_group:,} to {found.largest_group:,} {images}"
+    partly = f", {found.looked_at:,} looked at" if found.looked_at < found.images else ""
+    rows = [
+        (images, f"{found.images:,}{partly}" + (f", {found.readable:,} readable" if found.damaged else "")),
+        ("size", _between(found.smallest_px, found.largest_px) + (" px" if found.axes == 2 else " voxels (z, y, x)")),
+        ("pixels", f"{_counted(found.number_types)}; values {low:g} to {high:g}{bits}"),
+        ("channels", _counted(found.channels)),
+    ]
+    if found.volumes is not None:
+        rows += _volume_rows(found.volumes)
+    else:
+        rows.append(("spacing", _counted(found.spacings_um) + (" (micrometres)" if found.spacings_um else "unknown")))
+    rows += [
+        ("labels", _counted(found.labels) or "none"),
+        ("splits", _counted(found.splits) or "none: a split by group is drawn when it is needed"),
+        ("groups", groups if found.groups else "none known"),
+    ]
+    if found.columns:
+        rows.append(("columns", ", ".join(found.columns) + "  (choose with --group or --label)"))
+    if found.unlisted:
+        rows.append(("not listed", f"{found.unlisted:,} {images[:-1]} files are not in the table and are left aside"))
+    if found.aside:
+        rows.append(("table", found.aside))
+    rows.append(("copies", _sets(found.duplicates)))
+    rows += [("LEAK", text) for text in found.leaks]
+    rows.append(("damaged", f"{len(found.damaged):,}" if found.damaged else "none"))
+    lines = [found.name] + [f"  {key:11s} {value}" for key, value in rows]
+    lines += [f"    {name}: {reason}" for name, reason in found.damaged[:20]]
+    return "\n".join(lines)
+
+
+def _volume_rows(facts: VolumeFacts) -> list[tuple[str, str]]:
+    rows = [("spacing", _counted(facts.spacings_mm, 6) + (" mm (z, y, x)" if facts.spacings_mm else "unknown"))]
+    if facts.smallest_mm is not None and facts.largest_mm is not None:
+        rows.append(("extent", _between(facts.smallest_mm, facts.largest_mm) + " mm"))
+    known = [name for name in facts.stored_as if name != "unknown"]
+    turned = "; read as LPS" + (f", up to {facts.largest_tilt:g} degrees oblique" if facts.largest_tilt > 0 else "")
+    rows.append(("orientation", _counted(facts.stored_as) + (turned if known else "")))
+    if facts.modalities:
+        rows.append(("modality", _counted(facts.modalities)))
+    first, second, third, fourth = facts.quantiles
+    rows.append(("dark end", f"{_range(first, third)} (0.5 % quantile of a volume)"))
+    rows.append(("bright end", f"{_range(second, fourth)} (99.5 %)"))
+    rows.append(("intensity", f"{facts.intensity} (data.intensity)"))
+    if facts.masks:
+        rows.append(("masks", f"{facts.masks:,}; classes by number of masks {_counted(facts.classes)}"))
+    return rows
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _between(smallest: Sequence[float], largest: Sequence[float]) -> str:
+    ends = [" x ".join(f"{value:g}" for value in sides) for sides in (smallest, largest)]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def _counted(values: dict[Any, int], limit: int = 12) -> str:
+    shown = [f"{key}: {count:,}" for key, count in list(values.items())[:limit]]
+    return ", ".join(shown) + (f" and {len(values) - limit} more" if len(values) > limit else "")
+
+
+def _sets(duplicates: list[list[str]]) -> str:
+    if not duplicates:
+        return "none"
+    extra = sum(len(ids) - 1 for ids in duplicates)
+    return f"{extra:,} exact copies in {len(duplicates):,} sets, e.g. {', '.join(duplicates[0][:3])}"

@@ -1,0 +1,34 @@
+"""What ``saccade show`` does: each kind of source has its own audit, and pictures a sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saccade.base.contracts import Source
+from saccade.data.audit.contact_sheet import contact_sheet
+from saccade.data.audit.grids import GridAudit, audit_grids
+from saccade.data.audit.images import Audit, audit
+from saccade.data.audit.slides import SlideAudit, audit_slides, slide_sheet
+from saccade.data.feature_grids import GridSource
+from saccade.data.slides.slide_source import SlideTiles
+from saccade.errors import UsageError
+
+
+def show_source(source: Source, *, max_bad: float, sheet: Path | None) -> Audit | SlideAudit | GridAudit:
+    """Look at everything in a source. ``sheet``: where to write a contact sheet (PNG); None writes none.
+
+    Raises TooManyDamaged above the share ``max_bad``, DataError, and UsageError for a sheet of vectors.
+    """
+    if isinstance(source, SlideTiles):
+        seen = audit_slides(source, max_bad=max_bad)
+        if sheet is not None:
+            slide_sheet(source, sheet)
+        return seen
+    if isinstance(source, GridSource):
+        if sheet is not None:
+            raise UsageError("--sheet has no effect on features: vectors have no picture", hint="show the slides")
+        return audit_grids(source)
+    found = audit(source, max_bad=max_bad)
+    if sheet is not None:
+        contact_sheet(source, sheet)
+    return found

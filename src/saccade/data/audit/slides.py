@@ -1,0 +1,224 @@
+"""What is in a set of slides: files, resolutions, tissue, tiles; and a sheet that shows what was found on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from saccade.base import run_folder
+from saccade.base.files import write_file
+from saccade.data.cache.image_cache import check_damage
+from saccade.data.slides.slide import Slide
+from saccade.data.slides.slide_source import SlideTiles
+from saccade.data.slides.tissue_mask import Tissue, find_tissue
+
+THUMB_PX, COLUMNS, MOST = 300, 4, 24
+DRAWN = 8
+"""Slides on the sheet of a run: their masks are made once more for it."""
+COLOURS = {"tissue": (20, 150, 60), "pen": (230, 0, 200), "out of focus": (240, 140, 0)}
+
+
+@dataclass(frozen=True)
+class SlideLine:
+    """One slide. ``size_px`` rows and columns, ``spacing_um`` of level 0; shares as in mask.Tissue."""
+
+    id: str
+    vendor: str
+    levels: int
+    size_px: tuple[int, int]
+    spacing_um: float
+    mode: str
+    tissue: float
+    pen: float
+    blur: float
+    tiles: int
+    label: str | None
+    group: str | None
+    split: str | None
+    note: str
+
+
+@dataclass(frozen=True)
+class SlideAudit:
+    """What ``saccade show`` prints of slides, and of the tiles that a training would see.
+
+    not_taken   files of the folder that are no slides; ``aside`` says why a table among them is not used
+    """
+
+    name: str
+    mpp: float
+    tile_px: int
+    least_tissue: float
+    slides: list[SlideLine]
+    unreadable: list[tuple[str, str]]
+    labels: dict[str, int]
+    splits: dict[str, int]
+    groups: int
+    copies: list[list[str]]
+    not_taken: list[str] = dataclasses.field(default_factory=list)
+    aside: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def text(self) -> str:
+        """One line a slide, then what they are together."""
+        tiles = sum(one.tiles for one in self.slides)
+        lines = [
+            self.name,
+            f"  slides      {len(self.slides):,}" + (f", {len(self.unreadable)} unreadable" if self.unreadable else ""),
+            f"  tiles       {tiles:,} of {self.tile_px} px at {self.mpp:g} um/px, with at least "
+            f"{self.least_tissue:.0%} usable tissue",
+        ]
+        for kind, counts in (("labels", self.labels), ("splits", self.splits)):
+            if counts:
+                lines.append(f"  {kind:11s} " + ", ".join(f"{name}: {n:,}" for name, n in counts.items()) + " (slides)")
+        lines.append(f"  groups      {self.groups:,}")
+        lines += [f"  COPIES      {', '.join(ids)} are the same file" for ids in self.copies]
+        if self.not_taken:
+            lines.append(f"  not taken   {_counted(self.not_taken)}")
+        if self.aside:
+            lines.append(f"  table       {self.aside}")
+        width = max(len(one.id) for one in self.slides)
+        lines.append(f"  {'slide':{width}s}  {'vendor':12s} levels  rows x columns  um/px   background  tissue  tiles")
+        for one in self.slides:
+            size = f"{one.size_px[0]:,} x {one.size_px[1]:,}"
+            lines.append(
+                f"  {one.id:{width}s}  {one.vendor:12s} {one.levels:6d}  {size:>14s}  {one.spacing_um:<6.4g}  "
+                f"{one.mode:10s}  {one.tissue:6.1%}  {one.tiles:,}"
+            )
+            pen = f"pen marks on {_share(one.pen)} of it" if one.pen else ""
+            blur = f"{_share(one.blur)} of its tissue out of focus" if one.blur else ""
+            found = ", ".join(filter(None, (pen, blur)))
+            lines += [f"  {'':{width}s}  {line}" for line in (found, one.note) if line]
+        lines += [f"  UNREADABLE  {name}: {reason}" for name, reason in self.unreadable[:20]]
+        return "\n".join(lines)
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if value >= 0.0005 else "less than 0.1%"
+
+
+def _counted(names: list[str]) -> str:
+    """How many files are no slides, and two of them."""
+    count, shown = len(names), ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+    return f"{count:,} {'files that are' if count > 1 else 'file that is'} no slide{'s' * (count > 1)}: {shown}"
+
+
+def line_of(tiles: SlideTiles, number: int) -> SlideLine:
+    """What is known of one slide."""
+    record, cut, slide = tiles.named[number].record, tiles.cut[number], tiles.slides[number]
+    return SlideLine(
+        id=record.id,
+        vendor=slide.vendor,
+        levels=len(slide.downsamples),
+        size_px=slide.size_px,
+        spacing_um=slide.known_um[1],
+        mode=cut.mode,
+        tissue=cut.shares["tissue"],
+        pen=cut.shares["pen"],
+        blur=cut.shares["blur"],
+        tiles=len(cut.grid),
+        label=record.label,
+        group=record.group,
+        split=record.split,
+        note=cut.note,
+    )
+
+
+def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
+    """Look at every slide. Raises TooManyDamaged, with the files named, above the share ``max_bad``."""
+    check_damage(tiles.name, tiles.unreadable, len(tiles.unreadable) + len(tiles.named), max_bad, what="slides")
+    lines = [line_of(tiles, number) for number in range(len(tiles.named))]
+    by_hash: dict[str, list[str]] = {}
+    for one, digest in zip(tiles.named, tiles.hashes):
+        by_hash.setdefault(digest, []).append(one.record.id)
+    return SlideAudit(
+        name=tiles.name,
+        mpp=tiles.mpp,
+        tile_px=tiles.tile_px,
+        least_tissue=float(tiles.tiling.tissue or 0.0),
+        slides=lines,
+        unreadable=tiles.unreadable,
+        labels=dict(sorted(Counter(one.label for one in lines if one.label is not None).items())),
+        splits=dict(sorted(Counter(one.split for one in lines if one.split is not None).items())),
+        groups=len({one.group or one.id for one in lines}),
+        copies=[ids for ids in by_hash.values() if len(ids) > 1],
+        not_taken=tiles.beside,
+        aside=tiles.aside,
+    )
+
+
+def slide_sheet(tiles: SlideTiles, path: Path, numbers: Sequence[int] | None = None) -> Path:
+    """A PNG of slides with outlines of tissue, pen marks and parts out of focus, and the tiles dotted.
+
+    numbers   of the slides that are shown; the first ones by default
+    """
+    shown = range(min(MOST, len(tiles.named))) if numbers is None else numbers
+    columns = min(COLUMNS, len(shown))
+    rows, step = -(-len(shown) // columns), THUMB_PX + 34
+    sheet = Image.new("RGB", (columns * (THUMB_PX + 8) + 8, 26 + rows * step), "white")
+    draw = ImageDraw.Draw(sheet)
+    left = 8
+    for name, colour in COLOURS.items():
+        draw.rectangle((left, 8, left + 10, 18), fill=colour)
+        draw.text((left + 15, 7), name, fill=(40, 40, 40))
+        left += 25 + int(draw.textlength(name))
+    draw.text((left, 7), f"dots: tiles of {tiles.tile_px} px at {tiles.mpp:g} um/px", fill=(40, 40, 40))
+    for index, number in enumerate(shown):
+        slide, grid = tiles.slides[number], tiles.grid(number)
+        seen, factor = outlined(slide, find_tissue(slide), THUMB_PX)
+        thumb = Image.fromarray(seen)
+        dots = ImageDraw.Draw(thumb)
+        for x, y in grid.coords:
+            at = ((x + grid.step_px[1] / 2) / factor, (y + grid.step_px[0] / 2) / factor)
+            dots.point(at, fill=(0, 0, 0) if slide.mode == "bright" else (255, 255, 255))
+        row, column = divmod(index, columns)
+        place = (8 + column * (THUMB_PX + 8), 26 + row * step)
+        sheet.paste(thumb, place)
+        label = tiles.named[number].record.label
+        caption = Path(tiles.named[number].record.id).name + (f" ({label})" if label else "")
+        draw.text((place[0], place[1] + THUMB_PX + 2), caption[:46], fill=(0, 0, 0))
+        draw.text((place[0], place[1] + THUMB_PX + 15), f"{slide.mode}, {len(grid):,} tiles", fill=(90, 90, 90))
+    return write_file(path, sheet.save)
+
+
+def describe_slides(tiles: SlideTiles, numbers: Sequence[int], run: Path) -> dict[str, Any]:
+    """What data.json of a run says of the slides it learns from; a few of them are drawn to ``runs.SLIDES_PNG``.
+
+    Returns ``mpp`` and ``tile_px`` of the tiles, ``slides`` (a SlideLine each) and ``unreadable`` (id and reason).
+    """
+    sheet = run / run_folder.SLIDES_PNG
+    if not sheet.exists():  # a hierarchy that is resumed has learned from the same slides
+        spread = np.unique(np.linspace(0, len(numbers) - 1, min(DRAWN, len(numbers))).astype(int))
+        slide_sheet(tiles, sheet, [int(numbers[k]) for k in spread])
+    return {
+        "mpp": tiles.mpp,
+        "tile_px": tiles.tile_px,
+        "slides": [dataclasses.asdict(line_of(tiles, int(number))) for number in numbers],
+        "unreadable": [{"id": name, "reason": reason} for name, reason in tiles.unreadable],
+    }
+
+
+def outlined(slide: Slide, mask: Tissue, longest_px: int) -> tuple[np.ndarray, float]:
+    """A small picture uint8 [Y X 3] with the outlines of the masks, and pixels of level 0 a pixel of it."""
+    small = slide.thumbnail(longest_px)
+    small = small if slide.dark else slide.eight_bits(small)
+    plane = small[:3] if len(small) >= 3 else np.repeat(small[:1], 3, axis=0)
+    values = plane.transpose(1, 2, 0).astype(np.float32)
+    if slide.dark:
+        values = (values * 255 / max(float(np.percentile(values.max(axis=2), 99.5)), 1)).clip(0, 255) ** 0.7 * 255**0.3
+    out = values.astype(np.uint8)
+    for name, found in (("tissue", mask.tissue), ("out of focus", mask.blur), ("pen", mask.pen)):
+        fitted = Image.fromarray(found).resize((out.shape[1], out.shape[0]), Image.Resampling.NEAREST)
+        inside = np.asarray(fitted)
+        out[inside ^ ndimage.binary_erosion(inside, iterations=1, border_value=1)] = COLOURS[name]
+    return out, slide.size_px[0] / out.shape[0]

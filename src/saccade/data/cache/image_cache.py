@@ -1,0 +1,401 @@
+"""Decode once, then serve batches in an order that needs no memory.
+
+Every image is decoded a single time into one contiguous array (a memory map above a size limit), in the
+file's own number type, its shorter side reduced to ``cache_px``. Images of different shape lie side by
+side. A volume is brought to 0..1 first, and none of its axes is kept finer, in millimetres, than the shortest
+one needs. The order of a run is a function of (seed, position) alone, so a resumed run, or one with more
+processes, sees the same images at the same step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from saccade.base.contracts import Batch, InputSpec, Record, Sample, Source
+from saccade.base.random import numpy_generator
+from saccade.data.cache.growable_array import Growing
+from saccade.data.images.downsample import (
+    LUMINANCE,
+    convert_channels,
+    even_sides,
+    finite,
+    number_type,
+    shrink,
+    shrink_volume,
+)
+from saccade.data.probe import usual_channels
+from saccade.data.slides.streaming import TileStore
+from saccade.data.sources.source import pick
+from saccade.data.volumes.intensity import STEPS, Intensity, decide_intensity, to_unit
+from saccade.errors import DamagedFile, TooManyDamaged, UsageError
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """All readable images of a source, decoded and reduced.
+
+    flat      every pixel of every image, one after another, in the files' own type; or the tiles of slides, which
+              are read when they are wanted: ``starts`` are then their numbers
+    shapes    [N 1+A] channels, then rows, columns (slices, rows, columns); ``starts`` [N] first element of each
+              image in ``flat``
+    records   N records of the readable images; ``hashes`` their content hashes
+    original_px  [N A] rows and columns (slices, rows and columns) before reduction
+    damaged   (id, reason) of the images that could not be read
+    offset, scale   bring the pixel range to 0..1 (see InputSpec)
+    labels    [N] number of each image's class, set by ``numbered``
+    spacing_mm  [N A] size of the voxels in ``flat``, of volumes; ones where a file does not say
+    intensity, size_mm   what was done to volumes, and the cube they are seen through (see InputSpec)
+    grid      the images are grids of vectors (see Sample)
+    """
+
+    flat: np.ndarray | TileStore
+    shapes: np.ndarray
+    starts: np.ndarray
+    records: Sequence[Record]
+    hashes: list[str]
+    original_px: np.ndarray
+    damaged: list[tuple[str, str]]
+    offset: float
+    scale: float
+    mean: tuple[float, ...] = field(default=())
+    std: tuple[float, ...] = field(default=())
+    labels: np.ndarray | None = None
+    spacing_mm: np.ndarray | None = None
+    intensity: Intensity | None = None
+    size_mm: float = 0.0
+    grid: bool = False
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def axes(self) -> int:
+        return self.shapes.shape[1] - 1
+
+    @property
+    def channels(self) -> int:
+        return int(self.shapes[0, 0])
+
+    def image(self, index: int) -> np.ndarray:
+        """[C Y X] or [C T Y X] in the files' own type."""
+        shape = [int(side) for side in self.shapes[index]]
+        start = int(self.starts[index])
+        if isinstance(self.flat, TileStore):
+            return self.flat.images(np.array([start]))[0]
+        return self.flat[start : start + math.prod(shape)].reshape(shape)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The images at ``indices`` as one padded batch."""
+        shapes = self.shapes[indices]
+        kept = np.uint8 if self.flat.dtype == np.uint8 else np.float32  # torch knows little arithmetic on 16 bits
+        if isinstance(self.flat, TileStore):
+            stacked = self.flat.images(self.starts[indices]).astype(kept, copy=False)
+        elif (shapes == shapes[0]).all():
+            stacked = np.stack([self.image(int(i)) for i in indices]).astype(kept, copy=False)
+        else:
+            stacked = np.zeros((len(indices), *shapes.max(axis=0)), kept)
+            for b, i in enumerate(indices):
+                image = self.image(int(i))
+                inside: Any = (b, *(slice(side) for side in image.shape))
+                stacked[inside] = image
+        sizes = torch.from_numpy(shapes[:, 1:].astype(np.int64))
+        numbers = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        labels = None if self.labels is None else torch.from_numpy(self.labels[indices])
+        spacing = None
+        if self.spacing_mm is not None:
+            spacing = torch.from_numpy(self.spacing_mm[indices].astype(np.float32))
+        return Batch(torch.from_numpy(stacked), sizes, numbers, self.offset, self.scale, labels, spacing)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether pixels are read when they are wanted."""
+        return isinstance(self.flat, TileStore)
+
+    def expect(self, indices: np.ndarray) -> None:
+        """Says which images come next: tiles that are read when wanted are read ahead; decoded images are there."""
+        if isinstance(self.flat, TileStore):
+            self.flat.expect(self.starts[indices])
+
+    def select(self, indices: np.ndarray) -> ImageCache:
+        """Some of the images; the pixels are shared, range and damaged files stay those of the whole."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return dataclasses.replace(
+            self,
+            shapes=self.shapes[chosen],
+            starts=self.starts[chosen],
+            records=pick(self.records, chosen),
+            hashes=[self.hashes[int(i)] for i in chosen],
+            original_px=self.original_px[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            spacing_mm=None if self.spacing_mm is None else self.spacing_mm[chosen],
+        )
+
+    def numbered(self, classes: Sequence[str]) -> ImageCache:
+        """The same images with the number of each one's class; KeyError for a label that is not among them."""
+        number = {name: i for i, name in enumerate(classes)}
+        return dataclasses.replace(self, labels=np.array([number[str(r.label)] for r in self.records], np.int64))
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """How large the decoded images are kept; ``intensity`` and ``size_mm`` for volumes (None: images)."""
+
+    cache_px: int
+    intensity: Intensity | None = None
+    size_mm: float = 0.0
+
+
+@dataclass
+class _Decoded:
+    index: int
+    pixels: np.ndarray | None
+    original: tuple[int, ...] = (0, 0)
+    low: float = 0.0
+    high: float = 0.0
+    sha256: str = ""
+    reason: str = ""
+    spacing_mm: tuple[float, ...] = ()
+    grid: bool = False
+
+
+def _decode(source: Source, index: int, rules: _Rules) -> _Decoded:
+    try:
+        sample = source.read(index)
+        if sample.pixels.ndim != source.axes + 1:
+            raise DamagedFile(
+                f"{source.records[index].id}: {'images' if source.axes == 2 else 'volumes'} are expected here",
+                got=f"shape {sample.pixels.shape}",
+            )
+        if rules.intensity is not None:
+            pixels, spacing = _volume(sample, rules, rules.intensity)
+        else:
+            pixels, spacing = number_type(sample.pixels), ()
+        finite(pixels, source.records[index].id)
+        low, high = float(pixels.min()), float(pixels.max())
+        if rules.intensity is None and not sample.grid:
+            pixels = shrink(pixels, rules.cache_px)
+        original, digest = sample.pixels.shape[1:], source.content_hash(index)
+        return _Decoded(index, pixels, original, low, high, digest, spacing_mm=spacing, grid=sample.grid)
+    except DamagedFile as error:
+        return _Decoded(index, None, reason=error.what)
+
+
+def _volume(sample: Sample, rules: _Rules, intensity: Intensity) -> tuple[np.ndarray, tuple[float, ...]]:
+    """[C T Y X] in 0..1 and reduced, with the spacing it then has.
+
+    The finest voxel that is kept is the one that puts ``cache_px`` of them along the shortest side, in millimetres.
+    """
+    name, shape = sample.record.id, sample.pixels.shape[1:]
+    if rules.size_mm and sample.spacing_mm is None:
+        raise DamagedFile(f"{name}: its spacing is unknown, so --size-mm has no meaning", hint="leave out --size-mm")
+    spacing = sample.spacing_mm or (1.0, 1.0, 1.0)
+    span = rules.size_mm or min(n * mm for n, mm in zip(shape, spacing))
+    sides = even_sides(shape, spacing, span / rules.cache_px)
+    pixels = shrink_volume(to_unit(sample.pixels, intensity, name), sides)
+    return pixels, tuple(mm * n / side for mm, n, side in zip(spacing, shape, sides))
+
+
+def _decode_all(source: Source, indices: Sequence[int], rules: _Rules, report: Report | None) -> Iterator[_Decoded]:
+    """Decode in threads (decoders release the interpreter lock), hand back in order. A whole volume in each of many
+    threads would not fit in memory."""
+    most = os.cpu_count() or 1
+    with ThreadPoolExecutor(max_workers=most if rules.intensity is None else min(4, most)) as pool:
+        for done, item in enumerate(pool.map(lambda i: _decode(source, i, rules), indices), start=1):
+            if report is not None:
+                report(done, len(indices))
+            yield item
+
+
+def _intensity(source: Source, given: Intensity | None, size_mm: float) -> Intensity | None:
+    """What brings volumes to 0..1; None for images, of which nothing of the kind may be asked (UsageError)."""
+    if source.axes == 3:
+        return given or decide_intensity(source)
+    if given is not None or size_mm:
+        raise UsageError("intensity and size_mm are settings of volumes", got=f"images in {source.name}")
+    return None
+
+
+def _range_of(kept: Sequence[_Decoded], kind: np.dtype, intensity: Intensity | None) -> tuple[float, float]:
+    """(offset, scale) of all that was decoded; 0 and 1 of a volume mean what its rule says, reached or not."""
+    if kept[0].grid:
+        return 0.0, 1.0
+    if intensity is not None and intensity.kind != "range":
+        return 0.0, float(STEPS)
+    return _pixel_range(kind, min(k.low for k in kept), max(k.high for k in kept))
+
+
+def _pixel_range(kind: np.dtype, low: float, high: float) -> tuple[float, float]:
+    """(offset, scale): fixed for 8-bit data, the observed range for 16-bit and float data."""
+    if kind == np.uint8:
+        return 0.0, 255.0
+    return low, (high - low) or 1.0
+
+
+def _alike(item: _Decoded, channels: int, kind: np.dtype | None, name: str) -> np.ndarray:
+    """The pixels with this many channels. Raises DamagedFile where there are none, or not of ``kind`` (None: any)."""
+    if item.pixels is None:
+        raise DamagedFile(item.reason)
+    pixels = convert_channels(item.pixels, channels, name)
+    if kind is not None and pixels.dtype != kind:
+        raise DamagedFile(f"{name}: number type {pixels.dtype} differs from the rest of the data ({kind})")
+    return pixels
+
+
+def build_cache(
+    source: Source,
+    *,
+    cache_px: int,
+    channels: int | None = None,
+    max_bad: float = 0.05,
+    memory_limit_mib: float = 8192,
+    report: Report | None = None,
+    intensity: Intensity | None = None,
+    size_mm: float = 0.0,
+) -> ImageCache:
+    """Decode a whole source.
+
+    cache_px   shorter side after reduction, in pixels (smaller images keep their size)
+    intensity  of volumes; None is decided from them
+    size_mm    of volumes: what ``cache_px`` voxels span; 0: the shortest side of each
+    channels   None takes the most frequent number of channels of the first 64 images
+    max_bad    fraction of damaged images above which TooManyDamaged is raised
+    Damaged images are left out and listed in ``damaged``.
+    """
+    intensity = _intensity(source, intensity, size_mm)
+    store = Growing(memory_limit_mib)
+    kept: list[_Decoded] = []
+    shapes: list[tuple[int, ...]] = []
+    damaged: list[tuple[str, str]] = []
+    kind: np.dtype | None = None
+    channels = channels or usual_channels(source)
+    for item in _decode_all(source, range(len(source)), _Rules(cache_px, intensity, size_mm), report):
+        name = source.records[item.index].id
+        try:
+            pixels = _alike(item, channels, kind, name)
+        except DamagedFile as error:
+            damaged.append((name, error.what))
+            continue
+        kind = pixels.dtype
+        store.add(pixels)
+        shapes.append(pixels.shape)
+        item.pixels = None
+        kept.append(item)
+    check_damage(source.name, damaged, len(source), max_bad)
+    assert kind is not None
+    shape_table = np.array(shapes, dtype=np.int64)
+    counts = shape_table.prod(axis=1)
+    offset, scale = _range_of(kept, kind, intensity)
+    cache = ImageCache(
+        flat=store.array(kind),
+        shapes=shape_table,
+        starts=np.concatenate([[0], np.cumsum(counts)[:-1]]),
+        records=pick(source.records, [k.index for k in kept]),
+        hashes=[k.sha256 for k in kept],
+        original_px=np.array([k.original for k in kept]),
+        damaged=damaged,
+        offset=offset,
+        scale=scale,
+        spacing_mm=np.array([k.spacing_mm for k in kept]) if source.axes == 3 else None,
+        intensity=intensity,
+        size_mm=size_mm,
+        grid=kept[0].grid,
+    )
+    return with_statistics(cache)
+
+
+def check_damage(
+    name: str, damaged: Sequence[tuple[str, str]], total: int, max_bad: float, *, what: str = "images"
+) -> None:
+    """Raise TooManyDamaged, with the files named, when more than ``max_bad`` of all are damaged; ``what`` they are."""
+    if total and (len(damaged) > max_bad * total or len(damaged) == total):
+        listed = "\n".join(f"    {file}: {reason}" for file, reason in damaged[:20])
+        more = f"\n    and {len(damaged) - 20} more" if len(damaged) > 20 else ""
+        raise TooManyDamaged(
+            f"{name}: {len(damaged)} of {total} {what} cannot be used\n{listed}{more}",
+            expected=f"at most {max_bad:.1%}",
+            hint="repair or remove them, or raise --max-bad",
+        )
+
+
+def with_statistics(cache: ImageCache) -> ImageCache:
+    """Per-channel mean and standard deviation in 0..1, from at most 2,000 images evenly spread.
+
+    Of tiles that are read when wanted, 256. Of grids, those of the tiles that are there.
+    """
+    most = 256 if isinstance(cache.flat, TileStore) else 2000
+    chosen = np.unique(np.linspace(0, len(cache) - 1, min(most, len(cache))).astype(int))
+    cache.expect(chosen)
+    sums = np.zeros((2, cache.channels))
+    count = 0
+    for index in chosen:
+        pixels = (cache.image(int(index)).astype(np.float64) - cache.offset) / cache.scale
+        flat = pixels[:, pixels[-1] > 0.5] if cache.grid else pixels.reshape(cache.channels, -1)
+        sums += np.stack([flat.sum(axis=1), (flat**2).sum(axis=1)])
+        count += flat.shape[1]
+    mean = sums[0] / max(1, count)
+    std = np.sqrt(np.maximum(sums[1] / max(1, count) - mean**2, 1e-8))
+    if cache.grid:  # whether a tile is there stays 0 or 1
+        mean[-1], std[-1] = 0.0, 1.0
+    rounded = (tuple(float(round(v, 4)) for v in mean), tuple(float(round(max(v, 1e-3), 4)) for v in std))
+    return dataclasses.replace(cache, mean=rounded[0], std=rounded[1])
+
+
+def input_spec(cache: ImageCache, size_px: int, *, grey: bool) -> InputSpec:
+    """The InputSpec that the statistics of this cache suggest."""
+    mean, std = cache.mean, cache.std
+    if grey and cache.channels == 3:
+        luminance = float(np.dot(mean, LUMINANCE))
+        mean, std = (round(luminance, 4),) * 3, (round(float(np.mean(std)), 4),) * 3
+    return InputSpec(
+        channels=cache.channels,
+        size_px=size_px,
+        offset=cache.offset,
+        scale=cache.scale,
+        mean=mean,
+        std=std,
+        grey=grey,
+        axes=cache.axes,
+        intensity=cache.intensity.kind if cache.intensity else "",
+        window=cache.intensity.window if cache.intensity else (),
+        size_mm=cache.size_mm,
+        grid=cache.grid,
+    )
+
+
+def fit_range(spec: InputSpec, number_type: np.dtype, low: float, high: float) -> InputSpec:
+    """The spec with the range of pixels of another depth: unchanged where both have 8 bits, or both more."""
+    if spec.eight_bit == (number_type == np.uint8):
+        return spec
+    offset, scale = _pixel_range(number_type, low, high)
+    return dataclasses.replace(spec, offset=offset, scale=scale)
+
+
+def batch_indices(images: int, step: int, batch: int, seed: int) -> np.ndarray:
+    """The images of one step: every epoch is a permutation, cut into whole batches.
+
+    What is left of it is left out, other images each time, so that no batch holds an image twice. A step of more images
+    than there are (accumulated) takes one permutation after another.
+    """
+    whole = images // batch
+    if whole:
+        epoch, number = divmod(step, whole)
+        return _order(images, epoch, seed)[number * batch : (number + 1) * batch]
+    first = step * batch
+    epochs = range(first // images, (first + batch - 1) // images + 1)
+    stream = np.concatenate([_order(images, epoch, seed) for epoch in epochs])
+    return stream[first % images :][:batch]
+
+
+def _order(images: int, epoch: int, seed: int) -> np.ndarray:
+    return numpy_generator(seed, "order", epoch).permutation(images)

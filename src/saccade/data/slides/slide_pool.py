@@ -1,0 +1,56 @@
+"""Slides by number, opened when one is asked for. Light to import: every process that reads tiles begins with it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saccade.base.contracts import Record
+from saccade.data.slides.slide import Slide, open_slide
+
+OPEN_AT_ONCE = 24  # each open slide holds a cache of 32 MiB
+
+
+@dataclass(frozen=True)
+class Named:
+    """One slide as a folder or table names it: file, record (id, label, group, split), and resolution if given."""
+
+    path: Path
+    record: Record
+    mpp: float | None = None
+
+
+class Handles:
+    """Open slides of one process, the least used closed when there are many.
+
+    dark   [S] whether each has a dark background, as was found once: finding it takes 64 reads
+    """
+
+    def __init__(self, named: Sequence[Named], slide_mpp: float | None, dark: Sequence[bool]):
+        self.named, self.slide_mpp, self.dark = named, slide_mpp, dark
+        self._open: OrderedDict[int, Slide] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, number: int) -> Slide:
+        with self._lock:
+            if number in self._open:
+                self._open.move_to_end(number)
+                return self._open[number]
+        slide = open_named(self.named[number], self.slide_mpp, self.dark[number])
+        with self._lock:
+            self._open[number] = slide
+            while len(self._open) > OPEN_AT_ONCE:
+                self._open.popitem(last=False)
+        return slide
+
+    def __len__(self) -> int:
+        return len(self.named)
+
+
+def open_named(one: Named, slide_mpp: float | None, dark: bool | None = None) -> Slide:
+    """A slide with the resolution of its row, of its file, or ``slide_mpp``, in this order."""
+    slide = open_slide(one.path, one.mpp, dark=dark)
+    return open_slide(one.path, slide_mpp, dark=dark) if slide.spacing_um is None and slide_mpp is not None else slide

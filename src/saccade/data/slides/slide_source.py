@@ -1,0 +1,190 @@
+"""Tiles of many slides as one Source: nothing is written, a tile is read from its slide when it is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from saccade.base.contracts import Sample, Source
+from saccade.data.slides.slide import DARK, FINER, no_resolution, open_slide
+from saccade.data.slides.slide_pool import Handles, Named, open_named
+from saccade.data.slides.tiling import TILE_PX, TISSUE, TileGrid, Tiling, tile_grid
+from saccade.data.slides.tissue_mask import find_tissue
+from saccade.data.sources.source import Selection, TileRecords
+from saccade.errors import DamagedFile, DataError, UsageError
+
+USUAL_UM = 0.5  # 20x, what most published encoders are trained at
+
+
+def tiles_in(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
+    """The slides behind a source, and which of their tiles it has; None for other images."""
+    if isinstance(source, SlideTiles):
+        return source, np.arange(len(source))
+    if isinstance(source, Selection):
+        inner = tiles_in(source.source)
+        return None if inner is None else (inner[0], inner[1][source.indices])
+    return None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one slide gave: its tiles, its mode (bright or dark), the shares of mask.Tissue, content hash and note."""
+
+    grid: TileGrid
+    mode: str
+    shares: dict[str, float]
+    sha256: str
+    note: str
+
+
+class SlideTiles:
+    """Tiles of slides; satisfies contracts.Source.
+
+    named       the slides that can be read; ``unreadable`` (id, reason) those that cannot
+    slides      ``slides[k]`` opens the k-th, ``cut[k]`` has its tiles and what was found on it
+    slide_of    [n] number of each tile's slide; ``coords`` [n 2] (x, y) in pixels of level 0
+    tiling      resolved: resolution, side and share of tissue
+    beside      files of the folder that are no slides; ``aside`` says why a table among them is not used
+    Raises DataError for slides without resolution and where no slide can be read or none has tissue, UsageError.
+    """
+
+    def __init__(self, name: str, named: Sequence[Named], tiling: Tiling, *, beside: Sequence[str] = ()):
+        self.name, self.axes, self.beside, self.aside = name, 2, list(beside), ""
+        if tiling.told and not tiling.slide_mpp:
+            named = _in_threads(lambda one: _as_told(one, *tiling.told), named)
+        tiling = dataclasses.replace(tiling, told=None)
+        known = _in_threads(lambda one: _resolution(one, tiling.slide_mpp), named)
+        readable = {one.record.id: um for one, um in zip(named, known) if not isinstance(um, str)}
+        without = [slide for slide, um in readable.items() if um == 0]
+        if without:
+            raise no_resolution(without, [one.record.id for one, um in zip(named, known) if isinstance(um, str)])
+        self.tiling = _resolve(tiling, readable) if readable else tiling
+        found = _in_threads(
+            lambda both: both[1] if isinstance(both[1], str) else self._look(both[0]), zip(named, known)
+        )
+        whole = [(one, seen) for one, seen in zip(named, found) if not isinstance(seen, str)]
+        self.unreadable = [(one.record.id, seen) for one, seen in zip(named, found) if isinstance(seen, str)]
+        if not whole and len(named) == 1 and named[0].path == Path(name):
+            raise DamagedFile(f"{name}: {self.unreadable[0][1]}", hint="copy it again")
+        if not whole:
+            listed = "\n".join(f"    {file}: {reason}" for file, reason in self.unreadable[:20])
+            raise DataError(f"{name}: none of {len(named):,} slides can be read\n{listed}")
+        self.named = [one for one, _ in whole]
+        self.cut = [seen for _, seen in whole]
+        self.hashes = [seen.sha256 for seen in self.cut]
+        self.slides = Handles(self.named, self.tiling.slide_mpp, [seen.mode == DARK for seen in self.cut])
+        self.slide_of = np.repeat(np.arange(len(self.named)), [len(seen.grid) for seen in self.cut])
+        self.coords = np.concatenate([seen.grid.coords for seen in self.cut])
+        if not len(self.coords):
+            raise DataError(
+                f"{name}: no tile has enough tissue",
+                got=f"{len(self.named):,} slides, tiles of {self.tile_px} px at {self.mpp:g} micrometres a pixel",
+                hint="saccade show --sheet shows what was found; lower --tissue, or take smaller tiles",
+            )
+        self.records = TileRecords([one.record for one in self.named], self.slide_of, self.coords)
+
+    def _look(self, one: Named) -> Cut | str:
+        """The tiles of one slide, or why it cannot be used. The masks are not kept: a thousand of them are 2 GiB."""
+        assert self.tiling.tissue is not None
+        try:
+            slide = open_named(one, self.tiling.slide_mpp)
+            mask = find_tissue(slide)
+            grid = tile_grid(slide, mpp=self.mpp, tile_px=self.tile_px, tissue=self.tiling.tissue, mask=mask)
+            damage = f"{mask.hidden:.1%} of it cannot be read" if mask.hidden else ""
+            places = f"{mask.unread} of the places looked at for focus cannot be read" if mask.unread else ""
+            note = "; ".join(filter(None, (slide.note, damage, places)))
+            return Cut(grid, mask.mode, mask.shares(), slide.content_hash(), note)
+        except DataError as error:
+            if one.path == Path(self.name) and not isinstance(error, DamagedFile):
+                raise
+            return _reason(one, error)
+
+    @property
+    def mpp(self) -> float:
+        assert self.tiling.mpp is not None
+        return self.tiling.mpp
+
+    @property
+    def tile_px(self) -> int:
+        assert self.tiling.tile_px is not None
+        return self.tiling.tile_px
+
+    def grid(self, number: int) -> TileGrid:
+        """The tiles of one slide."""
+        return self.cut[number].grid
+
+    def tiles_of(self, number: int) -> np.ndarray:
+        """Indices of the tiles of one slide, in the order of its grid."""
+        return np.flatnonzero(self.slide_of == number)
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    def read(self, index: int) -> Sample:
+        x, y = (int(v) for v in self.coords[index])
+        slide = self.slides[int(self.slide_of[index])]
+        pixels = slide.read(x, y, mpp=self.mpp, size_px=(self.tile_px, self.tile_px))
+        return Sample(pixels, self.records[index], spacing_um=(self.mpp, self.mpp))
+
+    def sample(self) -> Sample:
+        """A tile that can be read, the first if it can. Raises DamagedFile where none of 64 spread over all can."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(64, len(self))).astype(int))
+        for index in chosen[:-1]:
+            with contextlib.suppress(DamagedFile):
+                return self.read(int(index))
+        return self.read(int(chosen[-1]))
+
+    def content_hash(self, index: int) -> str:
+        """Of the whole slide: what has seen one tile of it has seen the slide."""
+        return self.hashes[int(self.slide_of[index])]
+
+
+def _resolution(one: Named, slide_mpp: float | None) -> float | str:
+    """Micrometres a pixel of level 0, 0 where nobody says, or why the slide cannot be opened."""
+    try:
+        return max(open_named(one, slide_mpp).spacing_um or (0.0,))
+    except DamagedFile as error:
+        return _reason(one, error)
+
+
+def _as_told(one: Named, mpp: float, slides: frozenset[str]) -> Named:
+    """The slide with ``mpp``, where neither its row nor its file says and it is one of ``slides``."""
+    if _resolution(one, None) == 0 and open_slide(one.path).content_hash() in slides:
+        return dataclasses.replace(one, mpp=mpp)
+    return one
+
+
+def _reason(one: Named, error: DataError) -> str:
+    """What is wrong with a slide, without its name: that is said beside it."""
+    return error.what.removeprefix(f"{one.path}: ")
+
+
+def _in_threads(work, items: Iterable):
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, items))
+
+
+def _resolve(tiling: Tiling, resolutions: dict[str, float]) -> Tiling:
+    """The Nones of a tiling, from micrometres a pixel of every slide."""
+    coarsest = max(resolutions.values())
+    mpp = tiling.mpp or max(USUAL_UM, round(coarsest, 4))
+    finer = [name for name, um in resolutions.items() if mpp < FINER * um]
+    if finer:
+        raise UsageError(
+            f"{len(finer):,} of {len(resolutions):,} slides are coarser than --mpp {mpp:g}",
+            got=", ".join(f"{name} ({resolutions[name]:.4g})" for name in finer[:5]),
+            hint=f"--mpp {coarsest:.4g}, or leave these slides out; enlarged pixels hold nothing new",
+        )
+    return dataclasses.replace(
+        tiling,
+        mpp=mpp,
+        tile_px=tiling.tile_px or TILE_PX,
+        tissue=TISSUE if tiling.tissue is None else tiling.tissue,
+    )

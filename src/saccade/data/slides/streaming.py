@@ -1,0 +1,207 @@
+"""Tiles that are read when they are wanted, by processes that work ahead; nothing else of a slide is ever in memory.
+
+The processes are plain children that speak lines and bytes, so they need no guard in a user's script and share no lock
+with the training. What they read is what they are told: the order stays a function of (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import subprocess
+import sys
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+
+from saccade.data.slides.slide_source import SlideTiles
+from saccade.errors import DamagedFile, StorageError, TooManyDamaged
+
+Say = Callable[[str], None]
+PIPE_BYTES = 2**20  # the usual 64 KiB hold a third of a tile: the process would wait for the reader within each
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What tiles are read as: side in pixels after reduction, channels, number type."""
+
+    size_px: int
+    channels: int
+    number_type: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size_px, self.size_px
+
+
+@dataclass
+class _Child:
+    """A process, and the tiles it was asked for and has not answered, in order."""
+
+    process: subprocess.Popen[bytes]
+    asked: deque[int] = field(default_factory=deque)
+
+
+class _Board:
+    """What the children have read so far, shared by the threads that listen to them; the oldest make room."""
+
+    def __init__(self) -> None:
+        self.ready: OrderedDict[int, np.ndarray | str] = OrderedDict()
+        self.news = threading.Condition()
+        self.broken = ""
+
+    def listen(self, child: _Child, wanted: Wanted) -> None:
+        """Runs in a thread, one a child, until the child ends."""
+        stream = cast(io.BufferedReader, child.process.stdout)
+        size = int(np.prod(wanted.shape)) * wanted.number_type.itemsize
+        while mark := stream.read(1):
+            found: np.ndarray | str
+            if mark == b"\0":
+                found = np.empty(wanted.shape, wanted.number_type)
+                if stream.readinto(found.data.cast("B")) < size:
+                    break
+            else:
+                found = stream.readline().decode(errors="replace").strip()
+            with self.news:
+                self.ready[child.asked.popleft()] = found
+                self.news.notify_all()
+        with self.news:
+            self.broken = f"a process that reads slides ended (exit code {child.process.wait()})"
+            self.news.notify_all()
+
+
+class TileStore:
+    """Tiles of slides, read by ``workers`` processes, each with handles of its own.
+
+    max_bad    share of the tiles that may fail
+    leave_out  False, for training: a tile that fails is named, and another of the same request stands for it.
+               True: its pixels are 0, whoever asks leaves it out (``failed``) and names it; ``max_bad`` is then of
+               the tiles of each slide
+    """
+
+    def __init__(
+        self, tiles: SlideTiles, wanted: Wanted, *, workers: int, max_bad: float, say: Say, leave_out: bool = False
+    ):
+        self.tiles, self.wanted, self.dtype, self.say = tiles, wanted, wanted.number_type, say
+        self.failed: dict[int, str] = {}
+        self.max_bad, self.leave_out = max_bad, leave_out
+        self._room = 0
+        told = {
+            "slides": [(str(one.path), one.mpp, dark) for one, dark in zip(tiles.named, tiles.slides.dark)],
+            "slide_mpp": tiles.slides.slide_mpp,
+            "mpp": tiles.mpp * tiles.tile_px / wanted.size_px,
+            "size_px": wanted.size_px,
+            "channels": wanted.channels,
+        }
+        self._children = [_Child(_start(json.dumps(told))) for _ in range(workers)]
+        self._board = _Board()
+        for child in self._children:
+            threading.Thread(target=self._board.listen, args=(child, wanted), daemon=True).start()
+        self.close = weakref.finalize(self, _end, [child.process for child in self._children])
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Let the children read these tiles ahead.
+
+        Tiles are numbered slide by slide and row by row: each child gets neighbours, which share what is decoded.
+        """
+        with self._board.news:
+            pending = {number for child in self._children for number in child.asked}
+            new = sorted({int(n) for n in numbers} - self._board.ready.keys() - pending)
+            share = math.ceil((len(pending) + len(new)) / len(self._children))
+            for child in sorted(self._children, key=lambda one: len(one.asked)):
+                count = max(0, share - len(child.asked))
+                if new:
+                    self._ask(child, new[:count])
+                new = new[count:]
+
+    def _ask(self, child: _Child, numbers: list[int]) -> None:
+        assert child.process.stdin is not None
+        child.asked.extend(numbers)
+        places = ((self.tiles.slide_of[n], *self.tiles.coords[n]) for n in numbers)
+        try:
+            child.process.stdin.write("".join(f"{slide} {x} {y}\n" for slide, x, y in places).encode())
+            child.process.stdin.flush()
+        except OSError:
+            self._board.broken = "a process that reads slides ended"
+
+    def images(self, numbers: np.ndarray) -> np.ndarray:
+        """Pixels [B C S S] of these tiles; waits until the children have them. Raises TooManyDamaged, StorageError."""
+        wanted = [int(number) for number in numbers]
+        self._room = max(self._room, 4 * len(wanted))
+        self.expect(wanted)
+        found: dict[int, np.ndarray | str] = {}
+        with self._board.news:
+            while missing := [n for n in wanted if n not in found]:
+                found |= {n: self._board.ready[n] for n in missing if n in self._board.ready}
+                if len(found) < len(set(wanted)):
+                    if self._board.broken:
+                        raise StorageError(self._board.broken, hint="was it killed for memory? Fewer: data.workers")
+                    self._board.news.wait(timeout=1.0)
+            for number in wanted:
+                self._board.ready.move_to_end(number)
+            while len(self._board.ready) > self._room:
+                self._board.ready.popitem(last=False)
+        return self._stacked(wanted, found)
+
+    def _stacked(self, wanted: list[int], found: dict[int, np.ndarray | str]) -> np.ndarray:
+        good = next((one for one in found.values() if not isinstance(one, str)), None)
+        rows = []
+        for number in wanted:
+            one = found[number]
+            if isinstance(one, str):
+                self._note(number, one)
+                if self.leave_out:
+                    one = np.zeros(self.wanted.shape, self.dtype)
+                elif good is None:
+                    raise DamagedFile(f"{self.tiles.records[number].id}: {one}; nor can any other tile of its batch")
+                else:
+                    one = good
+            rows.append(one)
+        return np.stack(rows)
+
+    def _note(self, number: int, reason: str) -> None:
+        if number in self.failed:
+            return
+        self.failed[number] = reason
+        name, bad, total = self.tiles.name, len(self.failed), len(self.tiles)
+        if self.leave_out:
+            slide = int(self.tiles.slide_of[number])
+            name, total = str(self.tiles.named[slide].path), len(self.tiles.grid(slide))
+            bad = sum(self.tiles.slide_of[other] == slide for other in self.failed)
+        else:
+            self.say(f"a tile cannot be read, another of its batch stands for it: {reason}")
+        if bad > self.max_bad * total:
+            raise TooManyDamaged(
+                f"{name}: {bad:,} of {total:,} tiles ({bad / total:.1%} or more) cannot be read",
+                got=reason.removeprefix(f"{name}: "),
+                expected=f"at most {self.max_bad:.1%}",
+                hint="repair or remove these slides, or raise --max-bad",
+            )
+
+
+def _start(told: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "saccade.data.slides.tile_worker"]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None and child.stdout is not None
+    if sys.platform == "linux":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # refused to a user with many pipes: then a tile takes several pieces
+            for pipe in (child.stdin, child.stdout):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    child.stdin.write(told.encode() + b"\n")
+    child.stdin.flush()
+    return child
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
+        child.wait()

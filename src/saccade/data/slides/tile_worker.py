@@ -1,0 +1,40 @@
+"""A process that reads tiles: ``python -m saccade.data.slides.worker``, for stream.TileStore.
+
+The first line on stdin is JSON: slides (path, resolution as told, dark), ``slide_mpp``, resolution and side of a tile;
+slides are opened as in the process that asks, so their pixels are as long and as wide. Each further line is
+``slide x y``. The answer is one byte, 0 and the pixels [C Y X], or 1 and a line of text that says what is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from saccade.base.contracts import Record
+from saccade.data.slides.slide_pool import Handles, Named
+from saccade.errors import SaccadeError
+
+
+def main() -> None:
+    told = json.loads(sys.stdin.readline())
+    named = [Named(Path(path), Record(id=path), mpp) for path, mpp, _ in told["slides"]]
+    slides, side = Handles(named, told["slide_mpp"], [dark for _, _, dark in told["slides"]]), int(told["size_px"])
+    channels, answer = int(told["channels"]), sys.stdout.buffer
+    for line in sys.stdin:
+        number, x, y = (int(word) for word in line.split())
+        try:
+            pixels = slides[number].read(x, y, mpp=told["mpp"], size_px=(side, side))
+            if len(pixels) != channels:
+                raise SaccadeError(f"{named[number].path}: {len(pixels)} channels", expected=f"{channels}")
+            answer.write(b"\0")
+            answer.write(pixels.data)
+        except SaccadeError as error:
+            answer.write(b"\1" + error.what.replace("\n", " ").encode() + b"\n")
+        answer.flush()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):  # whoever asked is gone
+        main()

@@ -1,0 +1,168 @@
+"""Images or volumes inside .zip and .tar archives, read in place; nothing is unpacked beside the archive."""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import lzma
+import os
+import posixpath
+import shutil
+import tarfile
+import tempfile
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Protocol
+
+from saccade.base.contracts import Sample
+from saccade.data.sources.source import MANIFESTS, Table, choose_records, read_rows, read_table
+from saccade.data.sources.volume_files import Contents, visible
+from saccade.errors import DamagedFile, DataError
+
+MAX_BYTES = 4 * 2**30  # of one member; a small archive can claim any size
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError)
+
+
+class _Members(Protocol):
+    sizes: dict[str, int]
+
+    def read(self, name: str, most: int | None = None) -> bytes: ...
+
+
+class _Zip:
+    """A zip file; each thread of each process has a handle of its own."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._local = threading.local()
+        self.infos = {_tidy(info.filename): info for info in self._handle().infolist() if not info.is_dir()}
+        self.sizes = {name: info.file_size for name, info in self.infos.items()}
+
+    def _handle(self) -> zipfile.ZipFile:
+        if getattr(self._local, "process", None) != os.getpid():
+            self._local.process, self._local.file = os.getpid(), zipfile.ZipFile(self.path)
+        return self._local.file
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        with self._handle().open(self.infos[name]) as member:
+            return member.read() if most is None else member.read(most)
+
+
+class _Tar:
+    """A tar file, indexed once and read by position, which needs no lock and survives a fork.
+
+    A compressed one is unpacked to an unnamed file first.
+    """
+
+    OPENERS: ClassVar[dict[str, Any]] = {
+        ".gz": gzip.open,
+        ".tgz": gzip.open,
+        ".xz": lzma.open,
+        ".txz": lzma.open,
+        ".bz2": bz2.open,
+    }
+
+    def __init__(self, path: Path):
+        opener = self.OPENERS.get(path.suffix.lower())
+        self.file: BinaryIO
+        if opener is None:
+            self.file = path.open("rb")
+        else:
+            self.file = tempfile.TemporaryFile(prefix="saccade-")  # noqa: SIM115
+            with opener(path, "rb") as packed:
+                shutil.copyfileobj(packed, self.file, 2**20)
+            self.file.seek(0)
+        with tarfile.open(fileobj=self.file, mode="r:") as index:
+            self.places = {_tidy(m.name): (m.offset_data, m.size) for m in index if m.isreg()}
+        self.sizes = {name: size for name, (_, size) in self.places.items()}
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        start, size = self.places[name]
+        size = size if most is None else min(size, most)
+        data = os.pread(self.file.fileno(), size, start)
+        if len(data) != size:
+            raise OSError(f"the archive ends inside {name}")
+        return data
+
+
+def _tidy(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _open(path: Path) -> _Members:
+    try:
+        return _Zip(path) if path.suffix.lower() == ".zip" else _Tar(path)
+    except BROKEN as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise DataError(
+                f"{path}: no room to unpack it",
+                got=f"temporary folder {tempfile.gettempdir()} is full",
+                hint="set TMPDIR to a folder with more room, or unpack the archive yourself",
+            ) from error
+        raise DataError(f"{path}: not a whole archive", got=str(error), hint="copy it again") from error
+
+
+class ArchiveSource:
+    """The images or volumes in one archive; satisfies contracts.Source. Folder rules are those of FolderSource.
+
+    A table is also found in the one top folder that many archives have.
+    """
+
+    def __init__(self, path: Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None):
+        self.name = str(path)
+        self._members = _open(path)
+        self._refuse_escapes()
+        self._contents = Contents(str(path), self._bytes, list(self._members.sizes))
+        found = choose_records(
+            self._contents,
+            read_table(manifest) if manifest is not None else self._own_table(),
+            explicit=manifest is not None,
+            locate=lambda _: None,
+            label=label,
+            group=group,
+        )
+        self.records, self.unlisted, self.aside = found.records, found.unlisted, found.aside
+        self.axes = self._contents.axes(self.records)
+
+    def _refuse_escapes(self) -> None:
+        for name in self._members.sizes:
+            parts = name.replace("\\", "/").split("/")
+            if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
+                raise DataError(f"{self.name}: a member points outside the archive", got=name)
+
+    def _own_table(self) -> Table | None:
+        sizes = self._members.sizes
+        tops = {name.partition("/")[0] for name in sizes if visible(name)}
+        for base in ("", *(tops if len(tops) == 1 else ())):
+            for table in MANIFESTS:
+                inside = posixpath.join(base, table)
+                if inside in sizes:
+                    name = f"{self.name}:{inside}"
+                    return Table(name, read_rows(self._bytes(inside), name), base)
+        return None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def _bytes(self, name: str, most: int | None = None) -> bytes:
+        if name not in self._members.sizes:
+            raise DamagedFile(f"{self.name}:{name}: not in the archive")
+        if self._members.sizes[name] > MAX_BYTES:
+            raise DamagedFile(
+                f"{self.name}:{name}: too large for one image",
+                got=f"{self._members.sizes[name]:,} bytes",
+                expected=f"at most {MAX_BYTES:,}",
+            )
+        try:
+            return self._members.read(name, most)
+        except (*BROKEN, RuntimeError, NotImplementedError) as error:  # the last two: encrypted, unknown packing
+            raise DamagedFile(f"{self.name}:{name}: cannot be read ({error})") from error
+
+    def read(self, index: int) -> Sample:
+        return self._contents.read(self.records[index], self.axes)
+
+    def content_hash(self, index: int) -> str:
+        return self._contents.content_hash(self.records[index])

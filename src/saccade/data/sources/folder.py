@@ -1,0 +1,90 @@
+"""Images or volumes in a folder: flat, ``CLASS/file``, ``SPLIT/CLASS/file``, or listed in a manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from saccade.base.contracts import Sample
+from saccade.data.sources.source import choose_records, read_table, table_in
+from saccade.data.sources.volume_files import Contents
+from saccade.errors import DamagedFile, DataError
+
+
+class FolderSource:
+    """Every image or volume below ``root``; satisfies contracts.Source.
+
+    only      names of files to look at, relative to ``root``; None looks at all
+    manifest  a table whose paths are relative to ``root`` or to its own folder; None uses one that lies in ``root``
+    label, group  columns of the table to use
+    ``unlisted`` counts the images that lie there but are not in the table; ``aside`` says why a table that lies in
+    ``root`` is not used.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        only: Sequence[str] | None = None,
+        manifest: Path | None = None,
+        label: str | None = None,
+        group: str | None = None,
+    ):
+        self.name = str(root)
+        self.root = root
+        self._contents = Contents(str(root), self._fetch, files_below(root) if only is None else only)
+        found = manifest or table_in(root)
+
+        def locate(path: str) -> str | None:
+            """Rows may also point outside the root, or be absolute."""
+            place = found.parent / path if found else None
+            return Path(os.path.relpath(place, root)).as_posix() if place and place.is_file() else None
+
+        chosen = choose_records(
+            self._contents,
+            read_table(found) if found else None,
+            explicit=manifest is not None,
+            locate=locate,
+            label=label,
+            group=group,
+        )
+        self.records, self.unlisted, self.aside = chosen.records, chosen.unlisted, chosen.aside
+        self.axes = self._contents.axes(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def _fetch(self, name: str, most: int | None = None) -> bytes:
+        path = self.root / name
+        try:
+            with path.open("rb") as file:
+                return file.read(-1 if most is None else most)
+        except OSError as error:
+            raise DamagedFile(f"{path}: cannot be read ({error.strerror})") from error
+
+    def read(self, index: int) -> Sample:
+        return self._contents.read(self.records[index], self.axes)
+
+    def content_hash(self, index: int) -> str:
+        return self._contents.content_hash(self.records[index])
+
+
+def files_below(root: Path) -> list[str]:
+    """Names of all files below ``root``, relative, with ``/``. Links are followed, each real folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError("folder cannot be read", got=f"{error.filename} ({error.strerror})") from error
+
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        base = Path(folder).relative_to(root)
+        found += [(base / file).as_posix() for file in sorted(files)]
+    return found

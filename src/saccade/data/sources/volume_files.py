@@ -1,0 +1,183 @@
+"""What lies in a folder or archive: images, or volumes with the files each consists of, and their masks.
+
+A volume may have a mask of the same name in a folder beside it: ``images/`` and ``labels/``, or ``imagesTr/`` and
+``labelsTr/`` as in the Medical Segmentation Decathlon.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Protocol
+
+import numpy as np
+
+from saccade.base.contracts import Record, Sample
+from saccade.data.images.decode import IMAGE_SUFFIXES, TIFF_MARKS, decode
+from saccade.data.volumes.dicom import read_series
+from saccade.data.volumes.dicom_series import find_series, is_dicom
+from saccade.data.volumes.tiff_stack import TIFF, is_stack
+from saccade.data.volumes.volume import VOLUME_SUFFIXES, read_volume
+from saccade.errors import DamagedFile, DataError
+
+MASKS = {
+    "images": ("labels", "masks", "segmentations"),
+    "imagestr": ("labelstr",),
+    "imagests": ("labelsts",),
+}
+"""Folder of volumes -> folders that may hold their masks, in lower case."""
+
+
+class Fetch(Protocol):
+    def __call__(self, name: str, most: int | None = None) -> bytes:
+        """The bytes of a file of the source, or its first ``most``. Raises DamagedFile."""
+        ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one volume, its mask, and the name of its patient; of a DICOM series ``group`` is known."""
+
+    files: tuple[str, ...]
+    mask: str | None = None
+    group: str | None = None
+
+
+@dataclass
+class Contents:
+    """The files of a source, sorted out.
+
+    images   names of the image files
+    cases    files of every volume, by its id
+    reports  DICOM files without an image
+    """
+
+    source: str
+    fetch: Fetch
+    files: Sequence[str]
+    images: list[str] = field(default_factory=list)
+    cases: dict[str, Case] = field(default_factory=dict)
+    reports: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        seen = [name for name in self.files if visible(name)]
+        self.images = [name for name in seen if name.lower().endswith(IMAGE_SUFFIXES)]
+        volumes = [name for name in seen if name.lower().endswith(VOLUME_SUFFIXES)]
+        if self.images and all(name.lower().endswith(TIFF) for name in self.images) and self._stacked():
+            volumes, self.images = volumes + self.images, []
+        masks = _masks(volumes)
+        taken = set(masks.values())
+        self.cases = {name: Case((name,), masks.get(name)) for name in volumes if name not in taken}
+        rest = [name for name in seen if not name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))]
+        series, self.reports = find_series([name for name in rest if is_dicom(name, self.fetch)], self.fetch)
+        self.cases |= {one.id: Case(one.files, None, one.group) for one in series}
+
+    def _stacked(self) -> bool:
+        """Whether the TIFFs are volumes, by the first that can be read."""
+        for name in sorted(self.images)[:3]:
+            try:
+                data = self.fetch(name)
+            except DamagedFile:
+                continue
+            if data[:4] in TIFF_MARKS:
+                return is_stack(data)
+        return False
+
+    @property
+    def names(self) -> list[str]:
+        """What records can be made of."""
+        return [*self.images, *self.cases]
+
+    def axes(self, records: Sequence[Record]) -> int:
+        """2 for images, 3 for volumes. Raises DataError when the records are both."""
+        volumes = [record.id for record in records if self.is_volume(record.id)]
+        if volumes and len(volumes) < len(records):
+            image = next(record.id for record in records if not self.is_volume(record.id))
+            raise DataError(
+                f"{self.source} holds images and volumes",
+                got=f"{len(records) - len(volumes):,} images, e.g. {image}, and {len(volumes):,} volumes, "
+                f"e.g. {volumes[0]}",
+                expected="one kind",
+                hint="keep them in folders of their own, or name a table that lists one kind",
+            )
+        return 3 if volumes else 2
+
+    def is_volume(self, name: str) -> bool:
+        return name in self.cases or name.lower().endswith(VOLUME_SUFFIXES)
+
+    def group(self, name: str) -> str | None:
+        """The patient of a DICOM series, under a name that says nothing of him."""
+        return self._case(name).group
+
+    def _case(self, name: str) -> Case:
+        return self.cases.get(name) or Case((name,))  # a table may name a file outside the folder
+
+    def read(self, record: Record, axes: int) -> Sample:
+        """One image or volume."""
+        where = f"{self.source}:{record.id}"
+        if axes == 2:
+            return Sample(decode(self.fetch(record.id), where), record)
+        case = self._case(record.id)
+        if case.group is not None:
+            volume = read_series(case.files, self.fetch, where)
+        else:
+            volume = read_volume(self.fetch(record.id), where, self._beside(record.id))
+        mask = None
+        if case.mask is not None:
+            name = case.mask
+            mask = _as_mask(read_volume(self.fetch(name), f"{self.source}:{name}", self._beside(name)).pixels, name)
+            if mask.shape != volume.pixels.shape[1:]:
+                raise DamagedFile(
+                    f"{self.source}:{name}: the mask does not fit its volume",
+                    got=f"shape {mask.shape}",
+                    expected=f"{volume.pixels.shape[1:]}",
+                )
+        return Sample(
+            volume.pixels,
+            record,
+            mask=mask,
+            spacing_mm=volume.spacing_mm,
+            affine=volume.affine,
+            modality=volume.modality,
+            stored_as=volume.stored_as,
+        )
+
+    def content_hash(self, record: Record) -> str:
+        """SHA-256 of the files of one image or volume; its mask is not part of it."""
+        found = hashlib.sha256()
+        for name in self._case(record.id).files:
+            found.update(self.fetch(name))
+        return found.hexdigest()
+
+    def _beside(self, name: str) -> Callable[[str], bytes]:
+        return lambda other: self.fetch(posixpath.normpath(posixpath.join(posixpath.dirname(name), other)))
+
+
+def visible(name: str) -> bool:
+    """Whether a name is neither hidden nor a macOS shadow."""
+    return not any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _masks(names: Sequence[str]) -> dict[str, str]:
+    """The mask of each volume that has one: same name, in the folder of masks beside the folder of volumes."""
+    known = {name.lower(): name for name in names}
+    found: dict[str, str] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        for place, part in enumerate(parts[:-1]):
+            for other in MASKS.get(part.lower(), ()):
+                mask = known.get("/".join((*parts[:place], other, *parts[place + 1 :])).lower())
+                if mask is not None:
+                    found.setdefault(name, mask)
+    return found
+
+
+def _as_mask(pixels: np.ndarray, name: str) -> np.ndarray:
+    """[T Y X] whole numbers from 0, in the smallest type."""
+    whole = np.rint(pixels[0]).astype(np.int64)
+    if len(pixels) > 1 or whole.min() < 0 or not np.array_equal(whole, pixels[0]):
+        raise DamagedFile(f"{name}: a mask has one whole number from 0 at each voxel", got=str(pixels.dtype))
+    return whole.astype(np.uint8 if whole.max() < 256 else np.uint16)

@@ -1,0 +1,164 @@
+"""Which DICOM files belong together: by folder and series, and, in a series in time or with echoes, by volume.
+
+Identifiers are used to sort the files and then forgotten: a volume is called after its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from saccade.data.volumes.dicom import damage_named, read_header
+from saccade.errors import DamagedFile
+
+SUFFIXES = (".dcm", ".dicom", ".ima")
+START = 2**16  # bytes in which most headers end
+SORTED_BY = [
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "PatientID",
+    "Rows",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "AcquisitionNumber",
+    "EchoNumbers",
+    "TemporalPositionIdentifier",
+    "DiffusionBValue",
+    "TriggerTime",
+]
+PARTED_BY = SORTED_BY[6:]
+Fetch = Callable[..., bytes]  # contracts of data/cases.py
+
+
+@dataclass(frozen=True)
+class Series:
+    """Files of one volume; ``id`` from the folder; ``group`` the same for all volumes of a patient."""
+
+    id: str
+    files: tuple[str, ...]
+    group: str
+
+
+@dataclass(frozen=True)
+class _Head:
+    file: str
+    series: str
+    number: int
+    patient: str
+    place: tuple[float, ...]
+    parted_by: tuple[str, ...]
+
+
+def is_dicom(name: str, fetch: Fetch) -> bool:
+    """By the suffix, or, for the bare names and numbers that scanners give, by the mark after 128 bytes."""
+    if name.lower().endswith(SUFFIXES):
+        return True
+    base = posixpath.basename(name)
+    _, dot, suffix = base.rpartition(".")
+    if dot and not suffix.isdigit():
+        return False
+    try:
+        return bool(base) and fetch(name, 132)[128:] == b"DICM"
+    except DamagedFile:
+        return False
+
+
+def find_series(files: Sequence[str], fetch: Fetch) -> tuple[list[Series], list[str]]:
+    """All volumes among ``files``, and the files that hold no image (directories, reports, notes)."""
+    heads, aside = [], []
+    for file in files:
+        try:
+            with damage_named(file):
+                head = _head(file, fetch)
+        except DamagedFile:
+            head = _Head(file, f"unreadable {file}", 0, f"unreadable {file}", (), ())  # said when it is read
+        if head is None:
+            aside.append(file)
+        else:
+            heads.append(head)
+    groups = _patients(heads, fetch)
+    by_folder: dict[str, dict[str, list[_Head]]] = {}
+    for head in heads:
+        by_folder.setdefault(posixpath.dirname(head.file), {}).setdefault(head.series, []).append(head)
+    found = []
+    for folder, series in by_folder.items():
+        ordered = sorted(series.values(), key=lambda members: (members[0].number, min(h.file for h in members)))
+        volumes = [part for members in ordered for part in _volumes(members)]
+        for place, members in enumerate(volumes, start=1):
+            name = folder if folder and len(volumes) == 1 else posixpath.join(folder, f"series-{place}")
+            names = tuple(sorted(head.file for head in members))
+            found.append(Series(name, names, groups[members[0].patient]))
+    return found, aside
+
+
+def _head(file: str, fetch: Fetch) -> _Head | None:
+    """What sorts a file; None for one without an image."""
+    start = fetch(file, START)
+    try:
+        data = read_header(start, file, SORTED_BY, stop=True)
+        whole = len(start) < START or "Rows" in data
+    except DamagedFile:
+        whole = len(start) < START
+        if whole:
+            raise
+    if not whole:
+        data = read_header(fetch(file), file, SORTED_BY, stop=True)
+    if "Rows" not in data:
+        return None
+    position = data.get("ImagePositionPatient") or ()
+    several = int(data.get("NumberOfFrames") or 1) > 1
+    return _Head(
+        file,
+        str(data.get("SeriesInstanceUID", "")) + (file if several else ""),
+        int(data.get("SeriesNumber") or 0),
+        str(data.get("PatientID", "")),
+        tuple(round(float(v), 3) for v in position),
+        tuple(_text(data, tag) for tag in PARTED_BY),
+    )
+
+
+def _text(data: Dataset, tag: str) -> str:
+    value = data.get(tag)
+    return "" if value is None else str(value)
+
+
+def _volumes(members: list[_Head]) -> list[list[_Head]]:
+    """The series itself; or, where places repeat, its parts by the first of time, echo and so on that tells them."""
+    places = Counter(head.place for head in members)
+    repeats = max(places.values())
+    if repeats == 1 or () in places:
+        return [members]
+    for at in range(len(PARTED_BY)):
+        parts: dict[str, list[_Head]] = {}
+        for head in members:
+            parts.setdefault(head.parted_by[at], []).append(head)
+        if len(parts) == repeats and all(len({h.place for h in part}) == len(part) for part in parts.values()):
+            return [parts[key] for key in sorted(parts, key=_number)]
+    return [members]  # said when it is read: two slices at the same place
+
+
+def _number(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return np.inf, text
+
+
+def _patients(heads: Sequence[_Head], fetch: Fetch) -> dict[str, str]:
+    """A name for each patient that says nothing of him: from the content of his first file."""
+    first: dict[str, str] = {}
+    for head in sorted(heads, key=lambda head: head.file):
+        first.setdefault(head.patient, head.file)
+    names = {}
+    for patient, file in first.items():
+        try:
+            names[patient] = "patient-" + hashlib.sha256(fetch(file)).hexdigest()[:10]
+        except DamagedFile:
+            names[patient] = "patient-unreadable"
+    return names

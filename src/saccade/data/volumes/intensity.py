@@ -1,0 +1,123 @@
+"""From a volume's own numbers to 0..1, by a rule that is decided from the data and always stated.
+
+range    8 bits: 0..255
+window   CT: low..high in Hounsfield units, e.g. -160..240 for soft tissue; what lies outside is cut off
+robust   the rest: from the 0.5 to the 99.5 % quantile of every volume by itself, as MR has no unit of its own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from saccade.base.contracts import InputSpec, Sample, Source
+from saccade.errors import DamagedFile, DataError, UsageError
+
+Kind = Literal["range", "window", "robust"]
+QUANTILES = (0.005, 0.995)
+WINDOW_HU = (-1000.0, 1000.0)
+AIR_HU = (-3100.0, -900.0)  # where the darkest half percent of a CT lies: air, or the padding outside the round field
+SEEN = 2**20  # voxels the quantiles are taken from, evenly spread
+STEPS = 65535
+LOOKED_AT = 16
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The rule and, for ``window``, its ends."""
+
+    kind: Kind
+    window: tuple[float, ...] = ()
+
+    def text(self) -> str:
+        if self.kind == "window":
+            return f"window {self.window[0]:g} to {self.window[1]:g} HU"
+        return "0 to 255, as 8 bits are" if self.kind == "range" else "0.5 to 99.5 % of every volume by itself"
+
+
+def make_intensity(kind: str, window: tuple[float, ...] = ()) -> Intensity:
+    """The rule by its name. Raises UsageError for a name or a window that means nothing."""
+    if kind not in get_args(Kind):
+        raise UsageError(f"unknown intensity {kind!r}", expected=" or ".join(get_args(Kind)))
+    if kind != "window":
+        if window:
+            raise UsageError(f"data.window has no effect with data.intensity={kind}", hint="data.intensity=window")
+        return Intensity(kind)  # type: ignore[arg-type]
+    window = window or WINDOW_HU
+    if len(window) != 2 or not window[0] < window[1]:
+        raise UsageError("data.window is two numbers, low and high", got=window, expected="[-160, 240], for example")
+    return Intensity("window", (float(window[0]), float(window[1])))
+
+
+def intensity_of(spec: InputSpec) -> Intensity | None:
+    """The rule a model is used to; None for models of images, and where it is open."""
+    return make_intensity(spec.intensity, spec.window) if spec.intensity else None
+
+
+def decide_intensity(source: Source) -> Intensity:
+    """Window for CT, range for 8 bits, robust for the rest; by volumes spread evenly over the source."""
+    kinds: list[Kind] = []
+    for index in np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int)):
+        try:
+            kinds.append(likely_kind(source.read(int(index))))
+        except DamagedFile:
+            continue
+    if not kinds:
+        raise DataError(f"{source.name}: no volume can be read", hint="saccade show lists the reasons")
+    return usual_intensity(kinds)
+
+
+def usual_intensity(kinds: Iterable[str]) -> Intensity:
+    """The rule that all volumes call for, or else robust: the one that fits volumes of any kind."""
+    found = set(kinds)
+    return make_intensity(found.pop() if len(found) == 1 else "robust")
+
+
+def likely_kind(sample: Sample) -> Kind:
+    """What one volume calls for. A CT is known by its header or, in files that do not say, by air at -1000 HU."""
+    if sample.pixels.dtype == np.uint8:
+        return "range"
+    if sample.modality is not None:
+        return "window" if sample.modality == "CT" else "robust"
+    low, high = quantiles(sample.pixels)
+    whole = sample.pixels.dtype.kind in "iu" or bool((spread(sample.pixels) % 1 == 0).all())
+    return "window" if whole and AIR_HU[0] <= low <= AIR_HU[1] and high > 0 else "robust"
+
+
+def spread(pixels: np.ndarray) -> np.ndarray:
+    """At most about a million of the voxels, evenly spread."""
+    flat = pixels.reshape(-1)
+    return flat[:: max(1, flat.size // SEEN)]
+
+
+def quantiles(pixels: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(spread(pixels).astype(np.float32), QUANTILES)
+    return float(low), float(high)
+
+
+def to_unit(pixels: np.ndarray, how: Intensity, name: str) -> np.ndarray:
+    """uint8 as it is for ``range``; else 0..1 in steps of 1/65535, uint16: half the memory of float32.
+
+    Every channel has its own quantiles. Raises DamagedFile for values that are no numbers, or not of 8 bits.
+    """
+    if how.kind == "range":
+        if pixels.dtype != np.uint8:
+            raise DamagedFile(
+                f"{name}: data.intensity=range is for 8-bit volumes", got=pixels.dtype, hint="data.intensity=robust"
+            )
+        return pixels
+    found = np.empty(pixels.shape, np.uint16)
+    for channel, values in enumerate(pixels):
+        if not np.isfinite(values).all():
+            raise DamagedFile(f"{name}: contains NaN or infinite values")
+        low, high = how.window if how.kind == "window" else quantiles(values)
+        if high <= low:  # nearly all voxels alike, as in a mask
+            low, high = float(values.min()), float(values.max())
+        unit = values.astype(np.float32)
+        unit -= low
+        unit *= STEPS / ((high - low) or 1.0)
+        found[channel] = np.rint(unit, out=unit).clip(0, STEPS, out=unit)
+    return found

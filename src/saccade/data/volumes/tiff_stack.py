@@ -1,0 +1,106 @@
+"""TIFF stacks: several slices in one file, with sizes in millimetres where OME-XML or ImageJ wrote them down."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+
+from saccade.data.images.decode import TIFF_MARKS, check_ends
+from saccade.data.volumes.orientation import Volume, check_spacing, unplaced
+from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels
+from saccade.errors import DamagedFile
+
+TIFF = (".tif", ".tiff")
+DEPTH = "ZIQ"  # z, or pages of which the file says nothing
+UNITS_MM = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "\\u00b5m": 1e-3}
+UNITS_MM |= {"mm": 1.0, "cm": 10.0, "m": 1000.0, "å": 1e-7, "pm": 1e-9}
+INCH_MM = 25.4
+
+
+def is_stack(data: bytes) -> bool:
+    """Whether the bytes are a TIFF with more than one slice; False for what cannot be read."""
+    if data[:4] not in TIFF_MARKS:
+        return False
+    try:
+        with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
+            return any(axis not in "YXCS" and n > 1 for axis, n in zip(file.series[0].axes, file.series[0].shape))
+    except Exception:  # a damaged file is named when it is read
+        return False
+
+
+def read_stack(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume:
+    """One volume from slices, rows, columns and at most one channel axis. Raises DamagedFile, naming the file."""
+    if data[:4] not in TIFF_MARKS:
+        raise DamagedFile(f"{name}: not a TIFF file", hint="copy it again")
+    with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
+        if not file.series:
+            raise DamagedFile(f"{name}: a TIFF without an image", hint="copy it again")
+        series = file.series[0]
+        order = _order(series.axes, series.shape, name)
+        check_voxels(tuple(series.shape), np.dtype(series.dtype or np.uint8), name)
+        check_ends(series, len(data), name)
+        pixels = series.asarray().transpose(order)
+        pixels = pixels.reshape([n for place, n in enumerate(pixels.shape) if place < 4])
+        spacing = _ome_spacing(file.ome_metadata) if file.is_ome else _imagej_spacing(file)
+    if pixels.dtype.kind not in "uif":
+        raise DamagedFile(f"{name}: its voxels are no real numbers", got=pixels.dtype)
+    if spacing is not None:
+        check_spacing(spacing, name)
+    return unplaced(pixels, spacing)
+
+
+def _order(axes: str, shape: tuple[int, ...], name: str) -> list[int]:
+    """Places of channel, depth, rows and columns, then those of the axes of length one."""
+    sizes = dict(zip(axes, shape))
+    long = [axis for axis in axes if sizes[axis] > 1 and axis not in "YX"]
+    depth = [axis for axis in long if axis in DEPTH]
+    channels = [axis for axis in long if axis in "CS"]
+    if len(depth) != 1 or len(channels) > 1 or len(depth) + len(channels) != len(long) or sizes.get("Y", 0) < 1:
+        raise DamagedFile(
+            f"{name}: not a volume",
+            got=f"axes {axes}, shape {shape}",
+            expected="slices, rows, columns and at most one channel axis (OME axes CZYX)",
+            hint="an image among volumes? keep them in folders of their own",
+        )
+    if channels and sizes[channels[0]] > MAX_CHANNELS:
+        raise DamagedFile(f"{name}: {sizes[channels[0]]} channels", expected=f"at most {MAX_CHANNELS}")
+    spare = [axis for axis in axes if sizes[axis] == 1 and axis not in "YX"]
+    first = channels or spare[:1]
+    wanted = [*first, *depth, "Y", "X", *(axis for axis in spare if axis not in first)]
+    return [axes.index(axis) for axis in wanted]
+
+
+def _ome_spacing(xml: str | None) -> tuple[float, float, float] | None:
+    """(z, y, x) in mm; None unless all three are given in a unit of length."""
+    try:
+        pixels = next(e for e in ElementTree.fromstring(xml or "").iter() if e.tag.endswith("Pixels"))
+    except (ElementTree.ParseError, StopIteration):
+        return None
+    sides = []
+    for axis in "ZYX":
+        unit = UNITS_MM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm").lower())
+        text = pixels.get(f"PhysicalSize{axis}")
+        if unit is None or text is None:
+            return None
+        sides.append(float(text) * unit)
+    return sides[0], sides[1], sides[2]
+
+
+def _imagej_spacing(file: tifffile.TiffFile) -> tuple[float, float, float] | None:
+    """The same from ImageJ's description and the resolution tags, which count pixels a unit."""
+    about: dict[str, Any] = file.imagej_metadata or {}
+    unit = UNITS_MM.get(str(about.get("unit", "")).lower(), INCH_MM if about.get("unit") == "inch" else None)
+    tags = file.pages.first.tags
+    if unit is None or "spacing" not in about or "XResolution" not in tags or "YResolution" not in tags:
+        return None
+    sides = [float(about["spacing"])]
+    for tag in ("YResolution", "XResolution"):
+        pixels, units = tags[tag].value
+        sides.append(units / pixels if pixels else math.nan)
+    return sides[0] * unit, sides[1] * unit, sides[2] * unit

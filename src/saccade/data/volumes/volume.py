@@ -1,0 +1,70 @@
+"""One volume from one file: the suffix says which reader. Nothing is resampled; see orientation.py for the axes."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from saccade.data.volumes.nifti import read_nifti
+from saccade.data.volumes.nrrd_metaimage import read_meta, read_nrrd
+from saccade.data.volumes.orientation import Volume, unplaced
+from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels, fits
+from saccade.data.volumes.tiff_stack import read_stack
+from saccade.errors import DamagedFile, SaccadeError
+
+Beside = Callable[[str], bytes]  # name of a file beside this one -> its bytes
+
+
+def read_npy(data: bytes, name: str, beside: Beside) -> Volume:
+    """A plain array [T Y X], or [C T Y X] with few channels: no spacing, no orientation."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, number_type = header(file)
+    if number_type.kind not in "uif":
+        raise DamagedFile(f"{name}: its voxels are no real numbers", got=number_type)
+    if len(shape) not in (3, 4) or min(shape) < 1 or shape[-3] < 2 or (len(shape) == 4 and shape[0] > MAX_CHANNELS):
+        raise DamagedFile(f"{name}: not a volume", got=f"shape {shape}", expected="[T Y X] or [C T Y X]")
+    check_voxels(shape, number_type, name)
+    needed = math.prod(shape) * number_type.itemsize
+    fits(len(data) - file.tell(), needed, needed // shape[-3], name)
+    values = np.frombuffer(data, number_type, math.prod(shape), file.tell())
+    return unplaced(values.reshape(shape, order="F" if by_columns else "C"))
+
+
+READERS: dict[str, Callable[[bytes, str, Beside], Volume]] = {
+    ".nii": read_nifti,
+    ".nii.gz": read_nifti,
+    ".nrrd": read_nrrd,
+    ".nhdr": read_nrrd,
+    ".mha": read_meta,
+    ".mhd": read_meta,
+    ".npy": read_npy,
+    ".tif": read_stack,
+    ".tiff": read_stack,
+}
+VOLUME_SUFFIXES = tuple(suffix for suffix in READERS if not suffix.startswith(".tif"))  # those may be images too
+
+
+def read_volume(data: bytes, name: str, beside: Beside) -> Volume:
+    """Decode one file. Raises DamagedFile, naming it, for anything that is not one whole volume.
+
+    beside  reads the data file that a header (.nhdr, .mhd) names
+    """
+    if not data:
+        raise DamagedFile(f"{name}: empty file", hint="copy it again from where it came")
+    reader = next((reader for suffix, reader in READERS.items() if name.lower().endswith(suffix)), None)
+    if reader is None:
+        raise DamagedFile(f"{name}: not a volume", expected="a file ending in " + ", ".join(READERS))
+    try:
+        return reader(data, name, beside)
+    except SaccadeError:
+        raise
+    except MemoryError as error:
+        raise DamagedFile(f"{name}: its header asks for more memory than there is") from error
+    except Exception as error:  # readers raise nearly anything on broken bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedFile(f"{name}: cannot be read ({reason})", hint="open it in a viewer, or copy it again") from error

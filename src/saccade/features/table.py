@@ -1,0 +1,313 @@
+"""The feature table: one vector an image with what is known of it, in Parquet; exact search in it.
+
+A table of many rows may lie in LanceDB instead, see lance.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
+
+from saccade.base.files import cannot_write, make_folder, write_file
+from saccade.errors import DataError
+from saccade.features.filters import Condition, mask
+
+ROWS, QUERIES = 4096, 512  # of one product: 8 MiB of similarities
+GROUP = 32
+COLUMNS = ("id", "label", "group", "split", "sha256")
+FEATURES = "features"
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """features [N D] float32; the lists have N entries.
+
+    model   name of what made the features
+    about   how: ``spec`` (the input), ``weights`` (their hash), ``data`` (where the images lay), ``precision``
+    extras  every other column of the images' manifest, as text
+    """
+
+    features: np.ndarray
+    ids: list[str]
+    labels: list[str | None]
+    groups: list[str | None]
+    splits: list[str | None]
+    hashes: list[str | None]
+    model: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, list[str | None]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def columns(self) -> dict[str, list[str | None]]:
+        """Everything known of the images, by name of the column."""
+        known: list[Any] = [self.ids, self.labels, self.groups, self.splits, self.hashes]
+        return dict(zip(COLUMNS, known)) | self.extras
+
+    def select(self, indices: Iterable[int]) -> FeatureTable:
+        """The rows at ``indices``, in that order."""
+        chosen = [int(i) for i in indices]
+        known = {name: [values[i] for i in chosen] for name, values in self.columns.items()}
+        return table_of(self.features[chosen], known, self.model, self.about)
+
+
+def table_of(
+    features: np.ndarray, columns: dict[str, list[str | None]], model: str, about: dict[str, Any]
+) -> FeatureTable:
+    """A table from its columns by name, the five of COLUMNS and any others."""
+    extras = {name: values for name, values in columns.items() if name not in COLUMNS}
+    ids, labels, groups, splits, hashes = (columns[name] for name in COLUMNS)
+    return FeatureTable(features, [str(i) for i in ids], labels, groups, splits, hashes, model, about, extras)
+
+
+def storable(text: str | None) -> str | None:
+    """File names may hold bytes that are no text; a table cannot, so they are spelt out: ``\\udcff``."""
+    return text if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def to_arrow(table: FeatureTable) -> pa.Table:
+    """Columns of text and one fixed-size list column ``features``; what is said of all rows is in the metadata."""
+    flat = pa.array(np.ascontiguousarray(table.features, dtype=np.float32).reshape(-1))
+    data = {name: pa.array(map(storable, values), pa.string()) for name, values in table.columns.items()}
+    data[FEATURES] = pa.FixedSizeListArray.from_arrays(flat, table.features.shape[1])
+    about = {"model": table.model, "about": table.about}
+    return pa.table(data).replace_schema_metadata({"saccade": json.dumps(about)})
+
+
+def from_arrow(arrow: pa.Table) -> FeatureTable:
+    """The table that to_arrow wrote. Raises KeyError for others."""
+    about = json.loads((arrow.schema.metadata or {})[b"saccade"])
+    lists = arrow[FEATURES].combine_chunks()
+    width = lists.type.list_size
+    features = np.asarray(lists.flatten(), dtype=np.float32).reshape(len(arrow), width)
+    columns = {name: arrow[name].to_pylist() for name in arrow.column_names if name != FEATURES}
+    return table_of(features, columns, about["model"], about["about"])
+
+
+def save_table(path: Path, table: FeatureTable) -> None:
+    """Write Parquet, under a temporary name first. Raises StorageError."""
+    write_file(path, lambda temporary: pq.write_table(to_arrow(table), temporary))
+
+
+class TableWriter:
+    """Writes a table part by part, under a temporary name until it is whole; for tables that do not fit memory."""
+
+    def __init__(self, path: Path):
+        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> TableWriter:
+        make_folder(self.path.parent)
+        return self
+
+    def add(self, part: FeatureTable) -> None:
+        """All parts have the same columns, width, model and ``about``. Raises StorageError."""
+        arrow = to_arrow(part)
+        try:
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self.temporary, arrow.schema)
+            self._writer.write_table(arrow)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+            if kind is None and self._writer is not None:
+                self.temporary.replace(self.path)
+            else:
+                self.temporary.unlink(missing_ok=True)
+        except OSError as error:
+            if kind is None:  # else that says more
+                raise cannot_write(self.path, error) from error
+
+
+def load_table(path: Path) -> FeatureTable:
+    """Read what save_table wrote. Raises DataError for other files."""
+    try:
+        return from_arrow(pq.read_table(path))
+    except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not a feature table",
+            got=str(error).splitlines()[0],
+            hint="saccade embed MODEL DATA --out FILE",
+        ) from error
+
+
+# --- searching ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How much of the truth approximate answers hold, measured on rows of the table (see lance.py).
+
+    k, filter   of the search that was measured
+    cells       parts of the index that are looked into
+    mean        share of the k exact neighbours that were found; low and high: its 95 % interval
+    queries     rows whose neighbours were compared
+    """
+
+    k: int
+    filter: str
+    cells: int
+    mean: float
+    low: float
+    high: float
+    queries: int
+
+    def text(self) -> str:
+        return (
+            f"approximate: {self.mean:.1%} of the {self.k} exact neighbours are found "
+            f"({self.low:.1%} to {self.high:.1%}, measured on {self.queries} rows of the table)"
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Neighbours, nearest first: what is known of each, and its cosine similarity [k]; recall None means exact."""
+
+    hits: list[dict[str, str | None]]
+    similarities: np.ndarray
+    recall: Recall | None = None
+
+
+class Store(Protocol):
+    """A feature table that can be searched, wherever it lies."""
+
+    place: str
+    model: str
+    about: dict[str, Any]
+    rows: int
+    width: int
+    columns: tuple[str, ...]
+    indexed: bool
+
+    def load(self, rows: Sequence[int] | None = None) -> FeatureTable:
+        """The table in memory, or the rows named, in ascending order."""
+        ...
+
+    def values(self, column: str) -> list[str]:
+        """What the column holds, sorted; "" where something is not known."""
+        ...
+
+    def nearest_rows(
+        self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
+    ) -> Answer:
+        """The k rows most like ``query`` [D] among those that fulfil the conditions."""
+        ...
+
+
+class MemoryStore:
+    """A table in memory; satisfies Store. Its answers are always exact."""
+
+    indexed = False
+
+    def __init__(self, place: str | Path, table: FeatureTable):
+        self.place, self.table = str(place), table
+        self.model, self.about = table.model, table.about
+        self.rows, self.width = table.features.shape
+        self.columns = tuple(table.columns)
+
+    def load(self, rows: Sequence[int] | None = None) -> FeatureTable:
+        return self.table if rows is None else self.table.select(sorted(int(row) for row in rows))
+
+    def values(self, column: str) -> list[str]:
+        return sorted({value or "" for value in self.table.columns[column]})
+
+    def nearest_rows(
+        self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
+    ) -> Answer:
+        features, kept = self.table.features, None
+        if conditions:
+            kept = np.flatnonzero(mask(conditions, self.table.columns, self.rows))
+            features = features[kept]
+        if not len(features):
+            return Answer([], np.zeros(0, np.float32))
+        similar, found = nearest(features, query[None], k)
+        rows = found[0] if kept is None else kept[found[0]]
+        known = self.table.columns
+        return Answer([{name: known[name][int(row)] for name in self.columns} for row in rows], similar[0])
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1; rows of zeros stay zero."""
+    x = np.asarray(x, dtype=np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact cosine neighbours of ``queries`` [Q D] among ``rows`` [N D], nearest first.
+
+    Returns similarities [Q k] float32 and indices [Q k], k capped by N. The queries are shared out over the cores;
+    no more than a few megabytes of similarities exist at a time, so N may be in the millions.
+    """
+    k = min(k, len(rows))
+    queries = unit(queries)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    shares = np.array_split(queries, max(1, min(cores, len(queries) // 64)))
+    # One thread a product: many products side by side leave no core waiting.
+    with threadpool_limits(1), ThreadPoolExecutor(len(shares)) as pool:
+        found = list(pool.map(lambda share: _nearest(rows, share, k), shares))
+    return np.concatenate([scores for scores, _ in found]), np.concatenate([indices for _, indices in found])
+
+
+def _nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    where = np.zeros((len(queries), k), np.int64)
+    for start in range(0, len(rows), ROWS):
+        block = unit(rows[start : start + ROWS]).T
+        for first in range(0, len(queries), QUERIES):
+            part = slice(first, first + QUERIES)
+            _keep_best(queries[part] @ block, start, best[part], where[part])
+    order = np.argsort(-best, axis=1, kind="stable")
+    return np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
+
+
+def _keep_best(similar: np.ndarray, start: int, best: np.ndarray, where: np.ndarray) -> None:
+    """Merge similarities [q n] of the rows from ``start`` on into the best k of each query, in place.
+
+    Nearly all blocks hold nearly nothing new, which the largest value of each group of columns tells: they are
+    compared with the worst of the best, and only what is above it is looked at.
+    """
+    (count, width), k = similar.shape, best.shape[1]
+    if start == 0:  # nothing to compare with yet
+        most = min(k, width)
+        top = np.argpartition(-similar, most - 1, axis=1)[:, :most]
+        best[:, :most], where[:, :most] = np.take_along_axis(similar, top, 1), top
+        return
+    whole = width // GROUP * GROUP
+    groups = similar[:, :whole].reshape(count, GROUP, -1)  # of every n / GROUP-th column
+    worst = best.min(axis=1, keepdims=True)
+    query, group = np.nonzero(groups.max(axis=1) > worst) if whole else (np.zeros(0, np.int64),) * 2
+    values = groups[query, :, group]
+    hit, member = np.nonzero(values > worst[query])
+    rest_query, rest_column = np.nonzero(similar[:, whole:] > worst)
+    hits = np.concatenate([query[hit], rest_query])
+    columns = np.concatenate([member * groups.shape[2] + group[hit], whole + rest_column])
+    if not len(hits):
+        return
+    order = np.argsort(hits, kind="stable")
+    hits, columns = hits[order], columns[order]
+    touched, begin, counts = np.unique(hits, return_index=True, return_counts=True)
+    place = np.arange(len(hits)) - np.repeat(begin, counts)
+    row = np.repeat(np.arange(len(touched)), counts)
+    values = np.full((len(touched), k + counts.max()), -np.inf, np.float32)
+    numbers = np.zeros(values.shape, np.int64)
+    values[:, :k], numbers[:, :k] = best[touched], where[touched]
+    values[row, k + place], numbers[row, k + place] = similar[hits, columns], start + columns
+    top = np.argpartition(-values, k - 1, axis=1)[:, :k]
+    best[touched], where[touched] = np.take_along_axis(values, top, 1), np.take_along_axis(numbers, top, 1)

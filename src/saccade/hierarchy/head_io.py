@@ -1,0 +1,66 @@
+"""A head on disk: weights in safetensors, everything else in JSON; loads without running code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from saccade.base import run_folder
+from saccade.errors import ModelError, StorageError
+from saccade.hierarchy.heads import HEADS, FittedHead, HeadConfig
+
+CONFIG, WEIGHTS = "head.json", "head.safetensors"
+
+
+@dataclass(frozen=True)
+class KeptHead:
+    """A head, its classes in the order of its answers, and the folder of the hierarchy whose regions it reads."""
+
+    head: FittedHead
+    classes: tuple[str, ...]
+    hierarchy: str
+
+
+def save_head(
+    folder: Path,
+    head: FittedHead,
+    config: HeadConfig,
+    classes: tuple[str, ...],
+    hierarchy: Path,
+    slides: Mapping[str, str],
+) -> None:
+    """Write ``folder``. Raises StorageError when the disk refuses.
+
+    slides   ``data.source`` and other settings that name the labelled slides, so that they can be shown with the head
+    """
+    state = {f"network.{key}": value.detach().contiguous() for key, value in head.network.state_dict().items()}
+    state |= {"mean": torch.from_numpy(head.mean), "std": torch.from_numpy(head.std)}
+    about = {"config": dataclasses.asdict(config), "classes": list(classes), "hierarchy": str(hierarchy.resolve())}
+    about["slides"] = dict(slides)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WEIGHTS).write_bytes(safetensors.torch.save(state))
+    except OSError as error:
+        raise StorageError(f"the head could not be written to {folder}", got=error.strerror) from error
+    run_folder.write_json(folder / CONFIG, about)
+
+
+def load_head(run: Path) -> KeptHead:
+    """The head of a run of ``finetune`` on slides. ModelError where there is none."""
+    folder = run / "head"
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"no head of slides in {run}", expected="head/head.json", hint="saccade finetune makes one")
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    state = safetensors.torch.load_file(folder / WEIGHTS)
+    mean, std = np.asarray(state.pop("mean")), np.asarray(state.pop("std"))
+    config, classes = HeadConfig(**about["config"]), tuple(about["classes"])
+    network = HEADS[config.kind](len(mean), len(classes), config)
+    network.load_state_dict({key.removeprefix("network."): value for key, value in state.items()})
+    return KeptHead(FittedHead(network.eval(), mean, std), classes, about["hierarchy"])

@@ -1,0 +1,335 @@
+"""Transformers whose map shrinks on the way: Swin, and a ViT that pools its tokens (HVT).
+
+Swin is Liu et al. 2021 (arXiv:2103.14030), named and laid out as in timm: attention inside windows, shifted by half a
+window in every second block, and patches merged two by two between the four stages. Where windows tile every map, the
+figures are timm's. Other maps are padded, and no token attends to padding; in timm tokens do.
+
+HVT is Pan et al. 2021 (arXiv:2103.10619): no class token, max pooling of tokens between blocks, new learned positions
+after each pooling, and the mean of the last tokens as the image's vector. The paper pools the row-major sequence (3
+tokens, every second kept), which joins neighbours of one row only, wraps from row to row, and leaves no map. Here the
+plane is pooled, 3 x 3 tokens with stride 2: a token still stands for a square of the image, and the network has a map
+to show. The price: a pooling keeps a quarter of the tokens, not half; in a volume, where 3 x 3 x 3 are pooled, an
+eighth. Sides are rounded up, so one token stays one.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saccade.base.contracts import Features
+from saccade.errors import ModelError
+from saccade.models.nn.attention import attend
+from saccade.models.nn.blocks import NORM_EPS, Block, DropPath, Mlp, drop_rates, through
+from saccade.models.nn.patch_embed import PatchEmbed, PatchProjection, check_pixels
+from saccade.models.nn.positions import Grid, Positions
+from saccade.models.settings import HVTSettings, SwinSettings, arguments
+
+SWIN_NORM_EPS = 1e-5  # torch's own value; the paper's code and timm keep it in Swin alone
+MLP_RATIO = 4
+
+
+def _initialise(part: nn.Module) -> None:
+    for module in part.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+# --- windows ------------------------------------------------------------------------------------
+
+
+class Windows(NamedTuple):
+    """How windows lie on one map: tokens along each axis of a window, of the shift, and windows along each axis."""
+
+    size: tuple[int, int]
+    shift: tuple[int, int]
+    tiles: tuple[int, int]
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        return self.size[0] * self.tiles[0], self.size[1] * self.tiles[1]
+
+
+def lay_windows(grid: tuple[int, int], window: int, *, shifted: bool) -> Windows:
+    """Along an axis that holds a single window, the window shrinks to the map and nothing is shifted, as in timm."""
+    sizes = [min(window, length) for length in grid]
+    shifts = [window // 2 if shifted and length > window else 0 for length in grid]
+    counts = [math.ceil(length / size) for length, size in zip(grid, sizes)]
+    return Windows((sizes[0], sizes[1]), (shifts[0], shifts[1]), (counts[0], counts[1]))
+
+
+def _parts(length: int, padded: int, shift: int) -> Tensor:
+    """For every place of a rolled axis: 0, or 1 if it came around from the other end, or 2 if it is padding."""
+    place = torch.arange(padded)
+    wrapped = place >= padded - shift
+    return torch.where((place + shift) % padded >= length, 2, wrapped.long())
+
+
+@functools.lru_cache(maxsize=256)
+def hidden_pairs(grid: tuple[int, int], windows: Windows, device: torch.device) -> Float[Tensor, "W 1 N N"] | None:
+    """Minus infinity where a query may not see a key of its window, else 0; None where all may see all.
+
+    Tokens that the roll brought together from both ends of the map do not see each other, and none sees padding.
+    Padding sees padding: a query that sees nothing would be not a number.
+    """
+    if windows.padded == grid and not any(windows.shift):
+        return None
+    # Made in inference mode, the cached tensor could not take part in training later.
+    with torch.inference_mode(False):
+        rows, columns = (_parts(grid[a], windows.padded[a], windows.shift[a]) for a in (0, 1))
+        padding = (rows == 2)[:, None] | (columns == 2)[None]
+        part = torch.where(padding, -1, 2 * rows[:, None] + columns[None])
+        (down, across), (height, width) = windows.tiles, windows.size
+        part = part.view(down, height, across, width).transpose(1, 2).reshape(down * across, 1, height * width)
+        apart = part[..., :, None] != part[..., None, :]
+        return torch.zeros(apart.shape).masked_fill(apart, float("-inf")).to(device)
+
+
+@functools.lru_cache(maxsize=256)
+def offset_rows(size: tuple[int, int], window: int, device: torch.device) -> Tensor:
+    """Row of the table of biases for every query and key of a window, [N * N].
+
+    The table is made for ``window`` x ``window``; a smaller window has smaller offsets and uses the table's middle.
+    """
+    with torch.inference_mode(False):
+        y, x = (axis.flatten() for axis in torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij"))
+        down, across = y[:, None] - y[None], x[:, None] - x[None]
+        return ((down + window - 1) * (2 * window - 1) + across + window - 1).flatten().to(device)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias for every offset between two tokens.
+
+    shifted  the windows lie half a window further down and right: the map is rolled under them
+    """
+
+    def __init__(self, dim: int, heads: int, window: int, *, shifted: bool):
+        super().__init__()
+        self.heads, self.window, self.shifted = heads, window, shifted
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def bias(self, size: tuple[int, int]) -> Float[Tensor, "H N N"]:
+        """What is added to the scores inside a window of this size."""
+        table, count = self.relative_position_bias_table, math.prod(size)
+        chosen = table[offset_rows(size, self.window, table.device)]
+        return chosen.view(count, count, self.heads).permute(2, 0, 1)
+
+    def forward(self, x: Float[Tensor, "B Y X D"]) -> Float[Tensor, "B Y X D"]:
+        height, width = x.shape[1:3]
+        windows = lay_windows((height, width), self.window, shifted=self.shifted)
+        shift = windows.shift
+        if windows.padded == (height, width):
+            qkv = self.qkv(_rolled(x, (-shift[0], -shift[1])))  # a third of what is rolled below
+        else:
+            # Padding comes last: it needs no queries, keys and values of its own.
+            missing = (windows.padded[0] - height, windows.padded[1] - width)
+            qkv = _rolled(F.pad(self.qkv(x), (0, 0, 0, missing[1], 0, missing[0])), (-shift[0], -shift[1]))
+        mixed = _rolled(self._mix(qkv, (height, width), windows), shift)
+        return self.proj(mixed[:, :height, :width])
+
+    def _mix(self, qkv: Float[Tensor, "B Y X E"], grid: tuple[int, int], windows: Windows) -> Float[Tensor, "B Y X D"]:
+        """Attention inside every window; ``grid`` is the map without padding.
+
+        Windows count as images where all have the same mask, as heads where each has its own.
+        """
+        bias, hidden = self.bias(windows.size), hidden_pairs(grid, windows, qkv.device)
+        batch, (tall, wide) = len(qkv), windows.padded
+        (down, across), (rows, columns) = windows.tiles, windows.size
+        cut = (batch, down, rows, across, columns, 3, self.heads, qkv.shape[-1] // (3 * self.heads))
+        shape = (-1, self.heads if hidden is None else down * across * self.heads, rows * columns, cut[-1])
+        # [B Y X H Dk] -> [B down across H rows columns Dk]
+        query, key, value = (part.permute(0, 1, 3, 5, 2, 4, 6).reshape(shape) for part in qkv.view(cut).unbind(5))
+        mask = bias[None] if hidden is None else (bias + hidden).flatten(0, 1)[None]
+        mixed = attend(query, key, value, mask=mask.to(query.dtype))
+        mixed = mixed.reshape(batch, down, across, self.heads, rows, columns, cut[-1])
+        return mixed.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, tall, wide, -1)
+
+
+def _rolled(x: Float[Tensor, "B Y X D"], shift: tuple[int, int]) -> Float[Tensor, "B Y X D"]:
+    return x.roll(shift, dims=(1, 2)) if any(shift) else x
+
+
+# --- Swin ---------------------------------------------------------------------------------------
+
+
+class SwinBlock(nn.Module):
+    """Attention in windows and an MLP, each with a norm before and a residual path around."""
+
+    def __init__(self, dim: int, heads: int, window: int, *, shifted: bool, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=SWIN_NORM_EPS)
+        self.attn = WindowAttention(dim, heads, window, shifted=shifted)
+        self.norm2 = nn.LayerNorm(dim, eps=SWIN_NORM_EPS)
+        self.mlp = Mlp(dim, MLP_RATIO * dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B N D"]:
+        x = x + self.drop_path(self.attn(self.norm1(x).unflatten(1, grid)).flatten(1, 2))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchMerging(nn.Module):
+    """Two by two tokens become one of twice the width: the four side by side, a norm, one matrix."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim, eps=SWIN_NORM_EPS)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B M E"]:
+        height, width = grid
+        x = x.view(len(x), height // 2, 2, width // 2, 2, x.shape[-1])
+        # The left column of the four comes first: the order that the weights of the paper were trained with.
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3).flatten(1, 2)
+        return self.reduction(self.norm(x))
+
+
+class SwinStage(nn.Module):
+    """Blocks on one map; all stages but the first merge patches before."""
+
+    def __init__(self, dim: int, heads: int, window: int, *, merges: bool, drop_paths: list[float]):
+        super().__init__()
+        self.downsample = PatchMerging(dim // 2) if merges else None
+        self.blocks = nn.ModuleList(
+            SwinBlock(dim, heads, window, shifted=index % 2 == 1, drop_path=rate)
+            for index, rate in enumerate(drop_paths)
+        )
+
+    def forward(
+        self, x: Float[Tensor, "B N D"], grid: tuple[int, int], *, recompute: bool = False
+    ) -> tuple[Float[Tensor, "B M E"], tuple[int, int]]:
+        if self.downsample is not None:
+            x, grid = self.downsample(x, grid), (grid[0] // 2, grid[1] // 2)
+        for block in self.blocks:
+            x = through(block, x, grid, recompute=recompute)
+        return x, grid
+
+
+class NormedPatches(nn.Module):
+    """Pixels to tokens: each patch times one matrix, and a norm."""
+
+    def __init__(self, channels: int, dim: int, patch: int):
+        super().__init__()
+        self.proj = PatchProjection(channels, dim, (patch, patch))
+        self.norm = nn.LayerNorm(dim, eps=SWIN_NORM_EPS)
+
+    def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B N D"]:
+        return self.norm(self.proj(pixels))
+
+
+class Swin(nn.Module):
+    """Four stages of attention in windows; runs at every size that is a multiple of ``settings.unit_px``."""
+
+    def __init__(self, settings: SwinSettings):
+        super().__init__()
+        s = self.settings = settings
+        self.name, self.channels, self.patch = s.name, s.channels, s.patch
+        self.dim, self.stride_px, self.checkpointing = 8 * s.dim, 8 * s.patch, False
+        self.patch_embed = NormedPatches(s.channels, s.dim, s.patch)
+        rates, stages = drop_rates(s.drop_path, sum(s.depths)), []
+        for stage, (depth, heads) in enumerate(zip(s.depths, s.heads)):
+            first = sum(s.depths[:stage])
+            drop_paths = rates[first : first + depth]
+            stages.append(SwinStage(s.dim * 2**stage, heads, s.window, merges=stage > 0, drop_paths=drop_paths))
+        self.layers = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(self.dim, eps=SWIN_NORM_EPS)
+        _initialise(self.layers)
+
+    def config(self) -> dict[str, object]:
+        """Arguments of ``backbones.build.build`` that make this network again."""
+        return arguments(self.settings)
+
+    def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
+        """The last map after the norm as tokens, their mean as the image's vector; ModelError for other sizes."""
+        height, width = self._fitting(pixels)
+        x, grid = self.patch_embed(pixels), (height // self.patch, width // self.patch)
+        for stage in self.layers:
+            x, grid = stage(x, grid, recompute=self.checkpointing)
+        x = self.norm(x)
+        return Features(cls=x.mean(dim=1), tokens=x, grid=grid)
+
+    def _fitting(self, pixels: Tensor) -> tuple[int, int]:
+        """Height and width, if the network runs on these pixels."""
+        check_pixels(pixels, self.channels)
+        height, width = pixels.shape[2:]
+        unit = self.settings.unit_px
+        if height % unit or width % unit or not height or not width:
+            nearest = " x ".join(str(max(1, round(side / unit)) * unit) for side in (height, width))
+            raise ModelError(
+                f"{self.name} does not run at this size",
+                got=f"{height} x {width} px",
+                expected=f"multiples of {unit} px: patches of {self.patch}, merged three times",
+                hint=f"nearest: {nearest}; or a smaller patch",
+            )
+        return height, width
+
+
+# --- HVT ----------------------------------------------------------------------------------------
+
+
+def pool_tokens(x: Float[Tensor, "B N D"], grid: Grid) -> tuple[Float[Tensor, "B M D"], Grid]:
+    """The greatest of 3 x 3 (x 3) tokens in every channel, at every second place of each axis; sides are rounded up."""
+    pool = F.max_pool2d if len(grid) == 2 else F.max_pool3d
+    # A plane with channels last is what the tokens are already: nothing is copied.
+    plane = pool(x.unflatten(1, grid).movedim(-1, 1), 3, stride=2, padding=1)
+    return plane.movedim(1, -1).flatten(1, -2), tuple(plane.shape[2:])
+
+
+class HVT(nn.Module):
+    """A ViT without class token that pools its tokens before the blocks ``settings.pools``.
+
+    Any image or volume size that patches divide. Raises ModelError where ``settings.size_px`` is no multiple of the
+    patch.
+    """
+
+    def __init__(self, settings: HVTSettings):
+        super().__init__()
+        s = self.settings = settings
+        self.name, self.dim, self.channels, self.patch = s.name, s.dim, s.channels, s.patch
+        self.stride_px, self.checkpointing = s.patch * 2 ** len(s.pools), False
+        self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch, axes=s.axes)
+        grid, tables = self.patch_embed.grid((s.size_px,) * s.axes), []
+        for _ in range(1 + len(s.pools)):
+            tables.append(Positions("learned", grid, s.dim, s.heads, prefix=0))
+            grid = tuple(math.ceil(length / 2) for length in grid)
+        self.positions = nn.ModuleList(tables)
+        rates = drop_rates(s.drop_path, s.depth)
+        self.blocks = nn.ModuleList(Block(s.dim, s.heads, mlp_ratio=MLP_RATIO, drop_path=rate) for rate in rates)
+        self.norm = nn.LayerNorm(s.dim, eps=NORM_EPS)
+        _initialise(self.blocks)
+
+    def config(self) -> dict[str, object]:
+        """Arguments of ``backbones.build.build`` that make this network again."""
+        return arguments(self.settings)
+
+    def forward(self, pixels: Float[Tensor, "B C *size"]) -> Features:
+        """The last tokens after the norm, their mean as the image's vector; ModelError when the pixels do not fit."""
+        x = self.patch_embed(pixels)
+        grid, pooled = self.patch_embed.grid(tuple(pixels.shape[2:])), 0
+        x = self._placed(x, grid, pooled)
+        for index, block in enumerate(self.blocks):
+            if index in self.settings.pools:
+                x, grid = pool_tokens(x, grid)
+                pooled += 1
+                x = self._placed(x, grid, pooled)
+            x = through(block, x, recompute=self.checkpointing)
+        x = self.norm(x)
+        return Features(cls=x.mean(dim=1), tokens=x, grid=grid)
+
+    def _placed(self, x: Float[Tensor, "B N D"], grid: Grid, pooled: int) -> Float[Tensor, "B N D"]:
+        """Tokens that know where they are, after so many poolings."""
+        positions = self.positions[pooled]
+        assert isinstance(positions, Positions)
+        added = positions.added(grid, x)
+        return x if added is None else x + added

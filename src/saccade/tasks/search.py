@@ -1,0 +1,197 @@
+"""Which images of a feature table are most like this one? (``saccade search``)
+
+The image is embedded as those of the table were: by the same weights, which are compared by their hash, at the
+same size and in the same range. Another model would answer in another space, and its answers would look as good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saccade import runtime
+from saccade.base.contracts import InputSpec, Record, Sample
+from saccade.base.files import write_bytes
+from saccade.data.images.decode import IMAGE_SUFFIXES, decode
+from saccade.data.open import open_source
+from saccade.errors import DataError, ModelError, UsageError
+from saccade.evaluation.knn import Guess, guess
+from saccade.features.embed_images import embed_one
+from saccade.features.filters import parse
+from saccade.features.stores import approximates, open_store
+from saccade.features.table import Answer, Store
+from saccade.features.thumbnails import SLIDES, Pictures
+from saccade.models.backbones.weights import LoadedModel, fingerprint, load_model
+from saccade.viz.overlays import Neighbour, hits_panel
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    k            neighbours
+    where        conditions on what is known of the images, see filters.py; "" takes all
+    approximate  use the index of a table in LanceDB; None: only above a million rows
+    data         where the images of the table lie now, when they have moved
+    """
+
+    k: int = 10
+    where: str = ""
+    approximate: bool | None = None
+    data: Path | None = None
+
+
+class Searcher:
+    """A model and a table that it made: images in, vectors of the table's space out."""
+
+    def __init__(self, model: str | Path, store: Store):
+        self.store = store
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in store.about.get("spec", {}).items()
+        }
+        if store.about.get("rows") == SLIDES:
+            raise ModelError(
+                f"the rows of {store.place} are whole slides",
+                got=model,
+                expected=store.model,
+                hint="ask with that hierarchy and a slide: saccade search HIERARCHY SLIDE",
+            )
+        if not values or "weights" not in store.about:
+            raise DataError(
+                f"{store.place} does not say which weights made it",
+                hint="it is of an older saccade: saccade embed MODEL DATA --out FILE writes it again",
+            )
+        self.spec = InputSpec(**values)
+        self.model: LoadedModel = load_model(model, channels=self.spec.channels, size_px=self.spec.size_px)
+        found, expected = fingerprint(self.model.backbone), store.about["weights"]
+        if found != expected:
+            raise ModelError(
+                f"{store.place} was made by another model",
+                got=f"{self.model.name}, weights {found}",
+                expected=f"{store.model}, weights {expected}",
+                hint="search with that model, or embed the images again with this one",
+            )
+        self.device = runtime.pick_device()
+
+    def vector(self, sample: Sample) -> np.ndarray:
+        """The vector [D] of an image or volume. Raises ModelError where the table has none of that kind."""
+        precision = str(self.store.about.get("precision") or runtime.usual_precision(self.device))
+        return embed_one(self.model, self.spec, sample, device=self.device, precision=precision)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked with: its name, its pixels [C Y X] or [C T Y X], and the hash of its content."""
+
+    name: str
+    pixels: np.ndarray
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The answer to one image.
+
+    same    whether each hit is the very file that was asked with; such a hit has no vote
+    guess   the label that the others vote for, None where they have none
+    """
+
+    query: str
+    pixels: np.ndarray
+    store: Store
+    options: SearchOptions
+    answer: Answer
+    same: list[bool]
+    guess: Guess | None
+    pictures: Pictures
+
+    def text(self) -> str:
+        """A table for the terminal."""
+        shown = [name for name in ("label", "group", "split") if any(hit[name] for hit in self.answer.hits)]
+        if not self.answer.hits:
+            return f"nothing in {self.store.place} fits {self.options.where}"
+        rows = [["", "similarity", *shown, "image"]]
+        for place, hit in enumerate(self.answer.hits):
+            known = [hit[name] or "" for name in shown]
+            note = " (the image itself)" if self.same[place] else ""
+            rows.append([str(place + 1), f"{self.answer.similarities[place]:.4f}", *known, f"{hit['id']}{note}"])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows]
+        filtered = f", {self.options.where}" if self.options.where else ""
+        how = self.answer.recall.text() if self.answer.recall else "exact"
+        count = f"{self.store.rows:,} {self.store.about.get('rows', 'images')}"
+        lines += ["", f"{count} in {self.store.place}, {self.store.model}{filtered}; {how}"]
+        return "\n".join(lines + ([self.guess.text()] if self.guess else []))
+
+    def to_dict(self) -> dict[str, Any]:
+        hits = [
+            hit | {"rank": i + 1, "similarity": round(float(self.answer.similarities[i]), 6), "same_file": self.same[i]}
+            for i, hit in enumerate(self.answer.hits)
+        ]
+        return {
+            "query": self.query,
+            "store": self.store.place,
+            "rows": self.store.rows,
+            "model": self.store.model,
+            "weights": self.store.about["weights"],
+            "where": self.options.where,
+            "exact": self.answer.recall is None,
+            "recall": dataclasses.asdict(self.answer.recall) if self.answer.recall else None,
+            "guess": dataclasses.asdict(self.guess) if self.guess else None,
+            "hits": hits,
+        }
+
+    def save_sheet(self, path: Path) -> list[str]:
+        """Write a contact sheet (PNG): the image asked with, then the hits. Returns why some are not shown."""
+        if path.suffix.lower() != ".png":
+            raise UsageError("a contact sheet is a PNG", got=path)
+        shown, faults = [], []
+        for hit, score in zip(self.answer.hits, self.answer.similarities):
+            try:
+                pixels = self.pictures.pixels(str(hit["id"]), hit["sha256"])
+            except DataError as error:
+                faults.append(str(error))
+                pixels = np.zeros((3, 1, 1), np.uint8)
+            shown.append(Neighbour(pixels, hit["label"], float(score)))
+        if shown and len(faults) == len(shown):
+            raise DataError("none of the images found is there to be shown", got=faults[0])
+        write_bytes(path, hits_panel(self.pixels, shown))
+        return faults
+
+
+def read_query(path: Path) -> tuple[Sample, str]:
+    """The image or volume that is asked with, and the hash of its file."""
+    if not path.exists():
+        raise DataError("image file not found", got=path)
+    if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
+        data = path.read_bytes()
+        return Sample(decode(data, str(path)), Record(str(path))), hashlib.sha256(data).hexdigest()
+    source = open_source(path)
+    if len(source) != 1:
+        raise UsageError("a search asks with one image", got=f"{len(source):,} in {path}")
+    return source.read(0), source.content_hash(0)
+
+
+def search(model: str | Path, image: str | Path, place: str | Path, options: SearchOptions) -> Found:
+    """The nearest neighbours of an image file in a feature table; see SearchOptions."""
+    store = open_store(place)
+    sample, digest = read_query(Path(image))
+    vector = Searcher(model, store).vector(sample)
+    return answer(store, vector, Asked(str(image), sample.pixels, digest), options)
+
+
+def answer(store: Store, vector: np.ndarray, asked: Asked, options: SearchOptions) -> Found:
+    """The nearest neighbours of a vector [D] in a feature table, and what they vote for."""
+    if options.k < 1:
+        raise UsageError("--k is at least 1", got=options.k)
+    approximate = approximates(store, options.approximate)
+    found = store.nearest_rows(vector, options.k, parse(options.where), approximate=approximate)
+    same = [hit["sha256"] == asked.sha256 for hit in found.hits]
+    voters = [(hit["label"], float(s)) for hit, s, own in zip(found.hits, found.similarities, same) if not own]
+    pictures = Pictures(store.about, data=options.data)
+    shown = pictures.eight_bit(asked.pixels)
+    return Found(asked.name, shown, store, options, found, same, guess(voters), pictures)

@@ -1,0 +1,34 @@
+"""Which slides are most like this one? (``saccade search HIERARCHY SLIDE``)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saccade.data.slides.detect import is_slide
+from saccade.errors import ModelError, UsageError
+from saccade.features.stores import open_store
+from saccade.hierarchy.evaluate_slides import embed, slides_of
+from saccade.tasks.search import Asked, Found, SearchOptions, answer
+from saccade.train.loop import Console
+
+
+def search(run: Path, slide: str | Path, place: str | Path, options: SearchOptions, console: Console) -> Found:
+    """The nearest neighbours of one slide in a table of slides that the hierarchy in ``run`` made.
+
+    Raises ModelError when another hierarchy, or no hierarchy at all, made the table.
+    """
+    if Path(slide).is_file() and not is_slide(Path(slide), asked=True):
+        raise UsageError("a hierarchy is asked with a slide", got=slide)
+    store = open_store(place)
+    tiles = slides_of(run, str(slide), {})
+    if len(tiles.named) != 1:
+        raise UsageError("a search asks with one slide", got=f"{len(tiles.named):,} in {slide}")
+    found = embed(run, tiles, console)
+    if found.about["weights"] != store.about.get("weights"):
+        raise ModelError(
+            f"{place} was made by another model",
+            got=found.model,
+            expected=store.model,
+            hint="search with that model, or embed the slides again with this hierarchy",
+        )
+    return answer(store, found.features[0], Asked(str(slide), tiles.slides[0].thumbnail(256), tiles.hashes[0]), options)

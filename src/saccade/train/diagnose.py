@@ -1,0 +1,103 @@
+"""What is wrong with a run, from its logged figures alone: live in the loop, or afterwards from metrics.jsonl.
+
+Each rule of ``illnesses`` has to hold for a stretch after the warm-up: 100 steps, or a fifth of a run shorter than 500.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from saccade.base import config, run_folder
+from saccade.train.failure_modes import RULES, Diagnosis, Line, Settings, worse_than_start
+
+HOLD = 100
+MEMORY = 1000  # lines that are looked at, so that a long run is examined as quickly as a short one
+GRAVE = (
+    "diverged",
+    "uniform collapse",
+    "one-prototype collapse",
+    "all images have the same vector",
+    "dimensional collapse",
+    "no learning",
+    "features worse than at the start",
+)
+"""What ends a run with ``train.on_collapse`` stop or repair: it would go on learning nothing."""
+
+
+def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:
+    """What is wrong at the last of these lines: one diagnosis a rule that holds, the gravest first.
+
+    lines   of metrics.jsonl in the order of their steps
+    """
+    first = next((line for line in lines if "rank" in line), None)
+    lines = lines[-MEMORY:]
+    worse = worse_than_start(first, lines, settings)
+    told = [worse] if worse is not None else []
+    hold = max(3.0, min(HOLD, 0.2 * settings.steps))
+    begin = settings.warmup_fraction * settings.steps
+    stretch: list[Line] = []
+    for line in reversed(lines):
+        if line["step"] < begin or (stretch and line["step"] <= stretch[0]["step"] - hold):
+            break
+        if "loss" in line:
+            stretch.append(line)
+    stretch.reverse()
+    if len(stretch) < 3 or stretch[-1]["step"] - stretch[0]["step"] < 0.6 * hold:
+        return told
+    return told + [found for rule in RULES if (found := rule(stretch, lines, settings)) is not None]
+
+
+class Doctor:
+    """Looks at a run while it goes, and says each illness once.
+
+    stop   end the run where it learns nothing any more: ``finished`` says why, ``ill`` is what it has
+    """
+
+    def __init__(self, settings: Settings, lines: Sequence[Line], *, stop: bool):
+        self.settings, self.lines, self.stop = settings, list(lines), stop
+        self.known = {one.name for one in examine(self.lines, settings)}
+        self.finished: str | None = None
+        self.ill: Diagnosis | None = None
+
+    def look(self, line: Line) -> list[Diagnosis]:
+        """What is wrong from this line on that was not said before."""
+        self.lines.append(line)
+        found = [one for one in examine(self.lines, self.settings) if one.name not in self.known]
+        self.known |= {one.name for one in found}
+        grave = [one for one in found if one.name in GRAVE]
+        if grave and self.stop:
+            self.ill, self.finished = grave[0], f"ended by the doctor (train.on_collapse): {grave[0].name}"
+        return found
+
+
+def settings_of(values: Mapping[str, Mapping[str, object]], images: int) -> Settings:
+    """From the values of config.yaml. ``images``: that the run learns from."""
+    train, optim = values["train"], values["optim"]
+    method = str(train["method"])
+    here = {"method", "batch", "together", "images", "steps", "lr"}
+    known = {field.name for field in dataclasses.fields(Settings)} - here
+    own = {name: value for name, value in values[method].items() if name in known}
+    own["pretrained"] = bool(values.get("model", {}).get("weights"))
+    together = int(train["batch"])  # type: ignore[call-overload]
+    return Settings(
+        method,
+        together * int(train["accumulate"]),  # type: ignore[call-overload]
+        images,
+        int(train["steps"]),  # type: ignore[call-overload]
+        float(optim["lr"]),  # type: ignore[arg-type]
+        float(optim["warmup_fraction"]),  # type: ignore[arg-type]
+        together=together,
+        **own,  # type: ignore[arg-type]
+    )
+
+
+def examine_run(run: Path) -> list[Diagnosis]:
+    """What the doctor would have said of the logged figures of a run. Raises UsageError when the folder holds none."""
+    run_folder.require_run(run)
+    metrics = run / "metrics.jsonl"
+    known = run_folder.read_metrics(metrics) if metrics.exists() else []
+    values, data = config.load(run / "config.yaml"), run_folder.read_json(run / "data.json")
+    watch = Doctor(settings_of(values, int(data["used"])), [], stop=False)
+    return [one for line in known for one in watch.look(line)]

@@ -1,0 +1,71 @@
+"""Early stopping: the validation images after every evaluation, and the weights that were best on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from saccade import runtime
+from saccade.data.cache.image_cache import ImageCache
+from saccade.errors import StorageError
+from saccade.evaluation.metrics import balanced_accuracy
+from saccade.features.embed_images import answers_to, whole
+from saccade.methods.supervised import Supervised
+from saccade.train import checkpoint
+from saccade.train.loop import Plan
+
+
+class Validation:
+    """Loss and balanced accuracy on the validation images; the best state is kept in ``checkpoints/best``.
+
+    Better is a higher balanced accuracy, or the same with a lower loss. After ``train.patience`` evaluations without
+    a better one, ``finished`` says so.
+    """
+
+    def __init__(self, method: Supervised, images: ImageCache, plan: Plan, start: int, *, say: Callable[[str], None]):
+        self.method, self.images, self.plan, self.say = method, images, plan, say
+        self.finished: str | None = None
+        self.best: tuple[float, float] = (-1.0, 0.0)
+        self.best_step = -1
+        found = checkpoint.load_named(plan.run, checkpoint.BEST)
+        if found is not None and found["step"] <= start:
+            self.best, self.best_step = tuple(found["score"]), int(found["step"])
+
+    def __call__(self, step: int) -> dict[str, float]:
+        plan, method, everything = self.plan, self.method, np.arange(len(self.images))
+        shown, precision = whole(self.images, plan.spec), str(plan.train.precision)
+        scores = answers_to(shown, method, method.classify, everything, device=plan.device, precision=precision)
+        labels = self.images.labels
+        assert labels is not None and plan.train.evaluate_every
+        loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.from_numpy(labels)))
+        one = np.ones((1, len(labels)))
+        balanced = float(balanced_accuracy(scores, labels, one)[0])
+        if (balanced, -loss) > self.best:
+            self.best, self.best_step = (balanced, -loss), step
+            if runtime.rank() == 0:
+                self._keep()
+        waited = (step - self.best_step) // plan.train.evaluate_every
+        if plan.train.patience and waited >= plan.train.patience and step < int(plan.train.steps or 0):
+            self.finished = (
+                f"stopped early at step {step}: no better validation since step {self.best_step} "
+                f"(balanced accuracy {100 * self.best[0]:.1f} %)"
+            )
+        return {"val_loss": loss, "val_balanced_accuracy": balanced}
+
+    def _keep(self) -> None:
+        """Write the best state. Where the disk is full the one before stays, and that is said."""
+        state = {"step": self.best_step, "score": list(self.best), "method": self.method.state_dict()}
+        try:
+            checkpoint.save_named(self.plan.run, checkpoint.BEST, state)
+        except StorageError as error:
+            self.say(f"{error}\n  training goes on; the best weights kept are older than step {self.best_step}")
+
+    def take_best(self) -> int:
+        """Put the best weights back; returns their step."""
+        found = checkpoint.load_named(self.plan.run, checkpoint.BEST)
+        if found is None:
+            return -1
+        self.method.load_state_dict(found["method"])
+        return int(found["step"])

@@ -1,0 +1,88 @@
+"""Does a run fit into this machine? Asked before the first step, answered by arithmetic (see ``pricing``)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from saccade import runtime
+from saccade.base.config import Sections
+from saccade.cost import system_memory
+from saccade.cost.alternatives import accumulated, alternatives, largest_batch
+from saccade.cost.explain import sentence
+from saccade.cost.step_memory import Price, Workload, price
+from saccade.errors import MemoryShort
+from saccade.models.settings import Settings
+from saccade.train.settings import DataConfig, TrainConfig
+
+OFFERED = 7
+
+
+def workload(sections: Sections, network: Settings, device: torch.device, *, image_item: int = 1) -> Workload:
+    """What one step of resolved sections asks of one process. ``image_item``: bytes a number of the decoded images."""
+    train: TrainConfig = sections["train"]
+    data: DataConfig = sections["data"]
+    views = sections["views"]
+    assert train.batch is not None and data.axes is not None
+    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+    return Workload(
+        network,
+        train.method,
+        dataclasses.asdict(sections[train.method]),
+        (views.global_count, views.global_px),
+        (views.local_count, views.local_px),
+        train.batch // runtime.world_size(),
+        train.accumulate,
+        bf16=train.precision == "bf16",
+        device=kind,
+        recompute=train.checkpointing,
+        slices=sections["model"].slices,
+        image_px=data.cache_px or 0,
+        image_item=image_item,
+        axes=data.axes,
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a run can still take: of the card, or of the machine and its control group; None: nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return system_memory.available() if device.type == "cpu" else None
+
+
+def check(load: Workload, device: torch.device, free: int | None = None) -> None:
+    """Raise MemoryShort, with what could be done instead, where a step cannot fit. ``free``: None asks the machine.
+
+    Several processes on one machine share its memory; each asks for its own part.
+    """
+    free = free_memory(device) if free is None else free
+    if free is None:
+        return
+    found = price(load)
+    together = 1 if device.type == "cuda" else runtime.world_size()
+    if found.peak * together > free:
+        raise refusal(load, found, free // together, "free on the card" if device.type == "cuda" else "available")
+
+
+def refusal(load: Workload, found: Price, free: int, where: str) -> MemoryShort:
+    """What is wanted, what is there, what dominates, and what would fit, the cheapest first."""
+    lines: list[str] = []
+    for one in alternatives(load):
+        if one.price.peak <= free and len(lines) < OFFERED:
+            ratio = one.price.total_flops / max(1, found.total_flops)
+            lines.append(f"{one.how}  ({system_memory.said(one.price.peak)}, {ratio:.2g} times the operations)")
+    batch = largest_batch(load, free)
+    if batch:
+        lines.append(f"--batch {batch}  (the largest that fits)")
+    smaller = accumulated(load, free)
+    if smaller is not None:
+        lines.append(f"--batch {smaller.batch} --set train.accumulate={smaller.accumulate}  (the same step in parts)")
+    hint = "what fits instead:\n        " + "\n        ".join(lines) if lines else "a smaller network or --size"
+    return MemoryShort(
+        "this run does not fit into memory",
+        got=f"{system_memory.said(found.peak)} for one step; most of it: {sentence(found, load)}",
+        expected=f"at most {system_memory.said(free)}, which is {where}",
+        hint=f"{hint}\n        saccade plan shows the price of every setting",
+    )

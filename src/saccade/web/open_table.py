@@ -1,0 +1,219 @@
+"""One feature table as the map shows it: its rows, where they lie, what is like them. No HTTP, no torch until asked.
+
+Rows have numbers. A neighbour that is not on the map (of a large table only some rows are drawn) gets the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saccade.base.contracts import Record, Sample
+from saccade.base.jobs import NONE, Job, State
+from saccade.base.random import numpy_generator
+from saccade.data.images.decode import decode
+from saccade.errors import UsageError, unknown
+from saccade.evaluation.knn import guess
+from saccade.features import projection
+from saccade.features.filters import Condition
+from saccade.features.stores import approximates, open_store, written
+from saccade.features.table import Store
+from saccade.features.thumbnails import Pictures
+from saccade.web.catalog import Upload
+
+if TYPE_CHECKING:
+    from saccade.tasks.search import Searcher
+
+SHOWN = 200_000  # rows of a map
+MOST = 500  # neighbours, and rows described at once
+CLUSTER = "cluster"
+
+
+class OpenedTable:
+    """A table that is being looked at.
+
+    models   MODELs that may have made the table; the first whose weights fit embeds uploads
+    """
+
+    def __init__(self, place: str | Path, models: Sequence[str] = ()):
+        self.written = written(place)  # before it is read: what is written meanwhile is noticed
+        self.store: Store = open_store(place)
+        if self.store.rows <= SHOWN:
+            self.table = self.store.load()
+        else:
+            chosen = numpy_generator(0, "map").permutation(self.store.rows)[:SHOWN]
+            self.table = self.store.load(chosen.tolist())
+        self.pictures = Pictures(self.store.about)
+        self._models = models
+        self._columns: dict[str, list[str | None]] = dict(self.table.columns)
+        self._rows = {name: row for row, name in enumerate(self.table.ids)}
+        self._beyond: list[dict[str, str | None]] = []
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        self._clustering, self._clusters = threading.Lock(), (0, list[str]())
+        self.cluster = CLUSTER  # the column that is made here; a table may have one of that name
+        while self.cluster in self._columns:
+            self.cluster += " (k-means)"
+
+    @cached_property
+    def _pca(self) -> tuple[np.ndarray, np.ndarray]:
+        return projection.pca(self.table.features)
+
+    def about(self) -> dict[str, Any]:
+        """What the page must know to draw its controls."""
+        kinds: list[dict[str, Any]] = [{"kind": "pca", "shares": [round(float(share), 4) for share in self._pca[1]]}]
+        kinds += [{"kind": kind, "missing": projection.missing(kind)} for kind in projection.KINDS]
+        return {
+            "model": self.store.model,
+            "unit": self.store.about.get("rows", "images"),
+            "rows": self.store.rows,
+            "shown": len(self.table),
+            "width": self.store.width,
+            "columns": [
+                name for name in self.store.columns if name not in ("id", "sha256") and any(self._columns[name])
+            ],
+            "cluster": self.cluster,
+            "written": self.written,
+            "indexed": self.store.indexed,
+            "approximate": approximates(self.store, None),
+            "pictures": self.pictures.missing(),
+            "kinds": kinds,
+        }
+
+    # --- what is drawn ------------------------------------------------------------------------------
+
+    def places(self, kind: str) -> np.ndarray:
+        """[N 2] float32. Raises UsageError for a map that has not been made."""
+        if kind == "pca":
+            return self._pca[0]
+        job = self._jobs.get(kind)
+        if job is None or job.result is None:
+            raise UsageError("that map is not made yet", got=kind)
+        return job.result
+
+    def column(self, name: str, clusters: int | None = None) -> tuple[list[str], np.ndarray]:
+        """The values of a column, the most frequent first, and the number of each row's value [N].
+
+        clusters   number of centres (k-means) of the column ``self.cluster``, which is made when it is asked for
+        """
+        named: Sequence[str | None] | None = self._columns.get(name)
+        if name == self.cluster and clusters is not None:
+            named = self._clustered(clusters)
+        if named is None:
+            raise unknown("column", name, self._columns)
+        held = np.array([value or "" for value in named], dtype=object)
+        values, codes, counts = np.unique(held, return_inverse=True, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        rank = np.empty(len(values), np.int64)
+        rank[order] = np.arange(len(values))
+        return [str(values[i]) for i in order], rank[codes]
+
+    def _clustered(self, count: int) -> list[str]:
+        with self._clustering:
+            if self._clusters[0] != count:
+                found = projection.clusters(self.table.features, count)
+                self._clusters = count, [f"cluster {number + 1}" for number in found.tolist()]
+            return self._clusters[1]
+
+    def job(self, kind: str) -> State:
+        """Where the making of a map stands."""
+        job = self._jobs.get(kind)
+        return job.state() if job is not None else NONE
+
+    def start(self, kind: str) -> State:
+        """Begin to make a map, unless it is there or being made. One at a time: each takes a whole core."""
+        with self._lock:
+            job = self._jobs.get(kind)
+            if job is None or job.state().state in ("failed", "cancelled"):
+                busy = next((name for name, other in self._jobs.items() if other.state().state == "running"), None)
+                if busy:
+                    raise UsageError(f"the map by {busy} is being made", hint="wait for it, or cancel it")
+                self._jobs[kind] = projection.begin(kind, self.table.features)
+            return self._jobs[kind].state()
+
+    def cancel(self, kind: str) -> State:
+        if kind in self._jobs:
+            self._jobs[kind].cancel()
+        return self.job(kind)
+
+    # --- rows -----------------------------------------------------------------------------------------
+
+    def row(self, number: int) -> dict[str, str | None]:
+        """What is known of a row, by its number. Raises UsageError where there is none."""
+        if 0 <= number < len(self.table):
+            return {name: values[number] for name, values in self._columns.items()}
+        if not 0 <= number - len(self.table) < len(self._beyond):
+            raise UsageError("no such row", got=number)
+        return self._beyond[number - len(self.table)]
+
+    def thumbnail(self, number: int, side_px: int) -> bytes:
+        known = self.row(number)
+        return self.pictures.thumbnail(str(known["id"]), known["sha256"], side_px)
+
+    def _number(self, hit: dict[str, str | None]) -> int:
+        """The number of a row that a search found."""
+        name = str(hit["id"])
+        with self._lock:
+            if name not in self._rows:
+                self._rows[name] = len(self.table) + len(self._beyond)
+                self._beyond.append(hit)
+            return self._rows[name]
+
+    def like_row(self, number: int, k: int, where: Sequence[Condition], wish: bool | None) -> dict[str, Any]:
+        """Neighbours of a row of the map, itself left out."""
+        if not 0 <= number < len(self.table):
+            raise UsageError("only rows of the map are asked with", got=number)
+        return self._like(self.table.features[number], k, where, wish, left_out=self.table.ids[number])
+
+    def like_upload(self, upload: Upload, k: int, where: Sequence[Condition], wish: bool | None) -> dict[str, Any]:
+        """Neighbours of an uploaded image, embedded by the model that made the table. The very file has no vote."""
+        sample = Sample(decode(upload.data, upload.name), Record(upload.name))
+        return self._like(self.searcher.vector(sample), k, where, wish, file=hashlib.sha256(upload.data).hexdigest())
+
+    @cached_property
+    def searcher(self) -> Searcher:
+        """The model that made the table, found among those on the desk. The first use imports torch."""
+        from saccade.errors import SaccadeError
+        from saccade.tasks.search import Searcher
+
+        faults = []
+        for model in dict.fromkeys([*self._models, *filter(None, [self.store.about.get("made_by")])]):
+            try:
+                return Searcher(model, self.store)
+            except SaccadeError as error:
+                faults.append(error)
+        raise faults[-1] if faults else UsageError("the model that made the table is not there")
+
+    def _like(
+        self,
+        vector: np.ndarray,
+        k: int,
+        where: Sequence[Condition],
+        wish: bool | None,
+        *,
+        left_out: str | None = None,
+        file: str | None = None,
+    ) -> dict[str, Any]:
+        if not 1 <= k <= MOST:
+            raise UsageError("number of neighbours", got=k, expected=f"1 to {MOST}")
+        approximate = approximates(self.store, wish)
+        answer = self.store.nearest_rows(vector, k + (left_out is not None), where, approximate=approximate)
+        pairs = [(h, float(s)) for h, s in zip(answer.hits, answer.similarities) if h["id"] != left_out][:k]
+        same = [file is not None and hit["sha256"] == file for hit, _ in pairs]
+        vote = guess([(hit["label"], similarity) for (hit, similarity), own in zip(pairs, same) if not own])
+        hits = [
+            hit | {"row": self._number(hit), "similarity": similarity, "same_file": own}
+            for (hit, similarity), own in zip(pairs, same)
+        ]
+        return {
+            "hits": hits,
+            "recall": answer.recall.text() if answer.recall else None,
+            "guess": vars(vote) if vote else None,
+            "rows": self.store.rows,
+        }
