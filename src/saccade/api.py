@@ -21,7 +21,7 @@ from saccade.attention.slide import SlideAttention, SlideOptions
 from saccade.attention.slide import attend_slide as look_at_slide
 from saccade.attention.volume import AttendedVolume
 from saccade.base import config
-from saccade.base.files import check_place
+from saccade.base.files import check_writable
 from saccade.cost.plan_report import Planned
 from saccade.data.audit.grids import GridAudit
 from saccade.data.audit.images import Audit
@@ -99,7 +99,7 @@ def show(
     tiling  how slides are cut into tiles
     """
     if sheet is not None:
-        check_place(sheet)
+        check_writable(sheet)
     return show_source(open_source(data, group=group, tiling=tiling), max_bad=max_bad, sheet=sheet)
 
 

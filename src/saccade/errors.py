@@ -4,6 +4,7 @@ The tree::
 
     SaccadeError                what, got, expected, hint
       UsageError                a wrong option, key or combination; exit code 2
+        OutputInUse             another process writes to the same folder or file
       DataError                 something about the images or their table
         DamagedFile             one file that cannot be decoded; skipped, counted, named
         TooManyDamaged          more damaged files than --max-bad allows
@@ -26,7 +27,7 @@ from types import ModuleType
 
 
 class SaccadeError(Exception):
-    """An error a person can act on: what happened, what was found, what was expected, what to do."""
+    """An error a person can act on: what happened, what was given, what was expected, what to do."""
 
     exit_code = 1
 
@@ -44,6 +45,10 @@ class SaccadeError(Exception):
 
 class UsageError(SaccadeError):
     exit_code = 2
+
+
+class OutputInUse(UsageError):
+    pass
 
 
 class DataError(SaccadeError):
@@ -88,6 +93,20 @@ class ContaminationError(EvaluationError):
 
 class MissingDependency(SaccadeError):
     pass
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message; its type where there is no message.
+
+    Examples
+    --------
+    >>> first_line(ValueError("too long\\nfor a table"))
+    'too long'
+    >>> first_line(KeyError())
+    'KeyError'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:

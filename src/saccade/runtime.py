@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from saccade.errors import UsageError
+from saccade.errors import UsageError, first_line
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers of glibc's malloc.h
 
@@ -32,7 +32,7 @@ def pick_device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"device {name!r} cannot be used here",
-            got=str(error).splitlines()[0],
+            got=first_line(error),
             hint="saccade doctor lists devices",
         ) from error
     return device

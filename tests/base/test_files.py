@@ -7,7 +7,15 @@ from typer.testing import CliRunner
 
 from made_slides import texture, write_slide
 from saccade.attention.slide import SlideAttention, SlideOptions
-from saccade.base.files import check_place, write_file, write_text
+from saccade.base.files import (
+    atomic_file,
+    atomic_folder,
+    check_writable,
+    remove_leftovers,
+    temporary_name,
+    write_file,
+    write_text,
+)
 from saccade.cli import app
 from saccade.data.slide_features import SlideFeatures, save_features
 from saccade.errors import StorageError
@@ -73,10 +81,10 @@ def test_an_interactive_page_asks_for_its_place_first(files, tmp_path, monkeypat
 
 
 def test_a_place_is_asked_without_being_made(tmp_path):
-    check_place(tmp_path / "new" / "folder" / "x.png")
-    check_place(tmp_path)
+    check_writable(tmp_path / "new" / "folder" / "x.png")
+    check_writable(tmp_path)
     (tmp_path / "there.png").touch()
-    check_place(tmp_path / "there.png")
+    check_writable(tmp_path / "there.png")
     assert [place.name for place in tmp_path.iterdir()] == ["there.png"]
 
 
@@ -97,7 +105,7 @@ def test_what_was_there_stays_where_writing_fails(tmp_path):
         temporary.write_text("sec")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StorageError, match=r"a\.txt\n  got:      No space left on device\n  hint: name another place"):
+    with pytest.raises(StorageError, match=r"a\.txt\n  got:      No space left on device\n  hint: free some space"):
         write_file(place, half)
     assert place.read_text() == "first" and list(tmp_path.iterdir()) == [place]
 
@@ -119,3 +127,39 @@ def test_a_table_written_in_parts(files, tmp_path):
     (tmp_path / "is-a-folder.parquet").mkdir()
     with pytest.raises(StorageError, match=r"is-a-folder"), TableWriter(tmp_path / "is-a-folder.parquet") as writer:
         writer.add(part)
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    target = tmp_path / "a.txt"
+    with atomic_file(target) as first:
+        first.write_text("first")
+        with atomic_file(target) as second:
+            second.write_text("second")
+        assert target.read_text() == "second"
+    assert target.read_text() == "first" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "model"
+    with atomic_folder(folder) as temporary:
+        (temporary / "weights").write_text("old")
+
+    def fails():
+        with atomic_folder(folder) as temporary:
+            (temporary / "weights").write_text("new")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match="model"):
+        fails()
+    assert (folder / "weights").read_text() == "old" and list(tmp_path.iterdir()) == [folder]
+    with atomic_folder(folder) as temporary:
+        (temporary / "other").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["other"] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    temporary_name(tmp_path / "a.txt").write_text("half")
+    temporary_name(tmp_path / "folder").mkdir()
+    (tmp_path / "a.txt").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -147,7 +147,7 @@ def test_damaged_newest_checkpoint_falls_back(tmp_path):
 
 
 def test_full_disk_is_survived_and_said(tmp_path, monkeypatch):
-    real = checkpoint.os.fsync
+    real = os.fsync
     calls = []
 
     def full_once(number):
@@ -160,7 +160,7 @@ def test_full_disk_is_survived_and_said(tmp_path, monkeypatch):
     real_save = checkpoint.save
 
     def save(run, step, state, keep):
-        monkeypatch.setattr(checkpoint.os, "fsync", full_once if step == 4 else real)
+        monkeypatch.setattr(os, "fsync", full_once if step == 4 else real)
         return real_save(run, step, state, keep)
 
     monkeypatch.setattr(checkpoint, "save", save)

@@ -19,7 +19,7 @@ from PIL import Image
 from saccade.attention.explorer import Explorer, Look, Seen
 from saccade.base import config, run_folder
 from saccade.base.contracts import Record, Sample
-from saccade.base.files import check_place, write_text
+from saccade.base.files import check_writable, write_text
 from saccade.data.images.decode import decode
 from saccade.data.open import open_data
 from saccade.data.slides.detect import is_slide
@@ -53,7 +53,7 @@ def write_interactive(
     run_folder.require_run(run)
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError("an interactive page is HTML", got=path.name, hint="name it FILE.html")
-    check_place(path)
+    check_writable(path)
     if len(images) > MOST_IMAGES:
         raise UsageError("too many images for one page", got=len(images), expected=f"at most {MOST_IMAGES}")
     chosen = [_file(Path(image)) for image in images] or _from_data(run)

@@ -7,35 +7,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saccade.base.files import discard, make_folder
-from saccade.errors import StorageError, UsageError
+from saccade.base.files import make_folder, remove_leftovers, write_text
+from saccade.base.locks import is_lock
+from saccade.errors import UsageError
 
 HIERARCHY = "hierarchy.yaml"
 """What a hierarchy was asked for; where this file is, the folder holds one (hierarchy/settings)."""
 SLIDES_PNG = "figures/slides.png"
 """Some of the slides that a run has learned from, with what was found on them."""
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write to a temporary name, flush to disk, rename: a reader sees the old file or the new, never half."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        discard(temporary)
-        raise StorageError(
-            f"cannot write {path}", got=error.strerror or str(error), hint=_space_hint(path.parent)
-        ) from error
 
 
 def finite(value: Any) -> Any:
@@ -49,7 +32,7 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that every reader takes; see ``finite``."""
-    write_atomic(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -59,14 +42,6 @@ def read_json(path: Path) -> Any:
         raise UsageError("file of a run not found", got=path, hint="is this a saccade run folder?") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} is not valid JSON", got=str(error)) from error
-
-
-def _space_hint(folder: Path) -> str:
-    try:
-        free = shutil.disk_usage(folder).free / 2**20
-        return f"{free:,.0f} MiB are free there; make room or choose another --out, then use --resume"
-    except OSError:
-        return "choose another --out"
 
 
 class Metrics:
@@ -84,7 +59,7 @@ class Metrics:
         if not self.path.exists():
             return 0.0
         kept = [line for line in read_metrics(self.path) if line["step"] < step]
-        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         return float(kept[-1]["seconds"]) if kept else 0.0
 
     def append(self, line: Mapping[str, Any]) -> str | None:
@@ -124,7 +99,7 @@ def require_run(run: Path) -> None:
 
 
 def prepare(run: Path, *, resume: bool) -> None:
-    """Make the folder, or refuse one that already holds a run."""
+    """Make the folder, or refuse one that already holds a run. Call it with the folder's lock held."""
     if (run / "config.yaml").exists() and not resume:
         raise UsageError(
             "this folder already holds a run",
@@ -133,9 +108,11 @@ def prepare(run: Path, *, resume: bool) -> None:
         )
     if resume and not (run / "config.yaml").exists():
         raise UsageError("no run to resume here", got=run, hint="leave out --resume to start one")
-    if not resume and run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if not resume and run.exists() and (not run.is_dir() or not all(map(is_lock, run.iterdir()))):
         raise UsageError("--out is not an empty folder", got=run, hint="choose a new folder")
     make_folder(run)
+    for folder in (run, run / "checkpoints"):
+        remove_leftovers(folder)
 
 
 def data_record(model: str | Path) -> dict[str, Any] | None:

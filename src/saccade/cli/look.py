@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saccade.base.files import check_place
+from saccade.base.files import check_writable
 from saccade.cli.options import Bar, Data, Group, Json, MaxBad, Model, Mpp, SlideMpp, Tile, Tissue, print_json
 from saccade.errors import UsageError
 
@@ -124,7 +124,7 @@ def _attend_image(model: str, image: Path, options: AttendOptions, out: Path | N
     from saccade.api import attend as run
 
     place = out or Path(f"{Path(image.name.removesuffix('.gz')).stem}-attention.png")
-    check_place(place)
+    check_writable(place)
     found = run(model, image, options=options)
     path = found.save(place)
     print_json(found.to_dict() | {"file": str(path)}) if as_json else typer.echo(f"{found.text()}\n{path}")
@@ -157,7 +157,7 @@ def _attend_slide(
 
     place = out or Path(f"{slide.stem}-attention")
     check_form(place)
-    check_place(place)
+    check_writable(place)
     if model is None:
         raise UsageError("nothing to look with", expected="saccade attend MODEL SLIDE")
     if asked["level"] not in (None, *LEVELS):
@@ -184,7 +184,7 @@ def _attend_hierarchy(model: str, slide: Path, asked: dict[str, Any], out: Path 
 
     place, files = out or Path(f"{slide.stem}-attention"), []
     check_form(place)
-    check_place(place)
+    check_writable(place)
     if asked["level"] is None and place.suffix:
         raise UsageError("the maps of all levels do not go into one file", got=place, hint="a folder, or one --level")
     with Bar() as bar:
@@ -207,7 +207,7 @@ def _attend_text(model: str | None, text: str, options: TextOptions, out: Path |
     from saccade.api import attend_text as run
 
     if out is not None:
-        check_place(out)
+        check_writable(out)
     found = run(text, model=model, options=options)
     path = None if out is None else found.save(out)
     if as_json:
@@ -238,7 +238,7 @@ def search(
 
     options = SearchOptions(k=k, where=where, approximate=approximate, data=data)
     if out is not None:
-        check_place(out)
+        check_writable(out)
     with Bar() as bar:
         found = api.search(model, image, store=store, options=options, console=bar)
     faults = found.save_sheet(out) if out else []

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saccade.base.files import write_file
-from saccade.errors import DataError, require
+from saccade.errors import DataError, first_line, require
 
 SUFFIXES = (".h5", ".parquet")
 ABOUT = "saccade_slide"
@@ -90,7 +90,7 @@ def _told(path: Path, read: Callable[[Path], SlideFeatures]) -> SlideFeatures:
     try:
         return read(path)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(
             f"{path} holds no features of a slide", got=reason, expected="coords (n, 2) and features (n, D)"
         ) from error

@@ -23,7 +23,7 @@ from saccade import runtime
 from saccade.augment.views import plain_view
 from saccade.base import config, run_folder
 from saccade.base.contracts import InputSpec
-from saccade.base.files import check_place
+from saccade.base.files import check_writable
 from saccade.data.cache.image_cache import ImageCache, check_damage, fit_range, input_spec
 from saccade.data.cache.slide_cache import stream_tiles, usual_workers
 from saccade.data.slide_features import SlideFeatures, about_step, save_features
@@ -281,7 +281,7 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
             kept += 1
             more(about["tiles"])
         else:
-            check_place(path)
+            check_writable(path)
             made = embedder.slide(number, more)
             there = made.about
             save_features(path, made)

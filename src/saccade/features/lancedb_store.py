@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saccade.base.random import numpy_generator
-from saccade.errors import DataError, StorageError, require
+from saccade.errors import DataError, StorageError, first_line, require
 from saccade.features.filters import Condition, check_values, to_sql
 from saccade.features.table import FEATURES, Answer, FeatureTable, Recall, from_arrow, to_arrow, unit
 
@@ -86,7 +86,7 @@ def _write(place: str | Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
             database.drop_table(f"{name}-recall")
         database.create_table(name, pa.RecordBatchReader.from_batches(renamed, parts), mode="overwrite")
     except (OSError, ValueError, RuntimeError) as error:
-        raise StorageError(f"cannot write the feature table {place}", got=str(error).splitlines()[0]) from error
+        raise StorageError(f"cannot write the feature table {place}", got=first_line(error)) from error
 
 
 def _stored_names(names: Sequence[str]) -> dict[str, str]:
@@ -114,7 +114,7 @@ class LanceStore:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise DataError(
                 f"{place} is not a feature table",
-                got=str(error).splitlines()[0],
+                got=first_line(error),
                 hint="saccade embed MODEL DATA --out DATABASE/NAME.lance",
             ) from error
         self.model, self.about = str(about["model"]), dict(about["about"])

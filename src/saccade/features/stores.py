@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from saccade.base.files import check_place
+from saccade.base import files
 from saccade.errors import DataError
 from saccade.features.lancedb_store import LanceStore, is_lance, save_lance
 from saccade.features.table import COLUMNS, FeatureTable, MemoryStore, Store, load_table, save_table
@@ -49,7 +49,7 @@ def write(place: str | Path, table: FeatureTable) -> None:
 def check_writable(place: str | Path) -> None:
     """Raise StorageError where no table can be written; of an object store that is seen when it is written."""
     if "://" not in str(place):
-        check_place(Path(place).parent if is_lance(place) else place)
+        files.check_writable(Path(place).parent if is_lance(place) else place)
 
 
 def said_of(place: str | Path) -> tuple[dict[str, Any], Columns] | None:

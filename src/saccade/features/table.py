@@ -6,8 +6,6 @@ A table of many rows may lie in LanceDB instead, see lance.py.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
-from saccade.base.files import cannot_write, make_folder, write_file
-from saccade.errors import DataError
+from saccade.base.files import cannot_write, discard, make_folder, replace_file, temporary_name, write_file
+from saccade.base.machine import usable_cores
+from saccade.errors import DataError, first_line
 from saccade.features.filters import Condition, mask
 
 ROWS, QUERIES = 4096, 512  # of one product: 8 MiB of similarities
@@ -106,7 +105,7 @@ class TableWriter:
     """Writes a table part by part, under a temporary name until it is whole; for tables that do not fit memory."""
 
     def __init__(self, path: Path):
-        self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        self.path, self.temporary = path, temporary_name(path)
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> TableWriter:
@@ -128,12 +127,12 @@ class TableWriter:
             if self._writer is not None:
                 self._writer.close()
             if kind is None and self._writer is not None:
-                self.temporary.replace(self.path)
-            else:
-                self.temporary.unlink(missing_ok=True)
+                replace_file(self.temporary, self.path)
         except OSError as error:
             if kind is None:  # else that says more
                 raise cannot_write(self.path, error) from error
+        finally:
+            discard(self.temporary)
 
 
 def load_table(path: Path) -> FeatureTable:
@@ -143,7 +142,7 @@ def load_table(path: Path) -> FeatureTable:
     except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
         raise DataError(
             f"{path} is not a feature table",
-            got=str(error).splitlines()[0],
+            got=first_line(error),
             hint="saccade embed MODEL DATA --out FILE",
         ) from error
 
@@ -257,8 +256,7 @@ def nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
     """
     k = min(k, len(rows))
     queries = unit(queries)
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    shares = np.array_split(queries, max(1, min(cores, len(queries) // 64)))
+    shares = np.array_split(queries, max(1, min(usable_cores(), len(queries) // 64)))
     # One thread a product: many products side by side leave no core waiting.
     with threadpool_limits(1), ThreadPoolExecutor(len(shares)) as pool:
         found = list(pool.map(lambda share: _nearest(rows, share, k), shares))

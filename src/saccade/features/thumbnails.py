@@ -15,7 +15,7 @@ from saccade.base.contracts import Sample, Source
 from saccade.data.open import open_source
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiling import Tiling
-from saccade.errors import DataError, SaccadeError
+from saccade.errors import DataError, SaccadeError, first_line
 from saccade.features.table import storable
 
 SLIDES = "slides"  # what the rows of a table are, where not images or tiles
@@ -67,7 +67,7 @@ class Pictures:
                 return WholeSlides(source)
             return source
         except (SaccadeError, OSError) as error:
-            return str(error).splitlines()[0] + f" ({self.place})"
+            return first_line(error) + f" ({self.place})"
 
     @cached_property
     def _index(self) -> dict[str, int]:

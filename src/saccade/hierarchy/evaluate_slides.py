@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from saccade.base import run_folder
+from saccade.base.files import write_text
 from saccade.data.feature_grids import cells_of, cut_blocks, fill
 from saccade.data.slide_features import load_parquet, read_about
 from saccade.data.slides.slide_source import SlideTiles
@@ -266,7 +267,7 @@ def finetune(
     named = {"data.source": data} | {key: str(value) for key, value in settings.items()}
     _keep_first(learners[0], cohort, out, options, hierarchy, named)
     run_folder.write_json(out / "slides.json", found)
-    run_folder.write_atomic(out / "slides.md", to_markdown(found))
+    write_text(out / "slides.md", to_markdown(found))
     write_slide_report(out)
     return found
 

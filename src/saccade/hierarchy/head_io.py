@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 
 from saccade.base import run_folder
-from saccade.errors import ModelError, StorageError
+from saccade.base.files import write_bytes
+from saccade.errors import ModelError
 from saccade.hierarchy.heads import HEADS, FittedHead, HeadConfig
 
 CONFIG, WEIGHTS = "head.json", "head.safetensors"
@@ -44,11 +45,7 @@ def save_head(
     state |= {"mean": torch.from_numpy(head.mean), "std": torch.from_numpy(head.std)}
     about = {"config": dataclasses.asdict(config), "classes": list(classes), "hierarchy": str(hierarchy.resolve())}
     about["slides"] = dict(slides)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / WEIGHTS).write_bytes(safetensors.torch.save(state))
-    except OSError as error:
-        raise StorageError(f"the head could not be written to {folder}", got=error.strerror) from error
+    write_bytes(folder / WEIGHTS, safetensors.torch.save(state))
     run_folder.write_json(folder / CONFIG, about)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from saccade.base import config, run_folder
 from saccade.base.contracts import InputSpec, Source
+from saccade.base.files import write_text
 from saccade.data.audit.slides import describe_slides
 from saccade.data.feature_grids import cut_blocks, write_grids
 from saccade.data.open import open_data, tiling_in
@@ -71,7 +72,7 @@ def start(wanted: Wanted, out: Path, console: Console) -> Path:
         raise UsageError("this folder already holds a hierarchy", got=out, hint="--resume continues it")
     run_folder.prepare(out, resume=False)
     tiles = _open_checked(wanted, console)  # before anything is written: what is refused leaves an empty folder
-    run_folder.write_atomic(out / FILE, config.to_yaml(wanted.to_dict()))
+    write_text(out / FILE, config.to_yaml(wanted.to_dict()))
     return train(out, wanted, tiles, console)
 
 

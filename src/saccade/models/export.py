@@ -7,7 +7,6 @@ what is written is loaded again by the other program and compared before the fol
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from saccade.base.contracts import InputSpec
-from saccade.base.files import check_place
-from saccade.errors import MissingDependency, ModelError, StorageError, UsageError, require, unknown
+from saccade.base.files import atomic_folder, check_writable
+from saccade.errors import MissingDependency, ModelError, UsageError, require, unknown
 from saccade.models.backbones.build import Network
 from saccade.models.backbones.resnet import ResNet
 from saccade.models.backbones.swin_hvt import Swin
@@ -200,7 +199,7 @@ def _to_onnx(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
     runtime = require("onnxruntime", "onnx", "reading the export back")
     spec = model.spec
     pixels = torch.zeros(2, spec.channels, *(spec.size_px,) * spec.axes)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.onnx"
     torch.onnx.export(
         _Vector(model.backbone.cpu().eval()).eval(),
@@ -243,7 +242,7 @@ LOADED_BY = {
 
 
 def _write(folder: Path, state: State, config: dict[str, Any]) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     plain = {key: value.clone().contiguous() for key, value in state.items()}
     safetensors.torch.save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -268,11 +267,9 @@ def export(model: str | Path, to: str, out: Path) -> float | None:
         raise unknown("layout", to, LAYOUTS)
     if out.exists():
         raise UsageError("--out exists already", got=out, hint="name a new folder")
-    check_place(out)
+    check_writable(out)
     loaded = load_model(model)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with atomic_folder(out) as temporary:
         answer = LAYOUTS[to](loaded, temporary)
         difference = None if answer is None else largest_difference(loaded, answer)
         if difference is not None and not difference <= TOLERANCE:
@@ -280,9 +277,4 @@ def export(model: str | Path, to: str, out: Path) -> float | None:
         card = model_card(loaded.name, loaded.backbone, loaded.spec, {"exported_to": to}).split("## Load")
         own = f"## Load\n\n```python\n{LOADED_BY[to]}\n```\n\n## Input{card[1].split('## Input')[1]}"
         (temporary / "README.md").write_text(card[0] + own, encoding="utf-8")
-        temporary.rename(out)
-    except OSError as error:
-        raise StorageError(f"cannot write {out}", got=error.strerror or str(error)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return difference

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.base import run_folder
+from saccade.base.files import write_text
 from saccade.evaluation.small_samples import few_units, few_words, mark
 from saccade.reporting.html import Html, breakable, h, join, note, page, section, share, table
 from saccade.viz.charts import Interval, interval_svg
@@ -129,5 +130,5 @@ def render(found: Row, name: str) -> str:
 def write_slide_report(folder: Path) -> Path:
     """Write FOLDER/report.html from its slides.json; returns its path. Raises StorageError."""
     target = folder / PAGE
-    run_folder.write_atomic(target, render(run_folder.read_json(folder / FOUND), folder.resolve().name))
+    write_text(target, render(run_folder.read_json(folder / FOUND), folder.resolve().name))
     return target

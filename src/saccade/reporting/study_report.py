@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.base import run_folder
+from saccade.base.files import write_text
 from saccade.evaluation.findings import named
 from saccade.reporting import study_tables as tables
 from saccade.reporting.html import (
@@ -353,8 +354,8 @@ def write_study(folder: Path) -> Path:
     study = mapping(run_folder.read_json(folder / "study.json"))
     (folder / "figures").mkdir(exist_ok=True)
     for name, svg in figures(study).items():
-        run_folder.write_atomic(folder / "figures" / f"{name}.svg", svg + "\n")
-    run_folder.write_atomic(folder / "study.md", to_markdown(study))
-    run_folder.write_atomic(folder / "study.csv", tables.to_csv(summary(study)))
-    run_folder.write_atomic(folder / "study.html", render(study))
+        write_text(folder / "figures" / f"{name}.svg", svg + "\n")
+    write_text(folder / "study.md", to_markdown(study))
+    write_text(folder / "study.csv", tables.to_csv(summary(study)))
+    write_text(folder / "study.html", render(study))
     return folder / "study.html"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saccade.base import run_folder
+from saccade.base.files import write_text
 from saccade.reporting import hierarchy_report, run_report
 from saccade.reporting.run_files import read_run
 from saccade.reporting.slide_report import FOUND, write_slide_report
@@ -20,5 +21,5 @@ def write_report(run: Path) -> Path:
         return write_slide_report(run)
     target = run / "report.html"
     text = hierarchy_report.render(run) if (run / run_folder.HIERARCHY).exists() else run_report.render(read_run(run))
-    run_folder.write_atomic(target, text)
+    write_text(target, text)
     return target

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saccade.base import config, run_folder
-from saccade.base.files import make_folder
+from saccade.base import config
+from saccade.base.files import make_folder, write_text
 from saccade.cost import flops as cost
 from saccade.errors import UsageError, unknown
 from saccade.methods.registry import METHODS
@@ -127,7 +127,7 @@ def remember(out: Path, study: StudyConfig) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError("--out is neither empty nor a study", got=out, hint="choose a new folder")
         make_folder(out)
-        run_folder.write_atomic(path, config.to_yaml(config.to_dict({"study": study})))
+        write_text(path, config.to_yaml(config.to_dict({"study": study})))
         return
     known = config.from_dict({"study": StudyConfig}, config.load(path))["study"]
     differ = [f.name for f in dataclasses.fields(study) if getattr(known, f.name) != getattr(study, f.name)]

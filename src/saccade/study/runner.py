@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from saccade.base import run_folder
+from saccade.base.machine import usable_cores
 from saccade.cost import flops
 from saccade.errors import TrainingError, UsageError
 from saccade.evaluation.learning_curves import Answers, summarise
@@ -136,7 +137,7 @@ def _cores() -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def _do_cells(out: Path, grid: Grid, waiting: Sequence[Cell], workers: int, console: Console) -> dict[str, str]:

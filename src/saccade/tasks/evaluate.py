@@ -10,7 +10,7 @@ from typing import Any
 from saccade import runtime
 from saccade.attention import image
 from saccade.base import config, run_folder
-from saccade.base.files import check_place, make_folder
+from saccade.base.files import check_writable, make_folder, write_text
 from saccade.data.cache.image_cache import ImageCache
 from saccade.data.open import left_aside, open_source
 from saccade.data.slides.tiling import Tiling
@@ -80,7 +80,7 @@ def evaluate(
         raise UsageError("evaluate needs at least one model besides pixels", hint="for example random:resnet18")
     folder = out or _run_folder(named)
     if folder is not None:
-        check_place(folder)
+        check_writable(folder)
     tiling = as_trained(named[0], options.tiling)
     source = open_source(data, manifest=options.labels, label=options.label, group=options.group, tiling=tiling)
     if aside := left_aside(source):
@@ -182,5 +182,5 @@ def _write_evaluation(folder: Path, found: EvalReport, grey: bool) -> None:
     make_folder(folder)
     stem = "evaluation-grey" if grey else "evaluation"
     run_folder.write_json(folder / f"{stem}.json", found.to_dict())
-    run_folder.write_atomic(folder / f"{stem}.csv", to_csv(found))
-    run_folder.write_atomic(folder / f"{stem}.md", to_markdown(found))
+    write_text(folder / f"{stem}.csv", to_csv(found))
+    write_text(folder / f"{stem}.md", to_markdown(found))

@@ -18,7 +18,7 @@ import numpy as np
 from saccade import runtime
 from saccade.base import config, run_folder
 from saccade.base.contracts import Source
-from saccade.base.files import check_place
+from saccade.base.files import check_writable, write_text
 from saccade.data.cache.image_cache import build_cache
 from saccade.data.sources.source import select
 from saccade.data.splits import Parts, choose_parts, unit_names
@@ -126,7 +126,7 @@ def finetune(
         raise UsageError("a frozen backbone with random weights learns nothing", hint="name a trained MODEL")
     if not sections["data"].validation:
         sections = config.override(sections, {"train.patience": 0})
-    check_place(out)  # the images are all read next
+    check_writable(out)  # the images are all read next
     _guard_before(sections["data"], sections["model"].weights, options.allow_overlap)
     training.start(sections, out, console)
     return measure(out, console, allow=options.allow_overlap)
@@ -203,7 +203,7 @@ def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, An
     found = score_report(scores, [str(r.label) for r in cache.records], [r.group for r in cache.records], classifier)
     found["protocol"] = {"split": parts.text, "overlap": overlap, "text": _text(found, parts, overlap)}
     run_folder.write_json(run / "classifier.json", found)
-    run_folder.write_atomic(run / "predictions.csv", _predictions(scores, cache.records, classifier.classes))
+    write_text(run / "predictions.csv", _predictions(scores, cache.records, classifier.classes))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import torch
 
-from saccade.errors import StorageError, TrainingError
+from saccade.base.files import atomic_folder
+from saccade.errors import StorageError, TrainingError, first_line
 
 FILE = "state.pt"
 BEST, SKIPPED = "best", "skipped"
@@ -21,37 +21,29 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def save(run: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write ``checkpoints/step-NNNNNN`` under a temporary name, flush, rename; then drop the oldest.
+    """Write ``checkpoints/step-NNNNNN``, then remove the oldest.
 
     Later ones are of a run that did not go on from here (they were damaged): they go first.
     Raises StorageError when the disk refuses; earlier checkpoints are untouched then.
     """
     final = folder_of(run, step)
-    _write(final, state, f"checkpoint of step {step}", run)
+    _write(final, state, f"checkpoint of step {step}")
     drop_from(run, step + 1)
     for old in available(run)[:-keep]:
         shutil.rmtree(folder_of(run, old), ignore_errors=True)
     return final
 
 
-def _write(final: Path, state: dict[str, Any], what: str, run: Path) -> None:
-    temporary = final.with_name(f".{final.name}.tmp")
+def _write(folder: Path, state: dict[str, Any], name: str) -> None:
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        with (temporary / FILE).open("wb") as file:
+        with atomic_folder(folder) as temporary, (temporary / FILE).open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        _flush_folder(final.parent)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except (StorageError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        reason = error.got if isinstance(error, StorageError) else first_line(error)
         raise StorageError(
-            f"{what} could not be written",
-            got=str(error).splitlines()[0],
-            hint=f"make room at {run}; the checkpoints before it are intact",
+            f"{name} could not be written",
+            got=reason,
+            hint=f"free some space at {folder}; earlier checkpoints are intact",
         ) from error
 
 
@@ -60,24 +52,13 @@ def save_named(run: Path, name: str, state: dict[str, Any]) -> None:
 
     Raises StorageError.
     """
-    _write(run / "checkpoints" / name, state, f"the {name} checkpoint", run)
+    _write(run / "checkpoints" / name, state, f"the {name} checkpoint")
 
 
 def load_named(run: Path, name: str) -> dict[str, Any] | None:
     """The state ``save_named`` wrote; None where there is none."""
     path = run / "checkpoints" / name / FILE
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename outlast a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def available(run: Path) -> list[int]:
@@ -100,8 +81,7 @@ def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:
             state = torch.load(folder_of(run, step) / FILE, map_location="cpu", weights_only=True)
             return state, messages
         except Exception as error:  # torch raises nearly anything on foreign bytes
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            messages.append(f"checkpoint of step {step} is damaged ({reason}); falling back to the one before")
+            messages.append(f"checkpoint of step {step} is damaged ({first_line(error)}); using the one before")
     raise TrainingError(
         "no readable checkpoint",
         got=run / "checkpoints",

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.base.run_folder import read_metrics, write_atomic
+from saccade.base.files import write_text
+from saccade.base.run_folder import read_metrics
 from saccade.errors import NonFiniteLoss
 
 APART = 100
@@ -48,7 +49,7 @@ class Skips:
         lines = read_metrics(self.path) if self.path.exists() else []
         kept = [line for line in lines if line["step"] < start]
         if write and len(kept) < len(lines):
-            write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.steps = [line["step"] for line in kept]
 
     def take(self, step: int, images: list[str], logs: dict[str, float], *, last_good: int | None) -> str:

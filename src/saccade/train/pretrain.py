@@ -24,6 +24,7 @@ import torch
 from saccade import runtime
 from saccade.base import config, run_folder
 from saccade.base.config import Sections
+from saccade.base.files import write_text
 from saccade.data.audit.slides import describe_slides
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import DataError, UsageError
@@ -119,7 +120,7 @@ def begins_with(sections: Sections) -> str:
 
 
 def save_config(out: Path, sections: Sections) -> None:
-    run_folder.write_atomic(out / "config.yaml", config.to_yaml(config.to_dict(sections)))
+    write_text(out / "config.yaml", config.to_yaml(config.to_dict(sections)))
 
 
 # --- memory and time ----------------------------------------------------------------------------

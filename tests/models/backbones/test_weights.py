@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pickle
 
 import pytest
@@ -78,7 +79,7 @@ def test_saving_again_replaces_and_a_full_disk_keeps_the_old(tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         save_model(folder, first, SPEC, about={})
     assert torch.equal(load_model(folder).backbone.conv1.weight, second.conv1.weight)

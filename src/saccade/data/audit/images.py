@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from saccade.base.contracts import Record, Sample, Source
+from saccade.base.machine import usable_cores
 from saccade.data.cache.image_cache import check_damage
 from saccade.data.open import left_aside
 from saccade.data.sources.archive import ArchiveSource
@@ -181,7 +181,7 @@ def audit(
     indices = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
     whole: list[tuple[Record, _Seen]] = []
     damaged: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as pool:
         for index, seen in zip(indices, pool.map(lambda i: _look(source, i), indices)):
             if isinstance(seen, str):
                 damaged.append((source.records[index].id, seen))

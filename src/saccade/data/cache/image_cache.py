@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from saccade.base.contracts import Batch, InputSpec, Record, Sample, Source
+from saccade.base.machine import usable_cores
 from saccade.base.random import numpy_generator
 from saccade.data.cache.growable_array import Growing
 from saccade.data.images.downsample import (
@@ -209,7 +209,7 @@ def _volume(sample: Sample, rules: _Rules, intensity: Intensity) -> tuple[np.nda
 def _decode_all(source: Source, indices: Sequence[int], rules: _Rules, report: Report | None) -> Iterator[_Decoded]:
     """Decode in threads (decoders release the interpreter lock), hand back in order. A whole volume in each of many
     threads would not fit in memory."""
-    most = os.cpu_count() or 1
+    most = usable_cores()
     with ThreadPoolExecutor(max_workers=most if rules.intensity is None else min(4, most)) as pool:
         for done, item in enumerate(pool.map(lambda i: _decode(source, i, rules), indices), start=1):
             if report is not None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 
 import numpy as np
 
 from saccade import runtime
 from saccade.base.contracts import Source
+from saccade.base.machine import usable_cores
 from saccade.data.cache.image_cache import ImageCache, with_statistics
 from saccade.data.slides.slide_source import tiles_in
 from saccade.data.slides.streaming import Say, TileStore, Wanted
@@ -26,7 +25,7 @@ def must_stream(source: Source, cache_px: int) -> bool:
 
 def usual_workers() -> int:
     """Processes that read tiles: one a core, at most eight; shared out over the processes of a run."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cores = usable_cores()
     return max(1, min(8, cores) // runtime.world_size())
 
 

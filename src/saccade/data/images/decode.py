@@ -14,7 +14,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from saccade.errors import DamagedFile
+from saccade.errors import DamagedFile, first_line
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 178_000_000  # of one channel, Pillow's own bound; more is a lying header or a slide
@@ -55,7 +55,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
         hint = next((text for start, text in MISTAKEN.items() if data.lstrip().startswith(start)), None)
         raise DamagedFile(f"{name}: its bytes are no image of a known kind", hint=hint) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DamagedFile(
             f"{name}: cannot be decoded ({reason})", hint="open it in a viewer, or copy it again"
         ) from error

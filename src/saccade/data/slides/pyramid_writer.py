@@ -16,8 +16,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 
-from saccade.base.files import discard
-from saccade.errors import StorageError
+from saccade.base.files import atomic_file
 
 TILE_PX = 256
 QUALITY = 80
@@ -45,27 +44,19 @@ def write_pyramid(
         "compression": "jpeg",
         "metadata": None,
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            ThreadPoolExecutor() as pool,
-            tifffile.TiffWriter(temporary, bigtiff=3 * size_px[0] * size_px[1] > BIG_BYTES) as file,
-        ):
-            smaller = _levels_below(size_px)
-            below = smaller[0] if smaller else None
-            shape = (*size_px, 3)
-            file.write(_first(strips, below, pool), shape=shape, dtype=np.uint8, software="saccade", **tags)
-            if below is not None:
-                below.finish(pool)
-            for level in smaller:
-                file.write(level.encoded(), shape=(*level.size_px, 3), dtype=np.uint8, subfiletype=1, **tags)
-        temporary.replace(path)
-    except BaseException as error:
-        discard(temporary)
-        if not isinstance(error, OSError):
-            raise
-        raise StorageError(f"the slide {path} cannot be written", got=error.strerror) from error
+    with (
+        atomic_file(path) as temporary,
+        ThreadPoolExecutor() as pool,
+        tifffile.TiffWriter(temporary, bigtiff=3 * size_px[0] * size_px[1] > BIG_BYTES) as file,
+    ):
+        smaller = _levels_below(size_px)
+        below = smaller[0] if smaller else None
+        shape = (*size_px, 3)
+        file.write(_first(strips, below, pool), shape=shape, dtype=np.uint8, software="saccade", **tags)
+        if below is not None:
+            below.finish(pool)
+        for level in smaller:
+            file.write(level.encoded(), shape=(*level.size_px, 3), dtype=np.uint8, subfiletype=1, **tags)
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from saccade.base.contracts import Sample, Source
+from saccade.base.machine import usable_cores
 from saccade.data.slides.slide import DARK, FINER, no_resolution, open_slide
 from saccade.data.slides.slide_pool import Handles, Named, open_named
 from saccade.data.slides.tiling import TILE_PX, TISSUE, TileGrid, Tiling, tile_grid
@@ -167,7 +167,7 @@ def _reason(one: Named, error: DataError) -> str:
 
 
 def _in_threads(work, items: Iterable):
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as pool:
         return list(pool.map(work, items))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import tifffile
 
 from saccade.data.slides.slide import Region
-from saccade.errors import DamagedFile
+from saccade.errors import DamagedFile, first_line
 
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 KEPT_BYTES = 64 * 2**20
@@ -75,7 +75,7 @@ class TiffReader:
                 raise DamagedFile(f"{path}: the file is cut off", hint="copy it again") from error
             raise
         except Exception as error:  # tifffile raises nearly anything on broken bytes
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise DamagedFile(f"{path}: not a readable TIFF ({reason})", hint="copy it again") from error
         first = planes[0]
         self.number_type = np.dtype(first.dtype)

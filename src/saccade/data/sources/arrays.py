@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from saccade.base.contracts import Record, Sample
-from saccade.errors import DataError, StorageError
+from saccade.errors import DataError, StorageError, first_line
 
 PARTS = ("train", "val", "test")
 Layout = Literal["grey", "colour", "volume"]
@@ -129,7 +129,7 @@ def _parts(path: Path) -> list[Part]:
         pickled = "pickle" in str(error).lower() or "Python objects" in str(error)
         raise DataError(
             f"{path}: " + ("holds pickled objects, which can run code" if pickled else "not a whole array file"),
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            got=first_line(error),
             hint="save plain number arrays with numpy.savez" if pickled else "copy it again",
         ) from error
     if not found:

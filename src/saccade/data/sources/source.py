@@ -20,7 +20,7 @@ from saccade.base.contracts import Record, Sample, Source
 from saccade.data.images.decode import IMAGE_SUFFIXES
 from saccade.data.sources.volume_files import Contents
 from saccade.data.volumes.volume import VOLUME_SUFFIXES
-from saccade.errors import DataError, unknown
+from saccade.errors import DataError, first_line, unknown
 
 MANIFESTS = ("manifest.csv", "manifest.parquet", "labels.csv")
 PATHS = ("path", "file", "image", "filename", "file_name")  # columns that say where an image is; the first one counts
@@ -129,7 +129,7 @@ def read_rows(data: bytes, name: str) -> list[dict[str, str]]:
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
             rows = [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in reader]
     except (UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
-        raise DataError(f"{name}: not a readable table", got=str(error).splitlines()[0]) from error
+        raise DataError(f"{name}: not a readable table", got=first_line(error)) from error
     rows = [row for row in rows if any(row.values())]  # spreadsheets write empty ones below their last
     if not rows:
         raise DataError(f"{name}: the table has no rows")

@@ -23,6 +23,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from saccade.base import run_folder
+from saccade.base.files import write_text
 from saccade.base.random import numpy_generator
 from saccade.data.slides.pyramid_writer import TILE_PX, write_pyramid
 from saccade.data.synthetic.tissue import PATTERNS, draw_amounts, draw_stain
@@ -140,7 +141,7 @@ def draw_slides(drawing: Drawing, folder: Path, report: Callable[[int, int], Non
             write_pyramid(place, size, _strips(drawing, number, regions, ink), um=UM)
         if report is not None:
             report(number + 1, drawing.n)
-    run_folder.write_atomic(folder / "manifest.csv", _manifest(drawing))
+    write_text(folder / "manifest.csv", _manifest(drawing))
     return folder
 
 

@@ -23,7 +23,7 @@ from pydicom.pixels import get_decoder
 
 from saccade.data.volumes.orientation import Volume, check_spacing, to_lps
 from saccade.data.volumes.safe_decompress import check_voxels
-from saccade.errors import DamagedFile, MissingDependency, SaccadeError
+from saccade.errors import DamagedFile, MissingDependency, SaccadeError, first_line
 
 KEPT = [
     "TransferSyntaxUID",
@@ -100,10 +100,6 @@ def read_series(files: Sequence[str], fetch: Callable[[str], bytes], name: str) 
     return to_lps(stack.transpose(2, 1, 0), _affine(planes), name, modality)
 
 
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 @contextmanager
 def damage_named(file: str) -> Iterator[None]:
     """Elements are decoded when they are asked for, and broken ones raise nearly anything: DamagedFile instead."""
@@ -112,7 +108,7 @@ def damage_named(file: str) -> Iterator[None]:
     except SaccadeError:
         raise
     except Exception as error:
-        raise DamagedFile(f"{file}: its header cannot be read ({_line(error)})", hint="copy it again") from error
+        raise DamagedFile(f"{file}: its header cannot be read ({first_line(error)})", hint="copy it again") from error
 
 
 def read_header(data: bytes, file: str, tags: Sequence[str], *, stop: bool) -> Dataset:
@@ -203,7 +199,7 @@ def _stored(data: Dataset, file: str) -> np.ndarray:
     except SaccadeError:
         raise
     except Exception as error:
-        raise DamagedFile(f"{file}: its pixels cannot be read ({_line(error)})", hint="copy it again") from error
+        raise DamagedFile(f"{file}: its pixels cannot be read ({first_line(error)})", hint="copy it again") from error
     if stored.dtype.kind not in "uif":
         raise DamagedFile(f"{file}: its pixels are no real numbers", got=stored.dtype)
     if data.get("PhotometricInterpretation") == "MONOCHROME1":

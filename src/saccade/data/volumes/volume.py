@@ -13,7 +13,7 @@ from saccade.data.volumes.nrrd_metaimage import read_meta, read_nrrd
 from saccade.data.volumes.orientation import Volume, unplaced
 from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels, fits
 from saccade.data.volumes.tiff_stack import read_stack
-from saccade.errors import DamagedFile, SaccadeError
+from saccade.errors import DamagedFile, SaccadeError, first_line
 
 Beside = Callable[[str], bytes]  # name of a file beside this one -> its bytes
 
@@ -66,5 +66,5 @@ def read_volume(data: bytes, name: str, beside: Beside) -> Volume:
     except MemoryError as error:
         raise DamagedFile(f"{name}: its header asks for more memory than there is") from error
     except Exception as error:  # readers raise nearly anything on broken bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DamagedFile(f"{name}: cannot be read ({reason})", hint="open it in a viewer, or copy it again") from error

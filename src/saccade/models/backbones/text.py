@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from saccade.errors import MissingDependency, ModelError, UsageError, require
+from saccade.errors import MissingDependency, ModelError, UsageError, first_line, require
 from saccade.models.nn.attention import attention_rows
 from saccade.models.text_tokens import Token, Word, words_of
 
@@ -328,7 +328,7 @@ def load_text_model(model: str | Path | None = None) -> TextModel:
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"{folder} cannot be read as a text model",
-                got=str(error).strip().splitlines()[0],
+                got=first_line(error),
                 hint="images are asked with: saccade attend MODEL IMAGE",
             ) from error
     if not tokenizer.is_fast:

@@ -11,9 +11,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,9 @@ import safetensors.torch
 import torch
 
 from saccade.base.contracts import InputSpec
-from saccade.base.run_folder import HIERARCHY, read_json, write_atomic, write_json
-from saccade.errors import ModelError, StorageError, UsageError, unknown
+from saccade.base.files import atomic_folder, write_text
+from saccade.base.run_folder import HIERARCHY, read_json, write_json
+from saccade.errors import ModelError, StorageError, UsageError, first_line, unknown
 from saccade.models.backbones.build import Network, build, count_parameters
 from saccade.models.backbones.weight_formats import (
     State,
@@ -207,7 +206,7 @@ def read_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle can raise anything
         raise ModelError(
             f"{path} is not a readable weights file",
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            got=first_line(error),
             expected=".safetensors, or a torch file that holds tensors only",
             hint="a file that holds code is not opened; save its state_dict() instead",
         ) from error
@@ -260,7 +259,7 @@ def _from_timm(name: str, channels: int) -> LoadedModel:
     except Exception as error:  # whatever the network stack under timm raises
         raise ModelError(
             f"timm could not provide {name!r}",
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            got=first_line(error),
             expected="the weights in timm's cache, or a connection to download them",
             hint=f"check the connection, or load a file: FILE@{ours}",
         ) from error
@@ -280,7 +279,6 @@ def save_model(folder: Path, backbone: Network, spec: InputSpec, *, about: Mappi
     about  JSON-ready facts on how the model came to be (method, steps, images, settings).
     Raises StorageError when the disk refuses; an older model in the folder is kept then.
     """
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     label = " ".join(filter(None, [str(about.get("method", "")), backbone.name]))
     config = {
         "saccade_format": FORMAT,
@@ -291,25 +289,15 @@ def save_model(folder: Path, backbone: Network, spec: InputSpec, *, about: Mappi
     }
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        with (temporary / WEIGHTS).open("wb") as file:
-            file.write(safetensors.torch.save(state, metadata={"format": "pt"}))
-            file.flush()
-            os.fsync(file.fileno())
-        write_json(temporary / CONFIG, config)
-        write_atomic(temporary / CARD, model_card(label, backbone, spec, about))
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_folder(folder) as temporary:
+            (temporary / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+            write_json(temporary / CONFIG, config)
+            write_text(temporary / CARD, model_card(label, backbone, spec, about))
+    except StorageError as error:
         raise StorageError(
-            f"the model could not be written to {folder}",
-            got=error.strerror or str(error),
-            hint="make room; the last checkpoint is intact, so --resume continues and saves the model",
+            f"cannot write the model to {folder}",
+            got=error.got,
+            hint="free some space; the last checkpoint is intact, so --resume continues and saves the model",
         ) from error
 
 
