@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import saccade
-from saccade.api import Quiet, pretrain, resume
+from saccade.api import Quiet, compare, embed, finetune, pretrain, resume
 from saccade.base import config, run_folder
+from saccade.base.locks import lock_file, lock_folder
 from saccade.data.cache.image_cache import batch_indices
-from saccade.errors import DataError, NonFiniteLoss, SaccadeError, StorageError, UsageError
+from saccade.errors import DataError, NonFiniteLoss, OutputInUse, SaccadeError, StorageError, UsageError
 from saccade.train import checkpoint, loop
 from saccade.train import replay as replaying
 from saccade.train.health import effective_rank, require_finite
@@ -144,6 +145,34 @@ def test_damaged_newest_checkpoint_falls_back(tmp_path):
     assert any("step 12 is damaged" in m for m in console.messages)
     assert any("continuing from step 8" in m for m in console.messages)
     assert set(losses(run)) == set(range(STEPS))
+
+
+def test_a_run_folder_has_one_writer(tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(out, "--steps", "2000"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        wait_for_step(out, 1, process)
+        with pytest.raises(OutputInUse, match=f"process {process.pid} on "):
+            resume(out)
+        with pytest.raises(OutputInUse, match=f"process {process.pid} on "):
+            small_run(out)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda out: finetune("random:vit_micro_patch8", "synthetic:none", out=out),
+        lambda out: embed("nowhere", "nowhere", out=out / "x.parquet"),
+        lambda out: compare("nowhere", out=out, backbones=[BACKBONE, "resnet10_w8"], sizes=[4]),
+    ],
+    ids=["finetune", "embed", "compare"],
+)
+def test_what_another_writes_is_refused_before_anything_is_read(tmp_path, write):
+    with lock_folder(tmp_path), lock_file(tmp_path / "x.parquet"), pytest.raises(OutputInUse):
+        write(tmp_path)
 
 
 def test_full_disk_is_survived_and_said(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from typing import Any
 from saccade.base import config, run_folder
 from saccade.base.contracts import InputSpec, Source
 from saccade.base.files import write_text
+from saccade.base.locks import lock_folder
 from saccade.data.audit.slides import describe_slides
 from saccade.data.feature_grids import cut_blocks, write_grids
 from saccade.data.open import open_data, tiling_in
@@ -68,16 +69,22 @@ def start(wanted: Wanted, out: Path, console: Console) -> Path:
             got=f"{os.environ['WORLD_SIZE']} processes",
             hint="train each level as a run of its own, and name it with hipt.tile=MODEL, hipt.region=MODEL",
         )
-    if (out / FILE).exists():
-        raise UsageError("this folder already holds a hierarchy", got=out, hint="--resume continues it")
-    run_folder.prepare(out, resume=False)
-    tiles = _open_checked(wanted, console)  # before anything is written: what is refused leaves an empty folder
-    write_text(out / FILE, config.to_yaml(wanted.to_dict()))
-    return train(out, wanted, tiles, console)
+    with lock_folder(out):
+        if (out / FILE).exists():
+            raise UsageError("this folder already holds a hierarchy", got=out, hint="--resume continues it")
+        run_folder.prepare(out, resume=False)
+        tiles = _open_checked(wanted, console)  # before anything is written: what is refused leaves an empty folder
+        write_text(out / FILE, config.to_yaml(wanted.to_dict()))
+        return train(out, wanted, tiles, console)
 
 
 def resume(out: Path, data: str | None, settings: Mapping[str, Any], console: Console) -> Path:
     """Go on with a hierarchy where it stands. What was typed beside --resume must be what it began with."""
+    with lock_folder(out):
+        return _continue(out, data, settings, console)
+
+
+def _continue(out: Path, data: str | None, settings: Mapping[str, Any], console: Console) -> Path:
     known = read_wanted(out)
     typed = share_out(known.data if data is None else data, known.method, known.recipe, settings)
     differ = [] if typed.data == known.data else ["data"]

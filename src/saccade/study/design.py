@@ -11,6 +11,7 @@ from typing import Any
 
 from saccade.base import config
 from saccade.base.files import make_folder, write_text
+from saccade.base.locks import is_lock
 from saccade.cost import flops as cost
 from saccade.errors import UsageError, unknown
 from saccade.methods.registry import METHODS
@@ -124,7 +125,7 @@ def remember(out: Path, study: StudyConfig) -> None:
     """Keep the settings of a new study; raise UsageError where ``out`` holds one with other settings."""
     path = out / "study.yaml"
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or not all(map(is_lock, out.iterdir()))):
             raise UsageError("--out is neither empty nor a study", got=out, hint="choose a new folder")
         make_folder(out)
         write_text(path, config.to_yaml(config.to_dict({"study": study})))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from saccade.base import run_folder
+from saccade.base.locks import lock_folder
 from saccade.base.machine import usable_cores
 from saccade.cost import flops
 from saccade.errors import TrainingError, UsageError
@@ -40,6 +41,11 @@ def compare(study: StudyConfig, grid: Grid, out: Path, *, workers: int, console:
     workers   processes that train side by side, each with its share of the cores
     Raises UsageError, DataError; TrainingError when not one cell could be done.
     """
+    with lock_folder(out):
+        return _compare(study, grid, out, workers=workers, console=console)
+
+
+def _compare(study: StudyConfig, grid: Grid, out: Path, *, workers: int, console: Console) -> Path:
     check_grid(grid, study)
     for backbone in grid.backbones:
         flops.cost(backbone, size_px=study.size_px)  # complains of names and sizes that do not fit

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from saccade import runtime
+from saccade.base.locks import lock_file
 from saccade.data.open import absolute, open_source
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiling import Tiling
@@ -116,28 +118,48 @@ def embed(
     FOLDER.h5 with a file a slide. They are not held in memory; what is returned says which files were written.
     A hierarchy gives one vector a slide, in one table. Raises UsageError for other names than these.
     """
+    with _lock_table(out):
+        return _embed(model, data, out, grey, max_bad, described or Described(), tiling, console or Quiet())
+
+
+def _lock_table(out: str | Path | None) -> contextlib.AbstractContextManager[None]:
+    """The lock on a table in a file system. A folder with a file per slide needs none: each file is whole or absent."""
+    if out is None or "://" in str(out) or not (stores.is_lance(out) or Path(out).suffix == ".parquet"):
+        return contextlib.nullcontext()
+    return lock_file(Path(out))
+
+
+def _embed(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path | None,
+    grey: bool,
+    max_bad: float,
+    where: Described,
+    tiling: Tiling | None,
+    console: Console,
+) -> FeatureTable | Embedded:
     runtime.keep_freed_memory()
-    where = described or Described()
     if layout.is_hierarchy(model):
-        cut, told = tiling or Tiling(), console or Quiet()
+        cut = tiling or Tiling()
         if grey:
             raise UsageError("a hierarchy sees colour as its tile level does", hint="leave out --grey")
-        return _embed_hierarchy(Path(model), data, out, where, cut, max_bad=max_bad, console=told)
+        return _embed_hierarchy(Path(model), data, out, where, cut, max_bad=max_bad, console=console)
     _check_name(out, "features", folders=True)
     device = runtime.pick_device()
     source = open_source(
         data, manifest=where.labels, label=where.label, group=where.group, tiling=as_trained(model, tiling)
     )
     if isinstance(source, SlideTiles):
-        embedder = _slide_embedder(model, source, grey=grey, max_bad=max_bad, console=console or Quiet())
-        report = (console or Quiet()).progress
+        embedder = _slide_embedder(model, source, grey=grey, max_bad=max_bad, console=console)
+        report = console.progress
         return write_features(
             embedder, out, origin=_origin(model, data, where), report=lambda done, total: report(done, total, {})
         )
     _check_name(out, "features of images", folders=False)
     if out is not None:
         stores.check_writable(out)
-    progress = (console or Quiet()).progress
+    progress = console.progress
     decoded = embed_images.Decoded(source, max_bad=max_bad, report=lambda done, total: _each(progress, done, total))
     loaded, _ = fitted_model(model, decoded)
     table = embed_images.embed_model(

@@ -127,9 +127,10 @@ def finetune(
     if not sections["data"].validation:
         sections = config.override(sections, {"train.patience": 0})
     check_writable(out)  # the images are all read next
-    _guard_before(sections["data"], sections["model"].weights, options.allow_overlap)
-    training.start(sections, out, console)
-    return measure(out, console, allow=options.allow_overlap)
+    with training.lock_run(out):
+        _guard_before(sections["data"], sections["model"].weights, options.allow_overlap)
+        training.begin(sections, out, console)
+        return measure(out, console, allow=options.allow_overlap)
 
 
 def _parts(source: Source, held_out: set[str]) -> tuple[Parts, list[str]]:

@@ -6,6 +6,7 @@ first step is in train/prepare, the steps themselves are in train/loop.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,6 +26,7 @@ from saccade import runtime
 from saccade.base import config, run_folder
 from saccade.base.config import Sections
 from saccade.base.files import write_text
+from saccade.base.locks import lock_folder
 from saccade.data.audit.slides import describe_slides
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import DataError, UsageError
@@ -246,11 +248,22 @@ def _train(
 # --- runs ---------------------------------------------------------------------------------------
 
 
+def lock_run(out: Path) -> contextlib.AbstractContextManager[None]:
+    """The lock on a run folder, taken by the first process of a run; raises OutputInUse."""
+    return lock_folder(out) if runtime.launched_rank() == 0 else contextlib.nullcontext()
+
+
 def start(sections: Sections, out: Path, console: Console, opened: Opened | None = None) -> Path:
     """Begin a run in an empty folder and train it to its end. Returns the folder.
 
     opened   images that are decoded already, at a size that ``model.size_px`` fits; None: ``data.source`` is opened
     """
+    with lock_run(out):
+        return begin(sections, out, console, opened)
+
+
+def begin(sections: Sections, out: Path, console: Console, opened: Opened | None = None) -> Path:
+    """As ``start``, for a caller that holds the lock."""
     device = runtime.pick_device(sections["train"].device)
     runtime.keep_freed_memory()
     console = console if runtime.launched_rank() == 0 else Quiet()
@@ -294,6 +307,11 @@ def _slides(opened: Opened, out: Path) -> dict[str, Any]:
 
 def resume(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
     """Continue a run from its newest whole checkpoint, with the configuration it has; ``named`` must agree."""
+    with lock_run(out):
+        return _continue(out, console, named)
+
+
+def _continue(out: Path, console: Console, named: Mapping[str, Any]) -> Path:
     run_folder.prepare(out, resume=True)
     values = config.load(out / "config.yaml")
     sections = config.from_dict(section_types(values["train"]["method"]), values)
