@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from saccade.base.random import seed_number
 from saccade.errors import UsageError, first_line
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # numbers of glibc's malloc.h
@@ -78,6 +79,20 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def torch_generator(*words: int | str) -> torch.Generator:
+    """A CPU generator for a stream named by words (see ``base.random``).
+
+    Draw on the CPU and move the numbers to the device: then they are the same on every device.
+
+    Examples
+    --------
+    >>> draws = [torch.rand(2, generator=torch_generator(0, "views", 3)) for _ in range(2)]
+    >>> torch.equal(*draws)
+    True
+    """
+    return torch.Generator().manual_seed(seed_number(*words))
 
 
 # --- processes ---------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from saccade.base.random import uniforms
+from saccade import runtime
+from saccade.base.random import seed_number, uniforms
 
 ITEMS = np.arange(4000)
 
@@ -56,3 +57,8 @@ def test_pinned_so_that_a_resumed_run_continues():
     """A change of the hash changes every run: the numbers are part of the format."""
     found = uniforms(1, 2, np.array([3, 4]), 2, "view0")
     assert found.tolist() == [[0.7060640857454971, 0.6696187154631669], [0.40007455423001914, 0.4818574497364101]]
+
+
+def test_seeds_of_other_libraries_stay_as_they_are():
+    assert seed_number(0, "step", 3, 0) == runtime.torch_generator(0, "step", 3, 0).initial_seed()
+    assert seed_number(0, "step", 3, 0) == 7169724637749489333

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from saccade.base.random import torch_generator
 from saccade.errors import UsageError
 from saccade.models.backbones.text import Positions, Reading, TextModel, load_text_model
+from saccade.runtime import torch_generator
 
 LECTURE = "This GitHub page contains all the general information about the course and the study materials."
 

@@ -7,12 +7,8 @@ resumed run continues exactly and no result depends on the number of workers.
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 
 def _sequence(words: tuple[int | str, ...]) -> np.random.SeedSequence:
@@ -20,15 +16,24 @@ def _sequence(words: tuple[int | str, ...]) -> np.random.SeedSequence:
 
 
 def numpy_generator(*words: int | str) -> np.random.Generator:
+    """The generator of a stream.
+
+    Parameters
+    ----------
+    *words : int or str
+        The name of the stream, e.g. ``(seed, "limit")``. Integers must not be negative.
+
+    Examples
+    --------
+    >>> numpy_generator(0, "limit").integers(100) == numpy_generator(0, "limit").integers(100)
+    True
+    """
     return np.random.Generator(np.random.PCG64(_sequence(words)))
 
 
-def torch_generator(*words: int | str) -> torch.Generator:
-    """A CPU generator; use it to draw on the CPU, then move the few numbers to the device."""
-    import torch
-
-    state = int(_sequence(words).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state & 0x7FFF_FFFF_FFFF_FFFF)
+def seed_number(*words: int | str) -> int:
+    """A seed of 63 bits, for generators of other libraries (see ``runtime.torch_generator``)."""
+    return int(_sequence(words).generate_state(1, np.uint64)[0]) & 0x7FFF_FFFF_FFFF_FFFF
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

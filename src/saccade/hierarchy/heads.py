@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from saccade.base.random import torch_generator
+from saccade.base.random import seed_number
 from saccade.models.backbones.build import build
 from saccade.models.backbones.vit import ViT
 
@@ -159,7 +159,7 @@ def statistics(bags: Bags) -> tuple[np.ndarray, np.ndarray]:
 
 def new_head(config: HeadConfig, dim: int, classes: int, seed: int) -> Head:
     """A head with random weights; torch's generator goes on from there (keep it apart with ``fork_rng``)."""
-    torch.default_generator.manual_seed(int(torch_generator(seed, "head").initial_seed()))
+    torch.default_generator.manual_seed(seed_number(seed, "head"))
     return HEADS[config.kind](dim, classes, config)
 
 

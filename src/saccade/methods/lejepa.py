@@ -16,11 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
-from saccade.base.random import torch_generator
 from saccade.errors import UsageError
 from saccade.methods.base import Facts, Method
 from saccade.methods.heads_and_ema import image_vectors, projection, spread
-from saccade.runtime import gather_with_gradient, world_size
+from saccade.runtime import gather_with_gradient, torch_generator, world_size
 
 KNOTS, REACH = 17, 5.0
 

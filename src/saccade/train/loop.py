@@ -21,7 +21,7 @@ import torch
 from saccade import runtime
 from saccade.augment.views import ViewsConfig, make_views
 from saccade.base.contracts import InputSpec, Progress
-from saccade.base.random import torch_generator
+from saccade.base.random import seed_number
 from saccade.base.run_folder import Metrics
 from saccade.data.cache.image_cache import ImageCache, batch_indices
 from saccade.errors import StorageError
@@ -140,7 +140,7 @@ def learn(
     images = train.batch * train.accumulate
     progress = Progress(step, train.steps, step * images / len(cache), train.steps * images / len(cache))
     # Stochastic depth draws from the global generator: seed it by step and rank (house rule 11).
-    torch.manual_seed(int(torch_generator(train.seed, "step", step, runtime.rank()).initial_seed()))
+    torch.manual_seed(seed_number(train.seed, "step", step, runtime.rank()))
     lr = optim.learning_rate(plan.optim, progress.fraction)
     share = optim.backbone_share(plan.optim, progress.fraction)
     optim.set_rates(optimizer, lr, optim.weight_decay(plan.optim, progress.fraction), share)
