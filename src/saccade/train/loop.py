@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ import torch
 
 from saccade import runtime
 from saccade.augment.views import ViewsConfig, make_views
-from saccade.base.contracts import InputSpec, Progress
+from saccade.base.contracts import InputSpec, Progress, View
 from saccade.base.random import seed_number
 from saccade.base.run_folder import Metrics
 from saccade.data.cache.image_cache import ImageCache, batch_indices
@@ -131,33 +131,24 @@ def read_ahead(plan: Plan, cache: ImageCache, step: int) -> None:
     cache.expect(coming.reshape(-1, plan.train.batch)[:, runtime.rank() :: runtime.world_size()].ravel())
 
 
-def learn(
-    plan: Plan, method: Method, optimizer: torch.optim.Optimizer, cache: ImageCache, step: int
+def update(
+    plan: Plan, method: Method, optimizer: torch.optim.Optimizer, batches: Iterable[list[View]], progress: Progress
 ) -> dict[str, torch.Tensor | float]:
-    """One optimiser step: ``accumulate`` micro-batches forward and backward, then update and teacher."""
-    train, world = plan.train, runtime.world_size()
-    assert train.batch is not None and train.steps is not None and train.precision is not None
-    images = train.batch * train.accumulate
-    progress = Progress(step, train.steps, step * images / len(cache), train.steps * images / len(cache))
-    # Stochastic depth draws from the global generator: seed it by step and rank (house rule 11).
-    torch.manual_seed(seed_number(train.seed, "step", step, runtime.rank()))
+    """Forward and backward of every micro-batch, then the optimiser and what the method moves; reads no data.
+
+    ``saccade plan`` runs this on tensors without values to price a step.
+    """
+    train = plan.train
+    assert train.precision is not None
     lr = optim.learning_rate(plan.optim, progress.fraction)
     share = optim.backbone_share(plan.optim, progress.fraction)
     optim.set_rates(optimizer, lr, optim.weight_decay(plan.optim, progress.fraction), share)
 
-    began, preparing = time.perf_counter(), 0.0
-    indices = batch_indices(len(cache), step, images, train.seed)
     logs: dict[str, torch.Tensor | float] = {}
     # Running statistics and centres take in what they see at once: a step that is left out must leave no trace there.
     before = [buffer.clone() for buffer in method.buffers()]
     optimizer.zero_grad(set_to_none=True)
-    for micro in indices.reshape(train.accumulate, train.batch):
-        mark = time.perf_counter()
-        batch = cache.batch(micro[runtime.rank() :: world])
-        views = make_views(batch, plan.views, plan.spec, seed=train.seed, step=step, device=plan.device)
-        preparing += time.perf_counter() - mark
-        if cache.streamed:
-            read_ahead(plan, cache, step)
+    for views in batches:
         with runtime.autocast(plan.device, train.precision):
             output = method.step(views, progress)
         (output.loss / train.accumulate).backward()
@@ -180,12 +171,36 @@ def learn(
         logs["loss"] = float("nan")
         for buffer, kept in zip(method.buffers(), before, strict=True):
             buffer.copy_(kept)
-    return logs | {
-        "lr": lr,
-        "weight_decay": optimizer.param_groups[0]["weight_decay"],
-        "epoch": progress.epoch,
-        "wait": preparing / (time.perf_counter() - began),
-    }
+    return logs | {"lr": lr, "weight_decay": optimizer.param_groups[0]["weight_decay"]}
+
+
+def learn(
+    plan: Plan, method: Method, optimizer: torch.optim.Optimizer, cache: ImageCache, step: int
+) -> dict[str, torch.Tensor | float]:
+    """One optimiser step: ``accumulate`` micro-batches of views, then ``update``."""
+    train, world = plan.train, runtime.world_size()
+    assert train.batch is not None and train.steps is not None
+    images = train.batch * train.accumulate
+    progress = Progress(step, train.steps, step * images / len(cache), train.steps * images / len(cache))
+    # Stochastic depth draws from the global generator: seed it by step and rank (house rule 11).
+    torch.manual_seed(seed_number(train.seed, "step", step, runtime.rank()))
+
+    began, preparing = time.perf_counter(), 0.0
+    indices = batch_indices(len(cache), step, images, train.seed)
+
+    def prepared() -> Iterator[list[View]]:
+        nonlocal preparing
+        for micro in indices.reshape(train.accumulate, train.batch):
+            mark = time.perf_counter()
+            batch = cache.batch(micro[runtime.rank() :: world])
+            views = make_views(batch, plan.views, plan.spec, seed=train.seed, step=step, device=plan.device)
+            preparing += time.perf_counter() - mark
+            if cache.streamed:
+                read_ahead(plan, cache, step)
+            yield views
+
+    logs = update(plan, method, optimizer, prepared(), progress)
+    return logs | {"epoch": progress.epoch, "wait": preparing / (time.perf_counter() - began)}
 
 
 def fit(
