@@ -36,6 +36,7 @@ from saccade.hierarchy import attend as hierarchy_attend
 from saccade.hierarchy import evaluate_slides, train_levels
 from saccade.hierarchy import settings as layout
 from saccade.hierarchy.evaluate_slides import HeadOptions
+from saccade.methods.diagnosis import Diagnosis
 from saccade.models import export as exporting
 from saccade.models.text_tokens import TextOptions
 from saccade.reporting.write import write_report
@@ -53,7 +54,6 @@ from saccade.tasks.search import SearchOptions
 from saccade.tasks.search_slides import search as slide_search
 from saccade.train import pretrain as training
 from saccade.train.diagnose import examine_run
-from saccade.train.failure_modes import Diagnosis
 from saccade.train.loop import Console, Quiet
 from saccade.train.prepare import absolute_paths
 from saccade.train.recipes import sections_for

@@ -23,7 +23,7 @@ from saccade.cost.step_memory import NETWORKS, Workload, price
 from saccade.cost.vit import Weights
 from saccade.cost.worked_examples import lookup, region
 from saccade.errors import MemoryShort, UsageError
-from saccade.methods.descriptions import METHODS
+from saccade.methods.registry import method_names
 from saccade.models.backbones.build import build
 from saccade.models.registry import configured
 from saccade.tasks import plan
@@ -127,7 +127,7 @@ def counted(sections, load, steps=1) -> float:
     return counter.get_total_flops() / steps
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names())
 def test_operations_of_every_method(method):
     sections, load = settled(method, size=48)
     found = counted(sections, load, steps=10 if method in ("latent", "dinov2") else 1)
@@ -228,7 +228,7 @@ def test_alternatives_are_sorted_and_do_what_they_say():
 
 
 def test_every_method_and_family_has_a_price():
-    assert set(STEPS) == set(METHODS) and set(NETWORKS) == set(FAMILIES)
+    assert set(STEPS) == set(method_names()) and set(NETWORKS) == set(FAMILIES)
 
 
 def test_gpu_prices_have_no_heap():

@@ -19,7 +19,7 @@ import saccade
 from saccade.api import Quiet, pretrain, resume
 from saccade.base import run_folder
 from saccade.errors import UsageError
-from saccade.methods.registry import METHODS
+from saccade.methods.registry import method_names
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import to_timm_state
 from saccade.train import checkpoint, loop
@@ -58,7 +58,7 @@ def whole_run(tmp_path_factory) -> Callable[[str], Path]:
     return functools.cache(lambda method: run(folder / method, method, train__precision="fp32"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names())
 def test_a_run_that_was_cut_off_goes_on_exactly(method, whole_run, tmp_path, monkeypatch):
     whole, real = whole_run(method), loop.learn
 
@@ -85,7 +85,7 @@ def golden(method: str, precision: str, folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names())
 def test_golden_losses(method, precision, whole_run, tmp_path):
     expected = json.loads(GOLDEN.read_text())[f"{method} {precision}"]
     found = losses(whole_run(method)) if precision == "fp32" else golden(method, precision, tmp_path)
@@ -312,5 +312,5 @@ def test_quality_orders_as_it_should():
 
 if __name__ == "__main__":
     with TemporaryDirectory() as temporary:
-        found = {f"{m} {p}": golden(m, p, Path(temporary)) for m in METHODS for p in ("fp32", "bf16")}
+        found = {f"{m} {p}": golden(m, p, Path(temporary)) for m in method_names() for p in ("fp32", "bf16")}
     GOLDEN.write_text(json.dumps(found, indent=1))

@@ -14,18 +14,18 @@ from saccade.base.contracts import Progress, View
 from saccade.errors import ModelError, UsageError
 from saccade.methods.base import Facts
 from saccade.methods.mae import patches_of
-from saccade.methods.registry import METHODS, build_method, config_type, resolve_method
+from saccade.methods.registry import build_method, card_of, method_names, resolve_method
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import load_model
 from saccade.models.registry import parse
 
 NETWORK, SIDE = "vit_micro_patch4_w32", 16
-ON_VOLUMES = [name for name, entry in METHODS.items() if entry.volumes]
+ON_VOLUMES = [name for name in method_names() if card_of(name).supports_volumes]
 
 
 def views(name: str, count: int = 6) -> list[View]:
     """Views of volumes that are waves of different directions and lengths."""
-    wanted = METHODS[name].defaults
+    wanted = card_of(name).defaults
     counts = (wanted.get("views.global_count", 2), wanted.get("views.local_count", 2))
     generator, found = torch.Generator().manual_seed(0), []
     for role, number, side in (("global", counts[0], SIDE), ("local", counts[1], 8)):
@@ -49,7 +49,7 @@ def made(name: str):
         dim=32,
         axes=3,
     )
-    settings = resolve_method(name, config_type(name)(), facts)
+    settings = resolve_method(name, card_of(name).config_cls(), facts)
     student = build(NETWORK, channels=1, size_px=SIDE, axes=3, seed=0)
     return build_method(name, student, lambda: build(NETWORK, channels=1, size_px=SIDE, axes=3), settings, seed=0)
 
@@ -72,7 +72,7 @@ def test_the_loss_falls(name):
 
 def test_position_is_refused_by_name():
     with pytest.raises(UsageError, match="position is for images only"):
-        resolve_method("position", config_type("position")(), Facts(images=64, batch=8, steps=9, axes=3))
+        resolve_method("position", card_of("position").config_cls(), Facts(images=64, batch=8, steps=9, axes=3))
 
 
 def test_patches_of_a_volume_are_its_boxes():

@@ -7,7 +7,7 @@ import torch
 
 from saccade import runtime
 from saccade.base.contracts import Progress, View
-from saccade.methods.registry import METHODS
+from saccade.methods.registry import method_names
 
 
 def share(view: View) -> View:
@@ -21,7 +21,7 @@ def steps_of_all() -> dict[str, tuple[list[float], float]]:
     from test_methods_contract import made, views
 
     found = {}
-    for name in METHODS:
+    for name in method_names():
         method, losses = made(name), []
         parameters = [p for _, p in method.trainable()]
         optimizer = torch.optim.SGD(parameters, lr=0.01)

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from saccade.methods.diagnosis import Settings
+from saccade.methods.registry import card_of
 from saccade.train.diagnose import HOLD, examine, settings_of
-from saccade.train.failure_modes import Settings
 
 FLAT = math.log(256)
 DINO = Settings(
@@ -121,7 +122,8 @@ def test_other_methods_have_no_prototypes():
     [("pair", math.log(2), None), ("position", math.log(8), None), ("contrast", 0.8 * math.log(64), 0.2)],
 )
 def test_a_loss_that_is_that_of_guessing_is_told_after_half_of_the_run(method, loss, temperature):
-    settings = Settings(method, 64, 5000, 1000, 1e-3, temperature=temperature)
+    config = card_of(method).config_from({"temperature": temperature} if temperature else {})
+    settings = Settings(method, 64, 5000, 1000, 1e-3, chance=card_of(method).chance_loss(config, 64))
     guessing = [{"step": 10 * i, "loss": loss + 0.002 * (-1) ** i, "grad_norm": 1.0, "spread": 0.7} for i in range(80)]
     assert examine(guessing[:50], settings) == []
     assert names(examine(guessing, settings)) == ["no better than guessing"]

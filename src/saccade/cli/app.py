@@ -15,7 +15,7 @@ import typer
 from saccade import __version__
 from saccade.cli import learn, look, measure, plan
 from saccade.errors import SaccadeError
-from saccade.methods.descriptions import METHODS
+from saccade.methods.registry import describe, method_names
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     learn.quickstart,
@@ -34,7 +34,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     look.doctor,
 )
 EPILOGS: dict[Callable[..., None], str] = {
-    learn.pretrain: "\b\nMethods:\n" + "\n".join(f"  {name:10s} {text}" for name, text in METHODS.items())
+    learn.pretrain: "\b\nMethods:\n" + "\n".join(f"  {name:18s} {describe(name)}" for name in method_names())
 }
 
 app = typer.Typer(

@@ -13,11 +13,10 @@ from typing import Any
 
 from saccade.cost.step_memory import Price, Workload, price
 from saccade.errors import SaccadeError
+from saccade.methods.registry import card_of
 from saccade.models.registry import configured, for_axes
 from saccade.models.settings import HVTSettings, ResNetSettings, Settings, ViTSettings
 
-HIDING = ("dinov2", "masked", "latent")
-"""Methods that leave patches out: only plain ViTs with full attention let them."""
 MOST_IMAGES = 65536
 
 
@@ -65,7 +64,7 @@ def _candidates(load: Workload) -> list[tuple[str, str, Callable[[], Workload]]]
         found.append(("fused attention", "what saccade does by itself", lambda: load.with_(explicit=None)))
     if isinstance(s, ViTSettings) and s.stem != "grid":
         patch, size = s.patch, _size_of(s)
-        if load.method not in HIDING:
+        if not card_of(load.method).needs_masking:
             reach = 7 if s.axes == 2 else 4
             for name, pattern in (("window attention", f"window:{reach}"), ("axial attention", "axial")):
                 if s.attention != pattern:
@@ -122,7 +121,7 @@ def largest_batch(load: Workload, limit: int) -> int:
     def fits(batch: int) -> bool:
         return price(load.with_(batch=batch)).peak <= limit
 
-    least = 2 if load.method in ("contrast", "pair") else 1
+    least = card_of(load.method).min_batch
     if not fits(least):
         return 0
     low, high = least, 2 * least

@@ -31,11 +31,11 @@ from saccade.features.slide_files import note_known, what_holds
 from saccade.features.table import storable
 from saccade.hierarchy.embed_regions import Reader, embed_grids, reader_of
 from saccade.hierarchy.settings import FILE, LEVELS, HiptConfig, Level, Wanted, read_wanted, settings_of, share_out
+from saccade.methods.diagnosis import Diagnosis
 from saccade.reporting.write import write_report
 from saccade.train import checkpoint
 from saccade.train import pretrain as training
 from saccade.train.diagnose import examine_run
-from saccade.train.failure_modes import Diagnosis
 from saccade.train.loop import Console
 from saccade.train.prepare import absolute_paths
 from saccade.train.recipes import sections_for

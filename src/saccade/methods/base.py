@@ -1,15 +1,17 @@
-"""What the training loop asks of a method; see methods/dino.py for one in full."""
+"""What the training loop asks of a method, and the card that describes one; see methods/dino.py for one in full."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from saccade.base.contracts import Progress, StepOutput, View
+from saccade.methods.diagnosis import ChanceLoss, FailureMode
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,77 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def after_update(self, progress: Progress) -> None:
         """Move what the optimiser does not: teachers, centres."""
+
+
+@dataclass(frozen=True)
+class PeakLR:
+    """Peak learning rates at 256 images per step; docs/log.md has what they rest on."""
+
+    transformer: float
+    cnn: float
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """Everything that the rest of the package asks about one method. A plug-in is a module with one card.
+
+    Parameters
+    ----------
+    name
+        Of ``--method`` and of the method's section in the configuration.
+    config_cls
+        Frozen dataclass of settings; None in a field means: decide from the data.
+    resolve
+        (config, facts) to a config without Nones; UsageError for settings that are out of range.
+    cls
+        Makes the method: ``cls(student, config, seed=...)``, or ``cls(student, teacher, config, seed=...)``.
+    peak_lr
+        Peak learning rates from random weights; ``finetuning_lr`` from pretrained ones, where they differ.
+    has_teacher
+        A second network of the same shape follows the student.
+    needs_masking
+        Patches are left out, which only some networks allow.
+    uses_labels
+        Learns from labels; the network keeps only what the labels need.
+    min_batch
+        Fewest images of a micro-batch: 2 where images are compared.
+    defaults
+        Settings of other sections that the method needs, by dotted key.
+    chance_loss
+        (resolved config, images of a micro-batch) to the loss of a network that guesses.
+    failure_modes
+        Of this method, besides those of all methods (train/failure_modes.py).
+    """
+
+    name: str
+    config_cls: type
+    resolve: Callable[[Any, Facts], Any]
+    cls: Callable[..., Method]
+    peak_lr: PeakLR
+    finetuning_lr: PeakLR | None = None
+    has_teacher: bool = False
+    needs_masking: bool = False
+    supports_volumes: bool = True
+    uses_labels: bool = False
+    min_batch: int = 1
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    chance_loss: Callable[[Any, int], ChanceLoss] | None = None
+    failure_modes: tuple[FailureMode, ...] = ()
+
+    def config_from(self, values: Mapping[str, Any]) -> Any:
+        """The configuration that a saved run has; keys of other versions are left out."""
+        names = {f.name for f in dataclasses.fields(self.config_cls)}
+        return self.config_cls(**{key: value for key, value in values.items() if key in names})
+
+
+TWO_GLOBAL_VIEWS: Mapping[str, Any] = {"views.global_count": 2, "views.local_count": 0}
+ONE_CROP: Mapping[str, Any] = {
+    "views.global_count": 1,
+    "views.local_count": 0,
+    "views.global_scale": (0.2, 1.0),
+    "views.jitter_prob": 0.0,
+    "views.grey_prob": 0.0,
+    "views.blur_prob": (0.0, 0.0, 0.0),
+    "views.low_resolution_prob": 0.0,
+}
+"""``defaults`` of methods that compare two views, and of those that look at one lightly augmented crop."""

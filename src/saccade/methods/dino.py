@@ -1,5 +1,6 @@
-"""DINO: self-distillation with no labels (Caron et al. 2021, arXiv:2104.14294).
+"""Two views of one image agree, student and teacher: suits every network, start here (DINO).
 
+Self-distillation with no labels (Caron et al. 2021, arXiv:2104.14294).
 The student sees all crops, the teacher only the global ones; the student's answer for one crop is trained
 towards the teacher's answer for another. The teacher is a moving average of the student. Centring and
 sharpening of its answers keep both from collapsing.
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method
+from saccade.methods.base import Facts, Method, MethodCard, PeakLR
+from saccade.methods.diagnosis import PROTOTYPE_FAILURES, ChanceLoss
 from saccade.methods.heads_and_ema import follow, image_vectors, on_the_way, projection
 from saccade.runtime import gather_over_ranks, mean_over_ranks, rank, sum_over_ranks
 
@@ -314,3 +316,21 @@ class Dino(Method):
             "marginal_entropy": entropy(probs.flatten(0, 1).mean(dim=0)),
             "center_norm": self.center.norm(),
         }
+
+
+def chance_loss(config: DinoConfig, batch: int) -> ChanceLoss:
+    """ln K: every prototype is as likely as any other."""
+    assert config.out_dim
+    return ChanceLoss(f"ln {config.out_dim}", math.log(config.out_dim))
+
+
+CARD = MethodCard(
+    name="dino",
+    config_cls=DinoConfig,
+    resolve=resolve_dino,
+    cls=Dino,
+    peak_lr=PeakLR(transformer=5e-4, cnn=8e-3),
+    has_teacher=True,
+    chance_loss=chance_loss,
+    failure_modes=PROTOTYPE_FAILURES,
+)

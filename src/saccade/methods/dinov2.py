@@ -1,4 +1,6 @@
-"""DINO on the image, iBOT on hidden patches, KoLeo on the vectors (Oquab et al. 2023, DINOv2, arXiv:2304.07193).
+"""DINO and masked patches besides: plain ViTs whose patch tokens you need (maps, segmentation).
+
+DINO on the image, iBOT on hidden patches, KoLeo on the vectors (Oquab et al. 2023, DINOv2, arXiv:2304.07193).
 
 The student sees global crops with patches hidden and is trained towards the teacher's answers for the image and, at the
 hidden places, for the patch (Zhou et al. 2022, iBOT, arXiv:2111.07832). Sinkhorn-Knopp takes the place of the centre.
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 from saccade.augment.masks import hidden_blocks
 from saccade.base.contracts import Hidden, Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method
+from saccade.methods.base import Facts, Method, MethodCard, PeakLR
+from saccade.methods.diagnosis import PROTOTYPE_FAILURES
 from saccade.methods.dino import DinoConfig, Head, dino_loss, entropy, koleo_loss, resolve_dino, sinkhorn
 from saccade.methods.heads_and_ema import follow, image_vectors, on_the_way
 from saccade.runtime import gather_over_ranks, rank, sum_over_ranks
@@ -185,3 +188,15 @@ class DinoV2(Method):
         start, end = self.config.teacher_temp_start, self.config.teacher_temp
         assert start is not None and end is not None
         return start + (end - start) * min(1.0, progress.fraction / max(1e-9, self.config.temp_warmup_fraction))
+
+
+CARD = MethodCard(
+    name="dinov2",
+    config_cls=DinoV2Config,
+    resolve=resolve_dinov2,
+    cls=DinoV2,
+    peak_lr=PeakLR(transformer=5e-4, cnn=8e-3),
+    has_teacher=True,
+    needs_masking=True,
+    failure_modes=PROTOTYPE_FAILURES,
+)

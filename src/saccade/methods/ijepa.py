@@ -1,4 +1,6 @@
-"""Predict the features of hidden blocks from the visible rest, in the space of features and not of pixels.
+"""Predict the features of masked blocks, without colour augmentation; plain ViTs (I-JEPA).
+
+From the visible rest, in the space of features and not of pixels.
 
 Assran et al. 2023 (I-JEPA, arXiv:2301.08243): the context encoder sees what is left of a large block, a narrow
 predictor is asked for four target blocks by their places, and a moving average of the encoder, which sees the whole
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from saccade.augment.masks import context_and_targets, first_of
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method
+from saccade.methods.base import ONE_CROP, Facts, Method, MethodCard, PeakLR
 from saccade.methods.heads_and_ema import follow, on_the_way, spread
 from saccade.models.nn.blocks import NORM_EPS, Block
 from saccade.models.nn.positions import sincos_table
@@ -137,3 +139,15 @@ class Latent(Method):
         assert self.config.momentum is not None
         momentum = on_the_way(self.config.momentum, self.config.momentum_end, progress.fraction)
         follow((self.teacher,), (self.student,), momentum)
+
+
+CARD = MethodCard(
+    name="latent",
+    config_cls=LatentConfig,
+    resolve=resolve_latent,
+    cls=Latent,
+    peak_lr=PeakLR(transformer=5e-4, cnn=5e-4),
+    has_teacher=True,
+    needs_masking=True,
+    defaults={**ONE_CROP, "model.pool": "mean"},
+)

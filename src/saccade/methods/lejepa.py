@@ -1,4 +1,4 @@
-"""Views agree, and all vectors together look like a normal distribution: no teacher, no centre, no temperatures.
+"""Views agree, vectors stay normally distributed: no teacher and nothing to tune (LeJEPA).
 
 After LeJEPA (Balestriero and LeCun 2025, arXiv:2511.08544): SIGReg, the Epps-Pulley test of normality on random
 one-dimensional shadows of the vectors, is what keeps them from collapsing.
@@ -7,7 +7,8 @@ one-dimensional shadows of the vectors, is what keeps them from collapsing.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method
+from saccade.methods.base import Facts, Method, MethodCard, PeakLR
+from saccade.methods.diagnosis import Diagnosis, FailureMode, Line, Settings, always, first_step
 from saccade.methods.heads_and_ema import image_vectors, projection, spread
 from saccade.runtime import gather_with_gradient, torch_generator, world_size
 
@@ -130,3 +132,33 @@ class Lejepa(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
+
+
+POINT = math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3))
+"""``sigreg`` of vectors that are all the same, divided by their number."""
+
+
+def _same_vector(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+    collapsed = POINT * settings.n_compared
+
+    def holds(line: Line) -> bool:
+        return line["sigreg"] > 0.9 * collapsed and line["invariance"] < 0.01
+
+    if not always(stretch, ("sigreg", "invariance"), holds):
+        return None
+    last = stretch[-1]
+    evidence = f"the test of normality gives {last['sigreg']:.1f}, and {collapsed:.1f} is one point"
+    cause = "the test of normality has too little weight beside agreement"
+    change = {"lejepa.weight": 0.05}
+    since = first_step(lines, holds)
+    return Diagnosis("all images have the same vector", since, int(last["step"]), evidence, cause, change, "")
+
+
+CARD = MethodCard(
+    name="lejepa",
+    config_cls=LejepaConfig,
+    resolve=resolve_lejepa,
+    cls=Lejepa,
+    peak_lr=PeakLR(transformer=6e-3, cnn=1.2e-2),
+    failure_modes=(FailureMode("all images have the same vector", _same_vector, fatal=True),),
+)

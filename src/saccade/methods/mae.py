@@ -1,4 +1,6 @@
-"""Masked autoencoder: most patches are hidden, and their pixels are drawn from the few that are left.
+"""Reconstruct masked patches: cheap steps, a start for fine-tuning; plain ViTs (MAE).
+
+Most patches are hidden, and their pixels are drawn from the few that are left.
 
 He et al. 2022 (MAE, arXiv:2111.06377): the encoder sees the visible patches only, a small decoder gets a token for
 every hidden one, the targets are the pixels of each patch, normalised.
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from saccade.augment.masks import random_parts
 from saccade.base.contracts import Features, Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method
+from saccade.methods.base import ONE_CROP, Facts, Method, MethodCard, PeakLR
 from saccade.methods.heads_and_ema import spread
 from saccade.models.nn.blocks import NORM_EPS, Block
 from saccade.models.nn.positions import sincos_table
@@ -136,3 +138,14 @@ class Masked(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
+
+
+CARD = MethodCard(
+    name="masked",
+    config_cls=MaskedConfig,
+    resolve=resolve_masked,
+    cls=Masked,
+    peak_lr=PeakLR(transformer=4e-3, cnn=4e-3),
+    needs_masking=True,
+    defaults=ONE_CROP,
+)

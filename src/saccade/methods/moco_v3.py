@@ -1,4 +1,6 @@
-"""Contrast with a momentum encoder, in the form of MoCo v3 (Chen, Xie and He 2021, arXiv:2104.02057).
+"""Views of one image against all other images: large batches, 256 and more (MoCo v3).
+
+Contrast with a momentum encoder (Chen, Xie and He 2021, arXiv:2104.02057).
 
 Two views of one image agree, views of different images do not: InfoNCE over the batch, keys from a teacher that
 follows the student, a predictor on the student's side.
@@ -7,6 +9,7 @@ follows the student, a predictor on the student's side.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -18,7 +21,8 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method
+from saccade.methods.base import TWO_GLOBAL_VIEWS, Facts, Method, MethodCard, PeakLR
+from saccade.methods.diagnosis import ChanceLoss, guessing
 from saccade.methods.heads_and_ema import follow, image_vectors, on_the_way, projection, spread
 from saccade.runtime import gather_over_ranks, rank
 
@@ -122,3 +126,22 @@ class Contrast(Method):
         assert self.config.momentum is not None
         momentum = on_the_way(self.config.momentum, self.config.momentum_end, progress.fraction)
         follow((self.teacher, self.teacher_head), (self.student, self.student_head), momentum)
+
+
+def chance_loss(config: ContrastConfig, batch: int) -> ChanceLoss:
+    """Every key is as likely as any other; two views, and the factor 2 t of the loss."""
+    return ChanceLoss(f"4 x {config.temperature:g} x ln {batch}", 4 * config.temperature * math.log(batch))
+
+
+CARD = MethodCard(
+    name="contrast",
+    config_cls=ContrastConfig,
+    resolve=resolve_contrast,
+    cls=Contrast,
+    peak_lr=PeakLR(transformer=4e-3, cnn=1.2e-2),
+    has_teacher=True,
+    min_batch=2,
+    defaults=TWO_GLOBAL_VIEWS,
+    chance_loss=chance_loss,
+    failure_modes=(guessing("views share too little to be known again, or the run is young"),),
+)

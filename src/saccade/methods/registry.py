@@ -1,154 +1,127 @@
-"""Methods by name."""
+"""Methods by name: those of this package and those that other packages bring.
+
+Every method is one module that defines ``CARD`` (see base.MethodCard); the first line of its docstring is the one-line
+description. Modules are imported when a card is asked for, so that names and descriptions (``saccade pretrain --help``)
+need no torch. Other packages add methods by an entry point::
+
+    [project.entry-points."saccade.methods"]
+    my_method = "my_package.my_method:CARD"
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import functools
+import importlib
+import importlib.util
+import pydoc
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from saccade.errors import ModelError, UsageError, unknown
 
-from saccade.errors import UsageError, unknown
-from saccade.methods.base import Facts, Method
-from saccade.methods.dino import Dino, DinoConfig, resolve_dino
-from saccade.methods.dinov2 import DinoV2, DinoV2Config, resolve_dinov2
-from saccade.methods.ijepa import Latent, LatentConfig, resolve_latent
-from saccade.methods.lejepa import Lejepa, LejepaConfig, resolve_lejepa
-from saccade.methods.mae import Masked, MaskedConfig, resolve_masked
-from saccade.methods.moco_v3 import Contrast, ContrastConfig, resolve_contrast
-from saccade.methods.relative_position import Position, PositionConfig, resolve_position
-from saccade.methods.same_image import Pair, PairConfig, resolve_pair
-from saccade.methods.supervised import Supervised, SupervisedConfig, resolve_supervised
+if TYPE_CHECKING:
+    from torch import nn
 
-Make = Callable[[], nn.Module]
+    from saccade.methods.base import Facts, Method, MethodCard
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One method.
-
-    config     its dataclass; resolve(config, facts) fills its Nones; kind(networks, config, seed) makes it
-    twin       it has a teacher: a second network of the same shape
-    hides      it leaves patches out, which only some networks allow
-    volumes    it works on volumes, too
-    defaults   settings of other sections that it needs
-    """
-
-    config: type
-    resolve: Callable[[Any, Facts], Any]
-    kind: Callable[..., Method]
-    twin: bool = False
-    hides: bool = False
-    volumes: bool = True
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-PAIR_OF_VIEWS: dict[str, Any] = {"views.global_count": 2, "views.local_count": 0}
-ONE_VIEW: dict[str, Any] = {
-    "views.global_count": 1,
-    "views.local_count": 0,
-    "views.global_scale": (0.2, 1.0),
-    "views.jitter_prob": 0.0,
-    "views.grey_prob": 0.0,
-    "views.blur_prob": (0.0, 0.0, 0.0),
-    "views.low_resolution_prob": 0.0,
-}
-
-METHODS: dict[str, Entry] = {
-    "dino": Entry(
-        DinoConfig,
-        resolve_dino,
-        Dino,
-        twin=True,
-    ),
-    "dinov2": Entry(
-        DinoV2Config,
-        resolve_dinov2,
-        DinoV2,
-        twin=True,
-        hides=True,
-    ),
-    "contrast": Entry(
-        ContrastConfig,
-        resolve_contrast,
-        Contrast,
-        twin=True,
-        defaults=PAIR_OF_VIEWS,
-    ),
-    "lejepa": Entry(
-        LejepaConfig,
-        resolve_lejepa,
-        Lejepa,
-    ),
-    "pair": Entry(
-        PairConfig,
-        resolve_pair,
-        Pair,
-        defaults=PAIR_OF_VIEWS,
-    ),
-    "position": Entry(
-        PositionConfig,
-        resolve_position,
-        Position,
-        volumes=False,
-        defaults=ONE_VIEW,
-    ),
-    "masked": Entry(
-        MaskedConfig,
-        resolve_masked,
-        Masked,
-        hides=True,
-        defaults=ONE_VIEW,
-    ),
-    "latent": Entry(
-        LatentConfig,
-        resolve_latent,
-        Latent,
-        twin=True,
-        hides=True,
-        defaults=ONE_VIEW | {"model.pool": "mean"},
-    ),
-    "supervised": Entry(
-        SupervisedConfig,
-        resolve_supervised,
-        Supervised,
-        defaults={"views.global_count": 1, "views.local_count": 0},
-    ),
+ENTRY_POINTS = "saccade.methods"
+BUILT_IN = (
+    "dino",
+    "dinov2",
+    "contrast",
+    "lejepa",
+    "pair",
+    "position",
+    "masked",
+    "latent",
+    "supervised",
+)
+MODULES = {
+    "contrast": "moco_v3",
+    "pair": "same_image",
+    "position": "relative_position",
+    "masked": "mae",
+    "latent": "ijepa",
 }
 
 
-def _entry(name: str) -> Entry:
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]
+@functools.cache
+def _third_party() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS) if point.name not in BUILT_IN}
 
 
-def method_defaults(name: str) -> Mapping[str, Any]:
-    """Settings of other sections that a method needs, by dotted key."""
-    return _entry(name).defaults
+def method_names() -> tuple[str, ...]:
+    """Names of all methods, those of this package first."""
+    return BUILT_IN + tuple(_third_party())
 
 
-def config_type(name: str) -> type:
-    return _entry(name).config
+def _module(name: str) -> str:
+    return _third_party()[name].module if name in _third_party() else f"saccade.methods.{MODULES.get(name, name)}"
+
+
+def describe(name: str) -> str:
+    """What a method asks of an image: the first line of its module, which is not imported."""
+    try:
+        spec = importlib.util.find_spec(_module(name))
+    except ImportError:  # the error is for those who use the method
+        return ""
+    if spec is None or spec.origin is None:
+        return ""
+    with Path(spec.origin).open(encoding="utf-8") as file:
+        return (pydoc.source_synopsis(file) or "").rstrip(".")
+
+
+@functools.cache
+def card_of(name: str) -> MethodCard:
+    """The card of a method. UsageError for an unknown name, ModelError for an entry point that cannot be loaded."""
+    from saccade.methods.base import MethodCard
+
+    if name in BUILT_IN:
+        card = importlib.import_module(_module(name)).CARD
+    elif name in _third_party():
+        point = _third_party()[name]
+        try:
+            card = point.load()
+        except Exception as error:
+            raise ModelError(f"the method {name} cannot be loaded", got=f"{point.value}: {error}") from error
+    else:
+        raise unknown("method", name, method_names())
+    if not isinstance(card, MethodCard):
+        raise ModelError(f"the entry point of the method {name} is wrong", got=type(card), expected="a MethodCard")
+    return card
 
 
 def resolve_method(name: str, config: Any, facts: Facts) -> Any:
-    """The method's configuration without Nones. UsageError where the network does not suit the method."""
-    entry = _entry(name)
-    if entry.hides and not facts.maskable:
+    """The method's configuration without Nones. UsageError where the network or the data do not suit the method."""
+    card = card_of(name)
+    if card.needs_masking and not facts.maskable:
         raise UsageError(
             f"{name} hides patches from the network, which this one cannot leave out",
             expected="a vit_ backbone with linear patches and full attention",
             hint="of the methods that suit every network, dino is the one to begin with",
         )
-    if facts.axes == 3 and not entry.volumes:
-        able = ", ".join(known for known, one in METHODS.items() if one.volumes)
-        raise UsageError(f"{name} is for images only", got="volumes", expected=able)
-    return entry.resolve(config, facts)
+    if facts.axes == 3 and not card.supports_volumes:
+        suitable = ", ".join(other for other in method_names() if card_of(other).supports_volumes)
+        raise UsageError(f"{name} is for images only", got="volumes", expected=suitable)
+    return card.resolve(config, facts)
 
 
-def build_method(name: str, student: nn.Module, make_teacher: Make, config: Any, *, seed: int) -> Method:
-    """``config`` is resolved; ``make_teacher`` builds the student's shape without stochastic depth, if it is needed."""
-    entry = _entry(name)
-    networks = (student, make_teacher()) if entry.twin else (student,)
-    return entry.kind(*networks, config, seed=seed)
+def build_method(
+    name: str, student: nn.Module, make_teacher: Callable[[], nn.Module], config: Any, *, seed: int
+) -> Method:
+    """The method around its networks.
+
+    Parameters
+    ----------
+    student
+        The network that learns.
+    make_teacher
+        Builds a network of the same shape without stochastic depth; called for methods with a teacher only.
+    config
+        The resolved configuration of the method.
+    """
+    card = card_of(name)
+    networks = (student, make_teacher()) if card.has_teacher else (student,)
+    return card.cls(*networks, config, seed=seed)

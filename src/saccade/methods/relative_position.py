@@ -1,4 +1,6 @@
-"""Where does one patch lie beside another? Eight answers (Doersch, Gupta and Efros 2015, arXiv:1505.05192).
+"""Where does one patch lie beside another? Images with a layout (organs), less so tissue.
+
+Eight answers (Doersch, Gupta and Efros 2015, arXiv:1505.05192).
 
 Two tiles are cut out of a view: the middle one of a 3 x 3 arrangement and one of its eight neighbours. Gaps and jitter
 keep lines from running on from tile to tile; one channel, drawn for each tile, keeps lenses from telling the place by
@@ -8,6 +10,7 @@ their colour fringes (the chromatic shortcut of section 3.1).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +22,8 @@ from torch import Tensor, nn
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.base.random import uniforms
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method
+from saccade.methods.base import ONE_CROP, Facts, Method, MethodCard, PeakLR
+from saccade.methods.diagnosis import ChanceLoss, guessing
 from saccade.methods.heads_and_ema import projection, spread
 
 PLACES = torch.tensor([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x])
@@ -123,3 +127,18 @@ class Position(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
+
+
+CARD = MethodCard(
+    name="position",
+    config_cls=PositionConfig,
+    resolve=resolve_position,
+    cls=Position,
+    peak_lr=PeakLR(transformer=2e-3, cnn=8e-3),
+    supports_volumes=False,
+    defaults=ONE_CROP,
+    chance_loss=lambda config, batch: ChanceLoss("ln 8", math.log(8)),
+    failure_modes=(
+        guessing("these images have no layout: nothing in a patch tells where it lies", "another --method"),
+    ),
+)

@@ -1,4 +1,6 @@
-"""Do two sub-images come from one image? A binary question, asked for matching and for mixed pairs alike.
+"""Do two crops come from one image? The simplest question, a yardstick.
+
+A binary question, asked for matching and for mixed pairs alike.
 
 The oldest form of telling images apart (Bromley et al. 1993; Hadsell et al. 2006), with a classifier as in Arandjelovic
 and Zisserman 2017 ("Look, listen and learn", arXiv:1705.08168) on what two vectors share and where they differ.
@@ -7,6 +9,7 @@ and Zisserman 2017 ("Look, listen and learn", arXiv:1705.08168) on what two vect
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +21,8 @@ from torch import Tensor, nn
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.base.random import numpy_generator
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method
+from saccade.methods.base import TWO_GLOBAL_VIEWS, Facts, Method, MethodCard, PeakLR
+from saccade.methods.diagnosis import ChanceLoss, guessing
 from saccade.methods.heads_and_ema import image_vectors, projection, spread
 from saccade.runtime import gather_with_gradient, rank, world_size
 
@@ -92,3 +96,16 @@ class Pair(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
+
+
+CARD = MethodCard(
+    name="pair",
+    config_cls=PairConfig,
+    resolve=resolve_pair,
+    cls=Pair,
+    peak_lr=PeakLR(transformer=2e-3, cnn=8e-3),
+    min_batch=2,
+    defaults=TWO_GLOBAL_VIEWS,
+    chance_loss=lambda config, batch: ChanceLoss("ln 2", math.log(2)),
+    failure_modes=(guessing("views share too little to be known again, or the run is young"),),
+)

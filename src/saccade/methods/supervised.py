@@ -1,4 +1,6 @@
-"""Learning from labels: cross-entropy of a linear classifier on a backbone, from scratch or from learned weights.
+"""Learn from labels, the yardstick; saccade finetune has more options for it.
+
+Cross-entropy of a linear classifier on a backbone, from scratch or from learned weights.
 
 Layer-wise decay of the learning rate is Clark et al. 2020 (ELECTRA, arXiv:2003.10555), as MAE and BEiT use it to
 fine-tune. A frozen backbone gets batch norm without scale before the classifier (He et al. 2022, MAE, appendix A.1).
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import DataError, UsageError
-from saccade.methods.base import Facts, Method
+from saccade.methods.base import Facts, Method, MethodCard, PeakLR
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,15 @@ class Supervised(Method):
 
     def after_update(self, progress: Progress) -> None:
         """Nothing: there is no teacher."""
+
+
+CARD = MethodCard(
+    name="supervised",
+    config_cls=SupervisedConfig,
+    resolve=resolve_supervised,
+    cls=Supervised,
+    peak_lr=PeakLR(transformer=2e-3, cnn=8e-3),
+    finetuning_lr=PeakLR(transformer=2e-3, cnn=4e-3),
+    uses_labels=True,
+    defaults={"views.global_count": 1, "views.local_count": 0},
+)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saccade.methods.diagnosis import Diagnosis
 from saccade.reporting.html import (
     Html,
     breakable,
@@ -34,7 +35,6 @@ from saccade.reporting.section_data import data_audit
 from saccade.reporting.section_evaluation import evaluation_blocks, finding, points
 from saccade.reporting.section_figures import pictures
 from saccade.train.diagnose import Doctor, settings_of
-from saccade.train.failure_modes import Diagnosis
 
 # --- head ----------------------------------------------------------------------------------------
 

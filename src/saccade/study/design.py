@@ -14,7 +14,7 @@ from saccade.base.files import make_folder, write_text
 from saccade.base.locks import is_lock
 from saccade.cost import flops as cost
 from saccade.errors import UsageError, unknown
-from saccade.methods.registry import METHODS
+from saccade.methods.registry import method_names
 
 WAYS = {
     "supervised": "labels only, every image always alike",
@@ -158,5 +158,5 @@ def find_cells(out: Path) -> list[Cell]:
 def pairs(study: StudyConfig, method: str) -> dict[str, Any]:
     """The study's own settings for trainings by one method; those of another method's section are not for it."""
     given = dict(config.split_pair(pair) for pair in study.settings)
-    others = {f"{name}." for name in METHODS if name != method}
+    others = {f"{name}." for name in method_names() if name != method}
     return {key: value for key, value in given.items() if not key.startswith(tuple(others))}

@@ -1,6 +1,6 @@
 """What is wrong with a run, from its logged figures alone: live in the loop, or afterwards from metrics.jsonl.
 
-Each rule of ``illnesses`` has to hold for a stretch after the warm-up: 100 steps, or a fifth of a run shorter than 500.
+Each failure mode has to hold for a stretch after the warm-up: 100 steps, or a fifth of a run shorter than 500.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saccade.base import config, run_folder
-from saccade.train.failure_modes import RULES, Diagnosis, Line, Settings, worse_than_start
+from saccade.methods.diagnosis import Diagnosis, FailureMode, Line, Settings
+from saccade.methods.registry import card_of
+from saccade.train.failure_modes import FAILURE_MODES, worse_than_start
 
 HOLD = 100
 MEMORY = 1000  # lines that are looked at, so that a long run is examined as quickly as a short one
-GRAVE = (
-    "diverged",
-    "uniform collapse",
-    "one-prototype collapse",
-    "all images have the same vector",
-    "dimensional collapse",
-    "no learning",
-    "features worse than at the start",
-)
-"""What ends a run with ``train.on_collapse`` stop or repair: it would go on learning nothing."""
+WORSE_THAN_START = "features worse than at the start"
+
+
+def failure_modes(method: str) -> tuple[FailureMode, ...]:
+    """Of a run by this method, the most severe first."""
+    diverged, same_vector, *others = FAILURE_MODES
+    own = card_of(method).failure_modes
+    fatal = (diverged, same_vector, *(mode for mode in own if mode.fatal), *(mode for mode in others if mode.fatal))
+    return fatal + tuple(mode for mode in (*own, *others) if not mode.fatal)
 
 
 def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:
-    """What is wrong at the last of these lines: one diagnosis a rule that holds, the gravest first.
+    """What is wrong at the last of these lines: one diagnosis per failure mode, the most severe first.
 
     lines   of metrics.jsonl in the order of their steps
     """
@@ -46,7 +47,8 @@ def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:
     stretch.reverse()
     if len(stretch) < 3 or stretch[-1]["step"] - stretch[0]["step"] < 0.6 * hold:
         return told
-    return told + [found for rule in RULES if (found := rule(stretch, lines, settings)) is not None]
+    diagnoses = (mode.detect(stretch, lines, settings) for mode in failure_modes(settings.method))
+    return told + [diagnosis for diagnosis in diagnoses if diagnosis is not None]
 
 
 class Doctor:
@@ -57,6 +59,7 @@ class Doctor:
 
     def __init__(self, settings: Settings, lines: Sequence[Line], *, stop: bool):
         self.settings, self.lines, self.stop = settings, list(lines), stop
+        self.fatal = {mode.name for mode in failure_modes(settings.method) if mode.fatal} | {WORSE_THAN_START}
         self.known = {one.name for one in examine(self.lines, settings)}
         self.finished: str | None = None
         self.ill: Diagnosis | None = None
@@ -66,9 +69,9 @@ class Doctor:
         self.lines.append(line)
         found = [one for one in examine(self.lines, self.settings) if one.name not in self.known]
         self.known |= {one.name for one in found}
-        grave = [one for one in found if one.name in GRAVE]
-        if grave and self.stop:
-            self.ill, self.finished = grave[0], f"ended by the doctor (train.on_collapse): {grave[0].name}"
+        fatal = [one for one in found if one.name in self.fatal]
+        if fatal and self.stop:
+            self.ill, self.finished = fatal[0], f"ended by the doctor (train.on_collapse): {fatal[0].name}"
         return found
 
 
@@ -76,11 +79,13 @@ def settings_of(values: Mapping[str, Mapping[str, object]], images: int) -> Sett
     """From the values of config.yaml. ``images``: that the run learns from."""
     train, optim = values["train"], values["optim"]
     method = str(train["method"])
-    here = {"method", "batch", "together", "images", "steps", "lr"}
+    card = card_of(method)
+    here = {"method", "batch", "together", "images", "steps", "lr", "chance"}
     known = {field.name for field in dataclasses.fields(Settings)} - here
     own = {name: value for name, value in values[method].items() if name in known}
     own["pretrained"] = bool(values.get("model", {}).get("weights"))
     together = int(train["batch"])  # type: ignore[call-overload]
+    own["chance"] = card.chance_loss and card.chance_loss(card.config_from(values[method]), together)
     return Settings(
         method,
         together * int(train["accumulate"]),  # type: ignore[call-overload]

@@ -23,7 +23,7 @@ from saccade.data.slides.slide_source import tiles_in
 from saccade.data.volumes.intensity import make_intensity
 from saccade.errors import UsageError
 from saccade.methods.base import Method
-from saccade.methods.registry import build_method, config_type
+from saccade.methods.registry import build_method, card_of
 from saccade.models.backbones.build import Network, build, use_checkpointing
 from saccade.models.backbones.weights import load_model, load_timm_state
 from saccade.models.registry import ARCHITECTURES, configured, parse
@@ -45,7 +45,7 @@ def section_types(method: str) -> dict[str, type]:
         "data": DataConfig,
         "model": ModelConfig,
         "views": ViewsConfig,
-        method: config_type(method),
+        method: card_of(method).config_cls,
         "optim": OptimConfig,
         "train": TrainConfig,
     }

@@ -31,6 +31,7 @@ from saccade.data.audit.slides import describe_slides
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
+from saccade.methods.diagnosis import Diagnosis, shown
 from saccade.methods.supervised import Supervised
 from saccade.models.backbones.weights import save_model, weights_hash
 from saccade.train import checkpoint, memory_check
@@ -39,7 +40,6 @@ from saccade.train.classifier import save_classifier
 from saccade.train.data_selection import Opened, Shares, describe_data, files_of
 from saccade.train.diagnose import Doctor, settings_of
 from saccade.train.early_stopping import Validation
-from saccade.train.failure_modes import Diagnosis, shown
 from saccade.train.loop import Console, Judge, Plan, Quiet, fit, learn
 from saccade.train.monitor import LiveProbe
 from saccade.train.optim import make_optimizer

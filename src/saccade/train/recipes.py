@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from saccade.base.config import Sections, override
 from saccade.errors import unknown
-from saccade.methods.registry import method_defaults
+from saccade.methods.registry import card_of
 from saccade.train.prepare import default_sections
 
 RECIPES: dict[str, tuple[str, dict[str, object]]] = {
@@ -45,7 +45,7 @@ RECIPES: dict[str, tuple[str, dict[str, object]]] = {
 
 def sections_for(method: str, recipe: str) -> Sections:
     """Every section for one method and recipe; what a method cannot do without goes before the recipe."""
-    return override(apply_recipe(default_sections(method), recipe), method_defaults(method))
+    return override(apply_recipe(default_sections(method), recipe), card_of(method).defaults)
 
 
 def apply_recipe(sections: Sections, names: str) -> Sections:

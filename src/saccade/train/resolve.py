@@ -17,7 +17,7 @@ from saccade.augment.views import ViewsConfig, resolve_grid_views, resolve_views
 from saccade.base.config import Sections, unresolved
 from saccade.errors import UsageError
 from saccade.methods.base import Facts
-from saccade.methods.registry import method_defaults, resolve_method
+from saccade.methods.registry import card_of, resolve_method
 from saccade.models.registry import for_axes, parse
 from saccade.models.settings import is_grid
 from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -187,24 +187,9 @@ def _resolve_views(sections: Sections, channels: int, axes: int, *, local_count:
 
 def _without_defaults_for_images(views: ViewsConfig, method: str) -> ViewsConfig:
     """What a method usually asks of images (a scale of crops) is not asked of grids; what a user asks still is."""
-    usual = {key.removeprefix("views."): value for key, value in method_defaults(method).items()}
+    usual = {key.removeprefix("views."): value for key, value in card_of(method).defaults.items()}
     kept = {name: getattr(ViewsConfig(), name) for name in ONLY_IMAGES if usual.get(name) == getattr(views, name)}
     return dataclasses.replace(views, **kept)
-
-
-# Peak learning rates at 256 images, (transformer, CNN); what they rest on is in docs/log.md.
-PEAK = {
-    "dino": (5e-4, 8e-3),
-    "dinov2": (5e-4, 8e-3),
-    "contrast": (4e-3, 1.2e-2),
-    "lejepa": (6e-3, 1.2e-2),
-    "pair": (2e-3, 8e-3),
-    "position": (2e-3, 8e-3),
-    "masked": (4e-3, 4e-3),
-    "latent": (5e-4, 5e-4),
-    "from scratch": (2e-3, 8e-3),
-    "from weights": (2e-3, 4e-3),
-}
 
 
 def _resolve_optim(sections: Sections, per_step: int) -> OptimConfig:
@@ -212,11 +197,11 @@ def _resolve_optim(sections: Sections, per_step: int) -> OptimConfig:
     square root of the batch, which suits AdamW at batches of 16 to 256 (Malladi et al. 2022)."""
     config: OptimConfig = sections["optim"]
     model: ModelConfig = sections["model"]
-    kind, labels = sections["train"].method, sections["train"].method == "supervised"
+    card = card_of(sections["train"].method)
+    labels = card.uses_labels
     transformer = parse(model.backbone).transformer
-    if kind == "supervised":
-        kind = "from weights" if model.weights else "from scratch"
-    peak = PEAK[kind][0 if transformer else 1]
+    rates = card.finetuning_lr if model.weights and card.finetuning_lr else card.peak_lr
+    peak = rates.transformer if transformer else rates.cnn
     lr = config.lr if config.lr is not None else round(peak * math.sqrt(per_step / 256), 6)
     warmup = 0.1 if config.warmup_fraction is None else config.warmup_fraction
     slow = model.weights and transformer and not (labels and sections["supervised"].frozen)

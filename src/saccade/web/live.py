@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from saccade.methods.diagnosis import Diagnosis, shown
 from saccade.reporting.html import number
 from saccade.reporting.run_files import RunFiles, mapping
 from saccade.train.diagnose import Doctor, settings_of
-from saccade.train.failure_modes import Diagnosis, shown
 
 
 class Tail:
