@@ -17,7 +17,7 @@ from saccade.attention.volume_map import VolumeMap, volume_map
 from saccade.base.contracts import InputSpec, Sample
 from saccade.base.files import write_bytes, write_file, write_text
 from saccade.data.cache.image_cache import ImageCache, build_cache, input_spec
-from saccade.data.images.decode import IMAGE_SUFFIXES
+from saccade.data.formats import has_suffix
 from saccade.data.open import open_source
 from saccade.data.volumes.intensity import decide_intensity, intensity_of, to_unit
 from saccade.errors import ModelError, UsageError, unknown
@@ -31,11 +31,10 @@ FORMATS = (".png", ".nii.gz", ".nii", ".csv")
 
 def is_volume(path: str | Path) -> bool:
     """Whether ``saccade attend`` is asked about a volume: by the suffix, or, of a TIFF or folder, by what is inside."""
-    place, name = Path(path), Path(path).name.lower()
-    if not place.exists() or (name.endswith(tuple(IMAGE_SUFFIXES)) and not name.endswith((".tif", ".tiff"))):
+    place = Path(path)
+    # A TIFF stack goes in a folder of its own, or as NIfTI: a TIFF of one image looks the same.
+    if not place.exists() or has_suffix(place.name, "image"):
         return False
-    if name.endswith((".tif", ".tiff")):
-        return False  # a stack goes in a folder of its own, or as NIfTI: a TIFF of one image looks the same
     return open_source(place).axes == 3
 
 

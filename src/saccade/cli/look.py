@@ -138,10 +138,11 @@ def _is_slide(image: Path, cut: Mapping[str, object]) -> bool:
 
 def _refuse_many(image: Path, cut: Mapping[str, object]) -> None:
     """Raise UsageError for a table, and for a folder of slides, where one slide or image is asked for."""
-    from saccade.data.slides.detect import TABLES, holds_slides
+    from saccade.data.formats import has_suffix
+    from saccade.data.slides.detect import holds_slides
 
     hint = "name one file; of a slide that does not say its resolution, give it with --slide-mpp"
-    if image.is_file() and image.name.lower().endswith(TABLES):
+    if image.is_file() and has_suffix(image.name, "table"):
         raise UsageError(f"attend looks at one slide or image, and {image} is a table", hint=hint)
     if image.is_dir() and holds_slides(image, asked=any(value is not None for value in cut.values())):
         raise UsageError(f"attend looks at one slide, and {image} is a folder of slides", hint=hint)

@@ -20,12 +20,12 @@ import numpy as np
 
 from saccade.base.contracts import Record, Sample
 from saccade.base.run_folder import read_json, write_json
+from saccade.data.formats import TEXT_SUFFIXES, has_suffix, suffixes
 from saccade.data.slide_features import SlideFeatures, load_features, step_of
 from saccade.data.sources.source import read_table, records_from_rows, table_in
 from saccade.errors import DataError, UsageError
 
 FILE = "grids.json"
-HDF5 = (".h5", ".hdf5")
 SIDE, LEAST = 16, 0.25  # of features that no hierarchy has cut into regions: HIPT's 4,096 pixels in tiles of 256
 
 
@@ -185,9 +185,9 @@ def holds_features(folder: Path) -> bool:
     found = False
     for place in folder.iterdir():
         name = place.name.lower()
-        if name.endswith(HDF5):
+        if has_suffix(name, "features"):
             found = True
-        elif not name.endswith((".csv", ".parquet", ".json", ".txt", ".md")) and not name.startswith("."):
+        elif not name.endswith((*suffixes("table"), *TEXT_SUFFIXES)) and not name.startswith("."):
             return False
     return found
 
@@ -199,7 +199,7 @@ def open_features(folder: Path, *, manifest: Path | None, label: str | None, gro
     manifest   a table (path, label, patient or group, split) that names the files, or slides of the same names; one in
                the folder is found by itself
     """
-    files = sorted(place for place in folder.iterdir() if place.name.lower().endswith(HDF5))
+    files = sorted(place for place in folder.iterdir() if has_suffix(place.name, "features"))
     held = manifest or table_in(folder)
     if held is None:
         if label or group:

@@ -8,21 +8,15 @@ from typing import Any
 
 from saccade.base.contracts import Source
 from saccade.data import feature_grids
-from saccade.data.images.decode import IMAGE_SUFFIXES
-from saccade.data.slides.detect import TABLES, find_slides
+from saccade.data.formats import by_name, has_suffix, suffixes
+from saccade.data.slides.detect import find_slides
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiling import Tiling
 from saccade.data.sources.archive import ArchiveSource
-from saccade.data.sources.arrays import ArraySource
 from saccade.data.sources.folder import FolderSource
-from saccade.data.sources.source import Selection, other_kind
-from saccade.data.volumes.dicom_series import SUFFIXES as DICOM
-from saccade.data.volumes.tiff_stack import TIFF, is_stack
-from saccade.data.volumes.volume import VOLUME_SUFFIXES
+from saccade.data.sources.source import Selection
+from saccade.data.volumes.tiff_stack import is_stack
 from saccade.errors import DataError, UsageError, unknown
-
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
-ARRAYS = (".npz", ".npy")
 
 
 def absolute(path: str | Path) -> str | Path:
@@ -70,22 +64,30 @@ def open_source(
         raise UsageError("--mpp, --tile, --tissue and --slide-mpp are for slides; these are other images", got=place)
     if place.is_dir():
         return FolderSource(place, manifest=manifest, label=label, group=group)
-    name = place.name.lower()
-    if name.endswith(ARCHIVES):
-        return ArchiveSource(place, manifest=manifest, label=label, group=group)
-    if name.endswith(ARRAYS):
+    return _open_file(place, manifest=manifest, label=label, group=group)
+
+
+def _open_file(place: Path, *, manifest: Path | None, label: str | None, group: str | None) -> Source:
+    """One file that is not a slide."""
+    archive, array = by_name(place.name, "archive"), by_name(place.name, "array")
+    if archive is not None:
+        source: Source = archive.load()(place, manifest=manifest, label=label, group=group)
+        return source
+    if array is not None:
         if manifest or label or group:
             raise UsageError("an array file brings its own labels and has no columns", got=place)
-        return ArraySource(place)
-    if name.endswith(TABLES):
+        source = array.load()(place)
+        return source
+    if has_suffix(place.name, "table"):
         if manifest:
             raise UsageError("two tables were named", got=f"{place} and {manifest}", hint="DATA is then the folder")
         return FolderSource(place.parent, manifest=place, label=label, group=group)
-    if name.endswith((*VOLUME_SUFFIXES, *DICOM)) or (name.endswith(TIFF) and is_stack(place.read_bytes())):
+    volume = by_name(place.name, "volume")
+    if volume is not None and (volume.name != "TIFF stack" or is_stack(place.read_bytes())):
         if manifest or label or group:
             raise UsageError("a single volume has no table", got=place, hint="give the folder it lies in")
         return FolderSource(place.parent, only=[place.name])
-    raise _unknown_kind(place, name)
+    raise _unknown_format(place)
 
 
 def tiling_in(data: Mapping[str, Any]) -> Tiling:
@@ -128,12 +130,12 @@ def _synthetic(text: str, tiling: Tiling) -> Source:
     return kinds[kind](pairs)
 
 
-def _unknown_kind(place: Path, name: str) -> DataError:
-    kind = other_kind(name)
-    if kind is not None:
-        return DataError(f"{place} is a {kind}, which is not read as an image yet", hint="cut it into 2D images first")
-    if name.endswith(IMAGE_SUFFIXES):
+def _unknown_format(place: Path) -> DataError:
+    if has_suffix(place.name, "image"):
         return DataError(
             f"{place} is a single image", hint="give the folder it lies in; one image goes to saccade attend"
         )
-    return DataError(f"{place}: unknown kind of file", expected="a folder, " + ", ".join((*ARCHIVES, *ARRAYS, *TABLES)))
+    return DataError(
+        f"{place}: unknown file format",
+        expected="a folder, " + ", ".join(suffixes("archive", "array", "table", "volume", "slide", shared=False)),
+    )

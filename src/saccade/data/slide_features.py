@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from saccade.base.files import write_file
+from saccade.data.formats import by_name
 from saccade.errors import DataError, first_line, require
 
-SUFFIXES = (".h5", ".parquet")
 ABOUT = "saccade_slide"
 MAGNIFICATION_UM = 10.0  # micrometres a pixel times magnification: 20x has 0.5
 
@@ -72,8 +72,10 @@ def save_parquet(path: Path, found: SlideFeatures) -> None:
 
 
 def load_features(path: Path) -> SlideFeatures:
-    """Read HDF5 or Parquet by the suffix."""
-    return load_h5(path) if path.suffix in (".h5", ".hdf5") else load_parquet(path)
+    """Read the features of a slide in a format of ``saccade.data.formats``, or Parquet."""
+    card = by_name(path.name, "features")
+    features: SlideFeatures = card.load()(path) if card else load_parquet(path)
+    return features
 
 
 def load_h5(path: Path) -> SlideFeatures:

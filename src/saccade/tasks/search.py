@@ -16,7 +16,8 @@ import numpy as np
 from saccade import runtime
 from saccade.base.contracts import InputSpec, Record, Sample
 from saccade.base.files import write_bytes
-from saccade.data.images.decode import IMAGE_SUFFIXES, decode
+from saccade.data.formats import has_suffix
+from saccade.data.images.decode import decode
 from saccade.data.open import open_source
 from saccade.errors import DataError, ModelError, UsageError
 from saccade.evaluation.knn import Guess, guess
@@ -167,7 +168,7 @@ def read_query(path: Path) -> tuple[Sample, str]:
     """The image or volume that is asked with, and the hash of its file."""
     if not path.exists():
         raise DataError("image file not found", got=path)
-    if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
+    if path.is_file() and has_suffix(path.name, "image"):
         data = path.read_bytes()
         return Sample(decode(data, str(path)), Record(str(path))), hashlib.sha256(data).hexdigest()
     source = open_source(path)

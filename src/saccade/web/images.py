@@ -14,7 +14,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from PIL import Image
 
-from saccade.data.images.decode import PNG_MARK, TIFF_MARKS
+from saccade.data.formats import PNG_MAGIC, is_tiff
 from saccade.errors import DataError
 from saccade.web.catalog import UPLOAD_PIXELS, Desk, ImageOnDesk, Upload, read_upload
 from saccade.web.discover import named, spelt
@@ -89,14 +89,14 @@ def check_pixels(data: bytes, name: str) -> None:
 
 def _claimed(data: bytes) -> tuple[int, int]:
     """Pixels of one channel, and bytes of all, as the header has them."""
-    if data[:4] in TIFF_MARKS:  # of these Pillow does not know all channels
+    if is_tiff(data):  # of these Pillow does not know all channels
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             series = file.series[0]
             sizes = dict(zip(series.axes, series.shape))
             return sizes["Y"] * sizes["X"], math.prod(series.shape) * series.dtype.itemsize
     with Image.open(io.BytesIO(data)) as image:
         pixels = image.width * image.height
-        deep = 2 if data[:8] == PNG_MARK and data[24] == 16 else 1
+        deep = 2 if data[:8] == PNG_MAGIC and data[24] == 16 else 1
         return pixels, pixels * len(image.getbands()) * deep
 
 

@@ -390,7 +390,7 @@ def test_threads_and_forked_processes_read_alike(tmp_path, suffix):
     [
         ("x.svs", r"x\.svs: cannot be opened as a slide"),
         ("x.png", "single image"),
-        ("x.docx", "unknown kind of file"),
+        ("x.docx", "unknown file format"),
     ],
 )
 def test_files_that_cannot_be_opened(tmp_path, name, said):

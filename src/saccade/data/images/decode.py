@@ -8,18 +8,17 @@ A JPEG whose inner bytes are wrong but which is whole cannot be told from a good
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from saccade.data.formats import PNG_MAGIC, by_content, by_name
 from saccade.errors import DamagedFile, first_line
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 178_000_000  # of one channel, Pillow's own bound; more is a lying header or a slide
-TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")  # named, so that no other parser (EPS!) sees the bytes
 INKS = (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED)
 LAB = (tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB, tifffile.PHOTOMETRIC.ITULAB)
@@ -30,7 +29,9 @@ MISTAKEN = {
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """Decode PNG, JPEG, TIFF, BMP or WebP, recognised by content. Returns [C Y X] in the file's number type.
+    """Decode an image in any format of ``saccade.data.formats``. Returns [C Y X] in the file's number type.
+
+    A format with fixed first bytes is recognised by these, whatever the file is called; others by their suffix.
 
     Palettes and CMYK become RGB, one bit becomes 0 and 255, the orientation tag of JPEG, TIFF and 8-bit PNG is
     applied. An alpha channel is dropped when opaque everywhere; otherwise the image is laid over white.
@@ -39,12 +40,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
     if not data:
         raise DamagedFile(f"{name}: empty file", hint="copy it again from where it came")
     try:
-        if data[:4] in TIFF_MARKS:
-            pixels = _tiff(data, name)
-        elif data[:8] == PNG_MARK and len(data) > 25 and data[24] == 16:
-            pixels = _over_white(_png16(data, name))
-        else:
-            pixels = _over_white(_pillow(data, name))
+        pixels: np.ndarray = _reader(data, name)(data, name)
     except DamagedFile:
         raise
     except MemoryError as error:
@@ -70,7 +66,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     Raises DamagedFile like ``decode``, and for a mask that is the same everywhere.
     """
     pixels = decode(data, name)
-    if data[:4] not in TIFF_MARKS:
+    if _reader(data, name) in (read_png, read_pillow):
         raw = _pillow(data, name)
         if len(raw) in (2, 4):  # some draw the mask into the alpha channel; laid over white it would be gone
             pixels = raw[:-1] * (raw[-1:] > 0)
@@ -78,6 +74,13 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     if inside.all() or not inside.any():
         raise DamagedFile(f"{name}: the mask is the same everywhere", hint="a mask is 0 outside and above 0 inside")
     return inside
+
+
+def _reader(data: bytes, name: str) -> Callable[[bytes, str], np.ndarray]:
+    card = by_name(name, "image")
+    if card is None or (card.magic and not data.startswith(card.magic)):
+        card = by_content(data, "image")
+    return card.load() if card else read_pillow
 
 
 def _too_large(name: str, claim: str) -> DamagedFile:
@@ -95,6 +98,18 @@ def _check_size(rows: int, columns: int, name: str) -> None:
 
 def _channels_first(pixels: np.ndarray) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def read_pillow(data: bytes, name: str) -> np.ndarray:
+    """JPEG, BMP, WebP and 8-bit PNG."""
+    return _over_white(_pillow(data, name))
+
+
+def read_png(data: bytes, name: str) -> np.ndarray:
+    """PNG of any depth."""
+    if data.startswith(PNG_MAGIC) and len(data) > 25 and data[24] == 16:
+        return _over_white(_png16(data, name))
+    return read_pillow(data, name)
 
 
 def _pillow(data: bytes, name: str) -> np.ndarray:
@@ -122,7 +137,7 @@ def _png16(data: bytes, name: str) -> np.ndarray:
 # --- TIFF -----------------------------------------------------------------------------------------
 
 
-def _tiff(data: bytes, name: str) -> np.ndarray:
+def read_tiff(data: bytes, name: str) -> np.ndarray:
     """The first series of a TIFF; its rows, columns and at most one channel axis, alpha resolved."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if not len(file.pages) or not file.series:

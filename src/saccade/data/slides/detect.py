@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 import tifffile
 
 from saccade.base.contracts import Record
-from saccade.data.slides.dicom_reader import SUFFIX, is_dicom_slide, series_in
+from saccade.data.formats import by_name, has_suffix, suffixes
+from saccade.data.slides.dicom_reader import has_dicom_suffix, is_dicom_slide, series_in
 from saccade.data.slides.multi_file import parts_of, refuse_part
-from saccade.data.slides.readers import SLIDE_SUFFIXES
 from saccade.data.slides.slide_pool import Named
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiff_reader import CUT_OFF, listening
@@ -28,19 +28,22 @@ from saccade.data.sources.source import (
 )
 from saccade.errors import DataError, UsageError
 
-TABLES = (".csv", ".parquet")
-TIFF_SUFFIXES = (".tif", ".tiff", ".btf")
 PROBED = 3  # TIFF files of a folder that are opened to see what they are
 LARGE_PX = 178_000_000  # more is no image that is decoded whole
 
 
 def is_slide_name(name: str) -> bool:
-    return name.lower().endswith(SLIDE_SUFFIXES)
+    return has_suffix(name, "slide", shared=False)
+
+
+def _has_tiff_suffix(name: str) -> bool:
+    card = by_name(name, "slide")
+    return card is not None and card.name == "tiled TIFF"
 
 
 def is_pyramid(path: Path) -> bool:
     """Whether a TIFF has tiles and either several levels or too many pixels for an image; or was, before it was cut."""
-    if not path.name.lower().endswith(TIFF_SUFFIXES):
+    if not _has_tiff_suffix(path.name):
         return False
     try:
         with listening() as said, tifffile.TiffFile(path) as file:
@@ -65,7 +68,7 @@ def find_slides(
 
     A table has the columns ``path,mpp,label,patient,split``, all but the first optional.
     """
-    if place.is_file() and not place.name.lower().endswith(TABLES):
+    if place.is_file() and not has_suffix(place.name, "table"):
         return _one(place, tiling) if is_slide(place, asked=tiling.asked) else None
     refuse_part(place)
     root, table = place, read_table(manifest) if manifest else None
@@ -100,7 +103,7 @@ def _lists_slides(table: Table, root: Path, tiling: Tiling) -> bool:
     names = [row[table.path_column] for row in table.rows]
     if any(is_slide_name(name) for name in names) or "mpp" in table.rows[0]:
         return True
-    pictures = [name for name in names if name.lower().endswith(TIFF_SUFFIXES)]
+    pictures = [name for name in names if _has_tiff_suffix(name)]
     places = [base / name for base in (Path(table.name).parent, root) for name in pictures[:PROBED]]
     return bool(pictures) and (tiling.asked or any(is_pyramid(place) for place in places))
 
@@ -108,7 +111,7 @@ def _lists_slides(table: Table, root: Path, tiling: Tiling) -> bool:
 def is_slide(path: Path, *, asked: bool) -> bool:
     """Whether a file is a slide; ``asked``: the user cuts it into tiles, so any TIFF is."""
     name = path.name.lower()
-    return is_slide_name(name) or is_pyramid(path) or is_dicom_slide(path) or (asked and name.endswith(TIFF_SUFFIXES))
+    return is_slide_name(name) or is_pyramid(path) or is_dicom_slide(path) or (asked and _has_tiff_suffix(name))
 
 
 def holds_slides(folder: Path, *, asked: bool) -> bool:
@@ -124,9 +127,9 @@ def _holds_slides(root: Path, names: Sequence[str], tiling: Tiling) -> bool:
     """Whether the files of a folder are slides: a name of a slide among them, or tiled pyramids at its beginning."""
     if any(is_slide_name(name) for name in names):
         return True
-    if any(is_dicom_slide(root / name) for name in [n for n in names if n.lower().endswith(SUFFIX)][:1]):
+    if any(is_dicom_slide(root / name) for name in [n for n in names if has_dicom_suffix(n)][:1]):
         return True
-    pictures = [name for name in names if name.lower().endswith(TIFF_SUFFIXES) and _seen(name)]
+    pictures = [name for name in names if _has_tiff_suffix(name) and _seen(name)]
     return bool(pictures) and (tiling.asked or any(is_pyramid(root / name) for name in pictures[:PROBED]))
 
 
@@ -145,7 +148,7 @@ def open_slides(
     name: str,
 ) -> SlideTiles:
     """The tiles of the slides in a folder, or of those that a table lists (``path,mpp,label,patient,split``)."""
-    files = [name for name in names if name.lower().endswith(SLIDE_SUFFIXES + TIFF_SUFFIXES) and _seen(name)]
+    files = [name for name in names if (is_slide_name(name) or _has_tiff_suffix(name)) and _seen(name)]
     files += series_in(root, names)
     beside: list[str] = []
     if table is not None:
@@ -164,7 +167,9 @@ def open_slides(
         records = records_from_names(files)
         beside = _beside(root, names, files)
     if not records:
-        raise DataError(f"{name}: no slides found", got=f"{len(names):,} files", expected=", ".join(SLIDE_SUFFIXES))
+        raise DataError(
+            f"{name}: no slides found", got=f"{len(names):,} files", expected=", ".join(suffixes("slide", shared=False))
+        )
     named = [Named(root / record.id, record, _mpp(record, table)) for record in records]
     return SlideTiles(name, named, tiling, beside=beside)
 
@@ -173,7 +178,7 @@ def _beside(root: Path, names: Sequence[str], taken: Sequence[str]) -> list[str]
     """Files of a folder that are neither slides nor parts of one (see ``parts_of``; other files of a DICOM slide)."""
     kept = {root / name for name in taken}
     kept |= {part for name in taken for part in parts_of(root / name)}
-    rest = [name for name in names if root / name not in kept and _seen(name) and not name.lower().endswith(SUFFIX)]
+    rest = [name for name in names if root / name not in kept and _seen(name) and not has_dicom_suffix(name)]
     return sorted(rest)
 
 

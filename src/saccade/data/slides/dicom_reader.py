@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from saccade.data.formats import by_name
+
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-SUFFIX = ".dcm"
 TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumns", "TotalPixelMatrixRows"]
 
 
@@ -26,8 +27,13 @@ def _header(path: Path) -> Any:
         return None
 
 
+def has_dicom_suffix(name: str) -> bool:
+    card = by_name(name, "slide")
+    return card is not None and card.name == "DICOM slide"
+
+
 def is_dicom_slide(path: Path) -> bool:
-    if path.suffix.lower() != SUFFIX:
+    if not has_dicom_suffix(path.name):
         return False
     found = _header(path)
     return bool(found is not None and found.get("SOPClassUID") == WHOLE_SLIDE)
@@ -37,7 +43,7 @@ def series_in(root: Path, names: Sequence[str]) -> list[str]:
     """The file of the largest level of every slide among the DICOM files of a folder."""
     largest: dict[str, tuple[int, str]] = {}
     for name in names:
-        found = _header(root / name) if name.lower().endswith(SUFFIX) else None
+        found = _header(root / name) if has_dicom_suffix(name) else None
         if found is None or found.get("SOPClassUID") != WHOLE_SLIDE or "VOLUME" not in found.get("ImageType", []):
             continue
         pixels = int(found.get("TotalPixelMatrixColumns", 0)) * int(found.get("TotalPixelMatrixRows", 0))

@@ -13,12 +13,11 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from saccade.data.slides.multi_file import check_parts
-from saccade.data.slides.slide import Reader, Region
+from saccade.data.formats import by_name
+from saccade.data.slides.reader import Reader, Region
 from saccade.data.slides.tiff_reader import TiffReader, is_tiff, listening
 from saccade.errors import DamagedFile, require
 
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".czi")
 CACHE_BYTES = 32 * 2**20
 Tile = tuple[int, int, int]  # level, row, column
 
@@ -160,12 +159,18 @@ def _beyond(path: Path, module: Any) -> bool:
 
 
 def open_reader(path: Path) -> Reader:
-    """The first reader that opens the file. Raises DamagedFile with the reasons of those that did not."""
+    """The reader of the file's format. Raises DamagedFile, naming the file, where it cannot be opened."""
     if not path.is_file():
         raise DamagedFile(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise DamagedFile(f"{path}: empty file", hint="copy it again from where it came")
-    check_parts(path)
+    card = by_name(path.name, "slide")
+    reader: Reader = card.load()(path) if card else open_scanner_file(path)
+    return reader
+
+
+def open_scanner_file(path: Path) -> Reader:
+    """OpenSlide, and tifffile for TIFF that OpenSlide cannot read. Raises DamagedFile with the reasons of both."""
     tiff = is_tiff(path)
     reasons = []
     if not tiff or importlib.util.find_spec("openslide") is not None:

@@ -12,14 +12,14 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from saccade.data.slides.multi_file import parts_of
+from saccade.data.slides.reader import Reader, Region
+from saccade.data.slides.readers import open_reader
 from saccade.data.slides.resample import margin_px, resample, touched
 from saccade.errors import DamagedFile, DataError, UsageError
 
@@ -34,43 +34,6 @@ MOST_UNREAD = 0.25  # of its overview: a slide with more is no use
 AT_ONCE_BYTES = 64 * 2**20  # of source pixels: a slide of one level is reduced in parts, whatever its size
 WIDE_PX = 2048  # parts are strips down to this height, halved: what is decoded for one is decoded again for the next
 PIECE_PX = 32  # around damage a picture is put together from pieces down to this side
-
-
-@dataclass(frozen=True)
-class Region:
-    """Pixels [Y X C] of a level, and where exactly they begin: (y, x) in pixels of the level, maybe with a fraction."""
-
-    pixels: np.ndarray
-    origin: tuple[float, float]
-
-
-class Reader(Protocol):
-    """One file as levels of pixels; made by openslide_reader and tiff_reader."""
-
-    vendor: str
-    sizes_px: list[tuple[int, int]]
-    """Rows and columns of every level, largest first."""
-    downsamples: list[float]
-    spacing_um: tuple[float, float] | None
-    """(y, x) of level 0."""
-    number_type: np.dtype
-    channels: int
-    fluorescent: bool
-    """Its channels cannot be colours: two, or more than three, each a grey picture."""
-    note: str
-
-    def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
-        """[Y X C] of one level from about (left, top) in pixels of that level; ``fill`` outside. Raises DamagedFile."""
-        ...
-
-    def read_around(
-        self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int
-    ) -> tuple[Region, np.ndarray] | None:
-        """Like ``read``, with ``fill`` where the file is damaged; and where that is, bool [Y X], tile by tile.
-
-        None where the file does not say what its tiles are.
-        """
-        ...
 
 
 class Slide:
@@ -377,6 +340,4 @@ def open_slide(path: str | Path, mpp: float | None = None, *, dark: bool | None 
 
     Raises DamagedFile, naming the file and the reason of every reader, where none can open it.
     """
-    from saccade.data.slides.readers import open_reader
-
     return Slide(Path(path), open_reader(Path(path)), mpp, dark)

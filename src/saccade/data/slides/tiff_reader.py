@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from saccade.data.slides.slide import Region
+from saccade.data.formats import TIFF_MAGIC
+from saccade.data.slides.reader import Region
 from saccade.errors import DamagedFile, first_line
 
-TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 KEPT_BYTES = 64 * 2**20
 CUT_OFF = "offset"  # in what tifffile says of a file that points beyond its end
 XML_PACKET = 700
@@ -36,7 +36,7 @@ UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 def is_tiff(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(4) in TIFF_MARKS
+            return file.read(4) in TIFF_MAGIC
     except OSError:
         return False
 

@@ -57,16 +57,12 @@ class _Tar:
     A compressed one is unpacked to an unnamed file first.
     """
 
-    OPENERS: ClassVar[dict[str, Any]] = {
-        ".gz": gzip.open,
-        ".tgz": gzip.open,
-        ".xz": lzma.open,
-        ".txz": lzma.open,
-        ".bz2": bz2.open,
-    }
+    OPENERS: ClassVar[dict[bytes, Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}
 
     def __init__(self, path: Path):
-        opener = self.OPENERS.get(path.suffix.lower())
+        with path.open("rb") as file:
+            start = file.read(6)
+        opener = next((opener for magic, opener in self.OPENERS.items() if start.startswith(magic)), None)
         self.file: BinaryIO
         if opener is None:
             self.file = path.open("rb")

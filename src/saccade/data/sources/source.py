@@ -17,9 +17,8 @@ import pyarrow
 import pyarrow.parquet
 
 from saccade.base.contracts import Record, Sample, Source
-from saccade.data.images.decode import IMAGE_SUFFIXES
+from saccade.data.formats import by_name, has_suffix, suffixes
 from saccade.data.sources.volume_files import Contents
-from saccade.data.volumes.volume import VOLUME_SUFFIXES
 from saccade.errors import DataError, first_line, unknown
 
 MANIFESTS = ("manifest.csv", "manifest.parquet", "labels.csv")
@@ -36,15 +35,7 @@ SPLITS = {
     "imagests": "test",
 }
 FEW = 5  # volumes; folders with fewer on average are patients
-NOT_IMAGES = {
-    "whole slide": (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif"),
-}
 Locate = Callable[[str], str | None]
-
-
-def other_kind(name: str) -> str | None:
-    """ "whole slide" for a name that ends like one, else None."""
-    return next((kind for kind, suffixes in NOT_IMAGES.items() if name.lower().endswith(suffixes)), None)
 
 
 def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
@@ -117,23 +108,31 @@ def table_in(folder: Path) -> Path | None:
 
 
 def read_rows(data: bytes, name: str) -> list[dict[str, str]]:
-    """Rows of a CSV (comma, semicolon or tab) or Parquet table; column names in lower case, everything as text."""
+    """Rows of a table, CSV where the name says nothing else; column names in lower case, everything as text."""
+    card = by_name(name, "table")
     try:
-        if name.lower().endswith(".parquet"):
-            table = pyarrow.parquet.read_table(io.BytesIO(data))
-            # A number that is missing is NaN in some tables and null in others.
-            rows = [{k.lower(): "" if v is None or v != v else str(v) for k, v in r.items()} for r in table.to_pylist()]
-        else:
-            text = data.decode("utf-8-sig")
-            separator = max(",;\t", key=text.partition("\n")[0].count)
-            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-            rows = [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in reader]
+        rows: list[dict[str, str]] = (card.load() if card else read_csv)(data, name)
     except (UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
         raise DataError(f"{name}: not a readable table", got=first_line(error)) from error
     rows = [row for row in rows if any(row.values())]  # spreadsheets write empty ones below their last
     if not rows:
         raise DataError(f"{name}: the table has no rows")
     return rows
+
+
+def read_csv(data: bytes, name: str) -> list[dict[str, str]]:
+    """Rows of a CSV file separated by comma, semicolon or tab, whichever its first line has most of."""
+    text = data.decode("utf-8-sig")
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    return [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in reader]
+
+
+def read_parquet(data: bytes, name: str) -> list[dict[str, str]]:
+    """Rows of a Parquet file."""
+    table = pyarrow.parquet.read_table(io.BytesIO(data))
+    # A number that is missing is NaN in some tables and null in others.
+    return [{k.lower(): "" if v is None or v != v else str(v) for k, v in r.items()} for r in table.to_pylist()]
 
 
 def finder(table: Table, names: Iterable[str], locate: Locate) -> Locate:
@@ -293,18 +292,14 @@ def _misfit(table: Table, find: Locate) -> str:
 
 
 def _no_images(files: Sequence[str], source: str) -> DataError:
-    from saccade.data.slides.readers import SLIDE_SUFFIXES
-
     files = sorted(files, key=natural_key)  # a folder is walked in the order of the disk
-    kinds = Counter(other_kind(name) for name in files)
-    kinds.pop(None, None)
-    held = ", ".join(f"{count:,} {kind} files" for kind, count in kinds.items())
+    slides = sum(has_suffix(name, "slide", shared=False) for name in files)
     return DataError(
         f"{source}: no images found",
-        got=f"{len(files):,} files" + (f", among them {held}" if held else "") + _some(files),
-        expected="files ending in " + ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES, *SLIDE_SUFFIXES)),
+        got=f"{len(files):,} files" + (f", among them {slides:,} whole slide files" if slides else "") + _some(files),
+        expected="files ending in " + ", ".join((*suffixes("image"), *suffixes("volume", "slide", shared=False))),
         hint="slides are read from a folder, or as a table lists them: take them out of the archive"
-        if kinds
+        if slides
         else "an archive, .npz or manifest is opened by its own path; see docs/guides/data.md",
     )
 

@@ -16,11 +16,12 @@ from typing import Protocol
 import numpy as np
 
 from saccade.base.contracts import Record, Sample
-from saccade.data.images.decode import IMAGE_SUFFIXES, TIFF_MARKS, decode
+from saccade.data.formats import has_suffix, is_tiff
+from saccade.data.images.decode import decode
 from saccade.data.volumes.dicom import read_series
 from saccade.data.volumes.dicom_series import find_series, is_dicom
-from saccade.data.volumes.tiff_stack import TIFF, is_stack
-from saccade.data.volumes.volume import VOLUME_SUFFIXES, read_volume
+from saccade.data.volumes.tiff_stack import is_stack
+from saccade.data.volumes.volume import read_volume
 from saccade.errors import DamagedFile, DataError
 
 MASKS = {
@@ -64,14 +65,14 @@ class Contents:
 
     def __post_init__(self) -> None:
         seen = [name for name in self.files if visible(name)]
-        self.images = [name for name in seen if name.lower().endswith(IMAGE_SUFFIXES)]
-        volumes = [name for name in seen if name.lower().endswith(VOLUME_SUFFIXES)]
-        if self.images and all(name.lower().endswith(TIFF) for name in self.images) and self._stacked():
+        self.images = [name for name in seen if has_suffix(name, "image")]
+        volumes = [name for name in seen if has_suffix(name, "volume", shared=False)]
+        if self.images and not any(has_suffix(name, "image", shared=False) for name in self.images) and self._stacked():
             volumes, self.images = volumes + self.images, []
         masks = _masks(volumes)
         taken = set(masks.values())
         self.cases = {name: Case((name,), masks.get(name)) for name in volumes if name not in taken}
-        rest = [name for name in seen if not name.lower().endswith((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))]
+        rest = [name for name in seen if not (has_suffix(name, "image") or has_suffix(name, "volume", shared=False))]
         series, self.reports = find_series([name for name in rest if is_dicom(name, self.fetch)], self.fetch)
         self.cases |= {one.id: Case(one.files, None, one.group) for one in series}
 
@@ -82,7 +83,7 @@ class Contents:
                 data = self.fetch(name)
             except DamagedFile:
                 continue
-            if data[:4] in TIFF_MARKS:
+            if is_tiff(data):
                 return is_stack(data)
         return False
 
@@ -106,7 +107,7 @@ class Contents:
         return 3 if volumes else 2
 
     def is_volume(self, name: str) -> bool:
-        return name in self.cases or name.lower().endswith(VOLUME_SUFFIXES)
+        return name in self.cases or has_suffix(name, "volume", shared=False)
 
     def group(self, name: str) -> str | None:
         """The patient of a DICOM series, under a name that says nothing of him."""

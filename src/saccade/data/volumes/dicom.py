@@ -100,6 +100,11 @@ def read_series(files: Sequence[str], fetch: Callable[[str], bytes], name: str) 
     return to_lps(stack.transpose(2, 1, 0), _affine(planes), name, modality)
 
 
+def read_dicom(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume:
+    """One multi-frame file by itself. Raises as ``read_series``."""
+    return read_series([posixpath.basename(name)], lambda _: data, posixpath.dirname(name) or name)
+
+
 @contextmanager
 def damage_named(file: str) -> Iterator[None]:
     """Elements are decoded when they are asked for, and broken ones raise nearly anything: DamagedFile instead."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from pydicom.dataset import Dataset
 
+from saccade.data.formats import by_name
 from saccade.data.volumes.dicom import damage_named, read_header
 from saccade.errors import DamagedFile
 
-SUFFIXES = (".dcm", ".dicom", ".ima")
 START = 2**16  # bytes in which most headers end
 SORTED_BY = [
     "SeriesInstanceUID",
@@ -57,7 +57,8 @@ class _Head:
 
 def is_dicom(name: str, fetch: Fetch) -> bool:
     """By the suffix, or, for the bare names and numbers that scanners give, by the mark after 128 bytes."""
-    if name.lower().endswith(SUFFIXES):
+    card = by_name(name, "volume")
+    if card is not None and card.name == "DICOM":
         return True
     base = posixpath.basename(name)
     _, dot, suffix = base.rpartition(".")

@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from saccade.data.images.decode import TIFF_MARKS, check_ends
+from saccade.data.formats import is_tiff
+from saccade.data.images.decode import check_ends
 from saccade.data.volumes.orientation import Volume, check_spacing, unplaced
 from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels
 from saccade.errors import DamagedFile
 
-TIFF = (".tif", ".tiff")
 DEPTH = "ZIQ"  # z, or pages of which the file says nothing
 UNITS_MM = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "\\u00b5m": 1e-3}
 UNITS_MM |= {"mm": 1.0, "cm": 10.0, "m": 1000.0, "å": 1e-7, "pm": 1e-9}
@@ -25,7 +25,7 @@ INCH_MM = 25.4
 
 def is_stack(data: bytes) -> bool:
     """Whether the bytes are a TIFF with more than one slice; False for what cannot be read."""
-    if data[:4] not in TIFF_MARKS:
+    if not is_tiff(data):
         return False
     try:
         with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
@@ -36,7 +36,7 @@ def is_stack(data: bytes) -> bool:
 
 def read_stack(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume:
     """One volume from slices, rows, columns and at most one channel axis. Raises DamagedFile, naming the file."""
-    if data[:4] not in TIFF_MARKS:
+    if not is_tiff(data):
         raise DamagedFile(f"{name}: not a TIFF file", hint="copy it again")
     with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
         if not file.series:

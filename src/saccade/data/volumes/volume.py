@@ -8,11 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from saccade.data.volumes.nifti import read_nifti
-from saccade.data.volumes.nrrd_metaimage import read_meta, read_nrrd
+from saccade.data.formats import by_name, suffixes
 from saccade.data.volumes.orientation import Volume, unplaced
 from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels, fits
-from saccade.data.volumes.tiff_stack import read_stack
 from saccade.errors import DamagedFile, SaccadeError, first_line
 
 Beside = Callable[[str], bytes]  # name of a file beside this one -> its bytes
@@ -35,20 +33,6 @@ def read_npy(data: bytes, name: str, beside: Beside) -> Volume:
     return unplaced(values.reshape(shape, order="F" if by_columns else "C"))
 
 
-READERS: dict[str, Callable[[bytes, str, Beside], Volume]] = {
-    ".nii": read_nifti,
-    ".nii.gz": read_nifti,
-    ".nrrd": read_nrrd,
-    ".nhdr": read_nrrd,
-    ".mha": read_meta,
-    ".mhd": read_meta,
-    ".npy": read_npy,
-    ".tif": read_stack,
-    ".tiff": read_stack,
-}
-VOLUME_SUFFIXES = tuple(suffix for suffix in READERS if not suffix.startswith(".tif"))  # those may be images too
-
-
 def read_volume(data: bytes, name: str, beside: Beside) -> Volume:
     """Decode one file. Raises DamagedFile, naming it, for anything that is not one whole volume.
 
@@ -56,11 +40,12 @@ def read_volume(data: bytes, name: str, beside: Beside) -> Volume:
     """
     if not data:
         raise DamagedFile(f"{name}: empty file", hint="copy it again from where it came")
-    reader = next((reader for suffix, reader in READERS.items() if name.lower().endswith(suffix)), None)
-    if reader is None:
-        raise DamagedFile(f"{name}: not a volume", expected="a file ending in " + ", ".join(READERS))
+    card = by_name(name, "volume")
+    if card is None:
+        raise DamagedFile(f"{name}: not a volume", expected="a file ending in " + ", ".join(suffixes("volume")))
     try:
-        return reader(data, name, beside)
+        volume: Volume = card.load()(data, name, beside)
+        return volume
     except SaccadeError:
         raise
     except MemoryError as error:

@@ -1,0 +1,103 @@
+"""A package of someone else is installed, and its file format works in every verb."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import saccade
+from saccade.data import formats
+from saccade.errors import UsageError
+
+PACKAGE = Path(__file__).parent / "saccade-example-plugin"
+VERBS = """
+import json, sys
+import saccade
+from saccade.evaluation.protocol import ProtocolConfig
+from saccade.tasks.evaluate import EvaluateOptions
+
+images, run, picture = sys.argv[1:]
+shown = saccade.show(images)
+settings = json.loads(sys.stdin.read())
+planned = saccade.plan(images, backbone="resnet10_w8", settings=settings)
+saccade.pretrain(images, out=run, backbone="resnet10_w8", settings=settings)
+quick = EvaluateOptions(protocol=ProtocolConfig(fractions=(1.0,), repeats=1, bootstrap=20))
+table = saccade.evaluate([run], images, options=quick)
+attended = saccade.attend(run, images + "/dark/0.textimage")
+attended.save(picture)
+print(json.dumps({
+    "images": shown.images, "types": shown.number_types, "channels": shown.channels, "damaged": len(shown.damaged),
+    "planned": bool(planned.text()), "rows": len(table.rows), "patches": list(attended.amap.grid),
+}))
+"""
+SMALL = {"train.steps": 2, "train.batch": 8, "dino.out_dim": 32, "views.local_count": 1, "model.size_px": 20}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Variables of a process that finds the package; nothing of this process is changed."""
+    pytest.importorskip("hatchling", reason="builds the example package")
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--target", str(target), str(PACKAGE)], check=True, timeout=120)
+    source = str(Path(saccade.__file__).parent.parent)
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(target), source])}
+
+
+def write_images(folder: Path) -> Path:
+    """Two classes of grey squares, dark and bright."""
+    rng = np.random.default_rng(0)
+    for label, middle in (("dark", 60), ("bright", 180)):
+        (folder / label).mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(middle - 50, middle + 50, (20, 20))
+            text = "\n".join(" ".join(map(str, row)) for row in pixels)
+            (folder / label / f"{number}.textimage").write_text(text)
+    return folder
+
+
+def test_every_verb_reads_the_format_of_a_plugin(environment, tmp_path):
+    images, picture = write_images(tmp_path / "images"), tmp_path / "attention.png"
+    done = subprocess.run(
+        [sys.executable, "-c", VERBS, str(images), str(tmp_path / "run"), str(picture)],
+        input=json.dumps(SMALL),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["images"] == 24 and result["channels"] == {"1": 24} and result["damaged"] == 0
+    assert result["planned"] and result["rows"] > 0 and len(result["patches"]) == 2
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_the_package_the_format_is_unknown(tmp_path):
+    with pytest.raises(saccade.errors.DataError, match="no images found"):
+        saccade.open_source(write_images(tmp_path / "images"))
+
+
+def test_a_plugin_cannot_take_the_suffix_of_another_format(monkeypatch):
+    taken = formats.Format("mine", "image", (".new", ".png"), lambda data, name: None, "takes PNG")
+    monkeypatch.setattr(formats, "installed_cards", lambda group, kind: (taken,))
+    with pytest.raises(UsageError, match=r"claims suffixes of PNG\n  got:      \.png"):
+        formats.formats.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("kind", "endings", "said"), [("picture", (".x",), "unknown kind"), ("image", ("x",), "suffixes")]
+)
+def test_cards_that_mean_nothing_are_refused(kind, endings, said):
+    with pytest.raises(UsageError, match=said):
+        formats.Format("mine", kind, endings, "module:function", "")
+
+
+def test_every_reader_of_the_table_exists():
+    for card in formats.BUILT_IN:
+        assert callable(card.load()), card.name
+        assert card.load_parts() is None or callable(card.load_parts())
