@@ -41,7 +41,7 @@ from saccade.models import export as exporting
 from saccade.models.text_tokens import TextOptions
 from saccade.reporting.write import write_report
 from saccade.study import runner
-from saccade.study.design import WAYS, Grid, StudyConfig
+from saccade.study.design import REGIMES, Design, StudyConfig
 from saccade.tasks import finetune as finetuning
 from saccade.tasks import plan as planning
 from saccade.tasks import search as searching
@@ -203,13 +203,21 @@ def finetune(
 class CompareOptions:
     """How ``compare`` trains.
 
-    ways      of supervised, augmented, dino        seeds   draws of each training size
-    match     "params" or "flops": widen or narrow every backbone to the first one's figure; "" leaves them
-    workers   cells that are trained side by side, each with its share of the cores
-    study     budget, size, batch, recipes
+    Parameters
+    ----------
+    regimes : sequence of str
+        Training regimes: any of supervised, augmented, dino.
+    seeds : int
+        Draws of each training-set size.
+    match : str
+        "params" or "flops": scale every backbone's width to the first one's value; "" keeps the widths.
+    workers : int
+        Trials that run in parallel; the cores are divided between them.
+    study : StudyConfig
+        Budget, input size, batch, recipes.
     """
 
-    ways: Sequence[str] = tuple(WAYS)
+    regimes: Sequence[str] = tuple(REGIMES)
     seeds: int = 3
     match: str = ""
     workers: int = 1
@@ -236,8 +244,8 @@ def compare(
     study = dataclasses.replace(options.study, data=str(absolute(data)))
     if options.match:
         names = runner.matched_names(names, options.match, study.size_px)
-    grid = Grid(names, tuple(options.ways), tuple(sizes), tuple(range(options.seeds)))
-    return runner.compare(study, grid, Path(out), workers=options.workers, console=console or Quiet())
+    design = Design(names, tuple(options.regimes), tuple(sizes), tuple(range(options.seeds)))
+    return runner.compare(study, design, Path(out), workers=options.workers, console=console or Quiet())
 
 
 def resume(

@@ -285,15 +285,15 @@ def test_the_command_speaks_json(text_model):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["attend"], "nothing to look at"),
+        (["attend"], "MODEL and IMAGE are missing"),
         (["attend", "--text", ""], "there is no text"),
-        (["attend", "--text", "a word", "--size", "64"], "--size cannot go with --text"),
+        (["attend", "--text", "a word", "--size", "64"], "--size has no effect with --text"),
         (["attend", "--text", "a word", "--query", "wrod"], "did you mean 'word'"),
         (["attend", "--text", "a word", "--layer", "9"], "-6 to 5"),
         (["attend", "--text", "a word", "--head", "12"], "0 to 11"),
         (["attend", "--text", "a word", "--out", "a.pdf"], "picture format"),
         (["attend", "no-such-model", "--text", "a word"], "no text model in no-such-model"),
-        (["attend", "random:vit_micro_patch8", "a.png", "--tokens"], "--tokens cannot go with an image"),
+        (["attend", "random:vit_micro_patch8", "a.png", "--tokens"], "--tokens has no effect on images"),
     ],
 )
 def test_mistakes(text_model, words, said, tmp_path, monkeypatch):

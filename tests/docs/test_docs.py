@@ -32,7 +32,7 @@ def shortened(words: list[str]) -> list[str]:
     """The same command with at most three steps of training."""
     if words[1] == "compare":
         few = {"--sizes": "16,32", "--steps": "2", "--seeds": "2", "--size": "32", "--batch": "8"}
-        few |= {"--ways": "supervised", "--backbones": "resnet10_w8,vit_micro_patch8_w32"}
+        few |= {"--regimes": "supervised", "--backbones": "resnet10_w8,vit_micro_patch8_w32"}
         few |= {"--test-limit": "40", "--workers": "1"}
         kept = [w for i, w in enumerate(words[1:]) if w not in few and words[i] not in few]
         kept = [re.sub(r"n=\d+&size=\d+", "n=200&size=32", w) for w in kept]
@@ -70,7 +70,7 @@ def tiles(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def measured_once():
     """What a backbone costs here: measured by processes of their own for the first study, and known for the others."""
-    real, known = runner._ask_anew, {}
+    real, known = runner._ask_new_worker, {}
 
     def ask(out, backbone, *kinds):
         if (backbone, kinds) not in known:
@@ -84,7 +84,7 @@ def measured_once():
 def test_every_block_runs(page, tiles, measured_once, tmp_path, monkeypatch):
     (tmp_path / "tiles").symlink_to(tiles)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "_ask_anew", measured_once)
+    monkeypatch.setattr(runner, "_ask_new_worker", measured_once)
     monkeypatch.setattr("saccade.train.pretrain.steps_in", lambda *_: 3)
     scope: dict[str, object] = {}
     for language, text in blocks(page):

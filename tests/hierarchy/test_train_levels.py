@@ -391,9 +391,9 @@ def test_the_region_level_trained_on_stands_beside_the_resting_one(hierarchy, sl
         (["--steps", "5"], "--steps has no effect on the heads of a hierarchy"),
         (["--patience", "5", "--size", "64"], "--patience, --size have no effect"),  # 5 is what it would be anyway
         (["--validation", "0.3", "--resume"], "--validation, --resume have no effect"),
-        (["--set", "train.steps=5"], "--set train.steps has no effect"),
-        (["--set", "data.validation=0.3"], "--set data.validation has no effect"),
-        (["--set", "seed=a"], "train.seed is a whole number"),
+        (["--set", "train.steps=5"], "train.steps has no effect"),
+        (["--set", "data.validation=0.3"], "data.validation has no effect"),
+        (["--set", "seed=a"], "train.seed must be an integer"),
         (["--fractions", "half"], "--fractions takes numbers"),
     ],
 )

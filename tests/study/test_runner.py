@@ -1,4 +1,4 @@
-"""A study from its grid to its cells: what is trained, what is kept, what goes on where it stood."""
+"""A study from its design to its trials: what is trained, what is kept, what goes on where it stood."""
 
 import json
 import os
@@ -17,40 +17,40 @@ from saccade.data.cache.image_cache import build_cache, input_spec
 from saccade.data.open import open_source
 from saccade.errors import TrainingError, UsageError
 from saccade.study import conditions, images, runner
-from saccade.study.design import SERIES, Cell, Grid, StudyConfig, check_grid, find_cells, training_steps
+from saccade.study.design import SERIES, Design, StudyConfig, Trial, check_design, find_trials, training_steps
 
 DATA = "synthetic:tissue?n=200&size=32&groups=12"
 STUDY = StudyConfig(data=DATA, size_px=32, batch=8, steps=3, settings=("dino.out_dim=32",))
-GRID = Grid(("resnet10_w8", "vit_micro_patch8_w32"), ("supervised", "dino"), (16, 32), (0, 1))
+DESIGN = Design(("resnet10_w8", "vit_micro_patch8_w32"), ("supervised", "dino"), (16, 32), (0, 1))
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "out"
-    options = CompareOptions(ways=GRID.ways, seeds=2, workers=2, study=STUDY)
-    page = saccade.compare(DATA, out=out, backbones=GRID.backbones, sizes=GRID.sizes, options=options)
+    options = CompareOptions(regimes=DESIGN.regimes, seeds=2, workers=2, study=STUDY)
+    page = saccade.compare(DATA, out=out, backbones=DESIGN.backbones, sizes=DESIGN.sizes, options=options)
     assert page == out / "study.html"
     return out
 
 
 @pytest.mark.slow
-def test_every_cell_is_done_and_kept(study):
-    assert set(find_cells(study)) == set(GRID.cells()) and len(find_cells(study)) == 16
+def test_every_trial_is_done_and_kept(study):
+    assert set(find_trials(study)) == set(DESIGN.trials()) and len(find_trials(study)) == 16
     kept = images.load(study)
     test, truth = kept.test, kept.test.numbered(kept.classes).labels
-    for cell in find_cells(study):
-        found = json.loads((cell.folder(study) / "cell.json").read_text())
-        assert tuple(found["series"]) == SERIES[cell.way] and found["steps"] == 3
-        with np.load(cell.folder(study) / "answers.npz") as arrays:
+    for trial in find_trials(study):
+        found = json.loads((trial.folder(study) / "cell.json").read_text())
+        assert tuple(found["series"]) == SERIES[trial.regime] and found["steps"] == 3
+        with np.load(trial.folder(study) / "answers.npz") as arrays:
             kinds = {tuple(key.split("|")) for key in arrays.files}
-            assert kinds == {(s, c) for s in SERIES[cell.way] for c in conditions.CONDITIONS}
+            assert kinds == {(s, c) for s in SERIES[trial.regime] for c in conditions.CONDITIONS}
             assert all(arrays[key].shape == (len(test), 8) for key in arrays.files)
-            first = arrays[f"{SERIES[cell.way][0]}|plain"]
+            first = arrays[f"{SERIES[trial.regime][0]}|plain"]
             right = np.mean(first.argmax(axis=1) == truth)
-        assert found["series"][SERIES[cell.way][0]]["accuracy"]["plain"] == pytest.approx(right, abs=0.02)
-        assert (found["drift"] is not None) == (cell.size == 32 and cell.seed == 0)
-        folder = cell.folder(study) / ("dino" if cell.way == "dino" else "run")
-        assert json.loads((folder / "data.json").read_text())["used"] == cell.size
+        assert found["series"][SERIES[trial.regime][0]]["accuracy"]["plain"] == pytest.approx(right, abs=0.02)
+        assert (found["drift"] is not None) == (trial.size == 32 and trial.seed == 0)
+        folder = trial.folder(study) / ("dino" if trial.regime == "dino" else "run")
+        assert json.loads((folder / "data.json").read_text())["used"] == trial.size
         assert not (folder / "checkpoints").exists() and (folder / "model" / "model.safetensors").exists()
 
 
@@ -66,33 +66,33 @@ def test_the_page_and_its_tables_are_there(study):
 
 @pytest.mark.slow
 def test_called_again_it_does_only_what_is_missing(study):
-    before = {cell: (cell.folder(study) / "cell.json").stat().st_mtime_ns for cell in find_cells(study)}
-    lost = Cell("resnet10_w8", "supervised", 16, 1)
+    before = {trial: (trial.folder(study) / "cell.json").stat().st_mtime_ns for trial in find_trials(study)}
+    lost = Trial("resnet10_w8", "supervised", 16, 1)
     (lost.folder(study) / "cell.json").unlink()
     scores = (lost.folder(study) / "answers.npz").read_bytes()
     console = saccade.api.Quiet()
-    options = CompareOptions(ways=GRID.ways, seeds=2, workers=2, study=STUDY)
-    saccade.compare(DATA, out=study, backbones=GRID.backbones, sizes=GRID.sizes, options=options, console=console)
-    after = {cell: (cell.folder(study) / "cell.json").stat().st_mtime_ns for cell in find_cells(study)}
-    assert {cell for cell in after if after[cell] != before[cell]} == {lost}
-    assert any("15 of them done before" in text for text in console.messages)
+    options = CompareOptions(regimes=DESIGN.regimes, seeds=2, workers=2, study=STUDY)
+    saccade.compare(DATA, out=study, backbones=DESIGN.backbones, sizes=DESIGN.sizes, options=options, console=console)
+    after = {trial: (trial.folder(study) / "cell.json").stat().st_mtime_ns for trial in find_trials(study)}
+    assert {trial for trial in after if after[trial] != before[trial]} == {lost}
+    assert any("15 of them completed before" in text for text in console.messages)
     with np.load(lost.folder(study) / "answers.npz") as new:
         (study / "old.npz").write_bytes(scores)
         with np.load(study / "old.npz") as old:
             assert all(np.array_equal(new[key], old[key]) for key in old.files)
-    other = CompareOptions(ways=GRID.ways, seeds=2, study=StudyConfig(**{**vars(STUDY), "steps": 4}))
-    with pytest.raises(UsageError, match=r"begun with other settings(.|\n)*steps=4"):
-        saccade.compare(DATA, out=study, backbones=GRID.backbones, sizes=GRID.sizes, options=other)
+    other = CompareOptions(regimes=DESIGN.regimes, seeds=2, study=StudyConfig(**{**vars(STUDY), "steps": 4}))
+    with pytest.raises(UsageError, match=r"has other settings(.|\n)*steps=4"):
+        saccade.compare(DATA, out=study, backbones=DESIGN.backbones, sizes=DESIGN.sizes, options=other)
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_costs_only_itself(study, tmp_path, monkeypatch):
-    """A worker that dies is replaced; its cell is named, and can be done later."""
+def test_a_trial_that_fails_costs_only_itself(study, tmp_path, monkeypatch):
+    """A worker that dies is replaced; its trial is named, and can be done later."""
     real = runner.Worker
 
     class Dying(real):
         def ask(self, task):
-            if task["kind"] == "cell" and task["cell"]["seed"] == 1:
+            if task["kind"] == "trial" and task["trial"]["seed"] == 1:
                 self.process.kill()
             return super().ask(task)
 
@@ -101,29 +101,29 @@ def test_a_cell_that_fails_costs_only_itself(study, tmp_path, monkeypatch):
     for name in ("study.yaml", "prices.json"):  # what was measured is not measured again
         shutil.copy(study / name, tmp_path / "s")
     console = saccade.api.Quiet()
-    options = CompareOptions(ways=("supervised",), seeds=2, study=STUDY)
-    saccade.compare(DATA, out=tmp_path / "s", backbones=GRID.backbones, sizes=(16,), options=options, console=console)
-    assert {cell.seed for cell in find_cells(tmp_path / "s")} == {0}
+    options = CompareOptions(regimes=("supervised",), seeds=2, study=STUDY)
+    saccade.compare(DATA, out=tmp_path / "s", backbones=DESIGN.backbones, sizes=(16,), options=options, console=console)
+    assert {trial.seed for trial in find_trials(tmp_path / "s")} == {0}
     failed = json.loads((tmp_path / "s" / "study.json").read_text())["cells"]["failed"]
     assert len(failed) == 2 and all("ended with code -9" in text for text in failed)
     assert "ended with code -9" in (tmp_path / "s" / "study.html").read_text()
 
 
 def test_a_page_names_no_folder_of_this_machine():
-    assert runner._shown("/home/someone/tiles.zip") == "tiles.zip" and runner._shown(DATA) == DATA
+    assert runner._public_name("/home/someone/tiles.zip") == "tiles.zip" and runner._public_name(DATA) == DATA
 
 
 def test_grids_that_cannot_be_meant():
-    good = Grid(("a", "b"), ("dino",), (10,), (0,))
-    for grid, study, said in (
-        (Grid(("a",), *list(vars(good).values())[1:]), STUDY, "two backbones"),
-        (Grid(("a", "a"), ("dino",), (10,), (0,)), STUDY, "named twice"),
-        (Grid(("a", "b"), ("dinoo",), (10,), (0,)), STUDY, "did you mean 'dino'"),
+    good = Design(("a", "b"), ("dino",), (10,), (0,))
+    for design, study, said in (
+        (Design(("a",), *list(vars(good).values())[1:]), STUDY, "two or more backbones"),
+        (Design(("a", "a"), ("dino",), (10,), (0,)), STUDY, "duplicate backbone"),
+        (Design(("a", "b"), ("dinoo",), (10,), (0,)), STUDY, "did you mean 'dino'"),
         (good, StudyConfig(steps=10, flops=1e9), "one of them"),
         (good, StudyConfig(steps=0, flops=0.0), "one of them"),
     ):
         with pytest.raises(UsageError, match=said):
-            check_grid(grid, study)
+            check_design(design, study)
 
 
 def test_a_budget_of_operations_gives_dear_networks_fewer_steps():
@@ -205,7 +205,7 @@ def test_drift_is_nothing_for_what_does_not_turn():
 
 def test_a_worker_answers_errors_and_goes_on(tmp_path):
     study = StudyConfig(data=DATA, size_px=32, batch=8, steps=1)
-    runner.remember(tmp_path, study)
+    runner.write_settings(tmp_path, study)
     images.prepare(tmp_path, study, lambda done, total: None)
     worker = runner.Worker(tmp_path, 0, 1)
     try:
@@ -214,7 +214,7 @@ def test_a_worker_answers_errors_and_goes_on(tmp_path):
         first = worker.ask({"kind": "drift", "backbone": "resnet99"})
         assert "unknown backbone" in first["error"]
         second = worker.ask({"kind": "drift", "backbone": "resnet10_w8"})
-        assert len(second["found"]["error"]) == len(conditions.ANGLES)
+        assert len(second["result"]["error"]) == len(conditions.ANGLES)
         worker.process.kill()
         assert "ended with code -9" in worker.ask({"kind": "drift", "backbone": "resnet10_w8"})["error"]
     finally:
@@ -223,27 +223,27 @@ def test_a_worker_answers_errors_and_goes_on(tmp_path):
 
 
 def test_a_worker_ends_with_the_one_who_asked(tmp_path):
-    """Killed, a study leaves no process behind that writes into cells which the next call trains."""
-    study, cell = StudyConfig(data=DATA, size_px=32, batch=8, steps=100_000), Cell("resnet10_w8", "supervised", 16, 0)
-    runner.remember(tmp_path, study)
+    """Killed, a study leaves no process behind that writes into trials which the next call trains."""
+    study, trial = StudyConfig(data=DATA, size_px=32, batch=8, steps=100_000), Trial("resnet10_w8", "supervised", 16, 0)
+    runner.write_settings(tmp_path, study)
     images.prepare(tmp_path, study, lambda done, total: None)
     worker = runner.Worker(tmp_path, 0, 1)
     try:
-        worker.process.stdin.write(json.dumps({"kind": "cell", "cell": vars(cell), "with_drift": False}) + "\n")
+        worker.process.stdin.write(json.dumps({"kind": "trial", "trial": vars(trial), "with_drift": False}) + "\n")
         worker.process.stdin.flush()
-        metrics, began = cell.folder(tmp_path) / "run" / "metrics.jsonl", time.monotonic()
+        metrics, began = trial.folder(tmp_path) / "run" / "metrics.jsonl", time.monotonic()
         while not metrics.exists():
             assert worker.process.poll() is None and time.monotonic() - began < 100
             time.sleep(0.1)
         worker.process.stdin.close()
         assert worker.process.wait(timeout=20) == 1
-        assert not cell.done(tmp_path)
+        assert not trial.is_done(tmp_path)
     finally:
         worker.close()
 
 
-def test_a_training_that_was_stopped_is_no_cell(tmp_path, monkeypatch):
-    from saccade.study import cell as cells
+def test_a_training_that_was_stopped_is_no_trial(tmp_path, monkeypatch):
+    from saccade.study import trial as trials
     from saccade.train import loop
 
     study = StudyConfig(data=DATA, size_px=32, batch=8, steps=6)
@@ -255,14 +255,14 @@ def test_a_training_that_was_stopped_is_no_cell(tmp_path, monkeypatch):
             self.requested = "SIGTERM"
 
     monkeypatch.setattr(loop, "StopRequest", Stopped)
-    cell = Cell("resnet10_w8", "supervised", 16, 0)
-    with pytest.raises(TrainingError, match="stopped from outside"):
-        cells.run_cell(tmp_path, study, images.load(tmp_path), cell, with_drift=False)
-    assert not cell.done(tmp_path)
+    trial = Trial("resnet10_w8", "supervised", 16, 0)
+    with pytest.raises(TrainingError, match="training was interrupted"):
+        trials.run_trial(tmp_path, study, images.load(tmp_path), trial, with_drift=False)
+    assert not trial.is_done(tmp_path)
 
 
 def test_a_backbone_that_cannot_be_trained_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(runner.Worker, "ask", lambda self, task: {"error": "out of memory"})
     options = CompareOptions(study=STUDY)
-    with pytest.raises(TrainingError, match=r"resnet10_w8 cannot be trained here(.|\n)*out of memory"):
-        saccade.compare(DATA, out=tmp_path / "s", backbones=GRID.backbones, sizes=(16,), options=options)
+    with pytest.raises(TrainingError, match=r"resnet10_w8 cannot be trained on this machine(.|\n)*out of memory"):
+        saccade.compare(DATA, out=tmp_path / "s", backbones=DESIGN.backbones, sizes=(16,), options=options)

@@ -14,7 +14,7 @@ import tifffile
 import yaml
 from PIL import Image
 
-from saccade.cli.look import view
+from saccade.cli.view import view
 from saccade.web import start
 from saccade.web.catalog import RunOnDesk, lay_out, opaque, read_upload
 from saccade.web.discover import runs_below

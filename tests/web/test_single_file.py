@@ -267,7 +267,7 @@ def test_layers_that_do_not_fit_are_left_out_and_keep_their_names(small_runs, op
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--images", "a.png"], "--images cannot go with a report without --interactive"),
+        (["--images", "a.png"], "--images has no effect without --interactive"),
         (["--interactive", "a.png"], "name it FILE.html"),
         (["--interactive", "a.html", "--images", "nothing.png"], "image file not found"),
         (["--interactive", "a.html", "--images", ",".join(["a.png"] * 25)], "too many images"),

@@ -1,117 +1,207 @@
-"""What the commands share: arguments that mean the same everywhere, the progress bar, results as JSON."""
+"""Options that mean the same in every command: each is written once, alone or in a group.
+
+A group is a frozen dataclass whose fields are typer options. A command takes the group as one parameter;
+``expand_groups`` shows typer the options instead, and hands the command the filled group.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saccade.base import run_folder
+from saccade.errors import UsageError
+
+if TYPE_CHECKING:
+    from saccade.data.slides.tiling import Tiling
 
 Data = Annotated[
-    str, typer.Argument(metavar="DATA", help="Images: folder, archive, .npz, manifest, slides, synthetic:tissue.")
+    str,
+    typer.Argument(metavar="DATA", help="Images: folder, archive, .npz, manifest, slides, volumes, synthetic:tissue."),
+]
+OptionalData = Annotated[
+    str | None, typer.Argument(metavar="DATA", help="As elsewhere; may come from --config instead.")
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Run folder, weights file, random:NAME or timm:NAME.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Grey = Annotated[bool, typer.Option("--grey", help="Show the images without colour.")]
-MaxBad = Annotated[float, typer.Option("--max-bad", help="Stop when a larger fraction of the files is damaged.")]
-Group = Annotated[str | None, typer.Option("--group", help="Column that names patient, slide or source tile.")]
+NewRun = Annotated[Path, typer.Option("--out", help="New folder for the run.")]
 
-Mpp = Annotated[float | None, typer.Option("--mpp", help="Slides: micrometres a pixel of the tiles; 0.5 unless given.")]
-Tile = Annotated[int | None, typer.Option("--tile", help="Slides: side of a tile in pixels; 256 unless given.")]
-Tissue = Annotated[float | None, typer.Option("--tissue", help="Slides: least share of tissue in a tile; 0.5.")]
-SlideMpp = Annotated[
-    float | None, typer.Option("--slide-mpp", help="Micrometres a pixel of slides whose files do not say.")
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Grey = Annotated[bool, typer.Option("--grey", help="Convert the images to greyscale.")]
+Group = Annotated[str | None, typer.Option("--group", help="Column with the patient, slide or source tile.")]
+MaxBad = Annotated[float, typer.Option("--max-bad", help="Largest fraction of damaged files that is tolerated.")]
+AllowOverlap = Annotated[
+    bool,
+    typer.Option("--allow-overlap", help="Continue although training and test data overlap; all results are marked."),
+]
+Size = Annotated[int | None, typer.Option("--size", help="Input size of the network in pixels.")]
+Batch = Annotated[int | None, typer.Option("--batch", help="Images per micro-batch.")]
+Method = Annotated[str | None, typer.Option("--method", help="Pretext task, see below (default dino).")]
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50; for slides also hipt."),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="Augmentation recipe: microscopy (default), stain, grey, natural, xray, short; "
+        "combine with commas: grey,short.",
+    ),
 ]
 
-Labels = Annotated[Path | None, typer.Option("--labels", help="CSV or Parquet with path,label,split,group.")]
-Label = Annotated[str | None, typer.Option("--label", help="Column that names the class.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml.")]
 
-NewRun = Annotated[Path, typer.Option("--out", help="New folder for the run.")]
-Size = Annotated[int | None, typer.Option("--size", help="Side of the network's input in pixels.")]
-Minutes = Annotated[float | None, typer.Option(help="Length by the clock, turned into steps at the start.")]
-Batch = Annotated[int | None, typer.Option("--batch", help="Images a micro-batch.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Same seed, same run; 0 unless given.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+@dataclasses.dataclass(frozen=True)
+class TilingFlags:
+    """How slides are cut into tiles."""
 
+    mpp: Annotated[
+        float | None, typer.Option("--mpp", help="Slides: tile resolution in µm per pixel (default 0.5).")
+    ] = None
+    tile: Annotated[int | None, typer.Option("--tile", help="Slides: tile size in pixels (default 256).")] = None
+    tissue: Annotated[
+        float | None, typer.Option("--tissue", help="Slides: minimum tissue fraction of a tile (default 0.5).")
+    ] = None
+    slide_mpp: Annotated[
+        float | None,
+        typer.Option("--slide-mpp", help="Slides: µm per pixel at full resolution, where the file does not state it."),
+    ] = None
 
-def given_settings(options: Mapping[str, object], pairs: Sequence[str] | None) -> dict[str, Any]:
-    """Settings by their dotted names: the options that were given (None: were not), then what --set says."""
-    from saccade.base.config import split_pair
+    def tiling(self) -> Tiling:
+        from saccade.data.slides.tiling import Tiling
 
-    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    return given | dict(split_pair(pair) for pair in pairs or [])
+        return Tiling(self.mpp, self.tile, self.tissue, self.slide_mpp)
 
+    def settings(self) -> dict[str, object]:
+        return {
+            "data.mpp": self.mpp,
+            "data.tile_px": self.tile,
+            "data.tissue": self.tissue,
+            "data.slide_mpp": self.slide_mpp,
+        }
 
-LINE_SECONDS = 20.0
-"""Where there is no terminal, a plain line of progress this often at most."""
-
-
-class Bar:
-    """Progress on stderr: a bar with images/s and time left, and messages above it; plain lines in a pipe or file."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(stderr=True, highlight=False)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            transient=False,
-        )
-        self.tasks: dict[int, Any] = {}
-        self.said = time.monotonic()
-
-    def __enter__(self) -> Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def say(self, text: str) -> None:
-        self.bar.console.print(text, markup=False)
-
-    def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
-        kind, figures = _kind(logs), _figures(logs)
-        key = hash((kind, total))
-        if key not in self.tasks:
-            self.tasks[key] = self.bar.add_task(f"{kind:8s}", total=total, figures="")
-        self.bar.update(self.tasks[key], completed=step, figures=figures)
-        if not self.console.is_terminal and time.monotonic() - self.said >= LINE_SECONDS:
-            self.said = time.monotonic()
-            self.say(f"{kind}: {step:,} of {total:,}" + (f", {figures}" if figures else ""))
+    def by_option(self) -> dict[str, object]:
+        return {"--mpp": self.mpp, "--tile": self.tile, "--tissue": self.tissue, "--slide-mpp": self.slide_mpp}
 
 
-def _kind(logs: Mapping[str, float]) -> str:
-    """What is counted, from the figures that come with it."""
-    kinds = {"loss": "training", "failed": "cells", "folds": "folds", "features": "features"}
-    return next((kind for name, kind in kinds.items() if name in logs), "cells" if logs else "reading")
+@dataclasses.dataclass(frozen=True)
+class LabelFlags:
+    """Where labels and groups are read from."""
+
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="CSV or Parquet table with the columns path, label, split, group.")
+    ] = None
+    label: Annotated[str | None, typer.Option("--label", help="Column with the class.")] = None
+    group: Group = None
+
+    def settings(self) -> dict[str, object]:
+        manifest = None if self.labels is None else str(self.labels)
+        return {"data.manifest": manifest, "data.label": self.label, "data.group": self.group}
 
 
-def _figures(logs: Mapping[str, float]) -> str:
-    if "failed" in logs:
-        return f"{logs['failed']:.0f} failed"
-    speed = f"{logs['images_per_second']:.0f} images/s" if "images_per_second" in logs else ""
-    loss = f"loss {logs['loss']:.3f}" if "loss" in logs else ""
-    return "  ".join(filter(None, (speed, loss)))
+@dataclasses.dataclass(frozen=True)
+class TrainingFlags:
+    """Size and length of a training run."""
+
+    size: Size = None
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the images.")] = None
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Training time in minutes; converted to steps at start.")
+    ] = None
+    batch: Batch = None
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed (default 0).")] = None
+
+    def settings(self) -> dict[str, object]:
+        return {
+            "model.size_px": self.size,
+            "train.epochs": self.epochs,
+            "train.steps": self.steps,
+            "train.minutes": self.minutes,
+            "train.batch": self.batch,
+            "train.seed": self.seed,
+        }
 
 
-def first_process() -> bool:
-    """Whether this process talks: the first of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+@dataclasses.dataclass(frozen=True)
+class SettingsFlags:
+    """Settings by file and by name; see ``cli/settings.py`` for which of them wins."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="YAML file of settings, e.g. the config.yaml of a run; other options and --set take precedence.",
+        ),
+    ] = None
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml, e.g. train.keep=3; repeatable."),
+    ] = None
 
 
-def print_json(value: object) -> None:
-    typer.echo(json.dumps(run_folder.finite(value), indent=1, ensure_ascii=False, allow_nan=False))
+def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer sees it: each parameter that is a group replaced by the options of the group."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    groups: dict[str, tuple[type, list[str]]] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        annotation = hints[parameter.name]
+        if not (isinstance(annotation, type) and dataclasses.is_dataclass(annotation)):
+            parameters.append(parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        options = typing.get_type_hints(annotation, include_extras=True)
+        fields = dataclasses.fields(annotation)
+        groups[parameter.name] = (annotation, [field.name for field in fields])
+        parameters += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=options[field.name]
+            )
+            for field in fields
+        ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, (group, fields) in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in fields})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+# --- values of options ---------------------------------------------------------------------------
+
+
+def split_words(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated value."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def split_floats(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in split_words(text))
+    except ValueError:
+        raise UsageError(f"{option} takes numbers", got=text, expected="for example 1,0.25") from None
+
+
+def split_integers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in split_words(text))
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers", got=text, expected="for example 100,300,1000") from None
+
+
+def refuse(options: Mapping[str, object], where: str, *, expected: str | None = None) -> None:
+    """Raise UsageError when one of the options (by their names; None: not given) is given where it has no effect."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        verb, pronoun = ("has", "it") if len(given) == 1 else ("have", "them")
+        raise UsageError(f"{', '.join(given)} {verb} no effect {where}", expected=expected, hint=f"leave {pronoun} out")

@@ -1,4 +1,4 @@
-"""The command that says what a run costs: plan. Heavy imports happen inside."""
+"""``saccade plan``: estimate the cost of a run."""
 
 from __future__ import annotations
 
@@ -6,44 +6,51 @@ from typing import Annotated
 
 import typer
 
-from saccade.cli.options import Batch, Json, Mpp, Set, Size, SlideMpp, Tile, Tissue, given_settings, print_json
+from saccade.cli.options import Backbone, Batch, Json, Method, OptionalData, Recipe, SettingsFlags, Size, TilingFlags
+from saccade.cli.progress import print_json
+from saccade.cli.settings import request_run
 
 
 def plan(
-    data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="Images, volumes or slides; none: 1,000 images are assumed.")
-    ] = None,
-    backbone: Annotated[str | None, typer.Option("--backbone", help="As in pretrain.")] = None,
+    tiling: TilingFlags,
+    flags: SettingsFlags,
+    data: OptionalData = None,
+    method: Method = None,
+    backbone: Backbone = None,
+    recipe: Recipe = None,
     size: Size = None,
-    method: Annotated[str, typer.Option("--method", help="As in pretrain.")] = "dino",
     batch: Batch = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="As in pretrain.")] = "microscopy",
     memory: Annotated[
-        str | None, typer.Option("--memory", help="What may be used, e.g. 12GB; else what is free here.")
+        str | None, typer.Option("--memory", help="Memory limit, e.g. 12GB (default: free memory of this machine).")
     ] = None,
     attention: Annotated[
         str,
-        typer.Option("--attention", help="A pattern (window:7, axial, ...), or explicit (written out), or fused."),
+        typer.Option("--attention", help="Attention pattern (window:7, axial, ...), or explicit or fused attention."),
     ] = "",
     precision: Annotated[str | None, typer.Option("--precision", help="bf16 or fp32.")] = None,
-    axes: Annotated[int, typer.Option("--axes", help="2 or 3, where no DATA say it.")] = 2,
-    mpp: Mpp = None,
-    tile: Tile = None,
-    tissue: Tissue = None,
-    slide_mpp: SlideMpp = None,
-    measure: Annotated[bool, typer.Option(help="Time some small steps on this machine.")] = True,
-    set_: Set = None,
+    axes: Annotated[int, typer.Option("--axes", help="Spatial dimensions without DATA: 2 or 3.")] = 2,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Time a few training steps on this machine.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """What a run would cost: tokens, operations, memory, time, disk, and what would be cheaper. Nothing is trained."""
+    """Estimate the cost of a run before it starts: tokens, operations, memory, time, disk, and cheaper alternatives.
+
+    Without DATA, 1,000 images are assumed.
+    """
     from saccade import api
     from saccade.cost.system_memory import parse_size
     from saccade.tasks.plan import PlanOptions
 
-    named: dict[str, object] = {"model.size_px": size, "train.batch": batch, "train.precision": precision}
-    cut = {"data.mpp": mpp, "data.tile_px": tile, "data.tissue": tissue, "data.slide_mpp": slide_mpp}
-    settings = given_settings(named | cut, set_)
+    options = {"model.size_px": size, "train.batch": batch, "train.precision": precision} | tiling.settings()
+    request = request_run(data, method, backbone, recipe, flags, options)
     limit = None if memory is None else parse_size(memory)
-    options = PlanOptions(memory=limit, attention=attention, measure=measure, axes=axes)
-    found = api.plan(data, method=method, backbone=backbone, recipe=recipe, settings=settings, options=options)
-    print_json(found.to_dict()) if as_json else typer.echo(found.text())
+    result = api.plan(
+        request.data,
+        method=request.method,
+        backbone=request.backbone,
+        recipe=request.recipe,
+        settings=request.settings,
+        options=PlanOptions(memory=limit, attention=attention, measure=measure, axes=axes),
+    )
+    print_json(result.to_dict()) if as_json else typer.echo(result.text())

@@ -1,4 +1,4 @@
-"""What a backbone costs in a study: counted by ``cost``, and measured in a process of its own."""
+"""The cost of a backbone in a study: counted by ``cost``, and measured in a separate process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saccade.cost import flops
 from saccade.data.cache.image_cache import input_spec
 from saccade.models.backbones.build import build
 from saccade.study.conditions import ANGLES, drift
-from saccade.study.design import StudyConfig, pairs
+from saccade.study.design import StudyConfig, settings_of
 from saccade.study.images import Images
 from saccade.tasks.finetune import FinetuneOptions, supervised_sections
 from saccade.train.loop import Plan, learn
@@ -29,16 +29,18 @@ STEPS = 8
 
 
 def price(study: StudyConfig, images: Images, backbone: str) -> dict[str, Any]:
-    """Parameters, operations and tokens of one image; training images a second and peak memory as measured here.
+    """Parameters, operations and tokens per image; measured training images per second and peak memory.
 
-    The memory is that of the whole process, less what it held before the network was built: run it in a new process.
-    On a GPU it is the allocator's.
+    Memory is the growth of the process (on a GPU, of the allocator) since before the network was built: call it in a
+    new process.
     """
     device = runtime.pick_device()
     before = _peak_mib(device)
     cache = images.train.numbered(images.classes)
     settings = {"train.steps": 1000, "model.size_px": study.size_px, "train.batch": min(study.batch, len(cache))}
-    settings |= {"data.grey": study.grey, "data.cache_px": round(1.5 * study.size_px)} | pairs(study, "supervised")
+    settings |= {"data.grey": study.grey, "data.cache_px": round(1.5 * study.size_px)} | settings_of(
+        study, "supervised"
+    )
     options = FinetuneOptions(study.augment, recipe=study.recipe)
     sections = supervised_sections(backbone, options, settings, {})
     sections = inherit(sections, cache)
@@ -51,23 +53,23 @@ def price(study: StudyConfig, images: Images, backbone: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(Path(folder), sections["train"], sections["optim"], sections["views"], spec, device)
         for step in range(STEPS):
-            began = time.perf_counter()
+            start = time.perf_counter()
             learn(plan, method, optimizer, cache, step)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - began)
-    counted = flops.cost(backbone, size_px=study.size_px, channels=cache.channels)
+            seconds.append(time.perf_counter() - start)
+    analytic = flops.cost(backbone, size_px=study.size_px, channels=cache.channels)
     return {
-        "parameters": counted.parameters,
-        "flops": counted.flops,
-        "tokens": counted.tokens,
+        "parameters": analytic.parameters,
+        "flops": analytic.flops,
+        "tokens": analytic.tokens,
         "images_per_second": round(settings["train.batch"] / statistics.median(seconds[2:]), 1),
         "peak_mib": round(_peak_mib(device) - before, 1),
     }
 
 
 def random_drift(study: StudyConfig, images: Images, backbone: str) -> dict[str, Any]:
-    """The drift of random weights: what the architecture gives before anything is learned."""
+    """The drift of the network with random weights."""
     device = runtime.pick_device()
     spec = input_spec(images.train, study.size_px, grey=study.grey)
     network = build(backbone, channels=spec.channels, size_px=spec.size_px).eval().to(device)

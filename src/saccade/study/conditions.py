@@ -1,7 +1,7 @@
-"""Test images as other scanners, microscopes and hands would show them, and how far that moves what a network says.
+"""Test images under acquisition shifts, and how far rotation moves the features of a network.
 
-turned    each image turned by an angle of its own, corners filled by reflection
-turn 90   a quarter turn, exact
+turned    each image rotated by a random angle, corners filled by reflection
+turn 90   an exact rotation by 90 degrees
 stain     haematoxylin and eosin scaled and shifted for each image (Tellez et al. 2019); colour images only
 blur      Gaussian, sigma 1/64 of the side
 """
@@ -32,13 +32,13 @@ DRIFT_IMAGES = 64
 
 
 def conditions_of(spec: InputSpec) -> tuple[str, ...]:
-    """Those that have a meaning for these images."""
+    """The conditions that apply to these images."""
     coloured = spec.channels == 3 and not spec.grey and spec.eight_bit
     return CONDITIONS if coloured else tuple(name for name in CONDITIONS if name != "stain")
 
 
 def turn(x: Float[Tensor, "B C S S"], degrees: Float[Tensor, "B"]) -> Float[Tensor, "B C S S"]:
-    """Each image turned about its centre, bilinear, what lies outside filled by reflection."""
+    """Rotate each image about its centre: bilinear, with reflection padding."""
     angle = degrees * (math.pi / 180)
     zero = torch.zeros_like(angle)
     rows = [torch.stack([angle.cos(), -angle.sin(), zero], 1), torch.stack([angle.sin(), angle.cos(), zero], 1)]
@@ -47,7 +47,7 @@ def turn(x: Float[Tensor, "B C S S"], degrees: Float[Tensor, "B"]) -> Float[Tens
 
 
 def changed(x: Float[Tensor, "B C S S"], condition: str, items: np.ndarray) -> Float[Tensor, "B C S S"]:
-    """Images in 0..1 under one condition; what is drawn depends on ``items`` [B], the numbers of the images, alone."""
+    """Images in 0..1 under one condition; random draws depend only on ``items`` [B], the indices of the images."""
     if condition == "plain":
         return x
     if condition == "turn 90":
@@ -62,25 +62,25 @@ def changed(x: Float[Tensor, "B C S S"], condition: str, items: np.ndarray) -> F
 
 
 def under(condition: str, cache: ImageCache, spec: InputSpec, device: torch.device) -> Shown:
-    """The images of the cache as they look under one condition."""
-    zero, one = (0.0,) * spec.channels, (1.0,) * spec.channels
-    as_they_are = whole(cache, dataclasses.replace(spec, mean=zero, std=one, grey=False))
+    """The images of the cache under one condition."""
+    mean, std = (0.0,) * spec.channels, (1.0,) * spec.channels
+    unnormalised = whole(cache, dataclasses.replace(spec, mean=mean, std=std, grey=False))
 
-    def shown(items: np.ndarray) -> Tensor:
-        x = changed(as_they_are(items).to(device), condition, items)
+    def view(items: np.ndarray) -> Tensor:
+        x = changed(unnormalised(items).to(device), condition, items)
         return normalise(color.to_grey(x) if spec.grey else x, spec)
 
-    return shown
+    return view
 
 
 @torch.no_grad()
 def drift(
     features: Callable[[Tensor], Tensor], cache: ImageCache, spec: InputSpec, device: torch.device
 ) -> list[float]:
-    """How far the image vector moves when the image is turned by each of ANGLES, float32.
+    """How far the feature vector moves when the image is rotated by each of ANGLES.
 
-    Mean distance of the vector of the turned image from that of the upright one, over the mean distance between
-    different images: 0 is invariance, 1 is as far as another image. A disc is shown, so that corners do not count.
+    Mean distance between the vectors of the rotated and the upright image, divided by the mean distance between
+    different images: 0 is invariance, 1 is as far as another image. Only a disc is visible, to exclude the corners.
     """
     chosen = np.linspace(0, len(cache) - 1, min(DRIFT_IMAGES, len(cache))).astype(int)
     x = plain_view(cache.batch(np.unique(chosen)), spec).to(device)
@@ -88,12 +88,12 @@ def drift(
     disc = ((side[:, None] ** 2 + side[None, :] ** 2) <= (1 - 2 / spec.size_px) ** 2).to(x.dtype)
     upright = features(x * disc).float()
     apart = torch.cdist(upright, upright).sum() / max(1, len(x) * (len(x) - 1))
-    found = []
+    errors = []
     for angle in ANGLES:
         quarter, rest = divmod(angle, 90)
         turned = torch.rot90(x, quarter, dims=(2, 3))
-        if rest:  # whole quarters are exact, so that only the rest is interpolated
+        if rest:  # rotations by 90 degrees are exact, so that only the rest is interpolated
             turned = turn(turned, torch.full((len(x),), float(rest), device=device))
         moved = (features(turned * disc).float() - upright).norm(dim=1).mean()
-        found.append(float(moved / apart.clamp_min(1e-12)))
-    return found
+        errors.append(float(moved / apart.clamp_min(1e-12)))
+    return errors

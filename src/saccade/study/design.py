@@ -1,4 +1,4 @@
-"""What a study compares: settings, cells, where each lies on disk, and how long each may train."""
+"""The design of a study: its settings, its trials, their folders, and the budget of each training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saccade.cost import flops as cost
 from saccade.errors import UsageError, unknown
 from saccade.methods.registry import method_names
 
-WAYS = {
+REGIMES = {
     "supervised": "labels only, every image always alike",
     "augmented": "labels only, with augmentation",
     "dino": "DINO on the same images without labels; then k-NN, logistic regression and fine-tuning with the labels",
@@ -26,16 +26,16 @@ SERIES = {
     "augmented": ("augmented",),
     "dino": ("dino-knn", "dino-logistic", "dino-finetuned"),
 }
-"""What each way is measured by, one learning curve each."""
+"""The learning curves of each regime."""
 FORWARD_AND_BACKWARD = 3  # a training step costs about three forward passes
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything that must stay the same between cells, so that they can be compared.
+    """Settings that all trials of a study have in common.
 
-    steps, flops   the budget of one training: optimiser steps, or floating-point operations; one of them is 0.
-                   Fine-tuning after DINO has the same again.
+    ``steps`` and ``flops`` are the budget of one training, in optimizer steps or floating-point operations; one of them
+    is 0. Fine-tuning after DINO has the same budget again.
     """
 
     data: str = ""
@@ -51,112 +51,114 @@ class StudyConfig:
     recipe: str = "microscopy"
     dino_recipe: str = "microscopy,short"
     test_limit: int = 2000
-    """At most so many test images, drawn class by class. 0: all."""
+    """Largest number of test images, stratified by class. 0: all."""
     allow_overlap: bool = False
-    """Go on although training and test part share images or groups."""
+    """Continue although training and test data share images or groups."""
     settings: tuple[str, ...] = ()
     """Further ``key=value`` pairs for every training."""
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Backbones, ways, training sizes and seeds; every combination is a cell."""
+class Design:
+    """Backbones, regimes, training sizes and seeds; every combination is a trial."""
 
     backbones: tuple[str, ...]
-    ways: tuple[str, ...]
+    regimes: tuple[str, ...]
     sizes: tuple[int, ...]
     seeds: tuple[int, ...]
 
-    def cells(self) -> Iterator[Cell]:
-        """Seed by seed and small sizes first, so that a study that is stopped shows whole curves."""
+    def trials(self) -> Iterator[Trial]:
+        """Seed by seed and small sizes first, so that an interrupted study has complete curves."""
         for seed in self.seeds:
             for size in sorted(self.sizes):
-                for way in self.ways:
+                for regime in self.regimes:
                     for backbone in self.backbones:
-                        yield Cell(backbone, way, size, seed)
+                        yield Trial(backbone, regime, size, seed)
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     backbone: str
-    way: str
+    regime: str
     size: int
     seed: int
 
     def folder(self, out: Path) -> Path:
-        return out / "cells" / self.backbone / self.way / f"n{self.size:06d}-seed{self.seed}"
+        return out / "cells" / self.backbone / self.regime / f"n{self.size:06d}-seed{self.seed}"
 
-    def done(self, out: Path) -> bool:
+    def is_done(self, out: Path) -> bool:
         return (self.folder(out) / "cell.json").exists()
 
     def __str__(self) -> str:
-        return f"{self.backbone}, {self.way}, {self.size:,} images, seed {self.seed}"
+        return f"{self.backbone}, {self.regime}, {self.size:,} images, seed {self.seed}"
 
 
-def check_grid(grid: Grid, study: StudyConfig) -> None:
-    """Raise UsageError for words and numbers that cannot be meant."""
-    for way in grid.ways:
-        if way not in WAYS:
-            raise unknown("way of training", way, WAYS)
-    if len(grid.backbones) < 2:
-        raise UsageError("a comparison needs two backbones", got=", ".join(grid.backbones))
-    for what, values in (("backbone", grid.backbones), ("size", grid.sizes), ("way", grid.ways)):
+def check_design(design: Design, study: StudyConfig) -> None:
+    """Raise UsageError for unknown regimes, duplicates and values out of range."""
+    for regime in design.regimes:
+        if regime not in REGIMES:
+            raise unknown("training regime", regime, REGIMES)
+    if len(design.backbones) < 2:
+        raise UsageError("a comparison needs two or more backbones", got=", ".join(design.backbones))
+    for what, values in (("backbone", design.backbones), ("size", design.sizes), ("regime", design.regimes)):
         if len(set(values)) < len(values):
-            raise UsageError(f"a {what} is named twice", got=", ".join(map(str, values)))
-    if min(grid.sizes) < 2:
-        raise UsageError("a training part needs images", got=min(grid.sizes), expected="2 or more")
+            raise UsageError(f"duplicate {what}", got=", ".join(map(str, values)))
+    if min(design.sizes) < 2:
+        raise UsageError("the training-set size is too small", got=min(design.sizes), expected="2 or more")
     if bool(study.steps) == bool(study.flops) or study.steps < 0 or study.flops < 0:
         got = f"steps {study.steps}, flops {study.flops:g}"
-        raise UsageError("the budget is a number of steps or of operations", got=got, expected="one of them, above 0")
-
-
-def training_steps(study: StudyConfig, backbone: str, way: str, channels: int, batch: int) -> int:
-    """Optimiser steps of one training under the budget of the study."""
-    if study.steps:
-        return study.steps
-    one = cost.cost(backbone, size_px=study.size_px, channels=channels).flops
-    passes = FORWARD_AND_BACKWARD
-    if way == "dino":  # two global crops through the student and the teacher; local ones are a third as large
-        passes = 2 * FORWARD_AND_BACKWARD + 2 + round(2 * FORWARD_AND_BACKWARD * (96 / 224) ** 2)
-    return max(1, round(study.flops / (one * passes * batch)))
-
-
-def remember(out: Path, study: StudyConfig) -> None:
-    """Keep the settings of a new study; raise UsageError where ``out`` holds one with other settings."""
-    path = out / "study.yaml"
-    if not path.exists():
-        if out.exists() and (not out.is_dir() or not all(map(is_lock, out.iterdir()))):
-            raise UsageError("--out is neither empty nor a study", got=out, hint="choose a new folder")
-        make_folder(out)
-        write_text(path, config.to_yaml(config.to_dict({"study": study})))
-        return
-    known = config.from_dict({"study": StudyConfig}, config.load(path))["study"]
-    differ = [f.name for f in dataclasses.fields(study) if getattr(known, f.name) != getattr(study, f.name)]
-    if differ:
         raise UsageError(
-            "this study was begun with other settings",
-            got=", ".join(f"{name}={getattr(study, name)}" for name in differ),
-            expected=", ".join(f"{name}={getattr(known, name)}" for name in differ),
-            hint="its cells could not be compared; only backbones, sizes, ways and seeds may change; take a new --out",
+            "the budget must be a number of steps or of operations", got=got, expected="one of them, above 0"
         )
 
 
-def recall(out: Path) -> StudyConfig:
+def training_steps(study: StudyConfig, backbone: str, regime: str, channels: int, batch: int) -> int:
+    """Optimiser steps of one training under the budget of the study."""
+    if study.steps:
+        return study.steps
+    flops_per_image = cost.cost(backbone, size_px=study.size_px, channels=channels).flops
+    passes = FORWARD_AND_BACKWARD
+    if regime == "dino":  # two global crops through the student and the teacher; local ones are a third as large
+        passes = 2 * FORWARD_AND_BACKWARD + 2 + round(2 * FORWARD_AND_BACKWARD * (96 / 224) ** 2)
+    return max(1, round(study.flops / (flops_per_image * passes * batch)))
+
+
+def write_settings(out: Path, study: StudyConfig) -> None:
+    """Write study.yaml of a new study. Raises UsageError when ``out`` holds a study with other settings."""
+    path = out / "study.yaml"
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or not all(map(is_lock, out.iterdir()))):
+            raise UsageError("--out is neither empty nor the folder of a study", got=out, hint="choose a new folder")
+        make_folder(out)
+        write_text(path, config.to_yaml(config.to_dict({"study": study})))
+        return
+    stored = config.from_dict({"study": StudyConfig}, config.load(path))["study"]
+    differ = [f.name for f in dataclasses.fields(study) if getattr(stored, f.name) != getattr(study, f.name)]
+    if differ:
+        raise UsageError(
+            "the study in --out has other settings",
+            got=", ".join(f"{name}={getattr(study, name)}" for name in differ),
+            expected=", ".join(f"{name}={getattr(stored, name)}" for name in differ),
+            hint="choose a new --out; only backbones, sizes, regimes and seeds of a study may change",
+        )
+
+
+def read_settings(out: Path) -> StudyConfig:
     return config.from_dict({"study": StudyConfig}, config.load(out / "study.yaml"))["study"]
 
 
-def find_cells(out: Path) -> list[Cell]:
-    """Every cell that is done, in the order of the names."""
-    found = []
+def find_trials(out: Path) -> list[Trial]:
+    """All completed trials, sorted by name."""
+    trials = []
     for path in sorted((out / "cells").glob("*/*/n*-seed*/cell.json")):
         match = re.fullmatch(r"n(\d+)-seed(\d+)", path.parent.name)
         if match:
-            found.append(Cell(path.parts[-4], path.parts[-3], int(match[1]), int(match[2])))
-    return found
+            trials.append(Trial(path.parts[-4], path.parts[-3], int(match[1]), int(match[2])))
+    return trials
 
 
-def pairs(study: StudyConfig, method: str) -> dict[str, Any]:
-    """The study's own settings for trainings by one method; those of another method's section are not for it."""
-    given = dict(config.split_pair(pair) for pair in study.settings)
+def settings_of(study: StudyConfig, method: str) -> dict[str, Any]:
+    """The ``settings`` of the study for trainings by one method, without the sections of other methods."""
+    settings = dict(config.split_pair(pair) for pair in study.settings)
     others = {f"{name}." for name in method_names() if name != method}
-    return {key: value for key, value in given.items() if not key.startswith(tuple(others))}
+    return {key: value for key, value in settings.items() if not key.startswith(tuple(others))}

@@ -1,6 +1,6 @@
-"""The images of a study: decoded once, kept in its folder, shared by all cells without a copy.
+"""The images of a study: decoded once into its folder and memory-mapped by all trials.
 
-``DATA/flat.npy`` is mapped into memory, so that any number of processes hold it once.
+``OUT/data/flat.npy`` is mapped into memory, so that any number of processes hold it once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ARRAYS = ("shapes", "starts", "original_px")
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images of the training part (what learns) and of the test part; ``text``: how they were parted."""
+    """Labelled images of the training and the test split; ``text`` describes the split."""
 
     name: str
     train: ImageCache
@@ -42,7 +42,7 @@ class Images:
 
 
 def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -> None:
-    """Open, decode and part the images of a study, once."""
+    """Open, decode and split the images of a study, unless that is done."""
     folder = out / "data"
     if (folder / "images.json").exists():
         return
@@ -52,7 +52,7 @@ def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -
     labels = {cache.records[int(i)].label for i in parts.train}
     unseen = {cache.records[int(i)].label for i in parts.test} - labels
     if unseen:
-        raise DataError("the test part has classes that the training part lacks", got=", ".join(map(str, unseen)))
+        raise DataError("the test split has classes that the training split lacks", got=", ".join(map(str, unseen)))
     shared = refuse_shared(
         cache.records, cache.hashes, parts.train.tolist(), parts.test.tolist(), allow=study.allow_overlap
     )
@@ -61,7 +61,7 @@ def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -
         test = draw_nested(cache.records, test, study.test_limit, 0)
     described = {
         "name": source.name,
-        "text": parts.text + (". WARNING: training and test part share images or groups" if shared else ""),
+        "text": parts.text + (". WARNING: training and test data share images or groups" if shared else ""),
         "train": parts.train.tolist(),
         "test": np.sort(test).tolist(),
         "offset": cache.offset,
@@ -81,7 +81,7 @@ def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -
 
 
 def load(out: Path) -> Images:
-    """The images that ``prepare`` kept; pixels stay on disk until they are read."""
+    """The images that ``prepare`` wrote; pixels stay on disk until they are read."""
     folder = out / "data"
     described: dict[str, Any] = json.loads((folder / "images.json").read_text(encoding="utf-8"))
     cache = ImageCache(
@@ -99,10 +99,10 @@ def load(out: Path) -> Images:
 
 
 def check_sizes(images: Images, sizes: tuple[int, ...]) -> None:
-    """Raise UsageError for a training size that the data do not have."""
-    most, classes = len(images.train), len(images.classes)
-    if max(sizes) > most:
-        raise UsageError("there are not so many training images", got=max(sizes), expected=f"at most {most:,}")
+    """Raise UsageError for a training-set size that the data do not allow."""
+    available, classes = len(images.train), len(images.classes)
+    if max(sizes) > available:
+        raise UsageError("too few training images for --sizes", got=max(sizes), expected=f"at most {available:,}")
     if min(sizes) < 2 * classes:
         got, expected = min(sizes), f"at least {2 * classes}: two for each of {classes} classes"
         raise UsageError("too few training images for the classes", got=got, expected=expected)

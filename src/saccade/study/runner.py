@@ -1,4 +1,4 @@
-"""A study from its first cell to its page. What is done stays done: called again, it goes on where it stood."""
+"""Run a study from its first trial to its page. Called again, it continues: completed trials are not repeated."""
 
 from __future__ import annotations
 
@@ -22,54 +22,64 @@ from saccade.cost import flops
 from saccade.errors import TrainingError, UsageError
 from saccade.evaluation.learning_curves import Answers, summarise
 from saccade.reporting.study_report import write_study
-from saccade.study.design import SERIES, WAYS, Cell, Grid, StudyConfig, check_grid, find_cells, recall, remember
+from saccade.study.design import (
+    REGIMES,
+    SERIES,
+    Design,
+    StudyConfig,
+    Trial,
+    check_design,
+    find_trials,
+    read_settings,
+    write_settings,
+)
 from saccade.study.images import check_sizes, load, prepare
 from saccade.train.loop import Console
 
 
 def matched_names(backbones: Sequence[str], by: str, size_px: int, channels: int = 3) -> tuple[str, ...]:
-    """The backbones, each but the first at the width that brings its parameters or operations nearest the first's."""
+    """The backbones, with the width of each scaled to the parameters or FLOPs of the first."""
     first = flops.cost(backbones[0], size_px=size_px, channels=channels)
     target = first.parameters if by == "params" else first.flops
     rest = (flops.matched(name, target, by, size_px=size_px, channels=channels) for name in backbones[1:])  # type: ignore[arg-type]
     return (backbones[0], *rest)
 
 
-def compare(study: StudyConfig, grid: Grid, out: Path, *, workers: int, console: Console) -> Path:
-    """Do every cell of the grid that is not done yet, then write the page. Returns its path.
+def compare(study: StudyConfig, design: Design, out: Path, *, workers: int, console: Console) -> Path:
+    """Run every trial of the design that is not completed yet, then write the page. Returns its path.
 
-    workers   processes that train side by side, each with its share of the cores
-    Raises UsageError, DataError; TrainingError when not one cell could be done.
+    workers   processes that train in parallel; the cores are divided between them
+    Raises UsageError, DataError; TrainingError when all trials fail.
     """
     with lock_folder(out):
-        return _compare(study, grid, out, workers=workers, console=console)
+        return _compare(study, design, out, workers=workers, console=console)
 
 
-def _compare(study: StudyConfig, grid: Grid, out: Path, *, workers: int, console: Console) -> Path:
-    check_grid(grid, study)
-    for backbone in grid.backbones:
-        flops.cost(backbone, size_px=study.size_px)  # complains of names and sizes that do not fit
-    remember(out, study)
-    console.say(f"the images are decoded once and kept in {out / 'data'}")
+def _compare(study: StudyConfig, design: Design, out: Path, *, workers: int, console: Console) -> Path:
+    check_design(design, study)
+    for backbone in design.backbones:
+        flops.cost(backbone, size_px=study.size_px)  # raises for unknown names and unsuitable sizes
+    write_settings(out, study)
+    console.say(f"decoding the images once into {out / 'data'}")
     prepare(out, study, lambda done, total: console.progress(done, total, {}))
     images = load(out)
-    check_sizes(images, grid.sizes)
-    _measure_prices(out, grid, console)
-    waiting = [cell for cell in grid.cells() if not cell.done(out)]
-    planned = len(list(grid.cells()))
-    console.say(f"{planned} cells, {planned - len(waiting)} of them done before, {workers} at a time")
-    failed = _do_cells(out, grid, waiting, workers, console)
-    if not find_cells(out):
+    check_sizes(images, design.sizes)
+    _measure_prices(out, design, console)
+    waiting = [trial for trial in design.trials() if not trial.is_done(out)]
+    planned = len(list(design.trials()))
+    console.say(f"{planned} trials, {planned - len(waiting)} of them completed before, {workers} in parallel")
+    failed = _run_trials(out, design, waiting, workers, console)
+    if not find_trials(out):
         reason = next(iter(failed.values()), "interrupted")
-        raise TrainingError("no cell could be done", got=reason, hint=f"see {out / 'logs'}")
-    return write_page(out, grid, failed)
+        raise TrainingError("all trials failed", got=reason, hint=f"see {out / 'logs'}")
+    return write_page(out, design, failed)
 
 
 # --- processes ----------------------------------------------------------------------------------
 
 
 class Worker:
-    """One process of ``study.worker``; ``ask`` waits for its answer."""
+    """One process of ``study.worker``; ``ask`` waits for its result."""
 
     def __init__(self, out: Path, number: int, threads: int):
         (out / "logs").mkdir(exist_ok=True)
@@ -82,7 +92,7 @@ class Worker:
             stderr=self.log,
             env=environment,
             text=True,
-            # Ctrl-C in a terminal reaches the whole group: a run would stop cleanly, and its cell would look done.
+            # Ctrl-C in a terminal reaches the whole group: a run would stop cleanly, and its trial would look complete.
             start_new_session=True,
         )
 
@@ -106,51 +116,49 @@ class Worker:
         self.log.close()
 
 
-def _measure_prices(out: Path, grid: Grid, console: Console) -> None:
-    """One backbone after the other, twice, nothing beside it; the faster of two timings counts."""
+def _measure_prices(out: Path, design: Design, console: Console) -> None:
+    """Measure one backbone at a time, twice, with nothing in parallel; the faster timing counts."""
     path = out / "prices.json"
-    known = run_folder.read_json(path) if path.exists() else {}
-    missing = [name for name in grid.backbones if name not in known]
+    prices = run_folder.read_json(path) if path.exists() else {}
+    missing = [name for name in design.backbones if name not in prices]
     for name in missing:
-        known[name], drift = _ask_anew(out, name, "price", "drift")
-        known[name]["drift"] = drift
+        prices[name], drift = _ask_new_worker(out, name, "price", "drift")
+        prices[name]["drift"] = drift
     for name in missing:
-        (again,) = _ask_anew(out, name, "price")
-        known[name]["images_per_second"] = max(known[name]["images_per_second"], again["images_per_second"])
-        console.say(f"{name}: {known[name]['images_per_second']:.0f} training images/s")
+        (second,) = _ask_new_worker(out, name, "price")
+        prices[name]["images_per_second"] = max(prices[name]["images_per_second"], second["images_per_second"])
+        console.say(f"{name}: {prices[name]['images_per_second']:.0f} training images/s")
     if missing:
-        run_folder.write_json(path, known)
+        run_folder.write_json(path, prices)
 
 
-def _ask_anew(out: Path, backbone: str, *kinds: str) -> list[dict[str, Any]]:
-    """The answers of a process of its own, one a kind; before the first, nothing has raised its peak of memory."""
-    found = []
+def _ask_new_worker(out: Path, backbone: str, *kinds: str) -> list[dict[str, Any]]:
+    """Results of a new process, one per kind; nothing before the first has raised its peak memory."""
+    results = []
     worker = Worker(out, 0, _cores())
     try:
         for kind in kinds:
             reply = worker.ask({"kind": kind, "backbone": backbone})
             if "error" in reply:
-                said = f"{backbone} cannot be trained here"
-                raise TrainingError(said, got=reply["error"], hint=f"see {out / 'logs'}")
-            found.append(reply["found"])
+                message = f"{backbone} cannot be trained on this machine"
+                raise TrainingError(message, got=reply["error"], hint=f"see {out / 'logs'}")
+            results.append(reply["result"])
     finally:
         worker.close()
-    return found
+    return results
 
 
 def _cores() -> int:
-    """How many threads there are to share out: OMP_NUM_THREADS where it is set, else the cores of this process."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
-    return usable_cores()
+    """Number of threads of all workers: OMP_NUM_THREADS where it is set, else the cores of this process."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdecimal() and int(setting) > 0 else usable_cores()
 
 
-def _do_cells(out: Path, grid: Grid, waiting: Sequence[Cell], workers: int, console: Console) -> dict[str, str]:
-    """Hand the cells to the workers; returns the error of each that failed."""
-    todo: queue.SimpleQueue[Cell] = queue.SimpleQueue()
-    for cell in waiting:
-        todo.put(cell)
+def _run_trials(out: Path, design: Design, waiting: Sequence[Trial], workers: int, console: Console) -> dict[str, str]:
+    """Run the trials in the workers; returns the error of each that failed."""
+    todo: queue.SimpleQueue[Trial] = queue.SimpleQueue()
+    for trial in waiting:
+        todo.put(trial)
     failed: dict[str, str] = {}
     lock, done = threading.Lock(), [0]
     stop = threading.Event()
@@ -161,16 +169,16 @@ def _do_cells(out: Path, grid: Grid, waiting: Sequence[Cell], workers: int, cons
         try:
             while not stop.is_set():
                 try:
-                    cell = todo.get_nowait()
+                    trial = todo.get_nowait()
                 except queue.Empty:
                     return
-                drift = cell.size == max(grid.sizes) and cell.seed == grid.seeds[0]
-                reply = worker.ask({"kind": "cell", "cell": vars(cell), "with_drift": drift})
+                drift = trial.size == max(design.sizes) and trial.seed == design.seeds[0]
+                reply = worker.ask({"kind": "trial", "trial": vars(trial), "with_drift": drift})
                 if reply.get("ended") and stop.is_set():
                     return
                 with lock:
                     done[0] += 1
-                    _tell(cell, reply, failed, console)
+                    _report(trial, reply, failed, console)
                     console.progress(done[0], len(waiting), {"failed": len(failed)})
                 if reply.get("ended"):
                     worker.close()
@@ -185,7 +193,7 @@ def _do_cells(out: Path, grid: Grid, waiting: Sequence[Cell], workers: int, cons
                 _wait(futures)
             except KeyboardInterrupt:
                 stop.set()
-                console.say("stopping after the cells that are being trained; a second interrupt ends at once")
+                console.say("stopping after the current trials; a second interrupt stops at once")
                 try:
                     _wait(futures)
                 except KeyboardInterrupt:
@@ -199,45 +207,52 @@ def _wait(futures: Sequence[Future[None]]) -> None:
         future.result()
 
 
-def _tell(cell: Cell, reply: dict[str, Any], failed: dict[str, str], console: Console) -> None:
+def _report(trial: Trial, reply: dict[str, Any], failed: dict[str, str], console: Console) -> None:
     if "error" in reply:
-        failed[str(cell)] = reply["error"]
-        console.say(f"{cell}: failed: {reply['error']}")
+        failed[str(trial)] = reply["error"]
+        console.say(f"{trial}: failed: {reply['error']}")
         return
-    found = reply["found"]
-    shown = ", ".join(f"{name} {100 * s['accuracy']['plain']:.1f} %" for name, s in found["series"].items())
-    console.say(f"{cell}: {shown} ({found['seconds']:.0f} s)")
+    result = reply["result"]
+    accuracies = ", ".join(f"{name} {100 * s['accuracy']['plain']:.1f} %" for name, s in result["series"].items())
+    console.say(f"{trial}: {accuracies} ({result['seconds']:.0f} s)")
 
 
-# --- what came out ------------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------
 
 
 def page_so_far(out: Path) -> Path:
-    """The page of all cells that are done, also while others are still trained. UsageError where there are none."""
-    cells = find_cells(out)
-    if not cells:
-        raise UsageError("no cell of this study is done yet", got=out, hint="saccade compare trains them")
-    columns = (dict.fromkeys(getattr(cell, name) for cell in cells) for name in ("backbone", "way", "size", "seed"))
-    backbones, ways, sizes, seeds = (tuple(column) for column in columns)
+    """Write the page of all completed trials, also while others are running. Raises UsageError when there are none."""
+    trials = find_trials(out)
+    if not trials:
+        raise UsageError("no trial of this study is complete yet", got=out, hint="saccade compare runs them")
+    columns = (
+        dict.fromkeys(getattr(trial, name) for trial in trials) for name in ("backbone", "regime", "size", "seed")
+    )
+    backbones, regimes, sizes, seeds = (tuple(column) for column in columns)
     priced = [name for name in run_folder.read_json(out / "prices.json") if name in backbones]
-    grid = Grid(tuple(priced), tuple(way for way in WAYS if way in ways), tuple(sorted(sizes)), tuple(sorted(seeds)))
-    return write_page(out, grid, {})
+    design = Design(
+        tuple(priced),
+        tuple(regime for regime in REGIMES if regime in regimes),
+        tuple(sorted(sizes)),
+        tuple(sorted(seeds)),
+    )
+    return write_page(out, design, {})
 
 
-def write_page(out: Path, grid: Grid, failed: dict[str, str]) -> Path:
-    """Summarise every cell of the grid that is done; write study.json, study.html, study.md and study.csv."""
-    study, images = recall(out), load(out)
-    cells = [cell for cell in grid.cells() if cell.done(out)]
+def write_page(out: Path, design: Design, failed: dict[str, str]) -> Path:
+    """Summarize the completed trials of the design; write study.json, study.html, study.md and study.csv."""
+    study, images = read_settings(out), load(out)
+    trials = [trial for trial in design.trials() if trial.is_done(out)]
     truth = images.test.numbered(images.classes).labels
     assert truth is not None
     records = images.test.records
     groups = [record.group for record in records]
-    described = {cell: run_folder.read_json(cell.folder(out) / "cell.json") for cell in cells}
-    answers = [found for cell in cells for found in _answers(out, cell)]
+    described = {trial: run_folder.read_json(trial.folder(out) / "cell.json") for trial in trials}
+    answers = [item for trial in trials for item in _answers(out, trial)]
     prices = run_folder.read_json(out / "prices.json")
     value = {
         "data": {
-            "name": _shown(images.name),
+            "name": _public_name(images.name),
             "n_train": len(images.train),
             "n_test": len(images.test),
             "groups_test": len({group for group in groups if group is not None}),
@@ -245,71 +260,73 @@ def write_page(out: Path, grid: Grid, failed: dict[str, str]) -> Path:
             "text": images.text,
         },
         "settings": {key: v for key, v in vars(study).items() if v not in ("", (), 0, 0.0)}
-        | {name: _shown(value) for name, value in (("data", study.data), ("manifest", study.manifest)) if value},
+        | {name: _public_name(value) for name, value in (("data", study.data), ("manifest", study.manifest)) if value},
         "budget": _budget(study, described),
-        "protocol": _protocol(study, grid),
-        "backbones": list(grid.backbones),
-        "series": {name: words for way, words in WAYS.items() if way in grid.ways for name in SERIES[way]},
-        "costs": {name: {k: v for k, v in prices[name].items() if k != "drift"} for name in grid.backbones},
-        "drift": _drifts(grid, described, prices),
+        "protocol": _protocol(study, design),
+        "backbones": list(design.backbones),
+        "series": {
+            name: words for regime, words in REGIMES.items() if regime in design.regimes for name in SERIES[regime]
+        },
+        "costs": {name: {k: v for k, v in prices[name].items() if k != "drift"} for name in design.backbones},
+        "drift": _drifts(design, described, prices),
         "summary": summarise(answers, truth, groups),
         "cells": {
-            "done": len(cells),
-            "planned": len(list(grid.cells())),
+            "done": len(trials),
+            "planned": len(list(design.trials())),
             "failed": [f"{name}: {reason}" for name, reason in failed.items()],
-            "seconds": round(sum(found["seconds"] for found in described.values())),
+            "seconds": round(sum(result["seconds"] for result in described.values())),
         },
     }
     run_folder.write_json(out / "study.json", value)
     return write_study(out)
 
 
-def _shown(data: str) -> str:
-    """A page goes to others: of a place on this machine it says the last name only."""
+def _public_name(data: str) -> str:
+    """The name of the data without its folder: the page may be published."""
     return data if data.startswith("synthetic:") else Path(data).name
 
 
-def _answers(out: Path, cell: Cell) -> list[Answers]:
-    with np.load(cell.folder(out) / "answers.npz") as file:
+def _answers(out: Path, trial: Trial) -> list[Answers]:
+    with np.load(trial.folder(out) / "answers.npz") as file:
         arrays = {key: file[key].astype(np.float32) for key in file.files}
-    found = []
-    for series in SERIES[cell.way]:
-        own = {key.partition("|")[2]: scores for key, scores in arrays.items() if key.startswith(series + "|")}
-        plain = own.pop("plain")
-        found.append(Answers(cell.backbone, series, cell.size, cell.seed, plain, own))
-    return found
+    answers = []
+    for series in SERIES[trial.regime]:
+        by_condition = {key.partition("|")[2]: scores for key, scores in arrays.items() if key.startswith(series + "|")}
+        plain = by_condition.pop("plain")
+        answers.append(Answers(trial.backbone, series, trial.size, trial.seed, plain, by_condition))
+    return answers
 
 
-def _drifts(grid: Grid, described: dict[Cell, Any], prices: dict[str, Any]) -> dict[str, Any]:
-    """Curves over the angle: random weights, and each way at the largest size and the first seed."""
-    found: dict[str, Any] = {}
-    for name in grid.backbones:
+def _drifts(design: Design, described: dict[Trial, Any], prices: dict[str, Any]) -> dict[str, Any]:
+    """Curves over the angle: random weights, and each regime at the largest size and the first seed."""
+    drifts: dict[str, Any] = {}
+    for name in design.backbones:
         start = prices[name]["drift"]
-        found[name] = {"angles": start["angles"], "error": {"random": start["error"]}}
-        for cell, value in described.items():
-            if cell.backbone == name and cell.size == max(grid.sizes) and value["drift"]:
-                found[name]["error"][cell.way] = value["drift"]["error"]
-    return found
+        drifts[name] = {"angles": start["angles"], "error": {"random": start["error"]}}
+        for trial, value in described.items():
+            if trial.backbone == name and trial.size == max(design.sizes) and value["drift"]:
+                drifts[name]["error"][trial.regime] = value["drift"]["error"]
+    return drifts
 
 
-def _budget(study: StudyConfig, described: dict[Cell, Any]) -> str:
+def _budget(study: StudyConfig, described: dict[Trial, Any]) -> str:
     if study.steps:
         words = f"Every training has {study.steps:,} steps of {study.batch} images (or all, where there are fewer)"
     else:
         words = f"Every training has {study.flops:g} floating-point operations, forward and backward"
         steps: dict[str, set[int]] = {}
-        for cell, found in described.items():
-            steps.setdefault(cell.backbone, set()).add(int(found["steps"]))
+        for trial, result in described.items():
+            steps.setdefault(trial.backbone, set()).add(int(result["steps"]))
         words += "; steps: " + ", ".join(f"{name} {min(n):,} to {max(n):,}" for name, n in steps.items())
     end = "Fine-tuning after DINO has the same again. The last weights count: nothing is chosen by the test part."
     return f"{words}. {end}"
 
 
-def _protocol(study: StudyConfig, grid: Grid) -> str:
+def _protocol(study: StudyConfig, design: Design) -> str:
     words = [
-        "Each cell learns from the first n images of a draw: a smaller draw lies inside a larger one, every class has",
+        "Each trial learns from the first n images of a draw: a smaller draw lies inside a larger one, every class has",
         "its share, images are drawn one by one and not by whole groups;",
-        f"{len(grid.seeds)} draws with seeds of their own.",
+        f"{len(design.seeds)} draws with seeds of their own.",
         f"supervised: every image always alike. augmented: {study.augment} augmentation.",
         f"dino: DINO on the n images without labels (recipe {study.dino_recipe}), then k-NN with k = 20 (capped by n),",
         f"logistic regression, and fine-tuning with {study.augment} augmentation.",

@@ -1,7 +1,7 @@
-"""A process that does what it is told, one line of JSON at a time: ``python -m saccade.study.worker OUT THREADS``.
+"""A worker process: one task per line of JSON on stdin, ``python -m saccade.study.worker OUT THREADS``.
 
-Its answers go to stdout, a line each; what libraries print goes to stderr. When stdin is closed it ends at once, also
-in the middle of a cell: whoever asked is gone, and a study that goes on meanwhile would find two at work in one folder.
+Results go to stdout, one line each; what libraries print goes to stderr. The worker exits when stdin is closed, also
+in the middle of a trial: its parent has ended, and a continued study must not find two workers in one folder.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 from saccade.errors import SaccadeError
 
 
-def answer(task: dict[str, Any], out: Path, images: Any, study: Any) -> Any:
+def run_task(task: dict[str, Any], out: Path, images: Any, study: Any) -> Any:
     from saccade.study.budget import price, random_drift
-    from saccade.study.cell import run_cell
-    from saccade.study.design import Cell
+    from saccade.study.design import Trial
+    from saccade.study.trial import run_trial
 
     if task["kind"] == "price":
         return price(study, images, task["backbone"])
     if task["kind"] == "drift":
         return random_drift(study, images, task["backbone"])
-    return run_cell(out, study, images, Cell(**task["cell"]), with_drift=task["with_drift"])
+    return run_trial(out, study, images, Trial(**task["trial"]), with_drift=task["with_drift"])
 
 
 def tasks() -> Iterator[dict[str, Any]]:
@@ -50,15 +50,15 @@ def main() -> None:
     import torch
 
     from saccade import runtime
-    from saccade.study.design import recall
+    from saccade.study.design import read_settings
     from saccade.study.images import load
 
     torch.set_num_threads(threads)
     runtime.keep_freed_memory()
-    study, images = recall(out), load(out)
+    study, images = read_settings(out), load(out)
     for task in tasks():
         try:
-            reply: dict[str, Any] = {"found": answer(task, out, images, study)}
+            reply: dict[str, Any] = {"result": run_task(task, out, images, study)}
         except SaccadeError as error:
             reply = {"error": str(error)}
         except Exception as error:

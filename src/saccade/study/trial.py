@@ -1,6 +1,6 @@
-"""One cell of a study: train on the first n images of a seed, answer for every test image, write both down.
+"""One trial of a study: train on the first n images of a seed, predict every test image, write both.
 
-``cell.json`` is written last: a cell without it is done again from its beginning.
+``cell.json`` is written last: a trial without it is run again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from saccade.evaluation.probes import knn_scores, logistic_scores
 from saccade.features.embed_images import answers_to, embed_cached
 from saccade.models.backbones.weights import load_model
 from saccade.study.conditions import ANGLES, conditions_of, drift, under
-from saccade.study.design import Cell, StudyConfig, pairs, training_steps
+from saccade.study.design import StudyConfig, Trial, settings_of, training_steps
 from saccade.study.images import Images
 from saccade.tasks.finetune import FinetuneOptions, supervised_sections
 from saccade.train import pretrain as training
@@ -38,102 +38,102 @@ from saccade.train.recipes import apply_recipe
 
 K = 20
 STEADY = {"optim.weight_decay": 0.05, "optim.weight_decay_end": 0.05}
-"""Supervised cells train for their whole budget: no validation images are taken from the few there are."""
+"""Supervised trials train for the full budget: the few images are not split for validation."""
 Scores = dict[str, np.ndarray]  # condition -> [M C]
 
 
-class CellRun:
-    """What all trainings of one cell share."""
+class TrialRun:
+    """The inputs that all trainings of one trial share."""
 
-    def __init__(self, out: Path, study: StudyConfig, images: Images, cell: Cell):
-        self.study, self.images, self.cell = study, images, cell
-        self.folder = cell.folder(out)
+    def __init__(self, out: Path, study: StudyConfig, images: Images, trial: Trial):
+        self.study, self.images, self.trial = study, images, trial
+        self.folder = trial.folder(out)
         self.device = runtime.pick_device()
         self.precision = runtime.usual_precision(self.device)
         self.truth = images.test.numbered(images.classes).labels
         assert self.truth is not None
-        self.batch = min(study.batch, cell.size)
+        self.batch = min(study.batch, trial.size)
 
-    def settings(self, way: str) -> dict[str, Any]:
-        """Settings of one training, which are the same wherever it starts from."""
-        study, cell = self.study, self.cell
-        steps = training_steps(study, cell.backbone, way, self.images.train.channels, self.batch)
+    def settings(self, regime: str) -> dict[str, Any]:
+        """Settings of one training, for any starting weights."""
+        study, trial = self.study, self.trial
+        steps = training_steps(study, trial.backbone, regime, self.images.train.channels, self.batch)
         return {
             "data.source": study.data,
             "data.grey": study.grey,
             "data.cache_px": round(1.5 * study.size_px),
-            "data.limit": cell.size,
-            "data.limit_seed": cell.seed,
+            "data.limit": trial.size,
+            "data.limit_seed": trial.seed,
             "model.size_px": study.size_px,
             "train.batch": self.batch,
             "train.steps": steps,
-            "train.seed": cell.seed,
+            "train.seed": trial.seed,
             "train.evaluate_every": steps,
             "train.save_every": steps,
             "train.keep": 1,
-        } | pairs(study, "dino" if way == "dino" else "supervised")
+        } | settings_of(study, "dino" if regime == "dino" else "supervised")
 
     def train(self, sections: Sections, name: str) -> Path:
         run = self.folder / name
         opened = Opened(self.images.name, len(self.images.train), [], self.images.train)
         training.start(sections, run, Quiet(), opened)
-        reached = int(run_folder.read_json(run / "model" / "config.json")["about"]["step"])
-        if reached != sections["train"].steps:
-            raise TrainingError("the training was stopped from outside", got=f"step {reached}", hint="compare again")
-        # The model is what the study goes on with; checkpoints would fill the disk.
+        last_step = int(run_folder.read_json(run / "model" / "config.json")["about"]["step"])
+        if last_step != sections["train"].steps:
+            raise TrainingError(
+                "the training was interrupted", got=f"step {last_step}", hint="run saccade compare again"
+            )
+        # Only the model is used later; checkpoints would fill the disk.
         for part in ("checkpoints", "tensorboard"):
             shutil.rmtree(run / part, ignore_errors=True)
         return run
 
     def supervised(self, augment: str, name: str, weights: Path | None = None) -> tuple[Scores, Path]:
-        """Train a classifier and answer for the test images under every condition."""
+        """Train a classifier and predict the test images under every condition."""
         settings = self.settings("supervised")
         if weights is not None:
             settings["model.weights"] = str(weights)
         options = FinetuneOptions(augment, recipe=self.study.recipe)
-        run = self.train(supervised_sections(self.cell.backbone, options, settings, STEADY), name)
-        found = load_classifier(run)
-        network = found.network.to(self.device)
-        said = self.under_conditions(network, network.classify, found.spec)
-        return {c: torch.softmax(torch.from_numpy(x), dim=1).numpy() for c, x in said.items()}, run
+        run = self.train(supervised_sections(self.trial.backbone, options, settings, STEADY), name)
+        classifier = load_classifier(run)
+        network = classifier.network.to(self.device)
+        logits = self.under_conditions(network, network.classify, classifier.spec)
+        return {c: torch.softmax(torch.from_numpy(x), dim=1).numpy() for c, x in logits.items()}, run
 
-    def under_conditions(self, network: nn.Module, answer: Callable[[Tensor], Tensor], spec: InputSpec) -> Scores:
-        test, found = self.images.test, {}
+    def under_conditions(self, network: nn.Module, output: Callable[[Tensor], Tensor], spec: InputSpec) -> Scores:
+        test, scores = self.images.test, {}
         for condition in conditions_of(spec):
-            shown = under(condition, test, spec, self.device)
-            everything = np.arange(len(test))
-            found[condition] = answers_to(
-                shown, network, answer, everything, device=self.device, precision=self.precision
-            )
-        return found
+            view = under(condition, test, spec, self.device)
+            indices = np.arange(len(test))
+            scores[condition] = answers_to(view, network, output, indices, device=self.device, precision=self.precision)
+        return scores
 
     def dino(self) -> tuple[Path, Sections]:
         sections = apply_recipe(default_sections("dino"), self.study.dino_recipe)
-        sections = config.override(sections, {"model.backbone": self.cell.backbone} | self.settings("dino"))
+        sections = config.override(sections, {"model.backbone": self.trial.backbone} | self.settings("dino"))
         return self.train(sections, "dino"), sections
 
     def probes(self, run: Path, sections: Sections) -> dict[str, Scores]:
-        """k-NN and logistic regression on frozen features, with the labels of the images that were learned from."""
+        """k-NN and logistic regression on frozen features, with the labels of the pretraining images."""
         loaded = load_model(run)
         network = loaded.backbone.to(self.device)
-        learned: ImageCache = divide(
-            self.images.train, sections["data"], method="dino", seed=self.cell.seed
+        labelled: ImageCache = divide(
+            self.images.train, sections["data"], method="dino", seed=self.trial.seed
         ).train.numbered(self.images.classes)
-        everything = np.arange(len(learned))
-        train = embed_cached(network, learned, everything, loaded.spec, device=self.device, precision=self.precision)
+        indices = np.arange(len(labelled))
+        train = embed_cached(network, labelled, indices, loaded.spec, device=self.device, precision=self.precision)
         test = self.under_conditions(network, lambda x: network(x).cls, loaded.spec)
-        labels, classes = learned.labels, len(self.images.classes)
+        labels, classes = labelled.labels, len(self.images.classes)
         assert labels is not None
-        groups = [record.group for record in learned.records]
+        groups = [record.group for record in labelled.records]
         stacked = np.concatenate(list(test.values()))
-        found = {
+        probes = {
             "dino-knn": knn_scores(train, labels, stacked, min(K, len(train)), classes),
             "dino-logistic": logistic_scores(train, labels, groups, stacked, classes)[0],
         }
         count = len(self.images.test)
         return {
             name: {condition: scores[i * count : (i + 1) * count] for i, condition in enumerate(test)}
-            for name, scores in found.items()
+            for name, scores in probes.items()
         }
 
     def drift_of(self, run: Path) -> list[float]:
@@ -143,44 +143,44 @@ class CellRun:
 
     def figures(self, series: dict[str, Scores]) -> dict[str, Any]:
         assert self.truth is not None
-        one = np.ones((1, len(self.truth)))
+        weights = np.ones((1, len(self.truth)))
         return {
             name: {
-                "accuracy": {c: round(float(accuracy(x, self.truth, one)[0]), 5) for c, x in scores.items()},
-                "balanced_accuracy": round(float(balanced_accuracy(scores["plain"], self.truth, one)[0]), 5),
+                "accuracy": {c: round(float(accuracy(x, self.truth, weights)[0]), 5) for c, x in scores.items()},
+                "balanced_accuracy": round(float(balanced_accuracy(scores["plain"], self.truth, weights)[0]), 5),
             }
             for name, scores in series.items()
         }
 
 
-def run_cell(out: Path, study: StudyConfig, images: Images, cell: Cell, *, with_drift: bool) -> dict[str, Any]:
-    """Do one cell and write it down. Returns what ``cell.json`` holds.
+def run_trial(out: Path, study: StudyConfig, images: Images, trial: Trial, *, with_drift: bool) -> dict[str, Any]:
+    """Run one trial and write it. Returns the content of ``cell.json``.
 
-    with_drift   also measure how far the image vector moves when the image is turned
+    with_drift   also measure how far the feature vector moves when the image is rotated
     """
-    began = time.perf_counter()
-    work = CellRun(out, study, images, cell)
+    start = time.perf_counter()
+    work = TrialRun(out, study, images, trial)
     shutil.rmtree(work.folder, ignore_errors=True)
     work.folder.mkdir(parents=True)
-    if cell.way == "dino":
+    if trial.regime == "dino":
         run, sections = work.dino()
         series = work.probes(run, sections)
         series["dino-finetuned"], _ = work.supervised(study.augment, "finetuned", weights=run)
     else:
-        augment = "none" if cell.way == "supervised" else study.augment
+        augment = "none" if trial.regime == "supervised" else study.augment
         scores, run = work.supervised(augment, "run")
-        series = {cell.way: scores}
+        series = {trial.regime: scores}
     arrays = {f"{name}|{c}": x.astype(np.float16) for name, scores in series.items() for c, x in scores.items()}
     np.savez_compressed(work.folder / "answers.npz", **arrays)  # type: ignore[arg-type]
-    found = {
-        "backbone": cell.backbone,
-        "way": cell.way,
-        "size": cell.size,
-        "seed": cell.seed,
-        "steps": work.settings(cell.way)["train.steps"],
+    result = {
+        "backbone": trial.backbone,
+        "way": trial.regime,
+        "size": trial.size,
+        "seed": trial.seed,
+        "steps": work.settings(trial.regime)["train.steps"],
         "series": work.figures(series),
         "drift": {"angles": list(ANGLES), "error": work.drift_of(run)} if with_drift else None,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - start, 1),
     }
-    run_folder.write_json(work.folder / "cell.json", found)
-    return found
+    run_folder.write_json(work.folder / "cell.json", result)
+    return result

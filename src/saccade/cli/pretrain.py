@@ -1,0 +1,91 @@
+"""``saccade pretrain``: self-supervised pretraining."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saccade.cli.options import (
+    Backbone,
+    Group,
+    Method,
+    NewRun,
+    OptionalData,
+    Recipe,
+    SettingsFlags,
+    TilingFlags,
+    TrainingFlags,
+)
+from saccade.cli.progress import ProgressBar, is_first_process
+from saccade.cli.settings import request_run
+
+
+def pretrain(
+    out: NewRun,
+    training: TrainingFlags,
+    tiling: TilingFlags,
+    flags: SettingsFlags,
+    data: OptionalData = None,
+    method: Method = None,
+    backbone: Backbone = None,
+    recipe: Recipe = None,
+    size_mm: Annotated[
+        float | None,
+        typer.Option("--size-mm", help="Volumes: edge length in mm of the cube each view is cropped from."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option("--weights", metavar="MODEL", help="Start from this model.")] = None,
+    on_collapse: Annotated[
+        str | None,
+        typer.Option(
+            "--on-collapse",
+            help="When training collapses: warn, stop, or repair (restore, change a setting, continue).",
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    group: Group = None,
+    max_bad: Annotated[
+        float | None,
+        typer.Option("--max-bad", help="Largest fraction of damaged files that is tolerated (default 0.05)."),
+    ] = None,
+) -> None:
+    """Pretrain a backbone on images without labels. Settings left open are derived from the data and printed."""
+    from saccade import api
+    from saccade.errors import UsageError
+
+    options = training.settings() | tiling.settings()
+    options |= {
+        "data.size_mm": size_mm,
+        "model.weights": weights,
+        "train.on_collapse": on_collapse,
+        "data.group": group,
+        "data.max_bad": max_bad,
+    }
+    request = request_run(data, method, backbone, recipe, flags, options)
+    with ProgressBar() as bar:
+        if resume:
+            settings = request.settings | ({} if backbone is None else {"model.backbone": backbone})
+            folder = api.resume(out, data=request.data, settings=settings, console=bar)
+        elif request.data is None:
+            raise UsageError("pretrain needs DATA", hint="saccade pretrain FOLDER --out RUN")
+        else:
+            folder = api.pretrain(
+                request.data,
+                out=out,
+                method=request.method,
+                backbone=request.backbone,
+                recipe=request.recipe,
+                settings=request.settings,
+                console=bar,
+            )
+    if is_first_process():
+        typer.echo(f"{folder}\nnext: {_next_command(folder)}")
+
+
+def _next_command(run: Path) -> str:
+    from saccade.hierarchy.settings import is_hierarchy
+
+    if is_hierarchy(run):
+        return f"saccade attend {run} SLIDE --out DIR, or saccade finetune {run} LABELLED --out DIR"
+    return f"saccade evaluate {run} DATA"
