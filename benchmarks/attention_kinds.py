@@ -51,9 +51,10 @@ def make(kind: str, axes: int, side: int) -> tuple[Any, Any]:
     """A network, and an image with ``side`` tokens along each axis."""
     import torch
 
-    from saccade.models.backbones.swin_hvt import HVT
-    from saccade.models.backbones.vit import ViT
-    from saccade.models.settings import HVTSettings, ViTSettings
+    from saccade.models.backbones.hvt import HVTSettings
+    from saccade.models.backbones.vit import ViTSettings
+    from saccade.models.nn.hvt import HVT
+    from saccade.models.nn.vit import ViT
 
     size = side * PATCH
     common = {"patch": PATCH, "channels": 1, "size_px": size, "axes": axes}
@@ -165,7 +166,8 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 def settings(kind: str, axes: int, side: int) -> Any:
     """What ``make`` builds, as settings; None for MONAI's networks."""
-    from saccade.models.settings import HVTSettings, ViTSettings
+    from saccade.models.backbones.hvt import HVTSettings
+    from saccade.models.backbones.vit import ViTSettings
 
     common = {"patch": PATCH, "channels": 1, "size_px": side * PATCH, "axes": axes}
     if kind.startswith("MONAI"):
@@ -220,7 +222,7 @@ def main() -> None:
     import monai.networks.nets  # before the processes part, so that none loads it again  # noqa: F401
     import torch  # noqa: F401
 
-    from saccade.models.backbones import swin_hvt, vit  # noqa: F401
+    from saccade.models.nn import hvt, vit  # noqa: F401
 
     found = {f"{axes}D": summary(survey(axes, options)) for axes in SIDES}
     if options.figure:

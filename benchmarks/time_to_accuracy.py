@@ -154,7 +154,7 @@ class Vectors(nn.Module):
 def as_shipped(options: argparse.Namespace, sections: Sections, images: int) -> tuple[peer.LightlyDino, dict[str, Any]]:
     """lightly's own recipe, and nothing to add to its transform."""
     network = build(options.backbone, channels=3, size_px=options.size, seed=0)
-    if parse(options.backbone).transformer:
+    if parse(options.backbone).capabilities.transformer:
         return peer.LightlyDino(Vectors(network), network.dim, OUT_DIM), {}
     optimizer = functools.partial(peer.sgd, batch=BATCH)
     return peer.LightlyDino(Vectors(network), network.dim, OUT_DIM, batch_norm=True, optimizer=optimizer), {}
@@ -198,7 +198,7 @@ def train_peer(options: argparse.Namespace) -> Curve:
     views = sections["views"]
     scales = {"global_crop_scale": views.global_scale, "local_crop_scale": views.local_scale}
     model, others = (tuned if options.tuned else as_shipped)(options, sections, len(cache))
-    momentum = 0.996 if parse(options.backbone).transformer and not options.tuned else 0.99
+    momentum = 0.996 if parse(options.backbone).capabilities.transformer and not options.tuned else 0.99
     peak = model.optimizer.param_groups[0]["lr"]
     transform = peer.transform(
         options.size,

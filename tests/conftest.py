@@ -15,7 +15,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # Shapes and types of the tensor functions are checked wherever a test calls them (house rule 6).
 install_import_hook(
-    ["saccade.models.nn", "saccade.augment", "saccade.methods", "saccade.models.backbones"], "beartype.beartype"
+    [
+        "saccade.augment",
+        "saccade.methods",
+        "saccade.models.nn",
+        *(f"saccade.models.backbones.{name}" for name in ("text", "vit_weights", "weight_formats")),
+    ],
+    "beartype.beartype",
 )
 
 

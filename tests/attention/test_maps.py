@@ -10,51 +10,44 @@ from saccade.attention.maps import attention_map, token_similarity
 from saccade.base.contracts import Features
 from saccade.errors import ModelError, UsageError
 from saccade.models.backbones.build import build
+from saccade.models.nn.network import AttentiveNetwork, Network
+from saccade.models.registry import parse
 
 
-class Known:
+class Known(AttentiveNetwork):
     """Two prefix tokens and a 2 x 3 grid; row r of head h gives all its weight to token (r + h) mod 8."""
 
-    name, dim, channels, prefix, depth, heads = "known", 4, 3, 2, 3, 2
+    def __init__(self):
+        settings = parse("vit_micro_patch8")
+        super().__init__(settings, dim=4, stride_px=8, depth=3, heads=2, prefix=2)
 
-    def __call__(self, pixels):
+    def forward(self, pixels):
         return Features(torch.ones(1, 4), torch.eye(6, 4)[None], (2, 3))
 
-    def attention(self, pixels, *, layer, rows):
-        self.layer = layer
-        weights = torch.zeros(1, 2, len(rows), 8)
-        for i, row in enumerate(rows.tolist()):
-            for head in range(2):
-                weights[0, head, i, (row + head) % 8] = 1
-        return weights
+    def projections(self, pixels, layers):
+        """Scores so far apart that the softmax is one-hot: queries and keys are scaled unit vectors."""
+        self.layers = list(layers)
+        key = 100 * torch.eye(8).expand(1, 2, 8, 8)
+        query = torch.stack([torch.eye(8).roll(head, dims=1) for head in range(2)])[None] * 100
+        return [(query, key, key)] * len(self.layers), (2, 3)
 
-    def rollout(self, pixels, row):
-        return torch.full((1, 8), 0.125)
+    def key_mask(self, pixels, grid, layer, rows):
+        return None
 
-    def config(self):
-        return {}
-
-    def parameter_groups(self):
-        return []
+    def without_positions(self):
+        return self
 
 
-class Flat:
+class Flat(Network):
     """A network without attention, on a grid of the given shape."""
 
-    name, dim, channels = "flat", 4, 3
-
     def __init__(self, grid):
+        super().__init__(parse("resnet10"), dim=4, stride_px=8)
         self.grid = grid
 
-    def __call__(self, pixels):
+    def forward(self, pixels):
         count = int(np.prod(self.grid))
         return Features(torch.tensor([[1.0, 0, 0, 0]]), torch.eye(count, 4)[None], self.grid)
-
-    def config(self):
-        return {}
-
-    def parameter_groups(self):
-        return []
 
 
 PIXELS = torch.zeros(1, 3, 16, 24)
@@ -69,7 +62,7 @@ def test_rows_of_a_patch_land_on_the_grid():
     assert amap.prefix_share.tolist() == [0, 1]
     assert amap.mean[1, 2] == 0.5
     assert amap.query_box == (8, 16, 8, 8)
-    assert amap.layer == backbone.layer == 2
+    assert [amap.layer] == backbone.layers == [2]
 
 
 def test_the_class_token_asks_row_zero():

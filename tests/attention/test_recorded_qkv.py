@@ -11,7 +11,7 @@ from saccade.models.backbones.build import build
 
 def recorded(model, pixels) -> Compared:
     with torch.inference_mode():
-        layers, _ = model.compared(pixels)
+        layers, _ = model.projections(pixels, range(model.depth))
     parts = [torch.stack([layer[i][0] for layer in layers]).numpy() for i in range(3)]
     return Compared(*parts)
 

@@ -6,9 +6,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from saccade.cost.flops import FAMILIES, cost, matched
 from saccade.errors import ModelError, UsageError
-from saccade.models.backbones.build import NETWORKS, build, count_parameters
+from saccade.models.backbones.build import build, count_parameters
 from saccade.models.nn import attention
-from saccade.models.registry import names, parse
+from saccade.models.registry import CARDS, names, parse
 
 MILLIONS = (5e6, 11e6, 22e6)
 STUDIED = (
@@ -95,7 +95,7 @@ def test_published_figures(name, millions, multiply_adds):
 
 
 def test_every_family_is_known():
-    assert set(FAMILIES) == set(NETWORKS)
+    assert set(FAMILIES) == {type(preset) for card in CARDS for preset in card.presets.values()}
     for name in names():
         size_px = 7 * max(32, parse(name).unit_px)
         assert cost(name, size_px=size_px).parameters > (5e4 if name.startswith("grid") else 5e5)
@@ -137,7 +137,7 @@ def test_what_cannot_be_is_refused():
         cost("swin_tiny_patch4_window7", size_px=48)
     with pytest.raises(UsageError, match="did you mean"):
         cost("vit_tiny_patch8", size_px=64, options={"register": 4})
-    with pytest.raises(UsageError, match="counts"):
+    with pytest.raises(UsageError, match="must be positive"):
         cost("resnet18", size_px=64, channels=0)
     with pytest.raises(UsageError, match="no width"):
         matched("resnet10", 10**13, "params", size_px=64)

@@ -6,7 +6,6 @@ first question about a look runs the network once; queries, keys and values of a
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import gzip
 import math
@@ -29,10 +28,8 @@ from saccade.base.random import numpy_generator
 from saccade.data.cache.image_cache import fit_range
 from saccade.errors import ModelError, UsageError
 from saccade.features.embed_images import Decoded, OneImage, random_twin
-from saccade.models.backbones.vit import ViT
 from saccade.models.backbones.weights import LoadedModel, load_model
-from saccade.models.nn.positions import Positions
-from saccade.models.nn.sparse_attention import dense_mask
+from saccade.models.nn.network import AttentiveNetwork, has_attention
 
 LOOKS_BYTES, MODELS_BYTES, LOOK_BYTES = 512 * 2**20, 2**30, 256 * 2**20
 INPUT_PIXELS = {2: 2**23, 3: 2**24}  # of one image (2048 x 4096), or voxels of one volume (256 x 256 x 256)
@@ -200,7 +197,7 @@ class Explorer:
         loaded = self.model(look, sample.pixels.shape[0])
         with torch.inference_mode():
             seen, order, lies = _shown(loaded, look, sample)
-            if isinstance(loaded.backbone, ViT):
+            if has_attention(loaded.backbone):
                 compared, grid = record(loaded.backbone, seen.x)
                 return Seen(loaded.name, seen.image, grid, loaded.backbone.prefix, order, compared, None, lies)
             grid, vectors = _alike(loaded, seen.x)
@@ -263,36 +260,35 @@ def _alike(loaded: LoadedModel, pixels: torch.Tensor) -> tuple[tuple[int, ...], 
     return features.grid, torch.nn.functional.normalize(vectors, dim=-1).numpy()
 
 
-def record(network: ViT, pixels: torch.Tensor) -> tuple[Compared, tuple[int, ...]]:
+def record(network: AttentiveNetwork, pixels: torch.Tensor) -> tuple[Compared, tuple[int, ...]]:
     """Queries, keys and values of all layers for one image or volume [1 C ...], and the grid of its patches."""
-    layers, grid = network.compared(pixels)
+    layers, grid = network.projections(pixels, range(network.depth))
     stacked = [torch.stack([layer[part][0] for layer in layers]) for part in range(3)]
     queries, keys, values = (one.float().cpu().numpy() for one in stacked)
-    return Compared(queries, keys, values, _seen(network, grid, network.patch_embed.present(pixels))), grid
+    return Compared(queries, keys, values, _key_masks(network, pixels, grid)), grid
 
 
-def _seen(network: ViT, grid: tuple[int, ...], present: torch.Tensor | None) -> list[np.ndarray | None]:
-    """Which keys each query sees, a layer; layers whose windows lie alike share one array.
-
-    present   [1 N] of a grid of vectors: places without one are seen by nobody
-    """
-    if present is not None:
-        there = np.concatenate([np.ones(network.prefix, bool), present[0].cpu().numpy()])
-        return [np.broadcast_to(there, (len(there), len(there)))] * network.depth
-    if network.pattern.kind == "full":
-        return []
-    parities = [dense_mask(network.pattern, grid, network.prefix, layer).numpy() for layer in (0, 1)]
-    return [parities[layer % 2] for layer in range(network.depth)]
+def _key_masks(network: AttentiveNetwork, pixels: torch.Tensor, grid: tuple[int, ...]) -> list[np.ndarray | None]:
+    """The keys that each query sees, bool [N N] a layer, None for all; layers with the same mask share one array."""
+    count = network.prefix + math.prod(grid)
+    masks: list[np.ndarray | None] = []
+    for layer in range(network.depth):
+        mask = network.key_mask(pixels, grid, layer, torch.arange(count, device=pixels.device))
+        if mask is None:
+            masks.append(None)
+            continue
+        # Of one image, alike in all heads; an array broadcast along the queries takes no memory for each.
+        array = np.broadcast_to(mask.cpu().numpy().reshape(-1, mask.shape[-1]), (count, count))
+        masks.append(next((known for known in masks if known is not None and np.array_equal(known, array)), array))
+    return masks if any(mask is not None for mask in masks) else []
 
 
 def without_positions(loaded: LoadedModel) -> LoadedModel:
-    """The same weights, but nothing tells a token where it is. Raises UsageError where nothing ever did."""
+    """The same weights without position embeddings. Raises UsageError where the network has none."""
     network = loaded.backbone
-    if not isinstance(network, ViT) or network.positions.kind == "none":
-        raise UsageError(f"{loaded.name} has no positions that could be left out", hint="choose a ViT")
-    blind = copy.deepcopy(network)
-    blind.positions = Positions("none", network.positions.grid, network.dim, network.heads, network.prefix)
-    return dataclasses.replace(loaded, backbone=blind, name=f"{loaded.name} without positions")
+    if not has_attention(network) or not network.capabilities.has_positions:
+        raise UsageError(f"{loaded.name} has no positions that could be removed", hint="choose a ViT")
+    return dataclasses.replace(loaded, backbone=network.without_positions(), name=f"{loaded.name} without positions")
 
 
 def shuffled(seen: Shown, patch_px: int, seed: int) -> tuple[Shown, np.ndarray]:
@@ -329,7 +325,7 @@ def _check_size(loaded: LoadedModel, size: tuple[int, ...]) -> None:
         )
     tokens = math.prod(side // network.stride_px for side in size)
     needed, what = 4 * tokens * network.dim, "vectors"
-    if isinstance(network, ViT):
+    if has_attention(network):
         tokens += network.prefix
         needed, what = 4 * 3 * network.depth * tokens * network.dim, "queries, keys and values"
     if needed > LOOK_BYTES:

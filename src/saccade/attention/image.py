@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from saccade.attention import volume
-from saccade.attention.maps import AttentionMap, Attentive, Query, attention_map, jaccard, threshold_mask, upsample
+from saccade.attention.maps import AttentionMap, Query, attention_map, jaccard, threshold_mask, upsample
 from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of
 from saccade.augment.color import to_grey
 from saccade.augment.views import normalise
@@ -27,6 +27,7 @@ from saccade.errors import DataError, UsageError, unknown
 from saccade.features.embed_images import Decoded, random_twin
 from saccade.features.table import FeatureTable, nearest
 from saccade.models.backbones.weights import LoadedModel, load_model
+from saccade.models.nn.network import has_attention
 from saccade.viz.overlays import Neighbour, attention_panel, neighbours_panel, overlay_svg
 
 
@@ -253,7 +254,7 @@ def _map_figure(
     folder: Path, model: LoadedModel, cache: ImageCache, table: FeatureTable, index: int, *, trained: bool
 ) -> dict[str, str]:
     # A CNN has no class token that asks; the similarity to one place says more than that to the mean of all.
-    attentive = isinstance(model.backbone, Attentive)
+    attentive = has_attention(model.backbone)
     draw_one = volume.panel_of_cached if cache.axes == 3 else _panel
     who = "trained" if trained else "random weights"
     file = f"map-{index:06d}-{'trained' if trained else 'random'}.png"
@@ -274,7 +275,7 @@ def _panel(model: LoadedModel, cache: ImageCache, index: int) -> bytes:
     shown = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
     large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=shown, mode="bilinear")[0].numpy()
     x = normalised(large, spec)
-    query: Query = "cls" if isinstance(model.backbone, Attentive) else (shown[0] // 2, shown[1] // 2)
+    query: Query = "cls" if has_attention(model.backbone) else (shown[0] // 2, shown[1] // 2)
     amap = attention_map(model.backbone.cpu().eval(), x, query=query)
     return attention_panel(_displayed(x, spec), amap)
 

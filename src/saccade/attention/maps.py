@@ -6,33 +6,21 @@ Self-attention of one query as in Caron et al. 2021 (DINO, arXiv:2104.14294), ro
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saccade.base.contracts import Backbone, Features
+from saccade.base.contracts import Features
 from saccade.errors import ModelError, UsageError
+from saccade.models.nn.network import AttentiveNetwork, Network, has_attention
 from saccade.viz.patch_maps import AttentionMap, Box, jaccard, threshold_mask, upsample
 
 __all__ = ["AttentionMap", "attention_map", "jaccard", "threshold_mask", "token_similarity", "upsample"]
 
 Query = Literal["cls"] | tuple[int, ...]
-
-
-@runtime_checkable
-class Attentive(Protocol):
-    """A backbone with attention: rows of any layer on request, class and register tokens first."""
-
-    prefix: int
-    depth: int
-    heads: int
-
-    def attention(self, pixels: Tensor, *, layer: int, rows: Tensor) -> Tensor: ...
-
-    def rollout(self, pixels: Tensor, row: int) -> Tensor: ...
 
 
 def token_similarity(features: Features, row: int | None) -> Float[Tensor, "N"]:
@@ -43,7 +31,7 @@ def token_similarity(features: Features, row: int | None) -> Float[Tensor, "N"]:
 
 
 def attention_map(
-    backbone: Backbone,
+    backbone: Network,
     pixels: Float[Tensor, "1 C *size"],
     *,
     query: Query,
@@ -60,7 +48,7 @@ def attention_map(
     without attention; ModelError when the network's tokens have no places in the image.
     """
     size_px = tuple(pixels.shape[2:])
-    attentive = isinstance(backbone, Attentive)
+    attentive = has_attention(backbone)
     if rollout and not attentive:
         raise UsageError(
             "rollout needs a network with attention",
@@ -69,11 +57,11 @@ def attention_map(
         )
     with torch.inference_mode():
         features = backbone(pixels)
-        grid = _places(features, backbone, len(size_px))
+        grid = _grid_of(features, backbone, len(size_px))
         patch = None if query == "cls" else _patch_at(query, grid, size_px)
-        if isinstance(backbone, Attentive):
+        if has_attention(backbone):
             row = _token_row(backbone, patch)
-            used = None if rollout else _layer(backbone, layer)
+            used = None if rollout else backbone.layer_index(layer)
             whole = backbone.rollout(pixels, row) if used is None else _rows(backbone, pixels, used, row)
             patches, first = whole[:, backbone.prefix :], whole[:, : backbone.prefix].sum(dim=1)
         else:
@@ -91,17 +79,17 @@ def attention_map(
     )
 
 
-def _rows(backbone: Attentive, pixels: Tensor, layer: int, row: int) -> Float[Tensor, "H N_all"]:
+def _rows(backbone: AttentiveNetwork, pixels: Tensor, layer: int, row: int) -> Float[Tensor, "H N_all"]:
     rows = torch.tensor([row], device=pixels.device)
     return backbone.attention(pixels, layer=layer, rows=rows)[0, :, 0]
 
 
-def _places(features: Features, backbone: Backbone, axes: int) -> tuple[int, ...]:
-    if len(features.grid) != axes:
+def _grid_of(features: Features, backbone: Network, axes: int) -> tuple[int, ...]:
+    if not backbone.capabilities.has_tokens or len(features.grid) != axes:
         raise ModelError(
             f"the tokens of {backbone.name} do not lie in the image",
-            got=f"a grid of {features.grid}",
-            expected=f"{axes} axes",
+            got=f"a grid of {features.grid}" if backbone.capabilities.has_tokens else "no tokens",
+            expected=f"a grid with {axes} axes",
         )
     return tuple(int(length) for length in features.grid)
 
@@ -122,18 +110,12 @@ def _patch_at(query: tuple[int, ...] | str, grid: tuple[int, ...], size_px: tupl
     return int(np.ravel_multi_index(places, grid))
 
 
-def _token_row(backbone: Attentive, patch: int | None) -> int:
+def _token_row(backbone: AttentiveNetwork, patch: int | None) -> int:
     if patch is not None:
         return backbone.prefix + patch
     if backbone.prefix == 0:
         raise UsageError("this network has no class token to ask", hint="ask a patch: --query Y,X")
     return 0
-
-
-def _layer(backbone: Attentive, layer: int) -> int:
-    if not -backbone.depth <= layer < backbone.depth:
-        raise UsageError("no such layer", got=layer, expected=f"{-backbone.depth} to {backbone.depth - 1}")
-    return layer % backbone.depth
 
 
 def _box(patch: int, grid: tuple[int, ...], size_px: tuple[int, ...]) -> Box:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saccade.attention.maps import AttentionMap, Attentive
+from saccade.attention.maps import AttentionMap
 from saccade.errors import UsageError
 from saccade.models.backbones.weights import LoadedModel
+from saccade.models.nn.network import has_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,13 @@ class AttendOptions:
 
 def check_options(options: AttendOptions, loaded: LoadedModel) -> None:
     """Raise UsageError for an option that this network, or rollout, has no use for."""
-    attentive = isinstance(loaded.backbone, Attentive)
+    attentive = has_attention(loaded.backbone)
     if options.layer is not None and (options.rollout or not attentive):
         what = "rollout, which follows all layers" if options.rollout else f"{loaded.name}, which has no attention"
         raise UsageError(f"--layer has no effect on {what}", hint="leave it out")
     if options.threshold is not None and not 0 < options.threshold <= 1:
         raise UsageError("the kept share of a map does not fit", got=options.threshold, expected="0 < threshold <= 1")
-    heads = loaded.backbone.heads if isinstance(loaded.backbone, Attentive) and not options.rollout else 1
+    heads = loaded.backbone.heads if has_attention(loaded.backbone) and not options.rollout else 1
     if options.head not in ("all", "mean") and (not options.head.isdigit() or int(options.head) >= heads):
         raise UsageError(f"no head {options.head!r}", expected=f"all, mean or 0..{heads - 1}")
 

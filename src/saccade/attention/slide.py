@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from saccade.attention.maps import Attentive, attention_map
+from saccade.attention.maps import attention_map
 from saccade.augment.views import plain_view
 from saccade.base.files import write_file
 from saccade.data.slides.slide import Slide
@@ -20,6 +20,7 @@ from saccade.data.slides.tiling import Tiling
 from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.features.embed_slides import Embedder
 from saccade.features.table import unit
+from saccade.models.nn.network import has_attention
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import save_geojson
 
@@ -199,7 +200,7 @@ def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, i
         raise UsageError("inside tiles the class token asks", got=f"--query {options.query}", expected="cls")
     tiles, cache = embedder.tiles, embedder.cache()
     network = embedder.model.backbone.cpu().eval()
-    if not isinstance(network, Attentive):
+    if not has_attention(network):
         raise UsageError(f"{embedder.model.name} has no attention", hint="--level tile shows likeness of tiles")
     store = cache.flat
     assert isinstance(store, TileStore)

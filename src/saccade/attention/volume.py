@@ -11,7 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from saccade.attention.maps import AttentionMap, Attentive
+from saccade.attention.maps import AttentionMap
 from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of
 from saccade.attention.volume_map import VolumeMap, volume_map
 from saccade.base.contracts import InputSpec, Sample
@@ -22,6 +22,7 @@ from saccade.data.open import open_source
 from saccade.data.volumes.intensity import decide_intensity, intensity_of, to_unit
 from saccade.errors import ModelError, UsageError, unknown
 from saccade.models.backbones.weights import LoadedModel, load_model
+from saccade.models.nn.network import has_attention
 from saccade.viz.orthoview import Scene, planes_panel
 from saccade.viz.patch_maps import jaccard, threshold_mask
 
@@ -244,7 +245,7 @@ def panel_of_cached(model: LoadedModel, cache: ImageCache, index: int) -> bytes:
     spacing = (1.0, 1.0, 1.0) if cache.spacing_mm is None else tuple(float(v) for v in cache.spacing_mm[index])
     shape = cache.image(index).shape[1:]
     middle: Any = tuple(side * mm / 2 for side, mm in zip(shape, spacing))
-    found = volume_map(network, batch, model.spec, query="cls" if isinstance(network, Attentive) else middle)
+    found = volume_map(network, batch, model.spec, query="cls" if has_attention(network) else middle)
     unit = (cache.image(index).astype(np.float32) - cache.offset) / cache.scale
     volume = np.clip(unit.mean(axis=0) if len(unit) == 3 else unit[0], 0, 1)
     mean = found.cube.at_voxels(found.amap.mean, shape)

@@ -16,8 +16,9 @@ from saccade.attention.maps import AttentionMap, Query, attention_map
 from saccade.augment.cubes import whole_cubes
 from saccade.augment.views import plain_view
 from saccade.augment.volume_views import spacing_of
-from saccade.base.contracts import Backbone, Batch, InputSpec
+from saccade.base.contracts import Batch, InputSpec
 from saccade.errors import UsageError
+from saccade.models.nn.network import Network
 
 Point = tuple[float, float, float]
 
@@ -78,7 +79,7 @@ def seen_cube(batch: Batch, spec: InputSpec) -> SeenCube:
 
 
 def volume_map(
-    backbone: Backbone,
+    backbone: Network,
     batch: Batch,
     spec: InputSpec,
     *,

@@ -14,8 +14,9 @@ from typing import Any
 from saccade.cost.step_memory import Price, Workload, price
 from saccade.errors import SaccadeError
 from saccade.methods.registry import card_of
+from saccade.models.backbones.vit import ViTSettings
 from saccade.models.registry import configured, for_axes
-from saccade.models.settings import HVTSettings, ResNetSettings, Settings, ViTSettings
+from saccade.models.settings import Settings
 
 MOST_IMAGES = 65536
 
@@ -58,12 +59,12 @@ def _size_of(network: Settings) -> str:
 
 
 def _candidates(load: Workload) -> list[tuple[str, str, Callable[[], Workload]]]:
-    s = load.network
+    s, patch = load.network, load.network.capabilities.patch_px
     found: list[tuple[str, str, Callable[[], Workload]]] = []
     if load.explicit:
         found.append(("fused attention", "what saccade does by itself", lambda: load.with_(explicit=None)))
-    if isinstance(s, ViTSettings) and s.stem != "grid":
-        patch, size = s.patch, _size_of(s)
+    if isinstance(s, ViTSettings) and not s.capabilities.reads_grids:
+        size = _size_of(s)
         if not card_of(load.method).needs_masking:
             reach = 7 if s.axes == 2 else 4
             for name, pattern in (("window attention", f"window:{reach}"), ("axial attention", "axial")):
@@ -75,11 +76,11 @@ def _candidates(load: Workload) -> list[tuple[str, str, Callable[[], Workload]]]
             ):
                 if s.stem == "linear":
                     found.append((name, f"--backbone {base}", _with_base(load, base)))
-    if not isinstance(s, ResNetSettings) and hasattr(s, "patch") and getattr(s, "stem", "") != "grid":
-        twice = 2 * s.patch
-        name = s.name.replace(f"patch{s.patch}", f"patch{twice}")
+    if patch and not s.capabilities.reads_grids:
+        twice = 2 * patch
+        name = s.name.replace(f"patch{patch}", f"patch{twice}")
         found.append((f"patches of {twice}", f"--backbone {name}", lambda: _fitting(load, twice)))
-    if s.transformer and not load.recompute:
+    if s.capabilities.checkpointing and not load.recompute:
         found.append(
             ("activations computed twice", "--set train.checkpointing=true", lambda: load.with_(recompute=True))
         )
@@ -136,10 +137,10 @@ def largest_batch(load: Workload, limit: int) -> int:
 def smallest_patch(load: Workload, limit: int) -> int | None:
     """The finest patch with which a step fits; None where the network has no patches or none fits."""
     s = load.network
-    if not hasattr(s, "patch") or getattr(s, "stem", "") == "grid":
+    if not s.capabilities.patch_px or s.capabilities.reads_grids:
         return None
     side = load.global_views[1]
-    plain = isinstance(s, ViTSettings | HVTSettings) and getattr(s, "stem", "linear") == "linear"
+    plain = s.capabilities.any_patch
     choices = [p for p in range(1, side + 1) if side % p == 0 and (plain or p & (p - 1) == 0)]
     for patch in sorted(choices):
         try:
@@ -155,7 +156,7 @@ def smallest_patch(load: Workload, limit: int) -> int | None:
 
 def too_many(load: Workload) -> bool:
     """More tokens than are worth playing through: a view of a million."""
-    side = load.global_views[1] // getattr(load.network, "patch", 1)
+    side = load.global_views[1] // max(1, load.network.capabilities.patch_px)
     return side**load.network.axes > 2**21
 
 

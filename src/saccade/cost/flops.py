@@ -15,16 +15,13 @@ from typing import Any, Literal
 
 from saccade.errors import ModelError, UsageError
 from saccade.models.attention_patterns import computed_pairs, parse_pattern
-from saccade.models.registry import NAME, configured
-from saccade.models.settings import (
-    ORDER,
-    EquivariantSettings,
-    HVTSettings,
-    ResNetSettings,
-    Settings,
-    SwinSettings,
-    ViTSettings,
-)
+from saccade.models.backbones.equivariant import EquivariantSettings
+from saccade.models.backbones.hvt import HVTSettings
+from saccade.models.backbones.resnet import ResNetSettings
+from saccade.models.backbones.swin import SwinSettings
+from saccade.models.backbones.vit import ViTSettings
+from saccade.models.registry import configured, with_width
+from saccade.models.settings import ORDER, Settings
 
 By = Literal["params", "flops"]
 WIDEST = 8192
@@ -246,7 +243,7 @@ def matched(name: str, target: int, by: By, *, size_px: int, channels: int = 3) 
     """
     below, difference = name, math.inf
     for width in _widths(configured(name, channels=channels, size_px=size_px)):
-        wider = _with_width(name, width)
+        wider = with_width(name, width)
         found = cost(wider, size_px=size_px, channels=channels)
         figure = found.parameters if by == "params" else found.flops
         if abs(figure - target) > difference:
@@ -261,19 +258,9 @@ def _widths(settings: Settings) -> Iterator[int]:
     Steps are powers of two times a unit, because such matrix products run fast. The orientations of a group divide a
     width: their number is its unit.
     """
-    if isinstance(settings, EquivariantSettings):
-        unit = ORDER[settings.group]
-    else:
-        unit = 4 if isinstance(settings, ResNetSettings | SwinSettings) else 8
+    unit = settings.capabilities.width_step
     width = step = unit
     while width <= WIDEST:
         yield width
         step = 2 * step if width >= 32 * step else step
         width += step
-
-
-def _with_width(name: str, width: int) -> str:
-    match = NAME.fullmatch(name)
-    assert match is not None  # the caller has parsed it
-    start = max(match.end("base"), match.end("group"), match.end("patch"))
-    return f"{name[:start]}_w{width}{name[max(start, match.end('width')) :]}"

@@ -156,8 +156,8 @@ class Planned:
         lines.append(f"memory        {system_memory.said(self.peak)} at the fullest moment")
         lines += [f"  {system_memory.said(count):>9s}  {name}" for name, count in self._parts()]
         lines += ["", f"Most of a step's memory: {sentence(found, load)}.", *self._limits(), "", *self._others()]
-        if getattr(network, "stem", "") == "linear":
-            lines += ["", lookup(network.patch, network.channels, network.dim, network.axes)]  # type: ignore[union-attr]
+        if network.capabilities.any_patch:
+            lines += ["", lookup(network.capabilities.patch_px, network.channels, network.width, network.axes)]
         return "\n".join(lines)
 
     def _parts(self) -> list[tuple[str, int]]:

@@ -7,7 +7,9 @@ import math
 from saccade.cost import ops
 from saccade.cost.autograd_tape import FP32, Parameter, Shape, Tape, Tensor
 from saccade.cost.vit import ALL, MAPS, Call, Weights
-from saccade.models.settings import ORDER, EquivariantSettings, ResNetSettings
+from saccade.models.backbones.equivariant import EquivariantSettings
+from saccade.models.backbones.resnet import ResNetSettings
+from saccade.models.settings import ORDER
 
 
 def _half(size: Shape) -> Shape:

@@ -19,14 +19,12 @@ from saccade.cost.method_steps import STEPS, TAUGHT, VIEWS, Stage
 from saccade.cost.resnet import equivariant, resnet
 from saccade.cost.swin_hvt import hvt, swin
 from saccade.cost.vit import PATH, Call, Weights, vit
-from saccade.models.settings import (
-    EquivariantSettings,
-    HVTSettings,
-    ResNetSettings,
-    Settings,
-    SwinSettings,
-    ViTSettings,
-)
+from saccade.models.backbones.equivariant import EquivariantSettings
+from saccade.models.backbones.hvt import HVTSettings
+from saccade.models.backbones.resnet import ResNetSettings
+from saccade.models.backbones.swin import SwinSettings
+from saccade.models.backbones.vit import ViTSettings
+from saccade.models.settings import Settings
 
 NETWORKS: dict[type, Callable[..., tuple[Tensor, Tensor]]] = {
     ViTSettings: vit,
@@ -154,7 +152,7 @@ def _step(load: Workload, tape: Tape, parts: Mapping[str, Weights]) -> None:
     rests = load.method == "supervised" and bool(load.config.get("frozen"))
     student = _network(load, tape, parts["still" if rests else "network"])
     teacher = _network(load, tape, parts["still"])
-    patch = getattr(load.network, "patch", load.network.unit_px)
+    patch = load.network.capabilities.patch_px or load.network.unit_px
     grid = (load.global_views[1] // patch,) * load.axes
     views: list[Tensor] = []
     for _ in range(load.accumulate):
@@ -225,11 +223,8 @@ def _tokens(load: Workload, views: tuple[int, int]) -> int:
     if not views[0]:
         return 0
     network = load.network
-    if not isinstance(network, ResNetSettings | EquivariantSettings):
-        last = views[1] // network.patch
-        if isinstance(network, HVTSettings | SwinSettings):
-            return FAMILIES[type(network)](dataclasses.replace(network, size_px=views[1])).tokens * max(1, load.slices)
-        return last**network.axes * max(1, load.slices)
+    if network.capabilities.has_attention:
+        return (views[1] // network.capabilities.patch_px) ** network.axes * max(1, load.slices)
     return FAMILIES[type(network)](dataclasses.replace(network, size_px=views[1])).tokens * max(1, load.slices)
 
 

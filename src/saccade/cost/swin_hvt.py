@@ -8,7 +8,8 @@ from saccade.cost import ops
 from saccade.cost.attention_ops import MATRICES, QKV, attend
 from saccade.cost.autograd_tape import FP32, Shape, Tape, Tensor
 from saccade.cost.vit import ALL, PATCHES, PATH, BlockPlan, Call, Weights, block, mlp, patch_projection, positions
-from saccade.models.settings import HVTSettings, SwinSettings
+from saccade.models.backbones.hvt import HVTSettings
+from saccade.models.backbones.swin import SwinSettings
 
 
 def swin(tape: Tape, w: Weights, s: SwinSettings, pixels: Tensor, call: Call = ALL) -> tuple[Tensor, Tensor]:

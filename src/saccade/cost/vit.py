@@ -9,7 +9,8 @@ from saccade.cost import ops
 from saccade.cost.attention_ops import QKV, attend, attend_local, written_out
 from saccade.cost.autograd_tape import BF16, FP32, Parameter, Shape, Tape, Tensor
 from saccade.models.attention_patterns import FULL, Pattern, parse_pattern
-from saccade.models.settings import HVTSettings, ViTSettings
+from saccade.models.backbones.hvt import HVTSettings
+from saccade.models.backbones.vit import ViTSettings
 
 MLP = "hidden layers (MLP)"
 PATH = "residual path and norms"

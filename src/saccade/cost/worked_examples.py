@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from saccade.cost.autograd_tape import FP32
 from saccade.cost.step_memory import GAPS, Price, Workload, price
 from saccade.models.attention_patterns import computed_pairs, parse_pattern
+from saccade.models.backbones.vit import ViTSettings
 from saccade.models.registry import configured
-from saccade.models.settings import ViTSettings
 
 GIB = 2**30
 

@@ -27,7 +27,7 @@ from saccade.hierarchy.head_io import load_head
 from saccade.hierarchy.heads import Bags, FittedHead
 from saccade.hierarchy.settings import is_hierarchy
 from saccade.hierarchy.train_levels import Hierarchy, load, tile_embedder
-from saccade.models.backbones.vit import ViT
+from saccade.models.nn.network import has_attention
 from saccade.train.loop import Console
 from saccade.viz.heatmap import Heat
 
@@ -64,7 +64,7 @@ def as_input(reader: Reader, grids: np.ndarray) -> torch.Tensor:
 def shares(reader: Reader, grids: np.ndarray) -> np.ndarray:
     """[B Y X]: what the class token takes from every tile in the last layer, mean over heads; sum 1 over the tiles."""
     x, network = as_input(reader, grids), reader.model.backbone
-    assert isinstance(network, ViT)
+    assert has_attention(network)
     with torch.inference_mode():
         rows = network.attention(x, layer=-1, rows=CLS)[:, :, 0, network.prefix :].mean(dim=1)
     found = rows.float().cpu().numpy().reshape(len(grids), *grids.shape[2:])

@@ -22,7 +22,6 @@ from saccade.data.slide_features import SlideFeatures, about_step, load_parquet,
 from saccade.errors import DataError, ModelError
 from saccade.features.slide_files import KNOWN, note_known
 from saccade.models.backbones.weights import LoadedModel, load_model, weights_hash
-from saccade.models.settings import is_grid
 from saccade.train.loop import Console
 
 BATCH = 64
@@ -44,7 +43,7 @@ class Reader:
 def reader_of(model: str | Path) -> Reader:
     """The grid network that MODEL names. ModelError where it reads images."""
     loaded = load_model(model)
-    if not is_grid(loaded.backbone.settings):
+    if not loaded.backbone.capabilities.reads_grids:
         raise ModelError(f"{model} reads images", expected="a network over grids of vectors (grid_tiny, grid_micro)")
     return Reader(loaded, weights_hash(model))
 

@@ -22,7 +22,7 @@ from saccade.data.feature_grids import cells_of, cut_blocks, fill
 from saccade.data.slide_features import load_parquet
 from saccade.hierarchy.embed_regions import Reader
 from saccade.hierarchy.heads import Bags, FittedHead, HeadConfig, new_head, pace, statistics
-from saccade.models.backbones.vit import ViT
+from saccade.models.nn.network import Network
 
 SLIDES, REGIONS = 8, 32
 """Slides a step, and regions of each of them; drawn anew at every step."""
@@ -57,7 +57,7 @@ def regions_of(reader: Reader, file: Path, *, side: int, least: float) -> Region
     return Regions(reader.as_input(grids), corners - corners.min(axis=0))
 
 
-def vectors_as_grids(network: ViT, slides: Sequence[Regions]) -> Float[Tensor, "S C Y X"]:
+def vectors_as_grids(network: Network, slides: Sequence[Regions]) -> Float[Tensor, "S C Y X"]:
     """What ``network`` says of every region, laid out as the heads read it: the last channel says what is there."""
     vectors = network(torch.cat([one.grids for one in slides])).cls.float()
     vectors = torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=1)
@@ -73,7 +73,7 @@ def vectors_as_grids(network: ViT, slides: Sequence[Regions]) -> Float[Tensor, "
 class Together:
     """A region network that was trained on, and the head that reads what it says."""
 
-    network: ViT
+    network: Network
     head: FittedHead
 
     def scores(self, slides: Sequence[Regions]) -> np.ndarray:
@@ -81,7 +81,7 @@ class Together:
         return np.concatenate([self.head.scores(_bags(self.network, [one])) for one in slides])
 
 
-def _bags(network: ViT, slides: Sequence[Regions]) -> Bags:
+def _bags(network: Network, slides: Sequence[Regions]) -> Bags:
     with torch.inference_mode():
         return Bags(vectors_as_grids(network.eval(), slides).numpy())
 
@@ -102,7 +102,6 @@ def fit_together(
     The head begins as ``heads.fit_head`` would begin it, and sees vectors normalised as the resting network gave them.
     ``progress`` is called after each step with steps done, steps in all, and the loss.
     """
-    assert isinstance(reader.model.backbone, ViT)
     network = copy.deepcopy(reader.model.backbone).cpu().requires_grad_(True)
     mean, std = _statistics(network, slides)
     shift, spread = (torch.from_numpy(v)[:, None, None] for v in (mean, std))
@@ -130,7 +129,7 @@ def fit_together(
     return Together(network.eval(), FittedHead(head.eval(), mean, std))
 
 
-def _statistics(network: ViT, slides: Sequence[Regions]) -> tuple[np.ndarray, np.ndarray]:
+def _statistics(network: Network, slides: Sequence[Regions]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation [D] of the vectors of all regions, before anything is learned from labels."""
     rows = []
     for one in slides:

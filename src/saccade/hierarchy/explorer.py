@@ -24,7 +24,7 @@ from saccade.hierarchy.attend import Weights, as_input, weigh
 from saccade.hierarchy.embed_regions import grid_vectors
 from saccade.hierarchy.head_io import load_head
 from saccade.hierarchy.train_levels import Hierarchy, load, tile_embedder, tile_file
-from saccade.models.backbones.vit import ViT
+from saccade.models.nn.network import has_attention
 
 SLIDES_BYTES, LOOKS_BYTES = 512 * 2**20, 128 * 2**20
 REGION_PX = 512
@@ -68,7 +68,7 @@ class Regions:
         for number, block in enumerate(self.blocks):
             of[self.places[block.rows]] = number
         network, side = self.hierarchy.region.model.backbone, self.hierarchy.side
-        assert isinstance(network, ViT)
+        assert has_attention(network)
         return {
             "side": side,
             "who": self.weights.who,
@@ -161,7 +161,7 @@ def look(hierarchy: Hierarchy, asked: Asked, done: Count) -> Regions:
 def _seen(found: Regions, asked: Asked, block: Block) -> Seen:
     reader = found.hierarchy.region
     network = reader.model.backbone
-    assert isinstance(network, ViT)
+    assert has_attention(network)
     with torch.inference_mode():
         compared, grid = record(network, as_input(reader, fill(found.tiles, found.cells, block)[None]))
     step_y, step_x = asked.tiles.grid(asked.number).step_px

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from saccade.base.random import seed_number
 from saccade.models.backbones.build import build
-from saccade.models.backbones.vit import ViT
+from saccade.models.nn.network import has_attention
 
 Kind = Literal["abmil", "transformer"]
 KINDS: tuple[Kind, ...] = ("abmil", "transformer")
@@ -98,7 +98,7 @@ class GridTransformer(nn.Module):
     def __init__(self, dim: int, classes: int, config: HeadConfig):
         super().__init__()
         encoder = build(f"grid_nano_w{config.hidden}", channels=dim + 1, size_px=1)
-        assert isinstance(encoder, ViT)
+        assert has_attention(encoder)
         self.encoder = encoder
         self.dropout = nn.Dropout(config.dropout)
         self.classify = nn.Linear(config.hidden, classes)

@@ -18,13 +18,11 @@ from torch import Tensor, nn
 from saccade.base.contracts import InputSpec
 from saccade.base.files import atomic_folder, check_writable
 from saccade.errors import MissingDependency, ModelError, UsageError, require, unknown
-from saccade.models.backbones.build import Network
-from saccade.models.backbones.resnet import ResNet
-from saccade.models.backbones.swin_hvt import Swin
-from saccade.models.backbones.vit import ViT
 from saccade.models.backbones.weight_formats import State, to_timm_state
 from saccade.models.backbones.weights import LoadedModel, load_model, model_card, save_model
-from saccade.models.settings import ViTSettings
+from saccade.models.card import TimmLayout
+from saccade.models.nn.network import Network
+from saccade.models.registry import card_of
 
 TOLERANCE = 1e-4  # of features, relative to their largest: other programs add up in another order
 TIMM_LOAD = 'timm.create_model("local-dir:THIS FOLDER", pretrained=True)'
@@ -34,61 +32,35 @@ OPSET = 18
 # --- timm -----------------------------------------------------------------------------------------
 
 
-def _timm_config(backbone: Network, spec: InputSpec) -> dict[str, Any]:
-    """config.json as timm reads it: a name it knows, and arguments that make this very network of it."""
-    arguments: dict[str, Any]
-    if isinstance(backbone, ViT):
-        name, arguments = "vit_small_patch16_224", _timm_vit(backbone.settings)
-    elif isinstance(backbone, ResNet):
-        name = "resnet50" if backbone.settings.bottleneck else "resnet18"
-        arguments = {"layers": list(backbone.settings.layers), "in_chans": backbone.channels}
-    else:
-        assert isinstance(backbone, Swin)  # to_timm_state has refused the others
-        s = backbone.settings
-        name = "swin_tiny_patch4_window7_224"
-        arguments = {"embed_dim": s.dim, "depths": list(s.depths), "num_heads": list(s.heads), "patch_size": s.patch}
-        arguments |= {"window_size": s.window, "img_size": spec.size_px, "in_chans": backbone.channels}
-    statistics = {"mean": list(spec.mean), "std": list(spec.std), "interpolation": "bilinear", "crop_pct": 1.0}
-    size: dict[str, Any] = {"input_size": [backbone.channels, spec.size_px, spec.size_px]}
-    size |= {"fixed_input_size": not isinstance(backbone, ResNet)}
+def _timm_config(network: Network, layout: TimmLayout[Any], spec: InputSpec) -> dict[str, Any]:
+    """config.json as timm reads it: a name it knows, and the arguments that make this network of it."""
+    architecture, arguments = layout.model(network.settings, spec.size_px)
     return {
-        "architecture": name,
+        "architecture": architecture,
         "num_classes": 0,
-        "num_features": backbone.dim,
+        "num_features": network.dim,
         "model_args": {"num_classes": 0} | arguments,
-        "pretrained_cfg": {"num_classes": 0, "first_conv": None, "classifier": None} | size | statistics,
+        "pretrained_cfg": {
+            "num_classes": 0,
+            "first_conv": None,
+            "classifier": None,
+            "input_size": [network.channels, spec.size_px, spec.size_px],
+            "fixed_input_size": layout.fixed_size,
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+        },
     }
-
-
-def _timm_vit(s: ViTSettings) -> dict[str, Any]:
-    _refuse_vit(s, "timm")
-    return {
-        "img_size": s.size_px,
-        "patch_size": s.patch,
-        "in_chans": s.channels,
-        "embed_dim": s.dim,
-        "depth": s.depth,
-        "num_heads": s.heads,
-        "init_values": s.layer_scale,
-        "reg_tokens": s.registers,
-        "no_embed_class": s.registers > 0,
-    }
-
-
-def _refuse_vit(s: ViTSettings, where: str) -> None:
-    """Raise ModelError for what the plain ViT of others cannot say, though its weights would load."""
-    for what, got in (("attention", s.attention), ("pool", s.pool)):
-        if got != {"attention": "full", "pool": "cls"}[what]:
-            raise ModelError(
-                f"{s.name} has no counterpart in {where}", got=f"{what} {got}", hint="--to safetensors keeps everything"
-            )
 
 
 def _to_timm(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
     import timm
 
     state = to_timm_state(model.backbone)
-    config = _timm_config(model.backbone, model.spec)
+    layout = card_of(model.backbone.name).timm
+    assert layout is not None  # to_timm_state has refused the others
+    config = _timm_config(model.backbone, layout, model.spec)
     _write(folder, state, config)
     peer = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return lambda x: peer(x)
@@ -99,32 +71,17 @@ def _to_timm(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
 
 def _to_hf(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor] | None:
     """ViTModel's layout. It is read back where transformers is installed."""
-    backbone = model.backbone
-    if not isinstance(backbone, ViT) or backbone.settings.registers or backbone.settings.layer_scale is not None:
-        got = "registers or LayerScale" if isinstance(backbone, ViT) else type(backbone).__name__
+    network, spec = model.backbone, model.spec
+    layout = card_of(network.name).timm
+    if layout is None or layout.hf_config is None:
         raise ModelError(
-            f"{backbone.name} has no counterpart in transformers",
-            got=got,
+            f"{network.name} has no counterpart in transformers",
+            got=type(network).__name__,
             expected="a plain ViT, which is its ViTModel",
-            hint="--to timm takes registers, LayerScale, ResNets and Swins",
+            hint="--to timm supports ResNets and Swins",
         )
-    s, spec = backbone.settings, model.spec
-    _refuse_vit(s, "transformers")
-    state = _hf_state(to_timm_state(backbone))
-    config = {
-        "architectures": ["ViTModel"],
-        "model_type": "vit",
-        "hidden_size": s.dim,
-        "num_hidden_layers": s.depth,
-        "num_attention_heads": s.heads,
-        "intermediate_size": 4 * s.dim,
-        "image_size": s.size_px,
-        "patch_size": s.patch,
-        "num_channels": s.channels,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "layer_norm_eps": backbone.norm.eps if isinstance(backbone.norm, nn.LayerNorm) else 1e-6,
-    }
+    config = layout.hf_config(network.settings)
+    state = _hf_state(to_timm_state(network))
     _write(folder, state, config)
     if not spec.offset and not spec.grey:  # its processor can subtract nothing before, nor take colour away
         (folder / "preprocessor_config.json").write_text(json.dumps(_hf_processor(spec), indent=1), encoding="utf-8")

@@ -24,10 +24,11 @@ from saccade.data.volumes.intensity import make_intensity
 from saccade.errors import UsageError
 from saccade.methods.base import Method
 from saccade.methods.registry import build_method, card_of
-from saccade.models.backbones.build import Network, build, use_checkpointing
+from saccade.models.backbones.build import build, use_checkpointing
 from saccade.models.backbones.weights import load_model, load_timm_state
-from saccade.models.registry import ARCHITECTURES, configured, parse
-from saccade.models.settings import Settings, is_grid
+from saccade.models.nn.network import Network
+from saccade.models.registry import configured, families_with, parse
+from saccade.models.settings import Settings
 from saccade.train.data_selection import Opened, Shares, divide, open_part, settle_intensity, settle_tiles, slides_of
 from saccade.train.loop import Console, Plan
 from saccade.train.resolve import check_axes, resolve_size
@@ -163,10 +164,11 @@ def model_options(model: ModelConfig) -> dict[str, object]:
         if not value or value == getattr(defaults, name):
             continue
         if name not in known:
-            have = sorted({base.partition("_")[0] for base, s in ARCHITECTURES.items() if name in s.options})
             hint = "add _conv to the name instead" if name == "stem" else None
             raise UsageError(
-                f"model.{name} has no effect on {model.backbone}", expected=" or ".join(have) + "...", hint=hint
+                f"model.{name} has no effect on {model.backbone}",
+                expected=" or ".join(families_with(name)) + "...",
+                hint=hint,
             )
         found[name] = value
     return found
@@ -183,7 +185,7 @@ def network_settings(sections: Sections, channels: int) -> Settings:
 
 def check_kind(backbone: str, cache: ImageCache) -> None:
     """UsageError where a network for images meets grids of vectors, or the other way round."""
-    if is_grid(parse(backbone)) != cache.grid:
+    if parse(backbone).capabilities.reads_grids != cache.grid:
         raise UsageError(
             f"{backbone} reads {'images' if cache.grid else 'grids of vectors'}",
             got="grids of vectors" if cache.grid else "images",

@@ -19,7 +19,6 @@ from saccade.errors import UsageError
 from saccade.methods.base import Facts
 from saccade.methods.registry import card_of, resolve_method
 from saccade.models.registry import for_axes, parse
-from saccade.models.settings import is_grid
 from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
@@ -99,7 +98,7 @@ def resolve_size(sections: Sections, image_px: int, device: torch.device, axes: 
     if size is None:
         largest = LARGEST["cpu" if device.type == "cpu" else "cuda", axes]
         size = unit * max(2, round(min(image_px, largest) / unit))
-    elif network.transformer and size % unit:
+    elif network.capabilities.transformer and size % unit:
         near = f"{max(1, size // unit) * unit} or {(size // unit + 1) * unit}"
         raise UsageError(f"--size must be a multiple of {unit} for {model.backbone}", got=size, expected=near)
     cache_px = data.cache_px or max(size, min(image_px, round(1.5 * size)))
@@ -171,7 +170,7 @@ def resolve(sections: Sections, *, images: int, channels: int, device: torch.dev
 
 def _resolve_views(sections: Sections, channels: int, axes: int, *, local_count: int) -> ViewsConfig:
     size_px, network = sections["model"].size_px, parse(sections["model"].backbone)
-    if is_grid(network):
+    if network.capabilities.reads_grids:
         views = _without_defaults_for_images(sections["views"], sections["train"].method)
         return resolve_grid_views(views, size_px=size_px, local_count=local_count)
     return resolve_views(
@@ -180,7 +179,7 @@ def _resolve_views(sections: Sections, channels: int, axes: int, *, local_count:
         channels=channels,
         axes=axes,
         patch=network.unit_px,
-        whole_patches=network.transformer,
+        whole_patches=network.capabilities.transformer,
         local_count=local_count,
     )
 
@@ -199,7 +198,7 @@ def _resolve_optim(sections: Sections, per_step: int) -> OptimConfig:
     model: ModelConfig = sections["model"]
     card = card_of(sections["train"].method)
     labels = card.uses_labels
-    transformer = parse(model.backbone).transformer
+    transformer = parse(model.backbone).capabilities.transformer
     rates = card.finetuning_lr if model.weights and card.finetuning_lr else card.peak_lr
     peak = rates.transformer if transformer else rates.cnn
     lr = config.lr if config.lr is not None else round(peak * math.sqrt(per_step / 256), 6)
@@ -229,10 +228,10 @@ def resolve_length(sections: Sections, images: int, labels: tuple[str, ...] = ()
         images,
         per_step,
         steps,
-        batch_norm=network.batch_norm,
-        transformer=network.transformer,
+        batch_norm=network.capabilities.batch_norm,
+        transformer=network.capabilities.transformer,
         pretrained=bool(model.weights),
-        maskable=network.maskable and model.attention in ("", "full") and not model.slices,
+        maskable=network.capabilities.maskable and model.attention in ("", "full") and not model.slices,
         axes=sections["data"].axes,
         view_px=sections["views"].global_px,
         unit_px=network.unit_px,

@@ -15,7 +15,7 @@ from saccade.methods.dino import Dino, DinoConfig
 from saccade.models.backbones.build import build, count_parameters
 from saccade.models.backbones.weights import load_model, save_model
 from saccade.models.nn import attention
-from saccade.models.registry import ARCHITECTURES, parse
+from saccade.models.registry import CARDS, parse
 
 # Narrow ones, for speed; 32 px, so that local crops of 16 px leave more than one token.
 EXAMPLES = {
@@ -80,7 +80,9 @@ def trained(net, steps: int) -> list[float]:
 
 def test_every_architecture_has_an_example():
     """By family and block: sizes of one architecture differ in numbers only."""
-    kinds = {(type(s), getattr(s, "stem", ""), getattr(s, "bottleneck", "")) for s in ARCHITECTURES.values()}
+    kinds = {
+        (type(s), getattr(s, "stem", ""), getattr(s, "bottleneck", "")) for card in CARDS for s in card.presets.values()
+    }
     found = {parse(name) for name in EXAMPLES}
     assert kinds <= {(type(s), getattr(s, "stem", ""), getattr(s, "bottleneck", "")) for s in found}
 
@@ -117,7 +119,7 @@ def test_sizes(name):
         for size in ((max(16, unit), 16 * -(-unit // 16)), (3 * unit, 2 * unit), (SIZE, 5 * unit)):
             assert net(images(1, *size)).tokens.isfinite().all()
         uneven = images(1, 2 * unit + 1, 4 * unit)
-        if settings.transformer and unit > 1:
+        if settings.capabilities.transformer and unit > 1:
             with pytest.raises(ModelError, match=r"nearest|multiple"):
                 net(uneven)
         else:
@@ -180,7 +182,7 @@ def test_dino_training(name):
         out_dim=32,
         head_hidden=64,
         bottleneck=16,
-        head_norm="batch" if parse(name).batch_norm else "none",
+        head_norm="batch" if parse(name).capabilities.batch_norm else "none",
         teacher_temp_start=0.04,
         teacher_temp=0.04,
         momentum=0.999,

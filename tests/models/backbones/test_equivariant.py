@@ -193,7 +193,7 @@ def test_one_weight_serves_every_orientation():
 
 @pytest.mark.usefixtures("unchecked")
 def test_what_does_not_fit_is_said():
-    with pytest.raises(UsageError, match="do not divide its width"):
+    with pytest.raises(UsageError, match="must be divisible by its number of orientations"):
         build("resnet18_c8_w20")
     with pytest.raises(UsageError, match="unknown backbone"):
         build("resnet50_c4")

@@ -59,7 +59,8 @@ def test_tokens_differ_at_the_start():
 
 def test_it_counts_as_a_network_with_batch_norm():
     """DINO gives such networks batch norm in its head (docs/log.md)."""
-    assert parse("hybrid_micro_patch8").batch_norm and not parse("vit_micro_patch8_conv").batch_norm
+    assert parse("hybrid_micro_patch8").capabilities.batch_norm
+    assert not parse("vit_micro_patch8_conv").capabilities.batch_norm
 
 
 def test_timm_has_no_such_stem():

@@ -6,7 +6,8 @@ import torch
 
 from saccade.errors import ModelError, UsageError
 from saccade.models.backbones.build import build, count_parameters
-from saccade.models.registry import ARCHITECTURES, names
+from saccade.models.nn.network import has_attention
+from saccade.models.registry import CARDS, base_of, card_of, names
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -56,10 +57,9 @@ def test_every_kind_trains_and_a_batch_is_its_images(name):
     assert both.tokens.shape[1] == both.grid[0] * both.grid[1]
 
 
-def test_a_cnn_says_that_it_has_no_attention():
+def test_a_cnn_has_no_attention_and_checks_its_input():
     net = build("resnet10_w8", size_px=32)
-    with pytest.raises(ModelError, match=r"no attention(.|\n)*similarity"):
-        net.attention(torch.zeros(1, 3, 32, 32), rows=torch.tensor([0]))
+    assert not has_attention(net)
     with pytest.raises(ModelError, match="do not fit"):
         net(torch.zeros(1, 1, 32, 32))
 
@@ -120,7 +120,7 @@ def test_building_leaves_the_random_state_alone():
 
 
 def test_every_architecture_is_offered_by_a_name():
-    assert {n.partition("_patch")[0].partition("_w")[0].partition("_c")[0].partition("_d")[0] for n in names()} == set(
-        ARCHITECTURES
-    )
+    assert {(card_of(name).family, base_of(name)) for name in names()} == {
+        (card.family, base) for card in CARDS for base in card.presets
+    }
     assert count_parameters(torch.nn.Linear(3, 4)) == 16

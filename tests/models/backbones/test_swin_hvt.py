@@ -12,18 +12,11 @@ from torch import nn
 from saccade.base.contracts import InputSpec
 from saccade.errors import ModelError, UsageError
 from saccade.models.backbones.build import build
-from saccade.models.backbones.swin_hvt import (
-    HVT,
-    Swin,
-    SwinBlock,
-    WindowAttention,
-    hidden_pairs,
-    offset_rows,
-    pool_tokens,
-)
+from saccade.models.backbones.swin import SwinSettings
 from saccade.models.backbones.weights import load_model, load_timm_state, save_model, to_timm_state
+from saccade.models.nn.hvt import HVT, pool_tokens
+from saccade.models.nn.swin import Swin, SwinBlock, WindowAttention, hidden_pairs, offset_rows
 from saccade.models.registry import parse
-from saccade.models.settings import SwinSettings
 
 NAME, IN_TIMM = "swin_tiny_patch4_window7", "swin_tiny_patch4_window7_224"
 

@@ -6,10 +6,10 @@ import torch
 
 from saccade.errors import ModelError, UsageError
 from saccade.models.backbones.build import build
-from saccade.models.backbones.vit import ViT
+from saccade.models.backbones.vit import ViTSettings
 from saccade.models.backbones.weights import load_timm_state
 from saccade.models.nn.blocks import Block
-from saccade.models.settings import ViTSettings
+from saccade.models.nn.vit import ViT
 
 SMALL = {"name": "vit_test_patch4", "dim": 24, "depth": 3, "heads": 3, "patch": 4, "size_px": 16}
 
@@ -142,7 +142,7 @@ def test_rollout_is_the_dense_product(monkeypatch, fusion, more):
         step = 0.5 * fused + 0.5 * torch.eye(fused.shape[-1])
         product = step if product is None else step @ product
     for chunk in (2**24, 1):  # all rows at once, and one row at a time
-        monkeypatch.setattr("saccade.models.backbones.vit.CHUNK_ELEMENTS", chunk)
+        monkeypatch.setattr("saccade.models.nn.attention.CHUNK_ELEMENTS", chunk)
         with torch.inference_mode():
             for row in (0, 7):
                 found = net.rollout(x, row, head_fusion=fusion)
@@ -165,7 +165,7 @@ def test_many_tokens_need_no_square_matrix(monkeypatch):
     with torch.inference_mode():
         assert net.attention(x, rows=torch.tensor([0, 4096])).shape == (1, 3, 2, 4097)
         assert largest == 3 * 2 * 4097
-        monkeypatch.setattr("saccade.models.backbones.vit.CHUNK_ELEMENTS", 2**20)
+        monkeypatch.setattr("saccade.models.nn.attention.CHUNK_ELEMENTS", 2**20)
         assert net.rollout(x, 0).shape == (1, 4097)
     assert largest <= 2**20
 

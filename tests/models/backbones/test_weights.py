@@ -308,7 +308,7 @@ def test_files_that_are_not_weights(tmp_path, peer):
     with pytest.raises(ModelError, match="no table"):
         load_model(tmp_path / "list.pth")
     torch.save({"x": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(ModelError, match=r"other.pth(.|\n)*cannot be told"):
+    with pytest.raises(ModelError, match=r"other.pth(.|\n)*cannot infer the architecture"):
         load_model(tmp_path / "other.pth")
 
 
@@ -342,5 +342,5 @@ def test_wrong_shapes_and_keys_are_named(tmp_path, peer):
 def test_a_bare_file_of_ours_asks_for_its_folder(tmp_path):
     net = build("vit_micro_patch8_conv", size_px=32)
     safetensors.torch.save_file(net.state_dict(), tmp_path / "alone.safetensors")
-    with pytest.raises(ModelError, match=r"loaded by its folder"):
+    with pytest.raises(ModelError, match=r"by its folder"):
         load_model(tmp_path / "alone.safetensors")

@@ -1,80 +1,89 @@
-"""A ResNet whose features turn with the image, and whose pooled vector does not: group convolutions throughout.
+"""The card of the equivariant ResNets: resnet{10,18}_{c4,d4,c8}. No torch here; the network is nn/equivariant_resnet.
 
-The residual network of He et al. 2016 (arXiv:1512.03385) with the layers of nn/groups: Cohen and Welling 2016
-(arXiv:1602.07576), Lafarge et al. 2021 (arXiv:2002.08725). Quarter turns (and flips, for d4) are exact for images of
-any size: maps are halved by means and not by a stride that would miss the middle.
+c4: equivariant to 4 rotations; d4: to 4 rotations and flips; c8: to 8 rotations. ``_wN`` sets the channels of the first
+stage, over all orientations.
 """
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from saccade.base.contracts import Features
-from saccade.models.nn.group_conv import GroupConv, GroupNorm2d, halve, halve_by_maximum, make_odd, over_orientations
-from saccade.models.nn.patch_embed import check_pixels
-from saccade.models.settings import ORDER, EquivariantSettings, Group, arguments
+from saccade.errors import UsageError
+from saccade.models.backbones.resnet import PRESETS as RESNETS
+from saccade.models.backbones.resnet import stem_for
+from saccade.models.card import Card
+from saccade.models.settings import ORDER, Capabilities, Group, MapStem, Settings, one_of, option
 
+if TYPE_CHECKING:
+    from saccade.models.nn.network import Network
 
-class GroupBlock(nn.Module):
-    """Two 3x3 group convolutions with a shortcut; ``halves`` the map beforehand where a ResNet has its stride."""
-
-    def __init__(self, group: Group, inputs: int, fields: int, *, halves: bool):
-        super().__init__()
-        self.halves = halves
-        self.conv1, self.bn1 = GroupConv(group, inputs, fields, 3), GroupNorm2d(group, fields)
-        self.conv2, self.bn2 = GroupConv(group, fields, fields, 3), GroupNorm2d(group, fields)
-        same = inputs == fields and not halves
-        self.shortcut = None if same else nn.Sequential(GroupConv(group, inputs, fields, 1), GroupNorm2d(group, fields))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = halve(x) if self.halves else x
-        kept = x if self.shortcut is None else self.shortcut(x)
-        x = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(x)) + kept)
+PATTERN = re.compile(r"(?P<head>(?P<base>resnet\d+)_(?P<group>c4|d4|c8))(?:_w(?P<width>[1-9]\d*))?(?P<tail>)")
 
 
-class EquivariantResNet(nn.Module):
-    """Four stages of group blocks; each but the first halves the map and doubles the fields.
+@dataclass(frozen=True)
+class EquivariantSettings(Settings):
+    """A ResNet of basic blocks whose channels are fields over a symmetry group.
 
-    A token is the largest answer of every field over the orientations, at one place; the image's vector is their mean.
-    Tokens turn with the image, the vector stays.
+    Parameters
+    ----------
+    layers : tuple of int
+        Blocks of each of the four stages.
+    group : {"c4", "d4", "c8"}
+        The symmetry group.
+    width : int
+        Channels of the first stage: fields times orientations.
+    stem : {"imagenet", "small", "cifar"}
+        The first convolution; chosen by the size of the input where left open.
     """
 
-    def __init__(self, settings: EquivariantSettings):
-        super().__init__()
-        s = self.settings = settings
-        self.name, self.channels, self.group = s.name, s.channels, s.group
-        fields = s.width // ORDER[s.group]
-        kernel, stride = {"imagenet": (7, 2), "small": (3, 2), "cifar": (3, 1)}[s.stem]
-        self.lift = GroupConv(s.group, s.channels, fields, kernel, stride=stride, lifts=True)
-        self.bn = GroupNorm2d(s.group, fields)
-        stages, inputs = [], fields
-        for stage, count in enumerate(s.layers):
-            own = fields * 2**stage
-            first = GroupBlock(s.group, inputs, own, halves=stage > 0)
-            stages.append(
-                nn.Sequential(first, *(GroupBlock(s.group, own, own, halves=False) for _ in range(count - 1)))
-            )
-            inputs = own
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.dim = inputs
-        self.stride_px = 8 * stride * (2 if s.stem == "imagenet" else 1)
+    layers: tuple[int, int, int, int]
+    group: Group = "c4"
+    width: int = 64
+    stem: MapStem = option("imagenet", one_of(MapStem))
 
-    def config(self) -> dict[str, object]:
-        """Arguments of ``backbones.build.build`` that make this network again."""
-        return arguments(self.settings)
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(batch_norm=True, equivariant=True, width_step=ORDER[self.group])
 
-    def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
-        """The last map as tokens, its mean as the image's vector; ModelError when the pixels do not fit."""
-        check_pixels(pixels, self.channels)
-        if self.lift.stride == 2:
-            pixels = make_odd(pixels)
-        x = torch.relu(self.bn(self.lift(pixels.contiguous(memory_format=torch.channels_last))))
-        if self.settings.stem == "imagenet":
-            x = halve_by_maximum(x)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        found = over_orientations(x, self.group)
-        tokens = found.flatten(2).transpose(1, 2)
-        return Features(cls=tokens.mean(dim=1), tokens=tokens, grid=(found.shape[2], found.shape[3]))
+    @property
+    def unit_px(self) -> int:
+        return 8
+
+
+PRESETS = {base: EquivariantSettings(base, s.layers) for base, s in RESNETS.items() if not s.bottleneck}
+
+
+def _read(preset: EquivariantSettings, match: re.Match[str]) -> dict[str, Any]:
+    return {"group": match["group"]}
+
+
+def _widen(settings: EquivariantSettings, width: int) -> EquivariantSettings:
+    order = ORDER[settings.group]
+    if width % order:
+        raise UsageError(
+            f"the width of {settings.name} must be divisible by its number of orientations",
+            got=width,
+            expected=f"a multiple of {order}",
+        )
+    return dataclasses.replace(settings, width=width)
+
+
+def _build(settings: EquivariantSettings) -> Network:
+    from saccade.models.nn.equivariant_resnet import EquivariantResNet
+
+    return EquivariantResNet(settings)
+
+
+CARD = Card(
+    "equivariant ResNet",
+    PRESETS,
+    _build,
+    pattern=PATTERN,
+    read=_read,
+    widen=_widen,
+    examples=tuple(f"{base}_{group}" for base in PRESETS for group in ORDER),
+    for_size=stem_for,
+)

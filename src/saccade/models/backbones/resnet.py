@@ -1,117 +1,116 @@
-"""Residual networks (He et al. 2016, arXiv:1512.03385), named and laid out as in torchvision and timm.
+"""The card of the residual networks: resnet10, resnet18, resnet50. No torch here; the network is ``nn/resnet.py``.
 
-The bottleneck has its stride in the 3x3 convolution, as both libraries do. Two more stems for small tiles,
-where a 7x7 convolution and a pool would leave a single position. For volumes every kernel has a third axis.
+``_wN`` sets the channels of the first stage, 64 in the paper.
 """
 
 from __future__ import annotations
 
-from typing import NoReturn
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from saccade.models.card import Card, Inferred, TimmLayout, no_counterpart, unknown_size
+from saccade.models.settings import Capabilities, MapStem, Settings, one_of, option
 
-from saccade.base.contracts import Features
-from saccade.errors import ModelError
-from saccade.models.nn.patch_embed import BATCH_NORMS, CHANNELS_LAST, CONVOLUTIONS, check_pixels
-from saccade.models.settings import ResNetSettings, arguments
+if TYPE_CHECKING:
+    from torch import Tensor
 
-MAX_POOLS: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+    from saccade.models.nn.network import Network
 
-
-def _conv(inputs: int, outputs: int, kernel: int, axes: int, stride: int = 1) -> nn.Module:
-    return CONVOLUTIONS[axes](inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-
-
-def _shortcut(inputs: int, outputs: int, axes: int, stride: int) -> nn.Module | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    # The blocks take every stride-th pixel beforehand: the same figures as a 1x1 convolution with that stride, whose
-    # backward pass crashes torch 2.15 on the CPU (channels last, 8 channels, maps from 64 x 64).
-    return nn.Sequential(_conv(inputs, outputs, 1, axes), BATCH_NORMS[axes](outputs))
+PATTERN = re.compile(r"(?P<head>(?P<base>resnet\d+))(?:_w(?P<width>[1-9]\d*))?(?P<tail>)")
 
 
-def _every(stride: int, axes: int) -> tuple[slice, ...]:
-    """Every ``stride``-th pixel along each axis."""
-    return (slice(None), slice(None), *(slice(None, None, stride),) * axes)
+@dataclass(frozen=True)
+class ResNetSettings(Settings):
+    """Everything that makes one ResNet.
 
-
-class BasicBlock(nn.Module):
-    def __init__(self, inputs: int, width: int, axes: int, stride: int):
-        super().__init__()
-        norm = BATCH_NORMS[axes]
-        self.conv1, self.bn1 = _conv(inputs, width, 3, axes, stride), norm(width)
-        self.conv2, self.bn2 = _conv(width, width, 3, axes), norm(width)
-        self.downsample, self.kept = _shortcut(inputs, width, axes, stride), _every(stride, axes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept = x if self.downsample is None else self.downsample(x[self.kept])
-        x = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(x)) + kept)
-
-
-class Bottleneck(nn.Module):
-    def __init__(self, inputs: int, width: int, axes: int, stride: int):
-        super().__init__()
-        norm = BATCH_NORMS[axes]
-        self.conv1, self.bn1 = _conv(inputs, width, 1, axes), norm(width)
-        self.conv2, self.bn2 = _conv(width, width, 3, axes, stride), norm(width)
-        self.conv3, self.bn3 = _conv(width, 4 * width, 1, axes), norm(4 * width)
-        self.downsample, self.kept = _shortcut(inputs, 4 * width, axes, stride), _every(stride, axes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept = x if self.downsample is None else self.downsample(x[self.kept])
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = torch.relu(self.bn2(self.conv2(x)))
-        return torch.relu(self.bn3(self.conv3(x)) + kept)
-
-
-class ResNet(nn.Module):
-    """Four stages of residual blocks; each but the first halves the map and doubles the channels.
-
-    ``stride_px`` is the side of the image part that one token stands for.
+    Parameters
+    ----------
+    layers : tuple of int
+        Blocks of each of the four stages.
+    bottleneck : bool
+        Bottleneck blocks instead of basic ones.
+    width : int
+        Channels of the first stage.
+    stem : {"imagenet", "small", "cifar"}
+        The first convolution; chosen by the size of the input where left open.
     """
 
-    def __init__(self, settings: ResNetSettings):
-        super().__init__()
-        s = self.settings = settings
-        self.name, self.channels = s.name, s.channels
-        kernel, stride = {"imagenet": (7, 2), "small": (3, 2), "cifar": (3, 1)}[s.stem]
-        self.conv1, self.bn1 = _conv(s.channels, s.width, kernel, s.axes, stride), BATCH_NORMS[s.axes](s.width)
-        pooled = s.stem == "imagenet"
-        self.maxpool = MAX_POOLS[s.axes](3, stride=2, padding=1) if pooled else nn.Identity()
-        block, grow = (Bottleneck, 4) if s.bottleneck else (BasicBlock, 1)
-        stages, inputs = [], s.width
-        for stage, count in enumerate(s.layers):
-            width = s.width * 2**stage
-            first = block(inputs, width, s.axes, 1 if stage == 0 else 2)
-            stages.append(nn.Sequential(first, *(block(width * grow, width, s.axes, 1) for _ in range(count - 1))))
-            inputs = width * grow
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.dim = inputs
-        self.stride_px = 8 * stride * (2 if pooled else 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    layers: tuple[int, int, int, int]
+    bottleneck: bool
+    width: int = 64
+    stem: MapStem = option("imagenet", one_of(MapStem))
 
-    def config(self) -> dict[str, object]:
-        """Arguments of ``backbones.build.build`` that make this network again."""
-        return arguments(self.settings)
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(axes=(2, 3), batch_norm=True, width_step=4)
 
-    def forward(self, pixels: Float[Tensor, "B C *size"]) -> Features:
-        """The last map as tokens, its mean as the image's vector; ModelError when the pixels do not fit."""
-        check_pixels(pixels, self.channels, self.settings.axes)
-        # Channels last: a training step of a narrow network took 0.6 of the time on two cores in bf16.
-        x = torch.relu(self.bn1(self.conv1(pixels.contiguous(memory_format=CHANNELS_LAST[self.settings.axes]))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(self.maxpool(x)))))
-        tokens = x.flatten(2).transpose(1, 2)
-        return Features(cls=tokens.mean(dim=1), tokens=tokens, grid=tuple(x.shape[2:]))
+    @property
+    def unit_px(self) -> int:
+        return 8  # any size runs; multiples of 8 keep the maps even
 
-    def attention(self, pixels: Tensor, *, layer: int = -1, rows: Tensor) -> NoReturn:
-        """Always raises ModelError: a convolutional network has no attention."""
-        raise ModelError(
-            f"{self.name} is a convolutional network: it has no attention",
-            expected="a transformer (vit_...)",
-            hint="look at the similarity of its tokens instead: saccade.viz.attention.token_similarity",
-        )
+
+PRESETS = {
+    "resnet10": ResNetSettings("resnet10", (1, 1, 1, 1), bottleneck=False),
+    "resnet18": ResNetSettings("resnet18", (2, 2, 2, 2), bottleneck=False),
+    "resnet50": ResNetSettings("resnet50", (3, 4, 6, 3), bottleneck=True),
+}
+
+
+def stem_for(size_px: int) -> dict[str, object]:
+    """The stem that leaves a last map of about 4 x 4 to 7 x 7 at this size."""
+    if size_px <= 32:
+        return {"stem": "cifar"}
+    return {"stem": "small" if size_px <= 64 else "imagenet"}
+
+
+def _widen(settings: ResNetSettings, width: int) -> ResNetSettings:
+    return dataclasses.replace(settings, width=width)
+
+
+def _build(settings: ResNetSettings) -> Network:
+    from saccade.models.nn.resnet import ResNet
+
+    return ResNet(settings)
+
+
+def _infer(state: Mapping[str, Tensor]) -> Inferred | None:
+    if not {"conv1.weight", "layer4.0.conv1.weight"} <= state.keys() or state["conv1.weight"].shape[-1] != 7:
+        return None
+    layers = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4))
+    bottleneck = "layer1.0.conv3.weight" in state
+    bases: dict[Any, str] = {(s.layers, s.bottleneck): base for base, s in PRESETS.items()}
+    if (layers, bottleneck) not in bases:
+        raise unknown_size("ResNet", f"blocks {layers}, bottleneck {bottleneck}", bases)
+    width, channels = state["conv1.weight"].shape[:2]
+    name = bases[layers, bottleneck] + ("" if width == 64 else f"_w{width}")
+    return Inferred(name, {"stem": "imagenet"}, 224, channels)
+
+
+def _timm_model(settings: ResNetSettings, size_px: int) -> tuple[str, dict[str, Any]]:
+    name = "resnet50" if settings.bottleneck else "resnet18"
+    return name, {"layers": list(settings.layers), "in_chans": settings.channels}
+
+
+def _export_state(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    from saccade.models.nn.resnet import ResNet
+
+    assert isinstance(network, ResNet)
+    s = network.settings
+    if s.stem != "imagenet" or s.width != 64:
+        raise no_counterpart(s.name, f"stem={s.stem}, width={s.width}")
+    return state
+
+
+CARD = Card(
+    "ResNet",
+    PRESETS,
+    _build,
+    pattern=PATTERN,
+    widen=_widen,
+    examples=tuple(name for base in PRESETS for name in (base, f"{base}_w32")),
+    for_size=stem_for,
+    timm=TimmLayout(_infer, _timm_model, _export_state, fixed_size=False),
+)

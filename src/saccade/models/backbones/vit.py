@@ -1,246 +1,284 @@
-"""The vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), initialised as in DINO and timm.
+"""The card of the vision transformers: vit, hybrid and grid. No torch here; the network is ``nn/vit.py``.
 
-Registers are Darcet et al. 2024 (arXiv:2309.16588), attention rollout Abnar and Zuidema 2020
-(arXiv:2005.00928). Attention is computed on request, for the rows asked for, on the model as trained.
+    vit_{micro,tiny,small,base,large}_patchP    _conv: convolutional stem; _window7, _neighbourhood7, _axial, _strided8
+    hybrid_{micro,tiny,small}_patchP            convolutional stages down to P pixels, then a transformer
+    grid_{nano,micro,tiny}                      the input is a grid of feature vectors (see data/feature_grids)
+
+``_wN`` after the patch sets the token width.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Literal, get_args
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from saccade.errors import ModelError, UsageError
+from saccade.models.attention_patterns import WITH_REACH
+from saccade.models.card import Card, Inferred, TimmLayout, unknown_size
+from saccade.models.settings import (
+    Capabilities,
+    Norm,
+    PatchStem,
+    Pool,
+    Positions,
+    Settings,
+    any_value,
+    heads_for_width,
+    is_count,
+    is_pattern,
+    is_rate,
+    one_of,
+    option,
+)
 
-from saccade.base.contracts import Features, Hidden
-from saccade.errors import UsageError, unknown
-from saccade.models.attention_patterns import parse_pattern
-from saccade.models.nn.attention import attention_rows
-from saccade.models.nn.blocks import NORM_EPS, Block, drop_rates, through
-from saccade.models.nn.patch_embed import PatchEmbed
-from saccade.models.nn.positions import Grid, Positions, Rotation
-from saccade.models.nn.sparse_attention import visible
-from saccade.models.settings import ViTSettings, arguments
+if TYPE_CHECKING:
+    from torch import Tensor
 
-HeadFusion = Literal["mean", "max", "min"]
-Heads = tuple[Tensor, Tensor, Tensor]
-"""Queries, keys and values of one layer, [B H N Dk] each."""
-CHUNK_ELEMENTS = 2**24  # attention weights held at once by rollout: 64 MiB in float32
+    from saccade.models.nn.network import Network
+
+PATTERN = re.compile(
+    r"(?P<head>(?P<base>(?:vit|hybrid|grid)_[a-z]+)(?:_patch(?P<patch>[1-9]\d*))?)(?:_w(?P<width>[1-9]\d*))?"
+    r"(?P<tail>(?P<conv>_conv)?(?:_(?P<kind>window|neighbourhood|axial|strided)(?P<reach>[1-9]\d*)?)?)"
+)
 
 
-class ViT(nn.Module):
-    """Patches, a class token, registers if wanted, and an encoder. Any image or volume size that patches divide.
+@dataclass(frozen=True)
+class ViTSettings(Settings):
+    """Everything that makes one ViT.
 
-    checkpointing   forget what a block computes inside and compute it again for the gradients
-    Raises UsageError and ModelError for settings that do not fit together.
+    Parameters
+    ----------
+    dim, depth, heads : int
+        Token width, layers, and attention heads of each.
+    patch : int
+        Side of a patch in pixels.
+    stem : {"linear", "conv", "stages", "grid"}
+        How patches become tokens.
+    positions : {"learned", "factorised", "sincos", "rotary", "conv", "none"}
+        Position embeddings.
+    norm : {"pre", "post"}
+        Norm before or after attention and MLP.
+    registers : int
+        Register tokens (Darcet et al. 2024).
+    layer_scale : float, optional
+        Initial value of LayerScale; None: no LayerScale.
+    drop_path : float
+        Stochastic depth of the last layer; rises linearly from 0 in the first.
+    attention : str
+        full, window:K, neighbourhood:K, axial or strided:K, see ``attention_patterns``.
+    pool : {"cls", "mean"}
+        The image's vector: the class token, or the mean of the patch tokens.
     """
 
-    def __init__(self, settings: ViTSettings):
-        super().__init__()
-        s = self.settings = settings
-        self.name, self.dim, self.depth, self.heads = s.name, s.dim, s.depth, s.heads
-        self.channels, self.patch, self.stride_px = s.channels, s.patch, s.patch
-        self.prefix = 1 + s.registers
-        self.checkpointing = False
-        self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch, stem=s.stem, axes=s.axes)
-        self.pattern = parse_pattern(s.attention)
-        # A position for prefix tokens would only be a second name for the token itself: they have none.
-        self.cls_token = nn.Parameter(torch.empty(1, 1, s.dim))
-        self.reg_token = nn.Parameter(torch.empty(1, s.registers, s.dim)) if s.registers else None
-        grid = self.patch_embed.grid((s.size_px,) * s.axes)
-        self.positions = Positions(s.positions, grid, s.dim, s.heads, self.prefix)
-        self.blocks = nn.ModuleList(
-            Block(
-                s.dim,
-                s.heads,
-                norm=s.norm,
-                layer_scale=s.layer_scale,
-                drop_path=rate,
-                pattern=self.pattern,
-                layer=layer,
-            )
-            for layer, rate in enumerate(drop_rates(s.drop_path, s.depth))
-        )
-        # A post-norm encoder already ends in a norm.
-        self.norm = nn.LayerNorm(s.dim, eps=NORM_EPS) if s.norm == "pre" else nn.Identity()
-        self._initialise()
+    dim: int
+    depth: int
+    heads: int
+    patch: int = 16
+    stem: PatchStem = "linear"
+    positions: Positions = option("learned", one_of(Positions))
+    norm: Norm = option("pre", one_of(Norm))
+    registers: int = option(0, is_count)
+    layer_scale: float | None = option(None, any_value)
+    drop_path: float = option(0.0, is_rate)
+    attention: str = option("full", is_pattern)
+    pool: Pool = option("cls", one_of(Pool))
 
-    def _initialise(self) -> None:
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        if self.reg_token is not None:
-            nn.init.trunc_normal_(self.reg_token, std=0.02)
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-
-    def config(self) -> dict[str, object]:
-        """Arguments of ``backbones.build.build`` that make this network again."""
-        return arguments(self.settings)
-
-    def _enter(
-        self, pixels: Tensor, keep: Tensor | None = None, hidden: Hidden | None = None
-    ) -> tuple[Float[Tensor, "B N_all D"], Grid, Rotation | None]:
-        """Tokens as the first block gets them: class token, registers, patches in row-major order."""
-        tokens = self.patch_embed(pixels)
-        grid = self.patch_embed.grid(tuple(pixels.shape[2:]))
-        if hidden is not None:
-            tokens = torch.where(hidden.where[..., None], hidden.token.to(tokens.dtype), tokens)
-        added = self.positions.added(grid, tokens, self._there(pixels, keep))
-        if added is not None:
-            tokens = tokens + added
-        rotation = self.positions.rotation(grid, tokens)
-        if keep is not None:
-            tokens = tokens.gather(1, keep[..., None].expand(-1, -1, self.dim))
-            rotation = None if rotation is None else self._rotation_of(rotation, keep)
-        first = [self.cls_token] if self.reg_token is None else [self.cls_token, self.reg_token]
-        tokens = torch.cat([*(t.expand(tokens.shape[0], -1, -1) for t in first), tokens], dim=1)
-        return tokens, grid, rotation
-
-    def _rotation_of(self, rotation: Rotation, keep: Tensor) -> Rotation:
-        """The turns of the prefix and of the patches that are kept, for every image its own."""
-        prefix = torch.arange(self.prefix, device=keep.device).expand(len(keep), -1)
-        rows = torch.cat([prefix, keep + self.prefix], dim=1)
-        cos, sin = rotation
-        return cos[rows][:, None], sin[rows][:, None]
-
-    def forward(
-        self,
-        pixels: Float[Tensor, "B C *size"],
-        *,
-        keep: Int[Tensor, "B M"] | None = None,
-        hidden: Hidden | None = None,
-    ) -> Features:
-        """Features after the final norm; ModelError when the pixels do not fit.
-
-        keep     numbers of the patches that the encoder sees; the others are left out, and ``tokens`` has M of them
-        hidden   patches whose content is replaced by a token of the caller's, while their place stays known
-        Both only where ``settings.maskable``.
-        """
-        x, grid, rotation = self._enter(pixels, keep, hidden)
-        seen = self._seen(pixels, keep)
-        for block in self.blocks:
-            x = through(block, x, rotation, grid, seen, recompute=self.checkpointing)
-        x = self.norm(x)
-        tokens = x[:, self.prefix :]
-        if seen is not None:  # what stands for nothing says nothing
-            tokens = tokens * seen[:, 0, 0, self.prefix :, None]
-        if self.settings.pool == "cls":
-            return Features(cls=x[:, 0], tokens=tokens, grid=grid)
-        if seen is None:
-            return Features(cls=tokens.mean(dim=1), tokens=tokens, grid=grid)
-        count = seen[..., self.prefix :].sum(dim=(1, 2, 3)).clamp_min(1)
-        return Features(cls=tokens.sum(dim=1) / count[:, None], tokens=tokens, grid=grid)
-
-    def attention(
-        self, pixels: Float[Tensor, "B C *size"], *, layer: int = -1, rows: Int[Tensor, "R"]
-    ) -> Float[Tensor, "B H R N_all"]:
-        """Attention weights of a few queries in one layer: 0 the class token, then registers, then patches.
-
-        Every layer runs on its usual path; weights exist for the asked rows only. Raises UsageError for a
-        layer or row that is not there.
-        """
-        if not -self.depth <= layer < self.depth:
-            raise UsageError("no such layer", got=layer, expected=f"{-self.depth} to {self.depth - 1}")
-        x, grid, rotation = self._enter(pixels)
-        self._check_rows(rows, x.shape[1])
-        layer %= self.depth
-        seen = self._seen(pixels)
-        for index in range(layer):
-            x = self.blocks[index](x, rotation, grid, seen)
-        query, key, _ = self._block(layer).queries_keys_values(x, rotation)
-        mask = self._mask(grid, layer, rows.to(query.device)) if seen is None else seen
-        return attention_rows(query, key, rows, mask)
-
-    def compared(self, pixels: Float[Tensor, "B C *size"]) -> tuple[list[Heads], Grid]:
-        """What every layer compares and hands over, [B H N_all Dk] each, and the grid of the patches.
-
-        Of these, any row of any layer is a product away. Memory is O(depth N D); no weights are made.
-        """
-        x, grid, rotation = self._enter(pixels)
-        seen = self._seen(pixels)
-        found = []
-        for index in range(self.depth):
-            found.append(self._block(index).queries_keys_values(x, rotation))
-            if index + 1 < self.depth:
-                x = self.blocks[index](x, rotation, grid, seen)
-        return found, grid
-
-    def rollout(
-        self, pixels: Float[Tensor, "B C *size"], row: int, *, head_fusion: HeadFusion = "mean"
-    ) -> Float[Tensor, "B N_all"]:
-        """What one token of the last layer draws from every input token: row of the product of (A + I) / 2.
-
-        Taken from the last layer to the first as vector times matrix, in chunks of matrix rows, so no
-        N x N matrix is ever held; queries and keys of all layers are. Rows of fused heads are scaled to
-        sum 1. Raises UsageError for a row that is not there or an unknown fusion.
-        """
-        if head_fusion not in get_args(HeadFusion):
-            raise unknown("head fusion", str(head_fusion), get_args(HeadFusion))
-        compared, grid = self.compared(pixels)
-        batch, _, count, _ = compared[0][0].shape
-        self._check_rows(torch.tensor([row]), count)
-        query, seen = compared[0][0], self._seen(pixels)
-        weights = torch.zeros(batch, count, device=query.device, dtype=torch.promote_types(query.dtype, torch.float32))
-        weights[:, row] = 1.0
-        for index in reversed(range(self.depth)):
-            mask = functools.partial(self._mask, grid, index) if seen is None else lambda _: seen
-            weights = 0.5 * weights + 0.5 * _through(weights, *compared[index][:2], head_fusion, mask)
-        return weights
-
-    def _there(self, pixels: Tensor, keep: Tensor | None) -> Bool[Tensor, "B N"] | None:
-        """Patches that may tell their neighbours something: those of a grid that are there and are not left out."""
-        present = self.patch_embed.present(pixels)
-        if present is None or keep is None:
-            return present
-        return present & torch.zeros_like(present).scatter(1, keep, True)
-
-    def _seen(self, pixels: Tensor, keep: Tensor | None = None) -> Bool[Tensor, "B 1 1 N_all"] | None:
-        """Tokens that stand for something: all of an image (None), of a grid those whose tile is there."""
-        present = self.patch_embed.present(pixels)
-        if present is not None and keep is not None:
-            present = present.gather(1, keep)
-        return None if present is None else F.pad(present, (self.prefix, 0), value=True)[:, None, None]
-
-    def _mask(self, grid: Grid, layer: int, rows: Tensor) -> Tensor | None:
-        """Which tokens these queries see in one layer; None for all."""
-        full = self.pattern.kind == "full"
-        return None if full else visible(self.pattern, grid, self.prefix, layer, rows)
-
-    def _block(self, index: int) -> Block:
-        block = self.blocks[index]
-        assert isinstance(block, Block)
-        return block
-
-    def _check_rows(self, rows: Tensor, count: int) -> None:
-        if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= count):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stem != "grid":
+            if self.positions == "conv":
+                raise UsageError(
+                    f"positions=conv is for grids of feature vectors, and {self.name} reads pixels",
+                    hint="for images the stems conv and stages do the same: vit_tiny_patch8_conv",
+                )
+            return
+        if self.positions == "learned":
             raise UsageError(
-                "no such token",
-                got=f"rows {int(rows.min())} to {int(rows.max())}",
-                expected=f"0 to {count - 1}: {self.prefix} class and register tokens, then patches",
+                f"{self.name} does not support learned positions",
+                got="positions=learned",
+                expected="conv, sincos, rotary or none",
+                hint="grids differ in size, and a learned table would be resized for each",
+            )
+        if self.attention != "full":
+            raise UsageError(
+                f"{self.name} masks empty cells, which needs full attention", got=self.attention, expected="full"
+            )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        grid = self.stem == "grid"
+        return Capabilities(
+            transformer=True,
+            has_attention=True,
+            has_positions=self.positions != "none",
+            axes=(2,) if grid else (2, 3),
+            # The tokens of a convolutional stem contain parts of their neighbours before the first block.
+            maskable=self.stem in ("linear", "grid") and self.attention == "full",
+            batch_norm=self.stem == "stages",
+            checkpointing=True,
+            reads_grids=grid,
+            patch_px=self.patch,
+            any_patch=self.stem == "linear",
+        )
+
+    @property
+    def unit_px(self) -> int:
+        return self.patch
+
+    @property
+    def width(self) -> int:
+        return self.dim
+
+
+def _presets() -> dict[str, ViTSettings]:
+    # micro is not in timm: transformers that two cores train in minutes.
+    vits = {"micro": (128, 6, 4), "tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
+    vits["large"] = (1024, 24, 16)
+    hybrids = {"micro": (128, 4, 4), "tiny": (192, 8, 3), "small": (384, 8, 6)}
+    # grid_tiny is the second level of Chen et al. 2022 (HIPT), except for the positions: docs/concepts/hierarchy.md.
+    grids = {"nano": (64, 2, 4), "micro": (128, 4, 4), "tiny": (192, 6, 6)}
+    presets = {f"vit_{size}": ViTSettings(f"vit_{size}", *numbers) for size, numbers in vits.items()}
+    for size, numbers in hybrids.items():
+        presets[f"hybrid_{size}"] = ViTSettings(f"hybrid_{size}", *numbers, stem="stages")
+    for size, numbers in grids.items():
+        presets[f"grid_{size}"] = ViTSettings(f"grid_{size}", *numbers, patch=1, stem="grid", positions="conv")
+    return presets
+
+
+PRESETS = _presets()
+
+
+def _read(preset: ViTSettings, match: re.Match[str]) -> dict[str, Any] | None:
+    """The fields that a name sets; None where its parts do not belong together."""
+    patch, conv, kind, reach = match["patch"], match["conv"], match["kind"], match["reach"]
+    if preset.stem == "grid":
+        return None if patch or conv or kind else {}
+    if not patch or (conv and preset.stem != "linear") or (kind and WITH_REACH[kind] != bool(reach)):
+        return None
+    fields: dict[str, Any] = {"patch": int(patch)}
+    if conv:
+        fields["stem"] = "conv"
+    if kind:
+        fields["attention"] = kind + (f":{reach}" if reach else "")
+    return fields
+
+
+def _widen(settings: ViTSettings, width: int) -> ViTSettings:
+    heads = heads_for_width(width, settings.dim / settings.heads)
+    return dataclasses.replace(settings, dim=width, heads=heads)
+
+
+def _examples() -> tuple[str, ...]:
+    examples = []
+    for base, preset in PRESETS.items():
+        if preset.stem == "grid":
+            examples.append(base)
+            continue
+        variants = ("", "_conv", "_window7") if preset.stem == "linear" else ("",)
+        examples += [f"{base}_patch{patch}{variant}" for patch in (8, 16) for variant in variants]
+    return tuple(examples)
+
+
+def _build(settings: ViTSettings) -> Network:
+    from saccade.models.nn.vit import ViT
+
+    return ViT(settings)
+
+
+# --- weights of others --------------------------------------------------------------------------
+
+
+def _infer(state: Mapping[str, Tensor]) -> Inferred | None:
+    if not {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= state.keys():
+        return None
+    dim, channels, _, patch = state["patch_embed.proj.weight"].shape
+    depth = 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=0)
+    bases = {(s.dim, s.depth): base for base, s in PRESETS.items() if s.stem == "linear"}
+    if (dim, depth) not in bases:
+        raise unknown_size("ViT", f"width {dim}, {depth} layers", bases)
+    registers = next((state[key].shape[1] for key in ("reg_token", "register_tokens") if key in state), 0)
+    layer_scale = 1e-5 if "blocks.0.ls1.gamma" in state else None
+    side = math.isqrt(state["pos_embed"].shape[1])
+    options: dict[str, object] = {"registers": registers, "layer_scale": layer_scale}
+    return Inferred(f"{bases[dim, depth]}_patch{patch}", options, side * patch, channels)
+
+
+def _check_plain(settings: ViTSettings, program: str) -> None:
+    """Raise ModelError for what the plain ViT of other programs does not have, though its weights would load."""
+    for name, plain in (("attention", "full"), ("pool", "cls")):
+        value = getattr(settings, name)
+        if value != plain:
+            raise ModelError(
+                f"{settings.name} has no counterpart in {program}",
+                got=f"{name}={value}",
+                expected=f"{name}={plain}",
+                hint="--to safetensors supports every network",
             )
 
 
-def _fuse(weights: Float[Tensor, "B H R N"], head_fusion: HeadFusion) -> Float[Tensor, "B R N"]:
-    if head_fusion == "mean":
-        return weights.mean(dim=1)
-    fused = weights.amax(dim=1) if head_fusion == "max" else weights.amin(dim=1)
-    return fused / fused.sum(dim=-1, keepdim=True)
+def _timm_model(settings: ViTSettings, size_px: int) -> tuple[str, dict[str, Any]]:
+    _check_plain(settings, "timm")
+    return "vit_small_patch16_224", {
+        "img_size": settings.size_px,
+        "patch_size": settings.patch,
+        "in_chans": settings.channels,
+        "embed_dim": settings.dim,
+        "depth": settings.depth,
+        "num_heads": settings.heads,
+        "init_values": settings.layer_scale,
+        "reg_tokens": settings.registers,
+        "no_embed_class": settings.registers > 0,
+    }
 
 
-def _through(
-    weights: Tensor, query: Tensor, key: Tensor, head_fusion: HeadFusion, mask: Callable[[Tensor], Tensor | None]
-) -> Float[Tensor, "B N"]:
-    """``weights`` [B N] times the attention matrix [B N N], built a few rows at a time; mask(rows) is what they see."""
-    batch, heads, count, _ = query.shape
-    size = max(1, CHUNK_ELEMENTS // (batch * heads * count))
-    total = torch.zeros_like(weights)
-    for start in range(0, count, size):
-        rows = torch.arange(start, min(start + size, count), device=query.device)
-        part = attention_rows(query, key, rows, mask(rows))
-        fused = _fuse(part, head_fusion)
-        total += torch.einsum("br,brn->bn", weights[:, rows], fused)
-    return total
+def _hf_config(settings: ViTSettings) -> dict[str, Any]:
+    if settings.registers or settings.layer_scale is not None:
+        raise ModelError(
+            f"{settings.name} has no counterpart in transformers",
+            got=f"registers={settings.registers}, layer_scale={settings.layer_scale}",
+            expected="a plain ViT, which is its ViTModel",
+            hint="--to timm supports registers, LayerScale, ResNets and Swins",
+        )
+    _check_plain(settings, "transformers")
+    return {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": settings.dim,
+        "num_hidden_layers": settings.depth,
+        "num_attention_heads": settings.heads,
+        "intermediate_size": 4 * settings.dim,
+        "image_size": settings.size_px,
+        "patch_size": settings.patch,
+        "num_channels": settings.channels,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "layer_norm_eps": 1e-6,
+    }
+
+
+def _export_state(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    from saccade.models.backbones.vit_weights import to_timm
+
+    return to_timm(network, state)
+
+
+def _import_state(network: Network, state: dict[str, Tensor], axes: int) -> dict[str, Tensor]:
+    from saccade.models.backbones.vit_weights import from_timm
+
+    return from_timm(network, state, axes)
+
+
+CARD = Card(
+    "vision transformer",
+    PRESETS,
+    _build,
+    pattern=PATTERN,
+    read=_read,
+    widen=_widen,
+    examples=_examples(),
+    timm=TimmLayout(_infer, _timm_model, _export_state, _import_state, hf_config=_hf_config),
+)

@@ -24,7 +24,7 @@ from saccade.base.contracts import InputSpec
 from saccade.base.files import atomic_folder, write_text
 from saccade.base.run_folder import HIERARCHY, read_json, write_json
 from saccade.errors import ModelError, StorageError, UsageError, first_line, unknown
-from saccade.models.backbones.build import Network, build, count_parameters
+from saccade.models.backbones.build import build, count_parameters
 from saccade.models.backbones.weight_formats import (
     State,
     check_keys,
@@ -34,7 +34,8 @@ from saccade.models.backbones.weight_formats import (
     to_timm_state,
     unwrap,
 )
-from saccade.models.registry import names, parse
+from saccade.models.nn.network import Network
+from saccade.models.registry import card_of, names, parse
 
 __all__ = [
     "LoadedModel",
@@ -149,7 +150,7 @@ def fingerprint(backbone: Network) -> str:
 def _random(name: str, channels: int, size_px: int | None, axes: int, seed: int) -> LoadedModel:
     size_px = 224 if size_px is None else size_px
     settings = parse(name)
-    if settings.transformer:
+    if settings.capabilities.transformer:
         size_px = max(1, size_px // settings.unit_px) * settings.unit_px
     backbone = build(name, channels=channels, size_px=size_px, axes=axes, seed=seed)
     spec = dataclasses.replace(_usual_spec(channels, size_px), axes=axes)
@@ -232,17 +233,22 @@ def _from_file(path: Path, name: str | None, channels: int) -> LoadedModel:
 
 def _from_state(state: State, name: str | None, channels: int) -> tuple[Network, InputSpec]:
     """A network made to fit the state: its registers, LayerScale, native size and channels."""
-    found, options, size_px, own = infer(state)
-    if name is not None and type(parse(name)) is not type(parse(found)):
+    inferred = infer(state)
+    if name is not None and card_of(name) is not card_of(inferred.name):
         raise ModelError(
             f"the weights are not those of {name}",
-            got=f"weights of {found}",
+            got=f"weights of {inferred.name}",
             expected=name,
             hint="leave out the name",
         )
-    backbone = build(name or found, channels=1 if channels == 1 else own, size_px=size_px, options=options)
+    backbone = build(
+        name or inferred.name,
+        channels=1 if channels == 1 else inferred.channels,
+        size_px=inferred.size_px,
+        options=inferred.options,
+    )
     load_timm_state(backbone, state)
-    return backbone.eval(), _usual_spec(backbone.channels, size_px)
+    return backbone.eval(), _usual_spec(backbone.channels, inferred.size_px)
 
 
 def _from_timm(name: str, channels: int) -> LoadedModel:

@@ -1,17 +1,20 @@
-"""Scaled dot-product attention, with one door: ``attend``.
+"""Scaled dot-product attention (``attend``), its weights (``attention_rows``) and their product (``rollout``).
 
-Vaswani et al. 2017 (arXiv:1706.03762), equation 1. The fused path is torch's; the explicit path is the
-equation. Both give the same numbers. Weights are never kept: ``attention_rows`` computes the rows asked for.
+Vaswani et al. 2017 (arXiv:1706.03762), equation 1. The fused path is torch's, the explicit path is the equation; both
+give the same result. Weights are never stored: ``attention_rows`` computes the rows asked for.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saccade.errors import ModelError
+from saccade.errors import ModelError, UsageError, unknown
 
 # Forward and backward on two CPU cores, ms, fused / explicit, 3 heads of 64, about 2000 tokens a batch:
 #   bf16: 17 tokens 17.1 / 2.6   65: 14.9 / 4.3   257: 14.2 / 4.9   577: 25.4 / 9.9   1025: 20.3 / 11.1
@@ -20,6 +23,9 @@ from saccade.errors import ModelError
 # Above 512 tokens the N x N weights that the explicit path keeps for the backward pass cost too much memory.
 EXPLICIT_TOKENS_BF16 = 512
 EXPLICIT_TOKENS_FP32 = 192
+
+HeadFusion = Literal["mean", "max", "min"]
+CHUNK_ELEMENTS = 2**24  # attention weights that rollout holds at a time: 64 MiB in float32
 
 
 def attend(
@@ -30,11 +36,36 @@ def attend(
     explicit: bool | None = None,
     mask: Float[Tensor, "*#B N M"] | Bool[Tensor, "*#B N M"] | Bool[Tensor, "*#B 1 M"] | None = None,
 ) -> Float[Tensor, "B H N Dv"]:
-    """softmax(Q K^T / sqrt(Dk)) V.
+    """Compute softmax(Q K^T / sqrt(Dk)) V.
 
-    explicit  True: the equation as written; False: torch's fused kernel; None: the faster of the two here
-    mask      boolean, True where a key may be seen, or a number added to the score before the softmax
-    Raises ModelError when the widths or lengths do not fit.
+    Parameters
+    ----------
+    query, key, value : Tensor
+        [B H N Dk], [B H M Dk] and [B H M Dv].
+    explicit : bool, optional
+        True: the equation as written; False: torch's fused kernel; None: the faster one on this device.
+    mask : Tensor, optional
+        Boolean, True where a key is visible, or a number added to the score before the softmax.
+
+    Returns
+    -------
+    Tensor
+        [B H N Dv].
+
+    Raises
+    ------
+    ModelError
+        Widths or lengths do not match.
+
+    References
+    ----------
+    Vaswani et al. 2017, arXiv:1706.03762, equation 1.
+
+    Examples
+    --------
+    >>> query, key, value = torch.zeros(1, 1, 2, 4), torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 5)
+    >>> attend(query, key, value).shape
+    torch.Size([1, 1, 2, 5])
     """
     _check_shapes(query, key, value)
     if explicit is None:
@@ -50,15 +81,116 @@ def attention_rows(
     rows: Int[Tensor, "R"],
     mask: Bool[Tensor, "*#B R M"] | Bool[Tensor, "*#B 1 M"] | Float[Tensor, "*#B R M"] | None = None,
 ) -> Float[Tensor, "B H R M"]:
-    """The attention weights of a few queries, each row summing to 1; memory is O(R M), never O(N M).
+    """Compute the attention weights of some queries; memory is O(R M), never O(N M).
 
-    mask   True where these queries may see a key, or a number added to the score before the softmax
-    Raises ModelError when query and key have different widths.
+    Parameters
+    ----------
+    query, key : Tensor
+        [B H N Dk] and [B H M Dk].
+    rows : Tensor
+        [R], the queries to compute.
+    mask : Tensor, optional
+        Boolean, True where these queries see a key, or a number added to the score before the softmax.
+
+    Returns
+    -------
+    Tensor
+        [B H R M], float32 or wider; each row sums to 1.
+
+    Raises
+    ------
+    ModelError
+        Queries and keys have different widths.
+
+    Examples
+    --------
+    >>> query = key = torch.zeros(1, 1, 4, 8)
+    >>> attention_rows(query, key, torch.tensor([2]))
+    tensor([[[[0.2500, 0.2500, 0.2500, 0.2500]]]])
     """
     _check_shapes(query, key, key)
     dtype = torch.promote_types(query.dtype, torch.float32)
     chosen = query.index_select(2, rows.to(query.device)).to(dtype)
     return torch.softmax(_scores(chosen, key.to(dtype), mask), dim=-1)
+
+
+def rollout(
+    queries: Sequence[Float[Tensor, "B H N Dk"]],
+    keys: Sequence[Float[Tensor, "B H N Dk"]],
+    rows: Int[Tensor, "R"],
+    *,
+    head_fusion: HeadFusion = "mean",
+    mask: Callable[[int, Tensor], Tensor | None] | None = None,
+) -> Float[Tensor, "B R N"]:
+    """Compute rows of attention rollout: of the product over all layers of (A + I) / 2, with A fused over heads.
+
+    Computed from the last layer to the first as vector times matrix, in chunks of matrix rows, so that no N x N matrix
+    is held. Rows of fused heads are scaled to sum 1.
+
+    Parameters
+    ----------
+    queries, keys : sequence of Tensor
+        [B H N Dk] of every layer, first to last.
+    rows : Tensor
+        [R], tokens of the last layer.
+    head_fusion : {"mean", "max", "min"}
+        How the heads of a layer are combined.
+    mask : callable, optional
+        Takes a layer and rows, returns the mask of ``attention_rows``.
+
+    Returns
+    -------
+    Tensor
+        [B R N], what each of these tokens takes from every input token; each row sums to 1.
+
+    Raises
+    ------
+    UsageError
+        The fusion is unknown, or a token does not exist.
+
+    References
+    ----------
+    Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", arXiv:2005.00928.
+
+    Examples
+    --------
+    >>> layer = torch.zeros(1, 1, 2, 8)
+    >>> rollout([layer], [layer], torch.tensor([0]))
+    tensor([[[0.7500, 0.2500]]])
+    """
+    if head_fusion not in get_args(HeadFusion):
+        raise unknown("head fusion", str(head_fusion), get_args(HeadFusion))
+    batch, heads, count, _ = queries[0].shape
+    check_rows(rows, count)
+    dtype = torch.promote_types(queries[0].dtype, torch.float32)
+    weights = torch.zeros(batch, len(rows), count, device=queries[0].device, dtype=dtype)
+    weights[:, torch.arange(len(rows)), rows] = 1.0
+    size = max(1, CHUNK_ELEMENTS // (batch * heads * count))
+    for layer in reversed(range(len(queries))):
+        product = torch.zeros_like(weights)
+        for chunk in torch.arange(count, device=weights.device).split(size):
+            visible = None if mask is None else mask(layer, chunk)
+            attention = attention_rows(queries[layer], keys[layer], chunk, visible)
+            product += weights[:, :, chunk] @ _fused(attention, head_fusion)
+        weights = 0.5 * weights + 0.5 * product
+    return weights
+
+
+def _fused(weights: Float[Tensor, "B H R N"], head_fusion: HeadFusion) -> Float[Tensor, "B R N"]:
+    if head_fusion == "mean":
+        return weights.mean(dim=1)
+    fused = weights.amax(dim=1) if head_fusion == "max" else weights.amin(dim=1)
+    return fused / fused.sum(dim=-1, keepdim=True)
+
+
+def check_rows(rows: Int[Tensor, "R"], count: int) -> None:
+    """Raise UsageError unless all ``rows`` are tokens of a network with ``count`` tokens."""
+    if rows.numel() and (int(rows.min()) < 0 or int(rows.max()) >= count):
+        raise UsageError(
+            "no such token",
+            got=f"rows {int(rows.min())} to {int(rows.max())}",
+            expected=f"0 to {count - 1}: class and register tokens first, then patches",
+        )
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

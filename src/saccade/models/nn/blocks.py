@@ -54,6 +54,15 @@ def drop_rates(last: float, depth: int) -> list[float]:
     return [last * layer / max(1, depth - 1) for layer in range(depth)]
 
 
+def initialise_linear(part: nn.Module) -> None:
+    """Initialise all linear layers of a part: normal with standard deviation 0.02, truncated; biases 0."""
+    for module in part.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def through(block: nn.Module, x: Tensor, *others: object, recompute: bool) -> Tensor:
     """``block(x, *others)``. recompute: what it computes inside is forgotten, and computed again for the gradients.
 

@@ -1,15 +1,8 @@
-"""Transformers whose map shrinks on the way: Swin, and a ViT that pools its tokens (HVT).
+"""Swin (Liu et al. 2021, arXiv:2103.14030), named and laid out as in timm.
 
-Swin is Liu et al. 2021 (arXiv:2103.14030), named and laid out as in timm: attention inside windows, shifted by half a
-window in every second block, and patches merged two by two between the four stages. Where windows tile every map, the
-figures are timm's. Other maps are padded, and no token attends to padding; in timm tokens do.
-
-HVT is Pan et al. 2021 (arXiv:2103.10619): no class token, max pooling of tokens between blocks, new learned positions
-after each pooling, and the mean of the last tokens as the image's vector. The paper pools the row-major sequence (3
-tokens, every second kept), which joins neighbours of one row only, wraps from row to row, and leaves no map. Here the
-plane is pooled, 3 x 3 tokens with stride 2: a token still stands for a square of the image, and the network has a map
-to show. The price: a pooling keeps a quarter of the tokens, not half; in a volume, where 3 x 3 x 3 are pooled, an
-eighth. Sides are rounded up, so one token stays one.
+Attention inside windows, shifted by half a window in every second block; patches are merged two by two between the four
+stages. Where windows tile every map, the results are timm's. Other maps are padded, and no token attends to padding; in
+timm tokens do.
 """
 
 from __future__ import annotations
@@ -25,22 +18,14 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Features
 from saccade.errors import ModelError
+from saccade.models.backbones.swin import SwinSettings
 from saccade.models.nn.attention import attend
-from saccade.models.nn.blocks import NORM_EPS, Block, DropPath, Mlp, drop_rates, through
-from saccade.models.nn.patch_embed import PatchEmbed, PatchProjection, check_pixels
-from saccade.models.nn.positions import Grid, Positions
-from saccade.models.settings import HVTSettings, SwinSettings, arguments
+from saccade.models.nn.blocks import DropPath, Mlp, drop_rates, initialise_linear, through
+from saccade.models.nn.network import Network
+from saccade.models.nn.patch_embed import PatchProjection, check_pixels
 
-SWIN_NORM_EPS = 1e-5  # torch's own value; the paper's code and timm keep it in Swin alone
+NORM_EPS = 1e-5  # torch's own value; the paper's code and timm keep it in Swin alone
 MLP_RATIO = 4
-
-
-def _initialise(part: nn.Module) -> None:
-    for module in part.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
 
 
 # --- windows ------------------------------------------------------------------------------------
@@ -168,9 +153,9 @@ class SwinBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, *, shifted: bool, drop_path: float):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=SWIN_NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = WindowAttention(dim, heads, window, shifted=shifted)
-        self.norm2 = nn.LayerNorm(dim, eps=SWIN_NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, MLP_RATIO * dim)
         self.drop_path = DropPath(drop_path)
 
@@ -184,7 +169,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim, eps=SWIN_NORM_EPS)
+        self.norm = nn.LayerNorm(4 * dim, eps=NORM_EPS)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Float[Tensor, "B N D"], grid: tuple[int, int]) -> Float[Tensor, "B M E"]:
@@ -222,20 +207,21 @@ class NormedPatches(nn.Module):
     def __init__(self, channels: int, dim: int, patch: int):
         super().__init__()
         self.proj = PatchProjection(channels, dim, (patch, patch))
-        self.norm = nn.LayerNorm(dim, eps=SWIN_NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B N D"]:
         return self.norm(self.proj(pixels))
 
 
-class Swin(nn.Module):
+class Swin(Network):
     """Four stages of attention in windows; runs at every size that is a multiple of ``settings.unit_px``."""
 
+    settings: SwinSettings
+
     def __init__(self, settings: SwinSettings):
-        super().__init__()
-        s = self.settings = settings
-        self.name, self.channels, self.patch = s.name, s.channels, s.patch
-        self.dim, self.stride_px, self.checkpointing = 8 * s.dim, 8 * s.patch, False
+        s = settings
+        super().__init__(s, dim=8 * s.dim, stride_px=8 * s.patch)
+        self.patch = s.patch
         self.patch_embed = NormedPatches(s.channels, s.dim, s.patch)
         rates, stages = drop_rates(s.drop_path, sum(s.depths)), []
         for stage, (depth, heads) in enumerate(zip(s.depths, s.heads)):
@@ -243,12 +229,8 @@ class Swin(nn.Module):
             drop_paths = rates[first : first + depth]
             stages.append(SwinStage(s.dim * 2**stage, heads, s.window, merges=stage > 0, drop_paths=drop_paths))
         self.layers = nn.ModuleList(stages)
-        self.norm = nn.LayerNorm(self.dim, eps=SWIN_NORM_EPS)
-        _initialise(self.layers)
-
-    def config(self) -> dict[str, object]:
-        """Arguments of ``backbones.build.build`` that make this network again."""
-        return arguments(self.settings)
+        self.norm = nn.LayerNorm(self.dim, eps=NORM_EPS)
+        initialise_linear(self.layers)
 
     def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
         """The last map after the norm as tokens, their mean as the image's vector; ModelError for other sizes."""
@@ -273,63 +255,3 @@ class Swin(nn.Module):
                 hint=f"nearest: {nearest}; or a smaller patch",
             )
         return height, width
-
-
-# --- HVT ----------------------------------------------------------------------------------------
-
-
-def pool_tokens(x: Float[Tensor, "B N D"], grid: Grid) -> tuple[Float[Tensor, "B M D"], Grid]:
-    """The greatest of 3 x 3 (x 3) tokens in every channel, at every second place of each axis; sides are rounded up."""
-    pool = F.max_pool2d if len(grid) == 2 else F.max_pool3d
-    # A plane with channels last is what the tokens are already: nothing is copied.
-    plane = pool(x.unflatten(1, grid).movedim(-1, 1), 3, stride=2, padding=1)
-    return plane.movedim(1, -1).flatten(1, -2), tuple(plane.shape[2:])
-
-
-class HVT(nn.Module):
-    """A ViT without class token that pools its tokens before the blocks ``settings.pools``.
-
-    Any image or volume size that patches divide. Raises ModelError where ``settings.size_px`` is no multiple of the
-    patch.
-    """
-
-    def __init__(self, settings: HVTSettings):
-        super().__init__()
-        s = self.settings = settings
-        self.name, self.dim, self.channels, self.patch = s.name, s.dim, s.channels, s.patch
-        self.stride_px, self.checkpointing = s.patch * 2 ** len(s.pools), False
-        self.patch_embed = PatchEmbed(s.channels, s.dim, s.patch, axes=s.axes)
-        grid, tables = self.patch_embed.grid((s.size_px,) * s.axes), []
-        for _ in range(1 + len(s.pools)):
-            tables.append(Positions("learned", grid, s.dim, s.heads, prefix=0))
-            grid = tuple(math.ceil(length / 2) for length in grid)
-        self.positions = nn.ModuleList(tables)
-        rates = drop_rates(s.drop_path, s.depth)
-        self.blocks = nn.ModuleList(Block(s.dim, s.heads, mlp_ratio=MLP_RATIO, drop_path=rate) for rate in rates)
-        self.norm = nn.LayerNorm(s.dim, eps=NORM_EPS)
-        _initialise(self.blocks)
-
-    def config(self) -> dict[str, object]:
-        """Arguments of ``backbones.build.build`` that make this network again."""
-        return arguments(self.settings)
-
-    def forward(self, pixels: Float[Tensor, "B C *size"]) -> Features:
-        """The last tokens after the norm, their mean as the image's vector; ModelError when the pixels do not fit."""
-        x = self.patch_embed(pixels)
-        grid, pooled = self.patch_embed.grid(tuple(pixels.shape[2:])), 0
-        x = self._placed(x, grid, pooled)
-        for index, block in enumerate(self.blocks):
-            if index in self.settings.pools:
-                x, grid = pool_tokens(x, grid)
-                pooled += 1
-                x = self._placed(x, grid, pooled)
-            x = through(block, x, recompute=self.checkpointing)
-        x = self.norm(x)
-        return Features(cls=x.mean(dim=1), tokens=x, grid=grid)
-
-    def _placed(self, x: Float[Tensor, "B N D"], grid: Grid, pooled: int) -> Float[Tensor, "B N D"]:
-        """Tokens that know where they are, after so many poolings."""
-        positions = self.positions[pooled]
-        assert isinstance(positions, Positions)
-        added = positions.added(grid, x)
-        return x if added is None else x + added
