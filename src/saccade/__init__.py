@@ -1,68 +1,35 @@
-"""saccade: learn from unlabelled biomedical images, measure it with few labels, see where it looks.
+"""saccade: self-supervised learning on biomedical images.
 
-The names below are the public interface; each is imported when first used, so ``import saccade`` is quick.
+Pretrain without labels, evaluate with few labels, visualize attention. The public interface is listed in
+``__init__.pyi``, one line a name; each name is imported when it is first used, so that ``import saccade`` is quick.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from saccade.api import (
-        attend,
-        attend_hierarchy,
-        attend_slide,
-        attend_text,
-        compare,
-        doctor,
-        embed,
-        evaluate,
-        examine,
-        export,
-        finetune,
-        finetune_slides,
-        open_source,
-        plan,
-        pretrain,
-        replay,
-        report,
-        report_interactive,
-        resume,
-        search,
-        show,
-    )
-    from saccade.quickstart import quickstart
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
-__all__ = [
-    "attend",
-    "attend_hierarchy",
-    "attend_slide",
-    "attend_text",
-    "compare",
-    "doctor",
-    "embed",
-    "evaluate",
-    "examine",
-    "export",
-    "finetune",
-    "finetune_slides",
-    "open_source",
-    "plan",
-    "pretrain",
-    "quickstart",
-    "replay",
-    "report",
-    "report_interactive",
-    "resume",
-    "search",
-    "show",
-]
+
+
+def _exports() -> dict[str, tuple[str, str]]:
+    """Public name -> (module, name there), from the lines ``from MODULE import NAME as PUBLIC`` of ``__init__.pyi``."""
+    lines = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8").splitlines()
+    imports = [line.split() for line in lines if line.startswith("from ")]
+    return {public: (module, name) for _, module, _, name, _, public in imports}
+
+
+_EXPORTS = _exports()
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        module = "saccade.quickstart" if name == "quickstart" else "saccade.api"
-        return getattr(importlib.import_module(module), name)
+    if name in _EXPORTS:
+        module, attribute = _EXPORTS[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module 'saccade' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

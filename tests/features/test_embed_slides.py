@@ -25,7 +25,7 @@ from saccade.data.slides.streaming import TileStore, Wanted
 from saccade.data.slides.tiling import Tiling
 from saccade.errors import DataError, StorageError, TooManyDamaged, UsageError
 from saccade.evaluation.protocol import ProtocolConfig
-from saccade.features.embed_slides import Embedded, Embedder
+from saccade.features.embed_slides import EmbeddedSlides, Embedder
 from saccade.features.table import load_table, unit
 from saccade.tasks.evaluate import EvaluateOptions
 from saccade.tasks.finetune import FinetuneOptions
@@ -53,7 +53,7 @@ def tiles(folder):
 
 def test_hdf5_is_what_trident_users_have(folder, tmp_path):
     found = api.embed("random:vit_micro_patch8", folder, out=tmp_path / "features.h5", tiling=CUT)
-    assert isinstance(found, Embedded) and [f.name for f in found.files] == [f"slide-{n}.h5" for n in range(3)]
+    assert isinstance(found, EmbeddedSlides) and [f.name for f in found.files] == [f"slide-{n}.h5" for n in range(3)]
     with h5py.File(found.files[0]) as file:
         assert file["coords"].dtype == np.int64 and file["features"].dtype == np.float32
         assert len(file["coords"]) == len(file["features"]) and file["features"].ndim == 2
@@ -73,7 +73,7 @@ def test_a_second_pass_is_free_and_a_stopped_one_goes_on(folder, tmp_path):
     (out / "slide-1.parquet").unlink()
     found = api.embed("random:vit_micro_patch8", folder, out=out, tiling=CUT)
     same = [file for file, made in times.items() if file.exists() and file.stat().st_mtime_ns == made]
-    assert found.kept == len(same) == 2 and (out / "slide-1.parquet").exists()
+    assert found.skipped == len(same) == 2 and (out / "slide-1.parquet").exists()
 
 
 def test_one_table_has_every_tile(folder, tmp_path, tiles):
@@ -92,8 +92,8 @@ def test_a_tile_finds_itself_in_a_table_of_tiles_and_is_shown(folder, tmp_path, 
     Image.fromarray(tiles.read(3).pixels.transpose(1, 2, 0)).save(asked)
     api.embed("random:vit_micro_patch8", folder, out=place, tiling=CUT)
     found = api.search("random:vit_micro_patch8", asked, store=str(place))
-    assert found.answer.hits[0]["id"] == tiles.records[3].id and found.answer.similarities[0] > 0.9999
-    hit = found.answer.hits[0]
+    assert found.neighbours.hits[0]["id"] == tiles.records[3].id and found.neighbours.similarities[0] > 0.9999
+    hit = found.neighbours.hits[0]
     assert np.array_equal(found.pictures.pixels(str(hit["id"]), hit["sha256"]), tiles.read(3).pixels)
 
 
@@ -111,17 +111,17 @@ def test_a_table_that_is_there_is_left_until_something_else_is_asked_for(folder,
     with monkeypatch.context() as patched:
         patched.setattr(Embedder, "features", lambda *_: pytest.fail("tiles were embedded again"))
         again = embedded()
-    assert (again.kept, again.tiles, again.width) == (3, first.tiles, first.width) and first.kept == 0
+    assert (again.skipped, again.tiles, again.width) == (3, first.tiles, first.width) and first.skipped == 0
     assert console.messages == [f"{place} has these tiles by these weights already, and is left as it is"]
-    assert embedded(tiling=dataclasses.replace(CUT, tissue=0.9)).kept == 0  # other tiles
-    assert embedded().kept == 0 and embedded().kept == 3
-    assert embedded("random:vit_micro_patch16").kept == 0  # other weights
-    assert embedded().kept == 0 and embedded(grey=True).kept == 0  # other input
-    assert embedded().kept == 0
+    assert embedded(tiling=dataclasses.replace(CUT, tissue=0.9)).skipped == 0  # other tiles
+    assert embedded().skipped == 0 and embedded().skipped == 3
+    assert embedded("random:vit_micro_patch16").skipped == 0  # other weights
+    assert embedded().skipped == 0 and embedded(grey=True).skipped == 0  # other input
+    assert embedded().skipped == 0
     (slides / "slide-0.tif").write_bytes((slides / "slide-1.tif").read_bytes())  # other content under the same name
-    assert embedded().kept == 0 and embedded().kept == 3
+    assert embedded().skipped == 0 and embedded().skipped == 3
     (slides / "manifest.csv").write_text("path,label\n" + "".join(f"slide-{n}.tif,{n}\n" for n in range(3)))
-    assert embedded().kept == 0  # other labels
+    assert embedded().skipped == 0  # other labels
 
 
 def test_files_of_other_programs_are_read(tmp_path):
@@ -220,9 +220,9 @@ def test_features_of_a_slide_whose_pixels_are_not_square_are_made_again_where_ro
     right = load_features(file)
     about = {name: value for name, value in right.about.items() if name != "tile_px_level0_y"}
     save_features(file, SlideFeatures(right.coords, right.features + 1, about))
-    assert api.embed("random:vit_micro_patch8", oblong, out=out, tiling=CUT).kept == 0
+    assert api.embed("random:vit_micro_patch8", oblong, out=out, tiling=CUT).skipped == 0
     assert np.array_equal(load_features(file).features, right.features)
-    assert api.embed("random:vit_micro_patch8", oblong, out=out, tiling=CUT).kept == 1
+    assert api.embed("random:vit_micro_patch8", oblong, out=out, tiling=CUT).skipped == 1
 
 
 def test_neighbours_go_to_one_process(tiles):
@@ -280,7 +280,7 @@ def test_a_damaged_spot_is_left_out_and_every_vector_stands_at_its_own_place(hol
     with pytest.raises(TooManyDamaged, match=r"holed\.tif: 8 of 144 tiles \(5\.6% or more\) cannot be read"):
         api.embed(model, holed[1], out=out, tiling=FINE)
     found = api.embed(model, holed[1], out=out, tiling=FINE, max_bad=0.1, console=console)
-    assert isinstance(found, Embedded) and found.tiles == 136
+    assert isinstance(found, EmbeddedSlides) and found.tiles == 136
     (line,) = (line for line in console.messages if "left out" in line)
     assert line.startswith(
         "holed.tif: 8 of 144 tiles cannot be read and are left out; the first: cannot be read at 0, 0"
@@ -294,11 +294,11 @@ def test_a_damaged_spot_is_left_out_and_every_vector_stands_at_its_own_place(hol
     similar = (unit(rest.features) * unit(whole.features[kept])).sum(axis=1)
     assert similar.min() > 0.999  # the statistics that random weights take from the tiles differ by a little
     again = api.embed(model, holed[1], out=out, tiling=FINE, max_bad=0.1)
-    assert isinstance(again, Embedded) and (again.kept, again.tiles) == (1, 136)
+    assert isinstance(again, EmbeddedSlides) and (again.skipped, again.tiles) == (1, 136)
     table = tmp_path / "t.parquet"
     assert api.embed(model, holed[1], out=table, tiling=FINE, max_bad=0.1).tiles == len(load_table(table)) == 136
     again = api.embed(model, holed[1], out=table, tiling=FINE, max_bad=0.1)
-    assert (again.kept, again.tiles) == (1, 136)
+    assert (again.skipped, again.tiles) == (1, 136)
 
 
 def test_a_training_begins_although_its_first_tile_is_damaged(holed):

@@ -17,7 +17,7 @@ from saccade.data.slides.tiling import Tiling
 from saccade.errors import StorageError, TooManyDamaged, UsageError
 from saccade.features.embed_slides import Embedder, load_for_tiles
 from saccade.features.slide_files import name_files
-from saccade.tasks.embed import Described
+from saccade.tasks.embed import LabelOptions
 
 MODEL = "random:vit_micro_patch8"
 CUT = Tiling(mpp=1.0, tile_px=64, tissue=0.0)
@@ -43,16 +43,16 @@ def test_vectors_of_another_input_are_made_again(slide, tmp_path, out, monkeypat
     colour = load_features(embedded(slide, place).files[0]).features
     again = embedded(slide, place, grey=True)
     grey = load_features(again.files[0]).features
-    assert again.kept == 0 and not np.allclose(grey, colour)
+    assert again.skipped == 0 and not np.allclose(grey, colour)
     refuse(monkeypatch)
-    assert embedded(slide, place, grey=True).kept == 1
+    assert embedded(slide, place, grey=True).skipped == 1
 
 
 def test_a_resolution_told_otherwise_moves_the_tiles(tmp_path):
     slide = write_slide(tmp_path / "unsaid.tif", texture(280, 280), um=None)
     first = embedded(slide, tmp_path / "f", tiling=dataclasses.replace(CUT, slide_mpp=0.5))
     again = embedded(slide, tmp_path / "f", tiling=dataclasses.replace(CUT, slide_mpp=0.505))
-    assert (first.tiles, again.tiles, again.kept) == (9, 9, 0)
+    assert (first.tiles, again.tiles, again.skipped) == (9, 9, 0)
     assert read_about(again.files[0])["tile_px_level0"] == pytest.approx(64 / 0.505)
 
 
@@ -62,12 +62,12 @@ def test_labels_that_come_later_are_written_into_files_that_are_kept(slide, tmp_
     table = tmp_path / "table.csv"
     table.write_text("path,label,patient,split\none.tif,tumour,P1,test\n")
     refuse(monkeypatch)
-    found = embedded(slide.parent, tmp_path / out, described=Described(labels=table))
+    found = embedded(slide.parent, tmp_path / out, labels=LabelOptions(labels=table))
     again = load_features(found.files[0])
-    assert found.kept == 1 and np.array_equal(first.features, again.features)
+    assert found.skipped == 1 and np.array_equal(first.features, again.features)
     assert [again.about[key] for key in ("label", "group", "split")] == ["tumour", "P1", "test"]
     written = found.files[0].stat().st_mtime_ns
-    embedded(slide.parent, tmp_path / out, described=Described(labels=table))
+    embedded(slide.parent, tmp_path / out, labels=LabelOptions(labels=table))
     assert found.files[0].stat().st_mtime_ns == written
 
 
@@ -75,7 +75,7 @@ def test_a_file_with_more_left_out_than_is_allowed_now_is_not_kept(tmp_path):
     whole = write_slide(tmp_path / "whole.tif", texture(768, 768))
     holed, fine = with_holes(whole, tmp_path / "holed.tif", (0, 14)), Tiling(mpp=0.5, tile_px=64, tissue=0.0)
     embedded(holed, tmp_path / "f", tiling=fine, max_bad=0.9)
-    assert embedded(holed, tmp_path / "f", tiling=fine, max_bad=0.9).kept == 1
+    assert embedded(holed, tmp_path / "f", tiling=fine, max_bad=0.9).skipped == 1
     with pytest.raises(TooManyDamaged, match=r"holed\.tif: 8 of 144 tiles"):
         embedded(holed, tmp_path / "f", tiling=fine, max_bad=0.05)
 
@@ -89,11 +89,11 @@ def test_statistics_of_all_slides_are_of_these_slides(slide, tmp_path, monkeypat
     write_slide(folder / "b.tif", texture(256, 256, seed=1) // 3)
     found = embedded(folder, tmp_path / "f")
     again = load_features(found.files[0]).features
-    assert found.kept == 0 and not np.allclose(first, again)
+    assert found.skipped == 0 and not np.allclose(first, again)
     afresh = load_features(embedded(folder, tmp_path / "g").files[0]).features
     assert np.array_equal(again, afresh)
     refuse(monkeypatch)
-    assert embedded(folder, tmp_path / "f").kept == 2
+    assert embedded(folder, tmp_path / "f").skipped == 2
 
 
 def test_a_trained_model_has_its_own_input_except_on_slides_of_another_depth(slide, tmp_path):
@@ -174,7 +174,7 @@ def test_a_name_that_is_no_text_is_spelt_out(slide, tmp_path, out, monkeypatch):
     found = load_features(file)
     assert found.about["slide"] == found.about["group"] == r"n\udcff.tif"
     refuse(monkeypatch)
-    assert embedded(folder, tmp_path / out).kept == 1
+    assert embedded(folder, tmp_path / out).skipped == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not text")

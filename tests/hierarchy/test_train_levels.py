@@ -505,7 +505,9 @@ def test_a_slide_finds_itself_among_slides(hierarchy, slide_table, tmp_path):
     place, asked = tmp_path / "slides.parquet", slide_table / "slide2.tif"
     api.embed(hierarchy, slide_table, out=place)
     found = api.search(hierarchy, asked, store=place)
-    assert found.answer.hits[0]["id"] == "slide2.tif" and found.answer.similarities[0] > 0.9999 and found.same[0]
+    assert (
+        found.neighbours.hits[0]["id"] == "slide2.tif" and found.neighbours.similarities[0] > 0.9999 and found.same[0]
+    )
     assert found.save_sheet(tmp_path / "like.png") == [] and (tmp_path / "like.png").stat().st_size > 0
     with pytest.raises(UsageError, match="asked with a slide"):
         api.search(hierarchy, tmp_path / "like.png", store=place)

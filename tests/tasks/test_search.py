@@ -255,11 +255,11 @@ def test_votes():
 
 def test_an_image_finds_itself_and_its_filters(parquet, tiles, tmp_path):
     found = saccade.search(MODEL, tiles / "03.png", store=parquet, options=SearchOptions(k=5))
-    assert found.answer.hits[0]["id"] == "03.png" and found.same == [True] + [False] * 4
-    assert found.answer.similarities[0] == pytest.approx(1, abs=1e-4)
+    assert found.neighbours.hits[0]["id"] == "03.png" and found.same == [True] + [False] * 4
+    assert found.neighbours.similarities[0] == pytest.approx(1, abs=1e-4)
     assert sum(found.guess.counts.values()) == 4  # no vote for the image itself
     filtered = SearchOptions(k=30, where=f"label='{ODD.replace(chr(39), 2 * chr(39))}' site=")
-    hits = saccade.search(MODEL, tiles / "03.png", store=parquet, options=filtered).answer.hits
+    hits = saccade.search(MODEL, tiles / "03.png", store=parquet, options=filtered).neighbours.hits
     assert [hit["label"] for hit in hits] == [ODD] * 3 and {hit["site"] for hit in hits} == {None}
     out = tmp_path / "sheets" / "sheet.png"
     assert found.save_sheet(out) == [] and Image.open(out).width > 500

@@ -27,10 +27,10 @@ def embed(
     features), as TRIDENT writes them. Up-to-date features are skipped.
     """
     from saccade import api
-    from saccade.features.embed_slides import Embedded
-    from saccade.tasks.embed import Described
+    from saccade.features.embed_slides import EmbeddedSlides
+    from saccade.tasks.embed import LabelOptions
 
-    described = Described(labels=labels.labels, label=labels.label, group=labels.group)
+    columns = LabelOptions(labels=labels.labels, label=labels.label, group=labels.group)
     with ProgressBar() as bar:
         table = api.embed(
             model,
@@ -38,12 +38,12 @@ def embed(
             out=out,
             grey=grey,
             max_bad=max_bad,
-            described=described,
+            labels=columns,
             tiling=tiling.tiling(),
             console=bar,
         )
-    if isinstance(table, Embedded):
-        skipped = f" ({table.kept:,} up to date)" if table.kept else ""
+    if isinstance(table, EmbeddedSlides):
+        skipped = f" ({table.skipped:,} up to date)" if table.skipped else ""
         slides = "1 slide" if table.slides == 1 else f"{table.slides:,} slides"
         typer.echo(f"{out}: {slides}{skipped}, {table.tiles:,} tiles, {table.width} features")
         return

@@ -45,12 +45,12 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """What a pass wrote: files, slides of which ``kept`` were there already, tiles with features, and their width."""
+class EmbeddedSlides:
+    """The files of a pass over slides, of which ``skipped`` were up to date; tiles with features, and their width."""
 
     files: list[Path]
     slides: int
-    kept: int
+    skipped: int
     tiles: int
     width: int
 
@@ -261,11 +261,11 @@ def _below_a_grid(model: Path) -> str:
     )
 
 
-def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: Report | None = None) -> Embedded:
-    """Write the features of every slide into the folder ``out``, a file each; those that are there already are kept."""
+def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: Report | None = None) -> EmbeddedSlides:
+    """Write the features of every slide into the folder ``out``, a file each; up-to-date files are skipped."""
     tiles = embedder.tiles
     files = name_files(out, suffix, [one.record.id for one in tiles.named], tiles.hashes)
-    kept = done = left_out = 0
+    skipped = done = left_out = 0
 
     def more(count: int) -> None:
         nonlocal done
@@ -278,7 +278,7 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
         there = what_holds(path, about, embedder.max_bad)
         if there is not None:
             note_known(path, there, about)
-            kept += 1
+            skipped += 1
             more(about["tiles"])
         else:
             check_writable(path)
@@ -286,12 +286,12 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
             there = made.about
             save_features(path, made)
         left_out += there.get("left_out", 0)
-    return Embedded(files, len(tiles.named), kept, len(tiles) - left_out, embedder.model.backbone.dim)
+    return EmbeddedSlides(files, len(tiles.named), skipped, len(tiles) - left_out, embedder.model.backbone.dim)
 
 
 def embed_table(
     embedder: Embedder, out: Path, *, origin: Mapping[str, str | None], report: Report | None = None
-) -> Embedded:
+) -> EmbeddedSlides:
     """Write one feature table (see store) with a row a tile, slide by slide.
 
     origin   where the slides lie (``data``, ``labels``) and who ``made_by``, for the table's ``about``
@@ -320,7 +320,7 @@ def embed_table(
             rows, done = rows + len(records), done + len(indices)
             if report is not None:
                 report(done, len(tiles))
-    return Embedded([out], len(tiles.named), 0, rows, embedder.model.backbone.dim)
+    return EmbeddedSlides([out], len(tiles.named), 0, rows, embedder.model.backbone.dim)
 
 
 def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | None]) -> int | None:
@@ -354,7 +354,7 @@ def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | N
 
 def write_features(
     embedder: Embedder, out: str | Path | None, *, origin: Mapping[str, str | None], report: Report
-) -> Embedded:
+) -> EmbeddedSlides:
     """Write the features of every tile where and as ``out`` says: FILE.parquet or DATABASE/NAME.lance, a row a tile,
     FOLDER.h5, or another folder (Parquet), with a file a slide. A table for LanceDB is made whole in a file of its own
     first (TMPDIR says where), and goes from there in batches. What has these features already is left as it is.
@@ -373,7 +373,7 @@ def write_features(
             embedder.say(f"{out} has these tiles by these weights already, and is left as it is")
             if stores.is_lance(out):
                 complete(out)
-            return Embedded([place], len(tiles.named), len(tiles.named), rows, embedder.model.backbone.dim)
+            return EmbeddedSlides([place], len(tiles.named), len(tiles.named), rows, embedder.model.backbone.dim)
         stores.check_writable(out)
     if stores.is_lance(out):
         with tempfile.TemporaryDirectory(prefix="saccade-tiles-") as folder:

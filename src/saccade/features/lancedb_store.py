@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from saccade.base.random import numpy_generator
 from saccade.errors import DataError, StorageError, first_line, require
 from saccade.features.filters import Condition, check_values, to_sql
-from saccade.features.table import FEATURES, Answer, FeatureTable, Recall, from_arrow, to_arrow, unit
+from saccade.features.table import FEATURES, FeatureTable, Neighbours, Recall, from_arrow, to_arrow, unit
 
 SUFFIX = ".lance"
 INDEX_ROWS = 10_000  # below, exact search takes a few milliseconds
@@ -148,14 +148,14 @@ class LanceStore:
 
     def nearest_rows(
         self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
-    ) -> Answer:
+    ) -> Neighbours:
         """The k rows most like ``query`` [D]; an approximate answer comes with its recall. See store.Store."""
         sql = self._sql(conditions)
         names = [self._stored[name] for name in self.columns]
         recall = self._recall(k, sql) if approximate else None
         found = self._found(query[None], k, sql, names, cells=recall.cells if recall else None)
         hits = [{name: row[self._stored[name]] for name in self.columns} for row in found.to_pylist()]
-        return Answer(hits, 1 - np.asarray(found["_distance"], dtype=np.float32), recall)
+        return Neighbours(hits, 1 - np.asarray(found["_distance"], dtype=np.float32), recall)
 
     def _sql(self, conditions: Sequence[Condition]) -> str:
         sql = to_sql(conditions, {name: f"`{self._stored[name]}`" for name in self.columns})

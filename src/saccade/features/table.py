@@ -176,7 +176,7 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Neighbours:
     """Neighbours, nearest first: what is known of each, and its cosine similarity [k]; recall None means exact."""
 
     hits: list[dict[str, str | None]]
@@ -205,7 +205,7 @@ class Store(Protocol):
 
     def nearest_rows(
         self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
-    ) -> Answer:
+    ) -> Neighbours:
         """The k rows most like ``query`` [D] among those that fulfil the conditions."""
         ...
 
@@ -229,17 +229,17 @@ class MemoryStore:
 
     def nearest_rows(
         self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
-    ) -> Answer:
+    ) -> Neighbours:
         features, kept = self.table.features, None
         if conditions:
             kept = np.flatnonzero(mask(conditions, self.table.columns, self.rows))
             features = features[kept]
         if not len(features):
-            return Answer([], np.zeros(0, np.float32))
+            return Neighbours([], np.zeros(0, np.float32))
         similar, found = nearest(features, query[None], k)
         rows = found[0] if kept is None else kept[found[0]]
         known = self.table.columns
-        return Answer([{name: known[name][int(row)] for name in self.columns} for row in rows], similar[0])
+        return Neighbours([{name: known[name][int(row)] for name in self.columns} for row in rows], similar[0])
 
 
 def unit(x: np.ndarray) -> np.ndarray:

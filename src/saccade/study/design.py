@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,31 @@ class StudyConfig:
     """Continue although training and test data share images or groups."""
     settings: tuple[str, ...] = ()
     """Further ``key=value`` pairs for every training."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How ``compare`` trains.
+
+    Parameters
+    ----------
+    regimes : sequence of str
+        Training regimes: any of supervised, augmented, dino.
+    seeds : int
+        Draws of each training-set size.
+    match : str
+        "params" or "flops": scale every backbone's width to the first one's value; "" keeps the widths.
+    workers : int
+        Trials that run in parallel; the cores are divided between them.
+    study : StudyConfig
+        Budget, input size, batch, recipes.
+    """
+
+    regimes: Sequence[str] = tuple(REGIMES)
+    seeds: int = 3
+    match: str = ""
+    workers: int = 1
+    study: StudyConfig = dataclasses.field(default_factory=StudyConfig)
 
 
 @dataclass(frozen=True)

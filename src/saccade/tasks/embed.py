@@ -15,7 +15,7 @@ from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiling import Tiling
 from saccade.errors import UsageError
 from saccade.features import embed_images, stores
-from saccade.features.embed_slides import Embedded, Embedder, as_trained, load_for_tiles, write_features
+from saccade.features.embed_slides import EmbeddedSlides, Embedder, as_trained, load_for_tiles, write_features
 from saccade.features.table import FeatureTable
 from saccade.hierarchy import evaluate_slides
 from saccade.hierarchy import settings as layout
@@ -25,7 +25,7 @@ from saccade.train.loop import Console, Quiet
 
 
 @dataclasses.dataclass(frozen=True)
-class Described:
+class LabelOptions:
     """Where to read what is known of the images: a table that lies apart, and its columns (see open_source)."""
 
     labels: Path | None = None
@@ -57,7 +57,7 @@ def _embed_hierarchy(
     run: Path,
     data: str | Path,
     out: str | Path | None,
-    where: Described,
+    where: LabelOptions,
     tiling: Tiling,
     *,
     max_bad: float,
@@ -80,7 +80,7 @@ def _embed_hierarchy(
     return table
 
 
-def _origin(model: str | Path, data: str | Path, where: Described) -> dict[str, str | None]:
+def _origin(model: str | Path, data: str | Path, where: LabelOptions) -> dict[str, str | None]:
     """What a table says of where it comes from."""
     return {
         "made_by": str(model) if str(model).startswith(("random:", "timm:")) else str(Path(model).resolve()),
@@ -108,10 +108,10 @@ def embed(
     out: str | Path | None = None,
     grey: bool = False,
     max_bad: float = 0.05,
-    described: Described | None = None,
+    labels: LabelOptions | None = None,
     tiling: Tiling | None = None,
     console: Console | None = None,
-) -> FeatureTable | Embedded:
+) -> FeatureTable | EmbeddedSlides:
     """One feature vector for every image of ``data``; written to ``out``: FILE.parquet, or DATABASE/NAME.lance.
 
     Of slides, one for every tile (``tiling``; what is left open is as the model was trained): FILE.parquet, or
@@ -119,7 +119,7 @@ def embed(
     A hierarchy gives one vector a slide, in one table. Raises UsageError for other names than these.
     """
     with _lock_table(out):
-        return _embed(model, data, out, grey, max_bad, described or Described(), tiling, console or Quiet())
+        return _embed(model, data, out, grey, max_bad, labels or LabelOptions(), tiling, console or Quiet())
 
 
 def _lock_table(out: str | Path | None) -> contextlib.AbstractContextManager[None]:
@@ -135,10 +135,10 @@ def _embed(
     out: str | Path | None,
     grey: bool,
     max_bad: float,
-    where: Described,
+    where: LabelOptions,
     tiling: Tiling | None,
     console: Console,
-) -> FeatureTable | Embedded:
+) -> FeatureTable | EmbeddedSlides:
     runtime.keep_freed_memory()
     if layout.is_hierarchy(model):
         cut = tiling or Tiling()

@@ -24,7 +24,7 @@ from saccade.evaluation.knn import Guess, guess
 from saccade.features.embed_images import embed_one
 from saccade.features.filters import parse
 from saccade.features.stores import approximates, open_store
-from saccade.features.table import Answer, Store
+from saccade.features.table import Neighbours, Store
 from saccade.features.thumbnails import SLIDES, Pictures
 from saccade.models.backbones.weights import LoadedModel, fingerprint, load_model
 from saccade.viz.overlays import Neighbour, hits_panel
@@ -85,7 +85,7 @@ class Searcher:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Query:
     """What is asked with: its name, its pixels [C Y X] or [C T Y X], and the hash of its content."""
 
     name: str
@@ -94,7 +94,7 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The answer to one image.
 
     same    whether each hit is the very file that was asked with; such a hit has no vote
@@ -105,33 +105,34 @@ class Found:
     pixels: np.ndarray
     store: Store
     options: SearchOptions
-    answer: Answer
+    neighbours: Neighbours
     same: list[bool]
     guess: Guess | None
     pictures: Pictures
 
     def text(self) -> str:
         """A table for the terminal."""
-        shown = [name for name in ("label", "group", "split") if any(hit[name] for hit in self.answer.hits)]
-        if not self.answer.hits:
+        shown = [name for name in ("label", "group", "split") if any(hit[name] for hit in self.neighbours.hits)]
+        if not self.neighbours.hits:
             return f"nothing in {self.store.place} fits {self.options.where}"
         rows = [["", "similarity", *shown, "image"]]
-        for place, hit in enumerate(self.answer.hits):
+        for place, hit in enumerate(self.neighbours.hits):
             known = [hit[name] or "" for name in shown]
             note = " (the image itself)" if self.same[place] else ""
-            rows.append([str(place + 1), f"{self.answer.similarities[place]:.4f}", *known, f"{hit['id']}{note}"])
+            rows.append([str(place + 1), f"{self.neighbours.similarities[place]:.4f}", *known, f"{hit['id']}{note}"])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows]
         filtered = f", {self.options.where}" if self.options.where else ""
-        how = self.answer.recall.text() if self.answer.recall else "exact"
+        how = self.neighbours.recall.text() if self.neighbours.recall else "exact"
         count = f"{self.store.rows:,} {self.store.about.get('rows', 'images')}"
         lines += ["", f"{count} in {self.store.place}, {self.store.model}{filtered}; {how}"]
         return "\n".join(lines + ([self.guess.text()] if self.guess else []))
 
     def to_dict(self) -> dict[str, Any]:
         hits = [
-            hit | {"rank": i + 1, "similarity": round(float(self.answer.similarities[i]), 6), "same_file": self.same[i]}
-            for i, hit in enumerate(self.answer.hits)
+            hit
+            | {"rank": i + 1, "similarity": round(float(self.neighbours.similarities[i]), 6), "same_file": self.same[i]}
+            for i, hit in enumerate(self.neighbours.hits)
         ]
         return {
             "query": self.query,
@@ -140,8 +141,8 @@ class Found:
             "model": self.store.model,
             "weights": self.store.about["weights"],
             "where": self.options.where,
-            "exact": self.answer.recall is None,
-            "recall": dataclasses.asdict(self.answer.recall) if self.answer.recall else None,
+            "exact": self.neighbours.recall is None,
+            "recall": dataclasses.asdict(self.neighbours.recall) if self.neighbours.recall else None,
             "guess": dataclasses.asdict(self.guess) if self.guess else None,
             "hits": hits,
         }
@@ -151,7 +152,7 @@ class Found:
         if path.suffix.lower() != ".png":
             raise UsageError("a contact sheet is a PNG", got=path)
         shown, faults = [], []
-        for hit, score in zip(self.answer.hits, self.answer.similarities):
+        for hit, score in zip(self.neighbours.hits, self.neighbours.similarities):
             try:
                 pixels = self.pictures.pixels(str(hit["id"]), hit["sha256"])
             except DataError as error:
@@ -177,22 +178,22 @@ def read_query(path: Path) -> tuple[Sample, str]:
     return source.read(0), source.content_hash(0)
 
 
-def search(model: str | Path, image: str | Path, place: str | Path, options: SearchOptions) -> Found:
+def search(model: str | Path, image: str | Path, place: str | Path, options: SearchOptions) -> SearchResult:
     """The nearest neighbours of an image file in a feature table; see SearchOptions."""
     store = open_store(place)
     sample, digest = read_query(Path(image))
     vector = Searcher(model, store).vector(sample)
-    return answer(store, vector, Asked(str(image), sample.pixels, digest), options)
+    return find_neighbours(store, vector, Query(str(image), sample.pixels, digest), options)
 
 
-def answer(store: Store, vector: np.ndarray, asked: Asked, options: SearchOptions) -> Found:
+def find_neighbours(store: Store, vector: np.ndarray, query: Query, options: SearchOptions) -> SearchResult:
     """The nearest neighbours of a vector [D] in a feature table, and what they vote for."""
     if options.k < 1:
         raise UsageError("--k is at least 1", got=options.k)
     approximate = approximates(store, options.approximate)
     found = store.nearest_rows(vector, options.k, parse(options.where), approximate=approximate)
-    same = [hit["sha256"] == asked.sha256 for hit in found.hits]
+    same = [hit["sha256"] == query.sha256 for hit in found.hits]
     voters = [(hit["label"], float(s)) for hit, s, own in zip(found.hits, found.similarities, same) if not own]
     pictures = Pictures(store.about, data=options.data)
-    shown = pictures.eight_bit(asked.pixels)
-    return Found(asked.name, shown, store, options, found, same, guess(voters), pictures)
+    shown = pictures.eight_bit(query.pixels)
+    return SearchResult(query.name, shown, store, options, found, same, guess(voters), pictures)

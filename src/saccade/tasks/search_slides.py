@@ -8,11 +8,11 @@ from saccade.data.slides.detect import is_slide
 from saccade.errors import ModelError, UsageError
 from saccade.features.stores import open_store
 from saccade.hierarchy.evaluate_slides import embed, slides_of
-from saccade.tasks.search import Asked, Found, SearchOptions, answer
+from saccade.tasks.search import Query, SearchOptions, SearchResult, find_neighbours
 from saccade.train.loop import Console
 
 
-def search(run: Path, slide: str | Path, place: str | Path, options: SearchOptions, console: Console) -> Found:
+def search(run: Path, slide: str | Path, place: str | Path, options: SearchOptions, console: Console) -> SearchResult:
     """The nearest neighbours of one slide in a table of slides that the hierarchy in ``run`` made.
 
     Raises ModelError when another hierarchy, or no hierarchy at all, made the table.
@@ -23,12 +23,14 @@ def search(run: Path, slide: str | Path, place: str | Path, options: SearchOptio
     tiles = slides_of(run, str(slide), {})
     if len(tiles.named) != 1:
         raise UsageError("a search asks with one slide", got=f"{len(tiles.named):,} in {slide}")
-    found = embed(run, tiles, console)
-    if found.about["weights"] != store.about.get("weights"):
+    table = embed(run, tiles, console)
+    if table.about["weights"] != store.about.get("weights"):
         raise ModelError(
             f"{place} was made by another model",
-            got=found.model,
+            got=table.model,
             expected=store.model,
             hint="search with that model, or embed the slides again with this hierarchy",
         )
-    return answer(store, found.features[0], Asked(str(slide), tiles.slides[0].thumbnail(256), tiles.hashes[0]), options)
+    return find_neighbours(
+        store, table.features[0], Query(str(slide), tiles.slides[0].thumbnail(256), tiles.hashes[0]), options
+    )

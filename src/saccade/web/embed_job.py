@@ -31,11 +31,11 @@ class _Told:
 
 def _embed(report: Report, run: str, data: str, columns: Columns) -> None:
     """In a process of its own."""
-    from saccade.tasks.embed import Described, embed
+    from saccade.tasks.embed import LabelOptions, embed
 
     labels = Path(columns["labels"]) if columns["labels"] else None
-    described = Described(labels=labels, label=columns["label"], group=columns["group"])
-    embed(run, data, out=Path(run) / TABLE, described=described, console=_Told(report))
+    label_options = LabelOptions(labels=labels, label=columns["label"], group=columns["group"])
+    embed(run, data, out=Path(run) / TABLE, labels=label_options, console=_Told(report))
 
 
 class Making:

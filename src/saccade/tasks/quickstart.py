@@ -1,4 +1,4 @@
-"""The main job end to end on data that saccade draws itself: learn, measure, look, report."""
+"""``saccade quickstart``: pretrain, evaluate and report on synthetic tissue images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from saccade import api
-from saccade.base import run_folder
+from saccade.base.run_folder import write_json
 from saccade.evaluation.protocol import EvalReport
 from saccade.evaluation.tables import to_text
-from saccade.train.loop import Console
+from saccade.tasks.evaluate import evaluate
+from saccade.tasks.pretrain import pretrain
+from saccade.train.loop import Console, Quiet
 
 DATA = "synthetic:tissue?n=6000&size=64"
 BACKBONE = "resnet10_w32"
@@ -31,7 +32,7 @@ WHY_NETWORK = (
 
 @dataclasses.dataclass(frozen=True)
 class QuickstartResult:
-    """What the quick start found and where it lies."""
+    """Run folder, report and evaluation of the quick start."""
 
     run: Path
     report: Path
@@ -64,23 +65,30 @@ def quickstart(
     backbone: str | None = None,
     console: Console | None = None,
 ) -> QuickstartResult:
-    """Draw tissue, pretrain with DINO for ``minutes``, evaluate against the baselines, write the report.
+    """Pretrain with DINO on synthetic tissue, evaluate against the baselines, write the report.
 
-    out   a new folder; the run goes to ``out/run``
+    Parameters
+    ----------
+    out : str or Path
+        New folder; the run is ``out/run``.
+    minutes : float
+        Pretraining time.
+    backbone : str, optional
+        Architecture; None: a small ResNet.
+    console : Console, optional
+        Receives messages and progress.
+
+    Returns
+    -------
+    QuickstartResult
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     run = Path(out) / "run"
-    console = console or api.Quiet()
+    console = console or Quiet()
     name = backbone or BACKBONE
-    api.pretrain(
-        DATA,
-        out=run,
-        backbone=name,
-        recipe=RECIPE,
-        settings=SETTINGS | {"train.minutes": minutes},
-        console=console,
-    )
+    settings = SETTINGS | {"train.minutes": minutes}
+    pretrain(DATA, out=run, backbone=name, recipe=RECIPE, settings=settings, console=console)
     if backbone is None:
-        run_folder.write_json(run / "notes.json", {"why_network": WHY_NETWORK.format(backbone=name)})
-    found = api.evaluate([run], DATA, console=console)
-    return QuickstartResult(run, run / "report.html", found, time.perf_counter() - began)
+        write_json(run / "notes.json", {"why_network": WHY_NETWORK.format(backbone=name)})
+    evaluation = evaluate([run], DATA, console=console)
+    return QuickstartResult(run, run / "report.html", evaluation, time.perf_counter() - start)
