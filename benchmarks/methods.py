@@ -1,7 +1,7 @@
 """Every pretext task at equal wall-clock: k-NN, logistic regression, images a second and peak memory.
 
     python benchmarks/methods.py DATA [--size 64] [--seconds 120] [--recipe short] [--group COLUMN]
-        [--methods dino,pair,...] [--backbones vit_micro_patch8,resnet10_w32] --out FOLDER
+        [--methods dino,same_image,...] [--backbones vit_micro_patch8,resnet10_w32] --out FOLDER
 
 First every method is priced: seconds a step on synthetic tissue of that size, all methods in turn, two rounds, the
 lower quartile (other work on the machine only adds). Then each is trained on DATA for as many steps as fit into
@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-METHODS = ("dino", "dinov2", "contrast", "lejepa", "pair", "position", "masked", "latent", "supervised")
-HIDING = ("dinov2", "masked", "latent")
+METHODS = ("dino", "dinov2", "moco_v3", "lejepa", "same_image", "relative_position", "mae", "ijepa", "supervised")
+HIDING = ("dinov2", "mae", "ijepa")
 BATCH, ROUNDS, STEPS = 64, 2, 12
 MEASURED = """
 import resource, sys

@@ -38,21 +38,21 @@ SETTINGS: list[dict[str, Any]] = [
     {"backbone": "vit_tiny_patch8", "size": 64, "batch": 16, "set": {"train.accumulate": 2}},
     {"backbone": "vit_micro_patch8", "size": 64, "batch": 64, "set": {"dino.out_dim": 65536}},
     {"backbone": "hybrid_tiny_patch8", "size": 96, "batch": 24},
-    {"backbone": "hybrid_micro_patch8", "size": 64, "batch": 64, "precision": "bf16", "method": "contrast"},
+    {"backbone": "hybrid_micro_patch8", "size": 64, "batch": 64, "precision": "bf16", "method": "moco_v3"},
     {"backbone": "swin_tiny_patch4_window7", "size": 224, "batch": 2, "method": "supervised"},
     {"backbone": "swin_micro_patch4_window7", "size": 96, "batch": 16, "precision": "bf16"},
     {"backbone": "hvt_tiny_patch8", "size": 96, "batch": 24},
     {"backbone": "resnet18", "size": 64, "batch": 32},
     {"backbone": "resnet50", "size": 64, "batch": 24, "precision": "bf16", "method": "lejepa"},
-    {"backbone": "resnet10_c4", "size": 64, "batch": 32, "method": "pair"},
+    {"backbone": "resnet10_c4", "size": 64, "batch": 32, "method": "same_image"},
     {"backbone": "resnet10_d4", "size": 64, "batch": 16, "precision": "bf16"},
-    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 48, "method": "masked"},
+    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 48, "method": "mae"},
     {"backbone": "vit_tiny_patch8", "size": 96, "batch": 24, "method": "dinov2", "precision": "bf16"},
-    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 24, "method": "latent"},
-    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 64, "method": "position"},
+    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 24, "method": "ijepa"},
+    {"backbone": "vit_tiny_patch8", "size": 96, "batch": 64, "method": "relative_position"},
     {"backbone": "vit_tiny_patch8", "size": 32, "batch": 16, "axes": 3},
     {"backbone": "vit_micro_patch8", "size": 64, "batch": 4, "axes": 3, "precision": "bf16"},
-    {"backbone": "vit_micro_patch8", "size": 64, "batch": 8, "axes": 3, "method": "masked"},
+    {"backbone": "vit_micro_patch8", "size": 64, "batch": 8, "axes": 3, "method": "mae"},
     {"backbone": "vit_micro_patch8_window4", "size": 64, "batch": 4, "axes": 3},
     {"backbone": "hvt_micro_patch8", "size": 64, "batch": 4, "axes": 3},
     {"backbone": "hybrid_micro_patch8", "size": 48, "batch": 4, "axes": 3},
@@ -115,7 +115,7 @@ def count(sections: Any, load: Any, device: Any) -> float:
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
-    steps = 10 if load.method in ("latent", "dinov2") else 1
+    steps = 10 if load.method in ("ijepa", "dinov2") else 1
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         plan.time_steps(sections, load, device, rounds=steps - 1)
     return counter.get_total_flops() / steps

@@ -18,7 +18,7 @@ import torch
 from peer import BOTTLENECK, HIDDEN, VIT, LightlyDino, Work, abab, timm_vit
 from saccade import runtime
 from saccade.base.contracts import Progress, Role, View
-from saccade.methods.base import Facts
+from saccade.methods.base import DatasetFacts
 from saccade.methods.dino import Dino, DinoConfig, resolve_dino
 from saccade.models.backbones.build import build
 from saccade.train.optim import clip_gradients, make_optimizer
@@ -62,7 +62,7 @@ class Ours:
         name = f"vit_{setting.size}_patch{setting.patch}"
         student, teacher = (build(name, channels=3, size_px=setting.global_px, seed=0) for _ in range(2))
         wanted = DinoConfig(out_dim=setting.out_dim, head_hidden=HIDDEN, bottleneck=BOTTLENECK)
-        config = resolve_dino(wanted, Facts(images=100_000, batch=setting.batch, steps=100_000))
+        config = resolve_dino(wanted, DatasetFacts(images=100_000, batch=setting.batch, steps=100_000))
         self.method = Dino(student, teacher, config, seed=0)
         self.optimizer = make_optimizer(self.method, CPU)
         self.precision, self.progress = precision, Progress(1000, 100_000, 1.0, 100.0)
@@ -73,7 +73,7 @@ class Ours:
             output = self.method.step(views, self.progress)
         output.loss.backward()
         self.method.before_update(self.progress)
-        clip_gradients([p for _, p in self.method.trainable()], 3.0)
+        clip_gradients([p for _, p in self.method.parameters_to_train()], 3.0)
         self.optimizer.step()
         self.method.after_update(self.progress)
         return float(output.loss.detach())

@@ -1,6 +1,6 @@
 """What do patch tokens of an unlabelled 3D model know of anatomy? Anterior, posterior hippocampus, and neither.
 
-    python benchmarks/volumes.py msd-hippocampus-130.zip --out DIR [--method masked] [--steps 200]
+    python benchmarks/volumes.py msd-hippocampus-130.zip --out DIR [--method mae] [--steps 200]
 
 Cases are split once; pretraining sees those of the training part only, without masks. A patch has the class that fills
 most of it. Two questions to the tokens of the test cases: the class by weighted k-NN among the training cases' tokens,
@@ -32,7 +32,7 @@ from saccade.data.open import open_source
 from saccade.data.volumes.intensity import intensity_of
 from saccade.evaluation.metrics import interval
 from saccade.evaluation.probes import knn_scores
-from saccade.methods.mae import patches_of
+from saccade.methods.mae import patchify
 from saccade.models.backbones.build import rebuild
 from saccade.models.backbones.weights import load_model
 
@@ -59,7 +59,7 @@ def patch_classes(source, index: int, cache, spec, patch: int) -> np.ndarray:
     cube = whole_cubes(batch.sizes_px, spacing_of(batch), spec.size_mm)
     spacing = spacing_of(batch)[0] * batch.sizes_px[0] / torch.tensor(mask.shape)
     layers = torch.stack([mask == c for c in range(3)]).float()
-    shares = patches_of(sample_cubes(layers, spacing, cube, spec.size_px), patch)
+    shares = patchify(sample_cubes(layers, spacing, cube, spec.size_px), patch)
     shares = shares.unflatten(2, (-1, 3)).mean(dim=2)[0]
     found = shares.argmax(dim=1)
     found[shares.sum(dim=1) < 0.5] = -1
@@ -78,7 +78,7 @@ def look(source, model, network) -> tuple[dict[str, np.ndarray], np.ndarray, np.
             answer = model.backbone(pixels)
             features["trained"].append(answer.tokens[0].numpy())
             features["random weights"].append(network(pixels).tokens[0].numpy())
-        voxels = patches_of(pixels, patch)[0].numpy()
+        voxels = patchify(pixels, patch)[0].numpy()
         features["voxels"].append(np.concatenate([voxels, np.ones((len(voxels), 1), np.float32)], axis=1))
         place = np.stack(np.unravel_index(np.arange(len(voxels)), answer.grid), axis=1) / answer.grid[0] - 0.5
         features["place"].append(np.concatenate([place, np.full((len(place), 1), 0.5)], axis=1).astype(np.float32))
@@ -155,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--method", default="masked")
+    parser.add_argument("--method", default="mae")
     parser.add_argument("--backbone", default="vit_micro_patch4")
     parser.add_argument("--size", type=int, default=40)
     parser.add_argument("--steps", type=int, default=200)

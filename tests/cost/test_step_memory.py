@@ -130,9 +130,9 @@ def counted(sections, load, steps=1) -> float:
 @pytest.mark.parametrize("method", method_names())
 def test_operations_of_every_method(method):
     sections, load = settled(method, size=48)
-    found = counted(sections, load, steps=10 if method in ("latent", "dinov2") else 1)
-    # latent draws the size of its blocks anew for every step; ten of them are a rough mean on a grid of 6 x 6.
-    close = 0.12 if method == "latent" else 0.03 if method == "dinov2" else 0.02
+    found = counted(sections, load, steps=10 if method in ("ijepa", "dinov2") else 1)
+    # ijepa draws the size of its blocks anew for every step; ten of them are a rough mean on a grid of 6 x 6.
+    close = 0.12 if method == "ijepa" else 0.03 if method == "dinov2" else 0.02
     assert found == pytest.approx(price(load).total_flops, rel=close)
 
 
@@ -224,7 +224,7 @@ def test_alternatives_are_sorted_and_do_what_they_say():
     assert halves.price.peak < price(load).peak and halves.price.total_flops == pytest.approx(
         price(load.with_(explicit=True)).total_flops, rel=0.001
     )
-    assert all("window" not in one.name for one in alternatives(settled("masked", size=64)[1]))
+    assert all("window" not in one.name for one in alternatives(settled("mae", size=64)[1]))
 
 
 def test_every_method_and_family_has_a_price():
@@ -346,7 +346,7 @@ def test_a_damaged_first_image_stops_no_plan(tmp_path):
 def test_plan_of_volumes():
     found = plan.plan(
         None,
-        "masked",
+        "mae",
         "microscopy",
         {"model.backbone": "vit_micro_patch8", "model.size_px": 32, "train.batch": 2},
         plan.PlanOptions(axes=3, measure=False),

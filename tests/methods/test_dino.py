@@ -17,7 +17,7 @@ from saccade import runtime
 from saccade.augment.views import ViewsConfig, make_views, resolve_views
 from saccade.base.contracts import Batch, Features, InputSpec, Progress, View
 from saccade.methods import dino
-from saccade.methods.base import Facts
+from saccade.methods.base import DatasetFacts
 from saccade.methods.dino import Dino, DinoConfig, Head, center_and_sharpen, dino_loss, entropy, resolve_dino, sinkhorn
 from saccade.methods.heads_and_ema import image_vectors
 from saccade.models.backbones.build import build
@@ -100,7 +100,7 @@ def test_batch_norm_in_the_head():
         spread[norm] = answers.std(dim=0).mean().item()
     assert spread["batch"] > 20 * spread["none"]
     method = method_of(dataclasses.replace(CONFIG, head_norm="batch"))
-    update(method, torch.optim.SGD([p for _, p in method.trainable()], lr=0.1), [views_of(4)], at(50))
+    update(method, torch.optim.SGD([p for _, p in method.parameters_to_train()], lr=0.1), [views_of(4)], at(50))
     averages = [h.state_dict()["mlp.1.running_mean"] for h in (method.student_head, method.teacher_head)]
     assert all(a.any() for a in averages) and not torch.allclose(*averages)
 
@@ -187,7 +187,7 @@ def test_teacher_starts_as_the_student_and_gets_no_gradient():
     assert method.backbone is method.teacher
     assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
     assert all(p.grad is None and not p.requires_grad for p in method.teacher_head.parameters())
-    named = dict(method.trainable())
+    named = dict(method.parameters_to_train())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in named.values())
     assert len(named) == len([p for p in method.parameters() if p.requires_grad])
 
@@ -201,7 +201,7 @@ def test_last_layer_is_frozen_at_first(norm_last_layer):
         method.zero_grad(set_to_none=True)
         method.step(views_of(4), at(step)).loss.backward()
         method.before_update(at(step))
-        for name, p in method.trainable():
+        for name, p in method.parameters_to_train():
             assert (p.grad is None) == (frozen and id(p) in last), (step, name)
 
 
@@ -209,7 +209,7 @@ def test_frozen_layer_does_not_decay():
     """A gradient of zeros would still let AdamW shrink the layer."""
     method = method_of()
     before = method.student_head.prototypes.detach().clone()
-    optimizer = torch.optim.AdamW([p for _, p in method.trainable()], lr=0.1, weight_decay=0.5)
+    optimizer = torch.optim.AdamW([p for _, p in method.parameters_to_train()], lr=0.1, weight_decay=0.5)
     update(method, optimizer, [views_of(4)], at(0))
     assert torch.equal(method.student_head.prototypes, before)
 
@@ -237,7 +237,7 @@ def update(
 def test_teacher_follows_as_equation_says():
     method = method_of()
     old = {n: p.detach().clone() for n, p in method.named_parameters() if n.startswith("teacher")}
-    optimizer = torch.optim.SGD([p for _, p in method.trainable()], lr=0.5)
+    optimizer = torch.optim.SGD([p for _, p in method.parameters_to_train()], lr=0.5)
     update(method, optimizer, [views_of(4)], at(50))
     now = dict(method.named_parameters())
     momentum = 1 + 0.5 * (0.9 - 1) * (1 + math.cos(math.pi / 2))
@@ -250,10 +250,12 @@ def test_teacher_follows_as_equation_says():
 
 def test_schedules():
     method = method_of()
-    assert method._momentum(at(0)) == pytest.approx(0.9)
-    assert method._momentum(at(25)) == pytest.approx(1 - 0.05 * (1 + math.cos(math.pi / 4)))
-    assert method._momentum(at(100)) == pytest.approx(1.0)
-    assert [method._temperature(at(s)) for s in (0, 15, 30, 90)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    assert method.ema.momentum(at(0)) == pytest.approx(0.9)
+    assert method.ema.momentum(at(25)) == pytest.approx(1 - 0.05 * (1 + math.cos(math.pi / 4)))
+    assert method.ema.momentum(at(100)) == pytest.approx(1.0)
+    assert [dino.teacher_temperature(method.config, at(s)) for s in (0, 15, 30, 90)] == pytest.approx(
+        [0.04, 0.055, 0.07, 0.07]
+    )
 
 
 def test_centre_follows_as_equation_says(monkeypatch):
@@ -281,7 +283,7 @@ def test_accumulation_equals_a_larger_batch():
     """Two micro-batches of 8 and one batch of 16, three updates; exact for networks without batch norm."""
     config = dataclasses.replace(CONFIG, freeze_last_fraction=0.0)
     one, two = method_of(config), method_of(config)
-    first, second = (torch.optim.SGD([p for _, p in m.trainable()], lr=0.5) for m in (one, two))
+    first, second = (torch.optim.SGD([p for _, p in m.parameters_to_train()], lr=0.5) for m in (one, two))
     for step in range(3):
         whole = views_of(16, seed=step)
         halves = [[View(v.role, v.pixels[k : k + 8], v.box[k : k + 8]) for v in whole] for k in (0, 8)]
@@ -305,14 +307,14 @@ def test_batch_norm_of_the_teacher_keeps_its_own_averages():
 
 def test_state_dict_continues_exactly():
     method = method_of(norm=True)
-    optimizer = torch.optim.AdamW([p for _, p in method.trainable()], lr=0.01)
+    optimizer = torch.optim.AdamW([p for _, p in method.parameters_to_train()], lr=0.01)
     for step in range(4):
         update(method, optimizer, [views_of(8, step)], at(step, 8))
     saved = copy.deepcopy({"method": method.state_dict(), "optimizer": optimizer.state_dict()})
     expected = [update(method, optimizer, [views_of(8, step)], at(step, 8)) for step in range(4, 8)]
     torch.manual_seed(99)
     fresh = Dino(Tiny(norm=True), Tiny(norm=True), CONFIG, seed=77)
-    optimizer = torch.optim.AdamW([p for _, p in fresh.trainable()], lr=0.01)
+    optimizer = torch.optim.AdamW([p for _, p in fresh.parameters_to_train()], lr=0.01)
     fresh.load_state_dict(saved["method"])
     optimizer.load_state_dict(saved["optimizer"])
     assert [update(fresh, optimizer, [views_of(8, step)], at(step, 8)) for step in range(4, 8)] == expected
@@ -334,7 +336,7 @@ def test_seed_decides_the_head_and_nothing_else_moves():
 
 
 def test_paper_values_at_the_papers_size():
-    found = resolve_dino(DinoConfig(), Facts(images=1_281_167, batch=1024, steps=125_000))
+    found = resolve_dino(DinoConfig(), DatasetFacts(images=1_281_167, batch=1024, steps=125_000))
     assert (found.out_dim, found.head_hidden, found.bottleneck, found.momentum) == (65536, 2048, 256, 0.996)
     assert (found.student_temp, found.teacher_temp, found.center_momentum) == (0.1, 0.04, 0.9)
 
@@ -342,11 +344,11 @@ def test_paper_values_at_the_papers_size():
 @pytest.mark.parametrize("images", [4, 500, 6000, 100_000])
 @pytest.mark.parametrize("steps", [1, 300, 20_000])
 def test_everything_is_resolved_and_nothing_given_is_changed(images, steps):
-    found = resolve_dino(DinoConfig(), Facts(images=images, batch=64, steps=steps, batch_norm=True))
+    found = resolve_dino(DinoConfig(), DatasetFacts(images=images, batch=64, steps=steps, batch_norm=True))
     assert found.head_norm == "batch"
     assert None not in dataclasses.asdict(found).values()
     assert found.out_dim >= 16 and 0 <= found.momentum < 1 and found.teacher_temp < found.student_temp
-    assert resolve_dino(CONFIG, Facts(images=images, batch=64, steps=steps, batch_norm=True)) == CONFIG
+    assert resolve_dino(CONFIG, DatasetFacts(images=images, batch=64, steps=steps, batch_norm=True)) == CONFIG
 
 
 # --- KoLeo -------------------------------------------------------------------------------------
@@ -405,7 +407,7 @@ def twenty_losses(centering: str, precision: str = "fp32") -> list[float]:
     method = method_of(config)
     if precision == "bf16":
         method = Dino(*(build("vit_micro_patch8", size_px=16, seed=0) for _ in range(2)), config, seed=3)
-    optimizer = torch.optim.AdamW([p for _, p in method.trainable()], lr=3e-3, weight_decay=0.04)
+    optimizer = torch.optim.AdamW([p for _, p in method.parameters_to_train()], lr=3e-3, weight_decay=0.04)
     coarse = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     pixels = nn.functional.interpolate(coarse, size=(24, 24), mode="bilinear")
     batch = Batch(pixels, torch.full((16, 2), 24), torch.arange(16))

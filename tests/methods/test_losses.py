@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from saccade.augment.masks import context_and_targets, first_of, hidden_blocks, random_parts
 from saccade.base.contracts import Hidden, View
 from saccade.methods.lejepa import agreement, sigreg
-from saccade.methods.mae import masked_loss, patches_of
+from saccade.methods.mae import mae_loss, patchify
 from saccade.methods.moco_v3 import info_nce
-from saccade.methods.relative_position import PLACES, Position, PositionConfig, one_channel
-from saccade.methods.same_image import compared, pair_loss
+from saccade.methods.relative_position import NEIGHBOURS, RelativePosition, RelativePositionConfig, one_channel
+from saccade.methods.same_image import pair_features, same_image_loss
 from saccade.models.backbones.build import build
 
 
@@ -102,9 +102,9 @@ def test_the_mean_of_the_patches_can_be_the_image():
 # --- losses -------------------------------------------------------------------------------------
 
 
-def test_masked_loss_is_that_of_mae():
+def test_mae_loss_is_that_of_mae():
     pixels = drawn(2, 3, 16, 24)
-    wanted = patches_of(pixels, 8)
+    wanted = patchify(pixels, 8)
     assert wanted.shape == (2, 6, 192)
     # Patch 4 is the second row, second column; its first three numbers are the channels of its first pixel.
     assert torch.equal(wanted[1, 4, :3], pixels[1, :, 8, 8]) and torch.equal(wanted[1, 4, 3:6], pixels[1, :, 8, 9])
@@ -112,8 +112,8 @@ def test_masked_loss_is_that_of_mae():
     target = wanted.double().numpy()
     target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
     expected = ((guess.double().numpy() - target) ** 2).mean(-1).mean()
-    assert float(masked_loss(guess, wanted, normalise=True)) == pytest.approx(expected, rel=1e-5)
-    assert float(masked_loss(wanted, wanted, normalise=False)) == 0
+    assert float(mae_loss(guess, wanted, normalise=True)) == pytest.approx(expected, rel=1e-5)
+    assert float(mae_loss(wanted, wanted, normalise=False)) == 0
 
 
 def test_info_nce_by_hand():
@@ -148,10 +148,10 @@ def test_agreement_is_the_distance_from_the_mean_of_the_global_views():
 
 
 def test_pairs_at_chance_cost_ln_2_and_have_no_order():
-    assert float(pair_loss(torch.zeros(3), torch.zeros(3))) == pytest.approx(math.log(2))
-    assert float(pair_loss(torch.full((3,), 9.0), torch.full((3,), -9.0))) < 1e-3
+    assert float(same_image_loss(torch.zeros(3), torch.zeros(3))) == pytest.approx(math.log(2))
+    assert float(same_image_loss(torch.full((3,), 9.0), torch.full((3,), -9.0))) < 1e-3
     one, other = drawn(4, 6), drawn(4, 6, seed=1)
-    assert torch.equal(compared(one, other), compared(other, one))
+    assert torch.equal(pair_features(one, other), pair_features(other, one))
 
 
 # --- position -----------------------------------------------------------------------------------
@@ -164,12 +164,12 @@ def test_tiles_lie_where_the_answer_says():
     pixels = torch.stack([rows, columns]).float().expand(images, -1, -1, -1)
     view = View("global", pixels, torch.zeros(images, 4), None, torch.arange(images))
     net = build("resnet10_w8", size_px=16)
-    method = Position(net, PositionConfig(tile_px=16, jitter_px=2, drop_channels=False), seed=0)
+    method = RelativePosition(net, RelativePositionConfig(tile_px=16, jitter_px=2, drop_channels=False), seed=0)
     tiles, answers = method.tiles(view, 0)
     middle, neighbour = tiles[:, :, 0, 0].view(2, images, 2)
     assert tiles.shape == (2 * images, 2, 16, 16)
     assert ((middle - 24).abs() <= 2).all()
-    assert ((neighbour - 24 - 24 * PLACES[answers]).abs() <= 2).all()
+    assert ((neighbour - 24 - 24 * NEIGHBOURS[answers]).abs() <= 2).all()
     # Between them there is always a gap, so that no line runs on.
     apart = (neighbour - middle).abs().amax(dim=1)
     assert float(apart.min()) >= 16 + 8 - 4

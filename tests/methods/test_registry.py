@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from saccade.errors import ModelError
+from saccade.base.version_0_1 import METHODS as METHODS_OF_0_1
+from saccade.errors import UsageError
 from saccade.methods import registry
 from saccade.methods.registry import card_of, describe, method_names
 
@@ -81,5 +82,10 @@ def test_a_method_of_another_package_is_one_like_others(plugin):
 
 
 def test_an_entry_point_that_cannot_be_loaded_is_named(plugin):
-    with pytest.raises(ModelError, match="broken cannot be loaded"):
+    with pytest.raises(UsageError, match=r"plug-in broken .* cannot be loaded"):
         card_of("broken")
+
+
+def test_names_of_version_0_1_are_aliases():
+    assert {old: card_of(old).name for old in METHODS_OF_0_1} == METHODS_OF_0_1
+    assert set(METHODS_OF_0_1.values()) < set(method_names())

@@ -5,6 +5,7 @@
 
 import functools
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from PIL import Image
 
 import saccade
@@ -80,6 +82,29 @@ def test_a_run_that_was_cut_off_goes_on_exactly(method, whole_run, tmp_path, mon
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "renamed"),
+    [("contrast", "moco_v3", {}), ("masked", "mae", {"share": "mask_ratio"})],
+)
+def test_a_run_of_version_0_1_is_resumed_exactly(old, new, renamed, whole_run, tmp_path):
+    """config.yaml as saccade 0.1 wrote it: other names of the method, its section and its settings."""
+    folder = tmp_path / "old"
+    shutil.copytree(whole_run(new), folder)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    section = values.pop(new)
+    values[old] = {next((o for o, n in renamed.items() if n == key), key): value for key, value in section.items()}
+    values["train"]["method"] = old
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    for later in ("step-000006",):
+        shutil.rmtree(folder / "checkpoints" / later)
+    for name in ("model", "report.html", "chosen.json"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    assert saccade.examine(folder) == saccade.examine(whole_run(new))
+    resume(folder)
+    assert losses(folder) == losses(whole_run(new))
+
+
 def golden(method: str, precision: str, folder: Path) -> list[float]:
     return losses(run(folder / f"{method}-{precision}", method, train__precision=precision))
 
@@ -96,10 +121,12 @@ def test_dinov2_goes_on_where_no_patch_is_hidden(tmp_path):
     """Of a batch of two, none is hidden in one step of eighteen."""
     never = run(tmp_path / "never", "dinov2", dinov2__mask_prob=0.0)
     assert len(losses(never)) == STEPS
-    assert all(line["patches"] == 0 for line in run_folder.read_metrics(never / "metrics.jsonl") if "patches" in line)
+    assert all(
+        line["patch_loss"] == 0 for line in run_folder.read_metrics(never / "metrics.jsonl") if "patch_loss" in line
+    )
 
 
-@pytest.mark.parametrize("method", ["pair", "contrast"])
+@pytest.mark.parametrize("method", ["same_image", "moco_v3"])
 def test_what_compares_images_wants_two_in_a_micro_batch(method, tmp_path):
     with pytest.raises(UsageError, match="a batch of 1"):
         run(tmp_path / "run", method, train__batch=1, train__accumulate=2)
@@ -133,7 +160,7 @@ def test_what_compares_images_wants_two_in_a_micro_batch(method, tmp_path):
             {"teacher temperature too high"},
         ),
         ("lejepa", {"lejepa.weight": 0.0}, {"all images have the same vector"}),
-        ("pair", {"optim.lr": 1e-7}, {"no better than guessing"}),
+        ("same_image", {"optim.lr": 1e-7}, {"no better than guessing"}),
     ],
     ids=["flat teacher", "no centring", "warm teacher", "nothing keeps vectors apart", "nothing is learned"],
 )
@@ -165,7 +192,7 @@ def test_a_slow_source_of_views_is_named(tmp_path, monkeypatch):
         return real(*given, **named)
 
     monkeypatch.setattr(loop, "make_views", slow)
-    folder = run(tmp_path / "run", "pair", "resnet10_w8", train__steps=20)
+    folder = run(tmp_path / "run", "same_image", "resnet10_w8", train__steps=20)
     assert "the data loader starves the device" in {one.name for one in saccade.examine(folder)}
 
 
@@ -299,7 +326,7 @@ def test_random_weights_are_never_the_model(tmp_path, monkeypatch):
     """Their rank is the highest of a run, and where views differ little they match them: no sign of having learned."""
     figures = {0: (0.95, 40.0), 3: (0.9, 9.0), 6: (0.9, 10.0)}
     monkeypatch.setattr(LiveProbe, "__call__", lambda self, step: dict(zip(("agreement", "rank"), figures[step])))
-    chosen = run_folder.read_json(run(tmp_path / "run", "masked") / "chosen.json")
+    chosen = run_folder.read_json(run(tmp_path / "run", "mae") / "chosen.json")
     assert chosen["chosen"]["step"] == chosen["last"]["step"] == STEPS
 
 

@@ -12,8 +12,8 @@ from saccade.augment.masks import context_and_targets, hidden_blocks, random_par
 from saccade.base import config
 from saccade.base.contracts import Progress, View
 from saccade.errors import ModelError, UsageError
-from saccade.methods.base import Facts
-from saccade.methods.mae import patches_of
+from saccade.methods.base import DatasetFacts
+from saccade.methods.mae import patchify
 from saccade.methods.registry import build_method, card_of, method_names, resolve_method
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import load_model
@@ -39,7 +39,7 @@ def views(name: str, count: int = 6) -> list[View]:
 
 
 def made(name: str):
-    facts = Facts(
+    facts = DatasetFacts(
         images=64,
         batch=6,
         steps=200,
@@ -57,7 +57,7 @@ def made(name: str):
 @pytest.mark.parametrize("name", ON_VOLUMES)
 def test_the_loss_falls(name):
     method, losses = made(name), []
-    optimizer = torch.optim.AdamW([p for _, p in method.trainable()], lr=1e-3)
+    optimizer = torch.optim.AdamW([p for _, p in method.parameters_to_train()], lr=1e-3)
     for step in range(40):
         progress = Progress(step, 200, step, 200)
         out = method.step(views(name), progress)
@@ -71,13 +71,17 @@ def test_the_loss_falls(name):
 
 
 def test_position_is_refused_by_name():
-    with pytest.raises(UsageError, match="position is for images only"):
-        resolve_method("position", card_of("position").config_cls(), Facts(images=64, batch=8, steps=9, axes=3))
+    with pytest.raises(UsageError, match="relative_position is for images only"):
+        resolve_method(
+            "relative_position",
+            card_of("relative_position").config_cls(),
+            DatasetFacts(images=64, batch=8, steps=9, axes=3),
+        )
 
 
-def test_patches_of_a_volume_are_its_boxes():
+def test_patchify_a_volume_are_its_boxes():
     volume = torch.arange(2 * 8 * 4 * 12, dtype=torch.float32).view(1, 2, 8, 4, 12)
-    patches = patches_of(volume, 4)
+    patches = patchify(volume, 4)
     assert patches.shape == (1, 2 * 1 * 3, 4**3 * 2)
     for number, (z, y, x) in enumerate((z, y, x) for z in (0, 4) for y in (0,) for x in (0, 4, 8)):
         box = volume[0, :, z : z + 4, y : y + 4, x : x + 4]
@@ -131,8 +135,8 @@ SHORT = {"train.steps": 3, "train.batch": 6, "model.size_px": 16}
         ("dino", {"model.backbone": "resnet10_w8"}),
         ("dino", {"model.backbone": NETWORK, "model.positions": "factorised", "model.attention": "window:2"}),
         ("dino", {"model.backbone": "swin_micro_patch2_w16_window4", "model.slices": 3, "views.local_px": 16}),
-        ("masked", {"model.backbone": NETWORK, "train.checkpointing": True}),
-        ("latent", {"model.backbone": NETWORK, "data.size_mm": 0.0}),
+        ("mae", {"model.backbone": NETWORK, "train.checkpointing": True}),
+        ("ijepa", {"model.backbone": NETWORK, "data.size_mm": 0.0}),
         ("dinov2", {"model.backbone": NETWORK, "model.registers": 1}),
     ],
 )
@@ -190,8 +194,8 @@ def test_weights_for_images_are_inflated(balls, tmp_path):
 def test_what_cannot_be_is_said(balls, tmp_path):
     asked = {
         "for images only": {"model.backbone": "swin_micro_patch2_window4"},
-        "position is for images only": {"train.method": "position"},
-        "hides patches": {"train.method": "masked", "model.backbone": NETWORK, "model.slices": 4},
+        "relative_position is for images only": {"train.method": "relative_position"},
+        "hides patches": {"train.method": "mae", "model.backbone": NETWORK, "model.slices": 4},
         "hue has no effect on volumes": {"views.hue": 0.1},
         "checkpointing has no effect on resnet10": {"model.backbone": "resnet10_w8", "train.checkpointing": True},
         "not what data.axes says": {"data.axes": 2},

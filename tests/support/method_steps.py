@@ -7,7 +7,40 @@ import torch
 
 from saccade import runtime
 from saccade.base.contracts import Progress, View
-from saccade.methods.registry import method_names
+from saccade.methods.base import DatasetFacts
+from saccade.methods.registry import build_method, card_of, method_names, resolve_method
+from saccade.models.backbones.build import build
+from saccade.models.registry import parse
+
+NETWORK, SIDE = "vit_micro_patch8_w32", 64
+
+
+def views(name: str, images: int = 8) -> list[View]:
+    """Views as the method asks for them, of images that are stripes of different directions and widths."""
+    wanted = card_of(name).defaults
+    counts = (wanted.get("views.global_count", 2), wanted.get("views.local_count", 2))
+    generator = torch.Generator().manual_seed(0)
+    slope = 2.0 if name == "relative_position" else 0.0  # stripes have no place
+    found = []
+    for role, count, side in (("global", counts[0], SIDE), ("local", counts[1], 32)):
+        for _ in range(count):
+            y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+            stripes = [
+                torch.sin((y * (i % 3) + x * (i // 3 + 1)) / 3.0) + slope * (y + 2 * x) / side for i in range(images)
+            ]
+            pixels = torch.stack(stripes)[:, None].repeat(1, 3, 1, 1)
+            pixels = pixels + 0.1 * torch.randn(pixels.shape, generator=generator)
+            found.append(View(role, pixels, torch.zeros(images, 4), torch.arange(images) % 2, torch.arange(images)))
+    return found
+
+
+def made(name: str, *, start: int = 0, network: str = NETWORK, **settings):
+    facts = DatasetFacts(
+        images=64, batch=8, steps=200, labels=("a", "b"), view_px=SIDE, unit_px=parse(network).unit_px, dim=32
+    )
+    config = resolve_method(name, card_of(name).config_cls(**settings), facts)
+    student = build(network, size_px=SIDE, seed=start)
+    return build_method(name, student, lambda: build(network, size_px=SIDE), config, seed=0)
 
 
 def share(view: View) -> View:
@@ -18,12 +51,10 @@ def share(view: View) -> View:
 
 
 def steps_of_all() -> dict[str, tuple[list[float], float]]:
-    from test_methods_contract import made, views
-
     found = {}
     for name in method_names():
         method, losses = made(name), []
-        parameters = [p for _, p in method.trainable()]
+        parameters = [p for _, p in method.parameters_to_train()]
         optimizer = torch.optim.SGD(parameters, lr=0.01)
         for step in range(3):
             progress = Progress(step, 200, step, 200)

@@ -15,7 +15,7 @@ from saccade.base.run_folder import read_metrics
 from saccade.data.cache.image_cache import build_cache
 from saccade.data.open import open_source
 from saccade.errors import ContaminationError, DataError, ModelError, StorageError, UsageError
-from saccade.methods.base import Facts
+from saccade.methods.base import DatasetFacts
 from saccade.methods.supervised import SupervisedConfig, resolve_supervised
 from saccade.reporting.section_classifier import classifier_finding, classifier_section
 from saccade.tasks.finetune import FinetuneOptions, supervised_sections, to_text
@@ -306,11 +306,11 @@ def test_layer_decay_slows_early_layers(tmp_path):
 
 def test_defaults_follow_the_situation():
     facts = {"images": 100, "batch": 10, "steps": 10, "labels": ("b", "a")}
-    assert resolve_supervised(SupervisedConfig(), Facts(**facts)).classes == ("b", "a")
+    assert resolve_supervised(SupervisedConfig(), DatasetFacts(**facts)).classes == ("b", "a")
     with pytest.raises(DataError, match="two classes"):
-        resolve_supervised(SupervisedConfig(classes=("a", "c")), Facts(**facts))
+        resolve_supervised(SupervisedConfig(classes=("a", "c")), DatasetFacts(**facts))
     with pytest.raises(UsageError):
-        resolve_supervised(SupervisedConfig(label_smoothing=1.0), Facts(**facts))
+        resolve_supervised(SupervisedConfig(label_smoothing=1.0), DatasetFacts(**facts))
 
 
 def test_copies_on_both_sides_of_a_split_are_refused(tmp_path):

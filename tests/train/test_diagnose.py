@@ -14,7 +14,7 @@ DINO = Settings(
 )
 HEALTHY = {
     "loss": 1.4, "teacher_entropy": 0.4, "kl": 1.0, "marginal_entropy": 2.4, "grad_norm": 1.5, "koleo": 1.0,
-    "spread": 0.7, "wait": 0.1,
+    "feature_std": 0.7, "wait": 0.1,
 }  # fmt: skip
 
 
@@ -29,12 +29,18 @@ def lines(*parts: tuple[int, dict[str, float]]) -> list[dict[str, float]]:
 SICK = {
     "uniform collapse": {"teacher_entropy": FLAT - 0.01, "kl": 0.001, "loss": FLAT},
     "one-prototype collapse": {"marginal_entropy": 0.01, "teacher_entropy": 0.001, "kl": 0.001},
-    "all images have the same vector": {"spread": 0.001},
+    "all images have the same vector": {"feature_std": 0.001},
     "no learning": {"grad_norm": 1e-8},
     "diverged": {"grad_norm": 400.0},
     "KoLeo infinite": {"koleo": 9.2},
     "the data loader starves the device": {"wait": 0.8},
 }
+
+
+def around(loss: float) -> list[dict[str, float]]:
+    """800 steps at one loss."""
+    healthy = {"grad_norm": 1.0, "feature_std": 0.7}
+    return [{"step": 10 * i, "loss": loss + 0.002 * (-1) ** i, **healthy} for i in range(80)]
 
 
 def names(found) -> list[str]:
@@ -112,19 +118,24 @@ def test_causes_come_from_the_settings(changed, cause, sharper):
 
 
 def test_other_methods_have_no_prototypes():
-    contrast = Settings("contrast", 64, 5000, 1000, 1e-3)
-    few = [{k: v for k, v in line.items() if k in ("step", "loss", "grad_norm", "spread")} for line in lines((600, {}))]
+    contrast = Settings("moco_v3", 64, 5000, 1000, 1e-3)
+    few = [
+        {k: v for k, v in line.items() if k in ("step", "loss", "grad_norm", "feature_std")}
+        for line in lines((600, {}))
+    ]
     assert examine(few, contrast) == []
 
 
 @pytest.mark.parametrize(
     ("method", "loss", "temperature"),
-    [("pair", math.log(2), None), ("position", math.log(8), None), ("contrast", 0.8 * math.log(64), 0.2)],
+    [("same_image", math.log(2), None), ("relative_position", math.log(8), None), ("moco_v3", 0.8 * math.log(64), 0.2)],
 )
 def test_a_loss_that_is_that_of_guessing_is_told_after_half_of_the_run(method, loss, temperature):
     config = card_of(method).config_from({"temperature": temperature} if temperature else {})
     settings = Settings(method, 64, 5000, 1000, 1e-3, chance=card_of(method).chance_loss(config, 64))
-    guessing = [{"step": 10 * i, "loss": loss + 0.002 * (-1) ** i, "grad_norm": 1.0, "spread": 0.7} for i in range(80)]
+    guessing = [
+        {"step": 10 * i, "loss": loss + 0.002 * (-1) ** i, "grad_norm": 1.0, "feature_std": 0.7} for i in range(80)
+    ]
     assert examine(guessing[:50], settings) == []
     assert names(examine(guessing, settings)) == ["no better than guessing"]
     assert examine([line | {"loss": 0.9 * loss} for line in guessing], settings) == []
@@ -132,17 +143,19 @@ def test_a_loss_that_is_that_of_guessing_is_told_after_half_of_the_run(method, l
 
 def test_what_a_micro_batch_guesses_is_told_by_its_own_size():
     """With gradients of several micro-batches, images are compared within each."""
-    values = {"train": {"method": "contrast", "batch": 16, "accumulate": 4, "steps": 1000},
-              "optim": {"lr": 1e-3, "warmup_fraction": 0.1}, "contrast": {"temperature": 0.2}}  # fmt: skip
+    values = {"train": {"method": "moco_v3", "batch": 16, "accumulate": 4, "steps": 1000},
+              "optim": {"lr": 1e-3, "warmup_fraction": 0.1}, "moco_v3": {"temperature": 0.2}}  # fmt: skip
     loss = 0.8 * math.log(16)
-    guessing = [{"step": 10 * i, "loss": loss + 0.002 * (-1) ** i, "grad_norm": 1.0, "spread": 0.7} for i in range(80)]
+    guessing = [
+        {"step": 10 * i, "loss": loss + 0.002 * (-1) ** i, "grad_norm": 1.0, "feature_std": 0.7} for i in range(80)
+    ]
     assert names(examine(guessing, settings_of(values, 5000))) == ["no better than guessing"]
 
 
 def test_lejepa_of_one_point_is_told_by_its_test_of_normality():
     settings = Settings("lejepa", 64, 5000, 1000, 1e-3)
     point = 64 * 0.40897
-    figures = {"loss": 1.0, "grad_norm": 1.0, "spread": 0.7, "invariance": 1e-4}
+    figures = {"loss": 1.0, "grad_norm": 1.0, "feature_std": 0.7, "invariance": 1e-4}
     sick = [{"step": 10 * i, **figures, "sigreg": point if i > 40 else 3.0} for i in range(60)]
     assert examine(sick[:41], settings) == []
     assert names(examine(sick, settings)) == ["all images have the same vector"]
@@ -156,3 +169,9 @@ def test_features_that_fall_below_the_start_are_told_in_runs_from_weights_only()
     assert found.name == "features worse than at the start" and found.since == 200 and "80.0 %" in found.evidence
     assert found.change == {"optim.lr": pytest.approx(1e-3 / 3)}
     assert examine(probes, Settings("dino", 64, 5000, 1000, 1e-3)) == []
+
+
+@pytest.mark.parametrize("key", ["feature_std", "spread"])
+def test_equal_vectors_are_diagnosed_in_runs_of_version_0_1_too(key):
+    lines = [{"step": 10 * i, "loss": 1.0, "grad_norm": 1.0, key: 0.001} for i in range(60)]
+    assert names(examine(lines, Settings("mae", 64, 5000, 600, 1e-3))) == ["all images have the same vector"]

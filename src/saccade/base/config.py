@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from saccade.base.version_0_1 import with_current_names
 from saccade.errors import UsageError, unknown
 
 Sections = dict[str, Any]
@@ -169,6 +170,7 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
+    """Values of a YAML file; names of saccade 0.1 become those of today."""
     if not path.exists():
         raise UsageError("configuration file not found", got=path, hint="is this a saccade run folder?")
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return with_current_names(yaml.safe_load(path.read_text(encoding="utf-8")) or {})

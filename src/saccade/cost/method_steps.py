@@ -135,10 +135,10 @@ def dinov2(s: Stage) -> Tensor:
     joined = ops.joined(tape, found, (rows, seen.shape[1]), FP32, HEADS)
     logits = prototypes_head(tape, s.heads, "head", joined, c)
     loss = cross_entropy(tape, logits, probs, len(s.views), count)
-    if not c["patches"]:
+    if not c["patch_weight"]:
         return loss
     # Half a patch short on average: whole patches are hidden until less than one is missing.
-    each = math.prod(s.grid) * sum(c["mask_share"]) / 2 - 0.5
+    each = math.prod(s.grid) * sum(c["mask_ratio"]) / 2 - 0.5
     hidden = max(1, round(count * s.batch * c["mask_prob"] * each))
     head = "head" if c["shared_head"] else "patch head"
     shape = (hidden, patches.shape[2])
@@ -246,7 +246,7 @@ def supervised(s: Stage) -> Tensor:
 def masked(s: Stage) -> Tensor:
     tape, c, total = s.tape, s.config, None
     count = math.prod(s.grid)
-    kept = min(count - 1, max(1, round(count * (1 - c["share"]))))
+    kept = min(count - 1, max(1, round(count * (1 - c["mask_ratio"]))))
     for view in s.views:
         inputs = view.shape[1] * s.patch ** len(s.grid)
         wanted = tape.tensor((s.batch, count, inputs), "targets")
@@ -351,13 +351,13 @@ def _cells(grid: Shape, size: list[int], draw: random.Random) -> set[tuple[int, 
 STEPS: dict[str, Callable[[Stage], Tensor]] = {
     "dino": dino,
     "dinov2": dinov2,
-    "contrast": contrast,
+    "moco_v3": contrast,
     "lejepa": lejepa,
-    "pair": pair,
-    "position": position,
-    "masked": masked,
-    "latent": latent,
+    "same_image": pair,
+    "relative_position": position,
+    "mae": masked,
+    "ijepa": latent,
     "supervised": supervised,
 }
-TAUGHT = ("dino", "dinov2", "contrast", "latent")
+TAUGHT = ("dino", "dinov2", "moco_v3", "ijepa")
 """Methods with a teacher: a second network of the same shape."""

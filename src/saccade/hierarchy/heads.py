@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saccade.base.random import seed_number
+from saccade.base.schedules import cosine_schedule
 from saccade.models.backbones.build import build
 from saccade.models.nn.network import has_attention
 
@@ -165,7 +166,7 @@ def new_head(config: HeadConfig, dim: int, classes: int, seed: int) -> Head:
 
 def pace(step: int, steps: int) -> float:
     """The share of the learning rate at one step: a short rise, then half a cosine."""
-    return float(min(1.0, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + np.cos(np.pi * step / steps)))
+    return min(1.0, (step + 1) / (WARMUP * steps)) * cosine_schedule(1.0, 0.0, step / steps)
 
 
 def fit_head(bags: Bags, labels: np.ndarray, classes: int, config: HeadConfig, *, seed: int) -> FittedHead:

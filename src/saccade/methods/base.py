@@ -15,15 +15,31 @@ from saccade.methods.diagnosis import ChanceLoss, FailureMode
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetFacts:
     """What a method's open settings are decided from.
 
-    images      that are learned from          batch   images of an optimiser step
-    together    images that are compared with one another: of a micro-batch, in all processes; None: all of ``batch``
-    batch_norm  the network has batch norm     labels  the classes of the data, empty where there are none
-    pretrained  the run starts from weights    transformer  the network is one
-    maskable    patches can be left out of it           view_px, unit_px  of a global view, and what divides it
-    dim         width of its tokens                     axes   2 for images, 3 for volumes
+    Parameters
+    ----------
+    images
+        Images of the training part.
+    batch
+        Images of an optimizer step, over all processes and micro-batches.
+    steps
+        Optimizer steps of the run.
+    batch_norm, transformer, maskable
+        The network has batch norm; is a transformer; can leave patches out.
+    view_px, unit_px
+        Side of a global view, and what divides it: the patch of a transformer, the stride of a CNN.
+    dim
+        D, the width of the network's tokens.
+    axes
+        2 for images, 3 for volumes.
+    pretrained
+        The run starts from weights.
+    labels
+        Classes of the data; empty where there are none.
+    micro_batch
+        Images of a micro-batch over all processes; None: all of ``batch``.
     """
 
     images: int
@@ -38,34 +54,34 @@ class Facts:
     axes: int = 2
     pretrained: bool = False
     labels: tuple[str, ...] = ()
-    together: int | None = None
+    micro_batch: int | None = None
 
     @property
-    def compared(self) -> int:
-        """How many images are compared with one another."""
-        return self.batch if self.together is None else self.together
+    def n_compared(self) -> int:
+        """Images that are compared with one another."""
+        return self.batch if self.micro_batch is None else self.micro_batch
 
 
 class Method(nn.Module, ABC):
-    """Networks, loss and state of one way to learn. Everything that is state is in ``state_dict``.
+    """Networks, loss and state of one pretext task. Everything that is state is in ``state_dict``.
 
-    The loop calls, for every optimiser step: ``step`` for each micro-batch, ``before_update`` after the last
-    backward pass, the optimiser, and ``after_update``.
+    The loop calls, for every optimizer step: ``step`` for each micro-batch, ``before_update`` after the last
+    backward pass, the optimizer, and ``after_update``.
     """
 
     @property
     @abstractmethod
     def backbone(self) -> Any:
-        """The network that is evaluated and saved."""
+        """The network that is evaluated and saved: the teacher where there is one."""
 
     @property
-    def learner(self) -> Any:
-        """The network that gradients reach: the student where there is a teacher, else the one that is evaluated."""
-        return self.backbone
+    @abstractmethod
+    def student_network(self) -> Any:
+        """The backbone that gradients reach; ``backbone`` itself where there is no teacher."""
 
     @abstractmethod
-    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters for the optimiser."""
+    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters for the optimizer."""
 
     @abstractmethod
     def step(self, views: list[View], progress: Progress) -> StepOutput:
@@ -77,7 +93,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def after_update(self, progress: Progress) -> None:
-        """Move what the optimiser does not: teachers, centres."""
+        """Update what the optimizer does not: teachers, centers."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +138,7 @@ class MethodCard:
 
     name: str
     config_cls: type
-    resolve: Callable[[Any, Facts], Any]
+    resolve: Callable[[Any, DatasetFacts], Any]
     cls: Callable[..., Method]
     peak_lr: PeakLR
     finetuning_lr: PeakLR | None = None

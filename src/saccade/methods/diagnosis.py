@@ -31,7 +31,7 @@ class Settings:
     ----------
     batch
         Images of an optimiser step.
-    together
+    micro_batch
         Images of a micro-batch, which are compared with one another; None: all of ``batch``.
     chance
         The loss of guessing, where the method has one.
@@ -52,13 +52,13 @@ class Settings:
     centering: str | None = None
     koleo: float | None = None
     pretrained: bool = False
-    together: int | None = None
+    micro_batch: int | None = None
     chance: ChanceLoss | None = None
 
     @property
     def n_compared(self) -> int:
         """Images that are compared with one another."""
-        return self.batch if self.together is None else self.together
+        return self.batch if self.micro_batch is None else self.micro_batch
 
 
 @dataclass(frozen=True)

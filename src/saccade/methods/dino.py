@@ -1,9 +1,9 @@
 """Two views of one image agree, student and teacher: suits every network, start here (DINO).
 
 Self-distillation with no labels (Caron et al. 2021, arXiv:2104.14294).
-The student sees all crops, the teacher only the global ones; the student's answer for one crop is trained
-towards the teacher's answer for another. The teacher is a moving average of the student. Centring and
-sharpening of its answers keep both from collapsing.
+The student sees all crops, the teacher only the global ones; the student's output for one crop is trained
+towards the teacher's output for another. The teacher is a moving average of the student. Centering and
+sharpening of its outputs keep both from collapsing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method, MethodCard, PeakLR
+from saccade.methods.base import DatasetFacts, Method, MethodCard, PeakLR
 from saccade.methods.diagnosis import PROTOTYPE_FAILURES, ChanceLoss
-from saccade.methods.heads_and_ema import follow, image_vectors, on_the_way, projection
+from saccade.methods.heads_and_ema import StudentTeacher, image_vectors, mlp_head, seeded, width_of
 from saccade.runtime import gather_over_ranks, mean_over_ranks, rank, sum_over_ranks
 
 SHORT_STEPS = 20_000
@@ -33,14 +33,14 @@ Reduce = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class DinoConfig:
-    """Settings of DINO. None is decided from the number of images, the batch and the number of steps."""
+    """Settings of dino. None: decided from the number of images, the batch and the number of steps."""
 
     out_dim: int | None = None
     """K, the number of prototypes."""
     head_hidden: int | None = None
     bottleneck: int | None = None
     head_norm: Literal["none", "batch"] | None = None
-    """Batch norm between the layers of the head; decided: for CNNs, whose pooled features are all alike at first."""
+    """Batch norm between the layers of the head; default: for CNNs, whose pooled features are all alike at first."""
     student_temp: float = 0.1
     teacher_temp_start: float | None = None
     teacher_temp: float | None = None
@@ -49,17 +49,17 @@ class DinoConfig:
     center_momentum: float = 0.9
     centering: Literal["mean", "sinkhorn", "none"] = "mean"
     momentum: float | None = None
-    """Of the teacher, at the start; a cosine takes it to ``momentum_end``."""
+    """Of the teacher at the start; a cosine takes it to ``momentum_end``."""
     momentum_end: float = 1.0
     freeze_last_fraction: float | None = None
-    """Share of the run in which the last layer of the head is not trained."""
+    """Fraction of the run in which the last layer of the head is frozen."""
     norm_last_layer: bool = True
     """Keep the prototypes at length 1."""
     koleo: float | None = None
-    """Weight of the KoLeo term, which keeps the image vectors of a batch apart; 0: plain DINO."""
+    """Weight of the KoLeo regularizer, which keeps the image vectors of a batch apart; 0: plain DINO."""
 
 
-def resolve_dino(config: DinoConfig, facts: Facts) -> DinoConfig:
+def resolve_dino(config: DinoConfig, facts: DatasetFacts) -> DinoConfig:
     """Fill every None. The paper's values are for a million images and batches of 1,024.
 
     out_dim       about one prototype for 8 images, a power of two from 256 to the paper's 65,536
@@ -93,7 +93,7 @@ def resolve_dino(config: DinoConfig, facts: Facts) -> DinoConfig:
 
 
 def _check(config: DinoConfig) -> None:
-    """Raise UsageError for temperatures and momenta that cannot be meant."""
+    """Raise UsageError for values out of range."""
     for name in ("student_temp", "teacher_temp", "teacher_temp_start", "out_dim", "head_hidden", "bottleneck"):
         value = getattr(config, name)
         if value is not None and value <= 0:
@@ -103,7 +103,7 @@ def _check(config: DinoConfig) -> None:
     for name in ("momentum", "momentum_end", "center_momentum", "temp_warmup_fraction", "freeze_last_fraction"):
         value = getattr(config, name)
         if value is not None and not 0 <= value <= 1:
-            raise UsageError(f"dino.{name} is a share", got=value, expected="0 to 1")
+            raise UsageError(f"dino.{name} must be a fraction", got=value, expected="0 to 1")
 
 
 class Head(nn.Module):
@@ -112,7 +112,7 @@ class Head(nn.Module):
     def __init__(self, dim: int, config: DinoConfig):
         super().__init__()
         assert config.out_dim and config.head_hidden and config.bottleneck
-        self.mlp = projection(
+        self.mlp = mlp_head(
             [dim, config.head_hidden, config.head_hidden, config.bottleneck], config.head_norm or "none"
         )
         self.prototypes = nn.Parameter(torch.empty(config.out_dim, config.bottleneck))
@@ -137,16 +137,30 @@ class Head(nn.Module):
 def center_and_sharpen(
     logits: Float[Tensor, "... K"], center: Float[Tensor, "K"], temperature: float
 ) -> Float[Tensor, "... K"]:
-    """The teacher's answer: softmax((logits - center) / temperature), float32."""
+    """Output of the teacher: softmax((logits - center) / temperature), float32 (equation 1 and section 3.1).
+
+    Examples
+    --------
+    >>> center_and_sharpen(torch.zeros(1, 4), torch.zeros(4), 0.04)
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
     return torch.softmax((logits.float() - center) / temperature, dim=-1)
 
 
 def sinkhorn(
     logits: Float[Tensor, "B K"], temperature: float, sum_ranks: Reduce, iterations: int = 3
 ) -> Float[Tensor, "B K"]:
-    """Sinkhorn-Knopp (Caron et al. 2020, SwAV): rows sum to 1 and every prototype is used about equally.
+    """Sinkhorn-Knopp (Caron et al. 2020, SwAV): rows sum to 1 and every prototype is used about equally, float32.
 
-    sum_ranks adds a tensor over all processes, so that the whole batch is balanced together.
+    Parameters
+    ----------
+    sum_ranks
+        Adds a tensor over all processes, so that the whole batch is balanced together.
+
+    Examples
+    --------
+    >>> sinkhorn(torch.eye(2), 0.1, lambda x: x).sum(dim=1)
+    tensor([1., 1.])
     """
     logits = logits.float()
     # exp() of raw cosines at low temperatures leaves float32; any shift that all processes share cancels.
@@ -165,7 +179,27 @@ def dino_loss(
     """Mean cross-entropy over all pairs of a teacher view and another student view (equation 3), float32.
 
     The views of the teacher are the first G of the student's. The sum over all pairs is the product of two sums;
-    the pairs of a view with itself are then taken out.
+    the pairs of a view with itself are then subtracted.
+
+    Parameters
+    ----------
+    student_logits
+        Outputs of the student's head for all views, before the softmax.
+    teacher_probs
+        Outputs of the teacher for the global views; no gradient.
+
+    Raises
+    ------
+    UsageError
+        With fewer than two views.
+
+    Examples
+    --------
+    The loss of a teacher and a student that are undecided between K prototypes is ln K.
+
+    >>> loss = dino_loss(torch.zeros(2, 8, 16), torch.full((2, 8, 16), 1 / 16), 0.1)
+    >>> round(float(loss), 4), round(math.log(16), 4)
+    (2.7726, 2.7726)
     """
     views, batch, _ = student_logits.shape
     global_views = teacher_probs.shape[0]
@@ -180,35 +214,64 @@ def dino_loss(
     teacher = teacher_probs.float()
     # Element by element, not as a matrix product: one float32 dot product over all B * K terms is 0.6 % low for
     # K = 65,536 and hides that a loss sits at ln K; and autocast or TF32 would round its factors.
-    every = (teacher.sum(dim=0) * log_student.sum(dim=0)).sum()
-    same = (teacher * log_student[:global_views]).sum()
-    return (same - every) / (batch * global_views * (views - 1))
+    all_pairs = (teacher.sum(dim=0) * log_student.sum(dim=0)).sum()
+    same_view = (teacher * log_student[:global_views]).sum()
+    return (same_view - all_pairs) / (batch * global_views * (views - 1))
 
 
-def koleo_loss(features: Float[Tensor, "B D"], everyone: Float[Tensor, "M D"], first: int) -> Float[Tensor, ""]:
-    """-mean log distance to the nearest other vector, all scaled to length 1 (Sablayrolles et al. 2019; DINOv2).
+def koleo_loss(features: Float[Tensor, "B D"], all_features: Float[Tensor, "M D"], first: int) -> Float[Tensor, ""]:
+    """KoLeo: minus the mean log distance to the nearest other vector, all scaled to length 1, float32.
 
-    everyone   the vectors of all processes, no gradient, with these from row ``first`` on: so a batch gives the same
-               on one process or many
-    Identical vectors give a finite loss and no gradient between them.
+    Sablayrolles et al. 2019, as in DINOv2. Identical vectors give a finite loss and no gradient between them.
+
+    Parameters
+    ----------
+    all_features
+        The vectors of all processes, no gradient, with ``features`` from row ``first`` on: a batch has the same loss
+        on one process and on many.
+
+    Examples
+    --------
+    >>> x = torch.eye(3)
+    >>> round(float(koleo_loss(x, x, 0)), 4)  # -ln of the distance sqrt(2)
+    -0.3466
     """
-    x, others = F.normalize(features.float(), dim=1), F.normalize(everyone.float(), dim=1)
+    x, others = F.normalize(features.float(), dim=1), F.normalize(all_features.float(), dim=1)
     if len(others) < 2:
         return x.sum() * 0.0
     with torch.no_grad():
-        similar = x @ others.T
-        similar[torch.arange(len(x)), first + torch.arange(len(x))] = -2.0
-        closest = similar.argmax(dim=1)
-    return -torch.log((x - others[closest]).norm(dim=1) + 1e-4).mean()
+        similarity = x @ others.T
+        similarity[torch.arange(len(x)), first + torch.arange(len(x))] = -2.0
+        nearest = similarity.argmax(dim=1)
+    return -torch.log((x - others[nearest]).norm(dim=1) + 1e-4).mean()
+
+
+def koleo_over_views(features: Float[Tensor, "G B D"]) -> Float[Tensor, ""]:
+    """Mean KoLeo loss of the global views, over the batches of all processes."""
+    first = rank() * features.shape[1]
+    return torch.stack([koleo_loss(view, gather_over_ranks(view), first) for view in features]).mean()
+
+
+def teacher_temperature(config: DinoConfig, progress: Progress) -> float:
+    """Linear warm-up from ``teacher_temp_start`` to ``teacher_temp``."""
+    start, end = config.teacher_temp_start, config.teacher_temp
+    assert start is not None and end is not None
+    return start + (end - start) * min(1.0, progress.fraction / max(1e-9, config.temp_warmup_fraction))
 
 
 def entropy(probs: Float[Tensor, "... K"]) -> Float[Tensor, "..."]:
-    """In nats."""
+    """Entropy over the last axis, in nats.
+
+    Examples
+    --------
+    >>> float(entropy(torch.tensor([0.0, 1.0])))
+    0.0
+    """
     return torch.special.entr(probs).sum(dim=-1)
 
 
 class Dino(Method):
-    """Student and teacher (backbone and head each), and the running centre.
+    """Student and teacher (backbone and head each), and the running center.
 
     student and teacher are two backbones of the same shape; the teacher starts as a copy of the student.
     Batch norm in the teacher uses the batch while training, as in the official code, and keeps running
@@ -222,15 +285,16 @@ class Dino(Method):
     def __init__(self, student: nn.Module, teacher: nn.Module, config: DinoConfig, *, seed: int):
         super().__init__()
         self.config = config
-        dim = int(student.dim)  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        dim = width_of(student)
+        with seeded(seed):
             self.student, self.student_head = student, Head(dim, config)
             self.teacher, self.teacher_head = teacher, Head(dim, config)
-        self.teacher.load_state_dict(student.state_dict())
-        self.teacher_head.load_state_dict(self.student_head.state_dict())
-        for part in (self.teacher, self.teacher_head):
-            part.requires_grad_(False)
+        self.ema = StudentTeacher(
+            (student, self.student_head),
+            (teacher, self.teacher_head),
+            momentum=config.momentum,
+            momentum_end=config.momentum_end,
+        )
         assert config.out_dim
         self.register_buffer("center", torch.zeros(config.out_dim))
         self.register_buffer("pending_center", torch.zeros(config.out_dim))
@@ -241,10 +305,10 @@ class Dino(Method):
         return self.teacher
 
     @property
-    def learner(self) -> nn.Module:
+    def student_network(self) -> nn.Module:
         return self.student
 
-    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.student.named_parameters(prefix="student")
         yield from self.student_head.named_parameters(prefix="student_head")
 
@@ -252,22 +316,22 @@ class Dino(Method):
         global_views = [v for v in views if v.role == "global"]
         batch, count = len(views[0].pixels), len(global_views)
         with torch.no_grad():
-            seen = self.teacher(torch.cat([v.pixels for v in global_views])).cls
-            teacher_logits = self.teacher_head(seen)
-            probs = self._targets(teacher_logits, self._temperature(progress)).view(count, batch, -1)
+            teacher_out = self.teacher(torch.cat([v.pixels for v in global_views])).cls
+            teacher_logits = self.teacher_head(teacher_out)
+            probs = self._targets(teacher_logits, progress).view(count, batch, -1)
         features = image_vectors(self.student, views)
         student_logits = self.student_head(features).view(len(views), batch, -1)
         loss = dino_loss(student_logits, probs, self.config.student_temp)
-        apart = self._koleo(features[: count * batch].view(count, batch, -1))
         with torch.no_grad():
             self.pending_center += teacher_logits.mean(dim=0)
             self.pending_count += 1
             logs = self._logs(loss.detach(), student_logits[:count].detach(), probs)
-        logs |= {"momentum": self._momentum(progress)}
-        if apart is None or self.config.koleo is None:
+        logs |= {"momentum": self.ema.momentum(progress)}
+        if not self.config.koleo:
             return StepOutput(loss, logs)
+        koleo = koleo_over_views(features[: count * batch].view(count, batch, -1))
         # "loss" stays the cross-entropy: it is read beside ln K.
-        return StepOutput(loss + self.config.koleo * apart, logs | {"loss": loss.detach(), "koleo": apart.detach()})
+        return StepOutput(loss + self.config.koleo * koleo, logs | {"loss": loss.detach(), "koleo": koleo.detach()})
 
     def before_update(self, progress: Progress) -> None:
         assert self.config.freeze_last_fraction is not None
@@ -277,42 +341,28 @@ class Dino(Method):
 
     @torch.no_grad()
     def after_update(self, progress: Progress) -> None:
-        """Centre (equation 4) and teacher move once an optimiser step, however many micro-batches it had."""
+        """Update center (equation 4) and teacher once per optimizer step, however many micro-batches it had."""
         if self.config.centering != "none":
             mean = mean_over_ranks(self.pending_center / self.pending_count)
-            # A centre that starts from 0 lets one prototype win for the first dozen steps.
+            # A center that starts from 0 lets one prototype win for the first dozen steps.
             self.center.lerp_(mean, 1 - self.config.center_momentum if self.center.any() else 1.0)
         self.pending_center.zero_()
         self.pending_count.zero_()
-        follow((self.teacher, self.teacher_head), (self.student, self.student_head), self._momentum(progress))
+        self.ema.update(progress)
 
-    def _targets(self, logits: Tensor, temperature: float) -> Tensor:
+    def _targets(self, logits: Tensor, progress: Progress) -> Tensor:
+        temperature = teacher_temperature(self.config, progress)
         if self.config.centering == "sinkhorn":
             return sinkhorn(logits, temperature, sum_over_ranks)
         return center_and_sharpen(logits, self.center, temperature)
 
-    def _koleo(self, features: Float[Tensor, "G B D"]) -> Tensor | None:
-        if not self.config.koleo:
-            return None
-        first = rank() * features.shape[1]
-        return torch.stack([koleo_loss(view, gather_over_ranks(view), first) for view in features]).mean()
-
-    def _temperature(self, progress: Progress) -> float:
-        start, end = self.config.teacher_temp_start, self.config.teacher_temp
-        assert start is not None and end is not None
-        return start + (end - start) * min(1.0, progress.fraction / max(1e-9, self.config.temp_warmup_fraction))
-
-    def _momentum(self, progress: Progress) -> float:
-        assert self.config.momentum is not None
-        return on_the_way(self.config.momentum, self.config.momentum_end, progress.fraction)
-
     def _logs(self, loss: Tensor, student_logits: Tensor, probs: Tensor) -> dict[str, Tensor | float]:
         teacher_entropy = entropy(probs).mean()
-        student = torch.softmax(student_logits / self.config.student_temp, dim=-1)
+        student_probs = torch.softmax(student_logits / self.config.student_temp, dim=-1)
         return {
             "teacher_entropy": teacher_entropy,
             "kl": loss - teacher_entropy,
-            "student_entropy": entropy(student).mean(),
+            "student_entropy": entropy(student_probs).mean(),
             "marginal_entropy": entropy(probs.flatten(0, 1).mean(dim=0)),
             "center_norm": self.center.norm(),
         }

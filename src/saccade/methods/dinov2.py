@@ -2,8 +2,8 @@
 
 DINO on the image, iBOT on hidden patches, KoLeo on the vectors (Oquab et al. 2023, DINOv2, arXiv:2304.07193).
 
-The student sees global crops with patches hidden and is trained towards the teacher's answers for the image and, at the
-hidden places, for the patch (Zhou et al. 2022, iBOT, arXiv:2111.07832). Sinkhorn-Knopp takes the place of the centre.
+The student sees global crops with masked patches and is trained towards the teacher's outputs for the image and for the
+masked patches (Zhou et al. 2022, iBOT, arXiv:2111.07832). Sinkhorn-Knopp replaces the center.
 """
 
 from __future__ import annotations
@@ -14,28 +14,37 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saccade.augment.masks import hidden_blocks
 from saccade.base.contracts import Hidden, Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method, MethodCard, PeakLR
+from saccade.methods.base import DatasetFacts, Method, MethodCard, PeakLR
 from saccade.methods.diagnosis import PROTOTYPE_FAILURES
-from saccade.methods.dino import DinoConfig, Head, dino_loss, entropy, koleo_loss, resolve_dino, sinkhorn
-from saccade.methods.heads_and_ema import follow, image_vectors, on_the_way
-from saccade.runtime import gather_over_ranks, rank, sum_over_ranks
+from saccade.methods.dino import (
+    DinoConfig,
+    Head,
+    dino_loss,
+    entropy,
+    koleo_over_views,
+    resolve_dino,
+    sinkhorn,
+    teacher_temperature,
+)
+from saccade.methods.heads_and_ema import StudentTeacher, image_vectors, seeded, width_of
+from saccade.runtime import sum_over_ranks
 
 
 @dataclass(frozen=True)
 class DinoV2Config:
-    """Settings of dinov2. None is decided as for dino, from the number of images, the batch and the steps."""
+    """Settings of dinov2. None: decided as for dino, from the number of images, the batch and the steps."""
 
     out_dim: int | None = None
     head_hidden: int | None = None
     bottleneck: int | None = None
     shared_head: bool = False
-    """One head for images and patches (iBOT, small data); DINOv2 parts them."""
+    """One head for images and patches (iBOT, small data); DINOv2 has two."""
     student_temp: float = 0.1
     teacher_temp_start: float | None = None
     teacher_temp: float | None = None
@@ -44,12 +53,12 @@ class DinoV2Config:
     momentum_end: float = 1.0
     freeze_last_fraction: float | None = None
     koleo: float = 0.1
-    patches: float = 1.0
-    """Weight of the loss on hidden patches."""
+    patch_weight: float = 1.0
+    """Weight of the loss on masked patches."""
     mask_prob: float = 0.5
-    """Share of the global crops that have patches hidden."""
-    mask_share: tuple[float, float] = (0.1, 0.5)
-    """Of their patches."""
+    """Fraction of the global crops that have masked patches."""
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
+    """Smallest and largest fraction of masked patches in them."""
 
 
 def _as_dino(config: DinoV2Config) -> DinoConfig:
@@ -57,82 +66,101 @@ def _as_dino(config: DinoV2Config) -> DinoConfig:
     return DinoConfig(**{name: getattr(config, name) for name in names}, centering="sinkhorn")
 
 
-def resolve_dinov2(config: DinoV2Config, facts: Facts) -> DinoV2Config:
-    """Fill every None by the rules of dino; UsageError for shares that are none."""
-    low, high = config.mask_share
+def resolve_dinov2(config: DinoV2Config, facts: DatasetFacts) -> DinoV2Config:
+    """Fill every None by the rules of dino; UsageError for values out of range."""
+    low, high = config.mask_ratio
     if not (0 <= config.mask_prob <= 1 and 0 < low <= high < 1):
-        got = f"mask_prob {config.mask_prob}, mask_share {config.mask_share}"
-        raise UsageError("dinov2.mask_prob and mask_share are shares", got=got, expected="0 to 1, low to high")
-    if config.patches < 0:
-        raise UsageError("dinov2.patches must not be negative", got=config.patches)
-    found = resolve_dino(_as_dino(config), facts)
-    decided = ("out_dim", "head_hidden", "bottleneck", "teacher_temp_start", "teacher_temp", "momentum")
+        got = f"mask_prob {config.mask_prob}, mask_ratio {config.mask_ratio}"
+        raise UsageError("dinov2.mask_prob and mask_ratio must be fractions", got=got, expected="0 to 1, low to high")
+    if config.patch_weight < 0:
+        raise UsageError("dinov2.patch_weight must not be negative", got=config.patch_weight)
+    dino = resolve_dino(_as_dino(config), facts)
+    shared = ("out_dim", "head_hidden", "bottleneck", "teacher_temp_start", "teacher_temp", "momentum")
     return dataclasses.replace(
         config,
-        **{name: getattr(found, name) for name in decided},
-        freeze_last_fraction=found.freeze_last_fraction,
+        **{name: getattr(dino, name) for name in shared},
+        freeze_last_fraction=dino.freeze_last_fraction,
     )
 
 
 def patch_loss(
     student: Float[Tensor, "M K"], teacher: Float[Tensor, "M K"], weights: Float[Tensor, "M"], student_temp: float
 ) -> Float[Tensor, ""]:
-    """Cross-entropy at the hidden patches, float32. weights: of each patch, so that every image counts alike."""
-    crosses = -(teacher.float() * F.log_softmax(student.float() / student_temp, dim=-1)).sum(dim=-1)
-    return (crosses * weights).sum()
+    """Cross-entropy at the masked patches (iBOT, equation 2), float32.
+
+    Parameters
+    ----------
+    student
+        Outputs of the head before the softmax.
+    teacher
+        Probabilities, no gradient.
+    weights
+        Of each patch, so that every image counts alike.
+
+    Examples
+    --------
+    >>> teacher = torch.full((3, 4), 0.25)
+    >>> round(float(patch_loss(torch.zeros(3, 4), teacher, torch.full((3,), 1 / 3), 0.1)), 4)  # ln 4
+    1.3863
+    """
+    cross_entropies = -(teacher.float() * F.log_softmax(student.float() / student_temp, dim=-1)).sum(dim=-1)
+    return (cross_entropies * weights).sum()
 
 
 class DinoV2(Method):
-    """Student and teacher (ViTs with their heads), and the token that stands for hidden patches."""
+    """Student and teacher (ViTs with their heads), and the mask token."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, config: DinoV2Config, *, seed: int):
         super().__init__()
         self.config, self.seed = config, seed
-        dim, head = int(student.dim), dataclasses.replace(_as_dino(config), head_norm="none")  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        self.dino_config = head = dataclasses.replace(_as_dino(config), head_norm="none")
+        dim = width_of(student)
+        with seeded(seed):
             self.student, self.teacher = student, teacher
             self.student_head, self.teacher_head = Head(dim, head), Head(dim, head)
             self.student_patch_head = None if config.shared_head else Head(dim, head)
             self.teacher_patch_head = None if config.shared_head else Head(dim, head)
             self.mask_token = nn.Parameter(torch.empty(dim))
             nn.init.trunc_normal_(self.mask_token, std=0.02)
-        for one, other in zip(self._parts("teacher"), self._parts("student"), strict=True):
-            one.load_state_dict(other.state_dict())
-            one.requires_grad_(False)
+        self.ema = StudentTeacher(
+            (student, *self._heads()),
+            (teacher, *(head for head in (self.teacher_head, self.teacher_patch_head) if head is not None)),
+            momentum=config.momentum,
+            momentum_end=config.momentum_end,
+        )
 
-    def _parts(self, side: str) -> list[nn.Module]:
-        names = (side, f"{side}_head", f"{side}_patch_head")
-        return [part for part in (getattr(self, name) for name in names) if part is not None]
+    def _heads(self) -> list[Head]:
+        """Of the student."""
+        return [head for head in (self.student_head, self.student_patch_head) if head is not None]
 
     @property
     def backbone(self) -> nn.Module:
         return self.teacher
 
     @property
-    def learner(self) -> nn.Module:
+    def student_network(self) -> nn.Module:
         return self.student
 
-    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield "mask_token", self.mask_token
-        for name in ("student", "student_head", "student_patch_head"):
-            part = getattr(self, name)
-            if part is not None:
-                yield from part.named_parameters(prefix=name)
+        yield from self.student.named_parameters(prefix="student")
+        yield from self.student_head.named_parameters(prefix="student_head")
+        if self.student_patch_head is not None:
+            yield from self.student_patch_head.named_parameters(prefix="student_patch_head")
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         config, batch = self.config, len(views[0].pixels)
         global_views = [v for v in views if v.role == "global"]
         count = len(global_views)
         pixels = torch.cat([v.pixels for v in global_views])
-        temperature = self._temperature(progress)
+        temperature = teacher_temperature(self.dino_config, progress)
         with torch.no_grad():
-            told = self.teacher(pixels)
-            probs = sinkhorn(self.teacher_head(told.cls), temperature, sum_over_ranks).view(count, batch, -1)
-        where = self._hidden(global_views, told.grid, progress.step).to(pixels.device)
-        seen = self.student(pixels, hidden=Hidden(where, self.mask_token))
+            teacher_out = self.teacher(pixels)
+            probs = sinkhorn(self.teacher_head(teacher_out.cls), temperature, sum_over_ranks).view(count, batch, -1)
+        mask = self._mask(global_views, teacher_out.grid, progress.step).to(pixels.device)
+        student_out = self.student(pixels, hidden=Hidden(mask, self.mask_token))
         local = [image_vectors(self.student, views[count:])] if len(views) > count else []
-        logits = self.student_head(torch.cat([seen.cls, *local])).view(len(views), batch, -1)
+        logits = self.student_head(torch.cat([student_out.cls, *local])).view(len(views), batch, -1)
         loss = dino_loss(logits, probs, config.student_temp)
         logs = {
             "teacher_entropy": entropy(probs).mean(),
@@ -141,53 +169,58 @@ class DinoV2(Method):
             "loss": loss.detach(),
         }
         total = loss
-        if config.patches:
-            patches = self._patches(told.tokens, seen.tokens, where, temperature)
-            total, logs["patches"] = total + config.patches * patches, patches.detach()
+        if config.patch_weight:
+            masked_loss = self._patch_loss(teacher_out.tokens, student_out.tokens, mask, temperature)
+            total, logs["patch_loss"] = total + config.patch_weight * masked_loss, masked_loss.detach()
         if config.koleo:
-            vectors, first = seen.cls.view(count, batch, -1), rank() * batch
-            apart = torch.stack([koleo_loss(view, gather_over_ranks(view), first) for view in vectors]).mean()
-            total, logs["koleo"] = total + config.koleo * apart, apart.detach()
+            koleo = koleo_over_views(student_out.cls.view(count, batch, -1))
+            total, logs["koleo"] = total + config.koleo * koleo, koleo.detach()
         return StepOutput(total, logs)
 
-    def _hidden(self, views: list[View], grid: tuple[int, ...], step: int) -> Tensor:
-        found = []
+    def _mask(self, views: list[View], grid: tuple[int, ...], step: int) -> Bool[Tensor, "GB N"]:
+        masks = []
         for number, view in enumerate(views):
             assert view.items is not None
-            draw = {"seed": self.seed, "step": step, "items": view.items, "stream": f"view {number}"}
-            found.append(hidden_blocks(grid, **draw, prob=self.config.mask_prob, share=self.config.mask_share))  # type: ignore[arg-type]
-        return torch.cat(found)
+            mask = hidden_blocks(
+                grid,
+                seed=self.seed,
+                step=step,
+                items=view.items,
+                stream=f"view {number}",
+                prob=self.config.mask_prob,
+                share=self.config.mask_ratio,
+            )
+            masks.append(mask)
+        return torch.cat(masks)
 
-    def _patches(self, told: Tensor, seen: Tensor, where: Tensor, temperature: float) -> Tensor:
-        """iBOT's loss: the mean over images that have hidden patches of the mean over those; 0 where none has."""
-        if not sum_over_ranks(where.sum()):
-            return seen.sum() * 0
+    def _patch_loss(
+        self,
+        teacher_tokens: Float[Tensor, "GB N D"],
+        student_tokens: Float[Tensor, "GB N D"],
+        mask: Bool[Tensor, "GB N"],
+        temperature: float,
+    ) -> Float[Tensor, ""]:
+        """iBOT's loss: mean over the images with masked patches of the mean over their patches; 0 where none has."""
+        if not sum_over_ranks(mask.sum()):
+            return student_tokens.sum() * 0
         with torch.no_grad():
-            teacher = (self.teacher_patch_head or self.teacher_head)(told[where])
+            teacher = (self.teacher_patch_head or self.teacher_head)(teacher_tokens[mask])
             probs = sinkhorn(teacher, temperature, sum_over_ranks)
-            counts = where.sum(dim=1, keepdim=True).expand_as(where)[where]
-            images = sum_over_ranks(where.any(dim=1).sum()).clamp_min(1)
-            world = sum_over_ranks(torch.ones((), device=where.device))
-        student = (self.student_patch_head or self.student_head)(seen[where])
+            counts = mask.sum(dim=1, keepdim=True).expand_as(mask)[mask]
+            images = sum_over_ranks(mask.any(dim=1).sum()).clamp_min(1)
+            world = sum_over_ranks(torch.ones((), device=mask.device))
+        student = (self.student_patch_head or self.student_head)(student_tokens[mask])
         return patch_loss(student, probs, world / (counts * images), self.config.student_temp)
 
     def before_update(self, progress: Progress) -> None:
         assert self.config.freeze_last_fraction is not None
         if progress.fraction < self.config.freeze_last_fraction:
-            for head in self._parts("student")[1:]:
-                assert isinstance(head, Head)
+            for head in self._heads():
                 for parameter in head.last_layer():
                     parameter.grad = None
 
     def after_update(self, progress: Progress) -> None:
-        assert self.config.momentum is not None
-        momentum = on_the_way(self.config.momentum, self.config.momentum_end, progress.fraction)
-        follow(self._parts("teacher"), self._parts("student"), momentum)
-
-    def _temperature(self, progress: Progress) -> float:
-        start, end = self.config.teacher_temp_start, self.config.teacher_temp
-        assert start is not None and end is not None
-        return start + (end - start) * min(1.0, progress.fraction / max(1e-9, self.config.temp_warmup_fraction))
+        self.ema.update(progress)
 
 
 CARD = MethodCard(

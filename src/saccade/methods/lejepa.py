@@ -1,7 +1,7 @@
 """Views agree, vectors stay normally distributed: no teacher and nothing to tune (LeJEPA).
 
 After LeJEPA (Balestriero and LeCun 2025, arXiv:2511.08544): SIGReg, the Epps-Pulley test of normality on random
-one-dimensional shadows of the vectors, is what keeps them from collapsing.
+one-dimensional projections of the vectors, prevents collapse.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -18,33 +17,33 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import Facts, Method, MethodCard, PeakLR
+from saccade.methods.base import DatasetFacts, Method, MethodCard, PeakLR
 from saccade.methods.diagnosis import Diagnosis, FailureMode, Line, Settings, always, first_step
-from saccade.methods.heads_and_ema import image_vectors, projection, spread
+from saccade.methods.heads_and_ema import HeadNorm, feature_std, image_vectors, mlp_head, seeded, width_of
 from saccade.runtime import gather_with_gradient, torch_generator, world_size
 
-KNOTS, REACH = 17, 5.0
+KNOTS, T_MAX = 17, 5.0
 
 
 @dataclass(frozen=True)
 class LejepaConfig:
-    """Settings of lejepa. None is decided from the data."""
+    """Settings of lejepa. None: decided from the data."""
 
     weight: float = 0.05
-    """Share of the test of normality in the loss; the rest is agreement."""
+    """Weight of SIGReg in the loss; the rest is the weight of the invariance term."""
     slices: int = 1024
-    """Shadows a step."""
+    """Random projections per step."""
     out_dim: int | None = None
-    """Width of the vectors that are tested; decided: 64, or 16 below 10,000 images."""
+    """Width of the vectors that are tested; default: 64, or 16 below 10,000 images."""
     hidden: int | None = None
-    head_norm: Literal["none", "batch", "layer"] = "batch"
+    head_norm: HeadNorm = "batch"
     """Without batch norm a ViT learns far more slowly (docs/log.md)."""
 
 
-def resolve_lejepa(config: LejepaConfig, facts: Facts) -> LejepaConfig:
-    """Fill every None; UsageError for a weight that is no share."""
+def resolve_lejepa(config: LejepaConfig, facts: DatasetFacts) -> LejepaConfig:
+    """Fill every None; UsageError for values out of range."""
     if not 0 <= config.weight <= 1:
-        raise UsageError("lejepa.weight is a share", got=config.weight, expected="0 to 1")
+        raise UsageError("lejepa.weight must be a fraction", got=config.weight, expected="0 to 1")
     for name in ("slices", "out_dim", "hidden"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -62,13 +61,28 @@ def sigreg(
     mean_over_all: Callable[[Tensor], Tensor],
     count: int,
 ) -> Float[Tensor, ""]:
-    """Mean Epps-Pulley statistic of the shadows of the vectors on directions of length 1, float32.
+    """SIGReg: mean Epps-Pulley statistic of random one-dimensional projections of the vectors, float32 (algorithm 1).
 
-    ``count`` times the integral of |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) over t from -5 to 5, phi being the
-    empirical characteristic function; trapezoids over 17 places (algorithm 1). mean_over_all takes the mean of a
-    tensor over processes and passes gradients back; ``count`` is the number of vectors on all of them.
+    ``count`` times the integral of |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) over t from -5 to 5 by the trapezoidal
+    rule with 17 knots; phi is the empirical characteristic function.
+
+    Parameters
+    ----------
+    directions
+        S unit vectors.
+    mean_over_all
+        Takes the mean of a tensor over processes and passes gradients back.
+    count
+        Number of vectors on all processes.
+
+    Examples
+    --------
+    >>> normal = torch.randn(4096, 1, generator=torch.Generator().manual_seed(0))
+    >>> near, far = (sigreg(x, torch.ones(1, 1), lambda mean: mean, 4096) for x in (normal, normal + 1))
+    >>> bool(near < 5 < far)
+    True
     """
-    t = torch.linspace(-REACH, REACH, KNOTS, device=vectors.device)
+    t = torch.linspace(-T_MAX, T_MAX, KNOTS, device=vectors.device)
     angles = (vectors.float() @ directions)[..., None] * t
     real, imaginary = mean_over_all(torch.stack([angles.cos().mean(dim=0), angles.sin().mean(dim=0)]))
     normal = torch.exp(-0.5 * t.square())
@@ -87,23 +101,26 @@ def _mean(x: Tensor) -> Tensor:
 
 
 class Lejepa(Method):
-    """A backbone and a projection; the backbone itself is what is kept."""
+    """A backbone and a projection head."""
 
     def __init__(self, network: nn.Module, config: LejepaConfig, *, seed: int):
         super().__init__()
         self.config, self.seed = config, seed
         assert config.hidden and config.out_dim and config.head_norm
-        dim = int(network.dim)  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        dim = width_of(network)
+        with seeded(seed):
             self.network = network
-            self.head = projection([dim, config.hidden, config.hidden, config.out_dim], config.head_norm)
+            self.head = mlp_head([dim, config.hidden, config.hidden, config.out_dim], config.head_norm)
 
     @property
     def backbone(self) -> nn.Module:
         return self.network
 
-    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+    @property
+    def student_network(self) -> nn.Module:
+        return self.network
+
+    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from self.network.named_parameters(prefix="network")
         yield from self.head.named_parameters(prefix="head")
 
@@ -124,7 +141,7 @@ class Lejepa(Method):
             tests = [sigreg(view, directions, _mean, batch * world_size()) for view in vectors]
             normal = torch.stack(tests).mean()
         loss = (1 - self.config.weight) * near + self.config.weight * normal
-        logs = {"invariance": near.detach(), "sigreg": normal.detach(), "spread": spread(found)}
+        logs = {"invariance": near.detach(), "sigreg": normal.detach(), "feature_std": feature_std(found)}
         return StepOutput(loss, logs)
 
     def before_update(self, progress: Progress) -> None:

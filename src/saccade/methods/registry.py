@@ -1,8 +1,8 @@
 """Methods by name: those of this package and those that other packages bring.
 
-Every method is one module that defines ``CARD`` (see base.MethodCard); the first line of its docstring is the one-line
-description. Modules are imported when a card is asked for, so that names and descriptions (``saccade pretrain --help``)
-need no torch. Other packages add methods by an entry point::
+Every method is one module of its name that defines ``CARD`` (see base.MethodCard); the first line of its docstring is
+the one-line description. Modules are imported when a card is asked for, so that names and descriptions
+(``saccade pretrain --help``) need no torch. Other packages add methods by an entry point::
 
     [project.entry-points."saccade.methods"]
     my_method = "my_package.my_method:CARD"
@@ -19,32 +19,28 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saccade.errors import ModelError, UsageError, unknown
+from saccade.base.plugins import load_card
+from saccade.base.version_0_1 import METHODS as METHODS_OF_0_1
+from saccade.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from saccade.methods.base import Facts, Method, MethodCard
+    from saccade.methods.base import DatasetFacts, Method, MethodCard
 
 ENTRY_POINTS = "saccade.methods"
 BUILT_IN = (
     "dino",
     "dinov2",
-    "contrast",
+    "moco_v3",
     "lejepa",
-    "pair",
-    "position",
-    "masked",
-    "latent",
+    "same_image",
+    "relative_position",
+    "mae",
+    "ijepa",
     "supervised",
 )
-MODULES = {
-    "contrast": "moco_v3",
-    "pair": "same_image",
-    "position": "relative_position",
-    "masked": "mae",
-    "latent": "ijepa",
-}
+"""Modules of this package."""
 
 
 @functools.cache
@@ -58,7 +54,7 @@ def method_names() -> tuple[str, ...]:
 
 
 def _module(name: str) -> str:
-    return _third_party()[name].module if name in _third_party() else f"saccade.methods.{MODULES.get(name, name)}"
+    return _third_party()[name].module if name in _third_party() else f"saccade.methods.{name}"
 
 
 def describe(name: str) -> str:
@@ -75,32 +71,40 @@ def describe(name: str) -> str:
 
 @functools.cache
 def card_of(name: str) -> MethodCard:
-    """The card of a method. UsageError for an unknown name, ModelError for an entry point that cannot be loaded."""
+    """The card of a method, by its name or the one it had in saccade 0.1.
+
+    Raises
+    ------
+    UsageError
+        For an unknown name, or an entry point that cannot be loaded.
+
+    Examples
+    --------
+    >>> card_of("masked").name
+    'mae'
+    >>> card_of("dino").has_teacher
+    True
+    """
     from saccade.methods.base import MethodCard
 
+    name = METHODS_OF_0_1.get(name, name)
     if name in BUILT_IN:
-        card = importlib.import_module(_module(name)).CARD
+        card: MethodCard = importlib.import_module(_module(name)).CARD
     elif name in _third_party():
-        point = _third_party()[name]
-        try:
-            card = point.load()
-        except Exception as error:
-            raise ModelError(f"the method {name} cannot be loaded", got=f"{point.value}: {error}") from error
+        card = load_card(_third_party()[name], MethodCard)
     else:
         raise unknown("method", name, method_names())
-    if not isinstance(card, MethodCard):
-        raise ModelError(f"the entry point of the method {name} is wrong", got=type(card), expected="a MethodCard")
     return card
 
 
-def resolve_method(name: str, config: Any, facts: Facts) -> Any:
+def resolve_method(name: str, config: Any, facts: DatasetFacts) -> Any:
     """The method's configuration without Nones. UsageError where the network or the data do not suit the method."""
     card = card_of(name)
     if card.needs_masking and not facts.maskable:
         raise UsageError(
-            f"{name} hides patches from the network, which this one cannot leave out",
+            f"{name} masks patches, which this network does not support",
             expected="a vit_ backbone with linear patches and full attention",
-            hint="of the methods that suit every network, dino is the one to begin with",
+            hint="dino works with every network",
         )
     if facts.axes == 3 and not card.supports_volumes:
         suitable = ", ".join(other for other in method_names() if card_of(other).supports_volumes)

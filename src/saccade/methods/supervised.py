@@ -19,45 +19,47 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import DataError, UsageError
-from saccade.methods.base import Facts, Method, MethodCard, PeakLR
+from saccade.methods.base import DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.heads_and_ema import seeded, width_of
 
 
 @dataclass(frozen=True)
 class SupervisedConfig:
-    """Settings of training with labels. None is decided from the data and from where the weights come."""
+    """Settings of supervised training. None: decided from the data."""
 
     classes: tuple[str, ...] | None = None
-    """In the order of the classifier's answers; decided: the labels of the data, sorted."""
+    """In the order of the classifier's outputs; default: the labels of the data, sorted."""
     frozen: bool = False
-    """Train the classifier only; the backbone stays as it is, batch statistics included."""
+    """Linear probe: train the classifier only; the backbone stays as it is, batch statistics included."""
     label_smoothing: float = 0.0
 
 
-def resolve_supervised(config: SupervisedConfig, facts: Facts) -> SupervisedConfig:
-    """Fill every None; DataError where there are no two classes to tell apart."""
+def resolve_supervised(config: SupervisedConfig, facts: DatasetFacts) -> SupervisedConfig:
+    """Fill every None; DataError for fewer than two classes."""
     classes = facts.labels if config.classes is None else config.classes
     if len(set(classes)) < 2 or not set(facts.labels) <= set(classes):
         raise DataError(
-            "training with labels needs at least two classes",
+            "supervised training needs at least two classes",
             got=", ".join(facts.labels[:10]) or "no labels",
             expected=", ".join(classes[:10]) or "two or more",
-            hint="name a table with a label column, or use one folder a class",
+            hint="use a table with a label column, or one folder per class",
         )
     if not 0 <= config.label_smoothing < 1:
-        raise UsageError("supervised.label_smoothing is a share", got=config.label_smoothing, expected="0 to below 1")
+        raise UsageError(
+            "supervised.label_smoothing must be a fraction", got=config.label_smoothing, expected="0 to below 1"
+        )
     return dataclasses.replace(config, classes=tuple(classes))
 
 
 class Supervised(Method):
-    """A backbone and a linear classifier on its image vector."""
+    """A backbone and a linear classifier of its image vector."""
 
     def __init__(self, network: nn.Module, config: SupervisedConfig, *, seed: int):
         super().__init__()
         assert config.classes is not None
         self.config = config
-        dim = int(network.dim)  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        dim = width_of(network)
+        with seeded(seed):
             self.network = network.requires_grad_(not config.frozen)
             self.head_norm = nn.BatchNorm1d(dim, affine=False) if config.frozen else nn.Identity()
             self.head = nn.Linear(dim, len(config.classes))
@@ -68,7 +70,11 @@ class Supervised(Method):
     def backbone(self) -> nn.Module:
         return self.network
 
-    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+    @property
+    def student_network(self) -> nn.Module:
+        return self.network
+
+    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
         if not self.config.frozen:
             yield from self.network.named_parameters(prefix="network")
         yield from self.head.named_parameters(prefix="head")

@@ -13,6 +13,7 @@ import yaml
 
 from saccade.base import run_folder
 from saccade.base.run_folder import not_a_run
+from saccade.base.version_0_1 import with_current_names
 from saccade.reporting.html import number, sequence
 from saccade.reporting.section_evaluation import Evaluation, read_evaluation
 
@@ -91,9 +92,10 @@ def _json(path: Path) -> Any:
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(_text(path))
+        values = yaml.safe_load(_text(path))
     except yaml.YAMLError:
         return None
+    return with_current_names(values) if isinstance(values, Mapping) else values
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -80,20 +80,20 @@ def settings_of(values: Mapping[str, Mapping[str, object]], images: int) -> Sett
     train, optim = values["train"], values["optim"]
     method = str(train["method"])
     card = card_of(method)
-    here = {"method", "batch", "together", "images", "steps", "lr", "chance"}
+    here = {"method", "batch", "micro_batch", "images", "steps", "lr", "chance"}
     known = {field.name for field in dataclasses.fields(Settings)} - here
     own = {name: value for name, value in values[method].items() if name in known}
     own["pretrained"] = bool(values.get("model", {}).get("weights"))
-    together = int(train["batch"])  # type: ignore[call-overload]
-    own["chance"] = card.chance_loss and card.chance_loss(card.config_from(values[method]), together)
+    micro_batch = int(train["batch"])  # type: ignore[call-overload]
+    own["chance"] = card.chance_loss and card.chance_loss(card.config_from(values[method]), micro_batch)
     return Settings(
         method,
-        together * int(train["accumulate"]),  # type: ignore[call-overload]
+        micro_batch * int(train["accumulate"]),  # type: ignore[call-overload]
         images,
         int(train["steps"]),  # type: ignore[call-overload]
         float(optim["lr"]),  # type: ignore[arg-type]
         float(optim["warmup_fraction"]),  # type: ignore[arg-type]
-        together=together,
+        micro_batch=micro_batch,
         **own,  # type: ignore[arg-type]
     )
 

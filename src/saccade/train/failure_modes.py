@@ -54,13 +54,15 @@ def worse_than_start(first: Line | None, lines: Sequence[Line], settings: Settin
 
 
 def _one_vector(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
-    def holds(line: Line) -> bool:
-        return line["spread"] < 0.02
+    key = "feature_std" if "feature_std" in stretch[-1] else "spread"  # its name in runs of saccade 0.1
 
-    if not always(stretch, ("spread",), holds):
+    def holds(line: Line) -> bool:
+        return line[key] < 0.02
+
+    if not always(stretch, (key,), holds):
         return None
     last = stretch[-1]
-    evidence = f"vectors of different images point the same way (spread {last['spread']:.4f} of 1)"
+    evidence = f"vectors of different images point the same way ({key} {last[key]:.4f} of 1)"
     cause = f"the learning rate {settings.lr:g} threw the network into one point"
     change = {"optim.lr": settings.lr / 3}
     return Diagnosis(

@@ -155,11 +155,11 @@ def update(
         for name, value in {"loss": output.loss.detach(), **output.logs}.items():
             logs[name] = logs.get(name, 0.0) + value / train.accumulate
 
-    parameters = [p for _, p in method.trainable()]
+    parameters = [p for _, p in method.parameters_to_train()]
     runtime.average_gradients(parameters)
     method.before_update(progress)
     if share == 0:  # at rest: neither clipping nor weight decay may count it
-        for parameter in method.learner.parameters():
+        for parameter in method.student_network.parameters():
             parameter.grad = None
     norm = optim.clip_gradients(parameters, plan.optim.clip_norm)
     logs["grad_norm"] = norm

@@ -95,6 +95,6 @@ class LiveProbe:
             found -= found.mean(axis=0)  # what all images share says nothing of which one it is
             return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
 
-        alike = vectors(method.learner, 0) @ vectors(method.backbone, 1).T
+        alike = vectors(method.student_network, 0) @ vectors(method.backbone, 1).T
         own = np.diagonal(alike)[:, None]
         return float(((alike < own).sum(axis=1) / (len(indices) - 1)).mean())

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 import torch
 from torch import nn
 
+from saccade.base.schedules import cosine_schedule
 from saccade.methods.base import Method
 from saccade.train.settings import OptimConfig
 
 NEW = -1  # the place of what is not in the backbone: heads, decoders, predictors
-
-
-def cosine(start: float, end: float, fraction: float) -> float:
-    """Half a cosine from ``start`` (fraction 0) to ``end`` (fraction 1)."""
-    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(1.0, max(0.0, fraction))))
 
 
 def learning_rate(config: OptimConfig, fraction: float) -> float:
@@ -26,11 +21,11 @@ def learning_rate(config: OptimConfig, fraction: float) -> float:
     if fraction < config.warmup_fraction:
         return config.lr * fraction / config.warmup_fraction
     rest = (fraction - config.warmup_fraction) / max(1e-9, 1 - config.warmup_fraction)
-    return cosine(config.lr, config.lr_end, rest)
+    return cosine_schedule(config.lr, config.lr_end, rest)
 
 
 def weight_decay(config: OptimConfig, fraction: float) -> float:
-    return cosine(config.weight_decay, config.weight_decay_end, fraction)
+    return cosine_schedule(config.weight_decay, config.weight_decay_end, fraction)
 
 
 def layer_numbers(names: list[str]) -> dict[str, int]:
@@ -52,11 +47,11 @@ def layer_numbers(names: list[str]) -> dict[str, int]:
 def make_optimizer(method: Method, config: OptimConfig, device: torch.device) -> torch.optim.AdamW:
     """Groups by place: each layer of the backbone has ``layer_decay`` times the rate of the next, what is new has the
     full rate. Matrices with weight decay; biases, norms and other vectors without."""
-    numbers = layer_numbers([name for name, _ in method.learner.named_parameters()])
-    layers = {p: numbers[name] for name, p in method.learner.named_parameters()}
+    numbers = layer_numbers([name for name, _ in method.student_network.named_parameters()])
+    layers = {p: numbers[name] for name, p in method.student_network.named_parameters()}
     deepest = max(numbers.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for _, p in method.trainable():
+    for _, p in method.parameters_to_train():
         if not p.requires_grad:
             continue
         layer, matrix = layers.get(p, NEW), p.ndim > 1

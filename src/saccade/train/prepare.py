@@ -42,11 +42,12 @@ OPTIONS = ("positions", "norm", "registers", "layer_scale", "drop_path", "attent
 
 
 def section_types(method: str) -> dict[str, type]:
+    card = card_of(method)
     return {
         "data": DataConfig,
         "model": ModelConfig,
         "views": ViewsConfig,
-        method: card_of(method).config_cls,
+        card.name: card.config_cls,
         "optim": OptimConfig,
         "train": TrainConfig,
     }
@@ -55,7 +56,7 @@ def section_types(method: str) -> dict[str, type]:
 def default_sections(method: str) -> Sections:
     """Every section with its defaults, for one method."""
     sections = {name: kind() for name, kind in section_types(method).items()}
-    return sections | {"train": dataclasses.replace(sections["train"], method=method)}
+    return sections | {"train": dataclasses.replace(sections["train"], method=card_of(method).name)}
 
 
 def absolute_paths(sections: Sections) -> Sections:

@@ -52,7 +52,7 @@ def replay(run: Path) -> dict[str, Any]:
         with runtime.autocast(device, precision):
             output = method.step(views, progress)
         output.loss.backward()
-        gradients = [p.grad for _, p in method.trainable() if p.grad is not None]
+        gradients = [p.grad for _, p in method.parameters_to_train() if p.grad is not None]
         found[precision] = {
             "loss": float(output.loss.detach()),
             "grad_norm": float(torch.nn.utils.get_total_norm(gradients)),

@@ -16,7 +16,7 @@ from saccade.augment.settings import ONLY_IMAGES
 from saccade.augment.views import ViewsConfig, resolve_grid_views, resolve_views
 from saccade.base.config import Sections, unresolved
 from saccade.errors import UsageError
-from saccade.methods.base import Facts
+from saccade.methods.base import DatasetFacts
 from saccade.methods.registry import card_of, resolve_method
 from saccade.models.registry import for_axes, parse
 from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -224,7 +224,7 @@ def resolve_length(sections: Sections, images: int, labels: tuple[str, ...] = ()
     )
     model: ModelConfig = sections["model"]
     network = parse(model.backbone)
-    facts = Facts(
+    facts = DatasetFacts(
         images,
         per_step,
         steps,
@@ -237,7 +237,7 @@ def resolve_length(sections: Sections, images: int, labels: tuple[str, ...] = ()
         unit_px=network.unit_px,
         dim=network.width,
         labels=labels,
-        together=train.batch,
+        micro_batch=train.batch,
     )
     method = resolve_method(train.method, sections[train.method], facts)
     sections = sections | {"train": train, train.method: method}

@@ -191,7 +191,7 @@ def test_dino_training(name):
     )
     net = network(name)
     method = Dino(net, copy.deepcopy(net), config, seed=0)
-    optimizer = torch.optim.AdamW([p for _, p in method.trainable()], lr=1e-3)
+    optimizer = torch.optim.AdamW([p for _, p in method.parameters_to_train()], lr=1e-3)
     crops = [("global", 32), ("global", 32), ("local", 16), ("local", 16)]
     views = [View(role, images(8, side, side, seed=i), torch.zeros(8, 4)) for i, (role, side) in enumerate(crops)]
     found = []

@@ -10,7 +10,7 @@ import { begin } from "./waiting.js";
 // Figures in the order in which they tell most; what is not named here follows by name.
 const TITLES = {
   loss: "Loss", knn: "k-NN accuracy, live probe", rank: "Effective rank of the features", agreement: "Agreement of two views",
-  teacher_entropy: "Entropy of the teacher, nats", kl: "Student from teacher, nats", spread: "Spread of the vectors",
+  teacher_entropy: "Entropy of the teacher, nats", kl: "Student from teacher, nats", feature_std: "Standard deviation of the features", spread: "Standard deviation of the features",
   grad_norm: "Length of the gradient", koleo: "KoLeo term", marginal_entropy: "Entropy of the mean answer, nats", center_norm: "Length of the centre",
   invariance: "Distance of the views of an image", sigreg: "Distance from a normal distribution", accuracy: "Right answers", found: "The right image is first",
   lr: "Learning rate", images_per_second: "Images a second", wait: "Share of waiting",
