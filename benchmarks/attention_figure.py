@@ -20,16 +20,16 @@ COLOURS = {
 STYLES = {"full, fused": "-", "full, written out": "-", "MONAI ViT": "--", "MONAI SwinUNETR encoder": "--"}
 
 
-def draw(found: dict[str, Any], path: Path, mode: str = "train", work: str = "ms") -> None:
-    """found   of attention_kinds: axes, kind, mode, "ms" or "gflop" and "mib", points by tokens"""
+def draw(table: dict[str, Any], path: Path, mode: str = "train", work: str = "ms") -> None:
+    """table   of attention_kinds: axes, kind, mode, "ms" or "gflop" and "mib", points by tokens"""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [(work, "operations of a step, GFLOP" if work == "gflop" else "time of a step, ms"), ("mib", "memory, MiB")]
-    figure, panels = plt.subplots(2, len(found), figsize=(5.4 * len(found) + 2.6, 8.4), sharex="col", squeeze=False)
-    for column, (axes, kinds) in enumerate(found.items()):
+    figure, panels = plt.subplots(2, len(table), figsize=(5.4 * len(table) + 2.6, 8.4), sharex="col", squeeze=False)
+    for column, (axes, kinds) in enumerate(table.items()):
         for row, (what, label) in enumerate(rows):
             panel = panels[row][column]
             for kind, modes in kinds.items():

@@ -1,6 +1,7 @@
 """Images a second of ``saccade embed``, from files to a feature table, beside a plain timm loop.
 
     python benchmarks/embed.py [--backbone vit_small_patch16] [--size 224] [--images 256] [--rounds 3] [--json]
+        [--smoke]
 
 The plain loop: timm's network in fp32, torchvision's resize, crop and normalisation in a DataLoader with one process
 a core, features kept in memory. Random weights on both sides; the time does not depend on them.
@@ -10,8 +11,8 @@ The last line is one JSON object: images a second of ``ours`` and ``peer``, and 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,9 @@ import torchvision.transforms.v2 as T
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from peer import Work, abab, timm_vit
+import harness
+from harness import Work
+from peer import timm_vit
 from saccade import api
 from saccade.data.synthetic.images import TissueSource
 
@@ -56,32 +59,31 @@ def set_up_peer(folder: Path, backbone: str, size: int) -> Work:
 
     @torch.no_grad()
     def work() -> int:
-        loader = DataLoader(Files(folder, size), batch_size=64, num_workers=torch.get_num_threads())
+        workers = torch.get_num_threads()
+        loader = DataLoader(Files(folder, size), batch_size=64, num_workers=workers, multiprocessing_context="fork")
         return len(torch.cat([network(x) for x in loader]))
 
     return work
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="vit_small_patch16")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    options = parser.parse_args()
+    options = harness.parse(parser, {"backbone": "vit_tiny_patch16", "size": 32, "images": 4, "rounds": 1}, argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_images(folder, options.images)
-        mine, theirs = abab(
+        mine, theirs = harness.abab(
             partial(set_up_ours, folder, options.backbone),
             partial(set_up_peer, folder, options.backbone, options.size),
             options.rounds,
         )
-    if not options.json:
-        print(f"saccade {mine:.1f} images/s, plain timm {theirs:.1f}: {mine / theirs:.2f} times")
-    found = {"ours": round(mine, 2), "peer": round(theirs, 2), "ratio": round(mine / theirs, 3)}
-    print(json.dumps(found | {"backbone": options.backbone, "size_px": options.size}))
+    text = f"saccade {mine:.1f} images/s, plain timm {theirs:.1f}: {mine / theirs:.2f} times"
+    result = {"ours": round(mine, 2), "peer": round(theirs, 2), "ratio": round(mine / theirs, 3)}
+    harness.finish(options, result | {"backbone": options.backbone, "size_px": options.size}, [text])
 
 
 if __name__ == "__main__":

@@ -1,27 +1,28 @@
 """What built-in equivariance costs, and how far representations move when the image is turned.
 
     python benchmarks/equivariance.py [--batch 32] [--size 64] [--width 64] [--threads 1] [--rounds 5] [--model RUN ...]
-        [--escnn] [--json]
+        [--escnn] [--json] [--smoke]
 
 Time: forward and backward of resnet18_c4, _d4 and _c8 beside the plain resnet18 with the same feature maps (as many
 channels over all orientations), A B A B in one process, bf16 and float32. With --escnn also one group
 convolution of escnn (Weiler and Cesa 2019), where that package runs. Drift: the mean distance by which the image
 vector moves when a tissue tile is turned, over the mean distance between two tiles, every 15 degrees; random weights
-after a few batches of statistics, and any models that are named. The last line is one JSON object.
+after a few batches of statistics, and any models that are named. The last line is one JSON object: milliseconds
+of the group with the largest ``ratio`` (``ours``) and of the plain network (``peer``), and everything else.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
+import harness
 from saccade import runtime
 from saccade.augment.views import plain_view
 from saccade.data.cache.image_cache import build_cache, input_spec
@@ -31,6 +32,7 @@ from saccade.models.backbones.weights import load_model
 from saccade.models.nn.group_conv import GroupConv
 from saccade.study.conditions import ANGLES, drift
 
+SMOKE = {"batch": 2, "size": 32, "width": 8, "rounds": 1}
 NETWORKS = ("resnet18", "resnet18_c4", "resnet18_d4", "resnet18_c8", "vit_tiny_patch8")
 
 
@@ -53,19 +55,19 @@ def step(network: torch.nn.Module, x: torch.Tensor, bf16: bool) -> None:
 
 def prices(options: argparse.Namespace) -> dict[str, Any]:
     x = torch.randn(options.batch, 3, options.size, options.size)
-    found: dict[str, Any] = {}
+    times: dict[str, Any] = {}
     for group in ("c4", "d4", "c8"):
         names = {"ours": f"resnet18_{group}_w{options.width}", "plain": f"resnet18_w{options.width}"}
         pair = {key: build(name, size_px=options.size) for key, name in names.items()}
         for bf16 in (True, False):
             works = {name: (lambda n=net, b=bf16: step(n, x, b)) for name, net in pair.items()}
             ms = turns(works, options.rounds)
-            found[f"{group} {'bf16' if bf16 else 'fp32'}"] = ms | {"ratio": round(ms["ours"] / ms["plain"], 3)}
-    return found
+            times[f"{group} {'bf16' if bf16 else 'fp32'}"] = ms | {"ratio": round(ms["ours"] / ms["plain"], 3)}
+    return times
 
 
 def beside_escnn(options: argparse.Namespace) -> dict[str, Any]:
-    """One 3x3 group convolution over c4, 32 fields, 32 x 32 places, float32."""
+    """One 3x3 group convolution over c4, 32 fields, 32 x 32 positions, float32."""
     import escnn
 
     space = escnn.gspaces.rot2dOnR2(4)
@@ -82,24 +84,26 @@ def beside_escnn(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def drifts(options: argparse.Namespace) -> dict[str, list[float]]:
-    cache = build_cache(open_source(f"synthetic:tissue?n=512&size={options.size}"), cache_px=options.size)
+    count = 64 if options.smoke else 512
+    cache = build_cache(open_source(f"synthetic:tissue?n={count}&size={options.size}"), cache_px=options.size)
     spec = input_spec(cache, options.size, grey=False)
-    found = {}
+    distances = {}
     for name in NETWORKS:
         network = build(name, size_px=options.size).train()
         with torch.no_grad():
-            for start in range(0, 256, 64):
-                network(plain_view(cache.batch(np.arange(start, start + 64)), spec))
+            for start in range(0, count // 2, 64):
+                network(plain_view(cache.batch(np.arange(start, min(start + 64, count))), spec))
         network.eval()
-        found[name] = drift(lambda x, net=network: net(x).cls, cache, spec, torch.device("cpu"))
+        distances[name] = drift(lambda x, net=network: net(x).cls, cache, spec, torch.device("cpu"))
     for run in options.model:
         loaded = load_model(run)
-        own = build_cache(open_source(f"synthetic:tissue?n=512&size={options.size}"), cache_px=loaded.spec.size_px)
-        found[run] = drift(lambda x, net=loaded.backbone: net(x).cls, own, loaded.spec, torch.device("cpu"))
-    return {name: [round(v, 4) for v in values] for name, values in found.items()}
+        tissue = open_source(f"synthetic:tissue?n={count}&size={options.size}")
+        model_cache = build_cache(tissue, cache_px=loaded.spec.size_px)
+        distances[run] = drift(lambda x, net=loaded.backbone: net(x).cls, model_cache, loaded.spec, torch.device("cpu"))
+    return {name: [round(v, 4) for v in values] for name, values in distances.items()}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=64)
@@ -108,20 +112,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--escnn", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = harness.parse(parser, SMOKE, argv)
     torch.set_num_threads(options.threads)
     runtime.keep_freed_memory()
-    found: dict[str, Any] = {"time": prices(options)}
+    times, distances = prices(options), drifts(options)
+    worst = max(times.values(), key=lambda ms: ms["ratio"])
+    result: dict[str, Any] = {"ours": worst["ours"], "peer": worst["plain"], "ratio": worst["ratio"]}
+    result |= {"time": times, "angles": list(ANGLES), "drift": distances}
     if options.escnn:
-        found["layer"] = beside_escnn(options)
-    found |= {"angles": list(ANGLES), "drift": drifts(options)}
-    if not options.json:
-        for name, ms in found["time"].items():
-            print(f"{name}: {ms['ours']} ms, plain {ms['plain']} ms, ratio {ms['ratio']}")
-        for name, values in found["drift"].items():
-            print(f"{name:18s} drift at 45, 90 degrees: {values[3]:.3f}, {values[6]:.6f}")
-    print(json.dumps(found | {"ratio": max(ms["ratio"] for ms in found["time"].values())}))
+        result["layer"] = beside_escnn(options)
+    lines = [f"{name}: {ms['ours']} ms, plain {ms['plain']} ms, ratio {ms['ratio']}" for name, ms in times.items()]
+    for name, values in distances.items():
+        lines.append(f"{name:18s} drift at 45, 90 degrees: {values[3]:.3f}, {values[6]:.6f}")
+    harness.finish(options, result, lines)
 
 
 if __name__ == "__main__":

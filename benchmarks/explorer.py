@@ -1,6 +1,6 @@
 """A click in the explorer: saccade's page beside asking timm's ViT with its attention maps taken out by hooks.
 
-    python benchmarks/explorer.py [--rounds 5] [--size 224] [--browser] [--json]
+    python benchmarks/explorer.py [--rounds 5] [--size 224] [--browser] [--json] [--smoke]
 
 ViT-S/16. Ours: the page's own server, through HTTP on this machine: a new image (network, picture, first row), and
 then other patches of it. Peer: what a click costs without anything kept, the whole network on its explicit path
@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import http.client
 import io
-import json
 import shutil
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ import timm
 import torch
 from PIL import Image
 
+import harness
 from saccade.web.catalog import Desk, lay_out
 from saccade.web.security import Keys
 from saccade.web.server import create_app, listen, server
@@ -83,7 +83,7 @@ class Hooked:
         self.maps: list[torch.Tensor] = []
         for block in self.network.blocks:
             block.attn.fused_attn = False
-            block.attn.attn_drop.register_forward_hook(lambda module, given, found: self.maps.append(found))
+            block.attn.attn_drop.register_forward_hook(lambda module, inputs, weights: self.maps.append(weights))
 
     @torch.inference_mode()
     def ask(self, pixels: torch.Tensor, token: int) -> torch.Tensor:
@@ -110,10 +110,10 @@ def in_browser(rounds: int, size_px: int) -> dict[str, list[float]]:
     """Milliseconds from a click to the painted map: on new pictures, and on other patches of each."""
     from playwright.sync_api import sync_playwright
 
-    found: dict[str, list[float]] = {"painted_first": [], "painted_another": []}
+    times: dict[str, list[float]] = {"painted_first": [], "painted_another": []}
     rng = np.random.default_rng(1)
-    with tempfile.TemporaryDirectory() as place, sync_playwright() as play:
-        run = Path(place) / "run"
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
+        run = Path(folder) / "run"
         (run / "images").mkdir(parents=True)
         for number in range(rounds + 1):
             noise = rng.integers(0, 255, (size_px, size_px, 3), dtype=np.uint8)
@@ -127,7 +127,7 @@ def in_browser(rounds: int, size_px: int) -> dict[str, list[float]]:
         window.wait_for_timeout(3000)  # the first picture, which loads the network, and its whole layer
         window.evaluate(WATCH)
 
-        def shown() -> float:
+        def milliseconds_to_paint() -> float:
             ends = time.monotonic() + 60
             while not window.evaluate("window.seen.shown"):
                 assert time.monotonic() < ends, "nothing was painted"
@@ -136,16 +136,16 @@ def in_browser(rounds: int, size_px: int) -> dict[str, list[float]]:
 
         for number in range(1, rounds + 1):
             window.locator(".thumbs button").nth(number).click()
-            found["painted_first"].append(shown())
+            times["painted_first"].append(milliseconds_to_paint())
             window.wait_for_timeout(1000)
             box = window.locator(".panel .map").first.bounding_box()
             assert box is not None
             for place_x, place_y in ((0.3, 0.4), (0.7, 0.2), (0.5, 0.8)):
                 window.mouse.click(box["x"] + place_x * box["width"], box["y"] + place_y * box["height"])
-                found["painted_another"].append(shown())
+                times["painted_another"].append(milliseconds_to_paint())
                 window.wait_for_timeout(200)
         served.running.should_exit = True
-    return found
+    return times
 
 
 def timed(call: Callable[..., object], *words: object) -> float:
@@ -154,40 +154,44 @@ def timed(call: Callable[..., object], *words: object) -> float:
     return 1e3 * (time.perf_counter() - began)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--browser", action="store_true", help="also from click to painted map in Chromium")
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    options = parser.parse_args()
+    options = harness.parse(parser, {"rounds": 1, "size": 64}, argv)
+    others = 4 if options.smoke else 20
     page, peer = Page(options.size), Hooked(options.size)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (options.rounds + 1, options.size, options.size, 3), dtype=np.uint8)
-    found: dict[str, list[float]] = {"first": [], "first_cpu": [], "ours": [], "peer": []}
+    times: dict[str, list[float]] = {"first": [], "first_cpu": [], "ours": [], "peer": []}
     for index, pixels in enumerate(images):
         query, tensor = page.add(pixels), torch.from_numpy(pixels.transpose(2, 0, 1)[None] / 127.5 - 1).float()
         cpu = time.process_time()
         first = timed(page.first, query)
         cpu = 1e3 * (time.process_time() - cpu)
-        theirs = timed(peer.ask, tensor, 40)
-        mine = statistics.median(timed(page.another, query, token) for token in range(20, 40))
+        theirs = timed(peer.ask, tensor, 5)
+        mine = statistics.median(timed(page.another, query, token) for token in range(others))
         if index:  # the first one loads the network
             for name, value in (("first", first), ("first_cpu", cpu), ("ours", mine), ("peer", theirs)):
-                found[name].append(value)
-    medians = {name: round(statistics.median(values), 2) for name, values in found.items()}
+                times[name].append(value)
+    medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
     result = {"ours": medians["ours"], "peer": medians["peer"], "ratio": round(medians["peer"] / medians["ours"], 1)}
     result |= {"first": medians["first"], "first_cpu": medians["first_cpu"]}
     if options.browser:
         for name, values in in_browser(options.rounds, options.size).items():
             result |= {name: round(statistics.median(values), 1), f"{name}_longest": round(max(values), 1)}
-    if not options.json:
-        print(f"new image {result['first']:.0f} ms ({result['first_cpu']:.0f} ms of processor)")
-        print(f"another patch {result['ours']:.1f} ms, {result['peer']:.0f} ms with timm and hooks")
-        if options.browser:
-            print(f"click to painted map: new image {result['painted_first']:.0f} ms (at most", end=" ")
-            print(f"{result['painted_first_longest']:.0f}), another patch {result['painted_another']:.0f} ms")
-    print(json.dumps(result))
+    lines = [
+        f"new image {result['first']:.0f} ms ({result['first_cpu']:.0f} ms of processor)",
+        f"another patch {result['ours']:.1f} ms, {result['peer']:.0f} ms with timm and hooks",
+    ]
+    if options.browser:
+        lines.append(
+            f"click to painted map: new image {result['painted_first']:.0f} ms (at most "
+            f"{result['painted_first_longest']:.0f}), another patch {result['painted_another']:.0f} ms"
+        )
+    page.running.should_exit = True
+    harness.finish(options, result, lines)
 
 
 if __name__ == "__main__":

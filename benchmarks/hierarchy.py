@@ -1,16 +1,19 @@
-"""Does a hierarchy see how regions lie? HIPT at rest against mean pooling and a random second level, on drawn slides.
+"""Frozen HIPT against mean pooling and a random second level, on synthetic slides: does it encode spatial arrangement?
 
-Three sets of slides that no level has seen, heads judged by nested cross-validation with patients apart:
+Three sets of slides on which no level was trained; heads are evaluated by nested cross-validation over patients:
 
-    arrangement   half of the tissue is nests; both classes have the same amounts of every pattern, and only what
-                  borders on what in a nest differs
+    arrangement   half of the tissue is nests; both classes have the same amount of every pattern and differ only in
+                  which patterns are neighbours inside a nest
     faint         the same in a tenth of the tissue
-    composition   the amounts differ, and places say nothing
+    composition   the amounts differ; positions carry no information
 
-The hierarchy learns without labels from other slides, drawn as those of ``arrangement``.
+The hierarchy is trained without labels on other slides of the kind ``arrangement``.
 
-    python benchmarks/hierarchy.py --out DIR            everything; what is there already is used again
-    python benchmarks/hierarchy.py --out DIR --tile RUN  begin with a tile level that is there
+    python benchmarks/hierarchy.py --out DIR [--json] [--smoke]   results that exist are used again
+    python benchmarks/hierarchy.py --out DIR --tile RUN           start from a trained tile level
+
+The last line is one JSON object: AUROC of the best head on the hierarchy (``ours``) and of the best baseline (``peer``)
+on the first set, their ``ratio``, and all rows.
 """
 
 from __future__ import annotations
@@ -18,14 +21,17 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import harness
 from saccade import api
 from saccade.data.synthetic.slides import Drawing, draw_slides
 from saccade.evaluation.nested_cv import NestedConfig
-from saccade.hierarchy.evaluate_slides import HeadOptions, to_markdown
+from saccade.hierarchy.evaluate_slides import OWN, HeadOptions, to_markdown
 from saccade.hierarchy.settings import FILE
 from saccade.hierarchy.train_levels import finished
 
@@ -34,6 +40,16 @@ SETS: dict[str, dict[str, Any]] = {
     "arrangement": {"label": "arrangement", "share": 0.5, "seed": 2},
     "faint": {"label": "arrangement", "share": 0.1, "seed": 3},
     "composition": {"label": "composition", "share": 0.5, "seed": 4},
+}
+SMOKE = {
+    "out": harness.TEMPORARY,
+    "size": 512,
+    "unlabelled": 4,
+    "labelled": 12,
+    "tile_steps": 2,
+    "region_steps": 2,
+    "sets": "composition",
+    "repeats": 1,
 }
 SETTINGS: dict[str, Any] = {
     "data.mpp": 1.0,
@@ -52,14 +68,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Said:
-    """Messages with the seconds that passed; no bars."""
+class TimedConsole:
+    """Messages with the seconds since the start, on stderr; no progress bars."""
 
-    def __init__(self) -> None:
-        self.began = time.perf_counter()
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.start = quiet, time.perf_counter()
 
     def say(self, text: str) -> None:
-        print(f"[{time.perf_counter() - self.began:6.0f} s] {text.splitlines()[0]}", flush=True)
+        if not self.quiet:
+            print(f"[{time.perf_counter() - self.start:6.0f} s] {text.splitlines()[0]}", file=sys.stderr, flush=True)
 
     def progress(self, step: int, total: int, logs: dict[str, float]) -> None:
         if step == total and "loss" not in logs:
@@ -85,28 +102,28 @@ def table_of(folder: Path, name: str) -> Path:
     return table
 
 
-def hierarchy(out: Path, args: argparse.Namespace, console: Said) -> Path:
+def hierarchy(out: Path, options: argparse.Namespace, console: TimedConsole) -> Path:
     """Trained on slides of both kinds of sets, that no head is judged on."""
     run = out / "hipt"
     if finished(run / "region"):
         return run
     if (run / FILE).exists():
         return api.resume(run, console=console)
-    learned = slides(out, "slides-unlabelled", args.unlabelled, args.size, SETS["arrangement"] | {"seed": 1})
-    settings = SETTINGS | {"region.train.steps": args.region_steps, "train.seed": args.seed}
-    settings["region.model.positions"] = args.positions
-    if args.tile:
-        settings["hipt.tile"] = str(Path(args.tile).resolve())
+    learned = slides(out, "slides-unlabelled", options.unlabelled, options.size, SETS["arrangement"] | {"seed": 1})
+    settings = SETTINGS | {"region.train.steps": options.region_steps, "train.seed": options.seed}
+    settings["region.model.positions"] = options.positions
+    if options.tile:
+        settings["hipt.tile"] = str(Path(options.tile).resolve())
     else:
-        settings |= {"tile.model.backbone": "resnet10_w32", "tile.train.steps": args.tile_steps}
+        settings |= {"tile.model.backbone": "resnet10_w32", "tile.train.steps": options.tile_steps}
     return api.pretrain(
         learned, out=run, backbone="hipt", method="lejepa", recipe="short", settings=settings, console=console
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--tile", help="MODEL of the tile level; without it one is trained")
     parser.add_argument("--size", type=int, default=1536, help="side of a slide in pixels")
     parser.add_argument("--unlabelled", type=int, default=240, help="slides that the hierarchy learns from")
@@ -118,24 +135,30 @@ def main() -> None:
     parser.add_argument("--heads", default="abmil", help="abmil,transformer: the second takes ten times as long")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    console, results = Said(), {}
-    run = hierarchy(args.out, args, console)
-    nested = NestedConfig(fractions=(1.0, 0.25), repeats=args.repeats, seed=args.seed)
-    options = HeadOptions(heads=tuple(args.heads.split(",")), nested=nested)
-    for label in args.sets.split(","):
-        place = args.out / f"result-{label}"
-        if (place / "slides.json").exists():
-            found = json.loads((place / "slides.json").read_text())
+    options = harness.parse(parser, SMOKE, argv, required=("out",))
+    console = TimedConsole(options.json)
+    run = hierarchy(options.out, options, console)
+    nested = NestedConfig(
+        fractions=(1.0,) if options.smoke else (1.0, 0.25), repeats=options.repeats, seed=options.seed
+    )
+    choices = HeadOptions(heads=tuple(options.heads.split(",")), nested=nested)
+    results: dict[str, list[dict[str, Any]]] = {}
+    lines = []
+    for label in options.sets.split(","):
+        out = options.out / f"result-{label}"
+        if (out / "slides.json").exists():
+            result = json.loads((out / "slides.json").read_text())
         else:
-            data = slides(args.out, f"slides-{label}", args.labelled, args.size, SETS[label])
+            data = slides(options.out, f"slides-{label}", options.labelled, options.size, SETS[label])
             table = table_of(data, label)
-            found = api.finetune_slides(run, table, out=place, options=options, console=console)
-        results[label] = found["rows"]
-        print(f"\n## {label}\n\n{to_markdown(found)}", flush=True)
-    if args.json:
-        print(json.dumps(results))
+            result = api.finetune_slides(run, table, out=out, options=choices, console=console)
+        results[label] = result["rows"]
+        lines.append(f"\n## {label}\n\n{to_markdown(result)}")
+    rows = [row for row in next(iter(results.values())) if row["metric"] == "auroc" and row["fraction"] == 1.0]
+    ours = max(row["mean"] for row in rows if row["model"].startswith(OWN))
+    peer = max(row["mean"] for row in rows if not row["model"].startswith(OWN))
+    summary = {"ours": round(ours, 4), "peer": round(peer, 4), "ratio": round(ours / max(peer, 1e-9), 3)}
+    harness.finish(options, summary | {"rows": results}, lines)
 
 
 if __name__ == "__main__":

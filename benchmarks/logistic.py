@@ -1,6 +1,6 @@
 """Logistic regression with the strength chosen inside the training part: saccade beside scikit-learn called naively.
 
-    python benchmarks/logistic.py [MODEL] [DATA] [--rounds 2] [--json]
+    python benchmarks/logistic.py [MODEL] [DATA] [--rounds 2] [--json] [--smoke]
 
 Naively: LogisticRegressionCV with the same strengths, folds and groups on all training rows, standardised.
 The last line is one JSON object: fits a second of ``ours`` and ``peer``, ``ratio``, and both test accuracies.
@@ -9,9 +9,8 @@ The last line is one JSON object: fits a second of ``ours`` and ``peer``, ``rati
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,9 +20,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from peer import Work, abab
+import harness
+from harness import Work
 from saccade import api
 from saccade.evaluation.probes import FOLDS, STRENGTHS, logistic_scores
+
+SMOKE = {"data": "synthetic:tissue?n=80&size=32", "model": "random:resnet10_w8", "rounds": 1}
 
 
 @dataclass(frozen=True)
@@ -67,24 +69,20 @@ def set_up(fit: Callable[[Task], float], task: Task) -> Work:
     return work
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="random:resnet10_w32")
     parser.add_argument("data", nargs="?", default="synthetic:tissue")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    options = parser.parse_args()
+    options = harness.parse(parser, SMOKE, argv)
     task = embedded(options.model, options.data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         accuracies = {"accuracy": round(fit_ours(task), 4), "peer_accuracy": round(fit_naively(task), 4)}
-    mine, theirs = abab(partial(set_up, fit_ours, task), partial(set_up, fit_naively, task), options.rounds)
-    if not options.json:
-        print(
-            f"saccade {1 / mine:.1f} s, naive scikit-learn {1 / theirs:.1f} s: {mine / theirs:.1f} times; {accuracies}"
-        )
-    found = {"ours": round(mine, 4), "peer": round(theirs, 4), "ratio": round(mine / theirs, 2)}
-    print(json.dumps(found | accuracies))
+    mine, theirs = harness.abab(partial(set_up, fit_ours, task), partial(set_up, fit_naively, task), options.rounds)
+    text = f"saccade {1 / mine:.1f} s, naive scikit-learn {1 / theirs:.1f} s: {mine / theirs:.1f} times; {accuracies}"
+    result = {"ours": round(mine, 4), "peer": round(theirs, 4), "ratio": round(mine / theirs, 2)}
+    harness.finish(options, result | accuracies, [text])
 
 
 if __name__ == "__main__":

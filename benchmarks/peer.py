@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import multiprocessing
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -102,44 +99,3 @@ class LightlyDino(nn.Module):
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss.detach())
-
-
-Work = Callable[[], int]  # does some work, returns the number of images
-
-
-def _serve(setup: Callable[[], Work], pipe: Any) -> None:
-    """A process that works when told to, and answers how many images it did and how long that took."""
-    work = setup()
-    pipe.send("ready")
-    while pipe.recv():
-        began = time.perf_counter()
-        images = work()
-        pipe.send((images, time.perf_counter() - began))
-
-
-def abab(ours: Callable[[], Work], peer: Callable[[], Work], rounds: int, warm_up: int = 1) -> tuple[float, float]:
-    """Images a second of both, alternating, each in a process of its own that is idle while the other works.
-
-    ours, peer   importable functions (or partials of such) that get everything ready and return the work
-    The median of the rounds is taken, after ``warm_up`` rounds that are not counted.
-    """
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for setup in (ours, peer):
-        here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(setup, there))
-        process.start()
-        assert here.recv() == "ready"
-        pipes.append(here)
-        processes.append(process)
-    rates: tuple[list[float], list[float]] = ([], [])
-    for turn in range(warm_up + rounds):
-        for which, pipe in enumerate(pipes):
-            pipe.send(True)
-            images, seconds = pipe.recv()
-            if turn >= warm_up:
-                rates[which].append(images / seconds)
-    for pipe, process in zip(pipes, processes):
-        pipe.send(False)
-        process.join()
-    return statistics.median(rates[0]), statistics.median(rates[1])

@@ -1,20 +1,22 @@
-"""Exact k-NN by cosine among a million features: saccade beside faiss' flat index. Needs faiss-cpu.
+"""Exact k-NN by cosine among a million features: saccade beside faiss' flat index. Needs the extra bench.
 
     python benchmarks/search.py [--rows 1000000] [--queries 10000] [--width 384] [--k 20] [--rounds 1] [--json]
+        [--smoke]
 
 Random features of length 1. Both answers are compared before the times are taken. The last line is one JSON
-object: queries a second of ``ours`` and ``peer``, their ``ratio``, and the share of neighbours that agree.
+object: queries a second of ``ours`` and ``peer``, their ``ratio``, and the fraction of neighbours that agree.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
-from peer import Work, abab
+import harness
+from harness import Work
 from saccade.features.table import nearest, unit
 
 
@@ -50,7 +52,7 @@ def set_up_peer(options: argparse.Namespace) -> Work:
 
 
 def agreement(options: argparse.Namespace) -> float:
-    """Share of the neighbours of 200 queries that both name."""
+    """Fraction of the neighbours of 200 queries that both return."""
     import faiss
 
     rows, queries = features(options)
@@ -61,21 +63,20 @@ def agreement(options: argparse.Namespace) -> float:
     return float(np.mean([len(set(a) & set(b)) / options.k for a, b in zip(ours.tolist(), theirs.tolist())]))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    options = parser.parse_args()
+    options = harness.parse(parser, {"rows": 1000, "queries": 200, "width": 16, "k": 5}, argv)
     agree = agreement(options)
-    mine, theirs = abab(partial(set_up_ours, options), partial(set_up_peer, options), options.rounds, warm_up=0)
-    if not options.json:
-        print(f"saccade {mine:.0f} queries/s, faiss {theirs:.0f}: {theirs / mine:.2f} of its time; {agree:.4f} agree")
-    found = {"ours": round(mine, 1), "peer": round(theirs, 1), "ratio": round(mine / theirs, 3)}
-    print(json.dumps(found | {"time_ratio": round(theirs / mine, 3), "agreement": agree, "rows": options.rows}))
+    mine, theirs = harness.abab(partial(set_up_ours, options), partial(set_up_peer, options), options.rounds, warm_up=0)
+    text = f"saccade {mine:.0f} queries/s, faiss {theirs:.0f}: {theirs / mine:.2f} of its time; {agree:.4f} agree"
+    result = {"ours": round(mine, 1), "peer": round(theirs, 1), "ratio": round(mine / theirs, 3)}
+    more = {"time_ratio": round(theirs / mine, 3), "agreement": agree, "rows": options.rows}
+    harness.finish(options, result | more, [text])
 
 
 if __name__ == "__main__":

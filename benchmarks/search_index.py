@@ -1,7 +1,7 @@
 """What an index gains and loses: one query at a time, exact in memory, exact in LanceDB, and by its index.
 
     python benchmarks/search_index.py [--rows 100000] [--width 384] [--clusters 1000] [--queries 100] [--k 10]
-                                      [--rounds 3] [--json]
+                                      [--rounds 3] [--json] [--smoke]
 
 Vectors of length 1 around random centres, as the features of a trained model lie. All answers to the same queries are
 compared with the exact ones; the four ways take turns. `peer` is faiss' flat index where faiss is installed, else
@@ -11,19 +11,20 @@ scikit-learn's brute force. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+import harness
 from saccade.features import stores
 from saccade.features.filters import parse
 from saccade.features.table import FeatureTable, MemoryStore, Store, unit
 
+SMOKE = {"rows": 2000, "width": 16, "clusters": 20, "queries": 3, "rounds": 1}
 Ask = Callable[[np.ndarray], list[str]]
 
 
@@ -32,11 +33,11 @@ def clustered(options: argparse.Namespace) -> tuple[FeatureTable, np.ndarray]:
     generator = np.random.default_rng(0)
     centres = generator.standard_normal((options.clusters, options.width), np.float32)
     count = options.rows + options.queries
-    own = generator.integers(0, options.clusters, count)
-    vectors = unit(centres[own] + generator.standard_normal((count, options.width), np.float32))
+    cluster_of = generator.integers(0, options.clusters, count)
+    vectors = unit(centres[cluster_of] + generator.standard_normal((count, options.width), np.float32))
     rows = range(options.rows)
     nothing: list[str | None] = [None] * options.rows
-    labels: list[str | None] = [f"class {c % 10}" for c in own[: options.rows]]
+    labels: list[str | None] = [f"class {c % 10}" for c in cluster_of[: options.rows]]
     table = FeatureTable(vectors[: options.rows], [str(i) for i in rows], labels, nothing, nothing, nothing, "random")
     return table, vectors[options.rows :]
 
@@ -64,16 +65,16 @@ def timed(ways: dict[str, Ask], queries: np.ndarray, rounds: int) -> tuple[dict[
     answers: dict[str, list[set[str]]] = {}
     for _ in range(rounds):
         for name, ask in ways.items():
-            found = []
+            results = []
             for query in queries:
                 began = time.perf_counter()
-                found.append(set(ask(query)))
+                results.append(set(ask(query)))
                 seconds[name].append(time.perf_counter() - began)
-            answers[name] = found
+            answers[name] = results
     return {name: round(1000 * statistics.median(taken), 2) for name, taken in seconds.items()}, answers
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, usual in (
         ("rows", 100_000),
@@ -84,39 +85,39 @@ def main() -> None:
         ("rounds", 3),
     ):
         parser.add_argument(f"--{name}", type=int, default=usual)
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    options = parser.parse_args()
+    options = harness.parse(parser, SMOKE, argv)
     table, queries = clustered(options)
-    named, theirs = peer(table, options.k)
+    peer_name, theirs = peer(table, options.k)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "db" / "features.lance"
+        path = Path(folder) / "db" / "features.lance"
         began = time.perf_counter()
-        stores.write(place, table)
+        stores.write(path, table)
         written = time.perf_counter() - began
-        lance = stores.open_store(place)
+        lance = stores.open_store(path)
         memory = MemoryStore("memory", table)
         ways = {
             "exact": asking(memory, options.k, approximate=False),
-            named: theirs,
+            peer_name: theirs,
             "lance exact": asking(lance, options.k, approximate=False),
             "lance index": asking(lance, options.k, approximate=True),
         }
         took, answers = timed(ways, queries, options.rounds)
         recall = {
-            n: float(np.mean([len(a & b) / len(b) for a, b in zip(found, answers["exact"])]))
-            for n, found in answers.items()
+            n: float(np.mean([len(a & b) / len(b) for a, b in zip(results, answers["exact"])]))
+            for n, results in answers.items()
         }
-        said = lance.nearest_rows(queries[0], options.k, approximate=True).recall
+        unfiltered = lance.nearest_rows(queries[0], options.k, approximate=True).recall
         filtered = lance.nearest_rows(queries[0], options.k, parse("label='class 3'"), approximate=True).recall
-    assert said is not None and filtered is not None
-    if not options.json:
-        for name, ms in took.items():
-            print(f"{name:14s} {ms:8.2f} ms a query, recall@{options.k} {recall[name]:.4f}")
-        print(f"written with its index in {written:.1f} s; said: {said.text()}, {said.cells} cells")
-        print(f"under a filter: {filtered.text()}, {filtered.cells} cells")
-    found = {"ours": took["lance index"], "peer": took[named], "ratio": round(took[named] / took["lance index"], 2)}
-    more = {"peer_name": named, "ms": took, "recall": recall, "said": vars(said), "filtered": vars(filtered)}
-    print(json.dumps(found | more | {"rows": options.rows, "write_seconds": round(written, 1)}))
+    assert unfiltered is not None and filtered is not None
+    lines = [f"{n:14s} {ms:8.2f} ms a query, recall@{options.k} {recall[n]:.4f}" for n, ms in took.items()]
+    lines += [
+        f"written with its index in {written:.1f} s; reported: {unfiltered.text()}, {unfiltered.cells} cells",
+        f"under a filter: {filtered.text()}, {filtered.cells} cells",
+    ]
+    ours, theirs_ms = took["lance index"], took[peer_name]
+    result = {"ours": ours, "peer": theirs_ms, "ratio": round(theirs_ms / ours, 2), "peer_name": peer_name, "ms": took}
+    more = {"recall": recall, "reported": vars(unfiltered), "filtered": vars(filtered)}
+    harness.finish(options, result | more | {"rows": options.rows, "write_seconds": round(written, 1)}, lines)
 
 
 if __name__ == "__main__":

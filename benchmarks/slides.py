@@ -1,7 +1,7 @@
 """Slides: tiles a second against raw OpenSlide reads of the same regions (A B A B), tissue masks, and a large
 slide: written, read, and embedded by a network.
 
-    python benchmarks/slides.py SLIDE ... [--mpp 0.5 --tile 256] [--draw 40000 --folder FOLDER] [--json]
+    python benchmarks/slides.py SLIDE ... [--mpp 0.5 --tile 256] [--draw 40000 --folder FOLDER] [--json] [--smoke]
 
 A pass reads every tile of a slide once, in an order that is a function of its number, the same for both sides. Each
 pass begins with new handles on both sides, since OpenSlide keeps the last 32 MiB it decoded, which is a whole small
@@ -14,7 +14,6 @@ Prints as its last line one object with ``ours``, ``peer`` and ``ratio`` (tiles 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import resource
@@ -22,12 +21,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openslide
 
+import harness
 from saccade.data.cache.image_cache import batch_indices
 from saccade.data.open import open_source
 from saccade.data.slides.slide import open_slide
@@ -38,7 +39,8 @@ from saccade.data.slides.tiling import Tiling
 from saccade.data.slides.tissue_mask import find_tissue
 from saccade.data.synthetic.slides import Drawing, draw_slides
 
-ROUNDS, LEAST, BATCH = 4, 600, 64
+ROUNDS, TILES_PER_ROUND, BATCH = 4, 600, 64
+SMOKE = {"folder": harness.TEMPORARY, "tile": 64, "workers": 1}
 
 
 def ours(tiles: SlideTiles, numbers: np.ndarray, workers: int) -> float:
@@ -61,7 +63,7 @@ def raw(tiles: SlideTiles, numbers: np.ndarray, first: int) -> float:
 
     The handles are new; like ``ours`` it has read the ``first`` tiles before the clock starts.
     """
-    handles = [openslide.OpenSlide(str(one.path)) for one in tiles.named]
+    handles = [openslide.OpenSlide(str(slide.path)) for slide in tiles.named]
 
     def read(number: int) -> None:
         k = int(tiles.slide_of[number])
@@ -92,19 +94,19 @@ def cpu_ms(tiles: SlideTiles, numbers: np.ndarray) -> tuple[float, float]:
     return ours_ms, raw_ms
 
 
-def speed(path: str, tiling: Tiling, workers: int) -> dict[str, Any]:
-    """Median of the rounds of both sides; a round is as many passes as make ``LEAST`` tiles, each with new handles."""
+def speed(path: str, tiling: Tiling, workers: int, rounds: int, tiles_per_round: int) -> dict[str, Any]:
+    """Median of the rounds of both sides; a round has enough passes for ``tiles_per_round`` tiles, with new handles."""
     tiles = open_source(path, tiling=tiling)
     assert isinstance(tiles, SlideTiles)
-    passes = math.ceil(LEAST / (len(tiles) - workers))
+    passes = math.ceil(tiles_per_round / (len(tiles) - workers))
     times: dict[str, list[float]] = {"ours": [], "peer": []}
     cpu = {"ours": math.inf, "peer": math.inf}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         orders = [batch_indices(len(tiles), number * passes + i, len(tiles), seed=0) for i in range(passes)]
         times["ours"].append(sum(ours(tiles, order, workers) for order in orders))
         times["peer"].append(sum(raw(tiles, order, workers) for order in orders))
-        for side, found in zip(cpu, cpu_ms(tiles, orders[0])):
-            cpu[side] = min(cpu[side], found)
+        for side, milliseconds in zip(cpu, cpu_ms(tiles, orders[0])):
+            cpu[side] = min(cpu[side], milliseconds)
     read = passes * (len(tiles) - workers)
     per_second = {name: read / statistics.median(values) for name, values in times.items()}
     spread = {f"{name}_rounds": [round(read / seconds, 1) for seconds in values] for name, values in times.items()}
@@ -126,10 +128,10 @@ def mask_seconds(path: str, slide_mpp: float | None) -> dict[str, Any]:
         if slide.spacing_um is None:
             slide = open_slide(path, slide_mpp)
         began, cpu_began = time.perf_counter(), time.process_time()
-        found = find_tissue(slide)
+        tissue = find_tissue(slide)
         seconds.append(time.perf_counter() - began)
         cpu.append(time.process_time() - cpu_began)
-    return {"slide": Path(path).name, "seconds": min(seconds), "cpu_seconds": min(cpu), **found.shares()}
+    return {"slide": Path(path).name, "seconds": min(seconds), "cpu_seconds": min(cpu), **tissue.shares()}
 
 
 def network_pass(folder: Path, model: str) -> dict[str, Any]:
@@ -142,21 +144,21 @@ def network_pass(folder: Path, model: str) -> dict[str, Any]:
     if status:
         raise SystemExit(f"saccade embed failed: {status}")
     seconds = time.perf_counter() - began
-    found = {"embed_model": model, "embed_seconds": seconds, "embed_cpu_seconds": used.ru_utime + used.ru_stime}
-    return found | {"embed_peak_mib": round(used.ru_maxrss / 1024)}
+    result = {"embed_model": model, "embed_seconds": seconds, "embed_cpu_seconds": used.ru_utime + used.ru_stime}
+    return result | {"embed_peak_mib": round(used.ru_maxrss / 1024)}
 
 
 def large(size: int, folder: Path, workers: int, model: str) -> dict[str, Any]:
     """Write one slide of ``size`` pixels, find its tissue, read all its tiles, and give them to a network."""
-    found: dict[str, Any] = {"size": size}
+    result: dict[str, Any] = {"size": size}
     began = time.perf_counter()
     draw_slides(Drawing(n=1, size=size), folder)
-    found["write_seconds"] = time.perf_counter() - began
-    found["file_mib"] = round((folder / "slide-0000.tif").stat().st_size / 2**20)
+    result["write_seconds"] = time.perf_counter() - began
+    result["file_mib"] = round((folder / "slide-0000.tif").stat().st_size / 2**20)
     began = time.perf_counter()
     tiles = open_source(folder, tiling=Tiling(mpp=1.0, tile_px=256))
     assert isinstance(tiles, SlideTiles)
-    found["open_mask_tiles_seconds"] = time.perf_counter() - began
+    result["open_mask_tiles_seconds"] = time.perf_counter() - began
     began = time.perf_counter()
     store = TileStore(tiles, Wanted(256, 3, np.dtype(np.uint8)), workers=workers, max_bad=0, say=print)
     for start in range(0, len(tiles), BATCH):
@@ -164,9 +166,9 @@ def large(size: int, folder: Path, workers: int, model: str) -> dict[str, Any]:
         store.images(np.arange(start, min(start + BATCH, len(tiles))))
     seconds = time.perf_counter() - began
     store.close()
-    found |= {"tiles": len(tiles), "read_seconds": seconds, "tiles_per_second": len(tiles) / seconds}
-    found["read_peak_mib"] = peak_mib()
-    return found | network_pass(folder, model)
+    result |= {"tiles": len(tiles), "read_seconds": seconds, "tiles_per_second": len(tiles) / seconds}
+    result["read_peak_mib"] = peak_mib()
+    return result | network_pass(folder, model)
 
 
 def peak_mib() -> int:
@@ -175,7 +177,7 @@ def peak_mib() -> int:
     return round(max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 1024)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("slides", nargs="*")
     parser.add_argument("--mpp", type=float)
@@ -185,24 +187,24 @@ def main() -> None:
     parser.add_argument("--draw", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("large-slide"))
     parser.add_argument("--model", default="random:resnet10_w16", help="for the network pass over the drawn slide")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    found: dict[str, Any] = {}
-    if options.slides:
-        tiling = Tiling(options.mpp, options.tile, None, options.slide_mpp)
-        found["masks"] = [mask_seconds(path, options.slide_mpp) for path in options.slides]
-        found["speed"] = [speed(path, tiling, options.workers) for path in options.slides]
-        for side in ("ours", "peer"):
-            found[side] = float(np.mean([one[side] for one in found["speed"]]))
-        found["ratio"] = float(np.exp(np.mean([np.log(one["ratio"]) for one in found["speed"]])))
+    options = harness.parse(parser, SMOKE, argv)
+    if options.smoke:
+        draw_slides(Drawing(n=1, size=1024), options.folder)
+        options.slides = [str(options.folder / "slide-0000.tif")]
+    if not options.slides:
+        parser.error("missing: SLIDE")
+    size = (1, 20) if options.smoke else (ROUNDS, TILES_PER_ROUND)
+    tiling = Tiling(options.mpp, options.tile, None, options.slide_mpp)
+    masks = [mask_seconds(path, options.slide_mpp) for path in options.slides]
+    speeds = [speed(path, tiling, options.workers, *size) for path in options.slides]
+    ours_mean, peer_mean = (float(np.mean([row[side] for row in speeds])) for side in ("ours", "peer"))
+    ratio = float(np.exp(np.mean([np.log(row["ratio"]) for row in speeds])))
+    result: dict[str, Any] = {"ours": ours_mean, "peer": peer_mean, "ratio": ratio, "masks": masks, "speed": speeds}
     if options.draw:
-        found["large"] = large(options.draw, options.folder, options.workers, options.model)
-    found["peak_mib"] = peak_mib()
-    if not options.json:
-        for key, value in found.items():
-            for line in value if isinstance(value, list) else [value]:
-                print(key, line)
-    print(json.dumps(found))
+        result["large"] = large(options.draw, options.folder, options.workers, options.model)
+    result["peak_mib"] = peak_mib()
+    lines = [f"{key} {row}" for key, value in result.items() for row in (value if isinstance(value, list) else [value])]
+    harness.finish(options, result, lines)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
 """How hard is synthetic:tissue? k-NN on pixels and colour against a supervised ResNet-18, split by patient.
 
-    python benchmarks/synthetic_difficulty.py [--count 5600] [--minutes 6] [--json]
+    python benchmarks/synthetic_difficulty.py [--count 5600] [--minutes 6] [--json] [--smoke]
 
-The last line is one JSON object with the accuracies on the test patients.
+The last line is one JSON object with the accuracies on the test patients: of the network (``ours``), of the best
+baseline (``peer``), and of all.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+import harness
 from saccade.augment.views import plain_view
 from saccade.data.cache.image_cache import batch_indices, input_spec
 from saccade.data.synthetic.images import CLASSES, TissueSource
@@ -24,14 +26,14 @@ from saccade.models.backbones.build import build
 
 
 def baselines(decoded: Decoded, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
-    """k-NN (k = 20) on pixels and on the colour histogram, as they are and with the training mean taken off."""
-    found = {}
+    """k-NN (k = 20) on pixels and on the colour histogram, as they are and with the training mean subtracted."""
+    accuracies = {}
     for name, table in embed_baselines(decoded, 64, grey=False).items():
         mean = table.features[train].mean(axis=0)
         for kind, features in ((name, table.features), (f"{name}, centred", table.features - mean)):
             scores = knn_scores(features[train], labels[train], features[test], 20, len(CLASSES))
-            found[kind] = float((scores.argmax(axis=1) == labels[test]).mean())
-    return found
+            accuracies[kind] = float((scores.argmax(axis=1) == labels[test]).mean())
+    return accuracies
 
 
 def supervised(decoded: Decoded, labels: np.ndarray, train: np.ndarray, test: np.ndarray, minutes: float) -> float:
@@ -62,23 +64,22 @@ def supervised(decoded: Decoded, labels: np.ndarray, train: np.ndarray, test: np
     return float((answers.numpy() == labels[test]).mean())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=5600)
     parser.add_argument("--minutes", type=float, default=6.0)
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    options = parser.parse_args()
+    options = harness.parse(parser, {"count": 160, "minutes": 0.002}, argv)
     decoded = Decoded(TissueSource(options.count), max_bad=0.0, report=None)
     records = decoded.at(64).records
     labels = np.array([CLASSES.index(str(r.label)) for r in records])
     train = np.flatnonzero([r.split == "train" for r in records])
     test = np.flatnonzero([r.split == "test" for r in records])
-    found = baselines(decoded, labels, train, test)
-    found["supervised resnet18"] = supervised(decoded, labels, train, test, options.minutes)
-    if not options.json:
-        for name, value in found.items():
-            print(f"{name:28s} {100 * value:5.1f} %")
-    print(json.dumps({"train": len(train), "test": len(test), "minutes": options.minutes} | found))
+    accuracies = baselines(decoded, labels, train, test)
+    accuracies["supervised resnet18"] = supervised(decoded, labels, train, test, options.minutes)
+    ours, peer = accuracies["supervised resnet18"], max(v for n, v in accuracies.items() if "supervised" not in n)
+    result = {"ours": ours, "peer": peer, "ratio": round(ours / max(peer, 1e-9), 3)}
+    result |= {"train": len(train), "test": len(test), "minutes": options.minutes} | accuracies
+    harness.finish(options, result, [f"{name:28s} {100 * value:5.1f} %" for name, value in accuracies.items()])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """k-NN against wall-clock: saccade beside lightly, at the same time, on a core of its own each.
 
-    python benchmarks/time_to_accuracy.py DATA [--minutes 12] [--backbone resnet10_w32] [--grey] [--json]
+    python benchmarks/time_to_accuracy.py DATA [--minutes 12] [--backbone resnet10_w32] [--tuned] [--json]
+        [--smoke]
 
 Same network (saccade's, for both), same images, same number, sizes and scales of crops, batch 64, one thread.
 lightly has the recipe of its published CIFAR-10 benchmark (SGD, batch norm in the head, K = 2,048, momentum 0.99,
@@ -19,15 +20,12 @@ three; minutes of ``ours`` to reach and keep that value (mean over the seeds; nu
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import json
 import math
-import multiprocessing
-import os
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+import harness
 import peer
 from saccade import api
 from saccade.base.config import Sections, override
@@ -56,11 +55,12 @@ from saccade.train.resolve import resolve, resolve_length
 
 BATCH, OUT_DIM, EVALUATIONS, ASKED_AND_VOTING = 64, 2048, 12, 4500
 CPU = torch.device("cpu")
+SMOKE = {"data": "synthetic:tissue?n=160&size=32", "minutes": 0.01, "backbone": "resnet10_w8", "size": 32}
 Curve = list[tuple[float, float]]
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What both tools are told."""
+    """Settings of both tools."""
     patch = 8 if options.size > 32 else 4
     chosen: dict[str, Any] = {
         "model.backbone": options.backbone,
@@ -214,8 +214,8 @@ def train_peer(options: argparse.Namespace) -> Curve:
     while spent < limit:
         mark = time.perf_counter()
         for views_of_batch in loader:
-            share = min(1.0, spent / limit)
-            model.optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * share))
+            fraction = min(1.0, spent / limit)
+            model.optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + math.cos(math.pi * fraction))
             model.step(views_of_batch[:2], views_of_batch[2:], momentum=momentum, epoch=epoch)
             spent, mark = spent + time.perf_counter() - mark, time.perf_counter()
             if spent >= len(curve) * limit / EVALUATIONS:
@@ -230,37 +230,12 @@ def train_peer(options: argparse.Namespace) -> Curve:
 # --- side by side -------------------------------------------------------------------------------
 
 
-def work(kind: str, options: argparse.Namespace, core: int, answers: Any) -> None:
-    os.sched_setaffinity(0, {core})
+def curves_of(tool: str, options: argparse.Namespace) -> dict[str, Curve]:
+    """All curves of one tool, on one thread."""
     torch.set_num_threads(1)
-    if kind == "peer":
-        answers.put(("peer", train_peer(options)))
-    else:
-        for seed in range(2):
-            answers.put((f"ours, seed {seed}", train_ours(options, seed)))
-
-
-def side_by_side(options: argparse.Namespace) -> dict[str, Curve]:
-    """Both tools at once, each in a process on its own core."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    tools = [context.Process(target=work, args=(kind, options, core, answers)) for core, kind in enumerate(TOOLS)]
-    for tool in tools:
-        tool.start()
-    curves: dict[str, Curve] = {}
-    while len(curves) < 3:
-        with contextlib.suppress(Exception):  # queue.Empty: look whether they still live
-            name, curve = answers.get(timeout=5)
-            curves[name] = curve
-            continue
-        if any(tool.exitcode not in (None, 0) for tool in tools):
-            raise SystemExit("one of the tools failed; its traceback is above")
-    for tool in tools:
-        tool.join()
-    return curves
-
-
-TOOLS = ("ours", "peer")
+    if tool == "peer":
+        return {"peer": train_peer(options)}
+    return {f"ours, seed {seed}": train_ours(options, seed) for seed in range(1 if options.smoke else 2)}
 
 
 def seconds_to(curve: Curve, value: float) -> float | None:
@@ -271,9 +246,9 @@ def seconds_to(curve: Curve, value: float) -> float | None:
     return None
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data")
+    parser.add_argument("data", nargs="?")
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--backbone", default="resnet10_w32")
     parser.add_argument("--recipe", default="short")
@@ -281,20 +256,21 @@ def main() -> None:
     parser.add_argument("--local-count", type=int, default=2)
     parser.add_argument("--group", default="", help="column with the patient or source tile")
     parser.add_argument("--tuned", action="store_true", help="give lightly the settings that saccade decides on")
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    options = parser.parse_args()
-    curves = side_by_side(options)
+    options = harness.parse(parser, SMOKE, argv, required=("data",))
+    tools = harness.side_by_side({tool: functools.partial(curves_of, tool, options) for tool in ("ours", "peer")})
+    curves = tools["ours"] | tools["peer"]
     theirs = curves.pop("peer")
     final = statistics.mean(knn for _, knn in theirs[-3:])
     reached = [seconds_to(curve, final) for curve in curves.values()]
     peer_seconds = theirs[-1][0]
     ours = None if None in reached else statistics.mean(s for s in reached if s is not None)
-    if not options.json:
-        for name, curve in {**curves, "lightly": theirs}.items():
-            print(f"{name:14s} " + " ".join(f"{s / 60:.1f}:{100 * knn:.1f}" for s, knn in curve))
-    found = {
-        "ours": ours and round(ours / 60, 2),
-        "peer": round(peer_seconds / 60, 2),
+    lines = [
+        f"{name:14s} " + " ".join(f"{s / 60:.1f}:{100 * knn:.1f}" for s, knn in curve)
+        for name, curve in {**curves, "lightly": theirs}.items()
+    ]
+    result = {
+        "ours": ours and round(ours / 60, 4),
+        "peer": round(peer_seconds / 60, 4),
         "ratio": round(peer_seconds / ours, 2) if ours else None,
         "knn": round(final, 4),
         "data": Path(options.data).name,
@@ -303,7 +279,7 @@ def main() -> None:
         "tuned": options.tuned,
         "curves": {**curves, "peer": theirs},
     }
-    print(json.dumps(found))
+    harness.finish(options, result, lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From encoded files to all crops of a batch, images a second: saccade beside lightly, with the same workers.
 
-    python benchmarks/views.py [--workers 2] [--rounds 3] [--json]
+    python benchmarks/views.py [--workers 2] [--rounds 3] [--json] [--smoke]
 
 Two settings: 64-px PNG to 2 x 64 and 8 x 32 px, and 256-px JPEG to 2 x 224 and 8 x 96 px; all of DINO's changes of
 colour, blur and solarisation, batch 64. lightly: DINOTransform in a DataLoader with that many processes. saccade:
@@ -13,9 +13,9 @@ The last line is one JSON object: images a second of ours and peer on the PNG, `
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from peer import Work, abab, transform
+import harness
+from harness import Work
+from peer import transform
 from saccade import runtime
 from saccade.augment.views import ViewsConfig, make_views, resolve_views
 from saccade.data.cache.image_cache import batch_indices, build_cache, input_spec
@@ -47,10 +49,11 @@ class Setting:
 
 PNG64 = Setting(".png", 640, 64, 64, 32)
 JPEG256 = Setting(".jpg", 256, 256, 224, 96)
+SMOKE = (replace(PNG64, images=BATCH), Setting(".jpg", BATCH, 64, 48, 24))
 
 
 def write_images(setting: Setting, folder: Path) -> None:
-    """Tissue tiles as files of the wanted size."""
+    """Tissue tiles as files of the setting's size."""
     source = TissueSource(setting.images)
     for number in range(setting.images):
         image = Image.fromarray(source.read(number).pixels.transpose(1, 2, 0))
@@ -77,8 +80,8 @@ class Ours:
 
     def __init__(self, folder: Path, setting: Setting):
         self.folder, self.setting = folder, setting
-        wanted = ViewsConfig(local_px=setting.local_px, local_scale=(0.05, 0.4), solarise_prob=0.2)
-        self.config = resolve_views(wanted, size_px=setting.global_px, channels=3, patch=8, local_count=LOCAL)
+        options = ViewsConfig(local_px=setting.local_px, local_scale=(0.05, 0.4), solarise_prob=0.2)
+        self.config = resolve_views(options, size_px=setting.global_px, channels=3, patch=8, local_count=LOCAL)
         self.step = 0
         self.decode()
 
@@ -108,7 +111,14 @@ def set_up_ours(folder: Path, setting: Setting, workers: int, first: bool) -> Wo
 
 def set_up_peer(folder: Path, setting: Setting, workers: int) -> Work:
     files = Files(folder, setting)
-    loader = DataLoader(files, batch_size=BATCH, num_workers=workers, persistent_workers=True, drop_last=True)
+    loader = DataLoader(
+        files,
+        batch_size=BATCH,
+        num_workers=workers,
+        multiprocessing_context="fork",
+        persistent_workers=True,
+        drop_last=True,
+    )
     return lambda: sum(len(views[0]) for views in loader)
 
 
@@ -117,27 +127,26 @@ def compare(setting: Setting, workers: int, rounds: int) -> dict[str, float]:
         folder = Path(name)
         write_images(setting, folder)
         peer = partial(set_up_peer, folder, setting, workers)
-        mine, theirs = abab(partial(set_up_ours, folder, setting, workers, False), peer, rounds)
-        first, again = abab(partial(set_up_ours, folder, setting, workers, True), peer, rounds)
+        mine, theirs = harness.abab(partial(set_up_ours, folder, setting, workers, False), peer, rounds)
+        first, again = harness.abab(partial(set_up_ours, folder, setting, workers, True), peer, rounds)
     return {"ours": mine, "peer": theirs, "ratio": mine / theirs, "first_pass": first / again}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    options = parser.parse_args()
-    small, large = (compare(setting, options.workers, options.rounds) for setting in (PNG64, JPEG256))
-    if not options.json:
-        for name, one in {"64-px PNG": small, "256-px JPEG": large}.items():
-            print(
-                f"{name}: saccade {one['ours']:.0f} images/s, lightly {one['peer']:.1f}: {one['ratio']:.1f} times; "
-                f"{one['first_pass']:.1f} times with every image decoded"
-            )
-    found: dict[str, Any] = {key: round(value, 2) for key, value in small.items()}
-    found |= {f"{key}_256": round(value, 2) for key, value in large.items()} | {"workers": options.workers}
-    print(json.dumps(found))
+    options = harness.parse(parser, {"rounds": 1, "workers": 1}, argv)
+    settings = SMOKE if options.smoke else (PNG64, JPEG256)
+    small, large = (compare(s, options.workers, options.rounds) for s in settings)
+    lines = [
+        f"{name}: saccade {speed['ours']:.0f} images/s, lightly {speed['peer']:.1f}: {speed['ratio']:.1f} times; "
+        f"{speed['first_pass']:.1f} times with every image decoded"
+        for name, speed in {"64-px PNG": small, "256-px JPEG": large}.items()
+    ]
+    result: dict[str, Any] = {key: round(value, 2) for key, value in small.items()}
+    result |= {f"{key}_256": round(value, 2) for key, value in large.items()} | {"workers": options.workers}
+    harness.finish(options, result, lines)
 
 
 if __name__ == "__main__":
