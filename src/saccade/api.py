@@ -144,6 +144,14 @@ def plan(
     Raises
     ------
     UsageError, ModelError, DataError
+
+    Examples
+    --------
+    >>> import saccade
+    >>> settings = {"model.size_px": 64, "train.batch": 8}
+    >>> price = saccade.plan(backbone="vit_micro_patch8", settings=settings, options=saccade.PlanOptions(measure=False))
+    >>> price.to_dict()["tokens"]["global"]
+    64
     """
     runtime.keep_freed_memory()
     source = None if data is None else absolute(data)
@@ -312,6 +320,18 @@ def search(
     ------
     ModelError
         When another model made the table.
+
+    Examples
+    --------
+    >>> import saccade
+    >>> from PIL import Image
+    >>> data = "synthetic:tissue?n=8&size=32"
+    >>> table = saccade.embed("random:resnet10_w8", data, out="features.parquet")
+    >>> pixels = saccade.open_source(data).read(5).pixels
+    >>> Image.fromarray(pixels.transpose(1, 2, 0)).save("query.png")
+    >>> result = saccade.search("random:resnet10_w8", "query.png", store="features.parquet")
+    >>> result.rows()[0]["id"] == table.ids[5]
+    True
     """
     options = options or SearchOptions()
     if hierarchy_settings.is_hierarchy(model):
@@ -341,6 +361,12 @@ def export(model: str | Path, *, to: str, out: str | Path) -> float | None:
     ------
     ModelError
         When the other program does not have this architecture.
+
+    Examples
+    --------
+    >>> import saccade
+    >>> saccade.export("random:vit_micro_patch8", to="safetensors", out="exported")
+    0.0
     """
     return model_export.export(model, to, Path(out))
 

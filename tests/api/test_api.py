@@ -158,7 +158,7 @@ def test_two_runs_of_one_name_are_two_rows(run, tmp_path):
     shutil.copytree(run, tmp_path / run.name)
     found = saccade.evaluate([run, tmp_path / run.name], DATA, options=QUICK, out=tmp_path / "both")
     assert len({row["model"] for row in found.rows}) == 5
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="duplicate model"):
         saccade.evaluate([run, run], DATA, options=QUICK, out=tmp_path / "twice")
 
 

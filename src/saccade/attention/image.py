@@ -7,7 +7,7 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from saccade.attention.maps import AttentionMap, Query, attention_map, jaccard, 
 from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of
 from saccade.augment.color import to_grey
 from saccade.augment.views import normalise
-from saccade.base import run_folder
+from saccade.base import frames, run_folder
 from saccade.base.contracts import InputSpec
 from saccade.base.files import write_bytes, write_text
 from saccade.data.cache.image_cache import ImageCache, fit_range, input_spec
@@ -29,6 +29,10 @@ from saccade.features.table import FeatureTable, nearest
 from saccade.models.backbones.weights import LoadedModel, load_model
 from saccade.models.nn.network import has_attention
 from saccade.viz.overlays import Neighbour, attention_panel, neighbours_panel, overlay_svg
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,23 @@ class Attended:
         else:
             raise unknown("picture format", path.suffix, (".png", ".svg", ".csv"))
         return path
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One row per head and patch: head, row, column, weight."""
+        values = self.chosen().values
+        head, row, column = np.indices(values.shape).reshape(3, -1)
+        return {"head": head, "row": row, "column": column, "weight": values.ravel()}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per head and patch as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(self.columns())
+
+    def to_polars(self) -> polars.DataFrame:
+        """One row per head and patch as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(self.columns())
+
+    def _repr_html_(self) -> str:
+        return frames.text_to_html(self.text())
 
     def _csv(self) -> str:
         file = io.StringIO()

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from saccade.attention.maps import attention_map
 from saccade.augment.views import plain_view
+from saccade.base import frames
 from saccade.base.files import write_file
 from saccade.data.slides.slide import Slide
 from saccade.data.slides.slide_source import SlideTiles
@@ -23,6 +24,10 @@ from saccade.features.table import unit
 from saccade.models.nn.network import has_attention
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import save_geojson
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 Level = Literal["tile", "patch", "region", "composed"]
 LEVELS: tuple[Level, ...] = ("tile", "patch")  # of one network; the others are a hierarchy's
@@ -115,6 +120,24 @@ class SlideAttention:
         if self.options.level != "patch":
             files.append(write_file(out / "extremes.png", extremes(self.slide, self.heat).save))
         return [*files, self._one(out / "heatmap.tif")]
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One row per tile: x and y of its upper left corner in pixels of level 0, its sides, its score."""
+        x, y = np.asarray(self.heat.coords).T
+        down, across = self.heat.sides_px
+        side_x, side_y = np.full(len(x), across), np.full(len(x), down)
+        return {"x": x, "y": y, "side_x": side_x, "side_y": side_y, "score": np.asarray(self.heat.scores)}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per tile as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(self.columns())
+
+    def to_polars(self) -> polars.DataFrame:
+        """One row per tile as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(self.columns())
+
+    def _repr_html_(self) -> str:
+        return frames.to_html(self.text(), self.columns())
 
     def _one(self, path: Path) -> Path:
         if path.suffix == ".png":

@@ -9,11 +9,12 @@ import csv
 import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from saccade.attention.text_lessons import facts, look_up, order_test
+from saccade.base import frames
 from saccade.base.files import write_bytes, write_text
 from saccade.errors import ModelError, UsageError, unknown
 from saccade.models.backbones.text import Reading, TextModel, load_text_model
@@ -21,6 +22,10 @@ from saccade.models.text_tokens import TextOptions, find_word, merge
 from saccade.reporting.standalone import block, kept_layers, standalone
 from saccade.viz.quantised import lost, quantise
 from saccade.viz.sentence import SentenceMap, draw, lines
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,29 @@ class AttendedText:
         else:
             raise unknown("picture format", path.suffix, (".svg", ".png", ".csv", ".html"))
         return path
+
+    def columns(self) -> dict[str, list[Any]]:
+        """One row per head, query and key: head, query, key, query_word, key_word, weight; with special tokens."""
+        names, query = self.sentence.names, self.sentence.query
+        queries = range(len(names)) if query is None else [query]
+        rows = [
+            {"head": head, "query": q, "key": k, "query_word": names[q], "key_word": names[k], "weight": float(weight)}
+            for head, weights in zip(self._heads(), self.sentence.weights)
+            for q in queries
+            for k, weight in enumerate(weights[q])
+        ]
+        return frames.columns_of(rows)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per head, query and key as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(self.columns())
+
+    def to_polars(self) -> polars.DataFrame:
+        """One row per head, query and key as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(self.columns())
+
+    def _repr_html_(self) -> str:
+        return frames.text_to_html(self.text())
 
     def _csv(self) -> str:
         """Every number, special tokens included."""

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from saccade.attention.maps import AttentionMap
 from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of
 from saccade.attention.volume_map import VolumeMap, volume_map
+from saccade.base import frames
 from saccade.base.contracts import InputSpec, Sample
 from saccade.base.files import write_bytes, write_file, write_text
 from saccade.data.cache.image_cache import ImageCache, build_cache, input_spec
@@ -25,6 +26,10 @@ from saccade.models.backbones.weights import LoadedModel, load_model
 from saccade.models.nn.network import has_attention
 from saccade.viz.orthoview import Scene, planes_panel
 from saccade.viz.patch_maps import jaccard, threshold_mask
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 RANDOM_PX = 64  # side of the cube shown to random weights, which are used to none
 FORMATS = (".png", ".nii.gz", ".nii", ".csv")
@@ -141,6 +146,22 @@ class AttendedVolume:
             self.unit, self.point, self.spacing_mm, self.sample.affine is not None, self.found.box(self.unit.shape)
         )
         return panel(scene, self.amap, self.map(), {head: self.map(head) for head in heads})
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One row per head and patch: head, slice, row, column, weight."""
+        head, z, y, x = np.indices(self.amap.values.shape).reshape(4, -1)
+        return {"head": head, "slice": z, "row": y, "column": x, "weight": self.amap.values.ravel()}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per head and patch as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(self.columns())
+
+    def to_polars(self) -> polars.DataFrame:
+        """One row per head and patch as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(self.columns())
+
+    def _repr_html_(self) -> str:
+        return frames.text_to_html(self.text())
 
     def _csv(self) -> str:
         file = io.StringIO()

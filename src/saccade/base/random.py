@@ -25,7 +25,7 @@ def numpy_generator(*words: int | str) -> np.random.Generator:
 
     Examples
     --------
-    >>> numpy_generator(0, "limit").integers(100) == numpy_generator(0, "limit").integers(100)
+    >>> bool(numpy_generator(0, "limit").integers(100) == numpy_generator(0, "limit").integers(100))
     True
     """
     return np.random.Generator(np.random.PCG64(_sequence(words)))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from saccade.base import frames
 from saccade.cost import system_memory
 from saccade.cost.alternatives import Alternative
 from saccade.cost.explain import sentence
 from saccade.cost.step_memory import Price, Workload
 from saccade.cost.worked_examples import lookup
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,23 @@ class Planned:
                 for a in self.others
             ],
         }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """This setting and its cheaper alternatives: operations per step, and peak memory in bytes."""
+        alternatives = self.to_dict()["alternatives"]
+        setting = {"name": self.load.network.name, "how": "", "flops": self.price.total_flops, "peak": self.peak}
+        return [setting, *alternatives]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The setting and its alternatives as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(frames.columns_of(self.rows()))
+
+    def to_polars(self) -> polars.DataFrame:
+        """The setting and its alternatives as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(frames.columns_of(self.rows()))
+
+    def _repr_html_(self) -> str:
+        return frames.text_to_html(self.text())
 
     def text(self) -> str:
         found, load = self.price, self.load

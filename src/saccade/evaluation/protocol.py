@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saccade.base import frames
 from saccade.base.random import numpy_generator
 from saccade.data.splits import unit_names
 from saccade.errors import EvaluationError, UsageError
@@ -20,6 +21,10 @@ from saccade.evaluation.metrics import METRICS, figure, interval, resampling_wei
 from saccade.evaluation.probes import CHOOSING, STRENGTHS, logistic_scores, nearest, vote
 from saccade.evaluation.small_samples import FEW_UNITS, few_units
 from saccade.features.table import FeatureTable
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]
 Key = tuple[str, int | None]  # probe and, for k-NN, k as asked for
@@ -60,6 +65,17 @@ class EvalReport:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The rows as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(frames.columns_of(self.rows))
+
+    def to_polars(self) -> polars.DataFrame:
+        """The rows as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(frames.columns_of(self.rows))
+
+    def _repr_html_(self) -> str:
+        return frames.to_html("Evaluation", frames.columns_of(self.rows))
 
     def with_context(self, *, data: str, split: str, overlap: bool, grey: bool) -> EvalReport:
         """The same report, its protocol completed by which the data were and how they were parted and shown."""

@@ -10,17 +10,22 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
+from saccade.base import frames
 from saccade.base.files import cannot_write, discard, make_folder, replace_file, temporary_name, write_file
 from saccade.base.machine import usable_cores
 from saccade.errors import DataError, first_line
 from saccade.features.filters import Condition, mask
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 ROWS, QUERIES = 4096, 512  # of one product: 8 MiB of similarities
 GROUP = 32
@@ -55,6 +60,21 @@ class FeatureTable:
         """Everything known of the images, by name of the column."""
         known: list[Any] = [self.ids, self.labels, self.groups, self.splits, self.hashes]
         return dict(zip(COLUMNS, known)) | self.extras
+
+    def wide(self) -> dict[str, Any]:
+        """All columns, and one per feature: ``feature_0``, ``feature_1``, ..."""
+        return self.columns | {f"feature_{i}": self.features[:, i] for i in range(self.features.shape[1])}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Columns and features as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(self.wide())
+
+    def to_polars(self) -> polars.DataFrame:
+        """Columns and features as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(self.wide())
+
+    def _repr_html_(self) -> str:
+        return frames.to_html(f"Features of {self.model}", self.wide())
 
     def select(self, indices: Iterable[int]) -> FeatureTable:
         """The rows at ``indices``, in that order."""

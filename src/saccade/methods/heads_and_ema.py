@@ -135,7 +135,7 @@ def feature_std(vectors: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 
     Examples
     --------
-    >>> float(feature_std(torch.ones(4, 3)))
+    >>> round(float(feature_std(torch.ones(4, 3))), 3)
     0.0
     """
     directions = torch.nn.functional.normalize(vectors.detach().float(), dim=1)

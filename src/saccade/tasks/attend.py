@@ -38,6 +38,16 @@ def attend(
     -------
     Attended or AttendedVolume
         The map; ``.save(path)`` writes PNG, SVG or CSV by suffix (a volume also NIfTI).
+
+    Examples
+    --------
+    >>> import saccade
+    >>> from PIL import Image
+    >>> Image.effect_noise((64, 64), 50).convert("RGB").save("image.png")
+    >>> options = saccade.AttendOptions(query="20,40", size_px=64)
+    >>> amap = saccade.attend("random:vit_micro_patch8", "image.png", options=options).amap
+    >>> amap.values.shape  # heads, rows, columns of patches
+    (4, 8, 8)
     """
     return image_attention.attend(model, image, options or AttendOptions())
 

@@ -1,4 +1,4 @@
-"""What ``saccade embed`` does: one feature vector for every image, tile or slide of some data, in tables or files."""
+"""``saccade embed``: one feature vector per image, tile or slide, in a table or in files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from saccade.train.loop import Console, Quiet
 
 @dataclasses.dataclass(frozen=True)
 class LabelOptions:
-    """Where to read what is known of the images: a table that lies apart, and its columns (see open_source)."""
+    """Where labels and groups are read from: a CSV or Parquet table, and the names of its columns."""
 
     labels: Path | None = None
     label: str | None = None
@@ -38,19 +38,19 @@ OF_SLIDES = "FILE.parquet, DATABASE/NAME.lance, FOLDER.h5, or a name without an 
 
 
 def _check_name(out: str | Path | None, what: str, *, folders: bool) -> None:
-    """Refuse, before anything is computed, names that say another form than would be written.
+    """Raise UsageError, before anything is computed, for a name whose suffix does not fit what would be written.
 
-    what      the features, in words      folders   whether they may go into a folder, with a file a slide
+    what      the features, for the message      folders   whether a folder with one file per slide is possible
     """
     if out is None or stores.is_lance(out):
         return
-    place, expected = Path(out), OF_SLIDES if folders else TABLES
-    if place.suffix not in ((".parquet", ".h5", "") if folders else (".parquet",)):
-        raise UsageError(f"{what} cannot be written as {place.name}", got=f"out {out}", expected=expected)
-    if place.suffix == ".parquet" and place.is_dir():
-        raise UsageError(f"{out} is a folder, where a file was to be written", expected=expected)
-    if place.suffix != ".parquet" and place.exists() and not place.is_dir():
-        raise UsageError(f"{out} is a file, where a folder was to be written", hint="remove it, or take another name")
+    path, expected = Path(out), OF_SLIDES if folders else TABLES
+    if path.suffix not in ((".parquet", ".h5", "") if folders else (".parquet",)):
+        raise UsageError(f"{what} cannot be written as {path.name}", got=f"out {out}", expected=expected)
+    if path.suffix == ".parquet" and path.is_dir():
+        raise UsageError(f"{out} is a folder, but a file would be written", expected=expected)
+    if path.suffix != ".parquet" and path.exists() and not path.is_dir():
+        raise UsageError(f"{out} is a file, but a folder would be written", hint="remove it, or choose another name")
 
 
 def _embed_hierarchy(
@@ -64,12 +64,12 @@ def _embed_hierarchy(
     console: Console,
 ) -> FeatureTable:
     if tiling.mpp or tiling.tile_px or tiling.tissue is not None:
-        raise UsageError("a hierarchy cuts slides as it was trained", hint="leave out --mpp, --tile and --tissue")
+        raise UsageError("a hierarchy cuts tiles as in training", hint="leave out --mpp, --tile and --tissue")
     _check_name(out, "vectors of slides", folders=False)
     if out is not None:
         stores.check_writable(out)
-    named = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
-    settings: dict[str, Any] = {key: str(value) for key, value in named.items() if value is not None}
+    columns = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
+    settings: dict[str, Any] = {key: str(value) for key, value in columns.items() if value is not None}
     settings |= {} if tiling.slide_mpp is None else {"data.slide_mpp": tiling.slide_mpp}
     table = evaluate_slides.embed(
         run, evaluate_slides.slides_of(run, str(absolute(data)), settings), console, max_bad=max_bad
@@ -81,7 +81,7 @@ def _embed_hierarchy(
 
 
 def _origin(model: str | Path, data: str | Path, where: LabelOptions) -> dict[str, str | None]:
-    """What a table says of where it comes from."""
+    """Model, data and label table, as the metadata of a feature table hold them."""
     return {
         "made_by": str(model) if str(model).startswith(("random:", "timm:")) else str(Path(model).resolve()),
         "data": str(absolute(data)),
@@ -95,10 +95,10 @@ def _slide_embedder(model: str | Path, tiles: SlideTiles, *, grey: bool, max_bad
     return Embedder(loaded, tiles, say=console.say, max_bad=max_bad)
 
 
-def _each(told: Callable[[int, int, dict[str, float]], None], done: int, total: int) -> None:
-    """Images are read by the thousand a second: every 64th is told, and the last."""
+def _report_every_64th(report: Callable[[int, int, dict[str, float]], None], done: int, total: int) -> None:
+    """Thousands of images are read per second: report every 64th and the last."""
     if done % 64 == 0 or done == total:
-        told(done, total, {})
+        report(done, total, {})
 
 
 def embed(
@@ -112,11 +112,42 @@ def embed(
     tiling: Tiling | None = None,
     console: Console | None = None,
 ) -> FeatureTable | EmbeddedSlides:
-    """One feature vector for every image of ``data``; written to ``out``: FILE.parquet, or DATABASE/NAME.lance.
+    """Compute one feature vector per image, tile or slide.
 
-    Of slides, one for every tile (``tiling``; what is left open is as the model was trained): FILE.parquet, or
-    FOLDER.h5 with a file a slide. They are not held in memory; what is returned says which files were written.
-    A hierarchy gives one vector a slide, in one table. Raises UsageError for other names than these.
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, weights file, ``random:NAME`` or ``timm:NAME``; a hierarchy gives one vector per slide.
+    data : str or Path
+        Images, volumes or slides; see ``open_source``.
+    out : str or Path, optional
+        FILE.parquet or DATABASE/NAME.lance; for slides also FOLDER.h5 or FOLDER, with one file per slide.
+    grey : bool
+        Convert the images to greyscale.
+    max_bad : float
+        Largest fraction of damaged files that is tolerated.
+    labels : LabelOptions, optional
+        Table with labels and groups.
+    tiling : Tiling, optional
+        How slides are cut into tiles; unset values are those of the model's training.
+    console : Console, optional
+        Receives messages and progress.
+
+    Returns
+    -------
+    FeatureTable or EmbeddedSlides
+        For slides, the features are not held in memory: the result lists the files that were written.
+
+    Raises
+    ------
+    UsageError, DataError, ModelError, StorageError
+
+    Examples
+    --------
+    >>> import saccade
+    >>> table = saccade.embed("random:resnet10_w8", "synthetic:tissue?n=8&size=32")
+    >>> table.features.shape
+    (8, 64)
     """
     with _lock_table(out):
         return _embed(model, data, out, grey, max_bad, labels or LabelOptions(), tiling, console or Quiet())
@@ -143,7 +174,9 @@ def _embed(
     if layout.is_hierarchy(model):
         cut = tiling or Tiling()
         if grey:
-            raise UsageError("a hierarchy sees colour as its tile level does", hint="leave out --grey")
+            raise UsageError(
+                "--grey has no effect on a hierarchy: its tile level fixes the color mode", hint="leave out --grey"
+            )
         return _embed_hierarchy(Path(model), data, out, where, cut, max_bad=max_bad, console=console)
     _check_name(out, "features", folders=True)
     device = runtime.pick_device()
@@ -160,7 +193,9 @@ def _embed(
     if out is not None:
         stores.check_writable(out)
     progress = console.progress
-    decoded = embed_images.Decoded(source, max_bad=max_bad, report=lambda done, total: _each(progress, done, total))
+    decoded = embed_images.Decoded(
+        source, max_bad=max_bad, report=lambda done, total: _report_every_64th(progress, done, total)
+    )
     loaded, _ = fitted_model(model, decoded)
     table = embed_images.embed_model(
         loaded,

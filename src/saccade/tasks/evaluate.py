@@ -1,4 +1,4 @@
-"""Few-label evaluation of models: embed, guard against overlap, fit probes, write the table (``saccade evaluate``)."""
+"""``saccade evaluate``: embed, check for overlap with pretraining, fit probes, write the table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from saccade.train.loop import Console, Quiet
 
 
 def fitted_model(model: str | Path, decoded: embed_images.Decoded) -> tuple[LoadedModel, str | None]:
-    """A model with its input fitted to the data, and what there is to say about that."""
+    """A model with its input adapted to the data, and a message about the adaptation."""
     axes = decoded.source.axes
     largest = {2: 224, 3: 64}[axes]
     loaded = load_model(model, channels=decoded.channels, size_px=min(largest, decoded.typical_px), axes=axes)
@@ -44,9 +44,26 @@ def fitted_model(model: str | Path, decoded: embed_images.Decoded) -> tuple[Load
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """What ``evaluate`` measures beside the models themselves.
+    """Options of ``evaluate``.
 
-    tiling   how slides are cut; what is left open is as the first model was trained
+    Parameters
+    ----------
+    labels : Path, optional
+        CSV or Parquet table with labels; ``label`` and ``group`` name its columns.
+    label, group : str, optional
+        Column with the class; column with the patient, slide or source tile.
+    grey : bool
+        Convert the images to greyscale.
+    baselines : bool
+        Add random weights, raw pixels and a color histogram.
+    allow_overlap : bool
+        Continue although test images were seen in pretraining; all results are marked.
+    max_bad : float
+        Largest fraction of damaged files that is tolerated.
+    tiling : Tiling, optional
+        How slides are cut into tiles; unset values are those of the first model's training.
+    protocol : ProtocolConfig
+        Label fractions, draws, bootstrap.
     """
 
     labels: Path | None = None
@@ -68,51 +85,80 @@ def evaluate(
     out: Path | None = None,
     console: Console | None = None,
 ) -> EvalReport:
-    """Few-label evaluation by the protocols of docs/reference/protocols.md.
+    """Evaluate frozen features with few labels, by the protocols of docs/reference/protocols.md.
 
-    The baselines (random weights of the first model, raw pixels, colour histogram) come with every table.
-    Results go to ``out``, or to the run folder when there is exactly one model and it is a run.
-    Raises ContaminationError when test images or groups were seen in pretraining.
+    Parameters
+    ----------
+    models : sequence of str or Path
+        Run folders, weights files, ``random:NAME`` or ``timm:NAME``.
+    data : str or Path
+        Labelled images.
+    options : EvaluateOptions, optional
+        Labels, baselines, protocol.
+    out : Path, optional
+        Folder for evaluation.json, .csv and .md; None: the run folder of a single model.
+    console : Console, optional
+        Receives messages.
+
+    Returns
+    -------
+    EvalReport
+        One row per model, probe, label fraction and metric, with 95 % intervals; baselines included.
+
+    Raises
+    ------
+    ContaminationError
+        When test images or groups were seen in pretraining.
+
+    Examples
+    --------
+    >>> import saccade
+    >>> options = saccade.EvaluateOptions(
+    ...     protocol=saccade.ProtocolConfig(fractions=(1.0,), bootstrap=20), baselines=False
+    ... )
+    >>> report = saccade.evaluate(["random:resnet10_w8"], "synthetic:tissue?n=80&size=32&groups=8", options=options)
+    >>> sorted({row["probe"] for row in report.rows})
+    ['knn', 'logistic']
     """
     options, console = options or EvaluateOptions(), console or Quiet()
-    named = [str(m) for m in models if str(m) != "pixels"]
-    if not named:
+    names = [str(m) for m in models if str(m) != "pixels"]
+    if not names:
         raise UsageError("evaluate needs at least one model besides pixels", hint="for example random:resnet18")
-    folder = out or _run_folder(named)
+    folder = out or _run_folder(names)
     if folder is not None:
         check_writable(folder)
-    tiling = as_trained(named[0], options.tiling)
+    tiling = as_trained(names[0], options.tiling)
     source = open_source(data, manifest=options.labels, label=options.label, group=options.group, tiling=tiling)
-    if aside := left_aside(source):
-        console.say(aside)
+    if note := left_aside(source):
+        console.say(note)
     decoded = embed_images.Decoded(source, max_bad=options.max_bad, report=None)
     loaded: dict[str, LoadedModel] = {}
-    for name, model in _names(named).items():
-        network, said = fitted_model(model, decoded)
-        if said:
-            console.say(said)
+    for name, model in _names(names).items():
+        network, message = fitted_model(model, decoded)
+        if message:
+            console.say(message)
         loaded[name] = dataclasses.replace(network, name=name)
     first = next(iter(loaded.values())).spec
     cache = decoded.at(first.size_px, first.channels)
-    pretrained = [record for m in named if (record := run_folder.data_record(m)) is not None]
+    pretrained = [record for m in names if (record := run_folder.data_record(m)) is not None]
     held_out = held_out_of(pretrained, cache.hashes)
     parts = choose_parts(cache.records, cache.hashes, seed=options.protocol.seed, held_out=held_out)
     overlap = _guard(pretrained, cache, parts, options.allow_overlap)
     tables = _tables(loaded, decoded, options, console)
     console.say("fitting probes")
-    found = run_protocol(embed_images.split_tables(tables, parts.train, parts.test), options.protocol)
-    found = found.with_context(data=_place(data), split=parts.text, overlap=overlap, grey=options.grey)
+    report = run_protocol(embed_images.split_tables(tables, parts.train, parts.test), options.protocol)
+    report = report.with_context(data=_absolute_or_as_given(data), split=parts.text, overlap=overlap, grey=options.grey)
     if folder is not None:
-        _write_evaluation(folder, found, options.grey)
+        _write_evaluation(folder, report, options.grey)
         if (folder / "config.yaml").exists():
             if not options.grey:  # the report's pictures show the images as they are
                 image.draw(folder, tables, loaded, decoded, (parts.train, parts.test))
             write_report(folder)
-    return found
+    return report
 
 
-def _place(data: str | Path) -> str:
-    """DATA as the settings of a run name theirs: a path in full, other words as they are."""
+def _absolute_or_as_given(data: str | Path) -> str:
+    """An absolute path where DATA is a file or folder, otherwise DATA itself, as in the settings of a run."""
     return str(Path(data).resolve()) if Path(data).exists() else str(data)
 
 
@@ -137,9 +183,9 @@ def _tables(
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:
-    """A name for each model in the table: a run is ``dino resnet10``, with its folder where two would read alike."""
+    """Row names of the models: a run is ``dino resnet10``, with its folder where names would collide."""
     if len({Path(model).absolute() for model in models}) < len(models):
-        raise UsageError("a model is named twice", got=", ".join(models), hint="name each model once")
+        raise UsageError("duplicate model", got=", ".join(models), hint="list each model once")
     names: dict[str, str] = {}
     for model in models:
         path = Path(model)
@@ -147,40 +193,40 @@ def _names(models: Sequence[str]) -> dict[str, str]:
         if (path / "config.yaml").exists():
             values = config.load(path / "config.yaml")
             plain = f"{values['train']['method']} {values['model']['backbone']}"
-            place = path.absolute()
+            folder = path.absolute()
             spellings = (
                 [plain]
                 if len(models) == 1
-                else [f"{plain} ({place.name})", f"{plain} ({place.parent.name}/{place.name})"]
+                else [f"{plain} ({folder.name})", f"{plain} ({folder.parent.name}/{folder.name})"]
             )
-            name = next((word for word in spellings if word not in names), f"{plain} ({place})")
+            name = next((word for word in spellings if word not in names), f"{plain} ({folder})")
         names[name] = model
     return names
 
 
 def _guard(pretrained: Sequence[Mapping[str, Any]], cache: ImageCache, parts: Parts, allow: bool) -> bool:
-    """Refuse, or mark, a test part that also lies in the training part or that a model has learned from."""
+    """Refuse, or mark, test images that are also training images or that a model was pretrained on."""
     marked = refuse_shared(cache.records, cache.hashes, parts.train.tolist(), parts.test.tolist(), allow=allow)
     for record in pretrained:
-        seen = seen_in_pretraining(record)
-        overlap = check_overlap(seen, cache.records, cache.hashes, parts.test.tolist())
+        learned = seen_in_pretraining(record)
+        overlap = check_overlap(learned, cache.records, cache.hashes, parts.test.tolist())
         marked |= refuse_overlap(
             overlap,
             allow=allow,
-            where="pretraining saw part of the test part",
-            hint="pretrain with a table whose split column names the test part, and with the same --group",
+            where="pretraining used part of the test split",
+            hint="pretrain with a table whose split column marks the test images, and with the same --group",
         )
     return marked
 
 
-def _run_folder(named: Sequence[str]) -> Path | None:
-    runs_named = [Path(m) for m in named if (Path(m) / "config.yaml").exists()]
-    return runs_named[0] if len(runs_named) == len(named) == 1 else None
+def _run_folder(names: Sequence[str]) -> Path | None:
+    runs = [Path(m) for m in names if (Path(m) / "config.yaml").exists()]
+    return runs[0] if len(runs) == len(names) == 1 else None
 
 
-def _write_evaluation(folder: Path, found: EvalReport, grey: bool) -> None:
+def _write_evaluation(folder: Path, report: EvalReport, grey: bool) -> None:
     make_folder(folder)
     stem = "evaluation-grey" if grey else "evaluation"
-    run_folder.write_json(folder / f"{stem}.json", found.to_dict())
-    write_text(folder / f"{stem}.csv", to_csv(found))
-    write_text(folder / f"{stem}.md", to_markdown(found))
+    run_folder.write_json(folder / f"{stem}.json", report.to_dict())
+    write_text(folder / f"{stem}.csv", to_csv(report))
+    write_text(folder / f"{stem}.md", to_markdown(report))

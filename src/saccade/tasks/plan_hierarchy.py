@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from saccade import runtime
-from saccade.base import config
+from saccade.base import config, frames
 from saccade.cost.flops import cost_of
 from saccade.cost.plan_report import Planned, said_operations, said_time
 from saccade.data.feature_grids import cut_blocks
@@ -46,6 +46,9 @@ class PlannedHierarchy:
         counts = {"slides": self.slides, "tiles": self.tiles, "regions": self.regions}
         look = {"flops": self.flops, "seconds": self.seconds}
         return counts | {"levels": {level: one.to_dict() for level, one in self.levels.items()}, "embedding": look}
+
+    def _repr_html_(self) -> str:
+        return frames.text_to_html(self.text())
 
     def text(self) -> str:
         lines = [f"{self.slides:,} slides: {self.tiles:,} tiles, {self.regions:,} regions"]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from saccade.base import frames
 from saccade.base.run_folder import write_json
 from saccade.evaluation.protocol import EvalReport
 from saccade.evaluation.tables import to_text
@@ -46,6 +47,9 @@ class QuickstartResult:
             "seconds": round(self.seconds, 1),
             "evaluation": self.evaluation.to_dict(),
         }
+
+    def _repr_html_(self) -> str:
+        return frames.text_to_html(self.text())
 
     def text(self) -> str:
         return "\n".join(

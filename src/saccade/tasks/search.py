@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from saccade import runtime
+from saccade.base import frames
 from saccade.base.contracts import InputSpec, Record, Sample
 from saccade.base.files import write_bytes
 from saccade.data.formats import has_suffix
@@ -28,6 +29,10 @@ from saccade.features.table import Neighbours, Store
 from saccade.features.thumbnails import SLIDES, Pictures
 from saccade.models.backbones.weights import LoadedModel, fingerprint, load_model
 from saccade.viz.overlays import Neighbour, hits_panel
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,12 +133,15 @@ class SearchResult:
         lines += ["", f"{count} in {self.store.place}, {self.store.model}{filtered}; {how}"]
         return "\n".join(lines + ([self.guess.text()] if self.guess else []))
 
-    def to_dict(self) -> dict[str, Any]:
-        hits = [
-            hit
-            | {"rank": i + 1, "similarity": round(float(self.neighbours.similarities[i]), 6), "same_file": self.same[i]}
-            for i, hit in enumerate(self.neighbours.hits)
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per neighbour: its columns, rank, cosine similarity, and whether it is the query file itself."""
+        similarities = [round(float(value), 6) for value in self.neighbours.similarities]
+        return [
+            hit | {"rank": rank, "similarity": similarity, "same_file": same}
+            for rank, (hit, similarity, same) in enumerate(zip(self.neighbours.hits, similarities, self.same), start=1)
         ]
+
+    def to_dict(self) -> dict[str, Any]:
         return {
             "query": self.query,
             "store": self.store.place,
@@ -144,8 +152,19 @@ class SearchResult:
             "exact": self.neighbours.recall is None,
             "recall": dataclasses.asdict(self.neighbours.recall) if self.neighbours.recall else None,
             "guess": dataclasses.asdict(self.guess) if self.guess else None,
-            "hits": hits,
+            "hits": self.rows(),
         }
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The neighbours as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(frames.columns_of(self.rows()))
+
+    def to_polars(self) -> polars.DataFrame:
+        """The neighbours as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(frames.columns_of(self.rows()))
+
+    def _repr_html_(self) -> str:
+        return frames.to_html(f"Most similar to {self.query}", frames.columns_of(self.rows()))
 
     def save_sheet(self, path: Path) -> list[str]:
         """Write a contact sheet (PNG): the image asked with, then the hits. Returns why some are not shown."""

@@ -6,12 +6,17 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saccade.base import frames
 from saccade.data.feature_grids import GridSource
 from saccade.data.slide_features import load_features
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 MOST = 40  # slides that are listed
 ADVICE = "one network reads vectors of one length"
@@ -58,6 +63,17 @@ class GridAudit:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per slide as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(frames.columns_of([vars(slide) for slide in self.slides]))
+
+    def to_polars(self) -> polars.DataFrame:
+        """One row per slide as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(frames.columns_of([vars(slide) for slide in self.slides]))
+
+    def _repr_html_(self) -> str:
+        return frames.to_html(self.name, frames.columns_of([vars(slide) for slide in self.slides]))
 
     def text(self) -> str:
         """What they are together, then one line a slide."""

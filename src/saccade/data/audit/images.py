@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from saccade.base import frames
 from saccade.base.contracts import Record, Sample, Source
 from saccade.base.machine import usable_cores
 from saccade.data.cache.image_cache import check_damage
@@ -91,6 +92,9 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """Everything for JSON but ``hashes``, which is a line an image."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "hashes"}
+
+    def _repr_html_(self) -> str:
+        return frames.text_to_html(render(self))
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from saccade.base import run_folder
+from saccade.base import frames, run_folder
 from saccade.base.files import write_file
 from saccade.data.cache.image_cache import check_damage
 from saccade.data.slides.slide import Slide
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tissue_mask import Tissue, find_tissue
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
 
 THUMB_PX, COLUMNS, MOST = 300, 4, 24
 DRAWN = 8
@@ -68,6 +72,17 @@ class SlideAudit:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per slide as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        return frames.to_pandas(frames.columns_of([vars(slide) for slide in self.slides]))
+
+    def to_polars(self) -> polars.DataFrame:
+        """One row per slide as a polars.DataFrame. Raises MissingDependency without polars."""
+        return frames.to_polars(frames.columns_of([vars(slide) for slide in self.slides]))
+
+    def _repr_html_(self) -> str:
+        return frames.to_html(self.name, frames.columns_of([vars(slide) for slide in self.slides]))
 
     def text(self) -> str:
         """One line a slide, then what they are together."""
