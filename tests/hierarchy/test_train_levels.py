@@ -485,7 +485,7 @@ def test_slides_that_were_learned_from_are_not_tested_on(slide_table, tmp_path):
 
 
 def test_a_hierarchy_is_no_network(hierarchy, slide_table):
-    with pytest.raises(ModelError, match="hierarchy and not one network"):
+    with pytest.raises(ModelError, match="a hierarchy, not a single network"):
         api.evaluate([hierarchy], slide_table)
 
 

@@ -25,7 +25,7 @@ def test_capabilities_are_those_of_the_network(card):
     settings = parse(name)
     can, side = settings.capabilities, 4 * settings.unit_px
     network = build(name, size_px=side).eval()
-    assert network.capabilities == can
+    assert network.capabilities == can and registry.family_of(settings) is card
     assert can.has_attention == isinstance(network, AttentiveNetwork) == has_attention(network)
     assert can.batch_norm == any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules()) or can.equivariant
     with torch.inference_mode():

@@ -21,7 +21,7 @@ from saccade.data.feature_grids import Block, cells_of, cut_blocks, fill
 from saccade.data.slide_features import SlideFeatures, about_step, load_parquet, read_about, save_parquet, step_of
 from saccade.errors import DataError, ModelError
 from saccade.features.slide_files import KNOWN, note_known
-from saccade.models.backbones.weights import LoadedModel, load_model, weights_hash
+from saccade.models.backbones.weights import LoadedModel, file_fingerprint, load_model
 from saccade.train.loop import Console
 
 BATCH = 64
@@ -45,7 +45,7 @@ def reader_of(model: str | Path) -> Reader:
     loaded = load_model(model)
     if not loaded.backbone.capabilities.reads_grids:
         raise ModelError(f"{model} reads images", expected="a network over grids of vectors (grid_tiny, grid_micro)")
-    return Reader(loaded, weights_hash(model))
+    return Reader(loaded, file_fingerprint(model))
 
 
 def embed_grids(

@@ -1,4 +1,4 @@
-"""Which tokens see which: sparse and local attention as patterns over a grid. No torch here.
+"""Patterns of sparse and local attention over a grid of patches: which queries see which keys. No torch here.
 
     full              every token sees every token
     window:K          the grid is cut into windows of K along each axis, and a token sees its own; in every second layer
@@ -31,6 +31,14 @@ Segment = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Pattern:
+    """A pattern: its kind, and its size in patches (0 where it has none).
+
+    Examples
+    --------
+    >>> str(Pattern("window", 7))
+    'window:7'
+    """
+
     kind: str
     reach: int = 0
 
@@ -42,23 +50,34 @@ FULL = Pattern("full")
 
 
 def parse_pattern(text: str) -> Pattern:
-    """A pattern from its name; UsageError for an unknown one, or a number that is missing, superfluous or too small."""
+    """Read the name of a pattern.
+
+    Raises
+    ------
+    UsageError
+        The pattern is unknown, or its number is missing, superfluous, too small or even.
+
+    Examples
+    --------
+    >>> parse_pattern("window:7")
+    Pattern(kind='window', reach=7)
+    """
     kind, sign, number = text.partition(":")
     if kind not in WITH_REACH:
         raise unknown("attention", kind, WITH_REACH)
     wants = WITH_REACH[kind]
     if bool(sign) != wants or (wants and not (number.isdigit() and int(number) > 0)):
         expected = f"{kind}:K with K of 1 or more, for example {kind}:7" if wants else kind
-        raise UsageError(f"attention {text!r} does not fit", expected=expected)
+        raise UsageError(f"invalid attention {text!r}", got=text, expected=expected)
     if kind == "neighbourhood" and int(number) % 2 == 0:
         raise UsageError(
-            "a neighbourhood has a middle", got=text, expected="an odd number, for example neighbourhood:7"
+            "the neighbourhood size must be odd", got=text, expected="an odd number, for example neighbourhood:7"
         )
     return Pattern(kind, int(number) if wants else 0)
 
 
 def window_starts(reach: int, length: int, shifted: bool) -> list[int]:
-    """Where the windows along an axis begin; the first is smaller where the cuts are moved."""
+    """First positions of the windows along an axis; the first window is smaller where windows are shifted."""
     first = reach // 2 if shifted else 0
     return [0, *range(first, length, reach)] if first else list(range(0, length, reach))
 
@@ -69,10 +88,18 @@ def nearest_start(position: int, reach: int, length: int) -> int:
 
 
 def segments(kind: str, reach: int, length: int, *, shifted: bool = False, tile: int = TILE) -> list[Segment]:
-    """How one axis is cut: each position is a query of exactly one segment.
+    """Partition one axis: each position is a query of exactly one segment.
 
-    kind   window | neighbourhood | rest (the same rest modulo ``reach``) | whole | single
-    tile   queries of a neighbourhood's segment
+    Parameters
+    ----------
+    kind : {"window", "neighbourhood", "rest", "whole", "single"}
+        rest: positions with the same remainder modulo ``reach``.
+    reach, length : int
+        Size of the pattern, and of the axis.
+    shifted : bool
+        Whether windows are shifted by half their size.
+    tile : int
+        Queries of one segment of a neighbourhood.
     """
     everything = list(range(length))
     if kind == "whole":
@@ -85,16 +112,16 @@ def segments(kind: str, reach: int, length: int, *, shifted: bool = False, tile:
         starts = window_starts(reach, length, shifted)
         cuts = [everything[a:b] for a, b in zip(starts, [*starts[1:], length])]
         return [(cut, cut) for cut in cuts if cut]
-    found = []
+    cuts_of_axis = []
     for start in range(0, length, tile):
         queries = everything[start : start + tile]
         last = nearest_start(queries[-1], reach, length) + reach
-        found.append((queries, everything[nearest_start(queries[0], reach, length) : last]))
-    return found
+        cuts_of_axis.append((queries, everything[nearest_start(queries[0], reach, length) : last]))
+    return cuts_of_axis
 
 
 def parts(pattern: Pattern, grid: Sequence[int], layer: int) -> list[list[list[Segment]]]:
-    """[part][axis][segment] of everything but ``full``; keys that an earlier part has already are not yet taken out."""
+    """[part][axis][segment] of all patterns but ``full``; parts may have keys in common."""
     kind, reach = pattern.kind, pattern.reach
     if kind in ("window", "neighbourhood"):
         tile = VOLUME_TILE if len(grid) > 2 else TILE
@@ -106,7 +133,13 @@ def parts(pattern: Pattern, grid: Sequence[int], layer: int) -> list[list[list[S
 
 
 def computed_pairs(pattern: Pattern, grid: Sequence[int], prefix: int, layer: int) -> int:
-    """Pairs of query and key whose product is computed in one head: padding and halos count, masked or not."""
+    """Number of products of a query with a key that one head computes, those of padding and masked keys included.
+
+    Examples
+    --------
+    >>> computed_pairs(parse_pattern("full"), (4, 4), prefix=1, layer=0)
+    289
+    """
     tokens = prefix + math.prod(grid)
     if pattern.kind == "full":
         return tokens**2

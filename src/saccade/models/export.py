@@ -1,7 +1,7 @@
 """A model for other programs (``saccade export``): timm, transformers, ONNX, or plain safetensors.
 
-Each layout is one function from a network to files. What has no counterpart there is refused, never approximated, and
-what is written is loaded again by the other program and compared before the folder gets its name.
+Each layout is one function from a network to files. A network without a counterpart is refused, never approximated; the
+exported files are loaded again by the other program, and its features compared, before the folder gets its name.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from saccade.base.contracts import InputSpec
+from saccade.base.contracts import Features, InputSpec
 from saccade.base.files import atomic_folder, check_writable
 from saccade.errors import MissingDependency, ModelError, UsageError, require, unknown
 from saccade.models.backbones.weight_formats import State, to_timm_state
 from saccade.models.backbones.weights import LoadedModel, load_model, model_card, save_model
 from saccade.models.card import TimmLayout
 from saccade.models.nn.network import Network
-from saccade.models.registry import card_of
+from saccade.models.registry import family_of
 
 TOLERANCE = 1e-4  # of features, relative to their largest: other programs add up in another order
 TIMM_LOAD = 'timm.create_model("local-dir:THIS FOLDER", pretrained=True)'
@@ -58,7 +58,7 @@ def _to_timm(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
     import timm
 
     state = to_timm_state(model.backbone)
-    layout = card_of(model.backbone.name).timm
+    layout = family_of(model.backbone.settings).timm
     assert layout is not None  # to_timm_state has refused the others
     config = _timm_config(model.backbone, layout, model.spec)
     _write(folder, state, config)
@@ -70,9 +70,9 @@ def _to_timm(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _to_hf(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor] | None:
-    """ViTModel's layout. It is read back where transformers is installed."""
+    """Layout of transformers' ViTModel; None where transformers is not installed to read it back."""
     network, spec = model.backbone, model.spec
-    layout = card_of(network.name).timm
+    layout = family_of(network.settings).timm
     if layout is None or layout.hf_config is None:
         raise ModelError(
             f"{network.name} has no counterpart in transformers",
@@ -83,7 +83,7 @@ def _to_hf(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor] | Non
     config = layout.hf_config(network.settings)
     state = _hf_state(to_timm_state(network))
     _write(folder, state, config)
-    if not spec.offset and not spec.grey:  # its processor can subtract nothing before, nor take colour away
+    if not spec.offset and not spec.grey:  # its processor has no offset and no conversion to grey
         (folder / "preprocessor_config.json").write_text(json.dumps(_hf_processor(spec), indent=1), encoding="utf-8")
     try:
         transformers = require("transformers", "text", "reading the export back")
@@ -108,7 +108,7 @@ def _hf_processor(spec: InputSpec) -> dict[str, Any]:
 
 
 def _hf_state(state: State) -> State:
-    """timm's names to those of ViTModel: query, key and value apart."""
+    """timm's names to those of ViTModel; queries, keys and values are separate there."""
     renamed = {
         "patch_embed.proj": "embeddings.patch_embeddings.projection",
         "cls_token": "embeddings.cls_token",
@@ -120,7 +120,7 @@ def _hf_state(state: State) -> State:
         "mlp.fc1": "intermediate.dense",
         "mlp.fc2": "output.dense",
     }
-    found: State = {}
+    converted: State = {}
     for key, value in state.items():
         block, inner = "", key
         if key.startswith("blocks."):
@@ -128,25 +128,26 @@ def _hf_state(state: State) -> State:
             block = f"encoder.layer.{number}."
         if inner.startswith("attn.qkv."):
             for part, third in zip(("query", "key", "value"), value.chunk(3)):
-                found[f"{block}attention.attention.{part}.{inner.rpartition('.')[2]}"] = third.contiguous()
+                converted[f"{block}attention.attention.{part}.{inner.rpartition('.')[2]}"] = third.contiguous()
             continue
         old = next(name for name in renamed if inner.startswith(name))
-        found[block + renamed[old] + inner.removeprefix(old)] = value
-    return found
+        converted[block + renamed[old] + inner.removeprefix(old)] = value
+    return converted
 
 
 # --- ONNX -------------------------------------------------------------------------------------------
 
 
 class _Vector(nn.Module):
-    """The network as a function from pixels to one vector an image."""
+    """The network as a function from pixels to one vector per image."""
 
     def __init__(self, backbone: Network):
         super().__init__()
         self.backbone = backbone
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.backbone(pixels).cls
+        features: Features = self.backbone(pixels)
+        return features.cls
 
 
 def _to_onnx(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
@@ -178,7 +179,7 @@ def _to_onnx(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _to_safetensors(model: LoadedModel, folder: Path) -> Callable[[Tensor], Tensor]:
-    """Our own folder, whatever the network: config.json and model.safetensors; loads as MODEL."""
+    """Our own folder, for every network: config.json and model.safetensors; loads as MODEL."""
     save_model(folder, model.backbone, model.spec, about={"exported_from": model.name})
     again = load_model(folder).backbone
     return lambda x: again(x).cls
@@ -207,7 +208,7 @@ def _write(folder: Path, state: State, config: dict[str, Any]) -> None:
 
 @torch.inference_mode()
 def largest_difference(model: LoadedModel, answer: Callable[[Tensor], Tensor]) -> float:
-    """Between our features and the other program's for three random images, relative to the largest of ours."""
+    """Difference of the features of three random images in the other program, relative to our largest feature."""
     spec = model.spec
     x = torch.randn(3, spec.channels, *(spec.size_px,) * spec.axes, generator=torch.Generator().manual_seed(0))
     ours = model.backbone.cpu().eval()(x).cls
@@ -217,8 +218,28 @@ def largest_difference(model: LoadedModel, answer: Callable[[Tensor], Tensor]) -
 def export(model: str | Path, to: str, out: Path) -> float | None:
     """Write MODEL into the new folder ``out`` in another program's layout.
 
-    Returns how far that program's features are from ours (relative), None where it is not installed to be asked.
-    Raises ModelError where it has no such network or answers otherwise, UsageError, StorageError.
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder, weights file, ``timm:NAME`` or ``random:NAME``.
+    to : {"timm", "hf", "onnx", "safetensors"}
+        The layout.
+    out : Path
+        Folder to create.
+
+    Returns
+    -------
+    float or None
+        Relative difference of the features in the other program; None where it is not installed.
+
+    Raises
+    ------
+    ModelError
+        The program has no such network, or its features differ.
+    UsageError
+        The layout is unknown, or ``out`` exists.
+    StorageError
+        ``out`` cannot be written.
     """
     if to not in LAYOUTS:
         raise unknown("layout", to, LAYOUTS)
@@ -230,8 +251,12 @@ def export(model: str | Path, to: str, out: Path) -> float | None:
         answer = LAYOUTS[to](loaded, temporary)
         difference = None if answer is None else largest_difference(loaded, answer)
         if difference is not None and not difference <= TOLERANCE:
-            raise ModelError(f"{to} answers otherwise than the model", got=f"features differ by {difference:.2g}")
+            raise ModelError(
+                f"the exported model differs from {loaded.name}",
+                got=f"a relative difference of the features of {difference:.2g} in {to}",
+                expected=f"at most {TOLERANCE:g}",
+            )
         card = model_card(loaded.name, loaded.backbone, loaded.spec, {"exported_to": to}).split("## Load")
-        own = f"## Load\n\n```python\n{LOADED_BY[to]}\n```\n\n## Input{card[1].split('## Input')[1]}"
-        (temporary / "README.md").write_text(card[0] + own, encoding="utf-8")
+        load_section = f"## Load\n\n```python\n{LOADED_BY[to]}\n```\n\n## Input{card[1].split('## Input')[1]}"
+        (temporary / "README.md").write_text(card[0] + load_section, encoding="utf-8")
     return difference

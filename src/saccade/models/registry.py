@@ -49,6 +49,11 @@ def card_of(name: str) -> Card[Any]:
     return _lookup(name)[0]
 
 
+def family_of(settings: Settings) -> Card[Any]:
+    """The card whose networks have settings of this type, whatever their name."""
+    return next(card for card in cards() if type(settings) in {type(preset) for preset in card.presets.values()})
+
+
 def parse(name: str) -> Settings:
     """The settings of a name, options at their defaults.
 

@@ -33,7 +33,7 @@ from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
 from saccade.methods.diagnosis import Diagnosis, shown
 from saccade.methods.supervised import Supervised
-from saccade.models.backbones.weights import save_model, weights_hash
+from saccade.models.backbones.weights import file_fingerprint, save_model
 from saccade.train import checkpoint, memory_check
 from saccade.train.checkpoint_selection import Chooser
 from saccade.train.classifier import save_classifier
@@ -118,7 +118,7 @@ def begins_with(sections: Sections) -> str:
     named = sections["model"].weights
     if not named:
         return f"starting from random weights (seed {sections['train'].seed})"
-    return f"starting pretrained from {named} ({weights_hash(named)})"
+    return f"starting pretrained from {named} ({file_fingerprint(named)})"
 
 
 def save_config(out: Path, sections: Sections) -> None:

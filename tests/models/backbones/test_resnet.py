@@ -89,7 +89,7 @@ def test_unknown_words_get_a_suggestion(name, options, message):
 
 
 def test_counts_are_refused_when_not_positive():
-    with pytest.raises(UsageError, match="counts"):
+    with pytest.raises(UsageError, match="must be positive"):
         build("resnet10", channels=0)
 
 

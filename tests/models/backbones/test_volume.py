@@ -231,7 +231,7 @@ def test_slices_are_the_image_network():
     torch.testing.assert_close(fresh.eval()(x).cls, found.cls, atol=1e-5, rtol=1e-5)
     with pytest.raises(UsageError, match="fewer slices"):
         sliced(x[:, :, :3])
-    with pytest.raises(UsageError, match="slices are taken from volumes"):
+    with pytest.raises(UsageError, match="no effect on images"):
         build("resnet10", slices=4)
 
 

@@ -305,7 +305,7 @@ def test_files_that_are_not_weights(tmp_path, peer):
         with pytest.raises(ModelError, match=f"{name} is not a readable"):
             load_model(tmp_path / name)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ModelError, match="no table"):
+    with pytest.raises(ModelError, match="does not contain a state dict"):
         load_model(tmp_path / "list.pth")
     torch.save({"x": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ModelError, match=r"other.pth(.|\n)*cannot infer the architecture"):

@@ -144,22 +144,22 @@ class Reading:
     def causal(self) -> bool:
         """Whether no layer lets a token see a later one."""
         above = torch.ones(len(self.tokens), len(self.tokens)).triu(1).bool()
-        return all(one.mask is not None and not _open(one.mask)[..., above].any() for one in self.layers)
+        return all(layer.mask is not None and not _open(layer.mask)[..., above].any() for layer in self.layers)
 
     def attention(self, *, layer: int = -1, rows: Int[Tensor, "R"] | None = None) -> Float[Tensor, "H R N"]:
         """Weights of one layer, each row summing to 1; ``rows`` are the tokens that ask, None means all of them.
 
         Raises UsageError for a layer or token that is not there.
         """
-        one = self.layers[self.layer(layer)]
+        inputs = self.layers[self.layer(layer)]
         count = len(self.tokens)
         rows = torch.arange(count) if rows is None else rows
         if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < count):
             raise UsageError("no such token", got=rows.tolist(), expected=f"0 to {count - 1}")
         # attention_rows divides by sqrt(d); a model with another scale has it made up for in its queries.
-        query = one.query * (one.scale * one.query.shape[-1] ** 0.5)
-        mask = one.mask_rows(rows)
-        return attention_rows(query[None], one.key[None], rows, None if mask is None else mask[None])[0]
+        query = inputs.query * (inputs.scale * inputs.query.shape[-1] ** 0.5)
+        mask = inputs.mask_rows(rows)
+        return attention_rows(query[None], inputs.key[None], rows, None if mask is None else mask[None])[0]
 
     def strongest(self, query: int, key: int, *, layer: int) -> int:
         """The head in which this pair has the largest weight. Raises UsageError for what is not there."""
@@ -172,14 +172,14 @@ class Reading:
 
     def pair(self, query: int, key: int, *, layer: int, head: int) -> Pair:
         """The numbers behind one weight; tokens are counted from 0. Raises UsageError for what is not there."""
-        one = self.layers[self.layer(layer)]
+        inputs = self.layers[self.layer(layer)]
         if not 0 <= head < self.heads:
             raise UsageError("no such head", got=head, expected=f"0 to {self.heads - 1}")
         self._check(key)
         weight = float(self.attention(layer=layer, rows=torch.tensor([query]))[head, 0, key])
-        q, k = one.query[head, query].double(), one.key[head].double()
-        scores = (k @ q) * one.scale
-        mask = one.mask_rows(torch.tensor([query]))
+        q, k = inputs.query[head, query].double(), inputs.key[head].double()
+        scores = (k @ q) * inputs.scale
+        mask = inputs.mask_rows(torch.tensor([query]))
         visible = True
         if mask is not None:
             row = mask[head if mask.shape[0] > 1 else 0, 0]
@@ -189,7 +189,7 @@ class Reading:
             query=q,
             key=k[key],
             products=q * k[key],
-            scale=one.scale,
+            scale=inputs.scale,
             score=float(scores[key]),
             log_sum=float(torch.logsumexp(scores, dim=0)),
             weight=weight,
@@ -219,8 +219,8 @@ class TextModel:
         settings = network.config
         self.depth, self.dim = int(settings.num_hidden_layers), int(settings.hidden_size)
         self.heads = int(settings.num_attention_heads)
-        named = int(getattr(settings, "max_position_embeddings", 0) or MOST_TOKENS)
-        self.limit = min(named, int(tokenizer.model_max_length), MOST_TOKENS)
+        position_limit = int(getattr(settings, "max_position_embeddings", 0) or MOST_TOKENS)
+        self.limit = min(position_limit, int(tokenizer.model_max_length), MOST_TOKENS)
         self._takes_positions = "position_ids" in inspect.signature(network.forward).parameters
         self._one_at_a_time = threading.Lock()
 
@@ -246,17 +246,17 @@ class TextModel:
         if not text.strip():
             raise UsageError("there is no text", got=repr(text), expected="a sentence")
         coded = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
-        found = _tokens(text, coded, self.tokenizer)
-        if not any(not token.special for token in found):
+        tokens = _tokens(text, coded, self.tokenizer)
+        if not any(not token.special for token in tokens):
             raise UsageError("the text holds no word this model can read", got=repr(text[:60]))
-        if len(found) <= self.limit:
-            return found, 0
+        if len(tokens) <= self.limit:
+            return tokens, 0
         # Special tokens frame the text ([CLS] ... [SEP]): those behind it must survive the cut.
-        behind = len(found)
-        while found[behind - 1].special:
+        behind = len(tokens)
+        while tokens[behind - 1].special:
             behind -= 1
-        kept = found[: self.limit - (len(found) - behind)]
-        return kept + found[behind:], len(text[kept[-1].stop :].split())
+        start = tokens[: self.limit - (len(tokens) - behind)]
+        return start + tokens[behind:], len(text[start[-1].stop :].split())
 
     @torch.inference_mode()
     def run(self, ids: Sequence[int], positions: Positions) -> tuple[Float[Tensor, "N D"], tuple[Compared, ...]]:
@@ -289,16 +289,16 @@ class TextModel:
 
 def _tokens(text: str, coded: Any, tokenizer: Any) -> tuple[Token, ...]:
     pieces = tokenizer.convert_ids_to_tokens(coded["input_ids"])
-    found = []
+    tokens = []
     rows = zip(coded["input_ids"], pieces, coded["offset_mapping"], coded["special_tokens_mask"], coded.word_ids())
     for number, piece, (start, stop), special, word in rows:
         # Some tokenizers count the space before a word as its first letter.
         while start < stop and text[start].isspace():
             start += 1
-        shown = piece if special else text[start:stop] or piece
+        letters = piece if special else text[start:stop] or piece
         unknown = not special and number == tokenizer.unk_token_id
-        found.append(Token(number, str(piece), shown, start, stop, word, bool(special), unknown))
-    return tuple(found)
+        tokens.append(Token(number, str(piece), letters, start, stop, word, bool(special), unknown))
+    return tuple(tokens)
 
 
 # --- loading -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from saccade.errors import ModelError
 from saccade.models.card import Inferred, no_counterpart
 from saccade.models.nn.network import Network
 from saccade.models.nn.slice_pooling import SlicePooling
-from saccade.models.registry import card_of, cards
+from saccade.models.registry import cards, family_of
 
 State = dict[str, Tensor]
 HEADS = ("head.", "fc.", "mask_token", "fc_norm.", "head_dist.")
@@ -34,7 +34,7 @@ def to_timm_state(network: Network) -> State:
     """
     if isinstance(network, SlicePooling):
         return to_timm_state(network.network)
-    layout = card_of(network.name).timm
+    layout = family_of(network.settings).timm
     if layout is None:
         raise no_counterpart(network.name, type(network).__name__)
     if network.settings.axes != 2:
@@ -61,7 +61,7 @@ def load_timm_state(network: Network, state: Mapping[str, Tensor]) -> None:
     axes = axes_of(weights)
     if network.settings.axes == 3:
         weights = inflate(network, weights)
-    layout = card_of(network.name).timm
+    layout = family_of(network.settings).timm
     if layout is not None:
         weights = layout.import_state(network, weights, axes)
     first = "conv1.weight" if "conv1.weight" in weights else "patch_embed.proj.weight"

@@ -39,6 +39,7 @@ from saccade.models.registry import card_of, names, parse
 
 __all__ = [
     "LoadedModel",
+    "file_fingerprint",
     "fingerprint",
     "load_dino_state",
     "load_model",
@@ -47,7 +48,6 @@ __all__ = [
     "read_state",
     "save_model",
     "to_timm_state",
-    "weights_hash",
 ]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -69,7 +69,7 @@ OURS_IN_TIMM = re.compile(
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network in evaluation mode, the input it wants, and its name for tables."""
+    """A network in evaluation mode, the input it expects, and its name in tables."""
 
     backbone: Network
     spec: InputSpec
@@ -82,11 +82,29 @@ class LoadedModel:
 def load_model(
     model: str | Path, *, channels: int = 3, size_px: int | None = None, axes: int = 2, seed: int = 0
 ) -> LoadedModel:
-    """The network that MODEL names, in evaluation mode, with the input it expects.
+    """Load the network that MODEL names, in evaluation mode, with the input it expects.
 
-    channels, size_px, axes, seed  for ``random:``; size_px is cut to a multiple of the patch, None takes 224.
-                             Weights of others take one channel when ``channels`` is 1, else their own.
-    Raises UsageError when nothing of that name exists, ModelError when it does not fit.
+    Parameters
+    ----------
+    model : str or Path
+        Run folder, model folder, weights file (``FILE`` or ``FILE@NAME``), ``timm:NAME`` or ``random:NAME``.
+    channels : int
+        Channels of ``random:``. Weights of other programs are converted to one channel where this is 1, else they keep
+        their own number.
+    size_px, axes, seed : int
+        Of ``random:``. The size is rounded down to a multiple of the patch; None: 224.
+
+    Raises
+    ------
+    UsageError
+        There is no such model.
+    ModelError
+        The weights are unreadable or do not fit the network.
+
+    Examples
+    --------
+    >>> load_model("random:vit_micro_patch8", size_px=32).spec.size_px
+    32
     """
     text = str(model)
     kind, sign, rest = text.partition(":")
@@ -113,7 +131,7 @@ def load_model(
             return _saved(folder)
     if (path / HIERARCHY).exists():
         raise ModelError(
-            f"{path} is a hierarchy and not one network",
+            f"{path} is a hierarchy, not a single network",
             expected=f"one of its levels: {path / 'tile'}, {path / 'region'}",
             hint=f"saccade finetune {path} SLIDES measures it, saccade embed gives one vector a slide",
         )
@@ -124,27 +142,27 @@ def load_model(
     )
 
 
-def weights_hash(model: str | Path) -> str:
-    """First 12 digits of the SHA-256 of the file MODEL's weights lie in; for ``timm:``, of the weights themselves."""
+def fingerprint(network: Network) -> str:
+    """Identify weights: the first 12 digits of the SHA-256 of all tensors, the same wherever the model is stored."""
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def file_fingerprint(model: str | Path) -> str:
+    """Identify a weights file: the first 12 digits of its SHA-256. For ``timm:`` the ``fingerprint`` of the network."""
     text = str(model)
     if text.startswith("timm:"):
-        return hashlib.sha256(safetensors.torch.save(dict(load_model(text).backbone.state_dict()))).hexdigest()[:12]
+        return fingerprint(load_model(text).backbone)
     path = Path(text)
     if not path.exists() and "@" in path.name:
         path = Path(text.rpartition("@")[0])
     folders = (path / "model", path)
-    file = path if path.is_file() else next(f / WEIGHTS for f in folders if (f / WEIGHTS).exists())
+    file = path if path.is_file() else next(folder / WEIGHTS for folder in folders if (folder / WEIGHTS).exists())
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
-
-
-def fingerprint(backbone: Network) -> str:
-    """First 12 digits of the SHA-256 of the weights themselves: the same wherever the model lies, and for random:."""
-    digest = hashlib.sha256()
-    for key, value in sorted(backbone.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _random(name: str, channels: int, size_px: int | None, axes: int, seed: int) -> LoadedModel:
@@ -178,7 +196,7 @@ def _is_saved(folder: Path) -> bool:
 def _saved(folder: Path) -> LoadedModel:
     if not _is_saved(folder):
         raise ModelError(
-            f"{folder / CONFIG} is not saccade's", hint=f"give the weights file itself: {folder / WEIGHTS}"
+            f"{folder / CONFIG} was not written by saccade", hint=f"name the weights file: {folder / WEIGHTS}"
         )
     config = read_json(folder / CONFIG)
     if config["saccade_format"] > FORMAT:
@@ -213,9 +231,9 @@ def read_state(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, Mapping):
         raise ModelError(
-            f"{path} holds no table of weights",
+            f"{path} does not contain a state dict",
             got=type(state).__name__,
-            expected="a state_dict",
+            expected="a state_dict: names and tensors",
             hint="save the state_dict() of the network",
         )
     return dict(state)
@@ -270,9 +288,9 @@ def _from_timm(name: str, channels: int) -> LoadedModel:
             hint=f"check the connection, or load a file: FILE@{ours}",
         ) from error
     backbone, _ = _from_state(unwrap(peer.state_dict()), ours, channels)
-    wanted: Mapping[str, Any] = peer.pretrained_cfg  # type: ignore[assignment]
-    mean, std = tuple(wanted["mean"]), tuple(wanted["std"])
-    spec = _usual_spec(backbone.channels, int(wanted["input_size"][-1]), mean, std)
+    pretrained: Mapping[str, Any] = peer.pretrained_cfg  # type: ignore[assignment]
+    mean, std = tuple(pretrained["mean"]), tuple(pretrained["std"])
+    spec = _usual_spec(backbone.channels, int(pretrained["input_size"][-1]), mean, std)
     return LoadedModel(backbone, spec, f"timm:{name}")
 
 
@@ -280,10 +298,23 @@ def _from_timm(name: str, channels: int) -> LoadedModel:
 
 
 def save_model(folder: Path, backbone: Network, spec: InputSpec, *, about: Mapping[str, Any]) -> None:
-    """Write config.json, model.safetensors and README.md: the old folder or the new one stands, never half.
+    """Write a model folder atomically: config.json, model.safetensors and README.md.
 
-    about  JSON-ready facts on how the model came to be (method, steps, images, settings).
-    Raises StorageError when the disk refuses; an older model in the folder is kept then.
+    Parameters
+    ----------
+    folder : Path
+        An older model in it is replaced, and kept where an error occurs.
+    backbone : Network
+        The network.
+    spec : InputSpec
+        The input it expects.
+    about : mapping
+        JSON-ready facts on how the model was made (method, steps, images, settings).
+
+    Raises
+    ------
+    StorageError
+        The folder cannot be written.
     """
     label = " ".join(filter(None, [str(about.get("method", "")), backbone.name]))
     config = {
@@ -308,14 +339,14 @@ def save_model(folder: Path, backbone: Network, spec: InputSpec, *, about: Mappi
 
 
 def _volumes_as(spec: InputSpec) -> str:
-    """How volumes become the input, for the card."""
+    """How volumes become the input, for README.md."""
     cube = f"a cube of {spec.size_mm:g} mm about the middle" if spec.size_mm else "the cube around the whole volume"
     window = f" ({spec.window[0]:g} to {spec.window[1]:g})" if spec.window else ""
     return f"* volumes through {cube}, brought to 0..1 by `{spec.intensity}`{window}; outside is 0"
 
 
 def model_card(label: str, backbone: Network, spec: InputSpec, about: Mapping[str, Any]) -> str:
-    """README.md of a saved model: what it is, how to load it, what it eats, how it was made."""
+    """README.md of a saved model: what it is, how to load it, its input, and how it was made."""
     numbers, shape = ", ".join, " ".join("TYX"[-spec.axes :])
     lines = [
         f"# {label}",
@@ -326,7 +357,7 @@ def model_card(label: str, backbone: Network, spec: InputSpec, about: Mapping[st
         "## Load",
         "",
         "```python",
-        "from saccade.backbones.weights import load_model",
+        "from saccade import load_model",
         "",
         'model = load_model("THIS FOLDER")',
         f"features = model.backbone(pixels)  # pixels [B C {shape}]; features.cls [B D], features.tokens [B N D]",

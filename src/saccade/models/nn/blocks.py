@@ -36,7 +36,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leave the branch out for a random part of the samples; the others are scaled up to keep the mean."""
+    """Drop a residual branch for random samples; the others are scaled to keep the mean."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -45,12 +45,18 @@ class DropPath(nn.Module):
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         if not self.training or self.rate == 0.0:
             return x
-        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
-        return x * (kept / (1 - self.rate)).to(x.dtype)
+        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
+        return x * (keep / (1 - self.rate)).to(x.dtype)
 
 
 def drop_rates(last: float, depth: int) -> list[float]:
-    """Stochastic depth, rising evenly from 0 in the first block to ``last``."""
+    """Rates of stochastic depth, rising linearly from 0 in the first block to ``last``.
+
+    Examples
+    --------
+    >>> drop_rates(0.2, 3)
+    [0.0, 0.1, 0.2]
+    """
     return [last * layer / max(1, depth - 1) for layer in range(depth)]
 
 
@@ -64,13 +70,13 @@ def initialise_linear(part: nn.Module) -> None:
 
 
 def through(block: nn.Module, x: Tensor, *others: object, recompute: bool) -> Tensor:
-    """``block(x, *others)``. recompute: what it computes inside is forgotten, and computed again for the gradients.
+    """``block(x, *others)``; with ``recompute``, activations are recomputed in the backward pass instead of stored.
 
-    Chen et al. 2016 (arXiv:1604.06174): one tensor a block is kept instead of about sixteen, for a third more time.
+    Chen et al. 2016 (arXiv:1604.06174): one tensor per block is stored instead of about sixteen, for a third more time.
     """
     if recompute and torch.is_grad_enabled():
-        found: Tensor = checkpoint(block, x, *others, use_reentrant=False)
-        return found
+        output: Tensor = checkpoint(block, x, *others, use_reentrant=False)
+        return output
     return block(x, *others)
 
 
@@ -98,7 +104,7 @@ class Attention(nn.Module):
         super().__init__()
         if dim % heads:
             raise ModelError(
-                "the heads do not divide the width",
+                "the width is not divisible by the number of heads",
                 got=f"{heads} heads",
                 expected=f"a divisor of {dim}",
                 hint="change the width or the heads",
@@ -110,7 +116,7 @@ class Attention(nn.Module):
     def split(
         self, tokens: Float[Tensor, "B N D"], rotation: Rotation | None
     ) -> tuple[Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"]]:
-        """Queries, keys and values of every head; queries and keys turned by their positions."""
+        """Queries, keys and values of every head; queries and keys rotated by their positions."""
         batch, count, dim = tokens.shape
         qkv = self.qkv(tokens).view(batch, count, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -123,14 +129,16 @@ class Attention(nn.Module):
         tokens: Float[Tensor, "B N D"],
         rotation: Rotation | None = None,
         grid: Grid | None = None,
-        seen: Bool[Tensor, "B 1 1 N"] | None = None,
+        key_mask: Bool[Tensor, "B 1 1 N"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """grid   of the patches, which come last; only sparse patterns need it
-        seen   tokens that may be looked at, where some stand for nothing; only with full attention
+        """Attention among tokens.
+
+        ``grid``, of the patches, which come last, is for sparse patterns; ``key_mask``, True for visible tokens, for
+        full attention.
         """
         query, key, value = self.split(tokens, rotation)
         if self.pattern.kind == "full" or grid is None:
-            mixed = attend(query, key, value, mask=seen)
+            mixed = attend(query, key, value, mask=key_mask)
         else:
             prefix = tokens.shape[1] - math.prod(grid)
             mixed = attend_local(query, key, value, pattern=self.pattern, grid=grid, prefix=prefix, layer=self.layer)
@@ -170,7 +178,7 @@ class Block(nn.Module):
     def queries_keys_values(
         self, x: Float[Tensor, "B N D"], rotation: Rotation | None
     ) -> tuple[Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"], Float[Tensor, "B H N Dk"]]:
-        """What the attention of this block compares and hands over, for looking at it."""
+        """Queries, keys and values of the attention of this block."""
         return self.attn.split(self.norm1(x) if self.norm == "pre" else x, rotation)
 
     def forward(
@@ -178,10 +186,10 @@ class Block(nn.Module):
         x: Float[Tensor, "B N D"],
         rotation: Rotation | None = None,
         grid: Grid | None = None,
-        seen: Bool[Tensor, "B 1 1 N"] | None = None,
+        key_mask: Bool[Tensor, "B 1 1 N"] | None = None,
     ) -> Float[Tensor, "B N D"]:
         if self.norm == "pre":
-            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation, grid, seen)))
+            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation, grid, key_mask)))
             return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-        x = self.norm1(x + self.drop_path(self.ls1(self.attn(x, rotation, grid, seen))))
+        x = self.norm1(x + self.drop_path(self.ls1(self.attn(x, rotation, grid, key_mask))))
         return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))

@@ -32,9 +32,9 @@ class GroupBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = halve(x) if self.halves else x
-        kept = x if self.shortcut is None else self.shortcut(x)
+        residual = x if self.shortcut is None else self.shortcut(x)
         x = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(x)) + kept)
+        return torch.relu(self.bn2(self.conv2(x)) + residual)
 
 
 class EquivariantResNet(Network):
@@ -55,12 +55,12 @@ class EquivariantResNet(Network):
         self.bn = GroupNorm2d(s.group, fields)
         stages, inputs = [], fields
         for stage, count in enumerate(s.layers):
-            own = fields * 2**stage
-            first = GroupBlock(s.group, inputs, own, halves=stage > 0)
+            outputs = fields * 2**stage
+            first = GroupBlock(s.group, inputs, outputs, halves=stage > 0)
             stages.append(
-                nn.Sequential(first, *(GroupBlock(s.group, own, own, halves=False) for _ in range(count - 1)))
+                nn.Sequential(first, *(GroupBlock(s.group, outputs, outputs, halves=False) for _ in range(count - 1)))
             )
-            inputs = own
+            inputs = outputs
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
     def forward(self, pixels: Float[Tensor, "B C Y X"]) -> Features:
@@ -72,6 +72,6 @@ class EquivariantResNet(Network):
         if self.settings.stem == "imagenet":
             x = halve_by_maximum(x)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        found = over_orientations(x, self.group)
-        tokens = found.flatten(2).transpose(1, 2)
-        return Features(cls=tokens.mean(dim=1), tokens=tokens, grid=(found.shape[2], found.shape[3]))
+        invariant = over_orientations(x, self.group)
+        tokens = invariant.flatten(2).transpose(1, 2)
+        return Features(cls=tokens.mean(dim=1), tokens=tokens, grid=(invariant.shape[2], invariant.shape[3]))

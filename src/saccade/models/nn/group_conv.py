@@ -32,13 +32,13 @@ MOMENTUM = 0.1  # of the running statistics, as in torch
 def elements(group: Group) -> tuple[Matrix, ...]:
     """The 2 x 2 matrices of a group, the identity first: turns, then (d4) each turn after a flip of the columns."""
     count = 8 if group == "c8" else 4
-    found = []
+    matrices = []
     for k in range(count):
         c, s = (math.cos(2 * math.pi * k / count), math.sin(2 * math.pi * k / count))
-        found.append(((c, -s), (s, c)))
+        matrices.append(((c, -s), (s, c)))
     if group == "d4":
-        found += [((a, -b), (c, -d)) for (a, b), (c, d) in found]
-    return tuple(found)
+        matrices += [((a, -b), (c, -d)) for (a, b), (c, d) in matrices]
+    return tuple(matrices)
 
 
 @cache
@@ -77,9 +77,9 @@ def kernel_turns(group: Group, size: int) -> Float[Tensor, "G P Q"]:
     return torch.stack(turned).float()
 
 
-def _bilinear(wanted: Tensor, places: Tensor) -> Tensor:
+def _bilinear(targets: Tensor, places: Tensor) -> Tensor:
     """[P Q]: the share of each place in the value at each wanted one; nothing outside."""
-    apart = (wanted[:, None] - places[None]).abs()
+    apart = (targets[:, None] - places[None]).abs()
     weights = (1 - apart).clamp_min(0).prod(dim=-1)
     return torch.where(weights < 1e-9, torch.zeros_like(weights), weights)
 
@@ -115,8 +115,8 @@ class GroupConv(nn.Module):
         super().__init__()
         self.group, self.kernel, self.stride, self.lifts = group, kernel, stride, lifts
         self.order = ORDER[group]
-        own = (outputs, inputs) if lifts else (outputs, inputs, self.order)
-        self.weight = nn.Parameter(torch.empty(*own, kernel, kernel))
+        channels = (outputs, inputs) if lifts else (outputs, inputs, self.order)
+        self.weight = nn.Parameter(torch.empty(*channels, kernel, kernel))
         matrix = lifting_matrix(group, kernel) if lifts else group_matrix(group, kernel)
         self.register_buffer("matrix", matrix, persistent=False)
         # He et al. 2015 for the convolution that is computed: its fan-out counts every orientation.
@@ -128,10 +128,10 @@ class GroupConv(nn.Module):
         k = self.kernel
         copies = self.weight.flatten(2) @ self.matrix
         if self.lifts:
-            found = copies.view(outputs, inputs, self.order, k, k).permute(2, 0, 1, 3, 4)
-            return found.reshape(self.order * outputs, inputs, k, k)
-        found = copies.view(outputs, inputs, self.order, self.order, k, k).permute(2, 0, 3, 1, 4, 5)
-        return found.reshape(self.order * outputs, self.order * inputs, k, k)
+            kernel = copies.view(outputs, inputs, self.order, k, k).permute(2, 0, 1, 3, 4)
+            return kernel.reshape(self.order * outputs, inputs, k, k)
+        kernel = copies.view(outputs, inputs, self.order, self.order, k, k).permute(2, 0, 3, 1, 4, 5)
+        return kernel.reshape(self.order * outputs, self.order * inputs, k, k)
 
     def forward(self, x: Float[Tensor, "B I Y X"]) -> Float[Tensor, "B O y x"]:
         return F.conv2d(x, self.expanded(), stride=self.stride, padding=self.kernel // 2)
@@ -167,16 +167,16 @@ class _PooledNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, variance, weight = ctx.saved_tensors
         fixed = (weight, mean, variance, mean, variance, False, ctx.eps, [True, True, True])
-        found, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+        to_input, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
             grad.contiguous(memory_format=torch.channels_last), x, *fixed
         )
         to_weight, to_bias = (t.view(ctx.order, -1).sum(dim=0) for t in (to_weight, to_bias))
-        scale, share = (variance + ctx.eps).rsqrt(), x.shape[1] / (x.numel() * ctx.order)
-        slope = -weight * scale.square() * to_weight.repeat(ctx.order) * share
-        constant = -weight * scale * to_bias.repeat(ctx.order) * share - slope * mean
+        scale, inverse_count = (variance + ctx.eps).rsqrt(), x.shape[1] / (x.numel() * ctx.order)
+        slope = -weight * scale.square() * to_weight.repeat(ctx.order) * inverse_count
+        constant = -weight * scale * to_bias.repeat(ctx.order) * inverse_count - slope * mean
         # As batch normalisation, because torch's products with a vector of channels are several times slower.
-        found += _scaled(x, torch.zeros_like(mean), torch.full_like(mean, 1 - ctx.eps), slope, constant, ctx.eps)
-        return found, to_weight, to_bias, None, None
+        to_input += _scaled(x, torch.zeros_like(mean), torch.full_like(mean, 1 - ctx.eps), slope, constant, ctx.eps)
+        return to_input, to_weight, to_bias, None, None
 
 
 class GroupNorm2d(nn.Module):
@@ -201,13 +201,13 @@ class GroupNorm2d(nn.Module):
 
     def _pooled(self, x: Float[Tensor, "B GF Y X"]) -> Float[Tensor, "B GF Y X"]:
         norm, count = self.norm, x.numel() // self.norm.num_features
-        found, mean, variance = _PooledNorm.apply(x, norm.weight, norm.bias, self.order, norm.eps)
+        normalised, mean, variance = _PooledNorm.apply(x, norm.weight, norm.bias, self.order, norm.eps)
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)
             norm.running_mean.lerp_(mean, MOMENTUM)
             norm.running_var.lerp_(variance * (count / (count - 1)), MOMENTUM)
-        return found
+        return normalised
 
 
 def halve(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C y x"]:

@@ -20,20 +20,20 @@ from saccade.models.nn.positions import Grid
 from saccade.models.settings import PatchStem as Stem
 
 
-def _tiny(x: Tensor, least: int) -> bool:
-    """Whether torch's kernels may not be trusted with this map in bf16 on the CPU.
+def _too_small(x: Tensor, side: int) -> bool:
+    """Whether torch's kernels are wrong for this map in bf16 on the CPU.
 
-    Torch 2.14 leaves a part of the weight's gradient unwritten there, so that it holds whatever the memory held before:
+    Torch 2.14 leaves a part of the weight's gradient unwritten there, so that it has arbitrary values:
     3 x 3 kernels with stride 2 on maps of side 1, in 3D also with stride 1 on maps of side 2 (docs/log.md).
     """
-    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and min(x.shape[2:]) <= least
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and min(x.shape[2:]) <= side
 
 
 class Conv2d(nn.Conv2d):
     """torch's convolution, in float32 where its bf16 kernel fails."""
 
     def forward(self, input: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B D y x"]:
-        if not _tiny(input, 1):
+        if not _too_small(input, 1):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.float())
@@ -43,7 +43,7 @@ class Conv3d(nn.Conv3d):
     """The same in three dimensions."""
 
     def forward(self, input: Float[Tensor, "B C T Y X"]) -> Float[Tensor, "B D t y x"]:
-        if not _tiny(input, 2):
+        if not _too_small(input, 2):
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             return super().forward(input.float())
@@ -91,15 +91,15 @@ class PatchProjection(nn.Module):
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
-def _halvings(patch: int, least: int) -> int:
-    """How often the map is halved until one position is one patch; ModelError when it does not come out even."""
+def _halvings(patch: int, minimum: int) -> int:
+    """How often the map is halved until one position is one patch; ModelError unless this is a whole number."""
     steps = patch.bit_length() - 1
-    if 2**steps != patch or steps < least:
+    if 2**steps != patch or steps < minimum:
         raise ModelError(
-            "a convolutional stem halves the image again and again",
+            "a convolutional stem needs a patch that is a power of two",
             got=f"patch {patch}",
-            expected=f"a power of two, {2**least} or more",
-            hint=f"patch {2 ** max(least, round(math.log2(max(1, patch))))}, or a plain ViT, which takes any patch",
+            expected=f"a power of two, {2**minimum} or more",
+            hint=f"patch {2 ** max(minimum, round(math.log2(max(1, patch))))}, or a plain ViT, which takes any patch",
         )
     return steps
 
@@ -117,7 +117,7 @@ def convolutional_stem(channels: int, dim: int, patch: int, axes: int) -> nn.Seq
     """3x3 convolutions of stride 2, each with group normalisation and ReLU, until one position is one patch."""
     layers: list[nn.Module] = []
     width = channels
-    for wider in _widths(dim, _halvings(patch, least=1)):
+    for wider in _widths(dim, _halvings(patch, minimum=1)):
         layers.extend([_convolution(width, wider, axes, stride=2), nn.GroupNorm(1, wider), nn.ReLU()])
         width = wider
     return nn.Sequential(*layers)
@@ -141,16 +141,16 @@ class ResidualStage(nn.Module):
         self.halved = (slice(None), slice(None), *(slice(None, None, 2),) * axes)
 
     def forward(self, x: Float[Tensor, "B C *size"]) -> Float[Tensor, "B D *half"]:
-        # Every second pixel is taken beforehand: backbones/cnn.py says why.
-        kept = x[self.halved]
+        # Every second pixel is taken beforehand: see nn/resnet.py.
+        residual = x[self.halved]
         if self.shortcut is not None and self.shortcut_norm is not None:
-            kept = self.shortcut_norm(self.shortcut(kept))
-        return kept + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+            residual = self.shortcut_norm(self.shortcut(residual))
+        return residual + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
 
 
 def residual_stages(channels: int, dim: int, patch: int, axes: int) -> nn.Sequential:
     """A 3x3 convolution of stride 2, then residual stages until one position is one patch: the front of a hybrid."""
-    first, *wider = _widths(dim, _halvings(patch, least=2))
+    first, *wider = _widths(dim, _halvings(patch, minimum=2))
     layers: list[nn.Module] = [_convolution(channels, first, axes, stride=2), BATCH_NORMS[axes](first), nn.ReLU()]
     for inputs, width in zip([first, *wider], wider):
         layers.append(ResidualStage(inputs, width, axes))
@@ -181,13 +181,13 @@ class PatchEmbed(nn.Module):
             self.proj = PatchProjection(dim, dim, (1,) * axes)
 
     def grid(self, size_px: tuple[int, ...]) -> Grid:
-        """Patches along each axis of an image of this size; ModelError when they do not come out even."""
+        """Patches along each axis of an image of this size; ModelError unless it is a multiple of the patch."""
         if any(length % self.patch or length < self.patch for length in size_px):
             below = [max(1, length // self.patch) * self.patch for length in size_px]
             above = [math.ceil(length / self.patch) * self.patch for length in size_px]
             nearest = [below] if below == above else [below, above]
             raise ModelError(
-                f"the image cannot be cut into patches of {self.patch} px",
+                f"the image size is not a multiple of the patch of {self.patch} px",
                 got=" x ".join(map(str, size_px)) + " px",
                 expected=f"multiples of {self.patch}",
                 hint="nearest: " + " or ".join(" x ".join(map(str, size)) for size in nearest),
@@ -195,7 +195,7 @@ class PatchEmbed(nn.Module):
         return tuple(length // self.patch for length in size_px)
 
     def present(self, pixels: Float[Tensor, "B C *size"]) -> Bool[Tensor, "B N"] | None:
-        """Which tiles of a grid are there; None for images, which are whole."""
+        """The cells of a grid that have a vector; None for images."""
         return pixels[:, -1].flatten(1) > 0.5 if self.vectors else None
 
     def forward(self, pixels: Float[Tensor, "B C *size"]) -> Float[Tensor, "B N D"]:

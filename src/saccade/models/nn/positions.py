@@ -1,12 +1,13 @@
-"""Where a token is: learned, factorised, sine-cosine, rotary, told by its neighbours, or not told at all.
+"""Position embeddings: learned, factorised, sine-cosine, rotary, convolutional, or none.
 
 Learned tables as in Dosovitskiy et al. 2021 (arXiv:2010.11929), resized to other grids, whole or as the sum of one
 table an axis (as in ViViT, Arnab et al. 2021, arXiv:2103.15691: 3 S vectors instead of S^3); fixed sines and
 cosines as in Vaswani et al. 2017, one part of the width for each axis; rotary embedding of Su et al. 2021
 (arXiv:2104.09864) in the axial form of Heo et al. 2024 (arXiv:2403.13298); ``conv``: a depthwise convolution of the
 tokens themselves (conditional positional encoding, Chu et al. 2021, arXiv:2102.10882; on tiles of slides in TransMIL,
-Shao et al. 2021, arXiv:2106.00908), so that every token begins with a look at its neighbours. The number of axes is the
-length of the grid tuple: 1 for text, 2 for images, 3 for volumes. Only patch tokens have a position.
+Shao et al. 2021, arXiv:2106.00908), so that every token starts with information on its neighbours. The
+number of axes is the length of the grid tuple: 1 for text, 2 for images, 3 for volumes. Only patch tokens have a
+position.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ def _angles(grid: Grid, per_axis: int, base: float, device: torch.device | None)
 
 
 def sincos_table(grid: Grid, dim: int, device: torch.device | None = None) -> Float[Tensor, "1 N D"]:
-    """Sines, then cosines, axis by axis; width that the axes cannot share evenly stays zero."""
+    """Sines, then cosines, axis by axis; channels left over by the division among axes are zero."""
     angles = _angles(grid, dim // (2 * len(grid)), SINCOS_BASE, device)
     table = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
     return F.pad(table, (0, dim - table.shape[1]))[None]
 
 
 def resize_table(table: Float[Tensor, "1 N D"], old: Grid, new: Grid) -> Float[Tensor, "1 M D"]:
-    """A table of one grid for another one: bicubic with antialiasing, one axis after the other.
+    """Resize a table of positions to another grid: bicubic with antialiasing, one axis after the other.
 
     Bicubic interpolation is separable, so two axes give what timm and DINO do in one call.
     """
@@ -70,7 +71,7 @@ def resize_table(table: Float[Tensor, "1 N D"], old: Grid, new: Grid) -> Float[T
 
 
 def axial_rotation(grid: Grid, head_dim: int, prefix: int, device: torch.device | None = None) -> Rotation:
-    """Cosines and sines that turn queries and keys; prefix tokens and left-over width are not turned."""
+    """Cosines and sines that rotate queries and keys; prefix tokens and left-over channels are not rotated."""
     half = head_dim // 2
     angles = _angles(grid, half // len(grid), ROTARY_BASE, device).flatten(1)
     angles = F.pad(angles, (0, half - angles.shape[1], prefix, 0))
@@ -78,16 +79,30 @@ def axial_rotation(grid: Grid, head_dim: int, prefix: int, device: torch.device 
 
 
 def rotate(x: Float[Tensor, "B H N Dk"], rotation: Rotation) -> Float[Tensor, "B H N Dk"]:
-    """Turn every pair (first half, second half) by its angle."""
+    """Rotate every pair of channels (one of the first half, one of the second) by its angle."""
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 class Positions(nn.Module):
-    """One of the kinds for one network; ``grid`` is the one a learned table is made for.
+    """Position embeddings of one network.
 
-    Raises UsageError for an unknown kind, ModelError where a kind does not fit the width.
+    Parameters
+    ----------
+    kind : {"learned", "factorised", "sincos", "rotary", "conv", "none"}
+        The kind of embedding.
+    grid : tuple of int
+        The grid that learned tables are made for.
+    dim, heads, prefix : int
+        Token width, attention heads, and tokens before those of the patches.
+
+    Raises
+    ------
+    UsageError
+        The kind is unknown.
+    ModelError
+        The kind does not fit the width.
     """
 
     def __init__(self, kind: Kind, grid: Grid, dim: int, heads: int, prefix: int):
@@ -96,7 +111,7 @@ class Positions(nn.Module):
             raise unknown("kind of positions", str(kind), get_args(Kind))
         if kind == "rotary" and (dim // heads) % 2:
             raise ModelError(
-                "rotary positions turn pairs of channels",
+                "rotary positions need heads of even width",
                 got=f"heads of width {dim // heads}",
                 expected="an even width",
                 hint="choose other heads, or sincos positions",
@@ -113,13 +128,13 @@ class Positions(nn.Module):
             self.neighbours = CONVOLUTIONS[len(grid)](dim, dim, 3, padding=1, groups=dim)
 
     def added(
-        self, grid: Grid, tokens: Float[Tensor, "B N D"], there: Bool[Tensor, "B N"] | None = None
+        self, grid: Grid, tokens: Float[Tensor, "B N D"], present: Bool[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "#B N D"] | None:
-        """What is added to the patch tokens of this grid, or None. What is not ``there`` tells neighbours nothing."""
+        """What is added to the patch tokens of this grid, or None. Patches that are not ``present`` count as zeros."""
         if self.kind == "conv":
-            known = tokens if there is None else tokens * there[..., None]
-            found: Tensor = self.neighbours(known.transpose(1, 2).unflatten(2, grid))
-            return found.flatten(2).transpose(1, 2)
+            present_tokens = tokens if present is None else tokens * present[..., None]
+            neighbourhood: Tensor = self.neighbours(present_tokens.transpose(1, 2).unflatten(2, grid))
+            return neighbourhood.flatten(2).transpose(1, 2)
         if self.kind == "learned":
             return resize_table(self.table, self.grid, grid)
         if self.kind == "factorised":
@@ -138,7 +153,7 @@ class Positions(nn.Module):
         return total.reshape(1, -1, self.dim)
 
     def rotation(self, grid: Grid, like: Tensor) -> Rotation | None:
-        """What turns queries and keys of all tokens, prefix included, or None."""
+        """The rotation of queries and keys of all tokens, prefix included, or None."""
         if self.kind != "rotary":
             return None
         return axial_rotation(grid, self.dim // self.heads, self.prefix, like.device)

@@ -44,9 +44,9 @@ class BasicBlock(nn.Module):
         self.downsample, self.kept = _shortcut(inputs, width, axes, stride), _every(stride, axes)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = x if self.downsample is None else self.downsample(x[self.kept])
+        residual = x if self.downsample is None else self.downsample(x[self.kept])
         x = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(x)) + kept)
+        return torch.relu(self.bn2(self.conv2(x)) + residual)
 
 
 class Bottleneck(nn.Module):
@@ -59,10 +59,10 @@ class Bottleneck(nn.Module):
         self.downsample, self.kept = _shortcut(inputs, 4 * width, axes, stride), _every(stride, axes)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = x if self.downsample is None else self.downsample(x[self.kept])
+        residual = x if self.downsample is None else self.downsample(x[self.kept])
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(self.bn2(self.conv2(x)))
-        return torch.relu(self.bn3(self.conv3(x)) + kept)
+        return torch.relu(self.bn3(self.conv3(x)) + residual)
 
 
 class ResNet(Network):

@@ -30,10 +30,10 @@ def visible(pattern: Pattern, grid: Grid, prefix: int, layer: int, rows: Int[Ten
     count = prefix + len(places)
     if pattern.kind == "full":
         return torch.ones(len(rows), count, dtype=torch.bool, device=rows.device)
-    found = torch.ones(len(rows), count, dtype=torch.bool, device=rows.device)
+    mask = torch.ones(len(rows), count, dtype=torch.bool, device=rows.device)
     patches = rows >= prefix
-    found[patches, prefix:] = _pairs_seen(pattern, grid, layer, places[rows[patches] - prefix], places)
-    return found
+    mask[patches, prefix:] = _pairs_seen(pattern, grid, layer, places[rows[patches] - prefix], places)
+    return mask
 
 
 def dense_mask(pattern: Pattern, grid: Grid, prefix: int, layer: int) -> Bool[Tensor, "N N"]:
@@ -86,18 +86,18 @@ def _padded(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "S L"], Bool[Te
 
 def _product(axes: Sequence[Tensor], grid: Grid) -> Int[Tensor, "T L"]:
     """Numbers in the grid, in row-major order, of every combination of the axes' positions [S_a L_a]."""
-    found = torch.zeros(1, 1, dtype=torch.long)
+    product = torch.zeros(1, 1, dtype=torch.long)
     for positions, length in zip(axes, grid):
-        combined = found[:, None, :, None] * length + positions[None, :, None, :]
-        found = combined.flatten(2).flatten(0, 1)
-    return found
+        combined = product[:, None, :, None] * length + positions[None, :, None, :]
+        product = combined.flatten(2).flatten(0, 1)
+    return product
 
 
 def _both(axes: Sequence[Tensor]) -> Bool[Tensor, "T L"]:
-    found = torch.ones(1, 1, dtype=torch.bool)
+    valid = torch.ones(1, 1, dtype=torch.bool)
     for real in axes:
-        found = (found[:, None, :, None] & real[None, :, None, :]).flatten(2).flatten(0, 1)
-    return found
+        valid = (valid[:, None, :, None] & real[None, :, None, :]).flatten(2).flatten(0, 1)
+    return valid
 
 
 @lru_cache(maxsize=64)
@@ -124,14 +124,14 @@ def _tiles(
         first = torch.arange(prefix).expand(len(keys), prefix)
         keys = torch.cat([first - prefix, keys], dim=1)
         mask = torch.cat([mask.new_ones(*mask.shape[:2], prefix), mask], dim=2)
-    place = torch.empty(math.prod(grid), dtype=torch.long)
-    place[queries[real_queries]] = torch.arange(queries.numel()).view_as(queries)[real_queries]
+    position = torch.empty(math.prod(grid), dtype=torch.long)
+    position[queries[real_queries]] = torch.arange(queries.numel()).view_as(queries)[real_queries]
     return Tiles(
         (len(queries), queries.shape[1], keys.shape[1]),
         queries.flatten().to(device),
         keys.flatten().to(device),
         None if mask.all() else mask.to(device),
-        place.to(device),
+        position.to(device),
     )
 
 
@@ -169,20 +169,20 @@ def attend_local(
     Equal to ``attend`` with ``dense_mask``.
     """
     batch, heads = query.shape[:2]
-    whole = attend(query[:, :, :prefix], key, value) if prefix else None
+    prefix_output = attend(query[:, :, :prefix], key, value) if prefix else None
     q, k, v = query[:, :, prefix:].flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
     cut = tables(pattern, grid, prefix, layer % 2 == 1, query.device)
     patches = _one_part(q, k, v, cut[0], prefix) if len(cut) == 1 else _several_parts(q, k, v, cut, prefix)
     patches = patches.unflatten(0, (batch, heads))
-    return patches if whole is None else torch.cat([whole, patches], dim=2)
+    return patches if prefix_output is None else torch.cat([prefix_output, patches], dim=2)
 
 
 def _one_part(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, prefix: int) -> Float[Tensor, "BH N Dv"]:
     count, queries, keys = tiles.shape
     # Tiles take the place of heads: every one has its own mask.
-    own = q.index_select(1, tiles.queries).unflatten(1, (count, queries))
+    tile_queries = q.index_select(1, tiles.queries).unflatten(1, (count, queries))
     seen_k, seen_v = (x.index_select(1, tiles.keys + prefix).unflatten(1, (count, keys)) for x in (k, v))
-    mixed = attend(own, seen_k, seen_v, mask=tiles.mask)
+    mixed = attend(tile_queries, seen_k, seen_v, mask=tiles.mask)
     return mixed.flatten(1, 2).index_select(1, tiles.place)
 
 
@@ -191,19 +191,19 @@ def _several_parts(q: Tensor, k: Tensor, v: Tensor, cut: Sequence[Tiles], prefix
     scores = [_scores(q, k, tiles, prefix) for tiles in cut]
     weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1).to(v.dtype).split([t.shape[2] for t in cut], dim=-1)
     total: Tensor | float = 0.0
-    for tiles, own in zip(cut, weights):
+    for tiles, part_weights in zip(cut, weights):
         count, queries, keys = tiles.shape
-        seen = v.index_select(1, tiles.keys + prefix).unflatten(1, (count, keys))
-        tiled = own.index_select(1, tiles.queries).unflatten(1, (count, queries))
-        total = total + (tiled @ seen).flatten(1, 2).index_select(1, tiles.place)
+        tile_values = v.index_select(1, tiles.keys + prefix).unflatten(1, (count, keys))
+        tiled = part_weights.index_select(1, tiles.queries).unflatten(1, (count, queries))
+        total = total + (tiled @ tile_values).flatten(1, 2).index_select(1, tiles.place)
     assert isinstance(total, Tensor)
     return total
 
 
 def _scores(q: Tensor, k: Tensor, tiles: Tiles, prefix: int) -> Float[Tensor, "BH N K"]:
     count, queries, keys = tiles.shape
-    own = (q * q.shape[-1] ** -0.5).index_select(1, tiles.queries).unflatten(1, (count, queries))
-    found = own @ k.index_select(1, tiles.keys + prefix).unflatten(1, (count, keys)).transpose(-2, -1)
+    tile_queries = (q * q.shape[-1] ** -0.5).index_select(1, tiles.queries).unflatten(1, (count, queries))
+    scores = tile_queries @ k.index_select(1, tiles.keys + prefix).unflatten(1, (count, keys)).transpose(-2, -1)
     if tiles.mask is not None:
-        found = found.masked_fill(~tiles.mask, float("-inf"))
-    return found.flatten(1, 2).index_select(1, tiles.place)
+        scores = scores.masked_fill(~tiles.mask, float("-inf"))
+    return scores.flatten(1, 2).index_select(1, tiles.place)

@@ -53,9 +53,9 @@ def lay_windows(grid: tuple[int, int], window: int, *, shifted: bool) -> Windows
 
 def _parts(length: int, padded: int, shift: int) -> Tensor:
     """For every place of a rolled axis: 0, or 1 if it came around from the other end, or 2 if it is padding."""
-    place = torch.arange(padded)
-    wrapped = place >= padded - shift
-    return torch.where((place + shift) % padded >= length, 2, wrapped.long())
+    position = torch.arange(padded)
+    wrapped = position >= padded - shift
+    return torch.where((position + shift) % padded >= length, 2, wrapped.long())
 
 
 @functools.lru_cache(maxsize=256)
