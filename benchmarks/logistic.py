@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 import harness
 from harness import Work
 from saccade import api
-from saccade.evaluation.probes import FOLDS, STRENGTHS, logistic_scores
+from saccade.evaluation.probes import C_GRID, CV_FOLDS, logistic_scores
 
 SMOKE = {"data": "synthetic:tissue?n=80&size=32", "model": "random:resnet10_w8", "rounds": 1}
 
@@ -55,8 +55,8 @@ def fit_ours(task: Task) -> float:
 def fit_naively(task: Task) -> float:
     train = np.flatnonzero(~task.test)
     groups = np.array([str(task.groups[i]) for i in train])
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0).split(train, task.labels[train], groups)
-    chosen = LogisticRegressionCV(Cs=list(STRENGTHS), cv=list(folds), max_iter=1000)
+    folds = StratifiedGroupKFold(CV_FOLDS, shuffle=True, random_state=0).split(train, task.labels[train], groups)
+    chosen = LogisticRegressionCV(Cs=list(C_GRID), cv=list(folds), max_iter=1000)
     fitted = make_pipeline(StandardScaler(), chosen).fit(task.features[train], task.labels[train])
     return float(fitted.score(task.features[task.test], task.labels[task.test]))
 

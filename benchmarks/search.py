@@ -17,14 +17,14 @@ import numpy as np
 
 import harness
 from harness import Work
-from saccade.features.table import nearest, unit
+from saccade.features.table import l2_normalize, nearest
 
 
 def features(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(0)
     shape = (options.rows, options.width)
-    rows = unit(generator.standard_normal(shape, np.float32))
-    return rows, unit(generator.standard_normal((options.queries, options.width), np.float32))
+    rows = l2_normalize(generator.standard_normal(shape, np.float32))
+    return rows, l2_normalize(generator.standard_normal((options.queries, options.width), np.float32))
 
 
 def set_up_ours(options: argparse.Namespace) -> Work:

@@ -22,7 +22,7 @@ import numpy as np
 import harness
 from saccade.features import stores
 from saccade.features.filters import parse
-from saccade.features.table import FeatureTable, MemoryStore, Store, unit
+from saccade.features.table import FeatureTable, MemoryStore, Store, l2_normalize
 
 SMOKE = {"rows": 2000, "width": 16, "clusters": 20, "queries": 3, "rounds": 1}
 Ask = Callable[[np.ndarray], list[str]]
@@ -34,7 +34,7 @@ def clustered(options: argparse.Namespace) -> tuple[FeatureTable, np.ndarray]:
     centres = generator.standard_normal((options.clusters, options.width), np.float32)
     count = options.rows + options.queries
     cluster_of = generator.integers(0, options.clusters, count)
-    vectors = unit(centres[cluster_of] + generator.standard_normal((count, options.width), np.float32))
+    vectors = l2_normalize(centres[cluster_of] + generator.standard_normal((count, options.width), np.float32))
     rows = range(options.rows)
     nothing: list[str | None] = [None] * options.rows
     labels: list[str | None] = [f"class {c % 10}" for c in cluster_of[: options.rows]]

@@ -20,7 +20,7 @@ import harness
 from saccade.augment.views import plain_view
 from saccade.data.cache.image_cache import batch_indices, input_spec
 from saccade.data.synthetic.images import CLASSES, TissueSource
-from saccade.evaluation.probes import knn_scores
+from saccade.evaluation.knn import knn_scores
 from saccade.features.embed_images import Decoded, embed_baselines
 from saccade.models.backbones.build import build
 

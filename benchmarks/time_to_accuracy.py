@@ -43,7 +43,7 @@ from saccade.base.random import numpy_generator
 from saccade.base.run_folder import read_metrics
 from saccade.data.cache.image_cache import ImageCache, build_cache, input_spec
 from saccade.data.splits import grouped_split
-from saccade.evaluation.probes import knn_scores
+from saccade.evaluation.knn import knn_scores
 from saccade.features.embed_images import embed_cached
 from saccade.models.backbones.build import build
 from saccade.models.registry import parse

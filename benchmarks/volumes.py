@@ -33,8 +33,8 @@ from saccade.base.random import numpy_generator
 from saccade.data.cache.image_cache import build_cache
 from saccade.data.open import open_source
 from saccade.data.volumes.intensity import intensity_of
+from saccade.evaluation.knn import knn_scores
 from saccade.evaluation.metrics import interval
-from saccade.evaluation.probes import knn_scores
 from saccade.methods.mae import patchify
 from saccade.models.backbones.build import rebuild
 from saccade.models.backbones.weights import load_model

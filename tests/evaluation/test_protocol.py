@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from saccade.base.contracts import Record
 from saccade.errors import ContaminationError, DataError, EvaluationError, UsageError
-from saccade.evaluation import contamination, metrics, probes, protocol, tables
+from saccade.evaluation import contamination, knn, metrics, probes, protocol, tables
 from saccade.features import baselines
 from saccade.features import table as store
 from saccade.features.table import FeatureTable, load_table, save_table
@@ -51,14 +51,14 @@ def brute_force_knn(train, labels, test, k, classes, temperature):
 def test_knn_equals_brute_force(k):
     train, labels = blobs(40)
     test, _ = blobs(15, seed=1)
-    ours = probes.knn_scores(train, labels, test, k, 3)
+    ours = knn.knn_scores(train, labels, test, k, 3)
     assert np.allclose(ours, brute_force_knn(train, labels, test, k, 3, 0.07), atol=1e-5)
 
 
 def test_zero_vectors_do_no_harm():
     train, labels = blobs(20)
     train[0] = 0
-    assert np.isfinite(probes.knn_scores(train, labels, np.zeros((2, 16)), 5, 3)).all()
+    assert np.isfinite(knn.knn_scores(train, labels, np.zeros((2, 16)), 5, 3)).all()
 
 
 def test_shuffled_labels_give_chance():
@@ -67,7 +67,7 @@ def test_shuffled_labels_give_chance():
         rng = np.random.default_rng(seed)
         train, labels = blobs(120, seed=seed)
         test, truth = blobs(60, seed=seed + 1000)
-        scores = probes.knn_scores(train, rng.permutation(labels), test, 20, 3)
+        scores = knn.knn_scores(train, rng.permutation(labels), test, 20, 3)
         accuracy.append((scores.argmax(axis=1) == truth).mean())
     assert abs(np.mean(accuracy) - 1 / 3) < 0.04
 
@@ -164,20 +164,20 @@ def test_a_rare_class_takes_part_in_the_choice_of_strength(rare, grouped):
     if grouped:
         for c in range(3):
             groups = [f"{c}-{np.sum(labels[:i] == c) // 2}" if y == c else groups[i] for i, y in enumerate(labels)]
-    chosen = probes.draw_choosing(labels, groups, 1000)
+    chosen = probes.subsample(labels, groups, 1000)
     assert len(set(chosen.tolist())) == len(chosen) and abs(len(chosen) - 1000) <= 5
     assert [int((labels[chosen] == c).sum()) for c in (0, 1)] == pytest.approx([500, 500], abs=3)
     units = rare // 2 if grouped else rare
     inside = {groups[i] if grouped else i for i in chosen[labels[chosen] == 2].tolist()}
     assert len(inside) == min(units, 3)
-    strength = probes.choose_strength(features, labels, groups)
+    strength = probes.select_C(features, labels, groups)
     assert (strength is None) == (units < 2)
 
 
 def test_folds_keep_groups_apart():
     labels = np.repeat([0, 1], 30)
     groups = [f"g{i // 5}" for i in range(60)]
-    for a, b in probes.folds(labels, groups):
+    for a, b in probes.cv_folds(labels, groups):
         assert not {groups[i] for i in a} & {groups[i] for i in b}
 
 
@@ -285,7 +285,7 @@ def test_a_model_against_itself_is_never_clear():
 
 def test_missing_class_is_an_error():
     train, test = table(*blobs(30)), table(*blobs(40, classes=4))
-    with pytest.raises(EvaluationError, match="every class"):
+    with pytest.raises(EvaluationError, match="lacks a class"):
         protocol.evaluate({"a": (train, test)}, protocol.ProtocolConfig())
 
 
@@ -371,7 +371,7 @@ def test_nearest_is_exact(monkeypatch, rows, width, k):
     """Against a full sort, whatever the blocks: 64 or 1,024 rows, 10 or 512 queries at a time."""
     features = RNG.standard_normal((rows, width)).astype(np.float32)
     queries = np.concatenate([features[:30], RNG.standard_normal((170, width)).astype(np.float32)])
-    full = store.unit(queries) @ store.unit(features).T
+    full = store.l2_normalize(queries) @ store.l2_normalize(features).T
     expected = -np.sort(-full, axis=1)[:, :k]
     for row_block, query_block in ((64, 10), (1024, 512)):
         monkeypatch.setattr(store, "ROWS", row_block)

@@ -26,7 +26,7 @@ from saccade.data.slides.tiling import Tiling
 from saccade.errors import DataError, StorageError, TooManyDamaged, UsageError
 from saccade.evaluation.protocol import ProtocolConfig
 from saccade.features.embed_slides import EmbeddedSlides, Embedder
-from saccade.features.table import load_table, unit
+from saccade.features.table import l2_normalize, load_table
 from saccade.tasks.evaluate import EvaluateOptions
 from saccade.tasks.finetune import FinetuneOptions
 from saccade.train.loop import Quiet
@@ -291,7 +291,7 @@ def test_a_damaged_spot_is_left_out_and_every_vector_stands_at_its_own_place(hol
     kept = [k for k, (x, y) in enumerate(whole.coords.tolist()) if (x, y) not in damaged]
     assert len(kept) == 136 and np.array_equal(rest.coords, whole.coords[kept])
     assert rest.about["tiles"] == 144 and rest.about["left_out"] == 8
-    similar = (unit(rest.features) * unit(whole.features[kept])).sum(axis=1)
+    similar = (l2_normalize(rest.features) * l2_normalize(whole.features[kept])).sum(axis=1)
     assert similar.min() > 0.999  # the statistics that random weights take from the tiles differ by a little
     again = api.embed(model, holed[1], out=out, tiling=FINE, max_bad=0.1)
     assert isinstance(again, EmbeddedSlides) and (again.skipped, again.tiles) == (1, 136)

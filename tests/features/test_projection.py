@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 
 from saccade.errors import MissingDependency, UsageError
 from saccade.features import projection
-from saccade.features.table import unit
+from saccade.features.table import l2_normalize
 
 
 def blobs(rows, clusters=4, width=12, seed=0):
@@ -20,8 +20,8 @@ def blobs(rows, clusters=4, width=12, seed=0):
 def test_pca_is_scikit_learns_up_to_sign():
     x, _ = blobs(300)
     scores, shares = projection.pca(x, 3)
-    peer = PCA(3, svd_solver="full").fit(unit(x).astype(np.float64))
-    expected = peer.transform(unit(x).astype(np.float64))
+    peer = PCA(3, svd_solver="full").fit(l2_normalize(x).astype(np.float64))
+    expected = peer.transform(l2_normalize(x).astype(np.float64))
     sign = np.sign((scores * expected).sum(axis=0))
     np.testing.assert_allclose(scores, expected * sign, atol=1e-5)
     np.testing.assert_allclose(shares, peer.explained_variance_ratio_, atol=1e-6)

@@ -11,7 +11,7 @@ import saccade
 from saccade.cli.app import app
 from saccade.data.synthetic.images import TissueSource
 from saccade.errors import DataError, MissingDependency, ModelError, StorageError, UsageError
-from saccade.evaluation.knn import guess
+from saccade.evaluation.knn import vote_label
 from saccade.features import filters, lancedb_store, stores
 from saccade.features import table as store
 from saccade.features.table import FeatureTable, MemoryStore
@@ -243,11 +243,11 @@ def test_names_that_are_no_text_are_spelt_out(tmp_path):
 
 
 def test_votes():
-    found = guess([("a", 0.9), ("b", 0.9), ("a", 0.83), (None, 1.0)])
+    found = vote_label([("a", 0.9), ("b", 0.9), ("a", 0.83), (None, 1.0)])
     one = np.exp(-0.07 / 0.07)
     assert found.label == "a" and found.counts == {"a": 2, "b": 1}
-    assert found.shares["a"] == pytest.approx((1 + one) / (2 + one))
-    assert guess([(None, 1.0)]) is None
+    assert found.fractions["a"] == pytest.approx((1 + one) / (2 + one))
+    assert vote_label([(None, 1.0)]) is None
 
 
 # --- the command -----------------------------------------------------------------------------------

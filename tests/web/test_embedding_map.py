@@ -226,7 +226,7 @@ def test_the_very_file_that_is_asked_with_has_no_vote(tmp_path):
     opened.__dict__["searcher"] = SimpleNamespace(vector=lambda sample: table.features[0])
     found = opened.like_upload(Upload("a.png", file.getvalue()), 4, [], None)
     assert [hit["same_file"] for hit in found["hits"]] == [True, False, False, False]
-    assert found["guess"]["label"] == "other" and "own" not in found["guess"]["shares"]
+    assert found["guess"]["label"] == "other" and "own" not in found["guess"]["fractions"]
 
 
 def test_filters_that_nothing_fits_are_said_so(window, tables):

@@ -15,7 +15,7 @@ from saccade.base.contracts import Sample
 from saccade.data.images.downsample import finite
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import DamagedFile, UsageError
-from saccade.features.table import unit
+from saccade.features.table import l2_normalize
 
 BATCH = 32
 FEATURES_BYTES = 256 * 2**20
@@ -46,14 +46,14 @@ class SlideLooks:
         there = np.isfinite(features[:, 0])
         scores = np.full(len(features), np.nan, np.float32)
         if tile is None:
-            known = unit(features[there])
-            scores[there] = known @ unit(known.mean(axis=0)[None])[0]
+            known = l2_normalize(features[there])
+            scores[there] = known @ l2_normalize(known.mean(axis=0)[None])[0]
             return scores
         if not 0 <= tile < len(features):
             raise UsageError("no such tile", got=tile, expected=f"0 to {len(features) - 1}")
         if not there[tile]:
             raise DamagedFile("this tile cannot be read in the file of the slide", hint="copy the slide again")
-        apart = unit(features[there] - features[there].mean(axis=0))
+        apart = l2_normalize(features[there] - features[there].mean(axis=0))
         scores[there] = apart @ apart[np.count_nonzero(there[:tile])]
         return scores
 

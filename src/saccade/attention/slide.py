@@ -20,7 +20,7 @@ from saccade.data.slides.streaming import TileStore
 from saccade.data.slides.tiling import Tiling
 from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.features.embed_slides import Embedder
-from saccade.features.table import unit
+from saccade.features.table import l2_normalize
 from saccade.models.nn.network import has_attention
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import save_geojson
@@ -187,14 +187,14 @@ def _tiles(embedder: Embedder, query: str, report: Callable[[int, int], None] | 
     if not len(features):
         raise no_tile(tiles)
     if number is None:
-        asked, name = unit(features).mean(axis=0), "likeness to the mean of all tiles"
+        asked, name = l2_normalize(features).mean(axis=0), "likeness to the mean of all tiles"
     else:
         if not there[number]:
             raise UsageError(f"the tile at {query} cannot be read", got=tiles.name, hint="ask at another place")
         # What all tiles share would make everything alike.
         features = features - features.mean(axis=0)
         asked, name = features[int(there[:number].sum())], f"likeness to the tile at {query}"
-    scores = unit(features) @ unit(asked[None])[0]
+    scores = l2_normalize(features) @ l2_normalize(asked[None])[0]
     return Heat(name, grid.coords[there], grid.step_px[1], scores, grid.step_px[0])
 
 

@@ -86,7 +86,7 @@ def make_views(
     count = _at_once(roles) if device.type == "cpu" else images
     for start in range(0, images, count):
         part = slice(start, min(start + count, images))
-        pixels = batch.unit(part, device)
+        pixels = batch.to_unit_range(part, device)
         picture = geometry.build_atlas(color.to_grey(pixels) if spec.grey else pixels, atlas)
         for r, place in zip(roles, places):
             views = len(r.out)
@@ -219,7 +219,7 @@ def plain_view(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C *S"]:
     """
     if spec.axes == 3:
         return normalise(volume_views.whole(batch, spec), spec)
-    pixels = batch.unit(slice(None), batch.pixels.device)
+    pixels = batch.to_unit_range(slice(None), batch.pixels.device)
     if spec.grid:
         return normalise(pixels, spec)
     pixels = color.to_grey(pixels) if spec.grey else pixels

@@ -39,7 +39,7 @@ def whole(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C S S S"]:
 def _one(batch: Batch, index: int, device: torch.device) -> Float[Tensor, "C T Y X"]:
     """One volume in 0..1, without padding."""
     z, y, x = batch.sizes_px[index].tolist()
-    return batch.unit(slice(index, index + 1), device)[0, :, :z, :y, :x]
+    return batch.to_unit_range(slice(index, index + 1), device)[0, :, :z, :y, :x]
 
 
 def make_views(

@@ -142,7 +142,7 @@ class Batch:
     labels: Tensor | None = None
     spacing_mm: Tensor | None = None
 
-    def unit(self, part: slice, device: torch.device) -> Tensor:
+    def to_unit_range(self, part: slice, device: torch.device) -> Tensor:
         """Some of the images as float32 in 0..1, on ``device``."""
         x = self.pixels[part].to(device, non_blocking=True).float()
         if self.offset:

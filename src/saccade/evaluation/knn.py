@@ -1,38 +1,138 @@
-"""What the neighbours of an image say about its label: a weighted vote, as in the k-NN of evaluation (DINO's)."""
+"""Weighted k-NN on frozen features (Wu et al. 2018, as in DINO): the one place that knows the protocol.
+
+Cosine similarity s, votes weighted exp(s / 0.07); k = 10, 20, 100 and 200 are reported, and k = 20 is the headline.
+Each k is capped by the number of training images.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from saccade.features.table import nearest
+
 TEMPERATURE = 0.07
+REPORTED_K = (10, 20, 100, 200)
+HEADLINE_K = 20
+
+
+def vote(
+    similarity: np.ndarray, neighbour_labels: np.ndarray, classes: int, temperature: float = TEMPERATURE
+) -> np.ndarray:
+    """Class scores from neighbours, each vote weighted exp(similarity / temperature).
+
+    Parameters
+    ----------
+    similarity
+        [M k] cosines of the k neighbours of M images, the nearest first.
+    neighbour_labels
+        [M k] class numbers of the neighbours.
+
+    Returns
+    -------
+    [M classes] float32; every row sums to 1.
+
+    Examples
+    --------
+    >>> vote(np.array([[0.9, 0.9, 0.9]]), np.array([[1, 1, 0]]), classes=2).round(2)
+    array([[0.33, 0.67]], dtype=float32)
+    """
+    weights = np.exp((similarity - similarity[:, :1]) / temperature)
+    votes = np.zeros((len(similarity), classes), dtype=np.float64)
+    for c in range(classes):
+        votes[:, c] = (weights * (neighbour_labels == c)).sum(axis=1)
+    return (votes / votes.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def knn_scores_of(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    ks: Sequence[int],
+    classes: int,
+    temperature: float = TEMPERATURE,
+) -> dict[int, np.ndarray]:
+    """Class scores [M classes] of the test rows for every k of ``ks``, from one search; see ``knn_scores``."""
+    similarity, neighbours = nearest(train, test, max(ks))
+    labels = train_labels[neighbours]
+    return {k: vote(similarity[:, :k], labels[:, :k], classes, temperature) for k in ks}
+
+
+def knn_scores(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    k: int,
+    classes: int,
+    temperature: float = TEMPERATURE,
+) -> np.ndarray:
+    """Class scores of weighted k-NN.
+
+    Parameters
+    ----------
+    train, test
+        Features [N D] and [M D]; scaled to length 1 here.
+    train_labels
+        [N] class numbers.
+    k
+        Neighbours; capped by N.
+
+    Returns
+    -------
+    [M classes] float32; every row sums to 1.
+
+    Examples
+    --------
+    >>> features, labels = np.eye(2), np.array([0, 1])
+    >>> knn_scores(features, labels, np.array([[0.9, 0.1]]), k=1, classes=2)
+    array([[1., 0.]], dtype=float32)
+    """
+    return knn_scores_of(train, train_labels, test, (k,), classes, temperature)[k]
 
 
 @dataclass(frozen=True)
-class Guess:
-    """The label with most of the votes; ``shares`` and ``counts`` of every label that has one, largest share first."""
+class LabelVote:
+    """Votes of the neighbours of one image.
+
+    Parameters
+    ----------
+    label
+        The label with most of the votes.
+    fractions
+        Fraction of the votes of every label, the largest first.
+    counts
+        Neighbours with each label.
+    """
 
     label: str
-    shares: dict[str, float]
-    counts: dict[str, int]
+    fractions: Mapping[str, float]
+    counts: Mapping[str, int]
 
     def text(self) -> str:
-        votes = ", ".join(f"{name} {share:.0%} ({self.counts[name]})" for name, share in self.shares.items())
+        votes = ", ".join(f"{name} {part:.0%} ({self.counts[name]})" for name, part in self.fractions.items())
         return f"the neighbours vote for {self.label}: {votes}"
 
 
-def guess(neighbours: Sequence[tuple[str | None, float]]) -> Guess | None:
-    """The vote of neighbours (label, cosine similarity s) weighted exp(s / 0.07); None where none has a label."""
-    voting = [(label, s) for label, s in neighbours if label]
-    if not voting:
+def vote_label(neighbours: Sequence[tuple[str | None, float]]) -> LabelVote | None:
+    """The vote of labelled neighbours (label, cosine similarity), the nearest first; None where none has a label.
+
+    Examples
+    --------
+    >>> vote_label([("benign", 0.9), (None, 0.9), ("tumour", 0.8)]).text()
+    'the neighbours vote for benign: benign 81% (1), tumour 19% (1)'
+    """
+    labelled = [(label, similarity) for label, similarity in neighbours if label]
+    if not labelled:
         return None
-    best = max(s for _, s in voting)
-    weights: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for label, s in voting:
-        weights[label] = weights.get(label, 0.0) + math.exp((s - best) / TEMPERATURE)
-        counts[label] = counts.get(label, 0) + 1
-    total = sum(weights.values())
-    shares = {name: weight / total for name, weight in sorted(weights.items(), key=lambda item: -item[1])}
-    return Guess(next(iter(shares)), shares, counts)
+    names = list(dict.fromkeys(label for label, _ in labelled))
+    numbers = np.array([[names.index(label) for label, _ in labelled]])
+    fractions = vote(np.array([[similarity for _, similarity in labelled]]), numbers, len(names))[0]
+    order = sorted(range(len(names)), key=lambda i: -float(fractions[i]))
+    counts = np.bincount(numbers[0])
+    return LabelVote(
+        names[order[0]],
+        {names[i]: float(fractions[i]) for i in order},
+        {name: int(count) for name, count in zip(names, counts)},
+    )

@@ -7,7 +7,9 @@ ones is the test part itself), and returns [R].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,30 +20,49 @@ Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """scores [M C], labels [M] int, weights [R M] to [R]."""
+    """Fraction of correct predictions: scores [M C], labels [M], weights [R M] to [R].
+
+    Examples
+    --------
+    >>> accuracy(np.eye(2), np.array([0, 0]), np.ones((1, 2)))
+    array([0.5])
+    """
     correct = (scores.argmax(axis=1) == labels).astype(np.float64)
     return weights @ correct / weights.sum(axis=1)
 
 
 def balanced_accuracy(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean over classes of the share found; classes absent from a resample are left out of its mean."""
+    """Mean recall of the classes; classes absent from a resample are left out of its mean.
+
+    Examples
+    --------
+    >>> balanced_accuracy(np.array([[1, 0], [1, 0], [1, 0]]), np.array([0, 0, 1]), np.ones((1, 3)))
+    array([0.5])
+    """
     correct = (scores.argmax(axis=1) == labels).astype(np.float64)
-    shares = []
+    recalls = []
     for c in np.unique(labels):
         inside = weights[:, labels == c]
         total = inside.sum(axis=1)
-        found = inside @ correct[labels == c]
-        shares.append(np.divide(found, total, out=np.full(len(weights), np.nan), where=total > 0))
-    return np.nanmean(np.stack(shares), axis=0)
+        hits = inside @ correct[labels == c]
+        recalls.append(np.divide(hits, total, out=np.full(len(weights), np.nan), where=total > 0))
+    return np.nanmean(np.stack(recalls), axis=0)
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve, one class against the rest, mean over classes; ties count half."""
-    areas = [_area(scores[:, c], labels == c, weights) for c in np.unique(labels)]
-    found = np.stack(areas)
-    empty = np.isnan(found).all(axis=0)
-    found[:, empty] = 0.5
-    return np.where(empty, np.nan, np.nanmean(found, axis=0))
+    """Area under the ROC curve, one class against the rest, mean over classes; ties count half.
+
+    NaN for resamples with one class only.
+
+    Examples
+    --------
+    >>> auroc(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1]), np.ones((1, 2)))
+    array([1.])
+    """
+    areas = np.stack([_area(scores[:, c], labels == c, weights) for c in np.unique(labels)])
+    empty = np.isnan(areas).all(axis=0)
+    areas[:, empty] = 0.5
+    return np.where(empty, np.nan, np.nanmean(areas, axis=0))
 
 
 def _area(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -52,8 +73,8 @@ def _area(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.nd
     down = np.add.reduceat(w * ~positive[order], starts, axis=1)
     below = np.cumsum(down, axis=1) - down
     pairs = up.sum(axis=1) * down.sum(axis=1)
-    won = (up * (below + 0.5 * down)).sum(axis=1)
-    return np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    ranked_above = (up * (below + 0.5 * down)).sum(axis=1)
+    return np.divide(ranked_above, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auroc": auroc}
@@ -68,13 +89,85 @@ def resampling_weights(groups: Sequence[str | None], resamples: int, seed: int) 
 
 
 def figure(value: float) -> float | None:
-    """A figure as it is handed on: None where it could not be measured, as AUROC on images of one class."""
+    """A number for JSON: None where it is not finite, as AUROC on images of one class."""
     return float(value) if math.isfinite(value) else None
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of resampled values; NaN where none of them could be measured."""
+    """95 % percentile interval of resampled values; NaN where all of them are.
+
+    Examples
+    --------
+    >>> interval(np.arange(101.0))
+    (2.5, 97.5)
+    """
     if np.isnan(values).all():
         return math.nan, math.nan
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+# --- one metric over draws of the labels and resamples of the test part ----------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean over draws of the training labels, and the value in every resample [R]."""
+
+    mean: float
+    resampled: np.ndarray
+
+
+def bootstrap(
+    measure: Callable[[int, np.ndarray], np.ndarray], draws: Sequence[int], picks: np.ndarray, weights: np.ndarray
+) -> Estimate:
+    """Measure every draw on the test part itself, and one draw in every resample.
+
+    Parameters
+    ----------
+    measure
+        (draw, weights [R M]) to the metric [R].
+    picks
+        [R] the draw of each resample, as an index into ``draws``; more than R are ignored.
+    """
+    whole = np.ones((1, weights.shape[1]))
+    means = [float(measure(draw, whole)[0]) for draw in draws]
+    resampled = np.empty(len(weights))
+    for j, draw in enumerate(draws):
+        picked = picks[: len(weights)] == j
+        if picked.any():
+            resampled[picked] = measure(draw, weights[picked])
+    return Estimate(float(np.mean(means)), resampled)
+
+
+Row = dict[str, Any]
+
+
+def summarise_models(
+    estimates: Mapping[str, Estimate], about: Mapping[str, Any], *, enough_units: bool
+) -> tuple[list[Row], list[Row]]:
+    """Rows of all models and paired differences between the first and each other, with 95 % intervals.
+
+    Parameters
+    ----------
+    about
+        What the estimates have in common: fraction, metric and so on.
+    enough_units
+        False: the test part has too few groups for any difference to be called clear.
+    """
+    rows: list[Row] = []
+    differences: list[Row] = []
+    first_name, first = next(iter(estimates.items()))
+    for name, estimate in estimates.items():
+        low, high = interval(estimate.resampled)
+        rows.append({"model": name, **about, "mean": figure(estimate.mean), "low": figure(low), "high": figure(high)})
+        if name == first_name:
+            continue
+        low, high = interval(first.resampled - estimate.resampled)
+        difference = figure(first.mean - estimate.mean)
+        clear = bool(low > 0 or high < 0) and enough_units
+        differences.append(
+            {"model": first_name, "against": name, **about}
+            | {"difference": difference, "low": figure(low), "high": figure(high), "clear": clear}
+        )
+    return rows, differences

@@ -1,17 +1,17 @@
-"""Nested cross-validation with whole patients apart: few slides are judged by all of them, each by a head that never
-saw its patient.
+"""Nested cross-validation that keeps patients together: every slide is tested by a head that has not seen its patient.
 
-Outer folds give the figures; inner folds, inside the training part of each, choose the strength of a head's penalty
-(Varma and Simon 2006 show what is gained falsely without). The same folds, draws and resamples for every learner, so
-differences are paired. AUROC is taken within each outer fold and averaged: scores of two heads have no common scale.
+Outer folds give the results; inner folds, inside the training part of each, select the penalty of a head (Varma and
+Simon 2006 show the bias without them). Folds, draws and resamples are the same for every learner, so differences are
+paired. AUROC is computed within each outer fold and averaged: scores of two heads have no common scale.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,18 +20,36 @@ from sklearn.model_selection import StratifiedGroupKFold
 from saccade.base.random import numpy_generator
 from saccade.data.splits import unit_names
 from saccade.errors import EvaluationError, UsageError
-from saccade.evaluation.metrics import Metric, auroc, balanced_accuracy, interval, resampling_weights
+from saccade.evaluation.metrics import (
+    Metric,
+    Row,
+    auroc,
+    balanced_accuracy,
+    bootstrap,
+    resampling_weights,
+    summarise_models,
+)
 from saccade.evaluation.protocol import draw_fraction
 from saccade.evaluation.small_samples import FEW_UNITS, few_units
 
 TRIALS = 20
-"""Drawings of outer folds before there are fewer of them."""
+"""Random outer folds that are tried before their number is reduced."""
 MEASURED: dict[str, Metric] = {"auroc": auroc, "balanced_accuracy": balanced_accuracy}
 
 
 @dataclass(frozen=True)
 class NestedConfig:
-    """folds: outer; inner: within each training part; repeats: draws at each fraction of the labels below 1."""
+    """Settings of nested cross-validation.
+
+    Parameters
+    ----------
+    folds, inner
+        Outer folds, and folds within each training part.
+    fractions, repeats
+        Of the training labels, and draws of each fraction below 1.
+    bootstrap
+        Resamples of the patients.
+    """
 
     folds: int = 5
     inner: int = 3
@@ -49,7 +67,7 @@ class NestedConfig:
 
 
 class Learner(Protocol):
-    """Something that learns from labelled slides. ``choices``: values of its penalty, the strongest first."""
+    """A classifier of slides. ``choices``: values of its penalty, the strongest first."""
 
     @property
     def name(self) -> str: ...
@@ -83,8 +101,10 @@ def outer_folds(cohort: Cohort, count: int, seed: int) -> list[tuple[np.ndarray,
     patients of a class.
     """
     units = np.array(unit_names(cohort.groups))
-    own = np.flatnonzero(cohort.testable)
-    fewest = min((len(set(units[own][cohort.labels[own] == c])) for c in range(len(cohort.classes))), default=0)
+    testable = np.flatnonzero(cohort.testable)
+    fewest = min(
+        (len(set(units[testable][cohort.labels[testable] == c])) for c in range(len(cohort.classes))), default=0
+    )
     if fewest < 2:
         raise EvaluationError(
             "too few patients to test on",
@@ -95,15 +115,15 @@ def outer_folds(cohort: Cohort, count: int, seed: int) -> list[tuple[np.ndarray,
     for parts in range(min(count, fewest), 1, -1):
         for trial in range(TRIALS):
             drawn = StratifiedGroupKFold(parts, shuffle=True, random_state=seed + trial)
-            found = []
-            for _, test in drawn.split(own, cohort.labels[own], units[own]):
-                inside = np.isin(units, units[own[test]])
-                found.append((np.flatnonzero(~inside), own[test]))
-            if _all_classes(cohort, found):
-                return found
+            folds = []
+            for _, test in drawn.split(testable, cohort.labels[testable], units[testable]):
+                inside = np.isin(units, units[testable[test]])
+                folds.append((np.flatnonzero(~inside), testable[test]))
+            if _all_classes(cohort, folds):
+                return folds
     raise EvaluationError(
-        "no folds with whole patients apart leave every class on both sides",
-        got=f"{len(set(units[own]))} patients, many of them with slides of several classes",
+        "cannot build folds that keep patients together and contain every class",
+        got=f"{len(set(units[testable]))} patients, many of them with slides of several classes",
         hint="slides of more patients; or is the column of patients the right one?",
     )
 
@@ -150,7 +170,7 @@ class Draw:
 
 def draws(cohort: Cohort, folds: Sequence[tuple[np.ndarray, np.ndarray]], config: NestedConfig) -> list[Draw]:
     """All draws of labels, stratified, whole patients where the share allows."""
-    found = []
+    result = []
     for fraction in config.fractions:
         for repeat in range(config.repeats if fraction < 1 else 1):
             rows = []
@@ -158,8 +178,8 @@ def draws(cohort: Cohort, folds: Sequence[tuple[np.ndarray, np.ndarray]], config
                 groups = [cohort.groups[i] for i in train]
                 picked, _ = draw_fraction(cohort.labels[train], groups, fraction, seed=config.seed, repeat=repeat)
                 rows.append(train[picked])
-            found.append(Draw(fraction, rows))
-    return found
+            result.append(Draw(fraction, rows))
+    return result
 
 
 def out_of_fold(
@@ -169,11 +189,11 @@ def out_of_fold(
     draw: Draw,
     config: NestedConfig,
     *,
-    told: Callable[[], None] = lambda: None,
+    on_fold: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Scores [S K] of every tested slide by the head of its own fold; NaN for slides that are not tested.
 
-    told   called when a fold is done
+    on_fold   called when a fold is done
     """
     units, classes = np.array(unit_names(cohort.groups)), len(cohort.classes)
     scores = np.full((len(cohort.labels), classes), np.nan)
@@ -181,7 +201,7 @@ def out_of_fold(
         labels = cohort.labels[train]
         choice = choose(learner, train, labels, units[train], config, classes)
         scores[test] = learner.scores(train, labels, test, choice=choice, seed=config.seed)
-        told()
+        on_fold()
     return scores
 
 
@@ -195,14 +215,16 @@ def by_folds(
     values = []
     for test in folds:
         inside = weights[:, test]
-        held = inside.sum(axis=1) > 0
+        drawn = inside.sum(axis=1) > 0
         value = np.full(len(weights), np.nan)
-        value[held] = measure(scores[test], labels[test], inside[held])
+        value[drawn] = measure(scores[test], labels[test], inside[drawn])
         values.append(value)
     stacked = np.stack(values)
-    known = ~np.isnan(stacked)
-    count = known.sum(axis=0)
-    return np.divide(np.where(known, stacked, 0).sum(axis=0), count, out=np.full(len(weights), np.nan), where=count > 0)
+    measured = ~np.isnan(stacked)
+    count = measured.sum(axis=0)
+    return np.divide(
+        np.where(measured, stacked, 0).sum(axis=0), count, out=np.full(len(weights), np.nan), where=count > 0
+    )
 
 
 def nested(
@@ -219,19 +241,19 @@ def nested(
     folds = outer_folds(cohort, config.folds, config.seed)
     every = draws(cohort, folds, config)
     total, done = len(learners) * len(every) * len(folds), itertools.count(1)
-    found: dict[str, list[np.ndarray]] = {}
+    scores: dict[str, list[np.ndarray]] = {}
     for number, learner in enumerate(learners):
         progress(learner.name, number * len(every) * len(folds), total)
 
-        def told(name: str = learner.name) -> None:
+        def on_fold(name: str = learner.name) -> None:
             progress(name, next(done), total)
 
-        found[learner.name] = [out_of_fold(learner, cohort, folds, draw, config, told=told) for draw in every]
-    return summarise(found, cohort, folds, every, config)
+        scores[learner.name] = [out_of_fold(learner, cohort, folds, draw, config, on_fold=on_fold) for draw in every]
+    return summarise(scores, cohort, folds, every, config)
 
 
 def summarise(
-    found: dict[str, list[np.ndarray]],
+    scores: Mapping[str, list[np.ndarray]],
     cohort: Cohort,
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     every: Sequence[Draw],
@@ -240,10 +262,8 @@ def summarise(
     """Rows and paired differences with 95 % intervals by bootstrap over patients; a resample also picks a draw."""
     tests = [test for _, test in folds]
     weights = resampling_weights(cohort.groups, config.bootstrap, config.seed)
-    one = np.ones((1, len(cohort.labels)))
-    rows: list[dict[str, Any]] = []
-    differences: list[dict[str, Any]] = []
-    first = next(iter(found))
+    rows: list[Row] = []
+    differences: list[Row] = []
     units = len({unit_names(cohort.groups)[i] for test in tests for i in test})
     unmeasured = np.isnan(
         by_folds(auroc, np.zeros((len(cohort.labels), len(cohort.classes))), cohort.labels, weights, tests)
@@ -253,23 +273,18 @@ def summarise(
         picks = numpy_generator(config.seed, "picks", round(fraction * 1e6)).integers(len(members), size=len(weights))
         n_train = round(float(np.mean([len(rows_) for i in members for rows_ in every[i].train])))
         for metric, measure in MEASURED.items():
-            base: np.ndarray | None = None
-            for name, scores in found.items():
-                points = [float(by_folds(measure, scores[i], cohort.labels, one, tests)[0]) for i in members]
-                spread = np.empty(len(weights))
-                for j, i in enumerate(members):
-                    mine = picks == j
-                    spread[mine] = by_folds(measure, scores[i], cohort.labels, weights[mine], tests)
-                low, high = interval(spread)
-                about = {"model": name, "fraction": fraction, "metric": metric, "n_train": n_train}
-                rows.append(about | {"mean": float(np.mean(points)), "low": low, "high": high})
-                if base is None:
-                    base, mean = spread, float(np.mean(points))
-                    continue
-                low, high = interval(base - spread)
-                clear = bool(low > 0 or high < 0) and units >= FEW_UNITS
-                about = about | {"model": first, "against": name, "difference": mean - float(np.mean(points))}
-                differences.append(about | {"low": low, "high": high, "clear": clear})
+
+            def over_folds(by_draw: list[np.ndarray], draw: int, drawn: np.ndarray, measure: Metric = measure) -> Any:
+                return by_folds(measure, by_draw[draw], cohort.labels, drawn, tests)
+
+            estimates = {
+                name: bootstrap(partial(over_folds, by_draw), members, picks, weights)
+                for name, by_draw in scores.items()
+            }
+            about = {"fraction": fraction, "metric": metric, "n_train": n_train}
+            new_rows, new_differences = summarise_models(estimates, about, enough_units=units >= FEW_UNITS)
+            rows += new_rows
+            differences += new_differences
     protocol = dataclasses.asdict(config) | {
         "classes": list(cohort.classes),
         "slides": len(cohort.labels),

@@ -1,14 +1,16 @@
 """Few-label evaluation: the same draws and the same resamples for every model, a stated protocol with every number.
 
-Follows the frozen-feature protocol of DINO (Caron et al. 2021, Table 10 and section 4.1) with what medical
-data need besides: whole groups, repeated draws, paired intervals.
+Follows the frozen-feature protocol of DINO (Caron et al. 2021, Table 10 and section 4.1), extended for medical data by
+whole groups, repeated draws and paired intervals.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +19,9 @@ from saccade.base import frames
 from saccade.base.random import numpy_generator
 from saccade.data.splits import unit_names
 from saccade.errors import EvaluationError, UsageError
-from saccade.evaluation.metrics import METRICS, figure, interval, resampling_weights
-from saccade.evaluation.probes import CHOOSING, STRENGTHS, logistic_scores, nearest, vote
+from saccade.evaluation.knn import HEADLINE_K, REPORTED_K, TEMPERATURE, knn_scores_of
+from saccade.evaluation.metrics import METRICS, Metric, Row, bootstrap, resampling_weights, summarise_models
+from saccade.evaluation.probes import C_GRID, CV_IMAGES, logistic_scores
 from saccade.evaluation.small_samples import FEW_UNITS, few_units
 from saccade.features.table import FeatureTable
 
@@ -32,13 +35,30 @@ Key = tuple[str, int | None]  # probe and, for k-NN, k as asked for
 
 @dataclass(frozen=True)
 class ProtocolConfig:
-    """What is measured, and how often."""
+    """What is measured, and how often.
+
+    Parameters
+    ----------
+    fractions
+        Of the training labels, 0 to 1.
+    repeats
+        Draws of each fraction below 1.
+    knn
+        Values of k, all reported; ``headline_k`` is the one in tables.
+    bootstrap
+        Resamples of the test groups.
+
+    Raises
+    ------
+    UsageError
+        For fractions out of range or given twice, and for fewer than one draw.
+    """
 
     fractions: tuple[float, ...] = (1.0, 0.1, 0.01)
     repeats: int = 5
-    knn: tuple[int, ...] = (10, 20, 100, 200)
-    headline_k: int = 20
-    temperature: float = 0.07
+    knn: tuple[int, ...] = REPORTED_K
+    headline_k: int = HEADLINE_K
+    temperature: float = TEMPERATURE
     bootstrap: int = 1000
     seed: int = 0
 
@@ -57,7 +77,17 @@ class ProtocolConfig:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """protocol: every rule and number, with ``text`` for people; rows and differences as in docs/reference."""
+    """Result of an evaluation, as in evaluation.json (docs/reference/files.md).
+
+    Parameters
+    ----------
+    protocol
+        Every rule and number, with ``text`` for people.
+    rows
+        One per model, probe, fraction and metric.
+    differences
+        Between the first model and each other, paired.
+    """
 
     protocol: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -78,7 +108,7 @@ class EvalReport:
         return frames.to_html("Evaluation", frames.columns_of(self.rows))
 
     def with_context(self, *, data: str, split: str, overlap: bool, grey: bool) -> EvalReport:
-        """The same report, its protocol completed by which the data were and how they were parted and shown."""
+        """The same report, its protocol completed by data, split, overlap with pretraining and colour."""
         words = [f"Test part: {split}."]
         if grey:
             words.append("All images were shown without colour.")
@@ -86,8 +116,8 @@ class EvalReport:
             words.append("WARNING: part of the test part was seen in pretraining.")
         protocol = self.protocol | {"data": data, "split": split, "overlap": overlap, "grey": grey}
         protocol["text"] = " ".join([*words, self.protocol["text"]])
-        marked = {"overlap": True} if overlap else {}
-        return EvalReport(protocol, [r | marked for r in self.rows], [d | marked for d in self.differences])
+        mark = {"overlap": True} if overlap else {}
+        return EvalReport(protocol, [r | mark for r in self.rows], [d | mark for d in self.differences])
 
 
 # --- draws --------------------------------------------------------------------------------------
@@ -96,11 +126,20 @@ class EvalReport:
 def draw_fraction(
     labels: np.ndarray, groups: Sequence[str | None], fraction: float, *, seed: int, repeat: int
 ) -> tuple[np.ndarray, bool]:
-    """Indices of about ``fraction`` of the training images, every class present; and whether groups stayed whole.
+    """Draw about ``fraction`` of the training images, every class present.
 
-    Groups of one class: groups are taken class by class while that brings the count nearer the target, at
-    least one a class. Groups that mix classes: whole groups while that brings the total nearer; if a class is
-    missing then or the total is off by more than half, images are drawn class by class instead.
+    Where groups have one class each, groups are drawn class by class while that brings the count nearer the target, at
+    least one per class. Where groups mix classes, whole groups are drawn while that brings the total nearer; if a class
+    is missing then or the total is off by more than half, images are drawn class by class instead.
+
+    Returns
+    -------
+    Sorted indices, and whether groups are whole.
+
+    Examples
+    --------
+    >>> draw_fraction(np.array([0, 0, 1, 1]), ["a", "a", "b", "b"], 0.5, seed=0, repeat=0)
+    (array([0, 1, 2, 3]), True)
     """
     rng = numpy_generator(seed, "fraction", round(fraction * 1e6), repeat)
     if fraction >= 1:
@@ -111,13 +150,13 @@ def draw_fraction(
     if pure:
         chosen: list[np.ndarray] = []
         for c in np.unique(labels):
-            own = [m for m in members if labels[m[0]] == c]
-            chosen += _take([own[i] for i in rng.permutation(len(own))], fraction * (labels == c).sum())
+            of_class = [m for m in members if labels[m[0]] == c]
+            chosen += _take([of_class[i] for i in rng.permutation(len(of_class))], fraction * (labels == c).sum())
         return np.sort(np.concatenate(chosen)), True
     target = fraction * len(labels)
-    whole = np.concatenate(_take([members[i] for i in rng.permutation(len(members))], target))
-    if len(np.unique(labels[whole])) == len(np.unique(labels)) and abs(len(whole) - target) <= 0.5 * target:
-        return np.sort(whole), True
+    drawn = np.concatenate(_take([members[i] for i in rng.permutation(len(members))], target))
+    if len(np.unique(labels[drawn])) == len(np.unique(labels)) and abs(len(drawn) - target) <= 0.5 * target:
+        return np.sort(drawn), True
     items = [
         rng.permutation(np.flatnonzero(labels == c))[: max(1, round(fraction * (labels == c).sum()))]
         for c in np.unique(labels)
@@ -127,11 +166,11 @@ def draw_fraction(
 
 def _take(groups: Sequence[np.ndarray], target: float) -> list[np.ndarray]:
     """Groups in the order given while each brings the count nearer the target; at least one."""
-    taken, held = [groups[0]], len(groups[0])
+    taken, count = [groups[0]], len(groups[0])
     for group in groups[1:]:
-        if abs(held + len(group) - target) < abs(held - target):
+        if abs(count + len(group) - target) < abs(count - target):
             taken.append(group)
-            held += len(group)
+            count += len(group)
     return taken
 
 
@@ -143,12 +182,12 @@ class _Draw:
 
 
 def _draws(labels: np.ndarray, groups: Sequence[str | None], config: ProtocolConfig) -> list[_Draw]:
-    found = []
+    draws = []
     for fraction in config.fractions:
         for repeat in range(config.repeats if fraction < 1 else 1):
-            indices, whole = draw_fraction(labels, groups, fraction, seed=config.seed, repeat=repeat)
-            found.append(_Draw(fraction, indices, whole))
-    return found
+            indices, whole_groups = draw_fraction(labels, groups, fraction, seed=config.seed, repeat=repeat)
+            draws.append(_Draw(fraction, indices, whole_groups))
+    return draws
 
 
 # --- measuring ----------------------------------------------------------------------------------
@@ -157,16 +196,26 @@ def _draws(labels: np.ndarray, groups: Sequence[str | None], config: ProtocolCon
 def evaluate(
     models: Tables, config: ProtocolConfig, *, progress: Callable[[int, int], None] | None = None
 ) -> EvalReport:
-    """Measure every model (training table, test table); the first one is compared with each of the others.
+    """Measure every model; the first one is compared with each of the others.
 
-    All tables hold the same images in the same order. Raises EvaluationError when a class is missing.
+    Parameters
+    ----------
+    models
+        Name to training table and test table; all hold the same images in the same order.
+    progress
+        Called with the number of measured models and of all.
+
+    Raises
+    ------
+    EvaluationError
+        A class is missing in the training part.
     """
     first_train, first_test = next(iter(models.values()))
     classes = sorted({str(label) for label in first_train.labels})
     unseen = sorted({str(label) for label in first_test.labels} - set(classes))
     if unseen or len(classes) < 2:
         raise EvaluationError(
-            "the training part does not show every class",
+            "the training part lacks a class",
             got=f"classes {', '.join(classes[:10])}"
             + (f"; only in the test part: {', '.join(unseen[:5])}" if unseen else ""),
             expected="at least two classes, all of them in the training part",
@@ -183,14 +232,12 @@ def evaluate(
     for done, (name, (train, test)) in enumerate(models.items()):
         scores[name] = []
         for draw in draws:
-            found, fixed = _probe(train, test, y, draw.indices, len(classes), config)
-            scores[name].append(found)
+            by_probe, fixed = _probe(train, test, y, draw.indices, len(classes), config)
+            scores[name].append(by_probe)
             fallbacks += fixed
         if progress is not None:
             progress(done + 1, len(models))
-    rows, differences = _summarise(scores, truth, draws, weights, config)
-    if units < FEW_UNITS:
-        differences = [d | {"clear": False} for d in differences]
+    rows, differences = _summarise(scores, truth, draws, weights, config, enough_units=units >= FEW_UNITS)
     return EvalReport(_protocol(config, draws, first_test, classes, fallbacks, units), rows, differences)
 
 
@@ -202,17 +249,13 @@ def _probe(
     classes: int,
     config: ProtocolConfig,
 ) -> tuple[dict[Key, np.ndarray], bool]:
-    """Scores [M C] of every probe for one draw, and whether logistic regression had to fix its strength."""
+    """Scores [M C] of every probe for one draw, and whether C of logistic regression had to be fixed."""
     features, labels = train.features[chosen], y[chosen]
-    most = min(max(config.knn), len(chosen))
-    similarity, neighbours = nearest(features, test.features, most)
-    found: dict[Key, np.ndarray] = {}
-    for k in config.knn:
-        used = min(k, len(chosen))
-        found["knn", k] = vote(similarity[:, :used], labels[neighbours[:, :used]], classes, config.temperature)
+    by_k = knn_scores_of(features, labels, test.features, config.knn, classes, config.temperature)
+    scores: dict[Key, np.ndarray] = {("knn", k): by_k[k] for k in config.knn}
     groups = [train.groups[i] for i in chosen]
-    found["logistic", None], strength = logistic_scores(features, labels, groups, test.features, classes)
-    return found, strength is None
+    scores["logistic", None], c = logistic_scores(features, labels, groups, test.features, classes)
+    return scores, c is None
 
 
 def _summarise(
@@ -221,54 +264,41 @@ def _summarise(
     draws: Sequence[_Draw],
     weights: np.ndarray,
     config: ProtocolConfig,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
-    differences: list[dict[str, Any]] = []
-    one = np.ones((1, len(truth)))
-    first = next(iter(scores))
+    *,
+    enough_units: bool,
+) -> tuple[list[Row], list[Row]]:
+    rows: list[Row] = []
+    differences: list[Row] = []
     for fraction in config.fractions:
         members = [i for i, draw in enumerate(draws) if draw.fraction == fraction]
         n_train = round(float(np.mean([len(draws[i].indices) for i in members])))
         picks = numpy_generator(config.seed, "picks", round(fraction * 1e6)).integers(len(members), size=len(weights))
-        for key in next(iter(scores.values()))[0]:
-            for metric, measure in METRICS.items():
-                # AUROC sorts for every resample: a fifth of them is enough, and only where it is shown.
-                if metric == "auroc" and key[1] not in (None, config.headline_k):
-                    continue
-                used = weights[: len(weights) // 5] if metric == "auroc" else weights
-                about = {"probe": key[0], "fraction": fraction, "metric": metric, "n_train": n_train}
-                about |= {"repeats": len(members)} | ({"k": min(key[1], n_train), "k_asked": key[1]} if key[1] else {})
-                base: np.ndarray | None = None
-                base_mean = 0.0
-                for model, found in scores.items():
-                    points = [float(measure(found[i][key], truth, one)[0]) for i in members]
-                    spread = np.empty(len(used))
-                    for j, i in enumerate(members):
-                        mine = picks[: len(used)] == j
-                        if mine.any():
-                            spread[mine] = measure(found[i][key], truth, used[mine])
-                    mean = float(np.mean(points))
-                    low, high = interval(spread)
-                    rows.append(
-                        {"model": model, **about, "mean": figure(mean), "low": figure(low), "high": figure(high)}
-                    )
-                    if model == first:
-                        base, base_mean = spread, mean
-                        continue
-                    assert base is not None
-                    low, high = interval(base - spread)
-                    differences.append(
-                        {
-                            "model": first,
-                            "against": model,
-                            **about,
-                            "difference": figure(base_mean - mean),
-                            "low": figure(low),
-                            "high": figure(high),
-                        }
-                        | {"clear": bool(low > 0 or high < 0)}
-                    )
+        for (probe, k), (metric, measure) in itertools.product(next(iter(scores.values()))[0], METRICS.items()):
+            # AUROC sorts for every resample: a fifth of them is enough, and only where it is shown.
+            if metric == "auroc" and k not in (None, config.headline_k):
+                continue
+            used = weights[: len(weights) // 5] if metric == "auroc" else weights
+            about = {"probe": probe, "fraction": fraction, "metric": metric, "n_train": n_train}
+            about |= {"repeats": len(members)} | ({"k": min(k, n_train), "k_asked": k} if k else {})
+            estimates = {
+                model: bootstrap(partial(_measure, measure, by_draw, (probe, k), truth), members, picks, used)
+                for model, by_draw in scores.items()
+            }
+            new_rows, new_differences = summarise_models(estimates, about, enough_units=enough_units)
+            rows += new_rows
+            differences += new_differences
     return rows, differences
+
+
+def _measure(
+    measure: Metric,
+    by_draw: list[dict[Key, np.ndarray]],
+    key: Key,
+    truth: np.ndarray,
+    draw: int,
+    weights: np.ndarray,
+) -> np.ndarray:
+    return measure(by_draw[draw][key], truth, weights)
 
 
 def _protocol(
@@ -288,8 +318,8 @@ def _protocol(
         f"{config.bootstrap} resamples (AUROC {config.bootstrap // 5}).",
         f"k-NN: cosine similarity, votes exp(s/{config.temperature}), k = {config.headline_k} "
         "(capped by the training size).",
-        f"Logistic regression: L2, C from {', '.join(f'{c:g}' for c in STRENGTHS)} by cross-validation "
-        f"(groups apart) inside the training part (where it is larger, on about {CHOOSING:,} of its images).",
+        f"Logistic regression: L2, C from {', '.join(f'{c:g}' for c in C_GRID)} by cross-validation "
+        f"(groups apart) inside the training part (where it is larger, on about {CV_IMAGES:,} of its images).",
     ]
     if len(set(test.labels)) == 1:
         words.append(f"All test images are of class {test.labels[0]}: there is no AUROC, which needs two.")
@@ -303,8 +333,8 @@ def _protocol(
             "each resample also picks a draw."
         )
     if broken:
-        shares = ", ".join(f"{f:.0%}" for f in broken)
-        words.append(f"At {shares} groups could not be kept whole inside the training part; images were drawn.")
+        percentages = ", ".join(f"{f:.0%}" for f in broken)
+        words.append(f"At {percentages} groups could not be kept whole inside the training part; images were drawn.")
     if fallbacks:
         words.append(f"In {fallbacks} fits a class had too few groups for cross-validation; C = 1 was used.")
     words.append("Differences are paired: same draws, same resamples.")
@@ -314,7 +344,7 @@ def _protocol(
         "groups_test": len(groups),
         "units_test": units,
         "few_units": bool(few_units({"units_test": units})),
-        "strengths": list(STRENGTHS),
+        "strengths": list(C_GRID),
         "fixed_strength_fits": fallbacks,
         "text": " ".join(words),
     }

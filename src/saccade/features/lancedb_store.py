@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from saccade.base.random import numpy_generator
 from saccade.errors import DataError, StorageError, first_line, require
 from saccade.features.filters import Condition, check_values, to_sql
-from saccade.features.table import FEATURES, FeatureTable, Neighbours, Recall, from_arrow, to_arrow, unit
+from saccade.features.table import FEATURES, FeatureTable, Neighbours, Recall, from_arrow, l2_normalize, to_arrow
 
 SUFFIX = ".lance"
 INDEX_ROWS = 10_000  # below, exact search takes a few milliseconds
@@ -165,7 +165,7 @@ class LanceStore:
 
     def _found(self, queries: np.ndarray, k: int, sql: str, names: list[str], *, cells: int | None) -> pa.Table:
         """Rows and distances, nearest first, query by query; ``cells`` None reads every vector."""
-        search = self._table.search(unit(queries)).distance_type("cosine").limit(k).with_row_id(True)
+        search = self._table.search(l2_normalize(queries)).distance_type("cosine").limit(k).with_row_id(True)
         search = search.bypass_vector_index() if cells is None else search.nprobes(cells)
         return (search.where(sql) if sql else search).select([*names, "_distance"]).to_arrow()
 

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from saccade.base.jobs import Job, Report
 from saccade.base.random import numpy_generator
 from saccade.errors import MissingDependency, UsageError, require, unknown
-from saccade.features.table import unit
+from saccade.features.table import l2_normalize
 
 KINDS = {"tsne": ("openTSNE", "map"), "umap": ("umap", "umap")}  # module, extra
 WIDTH = 50  # principal components that t-SNE and UMAP begin from
@@ -33,7 +33,7 @@ def pca(features: np.ndarray, width: int = 2) -> tuple[np.ndarray, np.ndarray]:
     The same as scikit-learn's full PCA; the sign of each component is the one that makes its largest loading
     positive, so that a map does not flip between two runs. Columns beyond the rank are zero.
     """
-    x = unit(features).astype(np.float64)
+    x = l2_normalize(features).astype(np.float64)
     x -= x.mean(axis=0)
     values, vectors = np.linalg.eigh(x.T @ x)
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
@@ -58,7 +58,7 @@ def clusters(features: np.ndarray, count: int) -> np.ndarray:
         raise UsageError(
             "number of clusters", got=count, expected=f"2 to {min(50, len(features))} for {len(features)} rows"
         )
-    x = unit(features)
+    x = l2_normalize(features)
     chosen = numpy_generator(0, "clusters").permutation(len(x))[:FITTED]
     with threadpool_limits(1):
         found = KMeans(count, n_init=4, random_state=0).fit(x[chosen]).predict(x)

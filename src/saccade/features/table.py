@@ -262,7 +262,7 @@ class MemoryStore:
         return Neighbours([{name: known[name][int(row)] for name in self.columns} for row in rows], similar[0])
 
 
-def unit(x: np.ndarray) -> np.ndarray:
+def l2_normalize(x: np.ndarray) -> np.ndarray:
     """Rows of length 1; rows of zeros stay zero."""
     x = np.asarray(x, dtype=np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -275,7 +275,7 @@ def nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, 
     no more than a few megabytes of similarities exist at a time, so N may be in the millions.
     """
     k = min(k, len(rows))
-    queries = unit(queries)
+    queries = l2_normalize(queries)
     shares = np.array_split(queries, max(1, min(usable_cores(), len(queries) // 64)))
     # One thread a product: many products side by side leave no core waiting.
     with threadpool_limits(1), ThreadPoolExecutor(len(shares)) as pool:
@@ -287,7 +287,7 @@ def _nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray,
     best = np.full((len(queries), k), -np.inf, np.float32)
     where = np.zeros((len(queries), k), np.int64)
     for start in range(0, len(rows), ROWS):
-        block = unit(rows[start : start + ROWS]).T
+        block = l2_normalize(rows[start : start + ROWS]).T
         for first in range(0, len(queries), QUERIES):
             part = slice(first, first + QUERIES)
             _keep_best(queries[part] @ block, start, best[part], where[part])

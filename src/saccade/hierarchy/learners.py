@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from saccade.evaluation.probes import STRENGTHS, standardise, to_row_space
+from saccade.evaluation.probes import C_GRID, standardise, to_row_space
 from saccade.hierarchy.embed_regions import Reader
 from saccade.hierarchy.end_to_end import Progress, Regions, fit_together, untold
 from saccade.hierarchy.heads import Bags, FittedHead, HeadConfig, fit_head
@@ -82,7 +82,7 @@ class MeanLearner:
     name: str
     vectors: np.ndarray
     classes: int
-    choices: Sequence[float] = STRENGTHS
+    choices: Sequence[float] = C_GRID
 
     def scores(
         self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, choice: float, seed: int

@@ -21,8 +21,9 @@ from saccade.base.config import Sections
 from saccade.base.contracts import InputSpec
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import TrainingError
+from saccade.evaluation.knn import knn_scores
 from saccade.evaluation.metrics import accuracy, balanced_accuracy
-from saccade.evaluation.probes import knn_scores, logistic_scores
+from saccade.evaluation.probes import logistic_scores
 from saccade.features.embed_images import answers_to, embed_cached
 from saccade.models.backbones.weights import load_model
 from saccade.study.conditions import ANGLES, conditions_of, drift, under

@@ -21,7 +21,7 @@ from saccade.data.formats import has_suffix
 from saccade.data.images.decode import decode
 from saccade.data.open import open_source
 from saccade.errors import DataError, ModelError, UsageError
-from saccade.evaluation.knn import Guess, guess
+from saccade.evaluation.knn import LabelVote, vote_label
 from saccade.features.embed_images import embed_one
 from saccade.features.filters import parse
 from saccade.features.stores import approximates, open_store
@@ -112,7 +112,7 @@ class SearchResult:
     options: SearchOptions
     neighbours: Neighbours
     same: list[bool]
-    guess: Guess | None
+    guess: LabelVote | None
     pictures: Pictures
 
     def text(self) -> str:
@@ -215,4 +215,4 @@ def find_neighbours(store: Store, vector: np.ndarray, query: Query, options: Sea
     voters = [(hit["label"], float(s)) for hit, s, own in zip(found.hits, found.similarities, same) if not own]
     pictures = Pictures(store.about, data=options.data)
     shown = pictures.eight_bit(query.pixels)
-    return SearchResult(query.name, shown, store, options, found, same, guess(voters), pictures)
+    return SearchResult(query.name, shown, store, options, found, same, vote_label(voters), pictures)

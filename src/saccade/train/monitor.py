@@ -11,7 +11,7 @@ from saccade.augment.views import make_views
 from saccade.base.random import numpy_generator
 from saccade.data.cache.image_cache import ImageCache
 from saccade.data.splits import grouped_split, unit_names
-from saccade.evaluation.probes import knn_scores
+from saccade.evaluation.knn import knn_scores
 from saccade.features.embed_images import answers_to, embed_cached
 from saccade.methods.base import Method
 from saccade.train.health import effective_rank

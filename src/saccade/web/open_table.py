@@ -19,7 +19,7 @@ from saccade.base.jobs import NONE, Job, State
 from saccade.base.random import numpy_generator
 from saccade.data.images.decode import decode
 from saccade.errors import UsageError, unknown
-from saccade.evaluation.knn import guess
+from saccade.evaluation.knn import vote_label
 from saccade.features import projection
 from saccade.features.filters import Condition
 from saccade.features.stores import approximates, open_store, written
@@ -206,7 +206,7 @@ class OpenedTable:
         answer = self.store.nearest_rows(vector, k + (left_out is not None), where, approximate=approximate)
         pairs = [(h, float(s)) for h, s in zip(answer.hits, answer.similarities) if h["id"] != left_out][:k]
         same = [file is not None and hit["sha256"] == file for hit, _ in pairs]
-        vote = guess([(hit["label"], similarity) for (hit, similarity), own in zip(pairs, same) if not own])
+        vote = vote_label([(hit["label"], similarity) for (hit, similarity), own in zip(pairs, same) if not own])
         hits = [
             hit | {"row": self._number(hit), "similarity": similarity, "same_file": own}
             for (hit, similarity), own in zip(pairs, same)

@@ -123,7 +123,7 @@ def test_batches_know_the_millimetres_of_their_voxels():
     assert batch.pixels.shape == (2, 1, 25, 20, 20) and not batch.pixels[0, :, 10:].any()
     extents = batch.sizes_px * batch.spacing_mm
     torch.testing.assert_close(extents, torch.tensor([[40.0, 40, 40], [30, 24, 24]]))
-    unit = batch.unit(slice(None), torch.device("cpu"))
+    unit = batch.to_unit_range(slice(None), torch.device("cpu"))
     assert unit.min() >= 0 and unit.max() <= 1 and unit[0, 0, :10].mean() == pytest.approx(0.5, abs=0.02)
     picked = cache.select(np.array([1]))
     assert picked.batch(np.array([0])).spacing_mm.tolist() == batch.spacing_mm[1:].tolist()

@@ -8,7 +8,7 @@ import pytest
 from saccade.data.open import open_source
 from saccade.data.synthetic.images import CLASSES, VOLUME_CLASSES, TissueSource, VolumeSource
 from saccade.errors import UsageError
-from saccade.evaluation.probes import knn_scores
+from saccade.evaluation.knn import knn_scores
 from saccade.features.embed_images import Decoded, embed_baselines
 
 

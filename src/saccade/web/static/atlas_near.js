@@ -116,7 +116,7 @@ export class Near {
   }
 
   bars(guess) {
-    return [el("h3", null, `The neighbours vote for ${guess.label}`), el("ul", null, Object.entries(guess.shares).slice(0, 6).map(([label, share]) =>
+    return [el("h3", null, `The neighbours vote for ${guess.label}`), el("ul", null, Object.entries(guess.fractions).slice(0, 6).map(([label, share]) =>
       el("li", null, el("span", { class: "what" }, label), el("span", { class: "share", "aria-hidden": "true" }, el("span", { style: { width: `${100 * share}%` } })),
         el("span", null, `${Math.round(100 * share)} % (${guess.counts[label]})`))))];
   }
