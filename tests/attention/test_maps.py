@@ -10,7 +10,8 @@ from saccade.attention.maps import attention_map, token_similarity
 from saccade.base.contracts import Features
 from saccade.errors import ModelError, UsageError
 from saccade.models.backbones.build import build
-from saccade.models.nn.network import AttentiveNetwork, Network
+from saccade.models.nn.attention import AttentiveNetwork
+from saccade.models.nn.network import Network
 from saccade.models.registry import parse
 
 

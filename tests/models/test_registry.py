@@ -10,7 +10,7 @@ from saccade.errors import UsageError
 from saccade.models import registry
 from saccade.models.backbones.build import build
 from saccade.models.card import Card
-from saccade.models.nn.network import AttentiveNetwork, has_attention
+from saccade.models.nn.attention import AttentiveNetwork, has_attention
 from saccade.models.registry import CARDS, base_of, card_of, configured, for_axes, names, parse, with_width
 
 

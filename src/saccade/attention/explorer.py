@@ -29,7 +29,7 @@ from saccade.data.cache.image_cache import fit_range
 from saccade.errors import ModelError, UsageError
 from saccade.features.embed_images import Decoded, OneImage, random_twin
 from saccade.models.backbones.weights import LoadedModel, load_model
-from saccade.models.nn.network import AttentiveNetwork, has_attention
+from saccade.models.nn.attention import AttentiveNetwork, has_attention
 
 LOOKS_BYTES, MODELS_BYTES, LOOK_BYTES = 512 * 2**20, 2**30, 256 * 2**20
 INPUT_PIXELS = {2: 2**23, 3: 2**24}  # of one image (2048 x 4096), or voxels of one volume (256 x 256 x 256)

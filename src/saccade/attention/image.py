@@ -27,7 +27,7 @@ from saccade.errors import DataError, UsageError, unknown
 from saccade.features.embed_images import Decoded, random_twin
 from saccade.features.table import FeatureTable, nearest
 from saccade.models.backbones.weights import LoadedModel, load_model
-from saccade.models.nn.network import has_attention
+from saccade.models.nn.attention import has_attention
 from saccade.viz.overlays import Neighbour, attention_panel, neighbours_panel, overlay_svg
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from saccade.base.contracts import Features
 from saccade.errors import ModelError, UsageError
-from saccade.models.nn.network import AttentiveNetwork, Network, has_attention
+from saccade.models.nn.attention import AttentiveNetwork, has_attention
+from saccade.models.nn.network import Network
 from saccade.viz.patch_maps import AttentionMap, Box, jaccard, threshold_mask, upsample
 
 __all__ = ["AttentionMap", "attention_map", "jaccard", "threshold_mask", "token_similarity", "upsample"]

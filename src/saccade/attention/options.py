@@ -10,7 +10,7 @@ from typing import Any
 from saccade.attention.maps import AttentionMap
 from saccade.errors import UsageError
 from saccade.models.backbones.weights import LoadedModel
-from saccade.models.nn.network import has_attention
+from saccade.models.nn.attention import has_attention
 
 
 @dataclasses.dataclass(frozen=True)

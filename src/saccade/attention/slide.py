@@ -21,7 +21,7 @@ from saccade.data.slides.tiling import Tiling
 from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.features.embed_slides import Embedder
 from saccade.features.table import l2_normalize
-from saccade.models.nn.network import has_attention
+from saccade.models.nn.attention import has_attention
 from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
 from saccade.viz.qupath import save_geojson
 

@@ -23,7 +23,7 @@ from saccade.data.open import open_source
 from saccade.data.volumes.intensity import decide_intensity, intensity_of, to_unit
 from saccade.errors import ModelError, UsageError, unknown
 from saccade.models.backbones.weights import LoadedModel, load_model
-from saccade.models.nn.network import has_attention
+from saccade.models.nn.attention import has_attention
 from saccade.viz.orthoview import Scene, planes_panel
 from saccade.viz.patch_maps import jaccard, threshold_mask
 

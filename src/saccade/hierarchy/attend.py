@@ -27,7 +27,7 @@ from saccade.hierarchy.head_io import load_head
 from saccade.hierarchy.heads import Bags, FittedHead
 from saccade.hierarchy.settings import is_hierarchy
 from saccade.hierarchy.train_levels import Hierarchy, load, tile_embedder
-from saccade.models.nn.network import has_attention
+from saccade.models.nn.attention import has_attention
 from saccade.train.loop import Console
 from saccade.viz.heatmap import Heat
 

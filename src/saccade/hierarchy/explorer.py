@@ -24,7 +24,7 @@ from saccade.hierarchy.attend import Weights, as_input, weigh
 from saccade.hierarchy.embed_regions import grid_vectors
 from saccade.hierarchy.head_io import load_head
 from saccade.hierarchy.train_levels import Hierarchy, load, tile_embedder, tile_file
-from saccade.models.nn.network import has_attention
+from saccade.models.nn.attention import has_attention
 
 SLIDES_BYTES, LOOKS_BYTES = 512 * 2**20, 128 * 2**20
 REGION_PX = 512

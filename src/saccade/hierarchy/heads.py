@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from saccade.base.random import seed_number
 from saccade.base.schedules import cosine_schedule
 from saccade.models.backbones.build import build
-from saccade.models.nn.network import has_attention
+from saccade.models.nn.attention import has_attention
 
 Kind = Literal["abmil", "transformer"]
 KINDS: tuple[Kind, ...] = ("abmil", "transformer")

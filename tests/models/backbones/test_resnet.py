@@ -6,7 +6,7 @@ import torch
 
 from saccade.errors import ModelError, UsageError
 from saccade.models.backbones.build import build, count_parameters
-from saccade.models.nn.network import has_attention
+from saccade.models.nn.attention import has_attention
 from saccade.models.registry import CARDS, base_of, card_of, names
 
 

@@ -1,20 +1,25 @@
-"""Scaled dot-product attention (``attend``), its weights (``attention_rows``) and their product (``rollout``).
+"""Scaled dot-product attention (``attend``), its weights (``attention_rows``), their product over layers (``rollout``).
 
 Vaswani et al. 2017 (arXiv:1706.03762), equation 1. The fused path is torch's, the explicit path is the equation; both
-give the same result. Weights are never stored: ``attention_rows`` computes the rows asked for.
+give the same result. Weights are never stored: ``attention_rows`` computes the rows asked for. A network whose
+attention can be read is an ``AttentiveNetwork``.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from saccade.errors import ModelError, UsageError, unknown
+from saccade.models.nn.network import Network
+from saccade.models.nn.positions import Grid
+from saccade.models.settings import Settings
 
 # Forward and backward on two CPU cores, ms, fused / explicit, 3 heads of 64, about 2000 tokens a batch:
 #   bf16: 17 tokens 17.1 / 2.6   65: 14.9 / 4.3   257: 14.2 / 4.9   577: 25.4 / 9.9   1025: 20.3 / 11.1
@@ -24,6 +29,8 @@ from saccade.errors import ModelError, UsageError, unknown
 EXPLICIT_TOKENS_BF16 = 512
 EXPLICIT_TOKENS_FP32 = 192
 
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values of one layer, [B H N Dk] each."""
 HeadFusion = Literal["mean", "max", "min"]
 CHUNK_ELEMENTS = 2**24  # attention weights that rollout holds at a time: 64 MiB in float32
 
@@ -223,3 +230,89 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return scores
     return scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+
+
+class AttentiveNetwork(Network, ABC):
+    """Abstract: a network whose attention can be read, row by row. Token 0 is the class token, if there is one.
+
+    Parameters
+    ----------
+    depth, heads : int
+        Layers, and attention heads of each.
+    prefix : int
+        Class and register tokens, which come before those of the patches.
+    """
+
+    def __init__(self, settings: Settings, *, dim: int, stride_px: int, depth: int, heads: int, prefix: int):
+        super().__init__(settings, dim=dim, stride_px=stride_px)
+        self.depth, self.heads, self.prefix = depth, heads, prefix
+
+    @abstractmethod
+    def projections(self, pixels: Tensor, layers: Sequence[int]) -> tuple[list[Heads], Grid]:
+        """Queries, keys and values of some layers, in the order of the layers, and the grid of the patches.
+
+        Memory is O(len(layers) N D); no attention weights are computed. Layers count from 0.
+        """
+
+    @abstractmethod
+    def key_mask(self, pixels: Tensor, grid: Grid, layer: int, rows: Tensor) -> Tensor | None:
+        """The keys that some queries of a layer see, True for visible; None for all.
+
+        Broadcasts to [B H R N].
+        """
+
+    @abstractmethod
+    def without_positions(self) -> AttentiveNetwork:
+        """A copy with the same weights whose tokens have no positions. Only where ``capabilities.has_positions``."""
+
+    def layer_index(self, layer: int) -> int:
+        """The layer counted from 0; negative ``layer`` counts from the last. Raises UsageError."""
+        if not -self.depth <= layer < self.depth:
+            raise UsageError("no such layer", got=layer, expected=f"{-self.depth} to {self.depth - 1}")
+        return layer % self.depth
+
+    def attention(
+        self, pixels: Float[Tensor, "B C *size"], *, layer: int = -1, rows: Int[Tensor, "R"]
+    ) -> Float[Tensor, "B H R N"]:
+        """Compute the attention weights of some queries in one layer. All layers run on their usual path.
+
+        Parameters
+        ----------
+        pixels : Tensor
+            [B C *size], normalised.
+        layer : int
+            From 0; negative counts from the last.
+        rows : Tensor
+            [R], tokens: class and register tokens first, then patches in row-major order.
+
+        Returns
+        -------
+        Tensor
+            [B H R N], each row summing to 1.
+
+        Raises
+        ------
+        UsageError
+            The layer or a token does not exist.
+        """
+        index = self.layer_index(layer)
+        [(query, key, _)], grid = self.projections(pixels, [index])
+        check_rows(rows, query.shape[2])
+        return attention_rows(query, key, rows, self.key_mask(pixels, grid, index, rows.to(query.device)))
+
+    def rollout(
+        self, pixels: Float[Tensor, "B C *size"], row: int, *, head_fusion: HeadFusion = "mean"
+    ) -> Float[Tensor, "B N"]:
+        """Compute attention rollout for one token of the last layer (see ``nn.attention.rollout``)."""
+        layers, grid = self.projections(pixels, range(self.depth))
+        queries, keys = [query for query, _, _ in layers], [key for _, key, _ in layers]
+
+        def mask(layer: int, rows: Tensor) -> Tensor | None:
+            return self.key_mask(pixels, grid, layer, rows)
+
+        return rollout(queries, keys, torch.tensor([row]), head_fusion=head_fusion, mask=mask)[:, 0]
+
+
+def has_attention(network: nn.Module) -> TypeGuard[AttentiveNetwork]:
+    """Whether attention rows can be read from a network."""
+    return isinstance(network, Network) and network.capabilities.has_attention
