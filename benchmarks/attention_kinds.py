@@ -53,7 +53,7 @@ def make(kind: str, axes: int, side: int) -> tuple[Any, Any]:
     from saccade.models.nn.vit import ViT
 
     size = side * PATCH
-    common = {"patch": PATCH, "channels": 1, "size_px": size, "axes": axes}
+    common: dict[str, Any] = {"patch": PATCH, "channels": 1, "size_px": size, "axes": axes}
     pixels = torch.randn(1, 1, *(size,) * axes)
     if kind == "pooling (HVT)":
         return HVT(HVTSettings("hvt", DIM, DEPTH, HEADS, (1,), **common)), pixels
@@ -63,7 +63,13 @@ def make(kind: str, axes: int, side: int) -> tuple[Any, Any]:
     if kind == "MONAI ViT":
         from monai.networks.nets import ViT as Peer
 
-        sizes = {"hidden_size": DIM, "mlp_dim": 4 * DIM, "num_layers": DEPTH, "num_heads": HEADS, "spatial_dims": axes}
+        sizes: dict[str, Any] = {
+            "hidden_size": DIM,
+            "mlp_dim": 4 * DIM,
+            "num_layers": DEPTH,
+            "num_heads": HEADS,
+            "spatial_dims": axes,
+        }
         return Peer(1, (size,) * axes, (PATCH,) * axes, **sizes), pixels
     if kind == "MONAI SwinUNETR encoder":
         from monai.networks.nets.swin_unetr import SwinTransformer
@@ -96,7 +102,8 @@ def measure(kind: str, axes: int, side: int, backward: bool, threads: int) -> tu
             if backward:
                 output.float().square().mean().backward()
 
-    before, seconds = harness.peak_mib(), []
+    before = harness.peak_mib()
+    seconds: list[float] = []
     while len(seconds) < 3 and sum(seconds) < 8:
         began = time.perf_counter()
         run()
@@ -150,7 +157,7 @@ def settings(kind: str, axes: int, side: int) -> Any:
     from saccade.models.backbones.hvt import HVTSettings
     from saccade.models.backbones.vit import ViTSettings
 
-    common = {"patch": PATCH, "channels": 1, "size_px": side * PATCH, "axes": axes}
+    common: dict[str, Any] = {"patch": PATCH, "channels": 1, "size_px": side * PATCH, "axes": axes}
     if kind.startswith("MONAI"):
         return None
     if kind == "pooling (HVT)":

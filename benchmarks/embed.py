@@ -26,6 +26,7 @@ from harness import Work
 from peer import timm_vit
 from saccade import api
 from saccade.data.synthetic.images import TissueSource
+from saccade.features.table import FeatureTable
 
 
 def write_images(folder: Path, images: int) -> None:
@@ -50,7 +51,12 @@ class Files(Dataset):
 
 
 def set_up_ours(folder: Path, backbone: str) -> Work:
-    return lambda: len(api.embed(f"random:{backbone}", folder, out=folder / "features.parquet"))
+    def work() -> int:
+        table = api.embed(f"random:{backbone}", folder, out=folder / "features.parquet")
+        assert isinstance(table, FeatureTable)
+        return len(table)
+
+    return work
 
 
 def set_up_peer(folder: Path, backbone: str, size: int) -> Work:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -53,6 +54,11 @@ def step(network: torch.nn.Module, x: torch.Tensor, bf16: bool) -> None:
     loss.backward()
 
 
+def image_vectors(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    vectors: torch.Tensor = network(x).cls
+    return vectors
+
+
 def prices(options: argparse.Namespace) -> dict[str, Any]:
     x = torch.randn(options.batch, 3, options.size, options.size)
     times: dict[str, Any] = {}
@@ -60,7 +66,7 @@ def prices(options: argparse.Namespace) -> dict[str, Any]:
         names = {"ours": f"resnet18_{group}_w{options.width}", "plain": f"resnet18_w{options.width}"}
         pair = {key: build(name, size_px=options.size) for key, name in names.items()}
         for bf16 in (True, False):
-            works = {name: (lambda n=net, b=bf16: step(n, x, b)) for name, net in pair.items()}
+            works: dict[str, Callable[[], None]] = {n: partial(step, net, x, bf16) for n, net in pair.items()}
             ms = turns(works, options.rounds)
             times[f"{group} {'bf16' if bf16 else 'fp32'}"] = ms | {"ratio": round(ms["ours"] / ms["plain"], 3)}
     return times
@@ -94,12 +100,12 @@ def drifts(options: argparse.Namespace) -> dict[str, list[float]]:
             for start in range(0, count // 2, 64):
                 network(plain_view(cache.batch(np.arange(start, min(start + 64, count))), spec))
         network.eval()
-        distances[name] = drift(lambda x, net=network: net(x).cls, cache, spec, torch.device("cpu"))
+        distances[name] = drift(partial(image_vectors, network), cache, spec, torch.device("cpu"))
     for run in options.model:
         loaded = load_model(run)
         tissue = open_source(f"synthetic:tissue?n={count}&size={options.size}")
         model_cache = build_cache(tissue, cache_px=loaded.spec.size_px)
-        distances[run] = drift(lambda x, net=loaded.backbone: net(x).cls, model_cache, loaded.spec, torch.device("cpu"))
+        distances[run] = drift(partial(image_vectors, loaded.backbone), model_cache, loaded.spec, torch.device("cpu"))
     return {name: [round(v, 4) for v in values] for name, values in distances.items()}
 
 

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -35,7 +36,7 @@ from saccade.web.security import Keys
 from saccade.web.server import create_app, listen, server
 
 MODEL = "random:vit_small_patch16"
-VIEW = {"width": 1280, "height": 1200}
+WIDTH, HEIGHT = 1280, 1200
 
 
 class Page:
@@ -79,7 +80,8 @@ class Hooked:
     """timm's ViT without its fused path; hooks keep every map, as extractors do."""
 
     def __init__(self, size_px: int):
-        self.network = timm.create_model("vit_small_patch16_224", img_size=size_px).eval()
+        network: Any = timm.create_model("vit_small_patch16_224", img_size=size_px)
+        self.network = network.eval()
         self.maps: list[torch.Tensor] = []
         for block in self.network.blocks:
             block.attn.fused_attn = False
@@ -121,7 +123,9 @@ def in_browser(rounds: int, size_px: int) -> dict[str, list[float]]:
         (run / "config.yaml").write_text(f"data:\n  source: {run / 'images'}\n")
         served = Page(size_px, (run,))
         system = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        window = play.chromium.launch(executable_path=system, args=["--no-sandbox"]).new_page(viewport=VIEW)
+        window = play.chromium.launch(executable_path=system, args=["--no-sandbox"]).new_page(
+            viewport={"width": WIDTH, "height": HEIGHT}
+        )
         window.goto(served.keys.url)
         window.wait_for_selector(".page[data-ready]")
         window.wait_for_timeout(3000)  # the first picture, which loads the network, and its whole layer

@@ -24,6 +24,7 @@ import harness
 from harness import Work
 from saccade import api
 from saccade.evaluation.probes import C_GRID, CV_FOLDS, logistic_scores
+from saccade.features.table import FeatureTable
 
 SMOKE = {"data": "synthetic:tissue?n=80&size=32", "model": "random:resnet10_w8", "rounds": 1}
 
@@ -40,6 +41,7 @@ class Task:
 
 def embedded(model: str, data: str) -> Task:
     table = api.embed(model, data)
+    assert isinstance(table, FeatureTable)
     names = sorted({str(label) for label in table.labels})
     labels = np.array([names.index(str(label)) for label in table.labels])
     return Task(table.features, labels, table.groups, np.array([split == "test" for split in table.splits]))

@@ -82,7 +82,7 @@ class Probe:
 
     def __init__(self, options: argparse.Namespace):
         self.sections = sections_of(options)
-        self.cache = build_cache(open_part(self.sections["data"]).source, cache_px=round(1.5 * options.size))
+        self.cache = build_cache(open_part(self.sections["data"], "").source, cache_px=round(1.5 * options.size))
         self.spec = input_spec(self.cache, options.size, grey=self.sections["data"].grey)
         self.chosen = np.sort(numpy_generator(0, "probe").permutation(len(self.cache))[:ASKED_AND_VOTING])
         records = [self.cache.records[int(i)] for i in self.chosen]
@@ -210,7 +210,8 @@ def train_peer(options: argparse.Namespace) -> Curve:
     )
     loader = DataLoader(Decoded(cache, spec.grey, transform), batch_size=BATCH, shuffle=True, drop_last=True)
     limit, spent, epoch = options.minutes * 60, 0.0, 0
-    curve: Curve = [(0.0, probe(model.student.network))]
+    networks = [part.get_submodule("network") for part in (model.student, model.teacher)]
+    curve: Curve = [(0.0, probe(networks[0]))]
     while spent < limit:
         mark = time.perf_counter()
         for views_of_batch in loader:
@@ -219,7 +220,7 @@ def train_peer(options: argparse.Namespace) -> Curve:
             model.step(views_of_batch[:2], views_of_batch[2:], momentum=momentum, epoch=epoch)
             spent, mark = spent + time.perf_counter() - mark, time.perf_counter()
             if spent >= len(curve) * limit / EVALUATIONS:
-                curve.append((spent, max(probe(part.network) for part in (model.student, model.teacher))))
+                curve.append((spent, max(probe(network) for network in networks)))
                 mark = time.perf_counter()
             if spent >= limit:
                 break

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -66,7 +66,7 @@ class Files(Dataset):
 
     def __init__(self, folder: Path, setting: Setting):
         self.paths = sorted(folder.iterdir())
-        self.transform = transform(setting.global_px, setting.local_px, LOCAL)
+        self.transform: Callable[[Image.Image], Any] = transform(setting.global_px, setting.local_px, LOCAL)
 
     def __len__(self) -> int:
         return len(self.paths)

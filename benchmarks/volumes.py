@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--method", default="masked")
+    parser.add_argument("--method", default="mae")
     parser.add_argument("--backbone", default="vit_micro_patch4")
     parser.add_argument("--size", type=int, default=40)
     parser.add_argument("--steps", type=int, default=200)

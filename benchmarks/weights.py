@@ -58,7 +58,7 @@ def learn(out: Path, data: str, backbone: str, settings: dict[str, Any]) -> Path
     return out
 
 
-def measured(options: argparse.Namespace, model: Path, out: Path) -> dict[str, tuple[float, float, float]]:
+def measured(options: argparse.Namespace, model: Path, out: Path) -> dict[str, tuple[float, ...]]:
     """k-NN and logistic accuracy in % with all labels: mean, low, high."""
     file = out / "evaluation-target.json"
     if not file.exists():
@@ -70,13 +70,13 @@ def measured(options: argparse.Namespace, model: Path, out: Path) -> dict[str, t
         )
         run_folder.write_json(file, report.to_dict())
     return {
-        row["probe"]: tuple(100 * row[key] for key in ("mean", "low", "high"))  # type: ignore[misc]
+        row["probe"]: tuple(100 * row[key] for key in ("mean", "low", "high"))
         for row in json.loads(file.read_text())["rows"]
         if row["metric"] == "accuracy" and row["fraction"] == 1.0
     }
 
 
-def with_interval(value: tuple[float, float, float]) -> str:
+def with_interval(value: tuple[float, ...]) -> str:
     return f"{value[0]:.1f} ({value[1]:.1f} to {value[2]:.1f})"
 
 

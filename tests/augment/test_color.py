@@ -23,7 +23,7 @@ ONE, ZERO = torch.ones(3), torch.zeros(3)
 
 def changed(pixels: torch.Tensor, *numbers: torch.Tensor) -> torch.Tensor:
     """Brightness, contrast, saturation and hue of three samples."""
-    return color.jitter(pixels, color.draw_jitter(*numbers, 3))
+    return color.jitter(pixels, color.draw_jitter(*numbers, 3))  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("factor", [0.6, 0.9, 1.0, 1.4])

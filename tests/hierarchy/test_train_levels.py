@@ -415,7 +415,7 @@ def test_heatmaps_at_each_level(hierarchy, finetuned):
     loaded, kept = train_levels.load(hierarchy), load_head(finetuned[0])
     assert kept.classes == ("coarse", "fine")
     for head in (None, kept.head):
-        maps = attend_slide(loaded, *files_of(hierarchy, "slide0"), head)
+        maps = attend_slide(loaded, *files_of(hierarchy, "slide0"), head)  # type: ignore[call-arg]
         assert len(maps.tile.coords) == len(maps.composed.scores)
         if head is None:  # all regions would be 1: no result
             assert maps.region is None and "nobody weighs them" in maps.text and "tile" in maps.named()

@@ -67,7 +67,7 @@ def test_the_stamp_is_of_the_file_that_is_loaded(site, tmp_path):
 
 def small_table(seed: int) -> FeatureTable:
     features, nothing = np.random.default_rng(seed).standard_normal((8, 4)).astype(np.float32), [None] * 8
-    return FeatureTable(features, [f"{seed}-{i}" for i in range(8)], *[nothing] * 4, "m", {})
+    return FeatureTable(features, [f"{seed}-{i}" for i in range(8)], *[nothing] * 4, "m", {})  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("name", ["features.parquet", "features.lance"])
@@ -97,7 +97,7 @@ def test_pictures_of_a_table_that_was_written_again_have_another_address(window,
         ids, nothing = [f"{i}.png" for i in order], [None] * 12
         features = np.random.default_rng(3).standard_normal((12, 4)).astype(np.float32)
         about = {"data": str(tmp_path / "images")}
-        save_table(table, FeatureTable(features, ids, *[nothing] * 4, "m", about))
+        save_table(table, FeatureTable(features, ids, *[nothing] * 4, "m", about))  # type: ignore[call-arg]
         window.goto("about:blank")
         window.goto(f"{site.origin}/#/atlas?table={site.desk.id_of('table', str(table))}")
         window.wait_for_selector(".page.atlas[data-ready] .legend li")
