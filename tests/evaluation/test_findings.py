@@ -346,11 +346,11 @@ def test_wrong_input_is_named():
     good = answers("a", upto(0.8))
     with pytest.raises(UsageError, match="did you mean 'accuracy'"):
         summary(good, metric="acuracy")
-    with pytest.raises(EvaluationError, match="nothing was trained"):
+    with pytest.raises(EvaluationError, match="no training is finished"):
         summary([])
-    with pytest.raises(EvaluationError, match="given twice"):
+    with pytest.raises(EvaluationError, match="duplicate training run"):
         summary(good + good)
-    with pytest.raises(EvaluationError, match="399 answers of b for 400"):
+    with pytest.raises(EvaluationError, match="399 predictions of b for 400"):
         summary([*good, Answers("b", "supervised", 100, 0, right(upto(0.5))[:-1], {})])
     with pytest.raises(UsageError, match="unknown backbone 'z'"):
         summary(good, columns=("a", "z"))

@@ -65,7 +65,7 @@ def test_everything_that_is_state_is_in_the_state(name):
 
 @pytest.mark.parametrize("name", [name for name in method_names() if card_of(name).needs_masking])
 def test_networks_that_cannot_leave_patches_out_are_refused(name):
-    with pytest.raises(UsageError, match="hides patches"):
+    with pytest.raises(UsageError, match="masks patches"):
         resolve_method(name, card_of(name).config_cls(), DatasetFacts(images=64, batch=8, steps=50, maskable=False))
 
 

@@ -60,7 +60,9 @@ def test_context_never_sees_a_target_and_is_never_empty(grid, step, targets):
 @given(grid=GRIDS, low=st.floats(0.05, 0.5))
 @settings(max_examples=40, deadline=None)
 def test_hidden_blocks_keep_to_their_share(grid, low):
-    found = hidden_blocks(grid, seed=0, step=0, items=torch.arange(64), stream="a", prob=0.5, share=(low, low + 0.2))
+    found = hidden_blocks(
+        grid, seed=0, step=0, items=torch.arange(64), stream="a", prob=0.5, mask_ratio=(low, low + 0.2)
+    )
     shares = found.float().mean(dim=1)
     assert float(shares.max()) <= low + 0.2 + 1e-6
     # About half of the images have nothing hidden (or a share of less than one patch).

@@ -102,7 +102,7 @@ def test_masks_of_volumes_are_boxes_and_bounded(grid):
             places = np.stack(np.unravel_index(block.numpy(), grid), axis=1)
             spans = places.max(axis=0) - places.min(axis=0) + 1
             assert np.prod(spans) == len(block)  # a whole box
-    where = hidden_blocks(grid, seed=0, step=3, items=items, stream="x", prob=1.0, share=(0.3, 0.4))
+    where = hidden_blocks(grid, seed=0, step=3, items=items, stream="x", prob=1.0, mask_ratio=(0.3, 0.4))
     assert where.any(dim=1).all() and where.float().mean() < 0.6
 
 
@@ -195,7 +195,7 @@ def test_what_cannot_be_is_said(balls, tmp_path):
     asked = {
         "for images only": {"model.backbone": "swin_micro_patch2_window4"},
         "relative_position is for images only": {"train.method": "relative_position"},
-        "hides patches": {"train.method": "mae", "model.backbone": NETWORK, "model.slices": 4},
+        "masks patches": {"train.method": "mae", "model.backbone": NETWORK, "model.slices": 4},
         "hue has no effect on volumes": {"views.hue": 0.1},
         "checkpointing has no effect on resnet10": {"model.backbone": "resnet10_w8", "train.checkpointing": True},
         "not what data.axes says": {"data.axes": 2},

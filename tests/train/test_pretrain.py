@@ -440,7 +440,7 @@ def test_a_run_from_weights_goes_on_without_them(tmp_path):
         ({"train.batch": 64}, "larger than the data"),
         ({"model.size_px": 30}, "multiple of 8"),
         ({"dino.student_temp": 0.0}, "dino.student_temp must be above 0"),
-        ({"dino.momentum": 1.5}, "dino.momentum is a share"),
+        ({"dino.momentum": 1.5}, "dino.momentum must be a fraction"),
         ({"data.grey": True, "views.stain": 0.2}, "without colour"),
         ({"data.split": "nowhere"}, "no images of the split nowhere"),
         ({"model.stem": "small"}, "no effect on vit_micro_patch8"),

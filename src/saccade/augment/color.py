@@ -38,7 +38,7 @@ def factor(u: Float[Tensor, "B"], strength: float) -> Float[Tensor, "B"]:
 def colour_matrix(
     gain: Float[Tensor, "B"], saturation: Float[Tensor, "B"], hue_turns: Float[Tensor, "B"]
 ) -> Float[Tensor, "B 3 3"]:
-    """Gain (brightness times contrast), saturation and hue as one matrix. hue_turns: share of a full turn."""
+    """Gain (brightness times contrast), saturation and hue as one matrix. hue_turns: fraction of a full turn."""
     s = saturation[:, None, None]
     saturate = s * torch.eye(3) + (1 - s) * LUMINANCE.expand(3, 3)
     angle = 2 * math.pi * hue_turns
@@ -147,7 +147,7 @@ def draw_blur(sigma_px: Float[Tensor, "N"], side_px: int) -> Blur:
 def blur_(x: Float[Tensor, "N C S S"], blur: Blur) -> Float[Tensor, "N C S S"]:
     """Separable Gaussian blur in place; borders are reflected.
 
-    Samples of like radius are blurred together, so that few have a longer kernel than they need.
+    Samples of similar radius are blurred together, so that few have a longer kernel than they need.
     """
     middle = blur.weights.shape[1] // 2
     order = torch.argsort(blur.radius)
@@ -159,11 +159,11 @@ def blur_(x: Float[Tensor, "N C S S"], blur: Blur) -> Float[Tensor, "N C S S"]:
         chosen = part.to(x.device)
         radius = int(blur.radius[part[-1]])
         weights = blur.weights[part, middle - radius : middle + radius + 1].to(x.device)
-        found = _blur(x.index_select(0, chosen), weights, radius)
+        blurred = _blur(x.index_select(0, chosen), weights, radius)
         if on_cpu:  # index_copy_ takes three times as long here
-            torch._foreach_copy_([x[i] for i in part.tolist()], found.unbind(0))
+            torch._foreach_copy_([x[i] for i in part.tolist()], blurred.unbind(0))
         else:
-            x.index_copy_(0, chosen, found)
+            x.index_copy_(0, chosen, blurred)
     return x
 
 
@@ -180,13 +180,19 @@ def _blur(x: Float[Tensor, "N C S S"], weights: Float[Tensor, "N K"], radius: in
 
 
 def solarise(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
-    """Invert everything from 0.5 up."""
+    """Invert all values of 0.5 and more.
+
+    Examples
+    --------
+    >>> solarise(torch.tensor([[[[0.25, 0.75]]]]))
+    tensor([[[[0.2500, 0.2500]]]])
+    """
     return torch.where(x >= 0.5, 1 - x, x)
 
 
 def normalise(
     x: Float[Tensor, "*V B C Y X"], spec: InputSpec, out: Float[Tensor, "*V B C Y X"] | None = None
 ) -> Float[Tensor, "*V B C Y X"]:
-    """Each channel less its mean, by its standard deviation."""
+    """Subtract the mean of each channel and divide by its standard deviation."""
     mean, std = (torch.tensor(v, device=x.device).view(-1, *(1,) * spec.axes) for v in (spec.mean, spec.std))
     return torch.sub(x, mean, out=out).div_(std)

@@ -39,7 +39,7 @@ class Cubes:
 
 @dataclass(frozen=True)
 class Placing:
-    """What may be drawn. scale: share of the whole cube's volume; flips along z, y, x; quarter turns about z."""
+    """What may be drawn. scale: fraction of the full cube's volume; flips along z, y, x; quarter turns about z."""
 
     scale: tuple[float, float]
     flips: tuple[bool, bool, bool]
@@ -61,13 +61,13 @@ def draw_cubes(
     size_mm: float,
     what: Placing,
 ) -> Cubes:
-    """Cubes from uniform numbers: a share of the whole cube, anywhere in the volume.
+    """Cubes from uniform numbers: a fraction of the full cube, anywhere in the volume.
 
     Along an axis where the cube is longer than the volume, all of the volume lies in it.
     """
     extent = sizes * spacing_mm
-    share = what.scale[0] + (what.scale[1] - what.scale[0]) * u[:, 0]
-    side = whole_cubes(sizes, spacing_mm, size_mm).side * share ** (1 / 3)
+    fraction = what.scale[0] + (what.scale[1] - what.scale[0]) * u[:, 0]
+    side = whole_cubes(sizes, spacing_mm, size_mm).side * fraction ** (1 / 3)
     return Cubes((extent - side[:, None]) * u[:, 1:4], side, draw_turns(u[:, 4:], what))
 
 
@@ -86,7 +86,7 @@ def draw_turns(u: Float[Tensor, "B 7"], what: Placing) -> Float[Tensor, "B 3 3"]
 
 
 def _rotations(u: Float[Tensor, "B 2"], angle: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
-    """Rodrigues' formula about axes that are spread evenly over the sphere."""
+    """Rotations about random axes, uniform over the sphere (Rodrigues' formula)."""
     height, around = 2 * u[:, 0] - 1, 2 * math.pi * u[:, 1]
     flat = torch.sqrt(1 - height**2)
     axis = torch.stack([height, flat * torch.cos(around), flat * torch.sin(around)], dim=1)
@@ -98,15 +98,15 @@ def _rotations(u: Float[Tensor, "B 2"], angle: Float[Tensor, "B"]) -> Float[Tens
 
 
 def choose_levels(cubes: Cubes, size: Int[Tensor, "3"], spacing_mm: Float[Tensor, "3"], side_px: int) -> list[Levels]:
-    """How often each axis of one volume is halved for each of its cubes; never below one voxel."""
+    """Number of times each axis of a volume is halved for each of its cubes; never below one voxel."""
     step = cubes.side[:, None] / spacing_mm / side_px
     most = torch.log2(size.float()).floor().clamp_max(MOST_LEVELS)
-    found = torch.minimum(torch.log2(step.clamp_min(1)).round(), most).long().tolist()
-    return [(z, y, x) for z, y, x in found]
+    levels = torch.minimum(torch.log2(step.clamp_min(1)).round(), most).long().tolist()
+    return [(z, y, x) for z, y, x in levels]
 
 
 def halved(volume: Float[Tensor, "C T Y X"], levels: Levels) -> Float[Tensor, "C t y x"]:
-    """Means of two along each axis, so often; a last one without partner counts as both."""
+    """Average pairs along each axis ``levels`` times; a last voxel without partner is repeated."""
     for axis, count in enumerate(levels, start=1):
         for _ in range(count):
             if volume.shape[axis] % 2:
@@ -118,11 +118,11 @@ def halved(volume: Float[Tensor, "C T Y X"], levels: Levels) -> Float[Tensor, "C
 def sample_cubes(
     volume: Float[Tensor, "C T Y X"], spacing_mm: Float[Tensor, "3"], cubes: Cubes, side_px: int
 ) -> Float[Tensor, "N C S S S"]:
-    """N cubes of one volume, trilinear. Numbers of the cubes lie on the CPU, the volume where it is worked on."""
+    """N cubes of one volume, trilinear. The cubes are on the CPU, the volume on its device."""
     levels = choose_levels(cubes, torch.tensor(volume.shape[1:]), spacing_mm, side_px)
     out = volume.new_empty(len(levels), volume.shape[0], side_px, side_px, side_px)
     for level in sorted(set(levels)):
-        chosen = torch.tensor([i for i, own in enumerate(levels) if own == level])
+        chosen = torch.tensor([i for i, cube_level in enumerate(levels) if cube_level == level])
         small = halved(volume, level)
         theta = _theta(cubes.part(chosen), small, spacing_mm * 2.0 ** torch.tensor(level))
         grid = F.affine_grid(theta.to(volume.device), [len(chosen), 1, side_px, side_px, side_px], align_corners=False)

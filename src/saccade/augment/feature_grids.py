@@ -18,7 +18,7 @@ from saccade.base.contracts import Batch
 from saccade.base.random import uniforms
 
 TRIES = 4  # places drawn for one crop
-ENOUGH = 0.25  # share of tiles that should be there
+ENOUGH = 0.25  # fraction of tiles that should be present
 DRAWS = 2 * TRIES + 3
 
 
@@ -49,17 +49,17 @@ class GridCrops:
     vectors: Tensor
     box: Tensor
     shift: Tensor
-    kept: Tensor
+    keep_mask: Tensor
 
     def changed(self, normalised: Float[Tensor, "B C S S"]) -> Float[Tensor, "B C S S"]:
-        return (normalised + self.shift.to(normalised.device)) * self.kept.to(normalised.device)
+        return (normalised + self.shift.to(normalised.device)) * self.keep_mask.to(normalised.device)
 
 
 def draw_grids(batch: Batch, side: int, what: GridViews, *, seed: int, step: int, stream: str) -> GridCrops:
     """One crop of ``side`` x ``side`` tiles of every grid [B C S S].
 
-    Of four places the first with a quarter of its tiles there is taken, else the fullest. Beyond a grid there is
-    nothing: a grid smaller than the crop lies anywhere in it.
+    Of four random positions the first with at least a quarter of its tiles present is taken, else the one with most.
+    Outside the grid tiles are absent: a grid smaller than the crop lies anywhere in it.
     """
     tiles, channels = side * side, batch.pixels.shape[1]
     items = batch.indices.cpu().numpy()
@@ -67,11 +67,11 @@ def draw_grids(batch: Batch, side: int, what: GridViews, *, seed: int, step: int
     corners = _corners(batch, side, u[:, : 2 * TRIES])
     crop = _take(batch.pixels, batch.sizes_px, *_places(corners, side, what, u[:, 2 * TRIES : DRAWS]))
     crop[:, -1:] *= u[:, DRAWS : DRAWS + tiles].view(-1, 1, side, side) >= what.tile_dropout
-    kept = (u[:, DRAWS + tiles : -channels] >= what.vector_dropout).float()
+    keep_mask = (u[:, DRAWS + tiles : -channels] >= what.vector_dropout).float()
     shift = math.sqrt(3) * what.vector_jitter * (2 * u[:, -channels:] - 1)
-    kept[:, -1], shift[:, -1] = 1.0, 0.0  # what says which tiles are there
+    keep_mask[:, -1], shift[:, -1] = 1.0, 0.0  # the channel of tile presence
     box = torch.cat([corners.float(), torch.full((len(crop), 2), float(side))], dim=1)
-    return GridCrops(crop, box, shift[:, :, None, None], kept[:, :, None, None])
+    return GridCrops(crop, box, shift[:, :, None, None], keep_mask[:, :, None, None])
 
 
 def _corners(batch: Batch, side: int, u: Float[Tensor, "B U"]) -> Int[Tensor, "B 2"]:
@@ -79,17 +79,17 @@ def _corners(batch: Batch, side: int, u: Float[Tensor, "B U"]) -> Int[Tensor, "B
     room = batch.sizes_px - side  # negative where the grid is smaller
     low, span = room.clamp_max(0), room.abs() + 1
     drawn = torch.floor(u.view(-1, TRIES, 2) * span[:, None]).long()
-    tried = low[:, None] + torch.minimum(drawn, span[:, None] - 1)
+    candidates = low[:, None] + torch.minimum(drawn, span[:, None] - 1)
     ticks = torch.arange(side)
     filled = []
-    for place in tried.unbind(dim=1):
-        y, x = place[:, :1] + ticks, place[:, 1:] + ticks
-        there = _take(batch.pixels[:, -1:], batch.sizes_px, *_planes(y, x))
-        filled.append(there.float().mean(dim=(1, 2, 3)))
-    share = torch.stack(filled, dim=1)
-    good = share >= ENOUGH
-    best = torch.where(good.any(dim=1), good.float().argmax(dim=1), share.argmax(dim=1))
-    return tried[torch.arange(len(tried)), best]
+    for corner in candidates.unbind(dim=1):
+        y, x = corner[:, :1] + ticks, corner[:, 1:] + ticks
+        present = _take(batch.pixels[:, -1:], batch.sizes_px, *_planes(y, x))
+        filled.append(present.float().mean(dim=(1, 2, 3)))
+    fraction = torch.stack(filled, dim=1)
+    good = fraction >= ENOUGH
+    best = torch.where(good.any(dim=1), good.float().argmax(dim=1), fraction.argmax(dim=1))
+    return candidates[torch.arange(len(candidates)), best]
 
 
 def _planes(y: Int[Tensor, "B S"], x: Int[Tensor, "B S"]) -> tuple[Int[Tensor, "B S S"], Int[Tensor, "B S S"]]:
@@ -100,7 +100,7 @@ def _planes(y: Int[Tensor, "B S"], x: Int[Tensor, "B S"]) -> tuple[Int[Tensor, "
 def _places(
     corners: Int[Tensor, "B 2"], side: int, what: GridViews, u: Float[Tensor, "B 3"]
 ) -> tuple[Int[Tensor, "B S S"], Int[Tensor, "B S S"]]:
-    """Row and column of the grid for every tile of the crop. Two flips and an exchange of axes give all eight turns."""
+    """Row and column of the grid for every tile of the crop. Two flips and a transpose give all eight orientations."""
     ticks = torch.arange(side).expand(len(corners), -1)
     up = torch.where((u[:, :1] < 0.5) & what.vflip, side - 1 - ticks, ticks)
     across = torch.where((u[:, 1:2] < 0.5) & what.hflip, side - 1 - ticks, ticks)
@@ -112,9 +112,9 @@ def _places(
 def _take(
     pixels: Float[Tensor, "B C Y X"], sizes: Int[Tensor, "B 2"], y: Int[Tensor, "B S S"], x: Int[Tensor, "B S S"]
 ) -> Float[Tensor, "B C S S"]:
-    """Tiles at the places asked for; zeros, also for "is there", beyond a grid."""
+    """Vectors of the tiles at (y, x); zeros, presence included, outside the grid."""
     rows, columns = sizes[:, 0, None, None], sizes[:, 1, None, None]
     inside = (y >= 0) & (y < rows) & (x >= 0) & (x < columns)
     flat = torch.where(inside, y * pixels.shape[3] + x, 0).flatten(1)
-    found = pixels.flatten(2).gather(2, flat[:, None].expand(-1, pixels.shape[1], -1))
-    return found.unflatten(2, tuple(y.shape[1:])) * inside[:, None]
+    vectors = pixels.flatten(2).gather(2, flat[:, None].expand(-1, pixels.shape[1], -1))
+    return vectors.unflatten(2, tuple(y.shape[1:])) * inside[:, None]

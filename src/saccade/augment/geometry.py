@@ -45,7 +45,7 @@ class Crops:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What may be drawn. scale: share of the image's area; aspect: width by height."""
+    """What may be drawn. scale: fraction of the image's area; aspect: width by height."""
 
     scale: tuple[float, float]
     aspect: tuple[float, float]
@@ -101,16 +101,16 @@ def draw_crops(u: Float[Tensor, "B 26"], sizes_px: Int[Tensor, "B 2"], what: Geo
 
 
 def choose_levels(crops: Crops, sizes_px: Int[Tensor, "B 2"], size_px: int) -> Int[Tensor, "B"]:
-    """Which mip level each crop is taken from; never one on which the image is less than a pixel."""
+    """Mip level of each crop; never one on which the image is smaller than a pixel."""
     shrink = torch.sqrt(crops.height * crops.width) / size_px
     largest = torch.log2(sizes_px.min(dim=1).values.float()).floor().clamp_max(LEVELS - 1)
-    wanted = torch.log2(shrink.clamp_min(1.0)).round()
-    return torch.minimum(wanted, largest).long()
+    level = torch.log2(shrink.clamp_min(1.0)).round()
+    return torch.minimum(level, largest).long()
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """Where a batch and smaller copies of it lie in one picture [B C Y' X']: copies in a strip below, side by side.
+    """Layout of a batch and its mip levels in one picture [B C Y' X']: levels side by side in a strip below.
 
     shape    rows and columns of the batch itself, padding included      levels   1: no copies
     """
@@ -127,11 +127,11 @@ class Atlas:
     def corners(self) -> list[tuple[int, int]]:
         """(y, x) of each copy."""
         rows, left = self.shape[0], 0
-        found = [(0, 0)]
+        result = [(0, 0)]
         for level in range(1, self.levels):
-            found.append((rows, left))
+            result.append((rows, left))
             left += self.shape[1] >> level
-        return found
+        return result
 
 
 def build_atlas(pixels: Float[Tensor, "B C Y X"], atlas: Atlas) -> Float[Tensor, "B C y x"]:
@@ -214,7 +214,7 @@ def find_places(
 def sample(picture: Float[Tensor, "B C Y X"], places: Places) -> Float[Tensor, "BV C S S"]:
     """V crops of every image, turned, flipped and resized, by bilinear sampling of the atlas' picture.
 
-    places    all V of the first image first, and so is the answer
+    places    all V of the first image first; the result has the same order
     """
     size_px, images = places.across.shape[-1], len(picture)
     grid = torch.empty(len(places.across), size_px, size_px, 2, device=picture.device)
@@ -223,12 +223,12 @@ def sample(picture: Float[Tensor, "B C Y X"], places: Places) -> Float[Tensor, "
     if not places.straight:
         grid.clamp_(places.low[:, None, None], places.high[:, None, None])
     views = len(grid) // images
-    found = F.grid_sample(
+    crops = F.grid_sample(
         picture,
         grid.view(images, views * size_px, size_px, 2),
         mode="bilinear",
         padding_mode="border",
         align_corners=False,
     )
-    found = found.view(images, -1, views, size_px, size_px).transpose(1, 2)
-    return found.reshape(images * views, -1, size_px, size_px)
+    crops = crops.view(images, -1, views, size_px, size_px).transpose(1, 2)
+    return crops.reshape(images * views, -1, size_px, size_px)

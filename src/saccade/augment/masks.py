@@ -1,7 +1,7 @@
-"""Which patches a network may see: drawn for every image from (seed, step, item), on the CPU.
+"""Masks of masked image modelling: drawn for every image from (seed, step, item), on the CPU.
 
-Patches are numbered row by row (slice by slice, in volumes). Every function is bounded: a grid that is too small for
-what is asked gives the nearest that fits, and never an endless search.
+Patches are numbered row by row (slice by slice, in volumes). Every function is bounded: for a grid that is too
+small, the nearest mask that fits is returned.
 """
 
 from __future__ import annotations
@@ -19,50 +19,75 @@ Grid = tuple[int, ...]
 
 
 def random_parts(
-    grid: Grid, share: float, *, seed: int, step: int, items: Int[Tensor, "B"]
+    grid: Grid, mask_ratio: float, *, seed: int, step: int, items: Int[Tensor, "B"]
 ) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B M"]]:
-    """Patches that stay and patches that are hidden (``share`` of them, at least one of each), each in order.
+    """Split the patches of every image into visible and masked ones, by a random permutation (MAE, He et al. 2022).
 
-    As in MAE (He et al. 2022): a random permutation for every image.
+    Parameters
+    ----------
+    mask_ratio
+        Fraction of masked patches; at least one patch is masked and one visible.
+    items
+        Numbers of the images.
+
+    Returns
+    -------
+    Indices of the visible and of the masked patches, each sorted.
+
+    Examples
+    --------
+    >>> visible, masked = random_parts((2, 2), 0.75, seed=0, step=0, items=torch.arange(3))
+    >>> visible.shape, masked.shape
+    (torch.Size([3, 1]), torch.Size([3, 3]))
     """
     count = math.prod(grid)
-    kept = min(count - 1, max(1, round(count * (1 - share))))
+    n_visible = min(count - 1, max(1, round(count * (1 - mask_ratio))))
     order = torch.from_numpy(uniforms(seed, step, items.numpy(), count, "mask")).argsort(dim=1)
-    return order[:, :kept].sort(dim=1).values, order[:, kept:].sort(dim=1).values
+    return order[:, :n_visible].sort(dim=1).values, order[:, n_visible:].sort(dim=1).values
 
 
-def _block(grid: Grid, share: float, aspect: float) -> Grid:
-    """Sides of a rectangle, or box, of about this share of the grid, never all of it along an axis of 2 and more.
+def _block(grid: Grid, fraction: float, aspect: float) -> Grid:
+    """Sides of a rectangle, or box, of about this fraction of the grid, never all of an axis of 2 and more.
 
     aspect   rows by columns; the slices of a box are between the two
     """
-    area = share * math.prod(grid)
-    wanted: list[float] = [math.sqrt(area * aspect), math.sqrt(area / aspect)]
+    area = fraction * math.prod(grid)
+    sides: list[float] = [math.sqrt(area * aspect), math.sqrt(area / aspect)]
     if len(grid) == 3:
         side = area ** (1 / 3)
-        wanted = [side, side * math.sqrt(aspect), side / math.sqrt(aspect)]
-    return tuple(min(max(1, length - 1), max(1, round(side))) for side, length in zip(wanted, grid))
+        sides = [side, side * math.sqrt(aspect), side / math.sqrt(aspect)]
+    return tuple(min(max(1, length - 1), max(1, round(side))) for side, length in zip(sides, grid))
 
 
 def _inside(grid: Grid, size: Grid, u: np.ndarray) -> np.ndarray:
     """[B *grid] bool: a block of this size for every image, placed by uniform numbers [A B]."""
-    found = np.ones((u.shape[1], *(1,) * len(grid)), bool)
+    mask = np.ones((u.shape[1], *(1,) * len(grid)), bool)
     for axis, (length, side) in enumerate(zip(grid, size)):
         starts = np.floor(u[axis] * (length - side + 1)).astype(int)
-        places = np.arange(length)[None, :]
-        own = (places >= starts[:, None]) & (places < starts[:, None] + side)
-        found = found & own.reshape(len(own), *(length if a == axis else 1 for a in range(len(grid))))
-    return found
+        positions = np.arange(length)[None, :]
+        in_block = (positions >= starts[:, None]) & (positions < starts[:, None] + side)
+        mask = mask & in_block.reshape(len(in_block), *(length if a == axis else 1 for a in range(len(grid))))
+    return mask
 
 
 def context_and_targets(
     grid: Grid, *, seed: int, step: int, items: Int[Tensor, "B"], targets: int = 4
 ) -> tuple[Bool[Tensor, "B N"], Int[Tensor, "B T M"]]:
-    """Where the context may be, and the numbers of the patches of every target block: I-JEPA's masks.
+    """Context mask and target blocks of I-JEPA (Assran et al. 2023).
 
-    Assran et al. 2023: target blocks of 15 to 20 % of the image with aspect ratios of 0.75 to 1.5, one size for all
-    blocks of a step; the context is a block of 85 to 100 % less the targets. Where nothing would be left of it, it is
-    all patches outside the targets, then outside the first target.
+    Target blocks cover 15 to 20 % of the image with aspect ratios of 0.75 to 1.5, one size for all blocks of a step.
+    The context is a block of 85 to 100 % minus the targets. Where that is empty, it is all patches outside the targets,
+    then outside the first target.
+
+    Returns
+    -------
+    The context as a mask, and the indices of the M patches of every target block.
+
+    Examples
+    --------
+    >>> context, blocks = context_and_targets((8, 8), seed=0, step=0, items=torch.arange(2))
+    >>> context.shape, blocks.shape[:2]
+    (torch.Size([2, 64]), torch.Size([2, 4]))
     """
     draw = numpy_generator(seed, step, "block sizes")
     axes = len(grid)
@@ -80,31 +105,54 @@ def context_and_targets(
 
 
 def first_of(allowed: Bool[Tensor, "B N"], count: int, *, seed: int, step: int, items: Tensor) -> Int[Tensor, "B K"]:
-    """``count`` of the allowed patches of every image, drawn at random, in order; each image has so many."""
+    """``count`` random allowed patches of every image, sorted; each image must have that many."""
     drawn = torch.from_numpy(uniforms(seed, step, items.numpy(), allowed.shape[1], "context"))
     order = torch.where(allowed, drawn, 2.0).argsort(dim=1)
     return order[:, :count].sort(dim=1).values
 
 
 def hidden_blocks(
-    grid: Grid, *, seed: int, step: int, items: Int[Tensor, "B"], stream: str, prob: float, share: tuple[float, float]
+    grid: Grid,
+    *,
+    seed: int,
+    step: int,
+    items: Int[Tensor, "B"],
+    stream: str,
+    prob: float,
+    mask_ratio: tuple[float, float],
 ) -> Bool[Tensor, "B N"]:
-    """iBOT's masks (Zhou et al. 2022): with ``prob`` an image loses a share of its patches, as overlapping blocks.
+    """Block-wise masks of iBOT (Zhou et al. 2022).
 
-    Blocks of up to a third of the image are laid over each other until enough is covered, at most 20 of them.
+    Blocks of up to a third of the image are added until enough patches are masked, at most 20 of them.
+
+    Parameters
+    ----------
+    stream
+        Name of the random stream; views of one image have different ones.
+    prob
+        Probability that an image is masked at all.
+    mask_ratio
+        Smallest and largest fraction of masked patches.
+
+    Examples
+    --------
+    >>> hidden_blocks((8, 8), seed=0, step=0, items=torch.arange(2), stream="a", prob=1.0, mask_ratio=(0.3, 0.5)).shape
+    torch.Size([2, 64])
     """
     tries, each = 20, 2 + len(grid)
     u = uniforms(seed, step, items.numpy(), 2 + each * tries, f"hidden {stream}")
-    wanted = np.where(u[:, 0] < prob, share[0] + (share[1] - share[0]) * u[:, 1], 0.0) * math.prod(grid)
-    found = np.zeros((len(items), *grid), bool)
-    for index, needed in enumerate(wanted):
+    n_masked = np.where(u[:, 0] < prob, mask_ratio[0] + (mask_ratio[1] - mask_ratio[0]) * u[:, 1], 0.0) * math.prod(
+        grid
+    )
+    masks = np.zeros((len(items), *grid), bool)
+    for index, needed in enumerate(n_masked):
         for t in range(tries):
-            rest = needed - found[index].sum()
-            if rest < 1:
+            missing = needed - masks[index].sum()
+            if missing < 1:
                 break
             part, stretch, *where = u[index, 2 + each * t : 2 + each * (t + 1)]
-            area = min(rest, (0.05 + 0.28 * part) * math.prod(grid)) / math.prod(grid)
+            area = min(missing, (0.05 + 0.28 * part) * math.prod(grid)) / math.prod(grid)
             size = _block(grid, area, 0.3 * (1 / 0.3**2) ** stretch)
-            new = _inside(grid, size, np.array(where)[:, None])[0] & ~found[index]
-            found[index].flat[np.flatnonzero(new)[: int(rest)]] = True
-    return torch.from_numpy(found.reshape(len(items), -1))
+            added = _inside(grid, size, np.array(where)[:, None])[0] & ~masks[index]
+            masks[index].flat[np.flatnonzero(added)[: int(missing)]] = True
+    return torch.from_numpy(masks.reshape(len(items), -1))

@@ -130,21 +130,21 @@ def resolve_views(
     return resolved
 
 
-def _where(config: ViewsConfig, usual: Mapping[str, Any], there: bool, kind: str) -> dict[str, Any]:
-    """Settings that have an effect ``there`` only: as asked for, or as usual; elsewhere nothing."""
-    found = {}
-    for name, value in usual.items():
-        asked = getattr(config, name)
-        if asked and not there:
+def _where(config: ViewsConfig, defaults: Mapping[str, Any], applicable: bool, kind: str) -> dict[str, Any]:
+    """Values of settings that only apply to some data: as set, or the default; empty where not applicable."""
+    resolved = {}
+    for name, value in defaults.items():
+        setting = getattr(config, name)
+        if setting and not applicable:
             raise UsageError(f"views.{name} has no effect on {kind}", hint="leave it out")
-        found[name] = asked if asked is not None else (value if there else type(value)())
-    return found
+        resolved[name] = setting if setting is not None else (value if applicable else type(value)())
+    return resolved
 
 
 def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -> ViewsConfig:
     """Fill every None for grids of ``size_px`` tiles: crops of 14 and 6 of 16 tiles, as in HIPT.
 
-    UsageError for settings that only images have, and for values that cannot be meant.
+    UsageError for settings that only images have, and for values out of range.
     """
     usual = ViewsConfig()
     for name in ONLY_IMAGES:
@@ -172,7 +172,7 @@ def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -
         raise UsageError("views.vector_jitter is negative", got=config.vector_jitter, expected="0 or more")
     for name in ("tile_dropout", "vector_dropout"):
         if not 0 <= getattr(config, name) < 1:
-            raise UsageError(f"views.{name} is a share", got=getattr(config, name), expected="0 to below 1")
+            raise UsageError(f"views.{name} must be a fraction", got=getattr(config, name), expected="0 to below 1")
     _check(resolved, 1)
     return resolved
 

@@ -80,7 +80,7 @@ def make_views(
     roles = _draw_roles(batch, config, seed, step, device)
     rows, columns = batch.pixels.shape[-2:]
     atlas = geometry.Atlas((rows, columns), 1 + max(int(r.levels.max()) for r in roles))
-    places = [
+    sampling_grids = [
         geometry.find_places(atlas, _repeated(batch, r), r.crops, r.levels, r.out.shape[-1], device) for r in roles
     ]
     count = _at_once(roles) if device.type == "cpu" else images
@@ -88,17 +88,20 @@ def make_views(
         part = slice(start, min(start + count, images))
         pixels = batch.to_unit_range(part, device)
         picture = geometry.build_atlas(color.to_grey(pixels) if spec.grey else pixels, atlas)
-        for r, place in zip(roles, places):
+        for r, sampling_grid in zip(roles, sampling_grids):
             views = len(r.out)
             where = slice(part.start * views, part.stop * views)
-            x = _change(geometry.sample(picture, place.part(where)), r.changes.part(where), config)
+            x = _change(geometry.sample(picture, sampling_grid.part(where)), r.changes.part(where), config)
             normalise(x.unflatten(0, (-1, views)).transpose(0, 1), spec, out=r.out[:, part])
-    made = []
+    views_made = []
     labels = None if batch.labels is None else batch.labels.to(device)
     for r in roles:
         boxes = r.crops.boxes().unflatten(0, (images, -1)).transpose(0, 1).to(device)
-        made += [View(r.role, one, box, labels, batch.indices.cpu()) for one, box in zip(r.out, boxes, strict=True)]
-    return made
+        views_made += [
+            View(r.role, pixels_of_view, box, labels, batch.indices.cpu())
+            for pixels_of_view, box in zip(r.out, boxes, strict=True)
+        ]
+    return views_made
 
 
 def _wanted(config: ViewsConfig) -> list[tuple[Role, range, int]]:

@@ -21,19 +21,19 @@ CHANGE_DRAWS = 10 + FIELDS
 
 
 def spacing_of(batch: Batch) -> Float[Tensor, "B 3"]:
-    """Size of the voxels; cubes where it is unknown."""
+    """Size of the voxels; 1 mm where it is unknown."""
     return torch.ones(len(batch.pixels), 3) if batch.spacing_mm is None else batch.spacing_mm.cpu().float()
 
 
 def whole(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C S S S"]:
-    """Every volume through the cube that ``spec`` looks at, in 0..1."""
+    """The cube of every volume that ``spec`` selects, in 0..1."""
     spacing, sizes = spacing_of(batch), batch.sizes_px.cpu()
     cubes = whole_cubes(sizes, spacing, spec.size_mm)
-    seen = [
+    inputs = [
         sample_cubes(_one(batch, index, batch.pixels.device), spacing[index], cubes.part(slice(index, index + 1)), side)
         for index, side in enumerate([spec.size_px] * len(sizes))
     ]
-    return torch.cat(seen)
+    return torch.cat(inputs)
 
 
 def _one(batch: Batch, index: int, device: torch.device) -> Float[Tensor, "C T Y X"]:
@@ -74,18 +74,18 @@ def _views_of(
 ) -> list[View]:
     items, count = batch.indices.cpu(), len(batch.pixels)
     drawn = [uniforms(seed, step, items.numpy(), DRAWS + CHANGE_DRAWS, f"view{n}") for n in numbers]
-    u = torch.stack([torch.from_numpy(one).float() for one in drawn], dim=1).flatten(0, 1)
+    u = torch.stack([torch.from_numpy(view).float() for view in drawn], dim=1).flatten(0, 1)
     sizes, spacing = (x.repeat_interleave(len(numbers), dim=0) for x in (batch.sizes_px.cpu(), spacing_of(batch)))
     cubes = draw_cubes(u[:, :DRAWS], sizes, spacing, spec.size_mm, _placing(config, role))
     changes = _draw_changes(u[:, DRAWS:], config, numbers)
     out = torch.empty(len(numbers), count, batch.pixels.shape[1], side, side, side, device=device)
     for index in range(count):
-        own = slice(index * len(numbers), (index + 1) * len(numbers))
-        x = sample_cubes(_one(batch, index, device), spacing[own.start], cubes.part(own), side)
-        out[:, index] = normalise(change(x, changes.part(own)), spec)
+        rows = slice(index * len(numbers), (index + 1) * len(numbers))
+        x = sample_cubes(_one(batch, index, device), spacing[rows.start], cubes.part(rows), side)
+        out[:, index] = normalise(change(x, changes.part(rows)), spec)
     boxes = _boxes(cubes, spacing).unflatten(0, (count, -1)).transpose(0, 1).to(device)
     labels = None if batch.labels is None else batch.labels.to(device)
-    return [View(role, one, box, labels, items) for one, box in zip(out, boxes, strict=True)]
+    return [View(role, view, box, labels, items) for view, box in zip(out, boxes, strict=True)]
 
 
 def _boxes(cubes: Cubes, spacing_mm: Float[Tensor, "N 3"]) -> Float[Tensor, "N 6"]:

@@ -1,7 +1,7 @@
-"""What a study shows, in sentences that follow from its numbers by stated rules.
+"""Conclusions of a study, as sentences that follow from its numbers by stated rules.
 
-Every sentence brings its rule and its evidence. A sentence that claims a difference rests on differences that are
-"clear" (see ``learning``), and says so with their 95 % intervals; where none is clear, the sentence says that instead.
+Every sentence has its rule and its evidence. It claims a difference only where one is "clear" (see learning_curves),
+with 95 % intervals, and states otherwise that none is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SERIES = {
     "dino-logistic": "DINO features, logistic regression",
     "dino-knn": "DINO features, k-NN",
 }
-"""Names of the series for people, in the order in which a page shows them."""
+"""Display names of the series, in the order of the report."""
 TURNS = ("turned", "turn 45", "turn 90")
 
 
@@ -28,21 +28,21 @@ def series_words(name: str) -> str:
     return SERIES.get(name, name)
 
 
-def conclude(found: Mapping[str, Any]) -> list[Sentence]:
-    """Sentences for a summary of ``learning.summarise``, the broad ones first."""
-    sizes = list(dict.fromkeys((found["sizes"][0], found["sizes"][-1])))
-    main = next((name for name in ("augmented", *SERIES) if name in found["series"]), found["series"][0])
-    shown = [main] + [name for name in ("dino-logistic",) if name in found["series"] and name != main]
-    said: list[Sentence | None] = [_lead(found, main, size) for size in sizes]
-    said += [_crossing(found, series) for series in shown]
-    said += [_effect(found["augmentation"]["rows"], AUGMENTATION, size) for size in sizes]
-    said += [_change(found["augmentation"])]
-    said += [sentence for size in sizes[:1] for sentence in _built_in(found, size)]
-    if "dino-finetuned" in found["pretraining"]:
-        said += [_effect(found["pretraining"]["dino-finetuned"]["rows"], PRETRAINING, size) for size in sizes]
-    said += [_lead(found, series, size) for series in shown[1:] for size in sizes]
-    said += [_turned(found)]
-    return [sentence for sentence in said if sentence is not None]
+def conclude(summary: Mapping[str, Any]) -> list[Sentence]:
+    """Sentences for a summary of ``learning_curves.summarise``, the most general first."""
+    sizes = list(dict.fromkeys((summary["sizes"][0], summary["sizes"][-1])))
+    main = next((name for name in ("augmented", *SERIES) if name in summary["series"]), summary["series"][0])
+    series_shown = [main] + [name for name in ("dino-logistic",) if name in summary["series"] and name != main]
+    sentences: list[Sentence | None] = [_lead(summary, main, size) for size in sizes]
+    sentences += [_crossing(summary, series) for series in series_shown]
+    sentences += [_effect(summary["augmentation"]["rows"], AUGMENTATION, size) for size in sizes]
+    sentences += [_change(summary["augmentation"])]
+    sentences += [sentence for size in sizes[:1] for sentence in _built_in(summary, size)]
+    if "dino-finetuned" in summary["pretraining"]:
+        sentences += [_effect(summary["pretraining"]["dino-finetuned"]["rows"], PRETRAINING, size) for size in sizes]
+    sentences += [_lead(summary, series, size) for series in series_shown[1:] for size in sizes]
+    sentences += [_turned(summary)]
+    return [sentence for sentence in sentences if sentence is not None]
 
 
 # --- words --------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def percent(value: float) -> str:
 
 
 def points(value: float, *, sign: bool = False) -> str:
-    """8.9, or +8.9: percent points, with a minus that is one."""
+    """8.9, or +8.9: percentage points, with a typographic minus."""
     text = f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
     return text.replace("-", "−").replace("−0.0", "0.0").replace("+0.0", "0.0")
 
@@ -64,7 +64,7 @@ def limits(row: Row) -> str:
 
 
 def doubt(row: Row) -> str:
-    """Why a difference is not clear although its 95 % interval excludes zero; nothing where it includes zero."""
+    """Why a difference is not clear although its 95 % interval excludes zero; empty where it includes zero."""
     if row["clear"] or row["low"] <= 0 <= row["high"]:
         return ""
     if row["strict_low"] <= 0 <= row["strict_high"]:
@@ -82,20 +82,21 @@ def _with(size: int) -> str:
 
 
 def _evidence(what: str, row: Row) -> dict[str, Any]:
-    kept = ("difference", "low", "high", "strict_low", "strict_high", "comparisons", "clear", "seeds")
-    return {"what": what} | {key: row[key] for key in kept}
+    keys = ("difference", "low", "high", "strict_low", "strict_high", "comparisons", "clear", "seeds")
+    return {"what": what} | {key: row[key] for key in keys}
 
 
 def _sentence(about: str, text: str, rule: str, evidence: list[dict[str, Any]]) -> Sentence:
     return {"about": about, "text": text, "rule": rule, "evidence": evidence}
 
 
-# --- who is ahead -------------------------------------------------------------------------------
+# --- ranking -------------------------------------------------------------------------------
 
 
-def between(found: Mapping[str, Any], a: str, b: str, series: str, size: int) -> Row | None:
+def between(summary: Mapping[str, Any], a: str, b: str, series: str, size: int) -> Row | None:
     """a minus b."""
-    for row in found.get("differences", ()):
+    rows: Sequence[Row] = summary.get("differences", ())
+    for row in rows:
         if (row["series"], row["size"]) == (series, size) and {row["first"], row["second"]} == {a, b}:
             if row["first"] == a:
                 return row
@@ -104,12 +105,12 @@ def between(found: Mapping[str, Any], a: str, b: str, series: str, size: int) ->
     return None
 
 
-def _lead(found: Mapping[str, Any], series: str, size: int) -> Sentence | None:
-    here = [row for row in found["points"] if (row["series"], row["size"]) == (series, size)]
+def _lead(summary: Mapping[str, Any], series: str, size: int) -> Sentence | None:
+    here = [row for row in summary["points"] if (row["series"], row["size"]) == (series, size)]
     here.sort(key=lambda row: -row["mean"])
     mean = {row["backbone"]: row["mean"] for row in here}
     best = next(iter(mean), "")
-    against = {name: row for name in mean if (row := between(found, best, name, series, size)) is not None}
+    against = {name: row for name in mean if (row := between(summary, best, name, series, size)) is not None}
     if not against:
         return None
     ahead = [name for name, row in against.items() if row["clear"] and row["difference"] > 0]
@@ -138,11 +139,13 @@ def _lead(found: Mapping[str, Any], series: str, size: int) -> Sentence | None:
     return _sentence("lead", text, rule, evidence)
 
 
-def _crossing(found: Mapping[str, Any], series: str) -> Sentence | None:
+def _crossing(summary: Mapping[str, Any], series: str) -> Sentence | None:
     """The CNN and the ViT of the table."""
-    names = {found["table"]["left"], found["table"]["right"]} if found["table"] else set()
-    own = (row for row in found["crossings"] if row["series"] == series and {row["first"], row["second"]} == names)
-    row = next(own, None)
+    names = {summary["table"]["left"], summary["table"]["right"]} if summary["table"] else set()
+    matching = (
+        row for row in summary["crossings"] if row["series"] == series and {row["first"], row["second"]} == names
+    )
+    row = next(matching, None)
     if row is None:
         return None
     a, b, low, high = row["first"], row["second"], row["start"], row["end"]
@@ -180,12 +183,12 @@ def _minus(row: Row) -> Row:
 
 
 def rounded(n: float) -> str:
-    """Two figures are more than a crossing is known to."""
+    """To two significant digits."""
     digits = max(0, len(str(int(n))) - 2)
     return f"{round(n, -digits):,.0f}"
 
 
-# --- what helps ---------------------------------------------------------------------------------
+# --- effects ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -278,8 +281,8 @@ def _absolute(row: Row) -> Row:
     return row if row["difference"] >= 0 else _minus(row)
 
 
-def _built_in(found: Mapping[str, Any], size: int) -> list[Sentence]:
-    return [sentence for row in found["equivariance"] if row["size"] == size for sentence in _one_built_in(row, size)]
+def _built_in(summary: Mapping[str, Any], size: int) -> list[Sentence]:
+    return [sentence for row in summary["equivariance"] if row["size"] == size for sentence in _one_built_in(row, size)]
 
 
 def _one_built_in(row: Row, size: int) -> list[Sentence]:
@@ -288,17 +291,17 @@ def _one_built_in(row: Row, size: int) -> list[Sentence]:
         "Built-in equivariance helps when the equivariant network minus the plain one with the same layers is clearly "
         "above zero. What augmentation takes is this difference without augmentation minus the same with it."
     )
-    said = []
+    sentences = []
     for series, start in (("supervised", "without augmentation"), ("augmented", "with augmentation")):
         if series in row:
-            one = row[series]
-            evidence = [_evidence(f"{a} − {b}, {series}", one)]
-            text = f"{_with(size)} and {start}, {_built_in_words(a, b, one)}"
+            difference = row[series]
+            evidence = [_evidence(f"{a} − {b}, {series}", difference)]
+            text = f"{_with(size)} and {start}, {_built_in_words(a, b, difference)}"
             if series == "augmented" and "taken" in row:
                 text += _taken(row["taken"])
                 evidence.append(_evidence(f"({a} − {b}, supervised) − ({a} − {b}, augmented)", row["taken"]))
-            said.append(_sentence("equivariance", text + ".", rule, evidence))
-    return said
+            sentences.append(_sentence("equivariance", text + ".", rule, evidence))
+    return sentences
 
 
 def _built_in_words(a: str, b: str, row: Row) -> str:
@@ -316,24 +319,24 @@ def _taken(row: Row) -> str:
     return f"; augmentation {verb} {points(abs(row['difference']))} points ({limits(_absolute(row))})"
 
 
-def _turned(found: Mapping[str, Any]) -> Sentence | None:
-    """What turning the test images costs, where the training never showed a turned image if there is such."""
-    condition = next((name for name in TURNS if name in found["conditions"]), None)
-    series = next((name for name in SERIES if name in found["series"]), None)
-    here = [r for r in found["robustness"] if (r["condition"], r["series"]) == (condition, series)]
+def _turned(summary: Mapping[str, Any]) -> Sentence | None:
+    """Loss on rotated test images, preferably of a training without rotations."""
+    condition = next((name for name in TURNS if name in summary["conditions"]), None)
+    series = next((name for name in SERIES if name in summary["series"]), None)
+    here = [r for r in summary["robustness"] if (r["condition"], r["series"]) == (condition, series)]
     if not here:
         return None
     here.sort(key=lambda row: row["difference"])
-    lost = [row for row in here if row["clear"] and row["difference"] < 0]
-    rest = [row["backbone"] for row in here if row not in lost]
-    told = [f"{points(-r['difference'])} points with {r['backbone']} ({limits(_minus(r))})" for r in lost]
-    ends = f"from {told[-1]} to {told[0]}" if len(told) > 1 else f"by {told[0]}" if told else ""
-    start = f"When the test images are changed ({condition}; {found['sizes'][-1]:,} labelled images, "
+    worse = [row for row in here if row["clear"] and row["difference"] < 0]
+    rest = [row["backbone"] for row in here if row not in worse]
+    losses = [f"{points(-r['difference'])} points with {r['backbone']} ({limits(_minus(r))})" for r in worse]
+    ends = f"from {losses[-1]} to {losses[0]}" if len(losses) > 1 else f"by {losses[0]}" if losses else ""
+    start = f"When the test images are changed ({condition}; {summary['sizes'][-1]:,} labelled images, "
     start += f"{series_words(str(series))}), "
-    metric = found["metric"].replace("_", " ")
-    who = f"{len(lost)} of {len(here)} backbones" if rest else "every backbone"
-    text = start + (f"{metric} falls for {who}, {ends}" if lost else "no loss is clear")
-    if lost and rest:
+    metric = summary["metric"].replace("_", " ")
+    who = f"{len(worse)} of {len(here)} backbones" if rest else "every backbone"
+    text = start + (f"{metric} falls for {who}, {ends}" if worse else "no loss is clear")
+    if worse and rest:
         text += f"; no loss is clear with {named(rest)}"
     rule = "A backbone loses when changed minus plain test images is clearly below zero. Each is judged by itself."
     evidence = [_evidence(f"{row['backbone']}: {condition} − plain", row) for row in here]

@@ -43,7 +43,8 @@ def vote(
     votes = np.zeros((len(similarity), classes), dtype=np.float64)
     for c in range(classes):
         votes[:, c] = (weights * (neighbour_labels == c)).sum(axis=1)
-    return (votes / votes.sum(axis=1, keepdims=True)).astype(np.float32)
+    scores: np.ndarray = (votes / votes.sum(axis=1, keepdims=True)).astype(np.float32)
+    return scores
 
 
 def knn_scores_of(

@@ -26,7 +26,7 @@ PROBES = ("dino-logistic", "dino-knn")
 
 @dataclass(frozen=True)
 class Answers:
-    """What one trained backbone says of every test image.
+    """Predictions of one trained backbone for every test image.
 
     series       "supervised", "augmented", "dino-knn", "dino-logistic", "dino-finetuned"
     size         training images            scores   [M C] class scores of the M test images
@@ -45,7 +45,7 @@ class Answers:
 
 
 class Grid:
-    """Every answer measured: backbone, series, size and condition to the values of its seeds."""
+    """Metric of all predictions: backbone, series, size and condition to the values of its seeds."""
 
     def __init__(self, answers: Iterable[Answers], truth: np.ndarray, chance: Chance, metric: str):
         answers = list(answers)
@@ -54,20 +54,20 @@ class Grid:
         self.series = list(dict.fromkeys(a.series for a in answers))
         self.sizes = sorted({a.size for a in answers})
         self.conditions = list(dict.fromkeys(name for a in answers for name in a.conditions))
-        one = np.ones((1, len(truth)))
+        unweighted = np.ones((1, len(truth)))
         measured: dict[tuple[str, str, int, str], dict[int, float]] = {}
         resampled: dict[tuple[str, str, int, str], dict[int, np.ndarray]] = {}
         for a in answers:
-            # Changed images are compared where most was learned.
+            # Changed images are compared at the largest training size.
             changed = a.conditions if a.size == self.sizes[-1] else {}
             for condition, scores in {"plain": a.scores, **changed}.items():
                 key = (a.backbone, a.series, a.size, condition)
-                measured.setdefault(key, {})[a.seed] = float(METRICS[metric](scores, truth, one)[0])
+                measured.setdefault(key, {})[a.seed] = float(METRICS[metric](scores, truth, unweighted)[0])
                 resampled.setdefault(key, {})[a.seed] = METRICS[metric](scores, truth, chance.weights)
         self.values = {key: Values(measured[key], resampled[key]) for key in measured}
 
     def get(self, backbone: str, series: str, size: int, condition: str = "plain") -> Values:
-        """Values without any seed where nothing was trained."""
+        """Values without seeds where nothing was trained."""
         return self.values.get((backbone, series, size, condition), Values({}, {}))
 
 
@@ -77,9 +77,9 @@ def points(grid: Grid) -> list[dict[str, Any]]:
     for series in grid.series:
         for size in grid.sizes:
             family = {name: grid.get(name, series, size) for name in grid.backbones}
-            for name, found in judge(family, grid.chance, size, bounds=(0.0, 1.0)).items():
+            for name, estimate in judge(family, grid.chance, size, bounds=(0.0, 1.0)).items():
                 by_seed = {str(seed): value for seed, value in family[name].measured.items()}
-                rows.append(_named(name, series, size) | found.row("mean") | {"by_seed": by_seed})
+                rows.append(_named(name, series, size) | estimate.row("mean") | {"by_seed": by_seed})
     return rows
 
 
@@ -92,48 +92,48 @@ Pairs = dict[tuple[str, str], Estimate]
 
 def pairs(values: Mapping[str, Values], chance: Chance, size: int) -> Pairs:
     """Every backbone minus every later one: few seeds, so the variance between them is pooled over all pairs."""
-    present = {name: own for name, own in values.items() if own.measured}
+    present = {name: by_seed for name, by_seed in values.items() if by_seed.measured}
     family = {(a, b): present[a].minus(present[b]) for a, b in combinations(present, 2)}
-    trained_twice = [name for name, own in present.items() if len(own.measured) > 1]
+    trained_twice = [name for name, by_seed in present.items() if len(by_seed.measured) > 1]
     return judge(family, chance, size, free=len(trained_twice) - 1)
 
 
-def ordered(found: Pairs, a: str, b: str) -> Estimate | None:
-    """a minus b, whichever was named first."""
-    return found[b, a].turned() if (b, a) in found else found.get((a, b))
+def ordered(differences: Pairs, a: str, b: str) -> Estimate | None:
+    """a minus b, in whichever order it is stored."""
+    return differences[b, a].turned() if (b, a) in differences else differences.get((a, b))
 
 
 def effects(grid: Grid, after: str, before: str) -> dict[int, dict[str, Estimate]]:
     """One series minus another, by size and backbone; "" is the mean over the backbones that have both."""
-    found = {}
+    by_size = {}
     for size in grid.sizes:
         each = {b: grid.get(b, after, size).minus(grid.get(b, before, size)) for b in grid.backbones}
         each = {name: values for name, values in each.items() if values.measured}
         if each:
-            found[size] = judge(each, grid.chance, size)
-            share = [1 / len(each)] * len(each)
-            found[size] |= judge({"": combine(list(each.values()), share)}, grid.chance, size)
-    return found
+            by_size[size] = judge(each, grid.chance, size)
+            weights = [1 / len(each)] * len(each)
+            by_size[size] |= judge({"": combine(list(each.values()), weights)}, grid.chance, size)
+    return by_size
 
 
 def effect_rows(grid: Grid, after: str, before: str) -> dict[str, Any]:
     """Rows of ``effects``, and how the mean effect changes from the smallest size to the largest."""
-    found = effects(grid, after, before)
+    by_size = effects(grid, after, before)
     rows = [
         {"after": after, "before": before, "backbone": name, "size": size} | estimate.row()
-        for size, by_backbone in found.items()
+        for size, by_backbone in by_size.items()
         for name, estimate in by_backbone.items()
     ]
-    sizes = [size for size in found if "" in found[size]]
+    sizes = [size for size in by_size if "" in by_size[size]]
     change = None
     if len(sizes) > 1:
-        first, last = (found[size][""] for size in (sizes[0], sizes[-1]))
+        first, last = (by_size[size][""] for size in (sizes[0], sizes[-1]))
         change = {"from": sizes[0], "to": sizes[-1]} | _difference(first, last).row()
     return {"rows": rows, "change": change}
 
 
 def _difference(a: Estimate, b: Estimate) -> Estimate:
-    """Of two sizes: the test groups are the same, the seeds' draws are not."""
+    """Difference of two sizes: the test groups are the same, the draws of the seeds are not."""
     return Estimate(a.mean - b.mean, a.spread - b.spread, min(a.seeds, b.seeds), 1, a.enough and b.enough, (-2.0, 2.0))
 
 
@@ -144,21 +144,23 @@ def robustness(grid: Grid) -> list[dict[str, Any]]:
         comparisons = sum((b, series, size, c) in grid.values for b in grid.backbones for c in grid.conditions)
         for condition in grid.conditions:
             family = {b: grid.get(b, series, size, condition).minus(grid.get(b, series, size)) for b in grid.backbones}
-            for name, found in judge(family, grid.chance, size, comparisons=comparisons).items():
-                rows.append(_named(name, series, size) | {"condition": condition} | found.row())
+            for name, estimate in judge(family, grid.chance, size, comparisons=comparisons).items():
+                rows.append(_named(name, series, size) | {"condition": condition} | estimate.row())
     return rows
 
 
-def equivariance(grid: Grid, twins: Sequence[tuple[str, str]], found: Mapping[tuple[str, int], Pairs]) -> list[Any]:
-    """Built in minus not built in, without and with augmentation, and what augmentation takes from the first."""
+def equivariance(
+    grid: Grid, pairs_of_networks: Sequence[tuple[str, str]], differences: Mapping[tuple[str, int], Pairs]
+) -> list[Any]:
+    """Equivariant minus plain networks, without and with augmentation, and the change by augmentation."""
     rows = []
     for size in grid.sizes:
         gained = {b: grid.get(b, "supervised", size).minus(grid.get(b, "augmented", size)) for b in grid.backbones}
-        judged = {series: found.get((series, size), {}) for series in ("supervised", "augmented")}
+        judged = {series: differences.get((series, size), {}) for series in ("supervised", "augmented")}
         judged["taken"] = pairs(gained, grid.chance, size)
-        for a, b in twins:
+        for a, b in pairs_of_networks:
             each = {name: estimate for name in judged if (estimate := ordered(judged[name], a, b)) is not None}
-            row = {name: replace(estimate, comparisons=len(twins)).row() for name, estimate in each.items()}
+            row = {name: replace(estimate, comparisons=len(pairs_of_networks)).row() for name, estimate in each.items()}
             if row:
                 rows.append({"equivariant": a, "plain": b, "size": size} | row)
     return rows
@@ -168,27 +170,27 @@ def equivariance(grid: Grid, twins: Sequence[tuple[str, str]], found: Mapping[tu
 
 
 def crossing(curve: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """Where differences [R S] that start above zero and end below it pass zero for the last time; NaN elsewhere.
+    """Training size at which differences [R S] pass from above zero to below for the last time; NaN elsewhere.
 
     Linear between the sizes in log n.
     """
     log = np.log(np.asarray(sizes, dtype=np.float64))
-    found = np.full(len(curve), np.nan)
+    result = np.full(len(curve), np.nan)
     valid = np.flatnonzero((curve[:, 0] > 0) & (curve[:, -1] < 0))
     last = curve.shape[1] - 1 - (curve[valid, ::-1] > 0).argmax(axis=1)
     here, after = curve[valid, last], curve[valid, last + 1]
-    found[valid] = np.exp(log[last] + (log[last + 1] - log[last]) * here / (here - after))
-    return found
+    result[valid] = np.exp(log[last] + (log[last + 1] - log[last]) * here / (here - after))
+    return result
 
 
-def crossings(grid: Grid, found: Mapping[tuple[str, int], Pairs]) -> list[dict[str, Any]]:
-    """For every two backbones of a series: which is ahead at both ends, and where one passes the other."""
+def crossings(grid: Grid, differences: Mapping[tuple[str, int], Pairs]) -> list[dict[str, Any]]:
+    """For every two backbones of a series: which is ahead at both ends, and where the curves cross."""
     rows = []
     for series in grid.series:
         for a, b in combinations(grid.backbones, 2):
-            sizes = [size for size in grid.sizes if (a, b) in found[series, size]]
+            sizes = [size for size in grid.sizes if (a, b) in differences[series, size]]
             if len(sizes) > 1:
-                along = [found[series, size][a, b] for size in sizes]
+                along = [differences[series, size][a, b] for size in sizes]
                 rows.append({"series": series} | _crossing(a, b, sizes, along))
     return rows
 
@@ -213,17 +215,17 @@ def _crossing(a: str, b: str, sizes: list[int], along: list[Estimate]) -> dict[s
 # --- Table 10 -----------------------------------------------------------------------------------
 
 
-def table(grid: Grid, columns: tuple[str, str], found: Mapping[tuple[str, int], Pairs]) -> dict[str, Any]:
+def table(grid: Grid, columns: tuple[str, str], differences: Mapping[tuple[str, int], Pairs]) -> dict[str, Any]:
     """Two backbones side by side, sizes below each other, in the form of Table 10 of Caron et al. 2021.
 
-    Logistic regression and k-NN; where nothing was learned without labels, what there is.
+    Rows of logistic regression and k-NN; of all series where there are none.
     """
     left, right = columns
     blocks = []
     for series in [name for name in PROBES if name in grid.series] or grid.series:
         rows, along = [], []
         for size in grid.sizes:
-            estimate = ordered(found[series, size], left, right)
+            estimate = ordered(differences[series, size], left, right)
             if estimate is not None:
                 means = [float(np.mean(list(grid.get(name, series, size).measured.values()))) for name in columns]
                 rows.append({"size": size, "left": means[0], "right": means[1]} | estimate.row())
@@ -252,7 +254,7 @@ def summarise(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything a study says, ready for JSON: curves, differences, effects, crossings, table, sentences.
+    """All results of a study for JSON: curves, differences, effects, crossings, table, conclusions.
 
     truth     [M] class numbers of the test images        groups    their groups, None for an image of its own
     columns   the two backbones of the table in the form of Table 10; None: the first CNN and the first ViT
@@ -268,7 +270,7 @@ def summarise(
     }
     columns = columns or default_columns(grid.backbones)
     labels = "augmented" if "augmented" in grid.series else "supervised"
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "metric": metric,
         "units": chance.units,
         "resamples": resamples,
@@ -293,7 +295,7 @@ def summarise(
         "robustness": robustness(grid),
         "table": table(grid, columns, between) if columns else None,
     }
-    return found | {"protocol": _protocol(grid, found, len(truth)), "conclusions": conclude(found)}
+    return summary | {"protocol": _protocol(grid, summary, len(truth)), "conclusions": conclude(summary)}
 
 
 def _check(
@@ -308,19 +310,19 @@ def _check(
     if metric == "auroc" and len(np.unique(truth)) < 2:
         raise EvaluationError("AUROC needs test images of two classes", got=len(np.unique(truth)))
     if not answers:
-        raise EvaluationError("nothing was trained yet", expected="answers of at least one training")
+        raise EvaluationError("no training is finished", expected="predictions of at least one training")
     if len(groups) != len(truth):
         raise EvaluationError("groups and classes do not match", got=f"{len(groups)} groups, {len(truth)} classes")
-    seen = set()
+    keys = set()
     for a in answers:
         key = (a.backbone, a.series, a.size, a.seed)
-        if key in seen:
-            raise EvaluationError("a training is given twice", got=", ".join(map(str, key)))
-        seen.add(key)
+        if key in keys:
+            raise EvaluationError("duplicate training run", got=", ".join(map(str, key)))
+        keys.add(key)
         for scores in (a.scores, *a.conditions.values()):
             if len(scores) != len(truth):
-                got = f"{len(scores)} answers of {a.backbone} for {len(truth)} test images"
-                raise EvaluationError("every backbone must answer for every test image", got=got)
+                got = f"{len(scores)} predictions of {a.backbone} for {len(truth)} test images"
+                raise EvaluationError("predictions and test images do not match", got=got)
     for name in columns or ():
         if name not in {a.backbone for a in answers}:
             raise unknown("backbone", name, {a.backbone for a in answers})
@@ -328,12 +330,12 @@ def _check(
         raise UsageError("a table compares two backbones", got=", ".join(columns))
 
 
-def _protocol(grid: Grid, found: Mapping[str, Any], images: int) -> dict[str, Any]:
-    """The rules in words, and why nothing may be called clear, if so."""
-    units, seeds = grid.chance.units, max(row["seeds"] for row in found["points"])
-    at_once = max((row["comparisons"] for row in found["differences"]), default=0)
+def _protocol(grid: Grid, summary: Mapping[str, Any], images: int) -> dict[str, Any]:
+    """The protocol as text, and its limits."""
+    units, seeds = grid.chance.units, max(row["seeds"] for row in summary["points"])
+    at_once = max((row["comparisons"] for row in summary["differences"]), default=0)
     words = [
-        f"95 % intervals over test groups ({units} units, {images:,} test images, {found['resamples']:,} bootstrap "
+        f"95 % intervals over test groups ({units} units, {images:,} test images, {summary['resamples']:,} bootstrap "
         f"resamples of whole groups) and seeds (at most {seeds}).",
         "The spread between seeds enters by Student's t, its variance pooled over the backbones of a series and size "
         "and never below a backbone's own.",

@@ -1,7 +1,7 @@
-"""Accuracy, balanced accuracy and AUROC, each under resampling weights, so that intervals are one product.
+"""Accuracy, balanced accuracy and AUROC with resampling weights, and the bootstrap over groups.
 
-Every function takes ``weights`` [R M]: how often each of M test images counts in each of R resamples (a row of
-ones is the test part itself), and returns [R].
+Every metric takes ``weights`` [R M], how often each of M test images counts in each of R resamples (a row of ones is
+the test part itself), and returns [R].
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def accuracy(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.
     array([0.5])
     """
     correct = (scores.argmax(axis=1) == labels).astype(np.float64)
-    return weights @ correct / weights.sum(axis=1)
+    fractions: np.ndarray = weights @ correct / weights.sum(axis=1)
+    return fractions
 
 
 def balanced_accuracy(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -46,7 +47,8 @@ def balanced_accuracy(scores: np.ndarray, labels: np.ndarray, weights: np.ndarra
         total = inside.sum(axis=1)
         hits = inside @ correct[labels == c]
         recalls.append(np.divide(hits, total, out=np.full(len(weights), np.nan), where=total > 0))
-    return np.nanmean(np.stack(recalls), axis=0)
+    means: np.ndarray = np.nanmean(np.stack(recalls), axis=0)
+    return means
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -74,14 +76,15 @@ def _area(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.nd
     below = np.cumsum(down, axis=1) - down
     pairs = up.sum(axis=1) * down.sum(axis=1)
     ranked_above = (up * (below + 0.5 * down)).sum(axis=1)
-    return np.divide(ranked_above, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    area: np.ndarray = np.divide(ranked_above, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return area
 
 
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy, "auroc": auroc}
 
 
 def resampling_weights(groups: Sequence[str | None], resamples: int, seed: int) -> np.ndarray:
-    """[R M] counts of a bootstrap that draws whole groups; images without a group stand for themselves."""
+    """[R M] counts of a bootstrap over groups; images without a group are groups of their own."""
     _, which = np.unique(unit_names(groups), return_inverse=True)
     count = int(which.max()) + 1
     drawn = numpy_generator(seed, "bootstrap").multinomial(count, np.full(count, 1 / count), size=resamples)
@@ -111,7 +114,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Resampled:
     """The mean over draws of the training labels, and the value in every resample [R]."""
 
     mean: float
@@ -120,7 +123,7 @@ class Estimate:
 
 def bootstrap(
     measure: Callable[[int, np.ndarray], np.ndarray], draws: Sequence[int], picks: np.ndarray, weights: np.ndarray
-) -> Estimate:
+) -> Resampled:
     """Measure every draw on the test part itself, and one draw in every resample.
 
     Parameters
@@ -130,21 +133,21 @@ def bootstrap(
     picks
         [R] the draw of each resample, as an index into ``draws``; more than R are ignored.
     """
-    whole = np.ones((1, weights.shape[1]))
-    means = [float(measure(draw, whole)[0]) for draw in draws]
+    unweighted = np.ones((1, weights.shape[1]))
+    means = [float(measure(draw, unweighted)[0]) for draw in draws]
     resampled = np.empty(len(weights))
     for j, draw in enumerate(draws):
         picked = picks[: len(weights)] == j
         if picked.any():
             resampled[picked] = measure(draw, weights[picked])
-    return Estimate(float(np.mean(means)), resampled)
+    return Resampled(float(np.mean(means)), resampled)
 
 
 Row = dict[str, Any]
 
 
 def summarise_models(
-    estimates: Mapping[str, Estimate], about: Mapping[str, Any], *, enough_units: bool
+    estimates: Mapping[str, Resampled], about: Mapping[str, Any], *, enough_units: bool
 ) -> tuple[list[Row], list[Row]]:
     """Rows of all models and paired differences between the first and each other, with 95 % intervals.
 

@@ -169,7 +169,7 @@ class Draw:
 
 
 def draws(cohort: Cohort, folds: Sequence[tuple[np.ndarray, np.ndarray]], config: NestedConfig) -> list[Draw]:
-    """All draws of labels, stratified, whole patients where the share allows."""
+    """All draws of labels, stratified, whole patients where the fraction allows."""
     result = []
     for fraction in config.fractions:
         for repeat in range(config.repeats if fraction < 1 else 1):
@@ -222,9 +222,10 @@ def by_folds(
     stacked = np.stack(values)
     measured = ~np.isnan(stacked)
     count = measured.sum(axis=0)
-    return np.divide(
+    mean: np.ndarray = np.divide(
         np.where(measured, stacked, 0).sum(axis=0), count, out=np.full(len(weights), np.nan), where=count > 0
     )
+    return mean
 
 
 def nested(

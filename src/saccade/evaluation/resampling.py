@@ -1,11 +1,10 @@
-"""What chance can do to the figures of many trainings: resampled test groups, and Student's t for the seeds.
+"""Uncertainty of the results of many trainings: bootstrap over test groups, and Student's t for the seeds.
 
-Two things are left to chance. Which patients are in the test part: whole groups are resampled, the same for every
-training, so that comparisons are paired (Efron and Tibshirani 1993). And the seed, which draws the training images
-and the first weights: two or three values are too few to be resampled (the range of three covers their mean in 75 %
-of studies), so every resample adds a Student t draw times their standard error, as in a two-way layout (Scheffe
-1959). Their variance is pooled over the backbones of one series and size, and never taken smaller than a backbone's
-own.
+There are two sources of variation. The patients of the test part: whole groups are resampled, the same for every
+training, so that comparisons are paired (Efron and Tibshirani 1993). The seed, which determines training images and
+initial weights: two or three values are too few for a bootstrap (the range of three covers their mean in 75 % of
+studies), so every resample adds a Student t draw times their standard error, as in a two-way layout (Scheffe 1959). The
+variance is pooled over the backbones of one series and size, and never smaller than a backbone's own.
 """
 
 from __future__ import annotations
@@ -23,44 +22,45 @@ from saccade.data.splits import unit_names
 from saccade.evaluation.metrics import resampling_weights
 from saccade.evaluation.small_samples import FEW_UNITS
 
-FEW_SEEDS = 2  # one seed says nothing of the spread between seeds: no difference is called clear then
+FEW_SEEDS = 2  # with one seed the variance between seeds is unknown, and no difference is called clear
 
 
 class Chance:
-    """R resamples of the test groups, and draws for the seeds. Everything is measured under the same ones."""
+    """R resamples of the test groups, and draws for the seeds; the same for every result."""
 
     def __init__(self, groups: Sequence[str | None], resamples: int, seed: int):
         self.seed = seed
         self.units = len(set(unit_names(groups)))
         self.weights = resampling_weights(groups, resamples, seed).astype(np.float64)
-        # A bootstrap of G units has (G-1)/G of the variance and knows no t: with 10 groups 95 % would be 91 %.
+        # A bootstrap of G units has (G-1)/G of the variance and normal tails: with 10 groups 95 % would be 91 %.
         free = max(1, self.units - 1)
         self.widening = np.sqrt(self.units / chdtri(free, self._even("units")))
 
     def seed_draws(self, size: int, freedom: int) -> np.ndarray:
-        """[R] of Student's t. Sizes have streams of their own: each is trained anew."""
-        return stdtrit(freedom, self._even("seeds", size))
+        """[R] draws of Student's t, independent for every size."""
+        draws: np.ndarray = stdtrit(freedom, self._even("seeds", size))
+        return draws
 
     def _even(self, *stream: int | str) -> np.ndarray:
-        """[R] evenly spread over 0 to 1, in an order of their own: tails are right even with few resamples."""
+        """[R] evenly spaced in 0 to 1, in random order: tails are accurate even with few resamples."""
         order = numpy_generator(self.seed, *stream).permutation(len(self.weights))
         return (order + 0.5) / len(order)
 
 
 @dataclass(frozen=True)
 class Values:
-    """A figure by seed: as measured, and [R] in every resample of the test groups."""
+    """A metric by seed: on the test part, and [R] in every resample of its groups."""
 
     measured: Mapping[int, float]
     resampled: Mapping[int, np.ndarray]
 
     def minus(self, other: Values) -> Values:
-        """The difference, of the seeds that both have."""
+        """The difference, for the seeds that both have."""
         return combine([self, other], (1.0, -1.0))
 
 
 def combine(parts: Sequence[Values], weights: Sequence[float]) -> Values:
-    """A weighted sum, of the seeds that all have."""
+    """A weighted sum, for the seeds that all have."""
     seeds = sorted(set.intersection(*(set(part.measured) for part in parts)))
     return Values(
         {s: sum(w * part.measured[s] for part, w in zip(parts, weights)) for s in seeds},
@@ -70,10 +70,20 @@ def combine(parts: Sequence[Values], weights: Sequence[float]) -> Values:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and where it may lie: ``spread`` [R].
+    """A mean over seeds and its distribution.
 
-    comparisons   how many are made at once: "clear" needs the interval at 1 - 0.05/comparisons
-    bounds        no value lies outside
+    Parameters
+    ----------
+    mean, seeds
+        Over so many seeds.
+    spread
+        [R] values of the mean in every resample.
+    comparisons
+        Made at once: "clear" needs the interval at 1 - 0.05/comparisons (Bonferroni).
+    enough
+        There are enough seeds and test groups for any difference to be called clear.
+    bounds
+        Range of possible values.
     """
 
     mean: float
@@ -96,15 +106,15 @@ class Estimate:
         low, high = self.interval()
         strict = self.interval(1 - 0.05 / self.comparisons)
         clear = self.enough and (min(low, *strict) > 0 or max(high, *strict) < 0)
-        found: dict[str, Any] = {name: self.mean, "low": low, "high": high}
+        row: dict[str, Any] = {name: self.mean, "low": low, "high": high}
         if name == "difference":
-            found |= {"strict_low": strict[0], "strict_high": strict[1], "comparisons": self.comparisons}
-            found["clear"] = bool(clear)
-        return {key: _plain(value) for key, value in found.items()} | {"seeds": self.seeds}
+            row |= {"strict_low": strict[0], "strict_high": strict[1], "comparisons": self.comparisons}
+            row["clear"] = bool(clear)
+        return {key: _plain(value) for key, value in row.items()} | {"seeds": self.seeds}
 
 
 def _plain(value: Any) -> Any:
-    """None for what is no number: JSON has no word for it."""
+    """None for numbers that are not finite, which JSON lacks."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -117,24 +127,30 @@ def judge(
     comparisons: int | None = None,
     bounds: tuple[float, float] = (-1.0, 1.0),
 ) -> dict[Any, Estimate]:
-    """Estimates of values that share one variance between seeds.
+    """Estimates of a family of values with one pooled variance between seeds.
 
-    free          how many of them are free of each other (of the pairs of B backbones B - 1 are); None: all
-    comparisons   None: as many as there are values
+    Parameters
+    ----------
+    free
+        Number of independent values (B - 1 for the pairs of B backbones); None: all.
+    comparisons
+        None: the number of values.
     """
     family = {key: values for key, values in family.items() if values.measured}
-    own = {key: np.var(list(v.measured.values()), ddof=1) for key, v in family.items() if len(v.measured) > 1}
-    among = sum(len(family[key].measured) - 1 for key in own)
-    pooled = sum((len(family[key].measured) - 1) * own[key] for key in own) / among if among else 0.0
-    free = len(own) if free is None else max(1, free)
-    freedom = max(1, round(free * among / len(own))) if own else 0
+    variances = {key: np.var(list(v.measured.values()), ddof=1) for key, v in family.items() if len(v.measured) > 1}
+    among = sum(len(family[key].measured) - 1 for key in variances)
+    pooled = sum((len(family[key].measured) - 1) * variances[key] for key in variances) / among if among else 0.0
+    free = len(variances) if free is None else max(1, free)
+    freedom = max(1, round(free * among / len(variances))) if variances else 0
     draws = chance.seed_draws(size, freedom) if freedom else 0.0
-    found = {}
+    estimates = {}
     for key, values in family.items():
         seeds = len(values.measured)
         mean = float(np.mean(list(values.measured.values())))
         groups = (np.mean(list(values.resampled.values()), axis=0) - mean) * chance.widening
-        error = math.sqrt(max(own.get(key, 0.0), pooled) / seeds)
+        error = math.sqrt(max(variances.get(key, 0.0), pooled) / seeds)
         enough = seeds >= FEW_SEEDS and chance.units >= FEW_UNITS
-        found[key] = Estimate(mean, mean + groups + draws * error, seeds, comparisons or len(family), enough, bounds)
-    return found
+        estimates[key] = Estimate(
+            mean, mean + groups + draws * error, seeds, comparisons or len(family), enough, bounds
+        )
+    return estimates

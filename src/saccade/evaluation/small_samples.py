@@ -1,6 +1,6 @@
-"""Intervals that rest on few groups: a bootstrap over fewer than six says nothing, and that stands beside the figures.
+"""Marks for intervals of too few test groups: a bootstrap over fewer than six is not valid.
 
-Light to import: the pages need it.
+No numpy here: pages import it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FEW_UNITS = 6
-"""A bootstrap over fewer groups says nothing: no lead is claimed then."""
+"""With fewer test groups, intervals are marked and no difference is called clear."""
 MARK = "?"
 
 
@@ -23,16 +23,16 @@ def few_units(about: Mapping[str, Any]) -> str:
         return ""
     if "units" in about:
         return f"{units} patients"
-    known = about.get("groups_test")
-    return f"{units} groups or images" if known is None else f"{units} groups" if known else f"{units} images"
+    groups = about.get("groups_test")
+    return f"{units} groups or images" if groups is None else f"{units} groups" if groups else f"{units} images"
 
 
 def few_words(about: Mapping[str, Any]) -> str:
-    """The sentence that explains the mark; empty where there is nothing to explain."""
+    """The sentence that explains the mark; empty where there is none."""
     few = few_units(about)
     return f"{MARK} The test part is {few}: an interval over so few means nothing." if few else ""
 
 
 def mark(about: Mapping[str, Any]) -> str:
-    """What stands behind an interval: `` ?`` where it means nothing."""
+    """`` ?`` after an interval of too few groups, else empty."""
     return f" {MARK}" if few_units(about) else ""

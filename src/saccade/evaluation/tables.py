@@ -1,4 +1,4 @@
-"""The table, in the form of Table 10 of the DINO paper: text, Markdown, CSV, and what follows in words."""
+"""Results as a table in the form of Table 10 of the DINO paper: text, Markdown and CSV, with conclusions in words."""
 
 from __future__ import annotations
 
@@ -14,41 +14,43 @@ from saccade.evaluation.small_samples import mark as mark_of
 TITLES = {"knn": "weighted k-NN", "logistic": "logistic regression"}
 
 
-def _headline_rows(found: EvalReport, rows: Sequence[dict[str, Any]], probe: str) -> list[dict[str, Any]]:
-    wanted = found.protocol["headline_k"]
+def _headline_rows(report: EvalReport, rows: Sequence[dict[str, Any]], probe: str) -> list[dict[str, Any]]:
+    headline_k = report.protocol["headline_k"]
     return [
         r
         for r in rows
-        if r["probe"] == probe and r["metric"] == "accuracy" and (probe != "knn" or r["k_asked"] == wanted)
+        if r["probe"] == probe and r["metric"] == "accuracy" and (probe != "knn" or r["k_asked"] == headline_k)
     ]
 
 
-def models_of(found: EvalReport) -> list[str]:
+def models_of(report: EvalReport) -> list[str]:
     """Models in the order of the table."""
-    return list(dict.fromkeys(row["model"] for row in found.rows))
+    return list(dict.fromkeys(row["model"] for row in report.rows))
 
 
-def _cells(found: EvalReport, probe: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: labels, one column a model, and the difference of the first two with its mean."""
-    models = models_of(found)
-    mark = "*" if found.protocol.get("overlap") else ""
-    rows = {(r["model"], r["fraction"]): r for r in _headline_rows(found, found.rows, probe)}
-    gaps = {(d["against"], d["fraction"]): d for d in _headline_rows(found, found.differences, probe)}
+def _cells(report: EvalReport, probe: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: labels, one column per model, and the difference of the first two with its mean."""
+    models = models_of(report)
+    mark = "*" if report.protocol.get("overlap") else ""
+    rows = {(r["model"], r["fraction"]): r for r in _headline_rows(report, report.rows, probe)}
+    gaps = {(d["against"], d["fraction"]): d for d in _headline_rows(report, report.differences, probe)}
     header = ["labels", *models] + ([f"Δ ({models[0]} − {models[1]})"] if len(models) > 1 else [])
     body, differences = [], []
-    several = found.protocol["units_test"] > 1  # one group has no spread: no interval is better than one of width 0
-    doubt = mark_of(found.protocol)
-    between, signed = (f" [{{:.1f}}, {{:.1f}}]{doubt}", f" [{{:+.1f}}, {{:+.1f}}]{doubt}") if several else ("", "")
-    for fraction in found.protocol["fractions"]:
-        some = rows[models[0], fraction]
-        line = [f"{fraction * 100:g} % (n={some['n_train']})"]
+    mark_few = mark_of(report.protocol)
+    interval_format, signed_format = "", ""
+    if report.protocol["units_test"] > 1:  # a bootstrap over one group has no variance
+        interval_format = f" [{{:.1f}}, {{:.1f}}]{mark_few}"
+        signed_format = f" [{{:+.1f}}, {{:+.1f}}]{mark_few}"
+    for fraction in report.protocol["fractions"]:
+        row = rows[models[0], fraction]
+        line = [f"{fraction * 100:g} % (n={row['n_train']})"]
         for model in models:
             r = rows[model, fraction]
-            line.append(f"{100 * r['mean']:.1f}{mark}" + between.format(100 * r["low"], 100 * r["high"]))
+            line.append(f"{100 * r['mean']:.1f}{mark}" + interval_format.format(100 * r["low"], 100 * r["high"]))
         if len(models) > 1:
             d = gaps[models[1], fraction]
             differences.append(d["difference"])
-            line.append(f"{100 * d['difference']:+.1f}{mark}" + signed.format(100 * d["low"], 100 * d["high"]))
+            line.append(f"{100 * d['difference']:+.1f}{mark}" + signed_format.format(100 * d["low"], 100 * d["high"]))
         body.append(line)
     if len(models) > 1:
         mean = sum(differences) / len(differences)
@@ -56,13 +58,16 @@ def _cells(found: EvalReport, probe: str) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def headline(found: EvalReport) -> str:
-    """What the table shows, in words; a lead is claimed only when it is clear: its paired interval excludes zero."""
-    model = models_of(found)[0]
+def headline(report: EvalReport) -> str:
+    """Conclusions in words; a lead is claimed only when its paired interval excludes zero."""
+    model = models_of(report)[0]
     lines = []
-    for fraction in found.protocol["fractions"]:
+    for fraction in report.protocol["fractions"]:
         gaps = [
-            d for probe in TITLES for d in _headline_rows(found, found.differences, probe) if d["fraction"] == fraction
+            d
+            for probe in TITLES
+            for d in _headline_rows(report, report.differences, probe)
+            if d["fraction"] == fraction
         ]
         ahead = _names([d for d in gaps if d["clear"] and d["difference"] > 0])
         behind = _names([d for d in gaps if d["clear"] and d["difference"] < 0])
@@ -73,7 +78,7 @@ def headline(found: EvalReport) -> str:
             f"not clearly different from {equal}" if equal else "",
         ]
         lines.append(f"At {fraction * 100:g} % of the labels {model} is " + "; ".join(p for p in parts if p) + ".")
-    return "\n".join(lines) if any(found.differences) else ""
+    return "\n".join(lines) if any(report.differences) else ""
 
 
 def _names(differences: Sequence[dict[str, Any]]) -> str:
@@ -83,35 +88,35 @@ def _names(differences: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{model} ({' and '.join(probes)})" for model, probes in by_model.items())
 
 
-def to_text(found: EvalReport) -> str:
+def to_text(report: EvalReport) -> str:
     """For the terminal."""
     blocks = []
     for probe, title in TITLES.items():
-        header, body = _cells(found, probe)
+        header, body = _cells(report, probe)
         widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in [header, *body]]
         blocks.append("\n".join([f"{title}, accuracy in %, 95 % intervals", *lines]))
-    if found.protocol.get("overlap"):
+    if report.protocol.get("overlap"):
         blocks.append("* part of the test part was seen in pretraining")
-    return "\n\n".join([*blocks, *_doubt(found), headline(found), found.protocol["text"]])
+    return "\n\n".join([*blocks, *_doubt(report), headline(report), report.protocol["text"]])
 
 
-def _doubt(found: EvalReport) -> list[str]:
-    words = few_words(found.protocol)
+def _doubt(report: EvalReport) -> list[str]:
+    words = few_words(report.protocol)
     return [words] if words else []
 
 
-def to_markdown(found: EvalReport) -> str:
+def to_markdown(report: EvalReport) -> str:
     blocks = []
     for probe, title in TITLES.items():
-        header, body = _cells(found, probe)
+        header, body = _cells(report, probe)
         lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]
         blocks.append("\n".join([f"**{title}**, accuracy in %, 95 % intervals", "", *lines]))
-    return "\n\n".join([*blocks, *_doubt(found), headline(found), found.protocol["text"]]) + "\n"
+    return "\n\n".join([*blocks, *_doubt(report), headline(report), report.protocol["text"]]) + "\n"
 
 
-def to_csv(found: EvalReport) -> str:
-    """Every row, all metrics and all k."""
+def to_csv(report: EvalReport) -> str:
+    """All rows, with every metric and k."""
     columns = [
         "model",
         "probe",
@@ -129,6 +134,6 @@ def to_csv(found: EvalReport) -> str:
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, restval="")
     writer.writeheader()
-    for row in found.rows:
-        writer.writerow(row | {"overlap": bool(found.protocol.get("overlap"))})
+    for row in report.rows:
+        writer.writerow(row | {"overlap": bool(report.protocol.get("overlap"))})
     return file.getvalue()

@@ -267,7 +267,8 @@ def entropy(probs: Float[Tensor, "... K"]) -> Float[Tensor, "..."]:
     >>> float(entropy(torch.tensor([0.0, 1.0])))
     0.0
     """
-    return torch.special.entr(probs).sum(dim=-1)
+    terms: Tensor = torch.special.entr(probs)
+    return terms.sum(dim=-1)
 
 
 class Dino(Method):

@@ -188,7 +188,7 @@ class DinoV2(Method):
                 items=view.items,
                 stream=f"view {number}",
                 prob=self.config.mask_prob,
-                share=self.config.mask_ratio,
+                mask_ratio=self.config.mask_ratio,
             )
             masks.append(mask)
         return torch.cat(masks)

@@ -36,7 +36,7 @@ class BatchNorm(nn.BatchNorm1d):
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * count / max(1, count - 1), self.momentum)
                 self.num_batches_tracked.add_(1)
-            normalized = (x32 - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+            normalized: Tensor = (x32 - mean) * torch.rsqrt(variance + self.eps) * self.weight + self.bias
         return normalized.to(x.dtype)
 
 
@@ -77,9 +77,9 @@ def width_of(network: nn.Module) -> int:
 @torch.no_grad()
 def ema_update(teacher: Sequence[nn.Module], student: Sequence[nn.Module], momentum: float) -> None:
     """The teacher as a moving average of the student (He et al. 2020, MoCo): t = m t + (1 - m) s."""
-    pairs = [(a, b) for one, other in zip(teacher, student) for a, b in zip(one.parameters(), other.parameters())]
-    targets, sources = zip(*pairs, strict=True)
-    torch._foreach_lerp_(list(targets), [p.detach() for p in sources], 1 - momentum)
+    targets: list[Tensor] = [p for network in teacher for p in network.parameters()]
+    sources = [p.detach() for network in student for p in network.parameters()]
+    torch._foreach_lerp_(targets, sources, 1 - momentum)
 
 
 class StudentTeacher:

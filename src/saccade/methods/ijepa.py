@@ -78,7 +78,8 @@ class Predictor(nn.Module):
         x = torch.cat([x + table[context], self.mask_token.to(x.dtype) + table[targets]], dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.back(self.norm(x[:, -targets.shape[1] :]))
+        predicted: Tensor = self.back(self.norm(x[:, -targets.shape[1] :]))
+        return predicted
 
 
 class Ijepa(Method):

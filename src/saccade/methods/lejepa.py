@@ -130,18 +130,18 @@ class Lejepa(Method):
             raise UsageError("lejepa compares views of one image", got="one view", hint="--set views.global_count=2")
         batch, out_dim = len(views[0].pixels), self.config.out_dim
         assert out_dim
-        found = image_vectors(self.network, views)
-        vectors = self.head(found).float().view(len(views), batch, out_dim)
+        features = image_vectors(self.network, views)
+        vectors = self.head(features).float().view(len(views), batch, out_dim)
         # The same directions on every process.
         draw = torch_generator(self.seed, "directions", progress.step)
         directions = torch.randn(out_dim, self.config.slices, generator=draw).to(vectors.device)
         directions = directions / directions.norm(dim=0)
         with torch.autocast(vectors.device.type, enabled=False):
-            near = agreement(vectors, global_count)
+            invariance = agreement(vectors, global_count)
             tests = [sigreg(view, directions, _mean, batch * world_size()) for view in vectors]
-            normal = torch.stack(tests).mean()
-        loss = (1 - self.config.weight) * near + self.config.weight * normal
-        logs = {"invariance": near.detach(), "sigreg": normal.detach(), "feature_std": feature_std(found)}
+            normality = torch.stack(tests).mean()
+        loss = (1 - self.config.weight) * invariance + self.config.weight * normality
+        logs = {"invariance": invariance.detach(), "sigreg": normality.detach(), "feature_std": feature_std(features)}
         return StepOutput(loss, logs)
 
     def before_update(self, progress: Progress) -> None:

@@ -134,7 +134,8 @@ class Mae(Method):
         x = torch.cat([tokens[:, :1], tokens[:, 1:] + positions[0], masked], dim=1)
         for block in self.decoder:
             x = block(x)
-        return self.draw(self.norm(x[:, -hidden.shape[1] :]))
+        predicted: Tensor = self.draw(self.norm(x[:, -hidden.shape[1] :]))
+        return predicted
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         losses, vectors = [], []

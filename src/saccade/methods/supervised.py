@@ -88,7 +88,8 @@ class Supervised(Method):
         else:
             features = self.network(pixels).cls
         with torch.autocast(pixels.device.type, enabled=False):
-            return self.head(self.head_norm(features.float()))
+            scores: Tensor = self.head(self.head_norm(features.float()))
+        return scores
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         labels = views[0].labels
