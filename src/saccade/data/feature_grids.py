@@ -40,9 +40,9 @@ class Block:
     rows: np.ndarray
 
 
-def cells_of(found: SlideFeatures) -> np.ndarray:
+def cells_of(features: SlideFeatures) -> np.ndarray:
     """[n 2] int64 (row, column) of each tile on the lattice that starts at (0, 0)."""
-    return np.rint(found.coords[:, ::-1] / step_of(found.about)).astype(np.int64)
+    return np.rint(features.coords[:, ::-1] / step_of(features.about)).astype(np.int64)
 
 
 def cut_blocks(file: Path, cells: np.ndarray, side: int, least: float) -> list[Block]:
@@ -55,19 +55,19 @@ def cut_blocks(file: Path, cells: np.ndarray, side: int, least: float) -> list[B
         size = (int(high[0] - low[0]), int(high[1] - low[1]))
         return [Block(file, int(low[0]), int(low[1]), size, np.arange(len(cells)))]
     corners, which = np.unique(cells // side, axis=0, return_inverse=True)
-    found = []
+    blocks = []
     for number, (row, column) in enumerate(corners):
         inside = np.flatnonzero(which.reshape(-1) == number)
         if len(inside) >= least * side * side:
-            found.append(Block(file, int(row) * side, int(column) * side, (side, side), inside))
-    return found
+            blocks.append(Block(file, int(row) * side, int(column) * side, (side, side), inside))
+    return blocks
 
 
-def fill(found: SlideFeatures, cells: np.ndarray, block: Block) -> np.ndarray:
+def fill(features: SlideFeatures, cells: np.ndarray, block: Block) -> np.ndarray:
     """The block as [D + 1, Y, X] float32; zeros where no tile is."""
-    grid = np.zeros((found.features.shape[1] + 1, *block.size), np.float32)
+    grid = np.zeros((features.features.shape[1] + 1, *block.size), np.float32)
     y, x = cells[block.rows, 0] - block.top, cells[block.rows, 1] - block.left
-    grid[:-1, y, x] = found.features[block.rows].T
+    grid[:-1, y, x] = features.features[block.rows].T
     grid[-1, y, x] = 1.0
     return grid
 
@@ -99,13 +99,13 @@ class GridSource:
         self._hashes: list[str] = []
         places = []
         for file in files:
-            found = _features(file)
-            about, (down, across) = dict(found.about), step_of(found.about)
+            features = _features(file)
+            about, (down, across) = dict(features.about), step_of(features.about)
             if known is not None:
                 about |= {name: getattr(known[file], name) for name in ("label", "group", "split")}
             content = about.get("slide_sha256") or _sha256(file)
             self.files[file] = _record(str(about["slide"]), str(about["slide"]), about)
-            for block in cut_blocks(file, cells_of(found), side, least):
+            for block in cut_blocks(file, cells_of(features), side, least):
                 x, y = round(block.left * across), round(block.top * down)
                 words = (content, about.get("model_sha256"), side, block.top, block.left)
                 slide = str(about["slide"])
@@ -128,8 +128,8 @@ class GridSource:
 
     def read(self, index: int) -> Sample:
         block = self.blocks[index]
-        found = _features(block.file)
-        return Sample(fill(found, cells_of(found), block), self.records[index], grid=True)
+        features = _features(block.file)
+        return Sample(fill(features, cells_of(features), block), self.records[index], grid=True)
 
     def content_hash(self, index: int) -> str:
         """Of slide, model and place: the same for the same vectors."""
@@ -152,10 +152,10 @@ def _features(file: Path) -> SlideFeatures:
 
 @lru_cache(maxsize=4)  # blocks are read slide by slide
 def _kept(file: Path, _written: int) -> SlideFeatures:
-    found = load_features(file)
-    if "tile_px_level0" not in found.about:
+    features = load_features(file)
+    if "tile_px_level0" not in features.about:
         raise DataError(f"{file}: it does not say how large its tiles are", expected="tile_px_level0 in its attributes")
-    return found
+    return features
 
 
 def write_grids(folder: Path, files: Sequence[Path], *, side: int, least: float) -> Path:
@@ -182,14 +182,14 @@ def open_grids(folder: Path) -> GridSource:
 
 def holds_features(folder: Path) -> bool:
     """Whether a folder holds files of features (HDF5), and beside them at most tables."""
-    found = False
-    for place in folder.iterdir():
-        name = place.name.lower()
+    any_features = False
+    for path in folder.iterdir():
+        name = path.name.lower()
         if has_suffix(name, "features"):
-            found = True
+            any_features = True
         elif not name.endswith((*suffixes("table"), *TEXT_SUFFIXES)) and not name.startswith("."):
             return False
-    return found
+    return any_features
 
 
 def open_features(folder: Path, *, manifest: Path | None, label: str | None, group: str | None) -> GridSource:
@@ -199,17 +199,17 @@ def open_features(folder: Path, *, manifest: Path | None, label: str | None, gro
     manifest   a table (path, label, patient or group, split) that names the files, or slides of the same names; one in
                the folder is found by itself
     """
-    files = sorted(place for place in folder.iterdir() if has_suffix(place.name, "features"))
-    held = manifest or table_in(folder)
-    if held is None:
+    files = sorted(path for path in folder.iterdir() if has_suffix(path.name, "features"))
+    table_path = manifest or table_in(folder)
+    if table_path is None:
         if label or group:
             raise DataError(f"{folder} has no table of columns", got=f"--label or --group {label or group}")
         return GridSource(str(folder), files, side=SIDE, least=LEAST)
-    table, stems = read_table(held), {file.stem: str(file) for file in files}
+    table, stems = read_table(table_path), {file.stem: str(file) for file in files}
     group = group or table.patient_column
 
     def find(path: str) -> str | None:
         return stems.get(PurePosixPath(path.replace("\\", "/")).stem)
 
-    known = {Path(record.id): record for record in records_from_rows(table, find, label=label, group=group)}
-    return GridSource(str(folder), list(known), side=SIDE, least=LEAST, known=known)
+    records = {Path(record.id): record for record in records_from_rows(table, find, label=label, group=group)}
+    return GridSource(str(folder), list(records), side=SIDE, least=LEAST, known=records)

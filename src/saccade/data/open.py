@@ -45,49 +45,49 @@ def open_source(
         if manifest or label or group:
             raise UsageError("synthetic images bring their own labels and groups", got=path)
         return _synthetic(str(path), tiling or Tiling())
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise DataError("no such file or folder", got=place, hint="check the path; or try synthetic:tissue")
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError("no such file or folder", got=path, hint="check the path; or try synthetic:tissue")
     if manifest is not None and not manifest.is_file():
         raise DataError("table not found", got=manifest)
-    if (place / feature_grids.FILE).is_file():
+    if (path / feature_grids.FILE).is_file():
         if manifest or label or group:
-            raise UsageError("grids of vectors bring the labels and groups of their slides", got=place)
-        return feature_grids.open_grids(place)
-    if place.is_dir() and feature_grids.holds_features(place):
-        return feature_grids.open_features(place, manifest=manifest, label=label, group=group)
+            raise UsageError("grids of vectors bring the labels and groups of their slides", got=path)
+        return feature_grids.open_grids(path)
+    if path.is_dir() and feature_grids.holds_features(path):
+        return feature_grids.open_features(path, manifest=manifest, label=label, group=group)
     tiling = tiling or Tiling()
-    slides = find_slides(place, manifest=manifest, label=label, group=group, tiling=tiling)
+    slides = find_slides(path, manifest=manifest, label=label, group=group, tiling=tiling)
     if slides is not None:
         return slides
     if tiling.asked:
-        raise UsageError("--mpp, --tile, --tissue and --slide-mpp are for slides; these are other images", got=place)
-    if place.is_dir():
-        return FolderSource(place, manifest=manifest, label=label, group=group)
-    return _open_file(place, manifest=manifest, label=label, group=group)
+        raise UsageError("--mpp, --tile, --tissue and --slide-mpp are for slides; these are other images", got=path)
+    if path.is_dir():
+        return FolderSource(path, manifest=manifest, label=label, group=group)
+    return _open_file(path, manifest=manifest, label=label, group=group)
 
 
-def _open_file(place: Path, *, manifest: Path | None, label: str | None, group: str | None) -> Source:
+def _open_file(path: Path, *, manifest: Path | None, label: str | None, group: str | None) -> Source:
     """One file that is not a slide."""
-    archive, array = by_name(place.name, "archive"), by_name(place.name, "array")
+    archive, array = by_name(path.name, "archive"), by_name(path.name, "array")
     if archive is not None:
-        source: Source = archive.load()(place, manifest=manifest, label=label, group=group)
+        source: Source = archive.load()(path, manifest=manifest, label=label, group=group)
         return source
     if array is not None:
         if manifest or label or group:
-            raise UsageError("an array file brings its own labels and has no columns", got=place)
-        source = array.load()(place)
+            raise UsageError("an array file brings its own labels and has no columns", got=path)
+        source = array.load()(path)
         return source
-    if has_suffix(place.name, "table"):
+    if has_suffix(path.name, "table"):
         if manifest:
-            raise UsageError("two tables were named", got=f"{place} and {manifest}", hint="DATA is then the folder")
-        return FolderSource(place.parent, manifest=place, label=label, group=group)
-    volume = by_name(place.name, "volume")
-    if volume is not None and (volume.name != "TIFF stack" or is_stack(place.read_bytes())):
+            raise UsageError("two tables were named", got=f"{path} and {manifest}", hint="DATA is then the folder")
+        return FolderSource(path.parent, manifest=path, label=label, group=group)
+    volume = by_name(path.name, "volume")
+    if volume is not None and (volume.name != "TIFF stack" or is_stack(path.read_bytes())):
         if manifest or label or group:
-            raise UsageError("a single volume has no table", got=place, hint="give the folder it lies in")
-        return FolderSource(place.parent, only=[place.name])
-    raise _unknown_format(place)
+            raise UsageError("a single volume has no table", got=path, hint="give the folder it lies in")
+        return FolderSource(path.parent, only=[path.name])
+    raise _unknown_format(path)
 
 
 def tiling_in(data: Mapping[str, Any]) -> Tiling:
@@ -130,12 +130,12 @@ def _synthetic(text: str, tiling: Tiling) -> Source:
     return kinds[kind](pairs)
 
 
-def _unknown_format(place: Path) -> DataError:
-    if has_suffix(place.name, "image"):
+def _unknown_format(path: Path) -> DataError:
+    if has_suffix(path.name, "image"):
         return DataError(
-            f"{place} is a single image", hint="give the folder it lies in; one image goes to saccade attend"
+            f"{path} is a single image", hint="give the folder it lies in; one image goes to saccade attend"
         )
     return DataError(
-        f"{place}: unknown file format",
+        f"{path}: unknown file format",
         expected="a folder, " + ", ".join(suffixes("archive", "array", "table", "volume", "slide", shared=False)),
     )

@@ -14,15 +14,15 @@ LOOKED_AT = 16  # a volume takes a second to read
 
 def _readable(source: Source) -> Iterator[Sample]:
     """Those of the first few images that can be read. Raises DataError where there is none."""
-    found = False
+    any_readable = False
     for index in range(min(64 if source.axes == 2 else LOOKED_AT, len(source))):
         try:
             sample = source.read(index)
         except DamagedFile:
             continue
-        found = True
+        any_readable = True
         yield sample
-    if not found:
+    if not any_readable:
         raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
 
 

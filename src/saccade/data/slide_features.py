@@ -56,19 +56,19 @@ def about_step(down: float, across: float) -> dict[str, float]:
     return {"tile_px_level0": across} | ({} if down == across else {"tile_px_level0_y": down})
 
 
-def save_features(path: Path, found: SlideFeatures) -> None:
+def save_features(path: Path, features: SlideFeatures) -> None:
     """Write HDF5 or Parquet by the suffix."""
-    save_h5(path, found) if path.suffix == ".h5" else save_parquet(path, found)
+    save_h5(path, features) if path.suffix == ".h5" else save_parquet(path, features)
 
 
-def save_h5(path: Path, found: SlideFeatures) -> None:
+def save_h5(path: Path, features: SlideFeatures) -> None:
     """Write HDF5, under a temporary name first. Raises StorageError."""
-    write_file(path, lambda temporary: _write_h5(temporary, found, path.parent))
+    write_file(path, lambda temporary: _write_h5(temporary, features, path.parent))
 
 
-def save_parquet(path: Path, found: SlideFeatures) -> None:
+def save_parquet(path: Path, features: SlideFeatures) -> None:
     """Write the columns ``x``, ``y`` and ``features``, under a temporary name first. Raises StorageError."""
-    write_file(path, lambda temporary: _write_parquet(temporary, found))
+    write_file(path, lambda temporary: _write_parquet(temporary, features))
 
 
 def load_features(path: Path) -> SlideFeatures:
@@ -80,15 +80,15 @@ def load_features(path: Path) -> SlideFeatures:
 
 def load_h5(path: Path) -> SlideFeatures:
     """Read the features of a slide, also of other programs. Raises DataError, naming the file, for others."""
-    return _told(path, _read_h5)
+    return _load(path, _read_h5)
 
 
 def load_parquet(path: Path) -> SlideFeatures:
     """Read what save_parquet wrote. Raises DataError, naming the file, for others."""
-    return _told(path, _read_parquet)
+    return _load(path, _read_parquet)
 
 
-def _told(path: Path, read: Callable[[Path], SlideFeatures]) -> SlideFeatures:
+def _load(path: Path, read: Callable[[Path], SlideFeatures]) -> SlideFeatures:
     try:
         return read(path)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
@@ -98,27 +98,31 @@ def _told(path: Path, read: Callable[[Path], SlideFeatures]) -> SlideFeatures:
         ) from error
 
 
-def _write_h5(path: Path, found: SlideFeatures, folder: Path) -> None:
+def _write_h5(path: Path, features: SlideFeatures, folder: Path) -> None:
     h5py = require("h5py", "slides", "writing HDF5")
-    about = dict(found.about)
-    told: dict[str, Any] = {"overlap": 0, "name": Path(str(about.get("slide", ""))).stem, "savetodir": folder.name}
+    about = dict(features.about)
+    attributes: dict[str, Any] = {
+        "overlap": 0,
+        "name": Path(str(about.get("slide", ""))).stem,
+        "savetodir": folder.name,
+    }
     if about.get("tile_px"):
-        told["patch_size"] = int(about["tile_px"])
+        attributes["patch_size"] = int(about["tile_px"])
     if about.get("tile_px_level0"):
-        told["patch_size_level0"] = round(about["tile_px_level0"])
+        attributes["patch_size_level0"] = round(about["tile_px_level0"])
     if about.get("mpp"):
-        told["target_magnification"] = round(MAGNIFICATION_UM / about["mpp"], 4)
-        told["mpp"] = about["mpp"]
+        attributes["target_magnification"] = round(MAGNIFICATION_UM / about["mpp"], 4)
+        attributes["mpp"] = about["mpp"]
     if about.get("mpp") and about.get("tile_px") and about.get("tile_px_level0"):
         finest = about["mpp"] * about["tile_px"] / about["tile_px_level0"]
-        told |= {"level0_magnification": round(MAGNIFICATION_UM / finest), "level0_mpp": finest}
+        attributes |= {"level0_magnification": round(MAGNIFICATION_UM / finest), "level0_mpp": finest}
     if about.get("slide_px"):
-        told |= {"level0_height": int(about["slide_px"][0]), "level0_width": int(about["slide_px"][1])}
+        attributes |= {"level0_height": int(about["slide_px"][0]), "level0_width": int(about["slide_px"][1])}
     with h5py.File(path, "w") as file:
-        coords = file.create_dataset("coords", data=np.asarray(found.coords, np.int64))
-        coords.attrs.update(told)
-        features = file.create_dataset("features", data=np.asarray(found.features, np.float32))
-        features.attrs.update({"name": told["name"], "savetodir": told["savetodir"]})
+        coords = file.create_dataset("coords", data=np.asarray(features.coords, np.int64))
+        coords.attrs.update(attributes)
+        vectors = file.create_dataset("features", data=np.asarray(features.features, np.float32))
+        vectors.attrs.update({"name": attributes["name"], "savetodir": attributes["savetodir"]})
         file.attrs[ABOUT] = json.dumps(about)
 
 
@@ -142,14 +146,14 @@ def _read_h5(path: Path) -> SlideFeatures:
     return _checked(coords.reshape(-1, 2), features.reshape(-1, features.shape[-1]), about)
 
 
-def _write_parquet(path: Path, found: SlideFeatures) -> None:
-    flat = pa.array(np.ascontiguousarray(found.features, dtype=np.float32).reshape(-1))
+def _write_parquet(path: Path, features: SlideFeatures) -> None:
+    flat = pa.array(np.ascontiguousarray(features.features, dtype=np.float32).reshape(-1))
     data = {
-        "x": pa.array(found.coords[:, 0], pa.int64()),
-        "y": pa.array(found.coords[:, 1], pa.int64()),
-        "features": pa.FixedSizeListArray.from_arrays(flat, found.features.shape[1]),
+        "x": pa.array(features.coords[:, 0], pa.int64()),
+        "y": pa.array(features.coords[:, 1], pa.int64()),
+        "features": pa.FixedSizeListArray.from_arrays(flat, features.features.shape[1]),
     }
-    pq.write_table(pa.table(data).replace_schema_metadata({ABOUT: json.dumps(found.about)}), path)
+    pq.write_table(pa.table(data).replace_schema_metadata({ABOUT: json.dumps(features.about)}), path)
 
 
 def _read_parquet(path: Path) -> SlideFeatures:

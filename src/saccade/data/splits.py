@@ -25,11 +25,11 @@ def patients_of(records: Sequence[Record], hashes: Sequence[str]) -> list[str]:
     """Whose each slide is: the patient, or the slide where none is named. Copies of one file are of one patient, and
     patients who share a file are one."""
     _, files = np.unique(list(hashes), return_inverse=True)
-    names, named = np.unique([record.group or record.id for record in records], return_inverse=True)
-    links = coo_array((np.ones(len(files)), (named, len(names) + files)), shape=(len(names) + len(files),) * 2)
+    names, name_numbers = np.unique([record.group or record.id for record in records], return_inverse=True)
+    links = coo_array((np.ones(len(files)), (name_numbers, len(names) + files)), shape=(len(names) + len(files),) * 2)
     part = connected_components(links, directed=False)[1]
     first = {number: str(name) for number, name in reversed(list(zip(part, names)))}
-    return [first[part[number]] for number in named]
+    return [first[part[number]] for number in name_numbers]
 
 
 def grouped_split(records: Sequence[Record], fraction_test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ def grouped_split(records: Sequence[Record], fraction_test: float, seed: int) ->
             hint="name a finer --group column, or give a split column",
         )
     total = Counter(str(record.label) for record in records)
-    wanted = {label: fraction_test * count for label, count in total.items()}
+    target = {label: fraction_test * count for label, count in total.items()}
     held: Counter[str] = Counter()
     names = sorted(members)
     test: list[int] = []
@@ -60,8 +60,8 @@ def grouped_split(records: Sequence[Record], fraction_test: float, seed: int) ->
     for position in numpy_generator(seed, "split").permutation(len(names)):
         inside = members[names[position]]
         counts = Counter(str(records[i].label) for i in inside)
-        without = sum((wanted[label] - held[label]) ** 2 for label in counts)
-        with_it = sum((wanted[label] - held[label] - n) ** 2 for label, n in counts.items())
+        without = sum((target[label] - held[label]) ** 2 for label in counts)
+        with_it = sum((target[label] - held[label] - n) ** 2 for label, n in counts.items())
         if with_it < without and groups_in_test < len(names) - 1:
             test += inside
             held.update(counts)

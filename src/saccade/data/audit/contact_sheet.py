@@ -37,8 +37,8 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     rule = f"* shown from {PERCENTILES[0]} to {PERCENTILES[1]} percentile of each image"
     marked = False
-    for place, index in enumerate(chosen):
-        y, x = divmod(place, columns)
+    for position, index in enumerate(chosen):
+        y, x = divmod(position, columns)
         top, left = head_px + y * step_y, GAP_PX + x * step_x
         try:
             pixels = source.read(index).pixels
@@ -131,8 +131,8 @@ def volume_sheet(source: Source, path: Path, *, most: int = MOST_VOLUMES, seed: 
     _heading(ImageDraw.Draw(sheet), title, [f"intensity: {how.text()}", _directions(placed)], sorted(classes - {0}))
     top = head
     for row in rows:
-        for place, cell in enumerate(row):
-            sheet.paste(cell, (GAP_PX + place * step_x, top))
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (GAP_PX + column * step_x, top))
         top += max(cell.height for cell in row) + GAP_PX
     return write_file(path, sheet.save)
 
@@ -153,25 +153,25 @@ def _heading(draw: ImageDraw.ImageDraw, title: str, lines: list[str], classes: l
 
 
 def _directions(placed: list[bool]) -> str:
-    known = f"{', '.join(PLANES)} plane; the patient's right is on the left"
-    unknown = f"planes across {', '.join(INDEX_PLANES)} as they are stored: no file says how it lies"
+    anatomical = f"{', '.join(PLANES)} plane; the patient's right is on the left"
+    by_index = f"planes across {', '.join(INDEX_PLANES)} as they are stored: no file says how it lies"
     if all(placed):
-        return known
-    return f"{known}; of some no file says how they lie" if any(placed) else unknown
+        return anatomical
+    return f"{anatomical}; of some no file says how they lie" if any(placed) else by_index
 
 
 def _cell(record: Record, sample: Sample | None, how: Intensity, side: int) -> Image.Image:
     """Three planes on a dark ground, each in its middle, and a line that says which volume it is."""
-    shown, about = [], "damaged"
+    planes, about = [], "damaged"
     if sample is not None:
-        shown = pictures(sample, how, side)
+        planes = pictures(sample, how, side)
         about = " x ".join(str(n) for n in sample.pixels.shape[1:])
         if sample.spacing_mm is not None:
             about += ", " + " x ".join(f"{mm:.3g}" for mm in sample.spacing_mm) + " mm"
-    height = max((picture.height for picture in shown), default=side // 2)
+    height = max((picture.height for picture in planes), default=side // 2)
     cell = Image.new("RGB", (3 * side + 2 * GAP_PX, height + LINE_PX), "white")
-    for place, picture in enumerate(shown):
-        left = place * (side + GAP_PX)
+    for plane, picture in enumerate(planes):
+        left = plane * (side + GAP_PX)
         cell.paste(DARK, (left, 0, left + side, height))
         cell.paste(picture, (left + (side - picture.width) // 2, (height - picture.height) // 2))
     name = record.label or record.id.rsplit("/", 1)[-1]

@@ -77,14 +77,14 @@ class GridAudit:
 
     def text(self) -> str:
         """What they are together, then one line a slide."""
-        total, regions = sum(one.tiles for one in self.slides), sum(one.regions for one in self.slides)
-        without = [one.id for one in self.slides if not one.regions]
+        total, regions = sum(line.tiles for line in self.slides), sum(line.regions for line in self.slides)
+        without = [line.id for line in self.slides if not line.regions]
         lines = [self.name, f"  slides      {len(self.slides):,}, a file of vectors each"]
         lines.append(f"  {self.unit:11s} {total:,}{_sizes(self.slides)}")
-        widths = Counter(one.numbers for one in self.slides)
-        said = ", ".join(f"{width:,} numbers" + f": {_slides(n)}" * (len(widths) > 1) for width, n in widths.items())
-        lines.append(f"  vectors     {said}" + (f"; {ADVICE}" if len(widths) > 1 else ""))
-        models = sorted({one.model for one in self.slides if one.model})
+        widths = Counter(line.numbers for line in self.slides)
+        lengths = ", ".join(f"{width:,} numbers" + f": {_slides(n)}" * (len(widths) > 1) for width, n in widths.items())
+        lines.append(f"  vectors     {lengths}" + (f"; {ADVICE}" if len(widths) > 1 else ""))
+        models = sorted({line.model for line in self.slides if line.model})
         lines += [f"  made by     {', '.join(models)}"] if models else []
         if self.side:
             what = f"{self.side} x {self.side} {self.unit}, at least {self.least:.0%} of them there"
@@ -101,10 +101,10 @@ class GridAudit:
         return "\n".join(lines + self._listed())
 
     def _listed(self) -> list[str]:
-        width = max(len(one.id) for one in self.slides)
+        width = max(len(line.id) for line in self.slides)
         lines = [f"  {'slide':{width}s}  {self.unit:>8s}  {'regions' if self.side else 'grids':>8s}  label"]
-        for one in self.slides[:MOST]:
-            lines.append(f"  {one.id:{width}s}  {one.tiles:8,}  {one.regions:8,}  {one.label or '-'}")
+        for line in self.slides[:MOST]:
+            lines.append(f"  {line.id:{width}s}  {line.tiles:8,}  {line.regions:8,}  {line.label or '-'}")
         more = len(self.slides) - MOST
         return lines + ([f"  and {more:,} more"] if more > 0 else [])
 
@@ -115,17 +115,17 @@ def _slides(count: int) -> str:
 
 def _sizes(slides: list[GridLine]) -> str:
     """How large tiles are, of how many slides where they differ."""
-    counts = Counter(_size(one) for one in slides)
+    counts = Counter(_size(line) for line in slides)
     if len(counts) == 1:
         return f" of {next(iter(counts))}"
     return " of " + "; ".join(f"{size} ({_slides(n)})" for size, n in counts.most_common(4))
 
 
-def _size(one: GridLine) -> str:
-    whole = f"{one.tile_px_level0:g} px of level 0"
-    if one.tile_px is None or one.mpp is None:
-        return f"{whole}, micrometres unknown"
-    return f"{one.tile_px:,} px at {one.mpp:g} um/px ({one.tile_px * one.mpp:,.4g} um a side, {whole})"
+def _size(line: GridLine) -> str:
+    side = f"{line.tile_px_level0:g} px of level 0"
+    if line.tile_px is None or line.mpp is None:
+        return f"{side}, micrometres unknown"
+    return f"{line.tile_px:,} px at {line.mpp:g} um/px ({line.tile_px * line.mpp:,.4g} um a side, {side})"
 
 
 def audit_grids(source: GridSource) -> GridAudit:
@@ -134,17 +134,17 @@ def audit_grids(source: GridSource) -> GridAudit:
     regions = Counter(block.file for block in source.blocks)
     units = set()
     for file, record in source.files.items():
-        found = load_features(file)
-        about, name = found.about, str(found.about["slide"])
+        features = load_features(file)
+        about, name = features.about, str(features.about["slide"])
         units.add("regions" if about.get("below_sha256") and about.get("side") else "tiles")
-        if not np.isfinite(found.features).all():
+        if not np.isfinite(features.features).all():
             bad.append(name)
         lines.append(
             GridLine(
                 id=name,
-                tiles=len(found),
+                tiles=len(features),
                 regions=regions[file],
-                numbers=int(found.features.shape[1]),
+                numbers=int(features.features.shape[1]),
                 mpp=about.get("mpp"),
                 tile_px=about.get("tile_px"),
                 tile_px_level0=float(about["tile_px_level0"]),
@@ -160,9 +160,9 @@ def audit_grids(source: GridSource) -> GridAudit:
         least=source.least,
         unit=units.pop() if len(units) == 1 else "vectors",
         slides=lines,
-        labels=dict(sorted(Counter(one.label for one in lines if one.label is not None).items())),
-        splits=dict(sorted(Counter(one.split for one in lines if one.split is not None).items())),
-        groups=len({one.group for one in lines}),
+        labels=dict(sorted(Counter(line.label for line in lines if line.label is not None).items())),
+        splits=dict(sorted(Counter(line.split for line in lines if line.split is not None).items())),
+        groups=len({line.group for line in lines}),
         copies=_copies(source),
         bad=bad,
     )

@@ -145,17 +145,17 @@ def _volume(sample: Sample) -> _Volume:
     )
 
 
-def _volume_facts(seen: Sequence[_Seen]) -> VolumeFacts | None:
-    volumes = [item.volume for item in seen if item.volume is not None]
+def _volume_facts(images: Sequence[_Seen]) -> VolumeFacts | None:
+    volumes = [item.volume for item in images if item.volume is not None]
     if not volumes:
         return None
-    known = [(item.shape[1:], item.volume.spacing_mm) for item in seen if item.volume and item.volume.spacing_mm]
-    spans = np.array([[n * mm for n, mm in zip(shape, spacing)] for shape, spacing in known])
+    extents = [(item.shape[1:], item.volume.spacing_mm) for item in images if item.volume and item.volume.spacing_mm]
+    spans = np.array([[n * mm for n, mm in zip(shape, spacing)] for shape, spacing in extents])
     ends = np.array([volume.quantiles for volume in volumes])
     return VolumeFacts(
-        spacings_mm=dict(Counter(_spacing(spacing, 3) for _, spacing in known).most_common()),
-        smallest_mm=tuple(np.round(spans.min(axis=0), 1).tolist()) if known else None,
-        largest_mm=tuple(np.round(spans.max(axis=0), 1).tolist()) if known else None,
+        spacings_mm=dict(Counter(_spacing(spacing, 3) for _, spacing in extents).most_common()),
+        smallest_mm=tuple(np.round(spans.min(axis=0), 1).tolist()) if extents else None,
+        largest_mm=tuple(np.round(spans.max(axis=0), 1).tolist()) if extents else None,
         stored_as=dict(Counter(volume.stored_as for volume in volumes).most_common()),
         largest_tilt=round(max(volume.tilt for volume in volumes), 1),
         modalities=dict(Counter(volume.modality for volume in volumes if volume.modality is not None)),
@@ -183,38 +183,38 @@ def audit(
         raise UsageError("nothing to look at", got=f"limit {limit}", expected="at least 1")
     count = len(source) if limit is None else min(limit, len(source))
     indices = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
-    whole: list[tuple[Record, _Seen]] = []
+    readable: list[tuple[Record, _Seen]] = []
     damaged: list[tuple[str, str]] = []
     with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as pool:
-        for index, seen in zip(indices, pool.map(lambda i: _look(source, i), indices)):
-            if isinstance(seen, str):
-                damaged.append((source.records[index].id, seen))
+        for index, result in zip(indices, pool.map(lambda i: _look(source, i), indices)):
+            if isinstance(result, str):
+                damaged.append((source.records[index].id, result))
             else:
-                whole.append((source.records[index], seen))
+                readable.append((source.records[index], result))
             if progress is not None:
-                progress(len(whole) + len(damaged), count)
+                progress(len(readable) + len(damaged), count)
     check_damage(source.name, damaged, count, max_bad)
-    return _summary(source, whole, damaged)
+    return _summary(source, readable, damaged)
 
 
-def _summary(source: Source, whole: list[tuple[Record, _Seen]], damaged: list[tuple[str, str]]) -> Audit:
-    records, seen = list(source.records), [item for _, item in whole]
-    sizes = np.array([item.shape[1:] for item in seen])
-    low, high = min(item.low for item in seen), max(item.high for item in seen)
+def _summary(source: Source, readable: list[tuple[Record, _Seen]], damaged: list[tuple[str, str]]) -> Audit:
+    records, facts = list(source.records), [item for _, item in readable]
+    sizes = np.array([item.shape[1:] for item in facts])
+    low, high = min(item.low for item in facts), max(item.high for item in facts)
     groups = Counter(record.group for record in records if record.group is not None)
-    copies, leaks = _copies(whole)
+    copies, leaks = _copies(readable)
     return Audit(
         name=source.name,
         images=len(records),
-        looked_at=len(whole) + len(damaged),
-        readable=len(whole),
+        looked_at=len(readable) + len(damaged),
+        readable=len(readable),
         smallest_px=tuple(sizes.min(axis=0).tolist()),
         largest_px=tuple(sizes.max(axis=0).tolist()),
-        number_types=dict(Counter(str(item.number_type) for item in seen)),
-        bits_used=None if any(item.number_type.kind == "f" for item in seen) else int(high).bit_length(),
-        channels=dict(Counter(item.shape[0] for item in seen)),
+        number_types=dict(Counter(str(item.number_type) for item in facts)),
+        bits_used=None if any(item.number_type.kind == "f" for item in facts) else int(high).bit_length(),
+        channels=dict(Counter(item.shape[0] for item in facts)),
         value_range=(low, high),
-        spacings_um=dict(Counter(_spacing(item.spacing_um) for item in seen if item.spacing_um is not None)),
+        spacings_um=dict(Counter(_spacing(item.spacing_um) for item in facts if item.spacing_um is not None)),
         labels=dict(sorted(Counter(r.label for r in records if r.label is not None).items())),
         splits=dict(sorted(Counter(r.split for r in records if r.split is not None).items())),
         groups=len(groups),
@@ -226,9 +226,9 @@ def _summary(source: Source, whole: list[tuple[Record, _Seen]], damaged: list[tu
         damaged=damaged,
         unlisted=source.unlisted if isinstance(source, (FolderSource, ArchiveSource)) else 0,
         aside=left_aside(source),
-        hashes={record.id: item.sha256 for record, item in whole},
+        hashes={record.id: item.sha256 for record, item in readable},
         axes=source.axes,
-        volumes=_volume_facts(seen),
+        volumes=_volume_facts(facts),
     )
 
 
@@ -236,18 +236,18 @@ def _spacing(spacing: Sequence[float], digits: int = 6) -> str:
     return " x ".join(f"{value:.{digits}g}" for value in spacing)
 
 
-def _copies(whole: list[tuple[Record, _Seen]]) -> tuple[list[list[str]], list[str]]:
+def _copies(readable: list[tuple[Record, _Seen]]) -> tuple[list[list[str]], list[str]]:
     """Sets of byte-identical images, and a sentence for those that lie in different parts, groups or classes."""
     by_hash: dict[str, list[Record]] = {}
-    for record, item in whole:
+    for record, item in readable:
         by_hash.setdefault(item.sha256, []).append(record)
     sets = [members for members in by_hash.values() if len(members) > 1]
     leaks = []
     for kind in ("split", "group", "label"):
         across = [m for m in sets if len({getattr(r, kind) for r in m}) > 1]
         if across:
-            named = ", ".join(record.id for record in across[0][:3])
-            leaks.append(f"identical images in more than one {kind}: {len(across):,}, e.g. {named}")
+            examples = ", ".join(record.id for record in across[0][:3])
+            leaks.append(f"identical images in more than one {kind}: {len(across):,}, e.g. {examples}")
     return [[record.id for record in members] for members in sets], leaks
 
 
@@ -260,39 +260,42 @@ def _groups_in_two_splits(records: list[Record]) -> list[str]:
     return [f"groups in more than one split: {len(across):,}, e.g. {', '.join(across[:3])}"] if across else []
 
 
-def render(found: Audit) -> str:
+def render(report: Audit) -> str:
     """The audit as text, one line a property."""
-    low, high = found.value_range
-    images = "images" if found.axes == 2 else "volumes"
-    bits = f" ({found.bits_used} bits used)" if found.bits_used is not None else ""
-    groups = f"{found.groups:,} of {found.smallest_group:,} to {found.largest_group:,} {images}"
-    partly = f", {found.looked_at:,} looked at" if found.looked_at < found.images else ""
+    low, high = report.value_range
+    images = "images" if report.axes == 2 else "volumes"
+    bits = f" ({report.bits_used} bits used)" if report.bits_used is not None else ""
+    groups = f"{report.groups:,} of {report.smallest_group:,} to {report.largest_group:,} {images}"
+    partly = f", {report.looked_at:,} looked at" if report.looked_at < report.images else ""
     rows = [
-        (images, f"{found.images:,}{partly}" + (f", {found.readable:,} readable" if found.damaged else "")),
-        ("size", _between(found.smallest_px, found.largest_px) + (" px" if found.axes == 2 else " voxels (z, y, x)")),
-        ("pixels", f"{_counted(found.number_types)}; values {low:g} to {high:g}{bits}"),
-        ("channels", _counted(found.channels)),
+        (images, f"{report.images:,}{partly}" + (f", {report.readable:,} readable" if report.damaged else "")),
+        (
+            "size",
+            _between(report.smallest_px, report.largest_px) + (" px" if report.axes == 2 else " voxels (z, y, x)"),
+        ),
+        ("pixels", f"{_counted(report.number_types)}; values {low:g} to {high:g}{bits}"),
+        ("channels", _counted(report.channels)),
     ]
-    if found.volumes is not None:
-        rows += _volume_rows(found.volumes)
+    if report.volumes is not None:
+        rows += _volume_rows(report.volumes)
     else:
-        rows.append(("spacing", _counted(found.spacings_um) + (" (micrometres)" if found.spacings_um else "unknown")))
+        rows.append(("spacing", _counted(report.spacings_um) + (" (micrometres)" if report.spacings_um else "unknown")))
     rows += [
-        ("labels", _counted(found.labels) or "none"),
-        ("splits", _counted(found.splits) or "none: a split by group is drawn when it is needed"),
-        ("groups", groups if found.groups else "none known"),
+        ("labels", _counted(report.labels) or "none"),
+        ("splits", _counted(report.splits) or "none: a split by group is drawn when it is needed"),
+        ("groups", groups if report.groups else "none known"),
     ]
-    if found.columns:
-        rows.append(("columns", ", ".join(found.columns) + "  (choose with --group or --label)"))
-    if found.unlisted:
-        rows.append(("not listed", f"{found.unlisted:,} {images[:-1]} files are not in the table and are left aside"))
-    if found.aside:
-        rows.append(("table", found.aside))
-    rows.append(("copies", _sets(found.duplicates)))
-    rows += [("LEAK", text) for text in found.leaks]
-    rows.append(("damaged", f"{len(found.damaged):,}" if found.damaged else "none"))
-    lines = [found.name] + [f"  {key:11s} {value}" for key, value in rows]
-    lines += [f"    {name}: {reason}" for name, reason in found.damaged[:20]]
+    if report.columns:
+        rows.append(("columns", ", ".join(report.columns) + "  (choose with --group or --label)"))
+    if report.unlisted:
+        rows.append(("not listed", f"{report.unlisted:,} {images[:-1]} files are not in the table and are left aside"))
+    if report.aside:
+        rows.append(("table", report.aside))
+    rows.append(("copies", _sets(report.duplicates)))
+    rows += [("LEAK", text) for text in report.leaks]
+    rows.append(("damaged", f"{len(report.damaged):,}" if report.damaged else "none"))
+    lines = [report.name] + [f"  {key:11s} {value}" for key, value in rows]
+    lines += [f"    {name}: {reason}" for name, reason in report.damaged[:20]]
     return "\n".join(lines)
 
 
@@ -300,9 +303,9 @@ def _volume_rows(facts: VolumeFacts) -> list[tuple[str, str]]:
     rows = [("spacing", _counted(facts.spacings_mm, 6) + (" mm (z, y, x)" if facts.spacings_mm else "unknown"))]
     if facts.smallest_mm is not None and facts.largest_mm is not None:
         rows.append(("extent", _between(facts.smallest_mm, facts.largest_mm) + " mm"))
-    known = [name for name in facts.stored_as if name != "unknown"]
+    oriented = [name for name in facts.stored_as if name != "unknown"]
     turned = "; read as LPS" + (f", up to {facts.largest_tilt:g} degrees oblique" if facts.largest_tilt > 0 else "")
-    rows.append(("orientation", _counted(facts.stored_as) + (turned if known else "")))
+    rows.append(("orientation", _counted(facts.stored_as) + (turned if oriented else "")))
     if facts.modalities:
         rows.append(("modality", _counted(facts.modalities)))
     first, second, third, fourth = facts.quantiles
@@ -324,8 +327,8 @@ def _between(smallest: Sequence[float], largest: Sequence[float]) -> str:
 
 
 def _counted(values: dict[Any, int], limit: int = 12) -> str:
-    shown = [f"{key}: {count:,}" for key, count in list(values.items())[:limit]]
-    return ", ".join(shown) + (f" and {len(values) - limit} more" if len(values) > limit else "")
+    listed = [f"{key}: {count:,}" for key, count in list(values.items())[:limit]]
+    return ", ".join(listed) + (f" and {len(values) - limit} more" if len(values) > limit else "")
 
 
 def _sets(duplicates: list[list[str]]) -> str:

@@ -20,15 +20,15 @@ def show_source(source: Source, *, max_bad: float, sheet: Path | None) -> Audit 
     Raises TooManyDamaged above the share ``max_bad``, DataError, and UsageError for a sheet of vectors.
     """
     if isinstance(source, SlideTiles):
-        seen = audit_slides(source, max_bad=max_bad)
+        slides = audit_slides(source, max_bad=max_bad)
         if sheet is not None:
             slide_sheet(source, sheet)
-        return seen
+        return slides
     if isinstance(source, GridSource):
         if sheet is not None:
             raise UsageError("--sheet has no effect on features: vectors have no picture", hint="show the slides")
         return audit_grids(source)
-    found = audit(source, max_bad=max_bad)
+    report = audit(source, max_bad=max_bad)
     if sheet is not None:
         contact_sheet(source, sheet)
-    return found
+    return report

@@ -86,7 +86,7 @@ class SlideAudit:
 
     def text(self) -> str:
         """One line a slide, then what they are together."""
-        tiles = sum(one.tiles for one in self.slides)
+        tiles = sum(slide.tiles for slide in self.slides)
         lines = [
             self.name,
             f"  slides      {len(self.slides):,}" + (f", {len(self.unreadable)} unreadable" if self.unreadable else ""),
@@ -102,18 +102,18 @@ class SlideAudit:
             lines.append(f"  not taken   {_counted(self.not_taken)}")
         if self.aside:
             lines.append(f"  table       {self.aside}")
-        width = max(len(one.id) for one in self.slides)
+        width = max(len(slide.id) for slide in self.slides)
         lines.append(f"  {'slide':{width}s}  {'vendor':12s} levels  rows x columns  um/px   background  tissue  tiles")
-        for one in self.slides:
-            size = f"{one.size_px[0]:,} x {one.size_px[1]:,}"
+        for slide in self.slides:
+            size = f"{slide.size_px[0]:,} x {slide.size_px[1]:,}"
             lines.append(
-                f"  {one.id:{width}s}  {one.vendor:12s} {one.levels:6d}  {size:>14s}  {one.spacing_um:<6.4g}  "
-                f"{one.mode:10s}  {one.tissue:6.1%}  {one.tiles:,}"
+                f"  {slide.id:{width}s}  {slide.vendor:12s} {slide.levels:6d}  {size:>14s}  {slide.spacing_um:<6.4g}  "
+                f"{slide.mode:10s}  {slide.tissue:6.1%}  {slide.tiles:,}"
             )
-            pen = f"pen marks on {_share(one.pen)} of it" if one.pen else ""
-            blur = f"{_share(one.blur)} of its tissue out of focus" if one.blur else ""
-            found = ", ".join(filter(None, (pen, blur)))
-            lines += [f"  {'':{width}s}  {line}" for line in (found, one.note) if line]
+            pen = f"pen marks on {_share(slide.pen)} of it" if slide.pen else ""
+            blur = f"{_share(slide.blur)} of its tissue out of focus" if slide.blur else ""
+            defects = ", ".join(filter(None, (pen, blur)))
+            lines += [f"  {'':{width}s}  {line}" for line in (defects, slide.note) if line]
         lines += [f"  UNREADABLE  {name}: {reason}" for name, reason in self.unreadable[:20]]
         return "\n".join(lines)
 
@@ -124,8 +124,8 @@ def _share(value: float) -> str:
 
 def _counted(names: list[str]) -> str:
     """How many files are no slides, and two of them."""
-    count, shown = len(names), ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
-    return f"{count:,} {'files that are' if count > 1 else 'file that is'} no slide{'s' * (count > 1)}: {shown}"
+    count, examples = len(names), ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+    return f"{count:,} {'files that are' if count > 1 else 'file that is'} no slide{'s' * (count > 1)}: {examples}"
 
 
 def line_of(tiles: SlideTiles, number: int) -> SlideLine:
@@ -154,8 +154,8 @@ def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
     check_damage(tiles.name, tiles.unreadable, len(tiles.unreadable) + len(tiles.named), max_bad, what="slides")
     lines = [line_of(tiles, number) for number in range(len(tiles.named))]
     by_hash: dict[str, list[str]] = {}
-    for one, digest in zip(tiles.named, tiles.hashes):
-        by_hash.setdefault(digest, []).append(one.record.id)
+    for line, digest in zip(tiles.named, tiles.hashes):
+        by_hash.setdefault(digest, []).append(line.record.id)
     return SlideAudit(
         name=tiles.name,
         mpp=tiles.mpp,
@@ -163,9 +163,9 @@ def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
         least_tissue=float(tiles.tiling.tissue or 0.0),
         slides=lines,
         unreadable=tiles.unreadable,
-        labels=dict(sorted(Counter(one.label for one in lines if one.label is not None).items())),
-        splits=dict(sorted(Counter(one.split for one in lines if one.split is not None).items())),
-        groups=len({one.group or one.id for one in lines}),
+        labels=dict(sorted(Counter(line.label for line in lines if line.label is not None).items())),
+        splits=dict(sorted(Counter(line.split for line in lines if line.split is not None).items())),
+        groups=len({line.group or line.id for line in lines}),
         copies=[ids for ids in by_hash.values() if len(ids) > 1],
         not_taken=tiles.beside,
         aside=tiles.aside,
@@ -177,9 +177,9 @@ def slide_sheet(tiles: SlideTiles, path: Path, numbers: Sequence[int] | None = N
 
     numbers   of the slides that are shown; the first ones by default
     """
-    shown = range(min(MOST, len(tiles.named))) if numbers is None else numbers
-    columns = min(COLUMNS, len(shown))
-    rows, step = -(-len(shown) // columns), THUMB_PX + 34
+    numbers_shown = range(min(MOST, len(tiles.named))) if numbers is None else numbers
+    columns = min(COLUMNS, len(numbers_shown))
+    rows, step = -(-len(numbers_shown) // columns), THUMB_PX + 34
     sheet = Image.new("RGB", (columns * (THUMB_PX + 8) + 8, 26 + rows * step), "white")
     draw = ImageDraw.Draw(sheet)
     left = 8
@@ -188,21 +188,21 @@ def slide_sheet(tiles: SlideTiles, path: Path, numbers: Sequence[int] | None = N
         draw.text((left + 15, 7), name, fill=(40, 40, 40))
         left += 25 + int(draw.textlength(name))
     draw.text((left, 7), f"dots: tiles of {tiles.tile_px} px at {tiles.mpp:g} um/px", fill=(40, 40, 40))
-    for index, number in enumerate(shown):
+    for index, number in enumerate(numbers_shown):
         slide, grid = tiles.slides[number], tiles.grid(number)
-        seen, factor = outlined(slide, find_tissue(slide), THUMB_PX)
-        thumb = Image.fromarray(seen)
+        thumbnail, factor = outlined(slide, find_tissue(slide), THUMB_PX)
+        thumb = Image.fromarray(thumbnail)
         dots = ImageDraw.Draw(thumb)
         for x, y in grid.coords:
             at = ((x + grid.step_px[1] / 2) / factor, (y + grid.step_px[0] / 2) / factor)
             dots.point(at, fill=(0, 0, 0) if slide.mode == "bright" else (255, 255, 255))
         row, column = divmod(index, columns)
-        place = (8 + column * (THUMB_PX + 8), 26 + row * step)
-        sheet.paste(thumb, place)
+        corner = (8 + column * (THUMB_PX + 8), 26 + row * step)
+        sheet.paste(thumb, corner)
         label = tiles.named[number].record.label
         caption = Path(tiles.named[number].record.id).name + (f" ({label})" if label else "")
-        draw.text((place[0], place[1] + THUMB_PX + 2), caption[:46], fill=(0, 0, 0))
-        draw.text((place[0], place[1] + THUMB_PX + 15), f"{slide.mode}, {len(grid):,} tiles", fill=(90, 90, 90))
+        draw.text((corner[0], corner[1] + THUMB_PX + 2), caption[:46], fill=(0, 0, 0))
+        draw.text((corner[0], corner[1] + THUMB_PX + 15), f"{slide.mode}, {len(grid):,} tiles", fill=(90, 90, 90))
     return write_file(path, sheet.save)
 
 
@@ -232,8 +232,8 @@ def outlined(slide: Slide, mask: Tissue, longest_px: int) -> tuple[np.ndarray, f
     if slide.dark:
         values = (values * 255 / max(float(np.percentile(values.max(axis=2), 99.5)), 1)).clip(0, 255) ** 0.7 * 255**0.3
     out = values.astype(np.uint8)
-    for name, found in (("tissue", mask.tissue), ("out of focus", mask.blur), ("pen", mask.pen)):
-        fitted = Image.fromarray(found).resize((out.shape[1], out.shape[0]), Image.Resampling.NEAREST)
+    for name, region in (("tissue", mask.tissue), ("out of focus", mask.blur), ("pen", mask.pen)):
+        fitted = Image.fromarray(region).resize((out.shape[1], out.shape[0]), Image.Resampling.NEAREST)
         inside = np.asarray(fitted)
         out[inside ^ ndimage.binary_erosion(inside, iterations=1, border_value=1)] = COLOURS[name]
     return out, slide.size_px[0] / out.shape[0]

@@ -98,13 +98,13 @@ class ImageCache:
     def batch(self, indices: np.ndarray) -> Batch:
         """The images at ``indices`` as one padded batch."""
         shapes = self.shapes[indices]
-        kept = np.uint8 if self.flat.dtype == np.uint8 else np.float32  # torch knows little arithmetic on 16 bits
+        dtype = np.uint8 if self.flat.dtype == np.uint8 else np.float32  # torch knows little arithmetic on 16 bits
         if isinstance(self.flat, TileStore):
-            stacked = self.flat.images(self.starts[indices]).astype(kept, copy=False)
+            stacked = self.flat.images(self.starts[indices]).astype(dtype, copy=False)
         elif (shapes == shapes[0]).all():
-            stacked = np.stack([self.image(int(i)) for i in indices]).astype(kept, copy=False)
+            stacked = np.stack([self.image(int(i)) for i in indices]).astype(dtype, copy=False)
         else:
-            stacked = np.zeros((len(indices), *shapes.max(axis=0)), kept)
+            stacked = np.zeros((len(indices), *shapes.max(axis=0)), dtype)
             for b, i in enumerate(indices):
                 image = self.image(int(i))
                 inside: Any = (b, *(slice(side) for side in image.shape))
@@ -226,29 +226,29 @@ def _intensity(source: Source, given: Intensity | None, size_mm: float) -> Inten
     return None
 
 
-def _range_of(kept: Sequence[_Decoded], kind: np.dtype, intensity: Intensity | None) -> tuple[float, float]:
+def _range_of(decoded: Sequence[_Decoded], dtype: np.dtype, intensity: Intensity | None) -> tuple[float, float]:
     """(offset, scale) of all that was decoded; 0 and 1 of a volume mean what its rule says, reached or not."""
-    if kept[0].grid:
+    if decoded[0].grid:
         return 0.0, 1.0
     if intensity is not None and intensity.kind != "range":
         return 0.0, float(STEPS)
-    return _pixel_range(kind, min(k.low for k in kept), max(k.high for k in kept))
+    return _pixel_range(dtype, min(k.low for k in decoded), max(k.high for k in decoded))
 
 
-def _pixel_range(kind: np.dtype, low: float, high: float) -> tuple[float, float]:
+def _pixel_range(dtype: np.dtype, low: float, high: float) -> tuple[float, float]:
     """(offset, scale): fixed for 8-bit data, the observed range for 16-bit and float data."""
-    if kind == np.uint8:
+    if dtype == np.uint8:
         return 0.0, 255.0
     return low, (high - low) or 1.0
 
 
-def _alike(item: _Decoded, channels: int, kind: np.dtype | None, name: str) -> np.ndarray:
+def _alike(item: _Decoded, channels: int, dtype: np.dtype | None, name: str) -> np.ndarray:
     """The pixels with this many channels. Raises DamagedFile where there are none, or not of ``kind`` (None: any)."""
     if item.pixels is None:
         raise DamagedFile(item.reason)
     pixels = convert_channels(item.pixels, channels, name)
-    if kind is not None and pixels.dtype != kind:
-        raise DamagedFile(f"{name}: number type {pixels.dtype} differs from the rest of the data ({kind})")
+    if dtype is not None and pixels.dtype != dtype:
+        raise DamagedFile(f"{name}: number type {pixels.dtype} differs from the rest of the data ({dtype})")
     return pixels
 
 
@@ -274,42 +274,42 @@ def build_cache(
     """
     intensity = _intensity(source, intensity, size_mm)
     store = Growing(memory_limit_mib)
-    kept: list[_Decoded] = []
+    decoded: list[_Decoded] = []
     shapes: list[tuple[int, ...]] = []
     damaged: list[tuple[str, str]] = []
-    kind: np.dtype | None = None
+    dtype: np.dtype | None = None
     channels = channels or usual_channels(source)
     for item in _decode_all(source, range(len(source)), _Rules(cache_px, intensity, size_mm), report):
         name = source.records[item.index].id
         try:
-            pixels = _alike(item, channels, kind, name)
+            pixels = _alike(item, channels, dtype, name)
         except DamagedFile as error:
             damaged.append((name, error.what))
             continue
-        kind = pixels.dtype
+        dtype = pixels.dtype
         store.add(pixels)
         shapes.append(pixels.shape)
         item.pixels = None
-        kept.append(item)
+        decoded.append(item)
     check_damage(source.name, damaged, len(source), max_bad)
-    assert kind is not None
+    assert dtype is not None
     shape_table = np.array(shapes, dtype=np.int64)
     counts = shape_table.prod(axis=1)
-    offset, scale = _range_of(kept, kind, intensity)
+    offset, scale = _range_of(decoded, dtype, intensity)
     cache = ImageCache(
-        flat=store.array(kind),
+        flat=store.array(dtype),
         shapes=shape_table,
         starts=np.concatenate([[0], np.cumsum(counts)[:-1]]),
-        records=pick(source.records, [k.index for k in kept]),
-        hashes=[k.sha256 for k in kept],
-        original_px=np.array([k.original for k in kept]),
+        records=pick(source.records, [k.index for k in decoded]),
+        hashes=[k.sha256 for k in decoded],
+        original_px=np.array([k.original for k in decoded]),
         damaged=damaged,
         offset=offset,
         scale=scale,
-        spacing_mm=np.array([k.spacing_mm for k in kept]) if source.axes == 3 else None,
+        spacing_mm=np.array([k.spacing_mm for k in decoded]) if source.axes == 3 else None,
         intensity=intensity,
         size_mm=size_mm,
-        grid=kept[0].grid,
+        grid=decoded[0].grid,
     )
     return with_statistics(cache)
 
@@ -387,9 +387,9 @@ def batch_indices(images: int, step: int, batch: int, seed: int) -> np.ndarray:
     What is left of it is left out, other images each time, so that no batch holds an image twice. A step of more images
     than there are (accumulated) takes one permutation after another.
     """
-    whole = images // batch
-    if whole:
-        epoch, number = divmod(step, whole)
+    batches_per_epoch = images // batch
+    if batches_per_epoch:
+        epoch, number = divmod(step, batches_per_epoch)
         return _order(images, epoch, seed)[number * batch : (number + 1) * batch]
     first = step * batch
     epochs = range(first // images, (first + batch - 1) // images + 1)

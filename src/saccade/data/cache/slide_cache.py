@@ -37,31 +37,31 @@ def stream_tiles(
     cache_px   side of the tiles in the batch; they are read at that size, resampled once
     max_bad, leave_out   what becomes of tiles that cannot be read, see TileStore
     """
-    found = tiles_in(source)
-    if found is None:
+    slides_and_tiles = tiles_in(source)
+    if slides_and_tiles is None:
         raise UsageError("data.stream is for slides", got=source.name)
-    tiles, numbers = found
+    tiles, numbers = slides_and_tiles
     size = min(cache_px, tiles.tile_px)
     first = tiles.sample().pixels
-    wanted = Wanted(size, len(first), first.dtype)
-    store = TileStore(tiles, wanted, workers=workers, max_bad=max_bad, say=say, leave_out=leave_out)
+    spec = Wanted(size, len(first), first.dtype)
+    store = TileStore(tiles, spec, workers=workers, max_bad=max_bad, say=say, leave_out=leave_out)
     examined = np.unique(np.linspace(0, len(numbers) - 1, min(SEEN, len(numbers))).astype(int))
-    seen = store.images(numbers[examined])
+    examples = store.images(numbers[examined])
     good = np.array([int(number) not in store.failed for number in numbers[examined]])
     if not good.any():
         raise DamagedFile(f"{tiles.name}: none of {len(good)} tiles spread over it can be read")
-    seen, examined = seen[good], examined[good]
-    eight = seen.dtype == np.uint8
+    examples, examined = examples[good], examined[good]
+    eight = examples.dtype == np.uint8
     cache = ImageCache(
         flat=store,
-        shapes=np.tile(np.array(seen.shape[1:], np.int64), (len(numbers), 1)),
+        shapes=np.tile(np.array(examples.shape[1:], np.int64), (len(numbers), 1)),
         starts=numbers.astype(np.int64),
         records=source.records,
         hashes=[tiles.hashes[int(k)] for k in tiles.slide_of[numbers]],
         original_px=np.full((len(numbers), 2), tiles.tile_px),
         damaged=list(tiles.unreadable),
-        offset=0.0 if eight else float(seen.min()),
-        scale=255.0 if eight else float(seen.max() - seen.min()) or 1.0,
+        offset=0.0 if eight else float(examples.min()),
+        scale=255.0 if eight else float(examples.max() - examples.min()) or 1.0,
     )
-    known = with_statistics(cache.select(examined))
-    return dataclasses.replace(cache, mean=known.mean, std=known.std)
+    statistics = with_statistics(cache.select(examined))
+    return dataclasses.replace(cache, mean=statistics.mean, std=statistics.std)

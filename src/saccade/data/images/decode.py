@@ -142,8 +142,8 @@ def read_tiff(data: bytes, name: str) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if not len(file.pages) or not file.series:
             raise DamagedFile(f"{name}: a TIFF without an image", hint="copy it again")
-        whole = [one for one in file.series if not cast(Any, one.keyframe).is_reduced]
-        series = whole[0] if whole else file.series[0]  # a thumbnail may stand before the image
+        full_size = [candidate for candidate in file.series if not cast(Any, candidate.keyframe).is_reduced]
+        series = full_size[0] if full_size else file.series[0]  # a thumbnail may stand before the image
         page = cast(Any, series.keyframe)
         channel = _channel_axis(series.axes, series.shape, name)
         if np.prod(series.shape, dtype=np.float64) > 64 * MAX_PIXELS:
@@ -237,10 +237,10 @@ def _over_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarra
     if len(pixels) not in (2, 4):
         return pixels
     colour, alpha = pixels[:-1], pixels[-1]
-    whole = pixels.dtype.kind in "ui"
-    top = np.iinfo(pixels.dtype).max if whole else 1.0
+    is_integer = pixels.dtype.kind in "ui"
+    top = np.iinfo(pixels.dtype).max if is_integer else 1.0
     if (alpha == top).all():
         return colour
     share = alpha.astype(np.float64) / top
     laid = (colour if premultiplied else colour * share) + top * (1 - share)
-    return (np.rint(laid).clip(0, top) if whole else laid).astype(pixels.dtype)
+    return (np.rint(laid).clip(0, top) if is_integer else laid).astype(pixels.dtype)

@@ -46,18 +46,18 @@ def is_pyramid(path: Path) -> bool:
     if not _has_tiff_suffix(path.name):
         return False
     try:
-        with listening() as said, tifffile.TiffFile(path) as file:
+        with listening() as messages, tifffile.TiffFile(path) as file:
             first = file.pages.first.aspage()
             second = file.pages[1].aspage() if len(file.pages) > 1 else first
             smaller = len(file.series[0].levels) > 1 or 0.02 < second.imagewidth / first.imagewidth < 0.9
-            smaller = smaller or any(CUT_OFF in line for line in said)
+            smaller = smaller or any(CUT_OFF in line for line in messages)
             return bool(first.is_tiled and (smaller or first.imagewidth * first.imagelength > LARGE_PX))
     except Exception:  # nearly anything is raised on broken bytes; such a file is no pyramid
         return False
 
 
 def find_slides(
-    place: Path,
+    path: Path,
     *,
     manifest: Path | None = None,
     label: str | None = None,
@@ -68,26 +68,26 @@ def find_slides(
 
     A table has the columns ``path,mpp,label,patient,split``, all but the first optional.
     """
-    if place.is_file() and not has_suffix(place.name, "table"):
-        return _one(place, tiling) if is_slide(place, asked=tiling.asked) else None
-    refuse_part(place)
-    root, table = place, read_table(manifest) if manifest else None
-    if place.is_file():
-        root, table = place.parent, read_table(place)
+    if path.is_file() and not has_suffix(path.name, "table"):
+        return _one(path, tiling) if is_slide(path, asked=tiling.asked) else None
+    refuse_part(path)
+    root, table = path, read_table(manifest) if manifest else None
+    if path.is_file():
+        root, table = path.parent, read_table(path)
     explicit = table is not None
     if table is None:
-        held = table_in(place)
-        table = read_table(held) if held else None
+        table_path = table_in(path)
+        table = read_table(table_path) if table_path else None
     if table is not None and table.path_column and _lists_slides(table, root, tiling):
-        return open_slides(root, files_below(root), table, tiling=tiling, label=label, group=group, name=str(place))
+        return open_slides(root, files_below(root), table, tiling=tiling, label=label, group=group, name=str(path))
     if explicit:
         return None
     files = files_below(root)
     if not _holds_slides(root, files, tiling):
         return None
-    found = open_slides(root, files, None, tiling=tiling, label=label, group=group, name=str(place))
-    found.aside = _aside(table) if table is not None else ""
-    return found
+    tiles = open_slides(root, files, None, tiling=tiling, label=label, group=group, name=str(path))
+    tiles.aside = _aside(table) if table is not None else ""
+    return tiles
 
 
 def _aside(table: Table) -> str:
@@ -105,7 +105,7 @@ def _lists_slides(table: Table, root: Path, tiling: Tiling) -> bool:
         return True
     pictures = [name for name in names if _has_tiff_suffix(name)]
     places = [base / name for base in (Path(table.name).parent, root) for name in pictures[:PROBED]]
-    return bool(pictures) and (tiling.asked or any(is_pyramid(place) for place in places))
+    return bool(pictures) and (tiling.asked or any(is_pyramid(path) for path in places))
 
 
 def is_slide(path: Path, *, asked: bool) -> bool:
@@ -155,8 +155,8 @@ def open_slides(
         near = Path(table.name).parent
 
         def locate(path: str) -> str | None:
-            place = near / path
-            return Path(os.path.relpath(place, root)).as_posix() if path and place.is_file() else None
+            file = near / path
+            return Path(os.path.relpath(file, root)).as_posix() if path and file.is_file() else None
 
         find = finder(table, files, locate)
         group = group or table.patient_column
@@ -170,15 +170,15 @@ def open_slides(
         raise DataError(
             f"{name}: no slides found", got=f"{len(names):,} files", expected=", ".join(suffixes("slide", shared=False))
         )
-    named = [Named(root / record.id, record, _mpp(record, table)) for record in records]
-    return SlideTiles(name, named, tiling, beside=beside)
+    entries = [Named(root / record.id, record, _mpp(record, table)) for record in records]
+    return SlideTiles(name, entries, tiling, beside=beside)
 
 
 def _beside(root: Path, names: Sequence[str], taken: Sequence[str]) -> list[str]:
     """Files of a folder that are neither slides nor parts of one (see ``parts_of``; other files of a DICOM slide)."""
-    kept = {root / name for name in taken}
-    kept |= {part for name in taken for part in parts_of(root / name)}
-    rest = [name for name in names if root / name not in kept and _seen(name) and not has_dicom_suffix(name)]
+    slide_files = {root / name for name in taken}
+    slide_files |= {part for name in taken for part in parts_of(root / name)}
+    rest = [name for name in names if root / name not in slide_files and _seen(name) and not has_dicom_suffix(name)]
     return sorted(rest)
 
 
@@ -189,5 +189,7 @@ def _mpp(record: Record, table: Table | None) -> float | None:
     try:
         return float(text.replace(",", "."))
     except ValueError:
-        named = table.name if table else record.id
-        raise UsageError(f"{named}: the column mpp has micrometres a pixel", got=f"{text!r} for {record.id}") from None
+        table_name = table.name if table else record.id
+        raise UsageError(
+            f"{table_name}: the column mpp has micrometres a pixel", got=f"{text!r} for {record.id}"
+        ) from None

@@ -35,19 +35,19 @@ def has_dicom_suffix(name: str) -> bool:
 def is_dicom_slide(path: Path) -> bool:
     if not has_dicom_suffix(path.name):
         return False
-    found = _header(path)
-    return bool(found is not None and found.get("SOPClassUID") == WHOLE_SLIDE)
+    header = _header(path)
+    return bool(header is not None and header.get("SOPClassUID") == WHOLE_SLIDE)
 
 
 def series_in(root: Path, names: Sequence[str]) -> list[str]:
     """The file of the largest level of every slide among the DICOM files of a folder."""
     largest: dict[str, tuple[int, str]] = {}
     for name in names:
-        found = _header(root / name) if has_dicom_suffix(name) else None
-        if found is None or found.get("SOPClassUID") != WHOLE_SLIDE or "VOLUME" not in found.get("ImageType", []):
+        header = _header(root / name) if has_dicom_suffix(name) else None
+        if header is None or header.get("SOPClassUID") != WHOLE_SLIDE or "VOLUME" not in header.get("ImageType", []):
             continue
-        pixels = int(found.get("TotalPixelMatrixColumns", 0)) * int(found.get("TotalPixelMatrixRows", 0))
-        series = str(found.get("SeriesInstanceUID"))
+        pixels = int(header.get("TotalPixelMatrixColumns", 0)) * int(header.get("TotalPixelMatrixRows", 0))
+        series = str(header.get("SeriesInstanceUID"))
         if pixels > largest.get(series, (0, ""))[0]:
             largest[series] = (pixels, name)
     return sorted(name for _, name in largest.values())

@@ -75,9 +75,9 @@ class _Level:
         if self._waiting is None and half.shape[0] == TILE_PX // 2:
             self._waiting = half
             return
-        whole = half if self._waiting is None else np.concatenate([self._waiting, half])
+        full = half if self._waiting is None else np.concatenate([self._waiting, half])
         self._waiting = None
-        self._put(whole, pool)
+        self._put(full, pool)
 
     def finish(self, pool: ThreadPoolExecutor) -> None:
         if self._waiting is not None:
@@ -127,16 +127,16 @@ def encode(strip: np.ndarray, pool: ThreadPoolExecutor) -> Iterator[bytes]:
     """The tiles of a strip as JPEG, the last ones filled up with their edge."""
     rows, columns = strip.shape[:2]
     fill = ((0, -rows % TILE_PX), (0, -columns % TILE_PX), (0, 0))
-    whole = np.pad(strip, fill, mode="edge") if fill[0][1] or fill[1][1] else strip
-    tiles = (whole[:, x : x + TILE_PX] for x in range(0, whole.shape[1], TILE_PX))
+    padded = np.pad(strip, fill, mode="edge") if fill[0][1] or fill[1][1] else strip
+    tiles = (padded[:, x : x + TILE_PX] for x in range(0, padded.shape[1], TILE_PX))
     return iter(list(pool.map(_jpeg, tiles)))
 
 
 def _jpeg(tile: np.ndarray) -> bytes:
-    found = imagecodecs.jpeg8_encode(
+    encoded = imagecodecs.jpeg8_encode(
         np.ascontiguousarray(tile), level=QUALITY, colorspace="RGB", outcolorspace="YCBCR", subsampling="420"
     )
-    return bytes(found)
+    return bytes(encoded)
 
 
 def halved(strip: np.ndarray) -> np.ndarray:

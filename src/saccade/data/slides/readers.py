@@ -35,13 +35,13 @@ class OpenSlideReader:
         self._lock = threading.Lock()
         self._damaged: set[Tile] = set()
         self._slide = self._open()
-        found = self._slide.properties
-        self.vendor = str(found.get("openslide.vendor", "unknown"))
+        properties = self._slide.properties
+        self.vendor = str(properties.get("openslide.vendor", "unknown"))
         self.sizes_px = [(rows, columns) for columns, rows in self._slide.level_dimensions]
         self.downsamples = list(self._slide.level_downsamples)
-        x, y = found.get("openslide.mpp-x"), found.get("openslide.mpp-y")
+        x, y = properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
         self.spacing_um = (float(y), float(x)) if x and y else None
-        self._sides_px = [_tile_px(found, level) for level in range(len(self.sizes_px))]
+        self._sides_px = [_tile_px(properties, level) for level in range(len(self.sizes_px))]
 
     def _open(self) -> Any:
         slide = self.module.OpenSlide(str(self.path))
@@ -57,13 +57,13 @@ class OpenSlideReader:
         step = self.downsamples[level]
         x, y = round(max(0, left) * step), round(max(0, top) * step)
         region = self._region(level, (x, y), (columns, rows))
-        seen = region.getchannel("A")
-        if seen.getextrema()[0] == 255:
+        alpha = region.getchannel("A")
+        if alpha.getextrema()[0] == 255:
             pixels = np.asarray(region.convert("RGB"))
         else:
-            laid = Image.new("RGB", region.size, (fill, fill, fill))  # outside, or never scanned
-            laid.paste(region, mask=seen)
-            pixels = np.asarray(laid)
+            composite = Image.new("RGB", region.size, (fill, fill, fill))  # outside, or never scanned
+            composite.paste(region, mask=alpha)
+            pixels = np.asarray(composite)
         if before_y or before_x:
             pixels = np.pad(pixels, ((before_y, 0), (before_x, 0), (0, 0)), constant_values=fill)
         return Region(pixels, (y / step - before_y, x / step - before_x))
@@ -84,15 +84,15 @@ class OpenSlideReader:
             self._anew(handle)
             raise self._error(at, error) from error
 
-    def _again(self, place: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+    def _again(self, at: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
         """Once more, through a handle of its own: after an error a handle only repeats it, also to other threads."""
-        own = self._open()
+        handle = self._open()
         try:
-            region: Image.Image = own.read_region(place, level, size)
+            region: Image.Image = handle.read_region(at, level, size)
         except self.module.OpenSlideError as error:
             self._slide = self._open()
-            raise self._error(place, error) from error
-        self._slide = own
+            raise self._error(at, error) from error
+        self._slide = handle
         return region
 
     def _error(self, at: tuple[int, int], reason: object) -> DamagedFile:
@@ -142,8 +142,8 @@ class OpenSlideReader:
 
 def _tile_px(properties: Any, level: int) -> tuple[int, int] | None:
     """(rows, columns) of the tiles that a level is stored in, from its corner; None where it is stored otherwise."""
-    found = [properties.get(f"openslide.level[{level}].tile-{side}") for side in ("height", "width")]
-    return (int(found[0]), int(found[1])) if all(found) else None
+    sides = [properties.get(f"openslide.level[{level}].tile-{side}") for side in ("height", "width")]
+    return (int(sides[0]), int(sides[1])) if all(sides) else None
 
 
 def _beyond(path: Path, module: Any) -> bool:

@@ -27,11 +27,11 @@ def resample(pixels: np.ndarray, box: Box, size_px: tuple[int, int]) -> np.ndarr
         return np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR, box=box)).reshape(rows, columns, -1)
     down = weights(pixels.shape[0], box[1], box[3], rows)
     across = weights(pixels.shape[1], box[0], box[2], columns)
-    found = np.einsum("ry,yxc,kx->rkc", down, pixels.astype(np.float32), across, optimize=True)
+    resampled = np.einsum("ry,yxc,kx->rkc", down, pixels.astype(np.float32), across, optimize=True)
     if pixels.dtype.kind in "ui":
         limits = np.iinfo(pixels.dtype)
-        found = np.rint(found).clip(limits.min, limits.max)
-    return found.astype(pixels.dtype)
+        resampled = np.rint(resampled).clip(limits.min, limits.max)
+    return resampled.astype(pixels.dtype)
 
 
 def weights(length: int, start: float, stop: float, count: int) -> np.ndarray:
@@ -40,8 +40,8 @@ def weights(length: int, start: float, stop: float, count: int) -> np.ndarray:
     width = max(scale, 1.0)
     centres = start + (np.arange(count) + 0.5) * scale
     distance = np.abs(np.arange(length) + 0.5 - centres[:, None]) / width
-    found = np.clip(1 - distance, 0, None)
-    return (found / found.sum(axis=1, keepdims=True)).astype(np.float32)
+    triangle = np.clip(1 - distance, 0, None)
+    return (triangle / triangle.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def touched(

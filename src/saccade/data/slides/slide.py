@@ -63,9 +63,9 @@ class Slide:
                     got=f"{mpp:g} micrometres a pixel",
                     expected="0.02 to 50",
                 )
-            said = self.spacing_um
-            if said is not None and abs(said[1] / mpp - 1) > 0.05:
-                self.note = f"the file says {said[1]:g} micrometres a pixel; {mpp:g} is used, as told"
+            in_file = self.spacing_um
+            if in_file is not None and abs(in_file[1] / mpp - 1) > 0.05:
+                self.note = f"the file says {in_file[1]:g} micrometres a pixel; {mpp:g} is used, as told"
             if mpp > COARSE_UM:
                 self.note = f"{mpp:g} micrometres a pixel, as told, is coarse for a slide: is it the right number?"
             self.spacing_um = (mpp, mpp)
@@ -101,13 +101,13 @@ class Slide:
         level, side = len(self.downsamples) - 1, 16
         places = (np.arange(8) + 0.5) / 8
         rows, columns = self.reader.sizes_px[level]
-        seen = []
+        patches = []
         for y, x in itertools.product(places, places):
             with contextlib.suppress(DamagedFile):  # one bad place does not hide what the slide is
-                seen.append(self.reader.read(level, int(x * columns), int(y * rows), (side, side), 128).pixels)
-        if not seen:
+                patches.append(self.reader.read(level, int(x * columns), int(y * rows), (side, side), 128).pixels)
+        if not patches:
             raise DamagedFile(f"{self.path}: no place of its smallest level can be read", hint="copy it again")
-        return np.stack(seen).astype(np.float32)
+        return np.stack(patches).astype(np.float32)
 
     @property
     def mode(self) -> str:
@@ -174,8 +174,8 @@ class Slide:
         """
         with contextlib.suppress(DamagedFile):
             return self._scaled(x, y, factors, size_px, self.background), np.zeros(size_px, bool)
-        found = self._by_tiles(x, y, factors, size_px, most)
-        return self._by_pieces(x, y, factors, size_px, most) if found is None else found
+        by_tiles = self._by_tiles(x, y, factors, size_px, most)
+        return self._by_pieces(x, y, factors, size_px, most) if by_tiles is None else by_tiles
 
     def _by_tiles(
         self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], most: float | None
@@ -184,13 +184,13 @@ class Slide:
         met: list[tuple[int, tuple[float, float], np.ndarray]] = []
 
         def read(level: int, left: int, top: int, size: tuple[int, int], fill: int) -> Region:
-            found = self.reader.read_around(level, left, top, size, fill)
-            if found is None:
+            partial = self.reader.read_around(level, left, top, size, fill)
+            if partial is None:
                 return Region(np.full((*size, self.reader.channels), fill, self.number_type), (top, left))
-            met.append((level, found[0].origin, found[1]))
-            return found[0]
+            met.append((level, partial[0].origin, partial[1]))
+            return partial[0]
 
-        seen = self._scaled(x, y, factors, size_px, self.background, read)
+        pixels = self._scaled(x, y, factors, size_px, self.background, read)
         if not met:
             return None
         unread = np.zeros(size_px, bool)
@@ -199,7 +199,7 @@ class Slide:
             unread |= touched(gaps, (y / step, x / step), origin, factors, step, size_px)
         if most is not None and unread.mean() >= most:
             raise DamagedFile(f"{self.path}: cannot be read ({unread.mean():.0%} of it)", hint="copy it again")
-        return np.where(unread, np.array(self.background, seen.dtype), seen), unread
+        return np.where(unread, np.array(self.background, pixels.dtype), pixels), unread
 
     def _by_pieces(
         self, x: float, y: float, factors: tuple[float, float], size_px: tuple[int, int], most: float | None
@@ -209,20 +209,20 @@ class Slide:
         out = np.full((self.reader.channels, *size_px), self.background, self.number_type)
         while pieces:
             top, left, rows, columns = pieces.pop()
-            place = (slice(top, top + rows), slice(left, left + columns))
+            piece = (slice(top, top + rows), slice(left, left + columns))
             try:
-                seen = self._scaled(
+                pixels = self._scaled(
                     x + left * factors[1], y + top * factors[0], factors, (rows, columns), self.background
                 )
             except DamagedFile:
                 if max(rows, columns) > PIECE_PX:
                     pieces += _halves(top, left, rows, columns, rows >= columns)
                     continue
-                unread[place] = True
+                unread[piece] = True
                 if most is not None and unread.mean() >= most:
                     raise
                 continue
-            out[:, *place] = seen
+            out[:, *piece] = pixels
         return out, unread
 
     def _scaled(
@@ -246,9 +246,9 @@ class Slide:
         ):
             # The level's own pixels are what was asked for: resampling would blur them, here more than there.
             top, left = (round(f) for f in first)
-            found = read(level, left, top, size_px, fill)
-            if found.origin == (top, left):
-                return np.ascontiguousarray(found.pixels.transpose(2, 0, 1))
+            region = read(level, left, top, size_px, fill)
+            if region.origin == (top, left):
+                return np.ascontiguousarray(region.pixels.transpose(2, 0, 1))
         out = np.empty((self.reader.channels, *size_px), self.number_type)
         self._resample(level, first, (factors[0] / step, factors[1] / step), fill, out, read)
         return out
@@ -276,14 +276,14 @@ class Slide:
         if high * wide * len(out) * out.itemsize > AT_ONCE_BYTES and max(rows, columns) > 1:
             strips = columns == 1 or (rows > 1 and high >= min(WIDE_PX, wide))
             for down, right_by, part_rows, part_columns in _halves(0, 0, rows, columns, strips):
-                place = (slice(down, down + part_rows), slice(right_by, right_by + part_columns))
+                part = (slice(down, down + part_rows), slice(right_by, right_by + part_columns))
                 begin = first[0] + down * scale[0], first[1] + right_by * scale[1]
-                self._resample(level, begin, scale, fill, out[:, *place], read)
+                self._resample(level, begin, scale, fill, out[:, *part], read)
             return
-        found = read(level, left, top, (high, wide), fill)
+        region = read(level, left, top, (high, wide), fill)
         (y0, x0), (y1, x1) = first, last
-        box = (x0 - found.origin[1], y0 - found.origin[0], x1 - found.origin[1], y1 - found.origin[0])
-        out[:] = resample(found.pixels, box, (rows, columns)).transpose(2, 0, 1)
+        box = (x0 - region.origin[1], y0 - region.origin[0], x1 - region.origin[1], y1 - region.origin[0])
+        out[:] = resample(region.pixels, box, (rows, columns)).transpose(2, 0, 1)
 
     def content_hash(self) -> str:
         """SHA-256 of the file and of its parts, if it has others (``parts_of``).

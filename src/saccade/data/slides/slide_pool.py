@@ -29,8 +29,8 @@ class Handles:
     dark   [S] whether each has a dark background, as was found once: finding it takes 64 reads
     """
 
-    def __init__(self, named: Sequence[Named], slide_mpp: float | None, dark: Sequence[bool]):
-        self.named, self.slide_mpp, self.dark = named, slide_mpp, dark
+    def __init__(self, entries: Sequence[Named], slide_mpp: float | None, dark: Sequence[bool]):
+        self.named, self.slide_mpp, self.dark = entries, slide_mpp, dark
         self._open: OrderedDict[int, Slide] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -50,7 +50,7 @@ class Handles:
         return len(self.named)
 
 
-def open_named(one: Named, slide_mpp: float | None, dark: bool | None = None) -> Slide:
+def open_named(entry: Named, slide_mpp: float | None, dark: bool | None = None) -> Slide:
     """A slide with the resolution of its row, of its file, or ``slide_mpp``, in this order."""
-    slide = open_slide(one.path, one.mpp, dark=dark)
-    return open_slide(one.path, slide_mpp, dark=dark) if slide.spacing_um is None and slide_mpp is not None else slide
+    slide = open_slide(entry.path, entry.mpp, dark=dark)
+    return open_slide(entry.path, slide_mpp, dark=dark) if slide.spacing_um is None and slide_mpp is not None else slide

@@ -55,46 +55,58 @@ class SlideTiles:
     Raises DataError for slides without resolution and where no slide can be read or none has tissue, UsageError.
     """
 
-    def __init__(self, name: str, named: Sequence[Named], tiling: Tiling, *, beside: Sequence[str] = ()):
+    def __init__(self, name: str, entries: Sequence[Named], tiling: Tiling, *, beside: Sequence[str] = ()):
         self.name, self.axes, self.beside, self.aside = name, 2, list(beside), ""
         if tiling.told and not tiling.slide_mpp:
-            named = _in_threads(lambda one: _as_told(one, *tiling.told), named)
+            entries = _in_threads(lambda entry: _as_told(entry, *tiling.told), entries)
         tiling = dataclasses.replace(tiling, told=None)
-        known = _in_threads(lambda one: _resolution(one, tiling.slide_mpp), named)
-        readable = {one.record.id: um for one, um in zip(named, known) if not isinstance(um, str)}
+        resolutions = _in_threads(lambda entry: _resolution(entry, tiling.slide_mpp), entries)
+        readable = {entry.record.id: um for entry, um in zip(entries, resolutions) if not isinstance(um, str)}
         without = [slide for slide, um in readable.items() if um == 0]
         if without:
-            raise no_resolution(without, [one.record.id for one, um in zip(named, known) if isinstance(um, str)])
+            raise no_resolution(
+                without, [entry.record.id for entry, um in zip(entries, resolutions) if isinstance(um, str)]
+            )
         self.tiling = _resolve(tiling, readable) if readable else tiling
-        found = _in_threads(
-            lambda both: both[1] if isinstance(both[1], str) else self._look(both[0]), zip(named, known)
+        results = _in_threads(
+            lambda both: both[1] if isinstance(both[1], str) else self._look(both[0]), zip(entries, resolutions)
         )
-        whole = [(one, seen) for one, seen in zip(named, found) if not isinstance(seen, str)]
-        self.unreadable = [(one.record.id, seen) for one, seen in zip(named, found) if isinstance(seen, str)]
-        if not whole and len(named) == 1 and named[0].path == Path(name):
+        readable_slides = [
+            (entry, tiling_result)
+            for entry, tiling_result in zip(entries, results)
+            if not isinstance(tiling_result, str)
+        ]
+        self.unreadable = [
+            (entry.record.id, tiling_result)
+            for entry, tiling_result in zip(entries, results)
+            if isinstance(tiling_result, str)
+        ]
+        if not readable_slides and len(entries) == 1 and entries[0].path == Path(name):
             raise DamagedFile(f"{name}: {self.unreadable[0][1]}", hint="copy it again")
-        if not whole:
+        if not readable_slides:
             listed = "\n".join(f"    {file}: {reason}" for file, reason in self.unreadable[:20])
-            raise DataError(f"{name}: none of {len(named):,} slides can be read\n{listed}")
-        self.named = [one for one, _ in whole]
-        self.cut = [seen for _, seen in whole]
-        self.hashes = [seen.sha256 for seen in self.cut]
-        self.slides = Handles(self.named, self.tiling.slide_mpp, [seen.mode == DARK for seen in self.cut])
-        self.slide_of = np.repeat(np.arange(len(self.named)), [len(seen.grid) for seen in self.cut])
-        self.coords = np.concatenate([seen.grid.coords for seen in self.cut])
+            raise DataError(f"{name}: none of {len(entries):,} slides can be read\n{listed}")
+        self.named = [entry for entry, _ in readable_slides]
+        self.cut = [tiling_result for _, tiling_result in readable_slides]
+        self.hashes = [tiling_result.sha256 for tiling_result in self.cut]
+        self.slides = Handles(
+            self.named, self.tiling.slide_mpp, [tiling_result.mode == DARK for tiling_result in self.cut]
+        )
+        self.slide_of = np.repeat(np.arange(len(self.named)), [len(tiling_result.grid) for tiling_result in self.cut])
+        self.coords = np.concatenate([tiling_result.grid.coords for tiling_result in self.cut])
         if not len(self.coords):
             raise DataError(
                 f"{name}: no tile has enough tissue",
                 got=f"{len(self.named):,} slides, tiles of {self.tile_px} px at {self.mpp:g} micrometres a pixel",
                 hint="saccade show --sheet shows what was found; lower --tissue, or take smaller tiles",
             )
-        self.records = TileRecords([one.record for one in self.named], self.slide_of, self.coords)
+        self.records = TileRecords([entry.record for entry in self.named], self.slide_of, self.coords)
 
-    def _look(self, one: Named) -> Cut | str:
+    def _look(self, entry: Named) -> Cut | str:
         """The tiles of one slide, or why it cannot be used. The masks are not kept: a thousand of them are 2 GiB."""
         assert self.tiling.tissue is not None
         try:
-            slide = open_named(one, self.tiling.slide_mpp)
+            slide = open_named(entry, self.tiling.slide_mpp)
             mask = find_tissue(slide)
             grid = tile_grid(slide, mpp=self.mpp, tile_px=self.tile_px, tissue=self.tiling.tissue, mask=mask)
             damage = f"{mask.hidden:.1%} of it cannot be read" if mask.hidden else ""
@@ -102,9 +114,9 @@ class SlideTiles:
             note = "; ".join(filter(None, (slide.note, damage, places)))
             return Cut(grid, mask.mode, mask.shares(), slide.content_hash(), note)
         except DataError as error:
-            if one.path == Path(self.name) and not isinstance(error, DamagedFile):
+            if entry.path == Path(self.name) and not isinstance(error, DamagedFile):
                 raise
-            return _reason(one, error)
+            return _reason(entry, error)
 
     @property
     def mpp(self) -> float:
@@ -146,24 +158,24 @@ class SlideTiles:
         return self.hashes[int(self.slide_of[index])]
 
 
-def _resolution(one: Named, slide_mpp: float | None) -> float | str:
+def _resolution(entry: Named, slide_mpp: float | None) -> float | str:
     """Micrometres a pixel of level 0, 0 where nobody says, or why the slide cannot be opened."""
     try:
-        return max(open_named(one, slide_mpp).spacing_um or (0.0,))
+        return max(open_named(entry, slide_mpp).spacing_um or (0.0,))
     except DamagedFile as error:
-        return _reason(one, error)
+        return _reason(entry, error)
 
 
-def _as_told(one: Named, mpp: float, slides: frozenset[str]) -> Named:
+def _as_told(entry: Named, mpp: float, slides: frozenset[str]) -> Named:
     """The slide with ``mpp``, where neither its row nor its file says and it is one of ``slides``."""
-    if _resolution(one, None) == 0 and open_slide(one.path).content_hash() in slides:
-        return dataclasses.replace(one, mpp=mpp)
-    return one
+    if _resolution(entry, None) == 0 and open_slide(entry.path).content_hash() in slides:
+        return dataclasses.replace(entry, mpp=mpp)
+    return entry
 
 
-def _reason(one: Named, error: DataError) -> str:
+def _reason(entry: Named, error: DataError) -> str:
     """What is wrong with a slide, without its name: that is said beside it."""
-    return error.what.removeprefix(f"{one.path}: ")
+    return error.what.removeprefix(f"{entry.path}: ")
 
 
 def _in_threads(work, items: Iterable):

@@ -57,20 +57,20 @@ class _Board:
         self.news = threading.Condition()
         self.broken = ""
 
-    def listen(self, child: _Child, wanted: Wanted) -> None:
+    def listen(self, child: _Child, spec: Wanted) -> None:
         """Runs in a thread, one a child, until the child ends."""
         stream = cast(io.BufferedReader, child.process.stdout)
-        size = int(np.prod(wanted.shape)) * wanted.number_type.itemsize
+        size = int(np.prod(spec.shape)) * spec.number_type.itemsize
         while mark := stream.read(1):
-            found: np.ndarray | str
+            tile: np.ndarray | str
             if mark == b"\0":
-                found = np.empty(wanted.shape, wanted.number_type)
-                if stream.readinto(found.data.cast("B")) < size:
+                tile = np.empty(spec.shape, spec.number_type)
+                if stream.readinto(tile.data.cast("B")) < size:
                     break
             else:
-                found = stream.readline().decode(errors="replace").strip()
+                tile = stream.readline().decode(errors="replace").strip()
             with self.news:
-                self.ready[child.asked.popleft()] = found
+                self.ready[child.asked.popleft()] = tile
                 self.news.notify_all()
         with self.news:
             self.broken = f"a process that reads slides ended (exit code {child.process.wait()})"
@@ -87,23 +87,23 @@ class TileStore:
     """
 
     def __init__(
-        self, tiles: SlideTiles, wanted: Wanted, *, workers: int, max_bad: float, say: Say, leave_out: bool = False
+        self, tiles: SlideTiles, spec: Wanted, *, workers: int, max_bad: float, say: Say, leave_out: bool = False
     ):
-        self.tiles, self.wanted, self.dtype, self.say = tiles, wanted, wanted.number_type, say
+        self.tiles, self.wanted, self.dtype, self.say = tiles, spec, spec.number_type, say
         self.failed: dict[int, str] = {}
         self.max_bad, self.leave_out = max_bad, leave_out
         self._room = 0
-        told = {
-            "slides": [(str(one.path), one.mpp, dark) for one, dark in zip(tiles.named, tiles.slides.dark)],
+        request = {
+            "slides": [(str(entry.path), entry.mpp, dark) for entry, dark in zip(tiles.named, tiles.slides.dark)],
             "slide_mpp": tiles.slides.slide_mpp,
-            "mpp": tiles.mpp * tiles.tile_px / wanted.size_px,
-            "size_px": wanted.size_px,
-            "channels": wanted.channels,
+            "mpp": tiles.mpp * tiles.tile_px / spec.size_px,
+            "size_px": spec.size_px,
+            "channels": spec.channels,
         }
-        self._children = [_Child(_start(json.dumps(told))) for _ in range(workers)]
+        self._children = [_Child(_start(json.dumps(request))) for _ in range(workers)]
         self._board = _Board()
         for child in self._children:
-            threading.Thread(target=self._board.listen, args=(child, wanted), daemon=True).start()
+            threading.Thread(target=self._board.listen, args=(child, spec), daemon=True).start()
         self.close = weakref.finalize(self, _end, [child.process for child in self._children])
 
     def expect(self, numbers: Iterable[int]) -> None:
@@ -115,7 +115,7 @@ class TileStore:
             pending = {number for child in self._children for number in child.asked}
             new = sorted({int(n) for n in numbers} - self._board.ready.keys() - pending)
             share = math.ceil((len(pending) + len(new)) / len(self._children))
-            for child in sorted(self._children, key=lambda one: len(one.asked)):
+            for child in sorted(self._children, key=lambda child: len(child.asked)):
                 count = max(0, share - len(child.asked))
                 if new:
                     self._ask(child, new[:count])
@@ -133,37 +133,37 @@ class TileStore:
 
     def images(self, numbers: np.ndarray) -> np.ndarray:
         """Pixels [B C S S] of these tiles; waits until the children have them. Raises TooManyDamaged, StorageError."""
-        wanted = [int(number) for number in numbers]
-        self._room = max(self._room, 4 * len(wanted))
-        self.expect(wanted)
-        found: dict[int, np.ndarray | str] = {}
+        requested = [int(number) for number in numbers]
+        self._room = max(self._room, 4 * len(requested))
+        self.expect(requested)
+        tiles: dict[int, np.ndarray | str] = {}
         with self._board.news:
-            while missing := [n for n in wanted if n not in found]:
-                found |= {n: self._board.ready[n] for n in missing if n in self._board.ready}
-                if len(found) < len(set(wanted)):
+            while missing := [n for n in requested if n not in tiles]:
+                tiles |= {n: self._board.ready[n] for n in missing if n in self._board.ready}
+                if len(tiles) < len(set(requested)):
                     if self._board.broken:
                         raise StorageError(self._board.broken, hint="was it killed for memory? Fewer: data.workers")
                     self._board.news.wait(timeout=1.0)
-            for number in wanted:
+            for number in requested:
                 self._board.ready.move_to_end(number)
             while len(self._board.ready) > self._room:
                 self._board.ready.popitem(last=False)
-        return self._stacked(wanted, found)
+        return self._stacked(requested, tiles)
 
-    def _stacked(self, wanted: list[int], found: dict[int, np.ndarray | str]) -> np.ndarray:
-        good = next((one for one in found.values() if not isinstance(one, str)), None)
+    def _stacked(self, requested: list[int], tiles: dict[int, np.ndarray | str]) -> np.ndarray:
+        substitute = next((tile for tile in tiles.values() if not isinstance(tile, str)), None)
         rows = []
-        for number in wanted:
-            one = found[number]
-            if isinstance(one, str):
-                self._note(number, one)
+        for number in requested:
+            tile = tiles[number]
+            if isinstance(tile, str):
+                self._note(number, tile)
                 if self.leave_out:
-                    one = np.zeros(self.wanted.shape, self.dtype)
-                elif good is None:
-                    raise DamagedFile(f"{self.tiles.records[number].id}: {one}; nor can any other tile of its batch")
+                    tile = np.zeros(self.wanted.shape, self.dtype)
+                elif substitute is None:
+                    raise DamagedFile(f"{self.tiles.records[number].id}: {tile}; nor can any other tile of its batch")
                 else:
-                    one = good
-            rows.append(one)
+                    tile = substitute
+            rows.append(tile)
         return np.stack(rows)
 
     def _note(self, number: int, reason: str) -> None:
@@ -186,7 +186,7 @@ class TileStore:
             )
 
 
-def _start(told: str) -> subprocess.Popen[bytes]:
+def _start(request: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "saccade.data.slides.tile_worker"]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None and child.stdout is not None
@@ -196,7 +196,7 @@ def _start(told: str) -> subprocess.Popen[bytes]:
         with contextlib.suppress(OSError):  # refused to a user with many pipes: then a tile takes several pieces
             for pipe in (child.stdin, child.stdout):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    child.stdin.write(told.encode() + b"\n")
+    child.stdin.write(request.encode() + b"\n")
     child.stdin.flush()
     return child
 

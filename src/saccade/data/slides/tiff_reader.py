@@ -44,16 +44,16 @@ def is_tiff(path: Path) -> bool:
 @contextlib.contextmanager
 def listening() -> Iterator[list[str]]:
     """What tifffile says of a file on its own log, in a list instead: the errors raised here are enough."""
-    said: list[str] = []
+    messages: list[str] = []
 
     def take(record: logging.LogRecord) -> bool:
-        said.append(record.getMessage())
+        messages.append(record.getMessage())
         return False
 
     log = logging.getLogger("tifffile")
     log.addFilter(take)
     try:
-        yield said
+        yield messages
     finally:
         log.removeFilter(take)
 
@@ -64,14 +64,14 @@ class TiffReader:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with listening() as said:
+            with listening() as messages:
                 self._file = tifffile.TiffFile(path)
                 series, areas = _main_series(self._file)
                 planes = _planes(self._file, series)
                 self._levels = _levels(self._file, series, planes)
                 self.spacing_um = _spacing(self._file, planes[0])
         except DamagedFile as error:
-            if any(CUT_OFF in line for line in said):
+            if any(CUT_OFF in line for line in messages):
                 raise DamagedFile(f"{path}: the file is cut off", hint="copy it again") from error
             raise
         except Exception as error:  # tifffile raises nearly anything on broken bytes
@@ -193,12 +193,12 @@ class TiffReader:
             return None
         try:
             data = os.pread(self._file.filehandle.fileno(), count, start)
-            found, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
+            decoded, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
         except Exception as error:  # decoders raise nearly anything on broken bytes
             raise DamagedFile(f"{self.path}: cannot be read (tile {index}: {error})", hint="copy it again") from error
-        if found is None:
+        if decoded is None:
             return None
-        piece: np.ndarray = found[0, : shape[1], : shape[2]]
+        piece: np.ndarray = decoded[0, : shape[1], : shape[2]]
         with self._lock:
             self._kept[key] = piece
             self._bytes += piece.nbytes
@@ -222,9 +222,9 @@ def _laid_over(pixels: np.ndarray, alpha: int, fill: int, kinds: tuple[int, ...]
     opaque, others = _opaque(pixels.dtype), np.delete(pixels, alpha, axis=2)
     if (pixels[..., alpha] == opaque).all():
         return others
-    share = pixels[..., alpha : alpha + 1].astype(np.float32) / opaque
-    seen = others if tifffile.EXTRASAMPLE.ASSOCALPHA in kinds else others * share  # associated: multiplied already
-    laid = seen + fill * (1 - share)
+    opacity = pixels[..., alpha : alpha + 1].astype(np.float32) / opaque
+    visible = others if tifffile.EXTRASAMPLE.ASSOCALPHA in kinds else others * opacity  # associated: multiplied already
+    laid = visible + fill * (1 - opacity)
     if pixels.dtype.kind in "ui":
         laid = np.rint(laid).clip(0, opaque)
     return laid.astype(pixels.dtype)
@@ -244,31 +244,31 @@ def _main_series(file: tifffile.TiffFile) -> tuple[Any, int]:
     """
     series = list(file.series)
     if file.is_scn:
-        shown = [not whole for whole in _covers_glass(file.pages.first.aspage().description)]
-        series = [one for one, main in zip(series, shown) if main] if len(shown) == len(series) else []
+        is_main = [not covers for covers in _covers_glass(file.pages.first.aspage().description)]
+        series = [candidate for candidate, main in zip(series, is_main) if main] if len(is_main) == len(series) else []
     elif file.is_bif:
-        series = [one for one in series if one.name not in ("Label", "Thumbnail")]
+        series = [candidate for candidate in series if candidate.name not in ("Label", "Thumbnail")]
     if not series:
         raise DamagedFile(f"{file.filehandle.path}: a TIFF without an image of a slide")
     if not file.is_scn:
         return series[0], 1
-    return max(series, key=lambda one: math.prod(one.shape)), len(series)
+    return max(series, key=lambda candidate: math.prod(candidate.shape)), len(series)
 
 
 def _covers_glass(description: str) -> list[bool]:
     """Of every image in the text of a Leica SCN: whether its view is the whole glass."""
-    found = []
+    covers = []
     for collection in ElementTree.fromstring(description).iterfind("{*}collection"):
         for image in collection.iterfind("{*}image"):
             view = image.find("{*}view")
-            found.append(
+            covers.append(
                 view is None
                 or (
                     view.get("offsetX") == view.get("offsetY") == "0"
                     and all(view.get(side) == collection.get(side) for side in ("sizeX", "sizeY"))
                 )
             )
-    return found
+    return covers
 
 
 def _planes(file: tifffile.TiffFile, series: Any) -> list[Any]:
@@ -285,20 +285,24 @@ def _planes(file: tifffile.TiffFile, series: Any) -> list[Any]:
 
 def _levels(file: tifffile.TiffFile, series: Any, planes: list[Any]) -> list[list[Any]]:
     """Pages of every level: those that tifffile finds, or the smaller copies of the first page among the others."""
-    found = [[page.aspage() for page in level.pages if page is not None] for level in series.levels]
+    from_tifffile = [[page.aspage() for page in level.pages if page is not None] for level in series.levels]
     levels, first = [planes], planes[0]
     if len(planes) > 1 or file.is_scn or file.is_bif:
-        return found
+        return from_tifffile
     for page in list(file.pages)[1:]:
-        whole = page.aspage()
-        same = whole.is_tiled == first.is_tiled and whole.dtype == first.dtype
-        if not same or whole.samplesperpixel != first.samplesperpixel or whole.imagewidth >= levels[-1][0].imagewidth:
+        candidate = page.aspage()
+        same = candidate.is_tiled == first.is_tiled and candidate.dtype == first.dtype
+        if (
+            not same
+            or candidate.samplesperpixel != first.samplesperpixel
+            or candidate.imagewidth >= levels[-1][0].imagewidth
+        ):
             continue
-        ratio = first.imagewidth / whole.imagewidth
+        ratio = first.imagewidth / candidate.imagewidth
         # A label or macro picture has another shape.
-        if abs(first.imagelength / ratio - whole.imagelength) <= 1 and ratio > 1.5:
-            levels.append([whole])
-    return levels if len(levels) > len(found) else found
+        if abs(first.imagelength / ratio - candidate.imagelength) <= 1 and ratio > 1.5:
+            levels.append([candidate])
+    return levels if len(levels) > len(from_tifffile) else from_tifffile
 
 
 def _spacing(file: tifffile.TiffFile, plane: Any) -> tuple[float, float] | None:
@@ -310,16 +314,16 @@ def _spacing(file: tifffile.TiffFile, plane: Any) -> tuple[float, float] | None:
         pixels = next((e for e in ElementTree.fromstring(file.ome_metadata).iter() if e.tag.endswith("}Pixels")), None)
         if pixels is not None and pixels.get("PhysicalSizeX") and pixels.get("PhysicalSizeY"):
             unit = [UNITS_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), 0.0) for axis in "YX"]
-            found = [float(pixels.get(f"PhysicalSize{axis}", "0")) * u for axis, u in zip("YX", unit)]
-            if min(found) > 0:
-                return found[0], found[1]
+            sides = [float(pixels.get(f"PhysicalSize{axis}", "0")) * u for axis, u in zip("YX", unit)]
+            if min(sides) > 0:
+                return sides[0], sides[1]
     first: Any = file.pages.first.aspage()
-    told = re.search(r"\bMPP = ([0-9.]+)", str(first.description)) if file.is_svs else None
+    match = re.search(r"\bMPP = ([0-9.]+)", str(first.description)) if file.is_svs else None
     if file.is_bif:
         packet = first.tags.get(XML_PACKET)
-        told = re.search(r'\bScanRes="([0-9.]+)"', bytes(packet.value).decode("latin-1")) if packet else None
-    if told:
-        return float(told[1]), float(told[1])
+        match = re.search(r'\bScanRes="([0-9.]+)"', bytes(packet.value).decode("latin-1")) if packet else None
+    if match:
+        return float(match[1]), float(match[1])
     tags = plane.tags
     x, y, unit_tag = tags.get("XResolution"), tags.get("YResolution"), tags.get("ResolutionUnit")
     um = {2: 25_400.0, 3: 10_000.0}.get(int(unit_tag.value) if unit_tag else 1)

@@ -18,16 +18,19 @@ from saccade.errors import SaccadeError
 
 
 def main() -> None:
-    told = json.loads(sys.stdin.readline())
-    named = [Named(Path(path), Record(id=path), mpp) for path, mpp, _ in told["slides"]]
-    slides, side = Handles(named, told["slide_mpp"], [dark for _, _, dark in told["slides"]]), int(told["size_px"])
-    channels, answer = int(told["channels"]), sys.stdout.buffer
+    request = json.loads(sys.stdin.readline())
+    entries = [Named(Path(path), Record(id=path), mpp) for path, mpp, _ in request["slides"]]
+    slides, side = (
+        Handles(entries, request["slide_mpp"], [dark for _, _, dark in request["slides"]]),
+        int(request["size_px"]),
+    )
+    channels, answer = int(request["channels"]), sys.stdout.buffer
     for line in sys.stdin:
         number, x, y = (int(word) for word in line.split())
         try:
-            pixels = slides[number].read(x, y, mpp=told["mpp"], size_px=(side, side))
+            pixels = slides[number].read(x, y, mpp=request["mpp"], size_px=(side, side))
             if len(pixels) != channels:
-                raise SaccadeError(f"{named[number].path}: {len(pixels)} channels", expected=f"{channels}")
+                raise SaccadeError(f"{entries[number].path}: {len(pixels)} channels", expected=f"{channels}")
             answer.write(b"\0")
             answer.write(pixels.data)
         except SaccadeError as error:

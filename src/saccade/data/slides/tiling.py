@@ -81,15 +81,15 @@ def tile_grid(
     rows, columns = int(np.ceil(slide.size_px[0] / down - 1e-9)), int(np.ceil(slide.size_px[1] / across - 1e-9))
     row, column = (v.ravel() for v in np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"))
     x, y = np.rint(column * across).astype(np.int64), np.rint(row * down).astype(np.int64)
-    found = mask or find_tissue(slide)
-    share = found.share(x, y, across, down)
-    kept = share >= tissue if tissue > 0 else np.ones(len(x), dtype=bool)
+    masks = mask or find_tissue(slide)
+    fractions = masks.share(x, y, across, down)
+    selected = fractions >= tissue if tissue > 0 else np.ones(len(x), dtype=bool)
     return TileGrid(
-        coords=np.stack([x, y], axis=1)[kept],
-        cells=np.stack([row, column], axis=1)[kept].astype(np.int64),
+        coords=np.stack([x, y], axis=1)[selected],
+        cells=np.stack([row, column], axis=1)[selected].astype(np.int64),
         step_px=(down, across),
         shape=(rows, columns),
-        tissue=share[kept].astype(np.float32),
+        tissue=fractions[selected].astype(np.float32),
         mpp=mpp,
         tile_px=tile_px,
     )

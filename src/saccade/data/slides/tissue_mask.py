@@ -65,8 +65,8 @@ class Tissue:
         top, bottom = np.asarray(y) / down, (np.asarray(y) + height) / down
         left, right = np.asarray(x) / across, (np.asarray(x) + width) / across
         inside = _at(table, bottom, right) - _at(table, top, right) - _at(table, bottom, left) + _at(table, top, left)
-        found: np.ndarray = (inside / ((bottom - top) * (right - left))).clip(0, 1)
-        return found
+        fractions: np.ndarray = (inside / ((bottom - top) * (right - left))).clip(0, 1)
+        return fractions
 
 
 def _at(table: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -76,8 +76,8 @@ def _at(table: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     fy, fx = y - y0, x - x0
     upper = table[y0, x0] * (1 - fx) + table[y0, x0 + 1] * fx
     lower = table[y0 + 1, x0] * (1 - fx) + table[y0 + 1, x0 + 1] * fx
-    found: np.ndarray = upper * (1 - fy) + lower * fy
-    return found
+    values: np.ndarray = upper * (1 - fy) + lower * fy
+    return values
 
 
 def find_tissue(slide: Slide) -> Tissue:
@@ -124,8 +124,8 @@ def _stained(small: np.ndarray) -> np.ndarray:
     high, low = values.max(axis=0), values.min(axis=0)
     # Below 40 of 255 saturation is noise; black (folds, the rim of the scan) has none.
     saturation = ndimage.uniform_filter((high - low) / np.maximum(high, 40), 3)
-    found: np.ndarray = saturation > np.clip(otsu(saturation, 0, 1), *SATURATION)
-    return found
+    mask: np.ndarray = saturation > np.clip(otsu(saturation, 0, 1), *SATURATION)
+    return mask
 
 
 def _darkened(grey: np.ndarray, gaps: np.ndarray) -> np.ndarray:
@@ -133,8 +133,8 @@ def _darkened(grey: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     brightness = ndimage.uniform_filter(grey.astype(np.float32), 3)
     glass = max(float(np.percentile(brightness[~gaps], 99)), 1.0)
     darkness = (1 - brightness / glass).clip(0, 1)
-    found: np.ndarray = darkness > np.clip(otsu(darkness[~gaps], 0, 1), *DARKNESS)
-    return found
+    mask: np.ndarray = darkness > np.clip(otsu(darkness[~gaps], 0, 1), *DARKNESS)
+    return mask
 
 
 def _bright_spots(small: np.ndarray) -> np.ndarray:
@@ -147,8 +147,8 @@ def _bright_spots(small: np.ndarray) -> np.ndarray:
     darkest, top = float(np.percentile(values, 2)), float(np.percentile(values, 99.9))
     if top - darkest < FAINT:
         return np.zeros(values.shape, dtype=bool)
-    found: np.ndarray = values > max(otsu(values, float(values.min()), top), darkest + FAINT)
-    return found
+    mask: np.ndarray = values > max(otsu(values, float(values.min()), top), darkest + FAINT)
+    return mask
 
 
 def _tidy(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -156,16 +156,16 @@ def _tidy(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     # Working on a frame keeps the closing from eating tissue at the rim.
     closed = ndimage.binary_closing(np.pad(mask, 4, mode="edge"), _disc(3))[4:-4, 4:-4]
     smallest = max(4, round(SMALLEST * shape[0] * shape[1]))
-    kept = _larger(closed, smallest)
-    return ~_larger(~kept, smallest)
+    large = _larger(closed, smallest)
+    return ~_larger(~large, smallest)
 
 
 def _larger(mask: np.ndarray, smallest: int) -> np.ndarray:
     numbers, count = ndimage.label(mask)
     sizes = np.bincount(numbers.ravel(), minlength=count + 1)
     sizes[0] = 0
-    found: np.ndarray = (sizes >= smallest)[numbers]
-    return found
+    large: np.ndarray = (sizes >= smallest)[numbers]
+    return large
 
 
 def _disc(radius: int) -> np.ndarray:
@@ -191,8 +191,8 @@ def pen_marks(small: np.ndarray) -> np.ndarray:
     strokes = _larger(ndimage.binary_opening(ink, _disc(1)), max(12, round(SMALLEST * size)))
     if not strokes.any():
         return strokes
-    found: np.ndarray = ndimage.binary_dilation(strokes, _disc(3))  # strokes fade out
-    return found
+    marks: np.ndarray = ndimage.binary_dilation(strokes, _disc(3))  # strokes fade out
+    return marks
 
 
 def _hue(red: np.ndarray, green: np.ndarray, blue: np.ndarray, high: np.ndarray, chroma: np.ndarray) -> np.ndarray:
@@ -233,9 +233,9 @@ def _out_of_focus(slide: Slide, tissue: np.ndarray) -> tuple[np.ndarray, int]:
                 continue
             y, x = (np.argwhere(tissue[cell]).mean(axis=0) + (top + 0.5, left + 0.5)) * (down, across)
             try:
-                seen = slide.reduced(x - half, y - half, factor, (FOCUS_PX, FOCUS_PX))
+                patch = slide.reduced(x - half, y - half, factor, (FOCUS_PX, FOCUS_PX))
             except DamagedFile:
                 unread += 1
                 continue
-            blurred[cell] = sharpness(seen.astype(np.float32).mean(axis=0)) < BLURRED
+            blurred[cell] = sharpness(patch.astype(np.float32).mean(axis=0)) < BLURRED
     return blurred & tissue, unread

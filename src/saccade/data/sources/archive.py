@@ -112,7 +112,7 @@ class ArchiveSource:
         self._members = _open(path)
         self._refuse_escapes()
         self._contents = Contents(str(path), self._bytes, list(self._members.sizes))
-        found = choose_records(
+        chosen = choose_records(
             self._contents,
             read_table(manifest) if manifest is not None else self._own_table(),
             explicit=manifest is not None,
@@ -120,7 +120,7 @@ class ArchiveSource:
             label=label,
             group=group,
         )
-        self.records, self.unlisted, self.aside = found.records, found.unlisted, found.aside
+        self.records, self.unlisted, self.aside = chosen.records, chosen.unlisted, chosen.aside
         self.axes = self._contents.axes(self.records)
 
     def _refuse_escapes(self) -> None:

@@ -87,11 +87,11 @@ def _member(path: Path, key: str) -> np.ndarray:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_columns, kind = read(member)
-        needed, there = math.prod(shape) * kind.itemsize, archive.getinfo(f"{key}.npy").file_size
+        needed, stored = math.prod(shape) * kind.itemsize, archive.getinfo(f"{key}.npy").file_size
         if kind.hasobject:
             raise ValueError("Object arrays hold Python objects (pickle)")
-        if not 0 <= there - needed < 2**16:
-            raise ValueError(f"{key}: its header claims {needed:,} bytes and there are {there:,}")
+        if not 0 <= stored - needed < 2**16:
+            raise ValueError(f"{key}: its header claims {needed:,} bytes and there are {stored:,}")
         order: Literal["F", "C"] = "F" if by_columns else "C"
         if needed <= MAPPED_ABOVE:
             data = member.read()
@@ -118,13 +118,13 @@ def _parts(path: Path) -> list[Part]:
             return [(None, loaded, None)]
         with loaded:
             keys = set(loaded.files)
-            found: list[Part] = [
+            parts: list[Part] = [
                 (part, _member(path, f"{part}_images"), loaded[f"{part}_labels"] if f"{part}_labels" in keys else None)
                 for part in PARTS
                 if f"{part}_images" in keys
             ]
-            if not found and "images" in keys:
-                found = [(None, _member(path, "images"), loaded["labels"] if "labels" in keys else None)]
+            if not parts and "images" in keys:
+                parts = [(None, _member(path, "images"), loaded["labels"] if "labels" in keys else None)]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         pickled = "pickle" in str(error).lower() or "Python objects" in str(error)
         raise DataError(
@@ -132,13 +132,13 @@ def _parts(path: Path) -> list[Part]:
             got=first_line(error),
             hint="save plain number arrays with numpy.savez" if pickled else "copy it again",
         ) from error
-    if not found:
+    if not parts:
         raise DataError(
             f"{path}: not in the MedMNIST layout",
             got=", ".join(sorted(keys)) or "no arrays",
             expected="train_images, train_labels, ..., or images and labels",
         )
-    return found
+    return parts
 
 
 def _layout(images: Any, name: str) -> Layout:

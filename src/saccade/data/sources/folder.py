@@ -34,16 +34,16 @@ class FolderSource:
         self.name = str(root)
         self.root = root
         self._contents = Contents(str(root), self._fetch, files_below(root) if only is None else only)
-        found = manifest or table_in(root)
+        table_path = manifest or table_in(root)
 
         def locate(path: str) -> str | None:
             """Rows may also point outside the root, or be absolute."""
-            place = found.parent / path if found else None
-            return Path(os.path.relpath(place, root)).as_posix() if place and place.is_file() else None
+            file = table_path.parent / path if table_path else None
+            return Path(os.path.relpath(file, root)).as_posix() if file and file.is_file() else None
 
         chosen = choose_records(
             self._contents,
-            read_table(found) if found else None,
+            read_table(table_path) if table_path else None,
             explicit=manifest is not None,
             locate=locate,
             label=label,
@@ -76,15 +76,15 @@ def files_below(root: Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise DataError("folder cannot be read", got=f"{error.filename} ({error.strerror})") from error
 
-    found: list[str] = []
-    seen: set[str] = set()
+    names: list[str] = []
+    visited: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         base = Path(folder).relative_to(root)
-        found += [(base / file).as_posix() for file in sorted(files)]
-    return found
+        names += [(base / file).as_posix() for file in sorted(files)]
+    return names

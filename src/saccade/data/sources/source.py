@@ -142,20 +142,20 @@ def finder(table: Table, names: Iterable[str], locate: Locate) -> Locate:
     and, for a bare file name only, the one file of that name. A path with folders never finds another folder's
     file: the row would then label the wrong image.
     """
-    known = set(names)
+    existing = set(names)
     by_name: dict[str, list[str]] = {}
-    for name in known:
+    for name in existing:
         by_name.setdefault(posixpath.basename(name), []).append(name)
 
     def find(path: str) -> str | None:
         path = path.replace("\\", "/")
         for start in (table.base, posixpath.join(table.base, "images"), ""):
             candidate = posixpath.normpath(posixpath.join(start, path))
-            if candidate in known:
+            if candidate in existing:
                 return candidate
-        found = locate(path) if path else None
+        located = locate(path) if path else None
         same = by_name.get(path, [])
-        return found or (same[0] if len(same) == 1 else None)
+        return located or (same[0] if len(same) == 1 else None)
 
     return find
 
@@ -171,22 +171,22 @@ def records_from_rows(table: Table, find: Locate, *, label: str | None, group: s
         raise DataError(
             f"{table.name}: no column says where the images are", got=", ".join(columns), expected=" or ".join(PATHS)
         )
-    for wanted in (label, group):
-        if wanted is not None and wanted.lower() not in columns:
-            raise unknown(f"column of {table.name}", wanted, columns)
+    for column in (label, group):
+        if column is not None and column.lower() not in columns:
+            raise unknown(f"column of {table.name}", column, columns)
     label_key = label.lower() if label else next((c for c in ("label", "class") if c in columns), None)
     group_key = group.lower() if group else ("group" if "group" in columns else None)
     special = {key, label_key, group_key, "split"}
     records, missing = [], []
     for row in table.rows:
-        found = find(row[key])
-        if found is None:
+        name = find(row[key])
+        if name is None:
             missing.append(row[key] or "(empty)")
             continue
         split = row.get("split") or None
         records.append(
             Record(
-                id=found,
+                id=name,
                 label=(row[label_key] or None) if label_key else None,
                 group=(row[group_key] or None) if group_key else None,
                 split=SPLITS.get(split.lower(), split) if split else None,
@@ -367,12 +367,12 @@ def select(source: Source, indices: Sequence[int]) -> Selection:
 
 def with_split(source: Source, names: Iterable[str]) -> Selection:
     """The images of the splits named (``["train", "val"]``). Raises DataError when there are none."""
-    wanted = {SPLITS.get(name.lower(), name) for name in names}
-    chosen = [i for i, record in enumerate(source.records) if record.split in wanted]
+    splits = {SPLITS.get(name.lower(), name) for name in names}
+    chosen = [i for i, record in enumerate(source.records) if record.split in splits]
     if not chosen:
         present = sorted({record.split for record in source.records if record.split is not None})
         raise DataError(
-            f"{source.name}: no images of the split {', '.join(sorted(wanted))}",
+            f"{source.name}: no images of the split {', '.join(sorted(splits))}",
             got="splits " + (", ".join(present) or "none"),
             hint="name one of these, or all",
         )

@@ -64,17 +64,17 @@ class Contents:
     reports: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        seen = [name for name in self.files if visible(name)]
-        self.images = [name for name in seen if has_suffix(name, "image")]
-        volumes = [name for name in seen if has_suffix(name, "volume", shared=False)]
+        names = [name for name in self.files if visible(name)]
+        self.images = [name for name in names if has_suffix(name, "image")]
+        volumes = [name for name in names if has_suffix(name, "volume", shared=False)]
         if self.images and not any(has_suffix(name, "image", shared=False) for name in self.images) and self._stacked():
             volumes, self.images = volumes + self.images, []
         masks = _masks(volumes)
         taken = set(masks.values())
         self.cases = {name: Case((name,), masks.get(name)) for name in volumes if name not in taken}
-        rest = [name for name in seen if not (has_suffix(name, "image") or has_suffix(name, "volume", shared=False))]
-        series, self.reports = find_series([name for name in rest if is_dicom(name, self.fetch)], self.fetch)
-        self.cases |= {one.id: Case(one.files, None, one.group) for one in series}
+        rest = [name for name in names if not (has_suffix(name, "image") or has_suffix(name, "volume", shared=False))]
+        all_series, self.reports = find_series([name for name in rest if is_dicom(name, self.fetch)], self.fetch)
+        self.cases |= {series.id: Case(series.files, None, series.group) for series in all_series}
 
     def _stacked(self) -> bool:
         """Whether the TIFFs are volumes, by the first that can be read."""
@@ -148,10 +148,10 @@ class Contents:
 
     def content_hash(self, record: Record) -> str:
         """SHA-256 of the files of one image or volume; its mask is not part of it."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name in self._case(record.id).files:
-            found.update(self.fetch(name))
-        return found.hexdigest()
+            digest.update(self.fetch(name))
+        return digest.hexdigest()
 
     def _beside(self, name: str) -> Callable[[str], bytes]:
         return lambda other: self.fetch(posixpath.normpath(posixpath.join(posixpath.dirname(name), other)))
@@ -164,21 +164,21 @@ def visible(name: str) -> bool:
 
 def _masks(names: Sequence[str]) -> dict[str, str]:
     """The mask of each volume that has one: same name, in the folder of masks beside the folder of volumes."""
-    known = {name.lower(): name for name in names}
-    found: dict[str, str] = {}
+    by_lower_name = {name.lower(): name for name in names}
+    masks: dict[str, str] = {}
     for name in names:
         parts = PurePosixPath(name).parts
-        for place, part in enumerate(parts[:-1]):
+        for depth, part in enumerate(parts[:-1]):
             for other in MASKS.get(part.lower(), ()):
-                mask = known.get("/".join((*parts[:place], other, *parts[place + 1 :])).lower())
+                mask = by_lower_name.get("/".join((*parts[:depth], other, *parts[depth + 1 :])).lower())
                 if mask is not None:
-                    found.setdefault(name, mask)
-    return found
+                    masks.setdefault(name, mask)
+    return masks
 
 
 def _as_mask(pixels: np.ndarray, name: str) -> np.ndarray:
     """[T Y X] whole numbers from 0, in the smallest type."""
-    whole = np.rint(pixels[0]).astype(np.int64)
-    if len(pixels) > 1 or whole.min() < 0 or not np.array_equal(whole, pixels[0]):
+    classes = np.rint(pixels[0]).astype(np.int64)
+    if len(pixels) > 1 or classes.min() < 0 or not np.array_equal(classes, pixels[0]):
         raise DamagedFile(f"{name}: a mask has one whole number from 0 at each voxel", got=str(pixels.dtype))
-    return whole.astype(np.uint8 if whole.max() < 256 else np.uint16)
+    return classes.astype(np.uint8 if classes.max() < 256 else np.uint16)

@@ -34,15 +34,15 @@ def _rounds(word: str, classes: Sequence[str], count: int, groups: int, seed: in
     patients: list[int] = []
     records: list[Record] = []
     for index in range(count):
-        turn, place = divmod(index, len(classes))
-        if place == 0:
+        turn, position = divmod(index, len(classes))
+        if position == 0:
             rng = numpy_generator(seed, f"{word}-round", turn)
             patient, mixed = int(rng.integers(groups)), rng.permutation(len(classes))
         patients.append(patient)
         records.append(
             Record(
                 id=f"{word}/{index:06d}",
-                label=classes[mixed[place]],
+                label=classes[mixed[position]],
                 group=f"patient-{patient:03d}",
                 split="test" if patient in test else "train",
             )

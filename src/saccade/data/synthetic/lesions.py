@@ -98,9 +98,9 @@ def render(
     middle = (np.indices((size_mm,) * 3, dtype=np.float32) + 0.5) - size_mm / 2
     body = _body(middle, size_mm, rng)
     radius = float(rng.uniform(*LESION_SHARE)) * size_mm
-    place = rng.uniform(-0.12, 0.12, 3) * size_mm
+    centre = rng.uniform(-0.12, 0.12, 3) * size_mm
     turn = Rotation.random(rng=rng).as_matrix().astype(np.float32)
-    u = np.tensordot(turn, middle - place[:, None, None, None].astype(np.float32), axes=1) / radius
+    u = np.tensordot(turn, middle - centre[:, None, None, None].astype(np.float32), axes=1) / radius
     lesion = _largest(FORMS[label](u, rng), round(4 / 3 * np.pi * radius**3)) & (body > 0)
     contrast = float(rng.uniform(*CONTRAST)) * (1 if rng.random() < 0.5 else -1)
     inside = np.full(lesion.shape, contrast, np.float32)
@@ -144,9 +144,9 @@ def _grain(size_mm: int, grain: float, rng: np.random.Generator) -> np.ndarray:
     Values on a coarse grid, interpolated along one axis after another.
     """
     coarse = max(4, int(np.ceil(size_mm / grain)) + 2)
-    whole = rng.standard_normal((coarse,) * 3).astype(np.float32)
+    noise = rng.standard_normal((coarse,) * 3).astype(np.float32)
     places = rng.uniform(0, 1) + np.arange(size_mm) * (coarse - 2) / size_mm
     weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(coarse))).astype(np.float32)
     for _ in range(3):  # each turn interpolates the first axis and puts it last
-        whole = np.tensordot(whole, weights, axes=([0], [1]))
-    return (whole - whole.mean()) / max(float(whole.std()), 1e-6)
+        noise = np.tensordot(noise, weights, axes=([0], [1]))
+    return (noise - noise.mean()) / max(float(noise.std()), 1e-6)

@@ -92,13 +92,13 @@ class Drawing:
 
 def read_drawing(query: dict[str, str]) -> tuple[Drawing, Path]:
     """``synthetic:slide?n=60&size=4096&folder=slides``: the drawing and its folder. Raises UsageError."""
-    known = {field.name: field.default for field in dataclasses.fields(Drawing)}
+    defaults = {field.name: field.default for field in dataclasses.fields(Drawing)}
     values: dict[str, int | float | str] = {}
     for key, text in query.items():
         if key == "folder":
             continue
-        if key not in known:
-            raise unknown("setting of synthetic:slide", key, [*known, "folder"])
+        if key not in defaults:
+            raise unknown("setting of synthetic:slide", key, [*defaults, "folder"])
         try:
             values[key] = text if key == "label" else float(text) if key == "share" else int(text)
         except ValueError:
@@ -132,13 +132,13 @@ def draw_slides(drawing: Drawing, folder: Path, report: Callable[[int, int], Non
     run_folder.write_json(mark, {"drawing": asked, "classes": CLASSES, "um": UM})
     ink: Ink | None = None
     for number in range(drawing.n):
-        place = folder / f"{drawing.name(number)}.tif"
-        if not place.exists():
+        path = folder / f"{drawing.name(number)}.tif"
+        if not path.exists():
             ink = ink or Ink(drawing.seed)
             regions = lay_out(drawing, number)
             Image.fromarray(regions).save(folder / f"{drawing.name(number)}-regions.png")
             size = (drawing.size, drawing.size)
-            write_pyramid(place, size, _strips(drawing, number, regions, ink), um=UM)
+            write_pyramid(path, size, _strips(drawing, number, regions, ink), um=UM)
         if report is not None:
             report(number + 1, drawing.n)
     write_text(folder / "manifest.csv", _manifest(drawing))
@@ -169,11 +169,11 @@ def lay_out(drawing: Drawing, number: int) -> np.ndarray:
     kind = drawing.kind(number)
     more = len(nests) // 2 if drawing.label == "arrangement" else round(MORE * len(nests))
     first, second = CLASSES.index(FIRST), CLASSES.index(SECOND)
-    for place, (y, x) in enumerate(nests):
-        own, other = (first, second) if place < more else (second, first)
+    for rank, (y, x) in enumerate(nests):
+        pattern, other = (first, second) if rank < more else (second, first)
         if kind == "solid":
-            own, other = other, own
-        regions[y : y + 2, x : x + 2] = own
+            pattern, other = other, pattern
+        regions[y : y + 2, x : x + 2] = pattern
         if kind == "mixed":
             regions[y, x + 1] = regions[y + 1, x] = other
     return regions
@@ -209,11 +209,11 @@ def _fillers(side: int, rng: np.random.Generator) -> np.ndarray:
     seeds = rng.uniform(0, side, (count, 2))
     kinds = rng.choice(len(FILLERS), count, p=rng.dirichlet([3.0] * len(FILLERS)))
     numbers = np.array([CLASSES.index(name) for name in FILLERS], np.uint8)[kinds]
-    found = np.zeros((side, side), np.uint8)
+    patterns = np.zeros((side, side), np.uint8)
     for row in range(side):  # a row at a time: all distances at once would be gigabytes
         centres = np.stack([np.full(side, row + 0.5), np.arange(side) + 0.5], axis=1)
-        found[row] = numbers[((centres[:, None] - seeds) ** 2).sum(axis=-1).argmin(axis=1)]
-    return found
+        patterns[row] = numbers[((centres[:, None] - seeds) ** 2).sum(axis=-1).argmin(axis=1)]
+    return patterns
 
 
 # --- pixels ---------------------------------------------------------------------------------------
@@ -236,9 +236,9 @@ class Ink:
 
     def piece(self, pattern: int, side: int, rng: np.random.Generator) -> np.ndarray:
         """Amounts of a square of one pattern, at most the size of a texture."""
-        found = np.rot90(self.textures[pattern][int(rng.integers(VARIANTS))], int(rng.integers(4)))
-        found = found[:, ::-1] if rng.integers(2) else found
-        return found[:side, :side]
+        texture = np.rot90(self.textures[pattern][int(rng.integers(VARIANTS))], int(rng.integers(4)))
+        texture = texture[:, ::-1] if rng.integers(2) else texture
+        return texture[:side, :side]
 
 
 def _strips(drawing: Drawing, number: int, regions: np.ndarray, ink: Ink) -> Iterator[np.ndarray]:
@@ -271,5 +271,5 @@ def _palette(drawing: Drawing, number: int) -> np.ndarray:
     amount = np.arange(256) * MOST / 255
     haematoxylin = amount[:, None, None] * stain.haematoxylin * stain.amounts[0]
     eosin = amount[None, :, None] * stain.eosin * stain.amounts[1]
-    found: np.ndarray = np.rint(250 * stain.light * np.exp(-(haematoxylin + eosin))).astype(np.int16)
-    return found.reshape(-1, 3)
+    colours: np.ndarray = np.rint(250 * stain.light * np.exp(-(haematoxylin + eosin))).astype(np.int16)
+    return colours.reshape(-1, 3)

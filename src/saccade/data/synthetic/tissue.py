@@ -50,8 +50,8 @@ class Canvas:
         """Smooth noise, about -1 to 1, with structures of ``grain`` micrometres."""
         coarse = max(4, int(np.ceil(self.extent / grain)) + 3)
         values = self.rng.standard_normal((coarse, coarse))
-        whole = zoom(values, (self.size_px * 1.0) / (coarse - 3), order=1)
-        return 0.6 * whole[: self.size_px, : self.size_px]
+        enlarged = zoom(values, (self.size_px * 1.0) / (coarse - 3), order=1)
+        return 0.6 * enlarged[: self.size_px, : self.size_px]
 
     def lattice(self, spacing: float, jitter: float) -> np.ndarray:
         """Points [n 2] (y, x): a turned hexagonal lattice, each point shifted by ``jitter`` of the spacing."""
@@ -160,8 +160,8 @@ def lymphocytes(canvas: Canvas) -> None:
     """Small round dark nuclei, packed."""
     canvas.eosin = 0.4 + 0.2 * canvas.noise(8)
     points = canvas.lattice(canvas.rng.uniform(5.0, 6.0), 0.16)
-    kept = points[canvas.rng.random(len(points)) < 0.85]
-    canvas.random_nuclei(kept, 2.05, 0.08, 0.95, 1.15)
+    present = points[canvas.rng.random(len(points)) < 0.85]
+    canvas.random_nuclei(present, 2.05, 0.08, 0.95, 1.15)
 
 
 def fat(canvas: Canvas) -> None:

@@ -120,12 +120,12 @@ def read_header(data: bytes, file: str, tags: Sequence[str], *, stop: bool) -> D
     """The tags asked for, and no others. Raises DamagedFile when the bytes are no DICOM."""
     marked = data[128:132] == b"DICM"
     try:
-        found = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop, force=not marked, specific_tags=list(tags))
+        header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop, force=not marked, specific_tags=list(tags))
     except Exception as error:  # broken elements raise nearly anything
         raise DamagedFile(f"{file}: not a whole DICOM file ({error})", hint="copy it again") from error
-    if not marked and "Rows" not in found:
+    if not marked and "Rows" not in header:
         raise DamagedFile(f"{file}: not a DICOM file", hint="copy it again")
-    return found
+    return header
 
 
 def _planes(data: Dataset, file: str, *, slices: int) -> list[Plane]:
@@ -142,16 +142,16 @@ def _planes(data: Dataset, file: str, *, slices: int) -> list[Plane]:
     each = data.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
     if len(each) != frames:
         raise DamagedFile(f"{file}: its frames and their places differ in number", got=f"{frames} and {len(each)}")
-    return [_plane((data, shared, own), file, pixels) for own, pixels in zip(each, stored)]
+    return [_plane((data, shared, frame), file, pixels) for frame, pixels in zip(each, stored)]
 
 
-def _plane(where: tuple[Dataset, ...], file: str, stored: np.ndarray) -> Plane:
+def _plane(levels: tuple[Dataset, ...], file: str, stored: np.ndarray) -> Plane:
     """``where``: the header itself, then what all frames share, then what is the frame's own."""
 
     def find(tag: str, group: str) -> Any:
-        for place in reversed(where):
-            inner = _first(place, group)
-            for holder in (inner, place):
+        for level in reversed(levels):
+            inner = _first(level, group)
+            for holder in (inner, level):
                 if holder.get(tag) is not None:
                     return holder[tag].value
         return None
@@ -198,9 +198,9 @@ def _first(data: Dataset, group: str) -> Dataset:
 def _stored(data: Dataset, file: str) -> np.ndarray:
     """The numbers as they are stored; dark is low also where the header says it is the other way round."""
     syntax = data.file_meta.get("TransferSyntaxUID") if "file_meta" in data.__dict__ else None
-    own = _own_decoder(syntax, file) if syntax is not None and syntax.is_compressed else None
+    decoder = _own_decoder(syntax, file) if syntax is not None and syntax.is_compressed else None
     try:
-        stored = data.pixel_array if own is None else _unpacked(data, own)
+        stored = data.pixel_array if decoder is None else _unpacked(data, decoder)
     except SaccadeError:
         raise
     except Exception as error:
@@ -230,25 +230,25 @@ def _unpacked(data: Dataset, decoder: str) -> np.ndarray:
     """[frames Y X] by imagecodecs. Codecs give unsigned numbers of ``BitsStored``; the sign is put back."""
     import imagecodecs
 
-    frames = int(data.get("NumberOfFrames") or 1)
-    packed = generate_frames(data.PixelData, number_of_frames=frames)
-    found = np.stack([getattr(imagecodecs, decoder)(frame) for frame in packed])
-    if found.shape != (frames, data.Rows, data.Columns):
-        raise ValueError(f"shape {found.shape} instead of {(frames, data.Rows, data.Columns)}")
-    if data.PixelRepresentation == 1 and found.dtype.kind == "u":
-        spare = 8 * found.dtype.itemsize - int(data.BitsStored)
-        found = (found << spare).view(f"i{found.dtype.itemsize}") >> spare
-    return found
+    n_frames = int(data.get("NumberOfFrames") or 1)
+    packed = generate_frames(data.PixelData, number_of_frames=n_frames)
+    frames = np.stack([getattr(imagecodecs, decoder)(frame) for frame in packed])
+    if frames.shape != (n_frames, data.Rows, data.Columns):
+        raise ValueError(f"shape {frames.shape} instead of {(n_frames, data.Rows, data.Columns)}")
+    if data.PixelRepresentation == 1 and frames.dtype.kind == "u":
+        spare = 8 * frames.dtype.itemsize - int(data.BitsStored)
+        frames = (frames << spare).view(f"i{frames.dtype.itemsize}") >> spare
+    return frames
 
 
 def _rescaled(planes: Sequence[Plane]) -> np.ndarray:
     """[T Y X] after slope and intercept of every slice (PET has its own in each); whole numbers stay whole."""
     if all(plane.slope == 1 and plane.intercept == 0 for plane in planes):
         return np.stack([plane.stored for plane in planes])
-    whole = all(plane.slope == 1 and plane.intercept.is_integer() for plane in planes)
-    stack = np.empty((len(planes), *planes[0].stored.shape), np.int32 if whole else np.float32)
-    for place, plane in enumerate(planes):
-        stack[place] = plane.stored.astype(np.float64) * plane.slope + plane.intercept
+    is_integer = all(plane.slope == 1 and plane.intercept.is_integer() for plane in planes)
+    stack = np.empty((len(planes), *planes[0].stored.shape), np.int32 if is_integer else np.float32)
+    for index, plane in enumerate(planes):
+        stack[index] = plane.stored.astype(np.float64) * plane.slope + plane.intercept
     return stack
 
 
@@ -314,8 +314,8 @@ def check_gaps(planes: Sequence[Plane], name: str) -> None:
 
 
 def _names(files: Sequence[str]) -> str:
-    shown = [posixpath.basename(file) for file in files[:4]]
-    return ", ".join(shown) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
+    names = [posixpath.basename(file) for file in files[:4]]
+    return ", ".join(names) + (f" and {len(files) - 4} more" if len(files) > 4 else "")
 
 
 def _affine(planes: Sequence[Plane]) -> np.ndarray:

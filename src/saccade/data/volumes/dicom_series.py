@@ -87,15 +87,15 @@ def find_series(files: Sequence[str], fetch: Fetch) -> tuple[list[Series], list[
     by_folder: dict[str, dict[str, list[_Head]]] = {}
     for head in heads:
         by_folder.setdefault(posixpath.dirname(head.file), {}).setdefault(head.series, []).append(head)
-    found = []
+    volumes_found = []
     for folder, series in by_folder.items():
         ordered = sorted(series.values(), key=lambda members: (members[0].number, min(h.file for h in members)))
         volumes = [part for members in ordered for part in _volumes(members)]
-        for place, members in enumerate(volumes, start=1):
-            name = folder if folder and len(volumes) == 1 else posixpath.join(folder, f"series-{place}")
+        for number, members in enumerate(volumes, start=1):
+            name = folder if folder and len(volumes) == 1 else posixpath.join(folder, f"series-{number}")
             names = tuple(sorted(head.file for head in members))
-            found.append(Series(name, names, groups[members[0].patient]))
-    return found, aside
+            volumes_found.append(Series(name, names, groups[members[0].patient]))
+    return volumes_found, aside
 
 
 def _head(file: str, fetch: Fetch) -> _Head | None:
@@ -103,12 +103,12 @@ def _head(file: str, fetch: Fetch) -> _Head | None:
     start = fetch(file, START)
     try:
         data = read_header(start, file, SORTED_BY, stop=True)
-        whole = len(start) < START or "Rows" in data
+        complete = len(start) < START or "Rows" in data
     except DamagedFile:
-        whole = len(start) < START
-        if whole:
+        complete = len(start) < START
+        if complete:
             raise
-    if not whole:
+    if not complete:
         data = read_header(fetch(file), file, SORTED_BY, stop=True)
     if "Rows" not in data:
         return None

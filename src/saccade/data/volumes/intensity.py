@@ -72,8 +72,8 @@ def decide_intensity(source: Source) -> Intensity:
 
 def usual_intensity(kinds: Iterable[str]) -> Intensity:
     """The rule that all volumes call for, or else robust: the one that fits volumes of any kind."""
-    found = set(kinds)
-    return make_intensity(found.pop() if len(found) == 1 else "robust")
+    distinct = set(kinds)
+    return make_intensity(distinct.pop() if len(distinct) == 1 else "robust")
 
 
 def likely_kind(sample: Sample) -> Kind:
@@ -83,8 +83,8 @@ def likely_kind(sample: Sample) -> Kind:
     if sample.modality is not None:
         return "window" if sample.modality == "CT" else "robust"
     low, high = quantiles(sample.pixels)
-    whole = sample.pixels.dtype.kind in "iu" or bool((spread(sample.pixels) % 1 == 0).all())
-    return "window" if whole and AIR_HU[0] <= low <= AIR_HU[1] and high > 0 else "robust"
+    is_integer = sample.pixels.dtype.kind in "iu" or bool((spread(sample.pixels) % 1 == 0).all())
+    return "window" if is_integer and AIR_HU[0] <= low <= AIR_HU[1] and high > 0 else "robust"
 
 
 def spread(pixels: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ def to_unit(pixels: np.ndarray, how: Intensity, name: str) -> np.ndarray:
                 f"{name}: data.intensity=range is for 8-bit volumes", got=pixels.dtype, hint="data.intensity=robust"
             )
         return pixels
-    found = np.empty(pixels.shape, np.uint16)
+    scaled = np.empty(pixels.shape, np.uint16)
     for channel, values in enumerate(pixels):
         if not np.isfinite(values).all():
             raise DamagedFile(f"{name}: contains NaN or infinite values")
@@ -119,5 +119,5 @@ def to_unit(pixels: np.ndarray, how: Intensity, name: str) -> np.ndarray:
         unit = values.astype(np.float32)
         unit -= low
         unit *= STEPS / ((high - low) or 1.0)
-        found[channel] = np.rint(unit, out=unit).clip(0, STEPS, out=unit)
-    return found
+        scaled[channel] = np.rint(unit, out=unit).clip(0, STEPS, out=unit)
+    return scaled

@@ -148,16 +148,16 @@ def _nrrd_channel(fields: dict[str, str], directions: list[np.ndarray | None], a
 
 def _vectors(text: str, name: str) -> list[np.ndarray | None]:
     """``(1,0,0) none (0,1,0)`` as arrays and None."""
-    found: list[np.ndarray | None] = []
+    vectors: list[np.ndarray | None] = []
     for word in text.replace(", ", ",").split():
         if word.lower() == "none":
-            found.append(None)
+            vectors.append(None)
             continue
         vector = _numbers(word.strip("()").replace(",", " "), float, name)
         if len(vector) != 3:
             raise DamagedFile(f"{name}: its header has a direction that is not in space", got=word)
-        found.append(np.array(vector))
-    return found
+        vectors.append(np.array(vector))
+    return vectors
 
 
 # --- MetaImage ------------------------------------------------------------------------------------
@@ -227,12 +227,12 @@ def _cut(data: bytes, marks: tuple[bytes, ...]) -> tuple[bytes, bytes, bytes]:
 
 def _fields(head: bytes, sign: str) -> dict[str, str]:
     """``name: value`` lines with names in lower case; comments and key/value pairs (``:=``) of NRRD are left out."""
-    found = {}
+    fields = {}
     for line in head.decode("latin-1").splitlines():
         key, mark, value = line.partition(sign)
         if mark and not line.startswith("#") and not (sign == ":" and value.startswith("=")):
-            found[key.strip().lower()] = value.strip()
-    return found
+            fields[key.strip().lower()] = value.strip()
+    return fields
 
 
 def _numbers(text: str, kind: Callable[[str], float], name: str) -> list:

@@ -35,7 +35,7 @@ def pictures(sample: Sample, how: Intensity, side_px: int) -> list[Image.Image]:
     unit = to_unit(sample.pixels, how, sample.record.id)
     spacing = sample.spacing_mm or (1.0, 1.0, 1.0)
     scale = side_px / max(n * mm for n, mm in zip(unit.shape[1:], spacing))
-    found = []
+    planes = []
     for axis in range(3):
         plane = np.take(unit, point[axis], axis=axis + 1)
         mask = None if sample.mask is None else np.take(sample.mask, point[axis], axis=axis)
@@ -43,8 +43,8 @@ def pictures(sample: Sample, how: Intensity, side_px: int) -> list[Image.Image]:
             plane, mask = plane[:, ::-1], None if mask is None else mask[::-1]
         sides = [spacing[other] * scale for other in range(3) if other != axis]
         size = (max(1, round(plane.shape[2] * sides[1])), max(1, round(plane.shape[1] * sides[0])))
-        found.append(_outlined(_picture(plane, size), mask))
-    return found
+        planes.append(_outlined(_picture(plane, size), mask))
+    return planes
 
 
 def _picture(plane: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -60,8 +60,8 @@ def _outlined(picture: Image.Image, mask: np.ndarray | None) -> Image.Image:
     """The edge of every class against lower ones and the background, one pixel wide, in a colour of its own."""
     if mask is None or not mask.any():
         return picture
-    whole = Image.fromarray(mask.astype(np.int32)).resize(picture.size, Image.Resampling.NEAREST)
-    classes, pixels = np.asarray(whole), np.asarray(picture).copy()
+    enlarged = Image.fromarray(mask.astype(np.int32)).resize(picture.size, Image.Resampling.NEAREST)
+    classes, pixels = np.asarray(enlarged), np.asarray(picture).copy()
     edge = classes > minimum_filter(classes, footprint=CROSS, mode="nearest")
     for number in np.unique(classes[classes > 0]):
         pixels[edge & (classes == number)] = COLOURS[(int(number) - 1) % len(COLOURS)]

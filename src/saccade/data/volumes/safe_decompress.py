@@ -63,10 +63,10 @@ def inflate(data: bytes, most: int, name: str) -> bytes:
     _check_claim(data, most, name)
     try:
         stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        found = stream.decompress(data, most)
+        inflated = stream.decompress(data, most)
     except zlib.error as error:
         raise _broken(name, error) from error
-    return found
+    return inflated
 
 
 def bunzip(data: bytes, most: int, name: str) -> bytes:

@@ -46,7 +46,7 @@ def read_stack(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume
         check_voxels(tuple(series.shape), np.dtype(series.dtype or np.uint8), name)
         check_ends(series, len(data), name)
         pixels = series.asarray().transpose(order)
-        pixels = pixels.reshape([n for place, n in enumerate(pixels.shape) if place < 4])
+        pixels = pixels.reshape([n for position, n in enumerate(pixels.shape) if position < 4])
         spacing = _ome_spacing(file.ome_metadata) if file.is_ome else _imagej_spacing(file)
     if pixels.dtype.kind not in "uif":
         raise DamagedFile(f"{name}: its voxels are no real numbers", got=pixels.dtype)
@@ -72,8 +72,8 @@ def _order(axes: str, shape: tuple[int, ...], name: str) -> list[int]:
         raise DamagedFile(f"{name}: {sizes[channels[0]]} channels", expected=f"at most {MAX_CHANNELS}")
     spare = [axis for axis in axes if sizes[axis] == 1 and axis not in "YX"]
     first = channels or spare[:1]
-    wanted = [*first, *depth, "Y", "X", *(axis for axis in spare if axis not in first)]
-    return [axes.index(axis) for axis in wanted]
+    names_in_order = [*first, *depth, "Y", "X", *(axis for axis in spare if axis not in first)]
+    return [axes.index(axis) for axis in names_in_order]
 
 
 def _ome_spacing(xml: str | None) -> tuple[float, float, float] | None:
