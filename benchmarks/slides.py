@@ -32,9 +32,9 @@ import harness
 from saccade.data.cache.image_cache import batch_indices
 from saccade.data.open import open_source
 from saccade.data.slides.slide import open_slide
-from saccade.data.slides.slide_pool import Handles
+from saccade.data.slides.slide_pool import SlidePool
 from saccade.data.slides.slide_source import SlideTiles
-from saccade.data.slides.streaming import TileStore, Wanted
+from saccade.data.slides.streaming import TileSpec, TileStore
 from saccade.data.slides.tiling import Tiling
 from saccade.data.slides.tissue_mask import find_tissue
 from saccade.data.synthetic.slides import Drawing, draw_slides
@@ -45,7 +45,7 @@ SMOKE = {"folder": harness.TEMPORARY, "tile": 64, "workers": 1}
 
 def ours(tiles: SlideTiles, numbers: np.ndarray, workers: int) -> float:
     """Seconds in which new worker processes hand over these tiles; their start, a tile of each, is not counted."""
-    store = TileStore(tiles, Wanted(tiles.tile_px, 3, np.dtype(np.uint8)), workers=workers, max_bad=0, say=print)
+    store = TileStore(tiles, TileSpec(tiles.tile_px, 3, np.dtype(np.uint8)), workers=workers, max_bad=0, say=print)
     store.images(numbers[:workers])
     began = time.perf_counter()
     batches = [numbers[i : i + BATCH] for i in range(workers, len(numbers), BATCH)]
@@ -63,7 +63,7 @@ def raw(tiles: SlideTiles, numbers: np.ndarray, first: int) -> float:
 
     The handles are new; like ``ours`` it has read the ``first`` tiles before the clock starts.
     """
-    handles = [openslide.OpenSlide(str(slide.path)) for slide in tiles.named]
+    handles = [openslide.OpenSlide(str(slide.path)) for slide in tiles.entries]
 
     def read(number: int) -> None:
         k = int(tiles.slide_of[number])
@@ -83,7 +83,7 @@ def raw(tiles: SlideTiles, numbers: np.ndarray, first: int) -> float:
 
 def cpu_ms(tiles: SlideTiles, numbers: np.ndarray) -> tuple[float, float]:
     """Processor milliseconds a tile of one pass in this process: as saccade reads it, and OpenSlide alone."""
-    slides = Handles(tiles.named, tiles.tiling.slide_mpp, tiles.slides.dark)
+    slides = SlidePool(tiles.entries, tiles.tiling.slide_mpp, tiles.slides.dark)
     began = time.process_time()
     for number in numbers:
         x, y = (int(v) for v in tiles.coords[number])
@@ -160,7 +160,7 @@ def large(size: int, folder: Path, workers: int, model: str) -> dict[str, Any]:
     assert isinstance(tiles, SlideTiles)
     result["open_mask_tiles_seconds"] = time.perf_counter() - began
     began = time.perf_counter()
-    store = TileStore(tiles, Wanted(256, 3, np.dtype(np.uint8)), workers=workers, max_bad=0, say=print)
+    store = TileStore(tiles, TileSpec(256, 3, np.dtype(np.uint8)), workers=workers, max_bad=0, say=print)
     for start in range(0, len(tiles), BATCH):
         store.expect(np.arange(start, min(start + 3 * BATCH, len(tiles))))
         store.images(np.arange(start, min(start + BATCH, len(tiles))))

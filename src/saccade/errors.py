@@ -42,6 +42,18 @@ class SaccadeError(Exception):
             lines.append(f"  hint: {hint}")
         super().__init__("\n".join(lines))
 
+    def in_one_line(self) -> str:
+        """The whole message in one line, for lists of files.
+
+        Examples
+        --------
+        >>> DamagedFile("ct: 1 missing slice", got="6 mm", expected="3 mm", hint="export it again").in_one_line()
+        'ct: 1 missing slice (got 6 mm; expected 3 mm; hint: export it again)'
+        """
+        parts = (("got", self.got), ("expected", self.expected), ("hint:", self.hint))
+        details = "; ".join(f"{name} {value}" for name, value in parts if value is not None)
+        return " ".join(f"{self.what} ({details})".split() if details else self.what.split())
+
 
 class UsageError(SaccadeError):
     exit_code = 2

@@ -235,7 +235,7 @@ def test_models_of_other_things_say_what_they_read(slide, tmp_path):
 def test_damaged_tiles_have_no_colour(tmp_path):
     whole = write_slide(tmp_path / "whole.tif", texture(768, 768))
     holed = with_holes(whole, tmp_path / "holed.tif", (0, 14))
-    cut = Tiling(mpp=0.5, tile_px=64, tissue=0.0)
+    cut = Tiling(mpp=0.5, tile_px=64, min_tissue=0.0)
     for level, each in (("tile", 1), ("patch", 64)):
         options = SlideOptions(level=level, tiling=cut, max_bad=0.1)
         found = api.attend_slide("random:vit_micro_patch8", holed, options=options)

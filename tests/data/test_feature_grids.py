@@ -20,7 +20,7 @@ from saccade.features.embed_images import Decoded, embed_baselines
 @pytest.fixture
 def folder(tmp_path):
     files = [features(tmp_path / f"s{i}.parquet", seed=i, label="ab"[i % 2])[0] for i in range(4)]
-    return write_grids(tmp_path / "grids", files, side=4, least=0.5)
+    return write_grids(tmp_path / "grids", files, side=4, min_fraction=0.5)
 
 
 def trident(folder, *, slides=4, width=6):
@@ -126,7 +126,7 @@ def test_a_block_holds_its_tiles(tmp_path, folder):
 
 def test_every_tile_of_a_slide_is_in_one_grid(tmp_path):
     file, cells = features(tmp_path / "s.parquet", missing=0.9)
-    source = open_grids(write_grids(tmp_path / "whole", [file], side=0, least=0.0))
+    source = open_grids(write_grids(tmp_path / "whole", [file], side=0, min_fraction=0.0))
     sample = source.read(0)
     assert len(source) == 1 and sample.pixels[-1].sum() == len(cells)
     assert sample.pixels.shape[1:] == tuple(np.ptp(cells, axis=0) + 1)
@@ -135,10 +135,10 @@ def test_every_tile_of_a_slide_is_in_one_grid(tmp_path):
 def test_errors_name_what_is_wrong(tmp_path):
     file, _ = features(tmp_path / "s.parquet", missing=0.9)
     with pytest.raises(DataError, match="no grids"):
-        open_grids(write_grids(tmp_path / "none", [file], side=8, least=0.9))
-    place = write_grids(tmp_path / "gone", [file], side=4, least=0.1)
+        open_grids(write_grids(tmp_path / "none", [file], side=8, min_fraction=0.9))
+    place = write_grids(tmp_path / "gone", [file], side=4, min_fraction=0.1)
     file.unlink()
-    with pytest.raises(DataError, match="not there"):
+    with pytest.raises(DataError, match="missing feature files"):
         open_grids(place)
 
 

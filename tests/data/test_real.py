@@ -62,7 +62,7 @@ def test_adrenal_volumes(shared_data):
 
 
 def test_slides_without_resolution_are_named(shared_data):
-    with pytest.raises(DataError, match=r"no resolution is known of C3L-00601-26-pyramid\.tif"):
+    with pytest.raises(DataError, match=r"resolution unknown: C3L-00601-26-pyramid\.tif"):
         open_source(shared_data / "slides")
 
 

@@ -21,7 +21,7 @@ from saccade.data.cache.slide_cache import stream_tiles
 from saccade.data.feature_grids import GridSource, cells_of
 from saccade.data.open import open_source
 from saccade.data.slide_features import SlideFeatures, about_step, load_features, load_h5, save_features, step_of
-from saccade.data.slides.streaming import TileStore, Wanted
+from saccade.data.slides.streaming import TileSpec, TileStore
 from saccade.data.slides.tiling import Tiling
 from saccade.errors import DataError, StorageError, TooManyDamaged, UsageError
 from saccade.evaluation.protocol import ProtocolConfig
@@ -113,7 +113,7 @@ def test_a_table_that_is_there_is_left_until_something_else_is_asked_for(folder,
         again = embedded()
     assert (again.skipped, again.tiles, again.width) == (3, first.tiles, first.width) and first.skipped == 0
     assert console.messages == [f"{place} has these tiles by these weights already, and is left as it is"]
-    assert embedded(tiling=dataclasses.replace(CUT, tissue=0.9)).skipped == 0  # other tiles
+    assert embedded(tiling=dataclasses.replace(CUT, min_tissue=0.9)).skipped == 0  # other tiles
     assert embedded().skipped == 0 and embedded().skipped == 3
     assert embedded("random:vit_micro_patch16").skipped == 0  # other weights
     assert embedded().skipped == 0 and embedded(grey=True).skipped == 0  # other input
@@ -134,7 +134,7 @@ def test_files_of_other_programs_are_read(tmp_path):
     assert found.features.shape == (2, 8) and found.coords.tolist() == coords.tolist()
     assert found.about == {"slide": "theirs", "tile_px": 256, "tile_px_level0": 512.0, "mpp": 0.5}
     (tmp_path / "bad.h5").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"bad\.h5 holds no features"):
+    with pytest.raises(DataError, match=r"bad\.h5 is not a feature file"):
         load_features(tmp_path / "bad.h5")
 
 
@@ -169,7 +169,7 @@ def test_features_of_images_are_no_hdf5(tmp_path):
 
 
 def test_what_the_processes_read_is_what_the_source_reads(tiles):
-    store = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=2, max_bad=0, say=print)
+    store = TileStore(tiles, TileSpec(32, 3, np.dtype(np.uint8)), workers=2, max_bad=0, say=print)
     wanted = np.array([5, 0, len(tiles) - 1, 5])
     store.expect(wanted[:2])
     found = store.images(wanted)
@@ -191,7 +191,7 @@ def oblong(tmp_path_factory):
 def test_pixels_that_are_not_square_are_read_alike_by_every_process(oblong):
     tiles = open_source(oblong, tiling=CUT)
     assert tiles.slides[0].spacing_um == pytest.approx((0.6, 0.5))
-    store = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=1, max_bad=0, say=print)
+    store = TileStore(tiles, TileSpec(32, 3, np.dtype(np.uint8)), workers=1, max_bad=0, say=print)
     chosen = np.array([3, len(tiles) // 2, len(tiles) - 1])
     assert np.array_equal(store.images(chosen), np.stack([tiles.read(int(k)).pixels for k in chosen]))
 
@@ -205,7 +205,7 @@ def test_rows_of_a_slide_whose_pixels_are_not_square_keep_their_places(oblong, t
     found = load_features(file)
     assert step_of(found.about) == grid.step_px and grid.step_px == pytest.approx((32 / 0.6, 32 / 0.5))
     assert np.array_equal(cells_of(found), grid.cells)
-    blocks = GridSource("x", [file], side=4, least=0.25)
+    blocks = GridSource("x", [file], side=4, min_fraction=0.25)
     assert len({block.top for block in blocks.blocks}) > 2
     for (x, y), block in zip(blocks.places, blocks.blocks):
         assert (x, y) == (round(block.left * grid.step_px[1]), round(block.top * grid.step_px[0]))
@@ -227,7 +227,7 @@ def test_features_of_a_slide_whose_pixels_are_not_square_are_made_again_where_ro
 
 def test_neighbours_go_to_one_process(tiles):
     """They share what is decoded; and no process has more to do than another."""
-    store = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=2, max_bad=0, say=print)
+    store = TileStore(tiles, TileSpec(32, 3, np.dtype(np.uint8)), workers=2, max_bad=0, say=print)
     asked: list[list[int]] = []
     store._ask = lambda child, numbers: (asked.append(list(numbers)), child.asked.extend(numbers))
     store.expect(np.array([9, 0, 8, 1, 2]))
@@ -238,7 +238,9 @@ def test_neighbours_go_to_one_process(tiles):
 
 def test_processes_that_read_begin_light():
     """Each of them is one more start: torch, scipy and the readers of other files would be a second of it."""
-    code = "import sys, saccade.data.slides.worker; print(*sorted({'torch', 'scipy', 'pydicom'} & set(sys.modules)))"
+    code = (
+        "import sys, saccade.data.slides.tile_worker; print(*sorted({'torch', 'scipy', 'pydicom'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
 
 
@@ -254,10 +256,10 @@ def test_damaged_tiles_are_named_and_bounded(folder, tmp_path):
     path.write_bytes((folder / "slide-0.tif").read_bytes())
     tiles = open_source(path, tiling=CUT)
     with_holes(path, path, (0,), level=1)  # damaged after the look at the slide, in the level that is read
-    store = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=1, max_bad=1.0, say=said.append)
+    store = TileStore(tiles, TileSpec(32, 3, np.dtype(np.uint8)), workers=1, max_bad=1.0, say=said.append)
     found = store.images(np.arange(len(tiles)))
     assert len(found) == len(tiles) and 0 < len(store.failed) < len(tiles) and "cannot be read" in said[0]
-    strict = TileStore(tiles, Wanted(32, 3, np.dtype(np.uint8)), workers=1, max_bad=0.0, say=said.append)
+    strict = TileStore(tiles, TileSpec(32, 3, np.dtype(np.uint8)), workers=1, max_bad=0.0, say=said.append)
     with pytest.raises(TooManyDamaged, match=r"1 of \d+ tiles"):
         strict.images(np.arange(len(tiles)))
 
@@ -270,7 +272,7 @@ def holed(tmp_path_factory):
     return whole, with_holes(whole, place / "holed.tif", (0, 14))
 
 
-FINE = Tiling(mpp=0.5, tile_px=64, tissue=0.0)
+FINE = Tiling(mpp=0.5, tile_px=64, min_tissue=0.0)
 
 
 def test_a_damaged_spot_is_left_out_and_every_vector_stands_at_its_own_place(holed, tmp_path):
@@ -309,7 +311,7 @@ def test_a_training_begins_although_its_first_tile_is_damaged(holed):
         for path in holed
     )
     assert damaged.mean == pytest.approx(whole.mean, abs=0.01) and len(damaged) == 144
-    assert len(said) == 8 and all("another of its batch stands for it" in line for line in said)
+    assert len(said) == 8 and all("replaced by another of its batch" in line for line in said)
     batch = damaged.batch(np.array([0, 5])).pixels
     assert batch[0].equal(batch[1])
 
@@ -359,7 +361,7 @@ def test_a_resolution_that_was_told_holds_for_the_slides_it_was_told_of(tmp_path
     (own / "plain.tif").rename(own / "by another name.tif")
     found = api.embed(run, own, out=tmp_path / "own.h5")
     assert load_h5(found.files[0]).about["tile_px_level0"] == 64
-    with pytest.raises(DataError, match=r"no resolution is known of plain\.tif"):
+    with pytest.raises(DataError, match=r"resolution unknown: plain\.tif"):
         api.embed(run, other, out=tmp_path / "other.h5")
     found = api.embed(run, other, out=tmp_path / "other.h5", tiling=Tiling(slide_mpp=0.25))
     assert load_h5(found.files[0]).about["tile_px_level0"] == 128

@@ -20,7 +20,7 @@ from saccade.features.slide_files import name_files
 from saccade.tasks.embed import LabelOptions
 
 MODEL = "random:vit_micro_patch8"
-CUT = Tiling(mpp=1.0, tile_px=64, tissue=0.0)
+CUT = Tiling(mpp=1.0, tile_px=64, min_tissue=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_labels_that_come_later_are_written_into_files_that_are_kept(slide, tmp_
 
 def test_a_file_with_more_left_out_than_is_allowed_now_is_not_kept(tmp_path):
     whole = write_slide(tmp_path / "whole.tif", texture(768, 768))
-    holed, fine = with_holes(whole, tmp_path / "holed.tif", (0, 14)), Tiling(mpp=0.5, tile_px=64, tissue=0.0)
+    holed, fine = with_holes(whole, tmp_path / "holed.tif", (0, 14)), Tiling(mpp=0.5, tile_px=64, min_tissue=0.0)
     embedded(holed, tmp_path / "f", tiling=fine, max_bad=0.9)
     assert embedded(holed, tmp_path / "f", tiling=fine, max_bad=0.9).skipped == 1
     with pytest.raises(TooManyDamaged, match=r"holed\.tif: 8 of 144 tiles"):

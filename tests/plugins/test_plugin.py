@@ -30,7 +30,7 @@ table = saccade.evaluate([run], images, options=quick)
 attended = saccade.attend(run, images + "/dark/0.textimage")
 attended.save(picture)
 print(json.dumps({
-    "images": shown.images, "types": shown.number_types, "channels": shown.channels, "damaged": len(shown.damaged),
+    "images": shown.images, "types": shown.dtypes, "channels": shown.channels, "damaged": len(shown.damaged),
     "planned": bool(planned.text()), "rows": len(table.rows), "patches": list(attended.amap.grid),
 }))
 """

@@ -71,7 +71,7 @@ def page(window, site, slides):
 
 def tiles_of(site, run):
     tiles = site.desk.slides(run)
-    assert tiles is not None and len(tiles.named) == 1
+    assert tiles is not None and len(tiles.entries) == 1
     return tiles
 
 

@@ -159,10 +159,10 @@ def attend_slide(
     Raises UsageError for a query outside its tissue, DataError where it has no tissue, TooManyDamaged.
     """
     tiles = embedder.tiles
-    if len(tiles.named) != 1:
-        raise UsageError("attend looks at one slide", got=f"{len(tiles.named)} slides")
+    if len(tiles.entries) != 1:
+        raise UsageError("attend looks at one slide", got=f"{len(tiles.entries)} slides")
     if not len(tiles):
-        raise DataError(f"{tiles.name}: no tile has enough tissue")
+        raise DataError(f"{tiles.name}: no tile with enough tissue")
     if options.level == "patch":
         heat = _patches(embedder, options, report)
     else:

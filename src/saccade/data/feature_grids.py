@@ -26,7 +26,7 @@ from saccade.data.sources.source import read_table, records_from_rows, table_in
 from saccade.errors import DataError, UsageError
 
 FILE = "grids.json"
-SIDE, LEAST = 16, 0.25  # of features that no hierarchy has cut into regions: HIPT's 4,096 pixels in tiles of 256
+SIDE, MIN_FRACTION = 16, 0.25  # of features that no hierarchy has cut into regions: HIPT's 4,096 pixels in tiles of 256
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def cells_of(features: SlideFeatures) -> np.ndarray:
     return np.rint(features.coords[:, ::-1] / step_of(features.about)).astype(np.int64)
 
 
-def cut_blocks(file: Path, cells: np.ndarray, side: int, least: float) -> list[Block]:
-    """The blocks of ``side`` x ``side`` cells, on their own lattice from (0, 0), that hold at least the share ``least``
-    of their tiles; with ``side`` 0 one block around all tiles, however few."""
+def cut_blocks(file: Path, cells: np.ndarray, side: int, min_fraction: float) -> list[Block]:
+    """The blocks of ``side`` x ``side`` cells on a lattice from (0, 0) with at least the fraction ``min_fraction`` of
+    their tiles; with ``side`` 0 one block around all tiles, however few."""
     if not len(cells):
         return []
     if side == 0:
@@ -58,7 +58,7 @@ def cut_blocks(file: Path, cells: np.ndarray, side: int, least: float) -> list[B
     blocks = []
     for number, (row, column) in enumerate(corners):
         inside = np.flatnonzero(which.reshape(-1) == number)
-        if len(inside) >= least * side * side:
+        if len(inside) >= min_fraction * side * side:
             blocks.append(Block(file, int(row) * side, int(column) * side, (side, side), inside))
     return blocks
 
@@ -76,7 +76,7 @@ class GridSource:
     """Blocks of feature grids of many slides; satisfies contracts.Source.
 
     side    tiles along each side of a block; 0: every slide is one grid
-    least   share of a block's tiles that must be there
+    min_fraction   minimum fraction of a block's tiles
     known   what a table says of the slides, by file; else what the files themselves say
     Label, group and split are those of the slide. ``files``: each file, also without a block, and its slide's record.
     ``places`` [N 2] int64: (x, y) of each block at level 0.
@@ -88,10 +88,10 @@ class GridSource:
         files: Sequence[Path],
         *,
         side: int,
-        least: float,
+        min_fraction: float,
         known: Mapping[Path, Record] | None = None,
     ):
-        self.name, self.axes, self.side, self.least = name, 2, side, least
+        self.name, self.axes, self.side, self.min_fraction = name, 2, side, min_fraction
         self.files: dict[Path, Record] = {}
         self.records: list[Record] = []
         self.blocks: list[Block] = []
@@ -105,7 +105,7 @@ class GridSource:
                 about |= {name: getattr(known[file], name) for name in ("label", "group", "split")}
             content = about.get("slide_sha256") or _sha256(file)
             self.files[file] = _record(str(about["slide"]), str(about["slide"]), about)
-            for block in cut_blocks(file, cells_of(features), side, least):
+            for block in cut_blocks(file, cells_of(features), side, min_fraction):
                 x, y = round(block.left * across), round(block.top * down)
                 words = (content, about.get("model_sha256"), side, block.top, block.left)
                 slide = str(about["slide"])
@@ -119,7 +119,7 @@ class GridSource:
             raise DataError(
                 f"{name}: no grids",
                 got=f"{len(files)} files of features",
-                expected=f"blocks of {side} x {side} tiles, {least:.0%} of them there",
+                expected=f"blocks of {side} x {side} tiles, {min_fraction:.0%} of them there",
                 hint=f"smaller regions or a lower share of tissue: hipt.region_px, hipt.least; side, least in {FILE}",
             )
 
@@ -147,22 +147,22 @@ def _record(name: str, slide: str, about: dict[str, Any]) -> Record:
 
 
 def _features(file: Path) -> SlideFeatures:
-    return _kept(file, file.stat().st_mtime_ns)
+    return _cached_features(file, file.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)  # blocks are read slide by slide
-def _kept(file: Path, _written: int) -> SlideFeatures:
+def _cached_features(file: Path, _written: int) -> SlideFeatures:
     features = load_features(file)
     if "tile_px_level0" not in features.about:
-        raise DataError(f"{file}: it does not say how large its tiles are", expected="tile_px_level0 in its attributes")
+        raise DataError(f"{file}: attribute tile_px_level0 is missing", expected="tile_px_level0 in its attributes")
     return features
 
 
-def write_grids(folder: Path, files: Sequence[Path], *, side: int, least: float) -> Path:
+def write_grids(folder: Path, files: Sequence[Path], *, side: int, min_fraction: float) -> Path:
     """Make ``folder`` a source of the blocks of these files, named relative to it. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [os.path.relpath(file, folder) for file in files]
-    write_json(folder / FILE, {"side": side, "least": least, "files": names})
+    write_json(folder / FILE, {"side": side, "least": min_fraction, "files": names})
     return folder
 
 
@@ -172,12 +172,10 @@ def open_grids(folder: Path) -> GridSource:
     files = [folder / name for name in values["files"]]
     gone = [file for file in files if not file.is_file()]
     if gone:
-        raise DataError(
-            f"{folder / FILE} names features that are not there", got=gone[0], hint="embed the slides again"
-        )
+        raise DataError(f"{folder / FILE} names missing feature files", got=gone[0], hint="embed the slides again")
     if int(values["side"]) < 0:
         raise UsageError(f"{folder / FILE}: side counts tiles", got=values["side"], expected="0 or more")
-    return GridSource(str(folder), files, side=int(values["side"]), least=float(values["least"]))
+    return GridSource(str(folder), files, side=int(values["side"]), min_fraction=float(values["least"]))
 
 
 def holds_features(folder: Path) -> bool:
@@ -204,7 +202,7 @@ def open_features(folder: Path, *, manifest: Path | None, label: str | None, gro
     if table_path is None:
         if label or group:
             raise DataError(f"{folder} has no table of columns", got=f"--label or --group {label or group}")
-        return GridSource(str(folder), files, side=SIDE, least=LEAST)
+        return GridSource(str(folder), files, side=SIDE, min_fraction=MIN_FRACTION)
     table, stems = read_table(table_path), {file.stem: str(file) for file in files}
     group = group or table.patient_column
 
@@ -212,4 +210,4 @@ def open_features(folder: Path, *, manifest: Path | None, label: str | None, gro
         return stems.get(PurePosixPath(path.replace("\\", "/")).stem)
 
     records = {Path(record.id): record for record in records_from_rows(table, find, label=label, group=group)}
-    return GridSource(str(folder), list(records), side=SIDE, least=LEAST, known=records)
+    return GridSource(str(folder), list(records), side=SIDE, min_fraction=MIN_FRACTION, known=records)

@@ -116,7 +116,34 @@ _SOURCES, _OPENSLIDE = "saccade.data.sources", "saccade.data.slides.readers:open
 BUILT_IN: tuple[Format, ...] = (
     # --- images
     Format("PNG", "image", (".png",), f"{_DECODE}:read_png", "8 and 16 bits", "ISO/IEC 15948", (PNG_MAGIC,)),
-    Format("JPEG", "image", (".jpg", ".jpeg"), f"{_DECODE}:read_pillow", "8 bits", "ISO/IEC 10918", (b"\xff\xd8\xff",)),
+    Format(
+        "JPEG",
+        "image",
+        (".jpg", ".jpeg", ".jfif", ".jpe"),
+        f"{_DECODE}:read_pillow",
+        "8 bits",
+        "ISO/IEC 10918",
+        (b"\xff\xd8\xff",),
+    ),
+    Format(
+        "JPEG 2000",
+        "image",
+        (".jp2", ".j2k", ".jpx"),
+        f"{_DECODE}:read_jpeg2000",
+        "8 and 16 bits",
+        "ISO/IEC 15444",
+        (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    ),
+    Format("GIF", "image", (".gif",), f"{_DECODE}:read_pillow", "one frame", "GIF89a", (b"GIF87a", b"GIF89a")),
+    Format(
+        "PNM",
+        "image",
+        (".pgm", ".ppm", ".pbm", ".pnm"),
+        f"{_DECODE}:read_pnm",
+        "grey of 8 and 16 bits, colour of 8 bits",
+        "netpbm.sourceforge.net",
+        (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
+    ),
     Format(
         "TIFF", "image", (".tif", ".tiff"), f"{_DECODE}:read_tiff", "one image", "TIFF 6.0", TIFF_MAGIC, shared=True
     ),

@@ -20,7 +20,7 @@ from saccade.errors import DataError, UsageError, unknown
 
 
 def absolute(path: str | Path) -> str | Path:
-    """A name of data that means the same from any folder; ``synthetic:`` names do already."""
+    """The absolute path of data; ``synthetic:`` names stay as they are."""
     return path if str(path).startswith("synthetic:") else Path(path).resolve()
 
 
@@ -32,13 +32,41 @@ def open_source(
     group: str | None = None,
     tiling: Tiling | None = None,
 ) -> Source:
-    """Open images by what ``path`` is; see docs/guides/data.md.
+    """Open images, volumes, slides or feature grids, whatever ``path`` is; docs/guides/data.md lists the layouts.
 
-    manifest      a CSV or Parquet table (path, label, split, group) that lies apart from the images
-    label, group  columns of the table that hold the class and the patient, slide or source
-    tiling        how slides are cut into tiles; an error for other images
-    An empty text is as good as None: settings files have no None. Raises DataError or UsageError, naming the path and
-    what to do.
+    Parameters
+    ----------
+    path : str or Path
+        A folder, archive, array file, table, slide or volume in a format of ``saccade.data.formats``, or one of
+        ``synthetic:tissue``, ``synthetic:volume``, ``synthetic:slide``.
+    manifest : str or Path, optional
+        CSV or Parquet table (columns path, label, split, group) for images of another folder.
+    label, group : str, optional
+        Columns of the table with the class and with the patient, slide or source tile.
+    tiling : Tiling, optional
+        How slides are cut into tiles; an error for other images.
+
+    Returns
+    -------
+    Source
+        Images in a stable order. Nothing is decoded yet.
+
+    Raises
+    ------
+    DataError
+        The data do not exist, are damaged or have an unknown format; the message names the path.
+    UsageError
+        An option has no effect on this kind of data.
+
+    Notes
+    -----
+    Empty strings count as None, because settings files have no None.
+
+    Examples
+    --------
+    >>> source = open_source("synthetic:tissue?n=16&size=32")
+    >>> len(source), source.axes, source.read(0).pixels.shape
+    (16, 2, (3, 32, 32))
     """
     manifest, label, group = Path(manifest) if manifest else None, label or None, group or None
     if str(path).startswith("synthetic:"):
@@ -52,7 +80,7 @@ def open_source(
         raise DataError("table not found", got=manifest)
     if (path / feature_grids.FILE).is_file():
         if manifest or label or group:
-            raise UsageError("grids of vectors bring the labels and groups of their slides", got=path)
+            raise UsageError("feature grids have the labels and groups of their slides", got=path)
         return feature_grids.open_grids(path)
     if path.is_dir() and feature_grids.holds_features(path):
         return feature_grids.open_features(path, manifest=manifest, label=label, group=group)
@@ -91,14 +119,14 @@ def _open_file(path: Path, *, manifest: Path | None, label: str | None, group: s
 
 
 def tiling_in(data: Mapping[str, Any]) -> Tiling:
-    """How the ``data`` settings of a run cut slides; tiles of 0 pixels are what other images have."""
+    """The tiling in the ``data`` settings of a run; ``tile_px`` is 0 in runs on other images than slides."""
     if data.get("tile_px") == 0:
         return Tiling()
     return Tiling(data.get("mpp") or None, data.get("tile_px"), data.get("tissue"), data.get("slide_mpp") or None)
 
 
 def open_data(data: Mapping[str, Any], tiling: Tiling | None = None) -> Source:
-    """The images that the ``data`` settings of a run name, slides cut as they say, or by ``tiling``.
+    """The images that the ``data`` settings of a run name, cut into tiles as these settings or ``tiling`` say.
 
     Raises like ``open_source``.
     """
@@ -107,7 +135,7 @@ def open_data(data: Mapping[str, Any], tiling: Tiling | None = None) -> Source:
 
 
 def left_aside(source: Source) -> str:
-    """Why a table that lies with the images is not used; "" where there is nothing to say."""
+    """Why a table beside the images is not used; "" where there is none or it is used."""
     if isinstance(source, Selection):
         return left_aside(source.source)
     return source.aside if isinstance(source, (FolderSource, ArchiveSource, SlideTiles)) else ""

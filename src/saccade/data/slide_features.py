@@ -72,7 +72,10 @@ def save_parquet(path: Path, features: SlideFeatures) -> None:
 
 
 def load_features(path: Path) -> SlideFeatures:
-    """Read the features of a slide in a format of ``saccade.data.formats``, or Parquet."""
+    """Read the feature file of a slide: HDF5 (TRIDENT, CLAM, saccade), Parquet, or a format of a plug-in.
+
+    Raises DataError, naming the file, for anything else.
+    """
     card = by_name(path.name, "features")
     features: SlideFeatures = card.load()(path) if card else load_parquet(path)
     return features
@@ -94,7 +97,7 @@ def _load(path: Path, read: Callable[[Path], SlideFeatures]) -> SlideFeatures:
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         reason = first_line(error)
         raise DataError(
-            f"{path} holds no features of a slide", got=reason, expected="coords (n, 2) and features (n, D)"
+            f"{path} is not a feature file of a slide", got=reason, expected="coords (n, 2) and features (n, D)"
         ) from error
 
 

@@ -17,7 +17,7 @@ from saccade.errors import DataError, UsageError
 
 
 def unit_names(groups: Sequence[str | None]) -> list[str]:
-    """What must stay together, by name: its group; an image without one stands for itself."""
+    """Names of what must stay together: the group of an image, or the image itself where it has none."""
     return [group if group is not None else f"\0{i}" for i, group in enumerate(groups)]
 
 
@@ -33,14 +33,39 @@ def patients_of(records: Sequence[Record], hashes: Sequence[str]) -> list[str]:
 
 
 def grouped_split(records: Sequence[Record], fraction_test: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (train, test), sorted. Images without a group count as a group of their own.
+    """Split into training and test part with whole groups on one side.
 
-    Groups are taken in random order; each goes to the test part if that brings the class counts there nearer
-    to ``fraction_test`` of every class. Both parts get at least one group.
-    Raises DataError with fewer than two groups, UsageError when the fraction is not between 0 and 1.
+    Groups are visited in random order; each goes to the test part if that brings the class counts there nearer to
+    ``fraction_test`` of every class. Images without a group count as a group of their own.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    fraction_test : float
+        Between 0 and 1.
+    seed : int
+
+    Returns
+    -------
+    train, test : ndarray
+        Sorted indices. Both parts get at least one group.
+
+    Raises
+    ------
+    DataError
+        There are fewer than two groups.
+    UsageError
+        ``fraction_test`` is out of range.
+
+    Examples
+    --------
+    >>> records = [Record(id=str(i), label="ab"[i % 2], group=str(i // 4)) for i in range(40)]
+    >>> train, test = grouped_split(records, 0.3, seed=0)
+    >>> len(test), {records[i].group for i in train} & {records[i].group for i in test}
+    (12, set())
     """
     if not 0 < fraction_test < 1:
-        raise UsageError("the test part must be a fraction", got=fraction_test, expected="between 0 and 1")
+        raise UsageError("the test fraction is out of range", got=fraction_test, expected="between 0 and 1")
     members: dict[str, list[int]] = {}
     for index, name in enumerate(unit_names([record.group for record in records])):
         members.setdefault(name, []).append(index)
@@ -121,7 +146,7 @@ def choose_parts(
     labelled = np.array([record.label is not None for record in records])
     if labelled.sum() < 2:
         raise DataError(
-            "these images have no labels to measure with",
+            "evaluation needs labels, and these images have none",
             hint="name a table with --labels CSV (columns path,label,group), or use one folder a class",
         )
     name = given_test(records)

@@ -111,17 +111,17 @@ class Embedder:
         """
         spec = self._given
         said = {"size_px": spec.size_px, "grey": spec.grey}
-        eight = self.tiles.slides[int(self.tiles.slide_of[0])].number_type == np.uint8
+        eight = self.tiles.slides[int(self.tiles.slide_of[0])].dtype == np.uint8
         if self._has_input and spec.eight_bit == eight:
             return said | {"offset": spec.offset, "scale": spec.scale, "mean": [*spec.mean], "std": [*spec.std]}
         digest = hashlib.sha256()
-        for slide, cut in zip(self.tiles.hashes, self.tiles.cut):
+        for slide, cut in zip(self.tiles.hashes, self.tiles.tilings):
             digest.update(f"{slide} {cut.grid.step_px}".encode() + cut.grid.coords.tobytes())
         return said | {"of": digest.hexdigest()}
 
     def about(self, number: int) -> dict[str, Any]:
         """What a file of features says of one slide."""
-        tiles, record = self.tiles, self.tiles.named[number].record
+        tiles, record = self.tiles, self.tiles.entries[number].record
         grid, slide = tiles.grid(number), tiles.slides[number]
         return {
             "slide": storable(record.id),
@@ -132,10 +132,10 @@ class Embedder:
             "tile_px": tiles.tile_px,
             **about_step(*grid.step_px),
             "slide_px": list(slide.size_px),
-            "tissue": tiles.tiling.tissue,
+            "tissue": tiles.tiling.min_tissue,
             "tiles": len(grid),
             "input": self.input,
-            "mode": tiles.cut[number].mode,
+            "mode": tiles.tilings[number].mode,
             "label": storable(record.label),
             "group": storable(record.group or record.id),
             "split": record.split,
@@ -161,7 +161,7 @@ class Embedder:
         assert isinstance(store, TileStore)
         failed = [store.failed[int(index)] for index in indices if int(index) in store.failed]
         if failed:
-            one = self.tiles.named[number]
+            one = self.tiles.entries[number]
             reason = failed[0].removeprefix(f"{one.path}: ")
             self.say(
                 f"{one.record.id}: {len(failed):,} of {len(indices):,} tiles cannot be read and are left out; "
@@ -218,12 +218,12 @@ def as_trained(model: str | Path, asked: Tiling | None) -> Tiling:
     if not data.get("tile_px"):
         return asked
     mpp, tile_px = asked.mpp or data["mpp"], asked.tile_px or data["tile_px"]
-    tissue = data["tissue"] if asked.tissue is None else asked.tissue
-    return Tiling(mpp, tile_px, tissue, asked.slide_mpp, told_to(model, data["slide_mpp"]), usual=not asked.asked)
+    tissue = data["tissue"] if asked.min_tissue is None else asked.min_tissue
+    return Tiling(mpp, tile_px, tissue, asked.slide_mpp, told_to(model, data["slide_mpp"]), from_model=not asked.asked)
 
 
 def told_to(run: str | Path, slide_mpp: float | None) -> tuple[float, frozenset[str]] | None:
-    """``Tiling.told`` of a run whose settings have this ``slide_mpp``."""
+    """``Tiling.assumed_mpp`` of a run whose settings have this ``slide_mpp``."""
     record = run_folder.data_record(run) if slide_mpp else None
     return (float(slide_mpp), frozenset(item["sha256"] for item in record["files"])) if slide_mpp and record else None
 
@@ -264,7 +264,7 @@ def _below_a_grid(model: Path) -> str:
 def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: Report | None = None) -> EmbeddedSlides:
     """Write the features of every slide into the folder ``out``, a file each; up-to-date files are skipped."""
     tiles = embedder.tiles
-    files = name_files(out, suffix, [one.record.id for one in tiles.named], tiles.hashes)
+    files = name_files(out, suffix, [one.record.id for one in tiles.entries], tiles.hashes)
     skipped = done = left_out = 0
 
     def more(count: int) -> None:
@@ -286,7 +286,7 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
             there = made.about
             save_features(path, made)
         left_out += there.get("left_out", 0)
-    return EmbeddedSlides(files, len(tiles.named), skipped, len(tiles) - left_out, embedder.model.backbone.dim)
+    return EmbeddedSlides(files, len(tiles.entries), skipped, len(tiles) - left_out, embedder.model.backbone.dim)
 
 
 def embed_table(
@@ -300,7 +300,7 @@ def embed_table(
     about = embedder.about_table() | dict(origin)
     with TableWriter(out) as writer:
         rows = done = 0
-        for number in range(len(tiles.named)):
+        for number in range(len(tiles.entries)):
             indices = tiles.tiles_of(number)
             if not len(indices):
                 continue
@@ -320,7 +320,7 @@ def embed_table(
             rows, done = rows + len(records), done + len(indices)
             if report is not None:
                 report(done, len(tiles))
-    return EmbeddedSlides([out], len(tiles.named), 0, rows, embedder.model.backbone.dim)
+    return EmbeddedSlides([out], len(tiles.entries), 0, rows, embedder.model.backbone.dim)
 
 
 def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | None]) -> int | None:
@@ -341,7 +341,7 @@ def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | N
     if (had.get("grey"), had.get("size_px")) != (spec.grey, spec.size_px):
         return None
     rows, tiles, at = list(zip(*(columns[name] for name in COLUMNS))), embedder.tiles, 0
-    for number in range(len(tiles.named)):
+    for number in range(len(tiles.entries)):
         missing = 0
         for record in tiles.records.take(tiles.tiles_of(number)):
             known = (record.id, record.label, record.group, record.split, tiles.hashes[number])
@@ -373,7 +373,7 @@ def write_features(
             embedder.say(f"{out} has these tiles by these weights already, and is left as it is")
             if stores.is_lance(out):
                 complete(out)
-            return EmbeddedSlides([place], len(tiles.named), len(tiles.named), rows, embedder.model.backbone.dim)
+            return EmbeddedSlides([place], len(tiles.entries), len(tiles.entries), rows, embedder.model.backbone.dim)
         stores.check_writable(out)
     if stores.is_lance(out):
         with tempfile.TemporaryDirectory(prefix="saccade-tiles-") as folder:
@@ -389,9 +389,9 @@ def check_unreadable(tiles: SlideTiles, max_bad: float, say: Say) -> None:
     """Name the slides that cannot be read, and those told to be oddly coarse. Raises TooManyDamaged above the share
     ``max_bad``."""
     bad = tiles.unreadable
-    check_damage(tiles.name, bad, len(bad) + len(tiles.named), max_bad, what="slides")
+    check_damage(tiles.name, bad, len(bad) + len(tiles.entries), max_bad, what="slides")
     if bad:
         say("slides that cannot be read are left out:\n" + "\n".join(f"  {name}: {why}" for name, why in bad[:20]))
-    coarse = [one.record.id for one in tiles.named if one.mpp is not None and one.mpp > COARSE_UM]
+    coarse = [one.record.id for one in tiles.entries if one.mpp is not None and one.mpp > COARSE_UM]
     if coarse:
         say(f"more than {COARSE_UM:g} micrometres a pixel, by the table: {some_of(coarse)}. Is that the right number?")

@@ -27,7 +27,7 @@ class WholeSlides:
 
     def __init__(self, tiles: SlideTiles):
         self.name, self.axes, self._tiles = tiles.name, 2, tiles
-        self.records = [one.record for one in tiles.named]
+        self.records = [one.record for one in tiles.entries]
 
     def __len__(self) -> int:
         return len(self.records)

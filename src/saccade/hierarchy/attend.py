@@ -180,8 +180,8 @@ def attend(
             hint=f"saccade finetune {model} SLIDES --out HEADS trains a head, saccade attend HEADS shows its weights",
         )
     tiles = slides_of(hierarchy.run, slide, tiling)
-    if len(tiles.named) != 1:
-        raise UsageError("attend looks at one slide", got=f"{len(tiles.named)} slides")
+    if len(tiles.entries) != 1:
+        raise UsageError("attend looks at one slide", got=f"{len(tiles.entries)} slides")
     if level == "patch":
         folder = hierarchy.run / "features" / "tile"
         embedder = tile_embedder(hierarchy.tile, tiles, folder, say=console.say, max_bad=max_bad)

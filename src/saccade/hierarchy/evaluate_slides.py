@@ -129,7 +129,7 @@ def embed(run: Path, tiles: SlideTiles, console: Console, *, max_bad: float = 0.
     """One vector a slide: the slide level's, or the mean of its regions where there is none."""
     hierarchy = load(run)
     found = embed_levels(hierarchy, tiles, console, max_bad=max_bad)
-    records = [tiles.named[k].record for k in found.slides]
+    records = [tiles.entries[k].record for k in found.slides]
     name = f"{run.name} ({'slide level' if hierarchy.slide else 'mean of regions'})"
     return FeatureTable(
         features=found.vectors.astype(np.float32),
@@ -158,7 +158,7 @@ def cohort_of(tiles: SlideTiles, slides: Sequence[int], run: Path, allow: bool) 
     Slides and patients that the hierarchy learned from are not tested on, unless ``allow``. A patient counts as
     learned from when the hierarchy knew it by that name, or any slide of it: no patients may have been named then.
     """
-    records = [tiles.named[k].record for k in slides]
+    records = [tiles.entries[k].record for k in slides]
     rows = np.array([i for i, record in enumerate(records) if record.label is not None], np.int64)
     classes = tuple(sorted({str(records[i].label) for i in rows}))
     if len(classes) < 2:
@@ -169,10 +169,10 @@ def cohort_of(tiles: SlideTiles, slides: Sequence[int], run: Path, allow: bool) 
         )
     seen = seen_in_pretraining(run_folder.data_record(run))
     hashes, groups = {item["sha256"] for item in seen}, {item["group"] for item in seen}
-    owners = patients_of([one.record for one in tiles.named], tiles.hashes)
+    owners = patients_of([one.record for one in tiles.entries], tiles.hashes)
     learned = {
         owner
-        for owner, one, digest in zip(owners, tiles.named, tiles.hashes)
+        for owner, one, digest in zip(owners, tiles.entries, tiles.hashes)
         if digest in hashes or (one.record.group or one.record.id) in groups
     }
     own = [owners[slides[i]] for i in rows]

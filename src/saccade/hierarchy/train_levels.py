@@ -120,7 +120,7 @@ def _train_levels(out: Path, wanted: Wanted, tiles: SlideTiles, console: Console
     every = embed_tiles(tile, tiles, out / "features" / "tile", console)
     files = [every[k] for k in learned]
     _note_slides(out, tiles, learned, tile)
-    grids = write_grids(out / "grids" / "region", files, side=side, least=hipt.least)
+    grids = write_grids(out / "grids" / "region", files, side=side, min_fraction=hipt.least)
     region = hipt.region or str(_level(out, "region", wanted, str(grids.resolve()), console))
     files = embed_grids(
         reader_of(region), files, out / "features" / "region", side=side, least=hipt.least, console=console
@@ -132,7 +132,7 @@ def _train_levels(out: Path, wanted: Wanted, tiles: SlideTiles, console: Console
                 "a slide is the mean of its regions"
             )
         return
-    grids = write_grids(out / "grids" / "slide", files, side=0, least=0.0)
+    grids = write_grids(out / "grids" / "slide", files, side=0, min_fraction=0.0)
     _level(out, "slide", wanted, str(grids.resolve()), console)
 
 
@@ -143,7 +143,7 @@ def _open_checked(wanted: Wanted, console: Console) -> SlideTiles:
     if hipt.region:
         return tiles
     count = count_regions(tiles, side, hipt.least)
-    told = f"{len(tiles.named)} slides, {len(tiles):,} tiles of {tiles.tile_px} px at {tiles.mpp:g} um/px"
+    told = f"{len(tiles.entries)} slides, {len(tiles):,} tiles of {tiles.tile_px} px at {tiles.mpp:g} um/px"
     if count >= FEW_REGIONS:
         return tiles
     smaller = {side // 2**n * tiles.tile_px: count_regions(tiles, side // 2**n, hipt.least) for n in (1, 2, 3)}
@@ -160,7 +160,7 @@ def _open_checked(wanted: Wanted, console: Console) -> SlideTiles:
 
 def count_regions(tiles: SlideTiles, side: int, least: float) -> int:
     """Regions of ``side`` x ``side`` tiles that have the share ``least`` of them, on all slides."""
-    return sum(len(cut_blocks(Path(), cut.grid.cells, side, least)) for cut in tiles.cut) if side > 1 else 0
+    return sum(len(cut_blocks(Path(), cut.grid.cells, side, least)) for cut in tiles.tilings) if side > 1 else 0
 
 
 def open_tiles(data: str, settings: Mapping[str, Any], told: tuple[float, frozenset[str]] | None = None) -> SlideTiles:
@@ -170,7 +170,7 @@ def open_tiles(data: str, settings: Mapping[str, Any], told: tuple[float, frozen
     """
     own = {key: value for key, value in settings.items() if key.startswith("data.")} | {"data.source": data}
     named = dataclasses.asdict(config.override({"data": DataConfig()}, own)["data"])
-    source: Source = open_data(named, dataclasses.replace(tiling_in(named), told=told))
+    source: Source = open_data(named, dataclasses.replace(tiling_in(named), assumed_mpp=told))
     if not isinstance(source, SlideTiles):
         raise DataError(f"{data}: a hierarchy is made of slides", expected="a slide, a folder or a table of slides")
     return source
@@ -202,11 +202,11 @@ def settle_input(model: str, tiles: SlideTiles, folder: Path, console: Console) 
 
 
 def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *, max_bad: float = 0.05) -> list[Path]:
-    """A file of vectors for every slide, in the order of ``tiles.named``; those that are there are used again."""
+    """A file of vectors for every slide, in the order of ``tiles.entries``; those that are there are used again."""
     embedder = tile_embedder(model, tiles, folder, say=console.say, max_bad=max_bad)
     check_unreadable(tiles, embedder.max_bad, console.say)
     files, kept = [], 0
-    for number in range(len(tiles.named)):
+    for number in range(len(tiles.entries)):
         file = folder / tile_file(tiles, number)
         about = embedder.about(number)
         there = what_holds(file, about, max_bad)
@@ -216,7 +216,7 @@ def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *
         else:
             save_parquet(file, embedder.slide(number))
         files.append(file)
-        console.progress(number + 1, len(tiles.named), {})
+        console.progress(number + 1, len(tiles.entries), {})
     if kept:
         console.say(f"tile level: vectors of {kept:,} of {len(files):,} slides were there and are used again")
     return files
@@ -224,7 +224,7 @@ def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *
 
 def tile_file(tiles: SlideTiles, number: int) -> str:
     """What the file of one slide's vectors is called. Slides of two folders may be called alike, hence the hash."""
-    stem = storable(Path(tiles.named[number].record.id).stem)
+    stem = storable(Path(tiles.entries[number].record.id).stem)
     return f"{stem}-{tiles.hashes[number][:8]}.parquet"
 
 
@@ -270,7 +270,7 @@ def _learned(tiles: SlideTiles, tile: str) -> list[int]:
     own = [k for k, digest in enumerate(tiles.hashes) if digest in seen]
     if own:
         return own
-    splits = [one.record.split for one in tiles.named]
+    splits = [one.record.split for one in tiles.entries]
     return [k for k, split in enumerate(splits) if len(set(splits)) == 1 or split != "test"]
 
 
@@ -278,7 +278,7 @@ def recorded(tiles: SlideTiles, slides: Sequence[int]) -> list[dict[str, Any]]:
     """What data.json says of slides that were learned from."""
     found = []
     for k in slides:
-        record = tiles.named[k].record
+        record = tiles.entries[k].record
         found.append({"id": record.id, "sha256": tiles.hashes[k], "group": record.group or record.id})
     return found
 

@@ -63,7 +63,7 @@ def _embed_hierarchy(
     max_bad: float,
     console: Console,
 ) -> FeatureTable:
-    if tiling.mpp or tiling.tile_px or tiling.tissue is not None:
+    if tiling.mpp or tiling.tile_px or tiling.min_tissue is not None:
         raise UsageError("a hierarchy cuts tiles as in training", hint="leave out --mpp, --tile and --tissue")
     _check_name(out, "vectors of slides", folders=False)
     if out is not None:

@@ -79,7 +79,7 @@ def plan_hierarchy(
     wanted = share_out(str(data), method, recipe, settings)
     tiles = open_tiles(wanted.data, settings_of(wanted.levels["tile"]))
     hipt, side = wanted.hipt, wanted.hipt.side(tiles.tile_px)
-    regions, slides = count_regions(tiles, side, hipt.least), len(tiles.named)
+    regions, slides = count_regions(tiles, side, hipt.least), len(tiles.entries)
     found: dict[Level, Planned] = {}
     if not hipt.tile:
         sections = config.override(sections_of("tile", wanted, wanted.data), {"data.split": "all"})
@@ -111,7 +111,7 @@ def _upper(level: Level, wanted: Wanted, count: int, channels: int, side: int, o
 def _typical_side(tiles: SlideTiles, side: int, hipt: HiptConfig) -> int:
     """Median over slides of the regions across, along the shorter side."""
     found = []
-    for cut in tiles.cut:
+    for cut in tiles.tilings:
         corners = np.array([(b.top, b.left) for b in cut_blocks(Path(), cut.grid.cells, side, hipt.least)]) // side
         if len(corners):
             found.append(int((np.ptp(corners, axis=0) + 1).min()))

@@ -21,8 +21,8 @@ def search(run: Path, slide: str | Path, place: str | Path, options: SearchOptio
         raise UsageError("a hierarchy is asked with a slide", got=slide)
     store = open_store(place)
     tiles = slides_of(run, str(slide), {})
-    if len(tiles.named) != 1:
-        raise UsageError("a search asks with one slide", got=f"{len(tiles.named):,} in {slide}")
+    if len(tiles.entries) != 1:
+        raise UsageError("a search asks with one slide", got=f"{len(tiles.entries):,} in {slide}")
     table = embed(run, tiles, console)
     if table.about["weights"] != store.about.get("weights"):
         raise ModelError(

@@ -103,7 +103,7 @@ def settle_tiles(data: DataConfig, source: Source) -> DataConfig:
     found = tiles_in(source)
     if found is not None:
         tiling = found[0].tiling
-        return dataclasses.replace(data, mpp=tiling.mpp, tile_px=tiling.tile_px, tissue=tiling.tissue)
+        return dataclasses.replace(data, mpp=tiling.mpp, tile_px=tiling.tile_px, tissue=tiling.min_tissue)
     for name in ("stream", "workers"):
         if getattr(data, name):
             raise UsageError(f"data.{name} is for slides", got=source.name, hint="leave it out")

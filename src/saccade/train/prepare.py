@@ -74,7 +74,7 @@ def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
     found = tiles_in(source)
     if found is not None and found[0].unreadable:
         bad = found[0].unreadable
-        check_damage(found[0].name, bad, len(bad) + len(found[0].named), data.max_bad, what="slides")
+        check_damage(found[0].name, bad, len(bad) + len(found[0].entries), data.max_bad, what="slides")
         console.say("slides that cannot be read are left out:\n" + "\n".join(f"  {n}: {why}" for n, why in bad[:20]))
     if data.stream:
         assert data.workers

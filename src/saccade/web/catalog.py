@@ -257,7 +257,7 @@ class Desk:
             if tiles is None:
                 missing += [Missing(run.name, name, fault) for name in discover.told_apart(known) or ["all slides"]]
                 continue
-            names, faults = [one.record.id for one in tiles.named], dict(tiles.unreadable)
+            names, faults = [one.record.id for one in tiles.entries], dict(tiles.unreadable)
             every = list(dict.fromkeys([*names, *faults, *known]))
             shown = dict(zip(every, discover.told_apart(every)))
             for number, name in enumerate(names):

@@ -32,8 +32,8 @@ class Listed:
         return str(self.images[index].tobytes())
 
 
-def constant(value: float, shape=(1, 4, 5), number_type=np.uint8) -> np.ndarray:
-    return np.full(shape, value, number_type)
+def constant(value: float, shape=(1, 4, 5), dtype=np.uint8) -> np.ndarray:
+    return np.full(shape, value, dtype)
 
 
 def folder_of(tmp_path, count: int):
@@ -53,7 +53,7 @@ def test_counts(tmp_path):
     found = audit(open_source(tmp_path))
     assert (found.images, found.looked_at, found.readable, found.unlisted) == (3, 3, 3, 1)
     assert (found.smallest_px, found.largest_px) == ((7, 5), (20, 9))
-    assert found.number_types == {"uint16": 2, "uint8": 1} and found.channels == {1: 2, 3: 1}
+    assert found.dtypes == {"uint16": 2, "uint8": 1} and found.channels == {1: 2, 3: 1}
     assert found.value_range == (1, 4000) and found.bits_used == 12
     assert found.labels == {"x": 2, "y": 1} and found.splits == {"test": 1, "train": 2}
     assert (found.groups, found.smallest_group, found.largest_group) == (2, 1, 2)
@@ -76,7 +76,7 @@ def test_counts(tmp_path):
 
 
 def test_spacing_and_floats():
-    images = [constant(0.25, number_type=np.float32), constant(-2, number_type=np.float32)]
+    images = [constant(0.25, dtype=np.float32), constant(-2, dtype=np.float32)]
     found = audit(Listed(images, [Record("a"), Record("b")]))
     assert found.spacings_um == {"0.5 x 0.5": 2} and found.bits_used is None and found.value_range == (-2, 0.25)
 
@@ -129,7 +129,7 @@ def test_damaged_files_are_named_and_limited(tmp_path):
 
 
 def test_nan_is_damage():
-    images = [constant(1, number_type=np.float32), constant(np.nan, number_type=np.float32)]
+    images = [constant(1, dtype=np.float32), constant(np.nan, dtype=np.float32)]
     found = audit(Listed(images, [Record("a"), Record("b")]), max_bad=0.5)
     assert [name for name, _ in found.damaged] == ["b"] and "NaN" in found.damaged[0][1]
 

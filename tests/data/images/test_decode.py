@@ -235,12 +235,12 @@ def test_a_changed_byte_is_noticed(kind):
     ("data", "said"),
     [
         (b"", "empty file"),
-        (np.random.default_rng(1).bytes(500), "no image of a known kind"),
+        (np.random.default_rng(1).bytes(500), "unknown image format"),
         (b"\x89PNG\r\n\x1a\n" + bytes(300), "x.png"),
         (b"II*\0" + np.random.default_rng(1).bytes(300), "TIFF"),
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
-        (b"GIF89a" + bytes(100), "no image of a known kind"),
+        (b"GIF89a" + bytes(100), "unknown image format"),
         (lying_png(1000, 8), "truncated"),
         (lying_png(1000, 16), "x.png"),
         (lying_png(100_000, 8), f"{MAX_PIXELS:,}"),
@@ -279,7 +279,7 @@ def test_a_volume_is_said_to_be_one(data):
 
 
 def test_complex_numbers_are_no_image():
-    with pytest.raises(DamagedFile, match="no real numbers"):
+    with pytest.raises(DamagedFile, match=r"unsupported (voxel|pixel) type"):
         decode(tiff(GREY.astype(np.complex64)), "x.tif")
 
 
@@ -310,7 +310,7 @@ def test_luminance_and_colour_differences_become_rgb_and_lab_is_refused():
     apart = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
     found = decode(tiff(apart, photometric="ycbcr"), "x.tif")
     np.testing.assert_allclose(found[:, 0, 0], (200, 50, 20), atol=3)
-    with pytest.raises(DamagedFile, match=r"x\.tif: its colours"):
+    with pytest.raises(DamagedFile, match=r"x\.tif: unsupported colour space"):
         decode(tiff(apart, photometric="cielab"), "x.tif")
 
 

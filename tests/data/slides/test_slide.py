@@ -170,7 +170,7 @@ def test_a_slide_without_resolution_names_three_ways(tmp_path):
         open_source(path)
     write_slide(tmp_path / "also.tif", texture(300, 400), um=None, level_px=((150, 200),))
     (tmp_path / "broken.svs").write_bytes(b"")
-    with pytest.raises(DataError, match=r"known of also\.tif, mute\.tif\n.*cannot be opened: broken\.svs"):
+    with pytest.raises(DataError, match=r"unknown: also\.tif, mute\.tif\n.*cannot be opened: broken\.svs"):
         open_source(tmp_path)
     assert open_source(path, tiling=Tiling(slide_mpp=0.25, tile_px=64, mpp=0.5)).mpp == 0.5
     (tmp_path / "slides.csv").write_text("path,mpp,label,patient\nmute.tif,0.25,tumour,p1\n")
@@ -183,8 +183,8 @@ def test_72_dpi_is_no_resolution(tmp_path):
     path = tmp_path / "web.tif"
     tifffile.imwrite(path, texture(300, 400), tile=(128, 128), photometric="rgb", resolution=(72, 72), resolutionunit=2)
     slide = open_slide(path)
-    assert slide.spacing_um is None and "left aside" in slide.note
-    with pytest.raises(DataError, match="no resolution"):
+    assert slide.spacing_um is None and "is ignored" in slide.note
+    with pytest.raises(DataError, match="resolution unknown"):
         slide.read(0, 0, mpp=0.5, size_px=(8, 8))
 
 
@@ -236,27 +236,27 @@ def test_what_lies_beside_slides_is_named(tmp_path, uneven):
     folder.mkdir()
     for name in ("a.tif", "notes.txt", "tile.png", "log.csv"):
         (folder / name).write_bytes(uneven[0].read_bytes() if name == "a.tif" else b"x,y\n1,2\n")
-    found = api.show(folder, tiling=Tiling(tile_px=64, tissue=0))
+    found = api.show(folder, tiling=Tiling(tile_px=64, min_tissue=0))
     assert found.to_dict()["not_taken"] == ["log.csv", "notes.txt", "tile.png"]
     assert "3 files that are no slides: log.csv, notes.txt, ..." in found.text()
     assert "pen marks" not in found.text()
     (folder / "manifest.csv").write_text("path,mpp\na.tif,25\n")  # whoever wrote it has chosen
-    found = api.show(folder, tiling=Tiling(tile_px=8, tissue=0))
-    assert "not taken" not in found.text() and "25 micrometres a pixel" in found.text()
+    found = api.show(folder, tiling=Tiling(tile_px=8, min_tissue=0))
+    assert "not taken" not in found.text() and "25 micrometres per pixel" in found.text()
 
 
 @pytest.mark.parametrize(
     ("table", "why"),
     [
         ("slide,label\na.tif,x\n", "it has no column path or file or image or filename or file_name, but slide, label"),
-        ("path,label\na,x\n", "its column path names no slide, but for example 'a'"),
+        ("path,label\na,x\n", "no slide matches its column path, for example 'a'"),
     ],
 )
 def test_a_table_beside_slides_that_is_not_of_them_is_left_aside_and_that_is_said(tmp_path, uneven, table, why):
     (tmp_path / "a.tif").write_bytes(uneven[0].read_bytes())
     (tmp_path / "labels.csv").write_text(table)
-    source = open_source(tmp_path, tiling=Tiling(tile_px=64, tissue=0))
-    assert why in left_aside(source) and "labels.csv is left aside" in left_aside(source)
+    source = open_source(tmp_path, tiling=Tiling(tile_px=64, min_tissue=0))
+    assert why in left_aside(source) and "labels.csv is ignored" in left_aside(source)
     assert left_aside(source) in audit_slides(source).text() and source.records[0].label is None
 
 
@@ -357,7 +357,7 @@ def test_a_dicom_series_is_one_slide_and_its_label_is_never_opened(tmp_path):
     write_dicom(tmp_path / "coarse.dcm", np.ascontiguousarray(pixels[::2, ::2]), um=1.0)
     write_dicom(tmp_path / "label.dcm", pixels[:128, :128], um=0.5, kind="LABEL")
     source = open_source(tmp_path, tiling=Tiling(tile_px=64))
-    assert [one.record.id for one in source.named] == ["fine.dcm"] and source.slides[0].vendor == "dicom"
+    assert [one.record.id for one in source.entries] == ["fine.dcm"] and source.slides[0].vendor == "dicom"
     assert source.slides[0].downsamples == (1, 2) and source.slides[0].spacing_um == (0.5, 0.5)
     found = source.slides[0].read(100, 120, mpp=0.5, size_px=(64, 64)).astype(int)
     assert np.abs(found - pixels[120:184, 100:164].transpose(2, 0, 1)).mean() < 5

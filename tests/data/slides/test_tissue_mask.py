@@ -45,18 +45,18 @@ def test_tissue_pen_and_focus_are_told_apart(marked):
     soft = (x > 830) & (x < 970) & (y > 210) & (y < 590)
     sharp = truth & (x < 560) & ~found.pen
     assert found.blur[soft].mean() > 0.8 and found.blur[sharp].mean() < 0.1
-    shares = found.shares()
+    shares = found.fractions()
     assert shares["tissue"] == pytest.approx(600 * 1000 / (800 * 1200), abs=0.03) and shares["blur"] > 0.2
 
 
 def test_shares_of_rectangles_are_exact_at_fractions(marked):
     found = find_tissue(marked)
-    whole = found.share(np.array([0]), np.array([0]), 1200, 800)[0]
+    whole = found.tissue_fraction(np.array([0]), np.array([0]), 1200, 800)[0]
     assert whole == pytest.approx(found.usable.mean(), abs=1e-9)
-    halves = found.share(np.array([0.0, 600.0]), np.array([0, 0]), 600, 800)
+    halves = found.tissue_fraction(np.array([0.0, 600.0]), np.array([0, 0]), 600, 800)
     assert halves.mean() == pytest.approx(whole, abs=1e-9)
-    beyond = found.share(np.array([1100]), np.array([0]), 200, 800)[0]  # half of it lies outside
-    assert beyond == pytest.approx(found.share(np.array([1100]), np.array([0]), 100, 800)[0] / 2, abs=1e-9)
+    beyond = found.tissue_fraction(np.array([1100]), np.array([0]), 200, 800)[0]  # half of it lies outside
+    assert beyond == pytest.approx(found.tissue_fraction(np.array([1100]), np.array([0]), 100, 800)[0] / 2, abs=1e-9)
 
 
 def test_tiles_lie_on_one_lattice_and_hold_tissue(marked):
@@ -66,8 +66,8 @@ def test_tiles_lie_on_one_lattice_and_hold_tissue(marked):
     assert grid.tissue.min() >= 0.5 and (np.diff(grid.cells[:, 0] * 100 + grid.cells[:, 1]) > 0).all()
     again = tile_grid(marked, mpp=0.6, tile_px=64)
     assert np.array_equal(grid.coords, again.coords)
-    assert len(tile_grid(marked, mpp=0.6, tile_px=64, tissue=0)) == 11 * 16
-    assert len(tile_grid(marked, mpp=0.6, tile_px=64, tissue=0.9)) < len(grid)
+    assert len(tile_grid(marked, mpp=0.6, tile_px=64, min_tissue=0)) == 11 * 16
+    assert len(tile_grid(marked, mpp=0.6, tile_px=64, min_tissue=0.9)) < len(grid)
 
 
 def test_fluorescence_is_seen_as_dark(tmp_path):
@@ -79,7 +79,7 @@ def test_fluorescence_is_seen_as_dark(tmp_path):
     slide = open_slide(write_slide(tmp_path / "dark.tif", pixels, level_px=((300, 400),)))
     found = find_tissue(slide)
     assert slide.mode == found.mode == "dark" and slide.background == 0
-    assert found.shares()["tissue"] == pytest.approx(400 * 500 / (600 * 800), abs=0.05)
+    assert found.fractions()["tissue"] == pytest.approx(400 * 500 / (600 * 800), abs=0.05)
     assert not found.pen.any() and slide.read(-50, -50, mpp=0.5, size_px=(40, 40)).max() == 0
 
 
@@ -123,7 +123,7 @@ def test_a_grey_slide_of_glass_has_no_tissue_and_one_full_of_it_is_not_cut_in_ha
     full = texture(600, 600).mean(axis=2).astype(np.uint8)
     for name, pixels, low, high in (("glass", glass, 0, 0.001), ("full", full, 0.95, 1)):
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="minisblack", **TAGS)
-        assert low <= find_tissue(open_slide(tmp_path / f"{name}.tif")).shares()["tissue"] <= high
+        assert low <= find_tissue(open_slide(tmp_path / f"{name}.tif")).fractions()["tissue"] <= high
 
 
 def test_a_fourth_colour_that_nothing_explains_is_an_error_that_names_the_file(tmp_path):
@@ -148,7 +148,7 @@ def test_channels_of_fluorescence_are_dark_also_where_all_of_them_glow(tmp_path)
 
 def test_a_slide_full_of_tissue_is_not_cut_in_half(tmp_path):
     slide = open_slide(write_slide(tmp_path / "full.tif", texture(600, 600), level_px=((300, 300),)))
-    assert find_tissue(slide).shares()["tissue"] > 0.95
+    assert find_tissue(slide).fractions()["tissue"] > 0.95
 
 
 def test_damage_of_the_finest_level_alone_is_said(tmp_path):
@@ -157,8 +157,8 @@ def test_damage_of_the_finest_level_alone_is_said(tmp_path):
     holed = with_holes(whole, tmp_path / "holed.tif", tuple(range(128)))
     assert not find_tissue(open_slide(holed)).hidden
     source = api.open_source(holed, tiling=Tiling(mpp=1.0, tile_px=64))
-    assert re.fullmatch(r"\d+ of the places looked at for focus cannot be read", source.cut[0].note)
-    assert api.open_source(whole, tiling=Tiling(mpp=1.0, tile_px=64)).cut[0].note == ""
+    assert re.fullmatch(r"\d+ of the regions sampled for focus cannot be read", source.tilings[0].note)
+    assert api.open_source(whole, tiling=Tiling(mpp=1.0, tile_px=64)).tilings[0].note == ""
 
 
 def test_a_damaged_spot_hides_no_slide(tmp_path):
@@ -252,8 +252,8 @@ def test_options_of_slides_are_for_slides(tmp_path):
 @pytest.mark.data
 def test_the_real_slides(shared_data, tmp_path):
     source = api.open_source(shared_data / "slides", tiling=Tiling(slide_mpp=2.0, mpp=2.0, tile_px=64))
-    known = {one.record.id: cut for one, cut in zip(source.named, source.cut)}
+    known = {one.record.id: cut for one, cut in zip(source.entries, source.tilings)}
     assert known["test3-TRITC.ndpi"].mode == "dark" and known["CMU-1-Small-Region.svs"].mode == "bright"
-    shares = {name: round(cut.shares["tissue"], 2) for name, cut in known.items()}
+    shares = {name: round(cut.fractions["tissue"], 2) for name, cut in known.items()}
     assert shares == {"C3L-00601-26-pyramid.tif": 0.32, "CMU-1-Small-Region.svs": 0.36, "test3-TRITC.ndpi": 0.8}
     assert slide_sheet(source, tmp_path / "sheet.png").stat().st_size > 50_000

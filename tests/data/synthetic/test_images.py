@@ -77,7 +77,7 @@ def test_queries():
     for text, said in [
         ("synthetic:tissue?sise=3", "did you mean 'size'"),
         ("synthetic:tissue?n=many", "whole number"),
-        ("synthetic:tissue?n=0", "cannot be drawn"),
+        ("synthetic:tissue?n=0", "invalid settings"),
         ("synthetic:tisue", "did you mean 'tissue'"),
     ]:
         with pytest.raises(UsageError, match=said):
@@ -155,7 +155,7 @@ def test_the_class_is_in_the_shape_and_not_in_the_numbers():
 
 
 def test_settings_of_volumes_that_mean_nothing():
-    for text, said in (("size=8", "cannot be drawn"), ("slice_mm=9", "cannot be drawn"), ("slices=3", "slice_mm")):
+    for text, said in (("size=8", "invalid settings"), ("slice_mm=9", "invalid settings"), ("slices=3", "slice_mm")):
         with pytest.raises(UsageError, match=said):
             open_source(f"synthetic:volume?{text}")
     with pytest.raises(UsageError, match="tissue"):

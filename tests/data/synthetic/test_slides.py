@@ -106,7 +106,7 @@ def test_nothing_is_written_where_nobody_looks(folder, tmp_path, monkeypatch):
         draw_slides(SMALL, tmp_path)
     with pytest.raises(UsageError, match="unknown setting"):
         read_drawing({"sides": "3"})
-    with pytest.raises(UsageError, match="cannot be drawn"):
+    with pytest.raises(UsageError, match="invalid settings of synthetic"):
         Drawing(size=300)
 
 

@@ -21,11 +21,11 @@ PERCENTILES = (1, 99)
 def contact_sheet(
     source: Source, path: Path, *, columns: int = 8, rows: int = 6, tile_px: int = 96, seed: int = 0
 ) -> Path:
-    """A PNG of images drawn evenly over the labels, each with its label. Returns ``path``.
+    """Write a PNG of images drawn evenly over the labels, each with its label.
 
-    8-bit images are shown as they are; others between their own 1st and 99th percentile over all channels shown,
-    marked ``*`` and explained in the title. Of more than three channels the first three are shown, of two the
-    first; the caption says so. Volumes are shown by three planes each (see ``volume_sheet``).
+    8-bit images are shown as they are; others between their own 1st and 99th percentile, marked ``*``. Of more than
+    three channels the first three are shown, of two the first; the caption says so. Volumes are shown by three planes
+    each (``volume_sheet``). Returns ``path``.
     """
     if source.axes == 3:
         return volume_sheet(source, path, seed=seed)

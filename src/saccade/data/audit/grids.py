@@ -44,7 +44,8 @@ class GridLine:
 class GridAudit:
     """What ``saccade show`` prints of a folder of features.
 
-    side    tiles along a region; 0: a slide is one grid      least   share of a region's tiles that must be there
+    side    tiles along a region; 0: a slide is one grid
+    min_fraction  minimum fraction of a region's tiles
     unit    what a vector is of: tiles, or regions where another level has read the tiles
     copies  slides of the same content under several names
     bad     slides with vectors that are no numbers
@@ -52,7 +53,7 @@ class GridAudit:
 
     name: str
     side: int
-    least: float
+    min_fraction: float
     unit: str
     slides: list[GridLine]
     labels: dict[str, int]
@@ -87,7 +88,7 @@ class GridAudit:
         models = sorted({line.model for line in self.slides if line.model})
         lines += [f"  made by     {', '.join(models)}"] if models else []
         if self.side:
-            what = f"{self.side} x {self.side} {self.unit}, at least {self.least:.0%} of them there"
+            what = f"{self.side} x {self.side} {self.unit}, at least {self.min_fraction:.0%} of them there"
             lines.append(f"  regions     {regions:,} of {what}")
         else:
             lines.append(f"  grids       {regions:,}, one a slide")
@@ -157,7 +158,7 @@ def audit_grids(source: GridSource) -> GridAudit:
     return GridAudit(
         name=source.name,
         side=source.side,
-        least=source.least,
+        min_fraction=source.min_fraction,
         unit=units.pop() if len(units) == 1 else "vectors",
         slides=lines,
         labels=dict(sorted(Counter(line.label for line in lines if line.label is not None).items())),

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from saccade.data.cache.image_cache import check_damage
 from saccade.data.open import left_aside
 from saccade.data.sources.archive import ArchiveSource
 from saccade.data.sources.folder import FolderSource
-from saccade.data.volumes.intensity import likely_kind, quantiles, usual_intensity
+from saccade.data.volumes.intensity import likely_kind, padding_of, quantiles, usual_intensity
 from saccade.data.volumes.orientation import tilt_degrees
 from saccade.errors import DamagedFile, UsageError
 
@@ -32,6 +33,7 @@ class VolumeFacts:
     largest_tilt  angle to the patient's axes in degrees, of the most oblique volume
     quantiles     the lowest and the highest 0.5 %, and the lowest and the highest 99.5 % quantile of any volume
     intensity     the rule that brings them to 0..1 (decided), as a text
+    padding       value that fills what was not measured, by number of volumes
     masks         how many volumes have one; ``classes`` in how many masks each number is found
     """
 
@@ -45,6 +47,7 @@ class VolumeFacts:
     intensity: str
     masks: int
     classes: dict[str, int]
+    padding: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Audit:
     damaged      (id, reason); ``unlisted`` counts images that lie there and are not in the table; ``aside``
                  says why a table that lies there is not used
     hashes       content hash of every readable image by id; not in ``to_dict``
+    image_masks  mask files beside images; ``other_files`` files in formats that are not read, by suffix
     axes         2 for images; 3 for volumes, whose sizes are slices, rows, columns; ``volumes`` says more of them
     """
 
@@ -69,7 +73,7 @@ class Audit:
     readable: int
     smallest_px: tuple[int, ...]
     largest_px: tuple[int, ...]
-    number_types: dict[str, int]
+    dtypes: dict[str, int]
     bits_used: int | None
     channels: dict[int, int]
     value_range: tuple[float, float]
@@ -88,6 +92,8 @@ class Audit:
     hashes: dict[str, str] = dataclasses.field(repr=False)
     axes: int = 2
     volumes: VolumeFacts | None = None
+    image_masks: int = 0
+    other_files: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything for JSON but ``hashes``, which is a line an image."""
@@ -98,9 +104,9 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _ImageFacts:
     shape: tuple[int, ...]
-    number_type: np.dtype
+    dtype: np.dtype
     low: float
     high: float
     spacing_um: tuple[float, ...] | None
@@ -115,11 +121,12 @@ class _Volume:
     tilt: float
     modality: str | None
     quantiles: tuple[float, float]
+    padding: float | None
     kind: str
     classes: tuple[int, ...] | None
 
 
-def _look(source: Source, index: int) -> _Seen | str:
+def _look(source: Source, index: int) -> _ImageFacts | str:
     """What one image is, or why it cannot be used."""
     try:
         sample = source.read(index)
@@ -128,9 +135,9 @@ def _look(source: Source, index: int) -> _Seen | str:
         if not np.isfinite([low, high]).all():
             return f"{source.records[index].id}: contains NaN or infinite values"
         volume = _volume(sample) if source.axes == 3 else None
-        return _Seen(pixels.shape, pixels.dtype, low, high, sample.spacing_um, source.content_hash(index), volume)
+        return _ImageFacts(pixels.shape, pixels.dtype, low, high, sample.spacing_um, source.content_hash(index), volume)
     except DamagedFile as error:
-        return error.what
+        return error.in_one_line()
 
 
 def _volume(sample: Sample) -> _Volume:
@@ -140,12 +147,13 @@ def _volume(sample: Sample) -> _Volume:
         0.0 if sample.affine is None else tilt_degrees(sample.affine),
         sample.modality,
         quantiles(sample.pixels),
+        padding_of(sample.pixels),
         likely_kind(sample),
         None if sample.mask is None else tuple(np.unique(sample.mask).tolist()),
     )
 
 
-def _volume_facts(images: Sequence[_Seen]) -> VolumeFacts | None:
+def _volume_facts(images: Sequence[_ImageFacts]) -> VolumeFacts | None:
     volumes = [item.volume for item in images if item.volume is not None]
     if not volumes:
         return None
@@ -154,16 +162,22 @@ def _volume_facts(images: Sequence[_Seen]) -> VolumeFacts | None:
     ends = np.array([volume.quantiles for volume in volumes])
     return VolumeFacts(
         spacings_mm=dict(Counter(_spacing(spacing, 3) for _, spacing in extents).most_common()),
-        smallest_mm=tuple(np.round(spans.min(axis=0), 1).tolist()) if extents else None,
-        largest_mm=tuple(np.round(spans.max(axis=0), 1).tolist()) if extents else None,
+        smallest_mm=_rounded(spans.min(axis=0)) if extents else None,
+        largest_mm=_rounded(spans.max(axis=0)) if extents else None,
         stored_as=dict(Counter(volume.stored_as for volume in volumes).most_common()),
         largest_tilt=round(max(volume.tilt for volume in volumes), 1),
         modalities=dict(Counter(volume.modality for volume in volumes if volume.modality is not None)),
         quantiles=(*ends.min(axis=0).tolist(), *ends.max(axis=0).tolist()),
         intensity=usual_intensity(volume.kind for volume in volumes).text(),
         masks=sum(volume.classes is not None for volume in volumes),
+        padding=dict(Counter(f"{volume.padding:g}" for volume in volumes if volume.padding is not None)),
         classes=dict(sorted(Counter(str(c) for volume in volumes for c in volume.classes or ()).items())),
     )
+
+
+def _rounded(extents_mm: np.ndarray) -> tuple[float, ...]:
+    """To 0.1 mm, and to three digits where that would be 0: volumes of micrometres are small."""
+    return tuple(round(float(mm), 1) if mm >= 10 else float(f"{mm:.3g}") for mm in extents_mm)
 
 
 def audit(
@@ -173,17 +187,32 @@ def audit(
     limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
-    """Read every image once, in threads (decoders release the interpreter lock).
+    """Read every image once and summarise the source.
 
-    limit     read only so many images, spread evenly; counts from the records still cover all
-    progress  called with (done, total)
-    Raises TooManyDamaged, with the first twenty named, above the fraction ``max_bad``.
+    Parameters
+    ----------
+    source : Source
+    max_bad : float
+        Fraction of damaged images above which the audit fails.
+    limit : int, optional
+        Read only this many images, evenly spread; counts of labels, splits and groups still cover all.
+    progress : callable, optional
+        Called with (done, total).
+
+    Returns
+    -------
+    Audit
+
+    Raises
+    ------
+    TooManyDamaged
+        The message names the first twenty files.
     """
     if limit is not None and limit < 1:
         raise UsageError("nothing to look at", got=f"limit {limit}", expected="at least 1")
     count = len(source) if limit is None else min(limit, len(source))
     indices = np.unique(np.linspace(0, len(source) - 1, count).astype(int)).tolist()
-    readable: list[tuple[Record, _Seen]] = []
+    readable: list[tuple[Record, _ImageFacts]] = []
     damaged: list[tuple[str, str]] = []
     with ThreadPoolExecutor(max_workers=min(8, usable_cores())) as pool:
         for index, result in zip(indices, pool.map(lambda i: _look(source, i), indices)):
@@ -197,7 +226,7 @@ def audit(
     return _summary(source, readable, damaged)
 
 
-def _summary(source: Source, readable: list[tuple[Record, _Seen]], damaged: list[tuple[str, str]]) -> Audit:
+def _summary(source: Source, readable: list[tuple[Record, _ImageFacts]], damaged: list[tuple[str, str]]) -> Audit:
     records, facts = list(source.records), [item for _, item in readable]
     sizes = np.array([item.shape[1:] for item in facts])
     low, high = min(item.low for item in facts), max(item.high for item in facts)
@@ -210,8 +239,8 @@ def _summary(source: Source, readable: list[tuple[Record, _Seen]], damaged: list
         readable=len(readable),
         smallest_px=tuple(sizes.min(axis=0).tolist()),
         largest_px=tuple(sizes.max(axis=0).tolist()),
-        number_types=dict(Counter(str(item.number_type) for item in facts)),
-        bits_used=None if any(item.number_type.kind == "f" for item in facts) else int(high).bit_length(),
+        dtypes=dict(Counter(str(item.dtype) for item in facts)),
+        bits_used=None if any(item.dtype.kind == "f" for item in facts) else _bits(int(low), int(high)),
         channels=dict(Counter(item.shape[0] for item in facts)),
         value_range=(low, high),
         spacings_um=dict(Counter(_spacing(item.spacing_um) for item in facts if item.spacing_um is not None)),
@@ -229,14 +258,25 @@ def _summary(source: Source, readable: list[tuple[Record, _Seen]], damaged: list
         hashes={record.id: item.sha256 for record, item in readable},
         axes=source.axes,
         volumes=_volume_facts(facts),
+        image_masks=len(source.image_masks) if isinstance(source, (FolderSource, ArchiveSource)) else 0,
+        other_files=_by_suffix(source.others) if isinstance(source, (FolderSource, ArchiveSource)) else {},
     )
+
+
+def _by_suffix(names: Sequence[str]) -> dict[str, int]:
+    return dict(Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in names).most_common())
+
+
+def _bits(low: int, high: int) -> int:
+    """Bits that hold all whole numbers from ``low`` to ``high``, with a sign where ``low`` is negative."""
+    return max(high.bit_length(), (-low - 1).bit_length() + 1 if low < 0 else 0, high.bit_length() + (low < 0))
 
 
 def _spacing(spacing: Sequence[float], digits: int = 6) -> str:
     return " x ".join(f"{value:.{digits}g}" for value in spacing)
 
 
-def _copies(readable: list[tuple[Record, _Seen]]) -> tuple[list[list[str]], list[str]]:
+def _copies(readable: list[tuple[Record, _ImageFacts]]) -> tuple[list[list[str]], list[str]]:
     """Sets of byte-identical images, and a sentence for those that lie in different parts, groups or classes."""
     by_hash: dict[str, list[Record]] = {}
     for record, item in readable:
@@ -273,7 +313,7 @@ def render(report: Audit) -> str:
             "size",
             _between(report.smallest_px, report.largest_px) + (" px" if report.axes == 2 else " voxels (z, y, x)"),
         ),
-        ("pixels", f"{_counted(report.number_types)}; values {low:g} to {high:g}{bits}"),
+        ("pixels", f"{_counted(report.dtypes)}; values {low:g} to {high:g}{bits}"),
         ("channels", _counted(report.channels)),
     ]
     if report.volumes is not None:
@@ -288,9 +328,13 @@ def render(report: Audit) -> str:
     if report.columns:
         rows.append(("columns", ", ".join(report.columns) + "  (choose with --group or --label)"))
     if report.unlisted:
-        rows.append(("not listed", f"{report.unlisted:,} {images[:-1]} files are not in the table and are left aside"))
+        rows.append(("not listed", f"{report.unlisted:,} {images[:-1]} files are not in the table and are ignored"))
     if report.aside:
         rows.append(("table", report.aside))
+    if report.image_masks:
+        rows.append(("masks", f"{report.image_masks:,} files are masks of other images and are not used as images"))
+    if report.other_files:
+        rows.append(("not read", f"{_counted(report.other_files)} (files in other formats)"))
     rows.append(("copies", _sets(report.duplicates)))
     rows += [("LEAK", text) for text in report.leaks]
     rows.append(("damaged", f"{len(report.damaged):,}" if report.damaged else "none"))
@@ -308,6 +352,8 @@ def _volume_rows(facts: VolumeFacts) -> list[tuple[str, str]]:
     rows.append(("orientation", _counted(facts.stored_as) + (turned if oriented else "")))
     if facts.modalities:
         rows.append(("modality", _counted(facts.modalities)))
+    if facts.padding:
+        rows.append(("padding", f"{_counted(facts.padding)} (value: volumes; left out of the quantiles)"))
     first, second, third, fourth = facts.quantiles
     rows.append(("dark end", f"{_range(first, third)} (0.5 % quantile of a volume)"))
     rows.append(("bright end", f"{_range(second, fourth)} (99.5 %)"))

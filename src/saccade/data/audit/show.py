@@ -15,9 +15,26 @@ from saccade.errors import UsageError
 
 
 def show_source(source: Source, *, max_bad: float, sheet: Path | None) -> Audit | SlideAudit | GridAudit:
-    """Look at everything in a source. ``sheet``: where to write a contact sheet (PNG); None writes none.
+    """Audit a source by its kind.
 
-    Raises TooManyDamaged above the share ``max_bad``, DataError, and UsageError for a sheet of vectors.
+    Parameters
+    ----------
+    source : Source
+    max_bad : float
+        Fraction of damaged files above which the audit fails.
+    sheet : Path or None
+        Where to write a contact sheet (PNG).
+
+    Returns
+    -------
+    Audit, SlideAudit or GridAudit
+
+    Raises
+    ------
+    TooManyDamaged
+        More files than ``max_bad`` are damaged.
+    UsageError
+        A contact sheet is asked of feature grids.
     """
     if isinstance(source, SlideTiles):
         slides = audit_slides(source, max_bad=max_bad)

@@ -60,7 +60,7 @@ class SlideAudit:
     name: str
     mpp: float
     tile_px: int
-    least_tissue: float
+    min_tissue: float
     slides: list[SlideLine]
     unreadable: list[tuple[str, str]]
     labels: dict[str, int]
@@ -91,7 +91,7 @@ class SlideAudit:
             self.name,
             f"  slides      {len(self.slides):,}" + (f", {len(self.unreadable)} unreadable" if self.unreadable else ""),
             f"  tiles       {tiles:,} of {self.tile_px} px at {self.mpp:g} um/px, with at least "
-            f"{self.least_tissue:.0%} usable tissue",
+            f"{self.min_tissue:.0%} usable tissue",
         ]
         for kind, counts in (("labels", self.labels), ("splits", self.splits)):
             if counts:
@@ -130,7 +130,7 @@ def _counted(names: list[str]) -> str:
 
 def line_of(tiles: SlideTiles, number: int) -> SlideLine:
     """What is known of one slide."""
-    record, cut, slide = tiles.named[number].record, tiles.cut[number], tiles.slides[number]
+    record, cut, slide = tiles.entries[number].record, tiles.tilings[number], tiles.slides[number]
     return SlideLine(
         id=record.id,
         vendor=slide.vendor,
@@ -138,9 +138,9 @@ def line_of(tiles: SlideTiles, number: int) -> SlideLine:
         size_px=slide.size_px,
         spacing_um=slide.known_um[1],
         mode=cut.mode,
-        tissue=cut.shares["tissue"],
-        pen=cut.shares["pen"],
-        blur=cut.shares["blur"],
+        tissue=cut.fractions["tissue"],
+        pen=cut.fractions["pen"],
+        blur=cut.fractions["blur"],
         tiles=len(cut.grid),
         label=record.label,
         group=record.group,
@@ -151,16 +151,16 @@ def line_of(tiles: SlideTiles, number: int) -> SlideLine:
 
 def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
     """Look at every slide. Raises TooManyDamaged, with the files named, above the share ``max_bad``."""
-    check_damage(tiles.name, tiles.unreadable, len(tiles.unreadable) + len(tiles.named), max_bad, what="slides")
-    lines = [line_of(tiles, number) for number in range(len(tiles.named))]
+    check_damage(tiles.name, tiles.unreadable, len(tiles.unreadable) + len(tiles.entries), max_bad, what="slides")
+    lines = [line_of(tiles, number) for number in range(len(tiles.entries))]
     by_hash: dict[str, list[str]] = {}
-    for line, digest in zip(tiles.named, tiles.hashes):
+    for line, digest in zip(tiles.entries, tiles.hashes):
         by_hash.setdefault(digest, []).append(line.record.id)
     return SlideAudit(
         name=tiles.name,
         mpp=tiles.mpp,
         tile_px=tiles.tile_px,
-        least_tissue=float(tiles.tiling.tissue or 0.0),
+        min_tissue=float(tiles.tiling.min_tissue or 0.0),
         slides=lines,
         unreadable=tiles.unreadable,
         labels=dict(sorted(Counter(line.label for line in lines if line.label is not None).items())),
@@ -177,7 +177,7 @@ def slide_sheet(tiles: SlideTiles, path: Path, numbers: Sequence[int] | None = N
 
     numbers   of the slides that are shown; the first ones by default
     """
-    numbers_shown = range(min(MOST, len(tiles.named))) if numbers is None else numbers
+    numbers_shown = range(min(MOST, len(tiles.entries))) if numbers is None else numbers
     columns = min(COLUMNS, len(numbers_shown))
     rows, step = -(-len(numbers_shown) // columns), THUMB_PX + 34
     sheet = Image.new("RGB", (columns * (THUMB_PX + 8) + 8, 26 + rows * step), "white")
@@ -199,8 +199,8 @@ def slide_sheet(tiles: SlideTiles, path: Path, numbers: Sequence[int] | None = N
         row, column = divmod(index, columns)
         corner = (8 + column * (THUMB_PX + 8), 26 + row * step)
         sheet.paste(thumb, corner)
-        label = tiles.named[number].record.label
-        caption = Path(tiles.named[number].record.id).name + (f" ({label})" if label else "")
+        label = tiles.entries[number].record.label
+        caption = Path(tiles.entries[number].record.id).name + (f" ({label})" if label else "")
         draw.text((corner[0], corner[1] + THUMB_PX + 2), caption[:46], fill=(0, 0, 0))
         draw.text((corner[0], corner[1] + THUMB_PX + 15), f"{slide.mode}, {len(grid):,} tiles", fill=(90, 90, 90))
     return write_file(path, sheet.save)

@@ -10,7 +10,7 @@ import numpy as np
 from saccade.errors import StorageError
 
 
-class Growing:
+class GrowingArray:
     """Grows one flat array, without a second copy; moves to an unnamed file when it passes the memory limit."""
 
     def __init__(self, memory_limit_mib: float):
@@ -42,7 +42,7 @@ class Growing:
             raise StorageError(
                 f"the decoded images do not fit in {tempfile.gettempdir()}",
                 got=error.strerror,
-                hint="set TMPDIR to a larger disk, or make them smaller with --set data.cache_px=SIZE",
+                hint="set TMPDIR to a larger disk, or lower data.cache_px",
             ) from error
         self.held = 0
 

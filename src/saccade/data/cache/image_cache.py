@@ -22,15 +22,15 @@ import torch
 from saccade.base.contracts import Batch, InputSpec, Record, Sample, Source
 from saccade.base.machine import usable_cores
 from saccade.base.random import numpy_generator
-from saccade.data.cache.growable_array import Growing
+from saccade.data.cache.growable_array import GrowingArray
 from saccade.data.images.downsample import (
     LUMINANCE,
     convert_channels,
     even_sides,
     finite,
-    number_type,
     shrink,
     shrink_volume,
+    to_supported_dtype,
 )
 from saccade.data.probe import usual_channels
 from saccade.data.slides.streaming import TileStore
@@ -180,7 +180,7 @@ def _decode(source: Source, index: int, rules: _Rules) -> _Decoded:
         if rules.intensity is not None:
             pixels, spacing = _volume(sample, rules, rules.intensity)
         else:
-            pixels, spacing = number_type(sample.pixels), ()
+            pixels, spacing = to_supported_dtype(sample.pixels), ()
         finite(pixels, source.records[index].id)
         low, high = float(pixels.min()), float(pixels.max())
         if rules.intensity is None and not sample.grid:
@@ -188,7 +188,7 @@ def _decode(source: Source, index: int, rules: _Rules) -> _Decoded:
         original, digest = sample.pixels.shape[1:], source.content_hash(index)
         return _Decoded(index, pixels, original, low, high, digest, spacing_mm=spacing, grid=sample.grid)
     except DamagedFile as error:
-        return _Decoded(index, None, reason=error.what)
+        return _Decoded(index, None, reason=error.in_one_line())
 
 
 def _volume(sample: Sample, rules: _Rules, intensity: Intensity) -> tuple[np.ndarray, tuple[float, ...]]:
@@ -222,7 +222,7 @@ def _intensity(source: Source, given: Intensity | None, size_mm: float) -> Inten
     if source.axes == 3:
         return given or decide_intensity(source)
     if given is not None or size_mm:
-        raise UsageError("intensity and size_mm are settings of volumes", got=f"images in {source.name}")
+        raise UsageError("data.intensity and data.size_mm have no effect on images", got=f"images in {source.name}")
     return None
 
 
@@ -263,17 +263,39 @@ def build_cache(
     intensity: Intensity | None = None,
     size_mm: float = 0.0,
 ) -> ImageCache:
-    """Decode a whole source.
+    """Decode all images of a source into one array.
 
-    cache_px   shorter side after reduction, in pixels (smaller images keep their size)
-    intensity  of volumes; None is decided from them
-    size_mm    of volumes: what ``cache_px`` voxels span; 0: the shortest side of each
-    channels   None takes the most frequent number of channels of the first 64 images
-    max_bad    fraction of damaged images above which TooManyDamaged is raised
-    Damaged images are left out and listed in ``damaged``.
+    Parameters
+    ----------
+    source : Source
+    cache_px : int
+        Shorter side after reduction, in pixels; smaller images keep their size.
+    channels : int, optional
+        None takes the most frequent number of channels of the first 64 images.
+    max_bad : float
+        Fraction of damaged images above which the build fails. Others are left out and listed in ``damaged``.
+    memory_limit_mib : float
+        Above this the array is moved to an unnamed file.
+    report : callable, optional
+        Called with (done, total).
+    intensity : Intensity, optional
+        Of volumes; None is decided from the data.
+    size_mm : float
+        Of volumes: extent of ``cache_px`` voxels; 0 stands for the shortest side of each volume.
+
+    Returns
+    -------
+    ImageCache
+
+    Raises
+    ------
+    TooManyDamaged
+        The message names the first twenty files.
+    UsageError
+        ``intensity`` or ``size_mm`` is given for images.
     """
     intensity = _intensity(source, intensity, size_mm)
-    store = Growing(memory_limit_mib)
+    store = GrowingArray(memory_limit_mib)
     decoded: list[_Decoded] = []
     shapes: list[tuple[int, ...]] = []
     damaged: list[tuple[str, str]] = []
@@ -284,7 +306,7 @@ def build_cache(
         try:
             pixels = _alike(item, channels, dtype, name)
         except DamagedFile as error:
-            damaged.append((name, error.what))
+            damaged.append((name, error.in_one_line()))
             continue
         dtype = pixels.dtype
         store.add(pixels)
@@ -373,19 +395,35 @@ def input_spec(cache: ImageCache, size_px: int, *, grey: bool) -> InputSpec:
     )
 
 
-def fit_range(spec: InputSpec, number_type: np.dtype, low: float, high: float) -> InputSpec:
+def fit_range(spec: InputSpec, dtype: np.dtype, low: float, high: float) -> InputSpec:
     """The spec with the range of pixels of another depth: unchanged where both have 8 bits, or both more."""
-    if spec.eight_bit == (number_type == np.uint8):
+    if spec.eight_bit == (dtype == np.uint8):
         return spec
-    offset, scale = _pixel_range(number_type, low, high)
+    offset, scale = _pixel_range(dtype, low, high)
     return dataclasses.replace(spec, offset=offset, scale=scale)
 
 
 def batch_indices(images: int, step: int, batch: int, seed: int) -> np.ndarray:
     """The images of one step: every epoch is a permutation, cut into whole batches.
 
-    What is left of it is left out, other images each time, so that no batch holds an image twice. A step of more images
-    than there are (accumulated) takes one permutation after another.
+    The remainder of an epoch is left out, so no batch holds an image twice. A step of more images than there are takes
+    one permutation after another.
+
+    Parameters
+    ----------
+    images : int
+        Number of images.
+    step : int
+        Position in the run.
+    batch : int
+        Images per step.
+    seed : int
+        Seed of the run.
+
+    Returns
+    -------
+    ndarray
+        [batch] int64, a function of the arguments alone.
     """
     batches_per_epoch = images // batch
     if batches_per_epoch:

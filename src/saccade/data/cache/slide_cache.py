@@ -11,16 +11,16 @@ from saccade.base.contracts import Source
 from saccade.base.machine import usable_cores
 from saccade.data.cache.image_cache import ImageCache, with_statistics
 from saccade.data.slides.slide_source import tiles_in
-from saccade.data.slides.streaming import Say, TileStore, Wanted
+from saccade.data.slides.streaming import Say, TileSpec, TileStore
 from saccade.errors import DamagedFile, UsageError
 
-KEPT_BYTES = 2**30
+MAX_DECODED_BYTES = 2**30
 SEEN = 256  # tiles for mean, standard deviation and range
 
 
 def must_stream(source: Source, cache_px: int) -> bool:
     """Whether the tiles of a source are too many to be kept decoded: above 1 GiB."""
-    return tiles_in(source) is not None and len(source) * 3 * cache_px**2 > KEPT_BYTES
+    return tiles_in(source) is not None and len(source) * 3 * cache_px**2 > MAX_DECODED_BYTES
 
 
 def usual_workers() -> int:
@@ -39,11 +39,11 @@ def stream_tiles(
     """
     slides_and_tiles = tiles_in(source)
     if slides_and_tiles is None:
-        raise UsageError("data.stream is for slides", got=source.name)
+        raise UsageError("data.stream has no effect on other data than slides", got=source.name)
     tiles, numbers = slides_and_tiles
     size = min(cache_px, tiles.tile_px)
     first = tiles.sample().pixels
-    spec = Wanted(size, len(first), first.dtype)
+    spec = TileSpec(size, len(first), first.dtype)
     store = TileStore(tiles, spec, workers=workers, max_bad=max_bad, say=say, leave_out=leave_out)
     examined = np.unique(np.linspace(0, len(numbers) - 1, min(SEEN, len(numbers))).astype(int))
     examples = store.images(numbers[examined])

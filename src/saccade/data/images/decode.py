@@ -8,6 +8,7 @@ A JPEG whose inner bytes are wrong but which is whole cannot be told from a good
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,10 +17,19 @@ import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from saccade.data.formats import PNG_MAGIC, by_content, by_name
+from saccade.data.images.tiff_samples import to_samples
 from saccade.errors import DamagedFile, first_line
 
 MAX_PIXELS = 178_000_000  # of one channel, Pillow's own bound; more is a lying header or a slide
-PILLOW_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")  # named, so that no other parser (EPS!) sees the bytes
+PILLOW_FORMATS = (
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "BMP",
+    "WEBP",
+    "GIF",
+    "PPM",
+)  # named, so that no other parser (EPS!) sees the bytes
 INKS = (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED)
 LAB = (tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB, tifffile.PHOTOMETRIC.ITULAB)
 MISTAKEN = {
@@ -29,13 +39,35 @@ MISTAKEN = {
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """Decode an image in any format of ``saccade.data.formats``. Returns [C Y X] in the file's number type.
+    """Decode an image in any format of ``saccade.data.formats``.
 
     A format with fixed first bytes is recognised by these, whatever the file is called; others by their suffix.
+    Palettes and CMYK become RGB, one bit becomes 0 and 255, and the orientation tag of JPEG, TIFF and 8-bit PNG is
+    applied. An alpha channel that is opaque everywhere is dropped; otherwise the image is composed over white.
 
-    Palettes and CMYK become RGB, one bit becomes 0 and 255, the orientation tag of JPEG, TIFF and 8-bit PNG is
-    applied. An alpha channel is dropped when opaque everywhere; otherwise the image is laid over white.
-    Raises DamagedFile, naming the file, for anything that is not one whole image; stacks are among that.
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    name : str
+        File name, for its suffix and for messages.
+
+    Returns
+    -------
+    ndarray
+        [C Y X] in the number type of the file.
+
+    Raises
+    ------
+    DamagedFile
+        The bytes are not one whole image, e.g. cut off, a stack, or too large. The message names the file.
+
+    Examples
+    --------
+    >>> buffer = io.BytesIO()
+    >>> Image.new("RGB", (4, 3), "red").save(buffer, "PNG")
+    >>> decode(buffer.getvalue(), "red.png").shape
+    (3, 3, 4)
     """
     if not data:
         raise DamagedFile(f"{name}: empty file", hint="copy it again from where it came")
@@ -44,24 +76,24 @@ def decode(data: bytes, name: str) -> np.ndarray:
     except DamagedFile:
         raise
     except MemoryError as error:
-        raise DamagedFile(f"{name}: its header asks for more memory than there is") from error
+        raise DamagedFile(f"{name}: its header claims more memory than is available") from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, "more pixels than an image has") from error
     except UnidentifiedImageError as error:
         hint = next((text for start, text in MISTAKEN.items() if data.lstrip().startswith(start)), None)
-        raise DamagedFile(f"{name}: its bytes are no image of a known kind", hint=hint) from error
+        raise DamagedFile(f"{name}: unknown image format", hint=hint) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         reason = first_line(error)
         raise DamagedFile(
             f"{name}: cannot be decoded ({reason})", hint="open it in a viewer, or copy it again"
         ) from error
     if pixels.dtype.kind not in "uif":
-        raise DamagedFile(f"{name}: its pixels are no real numbers", got=pixels.dtype)
+        raise DamagedFile(f"{name}: unsupported pixel type", got=pixels.dtype)
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """A mask file as bool [Y X]: inside where any colour is above 0 and, with an alpha channel, not transparent.
+    """Decode a mask file as bool [Y X]: true where any colour is above 0 and, with an alpha channel, not transparent.
 
     Raises DamagedFile like ``decode``, and for a mask that is the same everywhere.
     """
@@ -77,10 +109,19 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 
 
 def _reader(data: bytes, name: str) -> Callable[[bytes, str], np.ndarray]:
+    volume = by_name(name, "volume")
+    if data[128:132] == b"DICM" or (volume is not None and volume.name == "DICOM"):
+        return _dicom_image
     card = by_name(name, "image")
     if card is None or (card.magic and not data.startswith(card.magic)):
         card = by_content(data, "image")
     return card.load() if card else read_pillow
+
+
+def _dicom_image(data: bytes, name: str) -> np.ndarray:
+    from saccade.data.volumes.dicom import read_image  # pydicom is slow to import
+
+    return read_image(data, name)
 
 
 def _too_large(name: str, claim: str) -> DamagedFile:
@@ -101,7 +142,7 @@ def _channels_first(pixels: np.ndarray) -> np.ndarray:
 
 
 def read_pillow(data: bytes, name: str) -> np.ndarray:
-    """JPEG, BMP, WebP and 8-bit PNG."""
+    """JPEG, BMP, WebP, GIF and 8-bit PNG."""
     return _over_white(_pillow(data, name))
 
 
@@ -112,9 +153,31 @@ def read_png(data: bytes, name: str) -> np.ndarray:
     return read_pillow(data, name)
 
 
+def read_jpeg2000(data: bytes, name: str) -> np.ndarray:
+    """JPEG 2000 of up to 16 bits; the size is read from the SIZ segment before anything is decoded."""
+    import imagecodecs
+
+    start = data.find(b"\xff\x4f\xff\x51")
+    if start < 0 or len(data) < start + 24:
+        raise DamagedFile(f"{name}: no JPEG 2000 code stream", hint="copy it again")
+    columns, rows = (int.from_bytes(data[start + at : start + at + 4], "big") for at in (8, 12))
+    _check_size(rows, columns, name)
+    return _over_white(_channels_first(imagecodecs.jpeg2k_decode(data)))
+
+
+def read_pnm(data: bytes, name: str) -> np.ndarray:
+    """PBM, PGM and PPM. Colour of 16 bits is refused: Pillow reduces it to 8 bits."""
+    header = re.match(rb"P[36]\s(?:\s*#[^\n]*\n)*\s*\d+\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*(\d+)", data)
+    if header and int(header[1]) > 255:
+        raise DamagedFile(f"{name}: colour of more than 8 bits in PPM", hint="save it as PNG or TIFF")
+    return read_pillow(data, name)
+
+
 def _pillow(data: bytes, name: str) -> np.ndarray:
     image: Image.Image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
     _check_size(image.height, image.width, name)
+    if image.format == "GIF" and getattr(image, "n_frames", 1) > 1:
+        raise DamagedFile(f"{name}: an animation, not an image", hint="save one frame as an image")
     image.load()
     image = ImageOps.exif_transpose(image)
     if "transparency" in image.info or image.mode == "PA":  # also one colour declared transparent
@@ -141,7 +204,7 @@ def read_tiff(data: bytes, name: str) -> np.ndarray:
     """The first series of a TIFF; its rows, columns and at most one channel axis, alpha resolved."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if not len(file.pages) or not file.series:
-            raise DamagedFile(f"{name}: a TIFF without an image", hint="copy it again")
+            raise DamagedFile(f"{name}: no image in this TIFF", hint="copy it again")
         full_size = [candidate for candidate in file.series if not cast(Any, candidate.keyframe).is_reduced]
         series = full_size[0] if full_size else file.series[0]  # a thumbnail may stand before the image
         page = cast(Any, series.keyframe)
@@ -151,7 +214,7 @@ def read_tiff(data: bytes, name: str) -> np.ndarray:
         check_ends(series, len(data), name)
         if page.photometric in LAB or _is_subsampled(page):
             raise DamagedFile(
-                f"{name}: its colours are of a kind that is not read here",
+                f"{name}: unsupported colour space",
                 got=f"{page.photometric.name}, {page.compression.name}",
                 expected="RGB, grey, a palette, CMYK, or YCbCr in JPEG",
                 hint="save it as RGB",
@@ -166,10 +229,7 @@ def read_tiff(data: bytes, name: str) -> np.ndarray:
         pixels = pixels.reshape([int(n) for n in pixels.shape[: len(axes)]])
         if pixels.ndim == 2:
             pixels = pixels[None]
-        if pixels.dtype == bool:
-            pixels = pixels.astype(np.uint8) * 255
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
-            pixels = np.iinfo(pixels.dtype).max - pixels
+        pixels = to_samples(pixels, page)
         extra = [int(mark) for mark in page.extrasamples]
         if extra in ([1], [2]) and len(pixels) in (2, 4):
             pixels = _over_white(pixels, premultiplied=extra == [1])

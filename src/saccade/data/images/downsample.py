@@ -37,11 +37,11 @@ def finite(pixels: np.ndarray, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         numbers = pixels.dtype.kind != "f" or np.isfinite(pixels.astype(np.float32, copy=False)).all()
     if not numbers:
-        raise DamagedFile(f"{name}: contains NaN or infinite values", hint="write numbers in their place")
+        raise DamagedFile(f"{name}: contains NaN or infinite values", hint="replace them by numbers")
     return pixels
 
 
-def number_type(pixels: np.ndarray) -> np.ndarray:
+def to_supported_dtype(pixels: np.ndarray) -> np.ndarray:
     """uint8, uint16 and float32 stay; everything else becomes float32 (exact up to 24 bits)."""
     if pixels.dtype in (np.uint8, np.uint16, np.float32):
         return pixels

@@ -10,9 +10,9 @@ import tifffile
 
 from saccade.base.contracts import Record
 from saccade.data.formats import by_name, has_suffix, suffixes
-from saccade.data.slides.dicom_reader import has_dicom_suffix, is_dicom_slide, series_in
+from saccade.data.slides.dicom_reader import has_dicom_suffix, is_dicom_slide, may_be_dicom, series_in
 from saccade.data.slides.multi_file import parts_of, refuse_part
-from saccade.data.slides.slide_pool import Named
+from saccade.data.slides.slide_pool import SlideEntry
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiff_reader import CUT_OFF, listening
 from saccade.data.slides.tiling import Tiling
@@ -64,7 +64,7 @@ def find_slides(
     group: str | None = None,
     tiling: Tiling,
 ) -> SlideTiles | None:
-    """The tiles of ``place`` where it is a slide, a folder or a table of slides; None where it is something else.
+    """The tiles of ``path`` where it is a slide, a folder or a table of slides; None for other data.
 
     A table has the columns ``path,mpp,label,patient,split``, all but the first optional.
     """
@@ -95,7 +95,7 @@ def _aside(table: Table) -> str:
     key = table.path_column
     if key is None:
         return no_paths(table)
-    return f"{table.name} is left aside: its column {key} names no slide, but for example {table.rows[0][key]!r}"
+    return f"{table.name} is ignored: no slide matches its column {key}, for example {table.rows[0][key]!r}"
 
 
 def _lists_slides(table: Table, root: Path, tiling: Tiling) -> bool:
@@ -120,14 +120,14 @@ def holds_slides(folder: Path, *, asked: bool) -> bool:
 
 
 def _one(path: Path, tiling: Tiling) -> SlideTiles:
-    return SlideTiles(str(path), [Named(path, Record(id=path.name))], tiling)
+    return SlideTiles(str(path), [SlideEntry(path, Record(id=path.name))], tiling)
 
 
 def _holds_slides(root: Path, names: Sequence[str], tiling: Tiling) -> bool:
     """Whether the files of a folder are slides: a name of a slide among them, or tiled pyramids at its beginning."""
     if any(is_slide_name(name) for name in names):
         return True
-    if any(is_dicom_slide(root / name) for name in [n for n in names if has_dicom_suffix(n)][:1]):
+    if any(is_dicom_slide(root / name) for name in [n for n in names if may_be_dicom(n)][:PROBED]):
         return True
     pictures = [name for name in names if _has_tiff_suffix(name) and _seen(name)]
     return bool(pictures) and (tiling.asked or any(is_pyramid(root / name) for name in pictures[:PROBED]))
@@ -170,7 +170,7 @@ def open_slides(
         raise DataError(
             f"{name}: no slides found", got=f"{len(names):,} files", expected=", ".join(suffixes("slide", shared=False))
         )
-    entries = [Named(root / record.id, record, _mpp(record, table)) for record in records]
+    entries = [SlideEntry(root / record.id, record, _mpp(record, table)) for record in records]
     return SlideTiles(name, entries, tiling, beside=beside)
 
 
@@ -191,5 +191,5 @@ def _mpp(record: Record, table: Table | None) -> float | None:
     except ValueError:
         table_name = table.name if table else record.id
         raise UsageError(
-            f"{table_name}: the column mpp has micrometres a pixel", got=f"{text!r} for {record.id}"
+            f"{table_name}: the column mpp holds micrometres per pixel", got=f"{text!r} for {record.id}"
         ) from None

@@ -7,7 +7,7 @@ are looked at; label and overview pictures, which can carry names, are passed by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from saccade.data.formats import by_name
@@ -32,8 +32,13 @@ def has_dicom_suffix(name: str) -> bool:
     return card is not None and card.name == "DICOM slide"
 
 
+def may_be_dicom(name: str) -> bool:
+    """Whether a name ends like DICOM, or has no suffix, as archives of hospitals write it."""
+    return has_dicom_suffix(name) or not PurePosixPath(name).suffix
+
+
 def is_dicom_slide(path: Path) -> bool:
-    if not has_dicom_suffix(path.name):
+    if not may_be_dicom(path.name) or not path.is_file():
         return False
     header = _header(path)
     return bool(header is not None and header.get("SOPClassUID") == WHOLE_SLIDE)
@@ -43,9 +48,11 @@ def series_in(root: Path, names: Sequence[str]) -> list[str]:
     """The file of the largest level of every slide among the DICOM files of a folder."""
     largest: dict[str, tuple[int, str]] = {}
     for name in names:
-        header = _header(root / name) if has_dicom_suffix(name) else None
-        if header is None or header.get("SOPClassUID") != WHOLE_SLIDE or "VOLUME" not in header.get("ImageType", []):
+        header = _header(root / name) if may_be_dicom(name) else None
+        if header is None or header.get("SOPClassUID") != WHOLE_SLIDE:
             continue
+        if {"LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER"} & set(header.get("ImageType", [])):
+            continue  # where ImageType is missing or short, the largest picture of the series is the slide
         pixels = int(header.get("TotalPixelMatrixColumns", 0)) * int(header.get("TotalPixelMatrixRows", 0))
         series = str(header.get("SeriesInstanceUID"))
         if pixels > largest.get(series, (0, ""))[0]:

@@ -27,11 +27,28 @@ BIG_BYTES = 8 * 10**9  # of raw pixels, from which a file may pass the 4 GiB of 
 def write_pyramid(
     path: Path, size_px: tuple[int, int], strips: Iterable[np.ndarray], *, um: float | tuple[float, float] | None
 ) -> Path:
-    """Write ``strips`` [256 X 3] uint8, from top to bottom, the last one lower where rows do not divide.
+    """Write a slide as a tiled TIFF with smaller levels (JPEG, quality 80), in memory of a few strips.
 
-    size_px  rows and columns of level 0
-    um       micrometres a pixel, or (y, x), for the resolution tags; None writes none
-    Raises StorageError where the disk refuses, and what ``strips`` raises; nothing is left behind then.
+    Parameters
+    ----------
+    path : Path
+        The file to write.
+    size_px : tuple of int
+        Rows and columns of level 0.
+    strips : iterable of ndarray
+        [256 X 3] uint8 from top to bottom; the last one may be lower.
+    um : float, tuple of float or None
+        Micrometres per pixel, or (y, x), for the resolution tags; None writes none.
+
+    Returns
+    -------
+    Path
+        ``path``.
+
+    Raises
+    ------
+    StorageError
+        The file cannot be written; nothing is left behind.
     """
     tags: dict[str, Any] = {}
     if um is not None:

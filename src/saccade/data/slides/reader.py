@@ -17,29 +17,49 @@ class Region:
 
 
 class Reader(Protocol):
-    """One file as levels of pixels; made by openslide_reader and tiff_reader."""
+    """The levels of one slide file. What a slide format has to provide; see ``saccade.data.formats``.
+
+    Attributes
+    ----------
+    vendor : str
+        Short name of the format for listings.
+    sizes_px : list of tuple of int
+        Rows and columns of every level, largest first.
+    downsamples : list of float
+        Factor of every level to level 0.
+    spacing_um : tuple of float or None
+        (y, x) of level 0 in micrometres per pixel.
+    dtype : numpy.dtype
+        Number type of the pixels.
+    channels : int
+        Number of channels, without alpha.
+    fluorescent : bool
+        Whether the channels cannot be colours: two, or more than three, each a grey image.
+    note : str
+        What the user should know of how the file is read; "" for nothing.
+    """
 
     vendor: str
     sizes_px: list[tuple[int, int]]
-    """Rows and columns of every level, largest first."""
     downsamples: list[float]
     spacing_um: tuple[float, float] | None
-    """(y, x) of level 0."""
-    number_type: np.dtype
+    dtype: np.dtype
     channels: int
     fluorescent: bool
-    """Its channels cannot be colours: two, or more than three, each a grey picture."""
     note: str
 
     def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
-        """[Y X C] of one level from about (left, top) in pixels of that level; ``fill`` outside. Raises DamagedFile."""
+        """Read [Y X C] of one level from about (left, top) in pixels of that level, ``fill`` outside of it.
+
+        Raises DamagedFile.
+        """
         ...
 
     def read_around(
         self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int
     ) -> tuple[Region, np.ndarray] | None:
-        """Like ``read``, with ``fill`` where the file is damaged; and where that is, bool [Y X], tile by tile.
+        """As ``read``, with ``fill`` where the file is damaged, and a mask of these pixels, bool [Y X].
 
-        None where the file does not say what its tiles are.
+        None where the reader does not know the tiles of the file.
         """
         ...

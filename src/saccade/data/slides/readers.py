@@ -31,7 +31,7 @@ class OpenSlideReader:
 
     def __init__(self, path: Path, module: Any):
         self.path, self.module, self.note = path, module, ""
-        self.number_type, self.channels, self.fluorescent = np.dtype(np.uint8), 3, False
+        self.dtype, self.channels, self.fluorescent = np.dtype(np.uint8), 3, False
         self._lock = threading.Lock()
         self._damaged: set[Tile] = set()
         self._slide = self._open()
@@ -185,4 +185,7 @@ def open_scanner_file(path: Path) -> Reader:
             return TiffReader(path)
         except DamagedFile as error:
             reasons.append(f"tifffile: {error.what.removeprefix(f'{path}: ')}")
-    raise DamagedFile(f"{path}: cannot be opened as a slide ({'; '.join(reasons)})", hint="copy it again")
+    hint = "copy it again"
+    if any("image flavor" in reason for reason in reasons):
+        hint = "its DICOM header has no complete ImageType; set it to ORIGINAL, PRIMARY, VOLUME, NONE"
+    raise DamagedFile(f"{path}: cannot be opened as a slide ({'; '.join(reasons)})", hint=hint)

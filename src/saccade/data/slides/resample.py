@@ -20,7 +20,27 @@ def margin_px(scale: float) -> int:
 
 
 def resample(pixels: np.ndarray, box: Box, size_px: tuple[int, int]) -> np.ndarray:
-    """[Y X C] to [rows columns C]: what lies in ``box`` (left, top, right, bottom; fractions of pixels count)."""
+    """Resample the rectangle ``box`` of an image with a triangle filter, two target pixels wide.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        [Y X C] of any number type.
+    box : tuple of float
+        (left, top, right, bottom) in pixels, with fractions.
+    size_px : tuple of int
+        Rows and columns of the result.
+
+    Returns
+    -------
+    ndarray
+        [rows columns C] in the same number type.
+
+    Examples
+    --------
+    >>> resample(np.arange(16, dtype=np.float32).reshape(4, 4, 1), (0, 0, 4, 4), (2, 2)).shape
+    (2, 2, 1)
+    """
     rows, columns = size_px
     if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
         image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])

@@ -37,12 +37,18 @@ PIECE_PX = 32  # around damage a picture is put together from pieces down to thi
 
 
 class Slide:
-    """One whole slide, opened.
+    """One open whole slide. Coordinates are pixels of level 0, (x, y) from the upper left corner.
 
-    size_px      rows and columns of level 0
-    spacing_um   (y, x) of level 0 in micrometres a pixel; None where neither file nor user says
-    note         what a user should know of how the file was read; "" where there is nothing to say
-    dark         whether the background is dark; None is found out when it is first needed
+    Attributes
+    ----------
+    size_px : tuple of int
+        Rows and columns of level 0.
+    downsamples : tuple of float
+        Factor of each level to level 0; not whole numbers in general.
+    spacing_um : tuple of float or None
+        (y, x) of level 0 in micrometres per pixel; None where neither the file nor the user gives it.
+    note : str
+        What the user should know of how the file is read; "" for nothing.
     """
 
     def __init__(self, path: Path, reader: Reader, mpp: float | None = None, dark: bool | None = None):
@@ -52,22 +58,21 @@ class Slide:
         self.downsamples = tuple(float(d) for d in reader.downsamples)
         self.spacing_um = reader.spacing_um
         if self.spacing_um is not None and not all(PLAUSIBLE_UM[0] <= v <= PLAUSIBLE_UM[1] for v in self.spacing_um):
-            self.note = (
-                f"its resolution of {self.spacing_um[1]:g} micrometres a pixel is no microscope's and is left aside"
-            )
+            implausible = f"{self.spacing_um[1]:g} micrometres per pixel"
+            self.note = f"its resolution of {implausible} is implausible for a microscope and is ignored"
             self.spacing_um = None
         if mpp is not None:
             if not PLAUSIBLE_UM[0] <= mpp <= PLAUSIBLE_UM[1]:
                 raise UsageError(
-                    f"{path}: this is no resolution of a slide",
+                    f"{path}: implausible slide resolution",
                     got=f"{mpp:g} micrometres a pixel",
                     expected="0.02 to 50",
                 )
             in_file = self.spacing_um
             if in_file is not None and abs(in_file[1] / mpp - 1) > 0.05:
-                self.note = f"the file says {in_file[1]:g} micrometres a pixel; {mpp:g} is used, as told"
+                self.note = f"the file says {in_file[1]:g} micrometres per pixel; the given {mpp:g} is used"
             if mpp > COARSE_UM:
-                self.note = f"{mpp:g} micrometres a pixel, as told, is coarse for a slide: is it the right number?"
+                self.note = f"{mpp:g} micrometres per pixel, as given, is coarse for a slide; check the value"
             self.spacing_um = (mpp, mpp)
 
     @property
@@ -93,7 +98,7 @@ class Slide:
     @cached_property
     def white(self) -> float:
         """What counts as white: 255, of other number types than 8 bits the brightest of 64 small places."""
-        return 255.0 if self.number_type == np.uint8 else max(float(np.percentile(self._places, 99.9)), 1.0)
+        return 255.0 if self.dtype == np.uint8 else max(float(np.percentile(self._places, 99.9)), 1.0)
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -106,7 +111,7 @@ class Slide:
             with contextlib.suppress(DamagedFile):  # one bad place does not hide what the slide is
                 patches.append(self.reader.read(level, int(x * columns), int(y * rows), (side, side), 128).pixels)
         if not patches:
-            raise DamagedFile(f"{self.path}: no place of its smallest level can be read", hint="copy it again")
+            raise DamagedFile(f"{self.path}: its smallest level cannot be read", hint="copy it again")
         return np.stack(patches).astype(np.float32)
 
     @property
@@ -114,8 +119,8 @@ class Slide:
         return DARK if self.dark else BRIGHT
 
     @property
-    def number_type(self) -> np.dtype:
-        return self.reader.number_type
+    def dtype(self) -> np.dtype:
+        return self.reader.dtype
 
     @property
     def background(self) -> int:
@@ -130,9 +135,30 @@ class Slide:
         return scaled
 
     def read(self, x: float, y: float, *, mpp: float, size_px: tuple[int, int]) -> np.ndarray:
-        """[C Y X] of ``size_px`` (rows, columns) at ``mpp``, its upper left corner at (x, y) in pixels of level 0.
+        """Read a rectangle at a given resolution, resampled once from the next finer level.
 
-        Raises UsageError where ``mpp`` is finer than the slide, DataError without resolution, DamagedFile.
+        Parameters
+        ----------
+        x, y : float
+            Upper left corner in pixels of level 0.
+        mpp : float
+            Micrometres per pixel of the result.
+        size_px : tuple of int
+            Rows and columns of the result.
+
+        Returns
+        -------
+        ndarray
+            [C Y X] in the number type of the file; outside of the slide the background.
+
+        Raises
+        ------
+        UsageError
+            ``mpp`` is finer than the slide.
+        DataError
+            The resolution of the slide is unknown.
+        DamagedFile
+            A part of the file cannot be decoded.
         """
         return self._scaled(x, y, self.factors(mpp), size_px, self.background)
 
@@ -141,10 +167,10 @@ class Slide:
         um = self.known_um
         if mpp < FINER * max(um):
             raise UsageError(
-                f"{self.path} has no such resolution",
+                f"{self.path} does not have this resolution",
                 got=f"{mpp:g} micrometres a pixel",
                 expected=f"{max(um):.4g} or coarser",
-                hint=f"--mpp {max(um):.4g}; enlarged pixels hold nothing new",
+                hint=f"--mpp {max(um):.4g}; upsampling adds no information",
             )
         return mpp / um[0], mpp / um[1]
 
@@ -186,7 +212,7 @@ class Slide:
         def read(level: int, left: int, top: int, size: tuple[int, int], fill: int) -> Region:
             partial = self.reader.read_around(level, left, top, size, fill)
             if partial is None:
-                return Region(np.full((*size, self.reader.channels), fill, self.number_type), (top, left))
+                return Region(np.full((*size, self.reader.channels), fill, self.dtype), (top, left))
             met.append((level, partial[0].origin, partial[1]))
             return partial[0]
 
@@ -206,7 +232,7 @@ class Slide:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As ``around_damage``, for any reader: what cannot be read is halved until it can, or is small."""
         unread, pieces = np.zeros(size_px, bool), [(0, 0, *size_px)]
-        out = np.full((self.reader.channels, *size_px), self.background, self.number_type)
+        out = np.full((self.reader.channels, *size_px), self.background, self.dtype)
         while pieces:
             top, left, rows, columns = pieces.pop()
             piece = (slice(top, top + rows), slice(left, left + columns))
@@ -249,7 +275,7 @@ class Slide:
             region = read(level, left, top, size_px, fill)
             if region.origin == (top, left):
                 return np.ascontiguousarray(region.pixels.transpose(2, 0, 1))
-        out = np.empty((self.reader.channels, *size_px), self.number_type)
+        out = np.empty((self.reader.channels, *size_px), self.dtype)
         self._resample(level, first, (factors[0] / step, factors[1] / step), fill, out, read)
         return out
 
@@ -286,9 +312,9 @@ class Slide:
         out[:] = resample(region.pixels, box, (rows, columns)).transpose(2, 0, 1)
 
     def content_hash(self) -> str:
-        """SHA-256 of the file and of its parts, if it has others (``parts_of``).
+        """SHA-256 of the file and its parts (``parts_of``).
 
-        Of a file above 64 MiB: its size and 64 pieces spread over it, the first and last among them.
+        Of a file above 64 MiB: its size and 64 pieces evenly spread over it, the first and last included.
         """
         digest = hashlib.sha256()
         try:
@@ -321,11 +347,11 @@ def _take(digest: hashlib._Hash, path: Path) -> None:
 def no_resolution(names: Sequence[str], broken: Sequence[str] = ()) -> DataError:
     """The error for slides that do not say how large a pixel is; ``broken`` are those that cannot be opened either."""
     return DataError(
-        f"no resolution is known of {some_of(names)}",
-        got=f"besides, slides that cannot be opened: {some_of(broken)}" if broken else None,
+        f"resolution unknown: {some_of(names)}",
+        got=f"slides that cannot be opened: {some_of(broken)}" if broken else None,
         expected="micrometres a pixel of the largest level",
         hint="one of: a column mpp in the table of slides; --slide-mpp VALUE; the tags XResolution, YResolution and "
-        "ResolutionUnit in the file. It is on the scanner's sheet; it is not guessed here",
+        "ResolutionUnit in the file. It is never guessed",
     )
 
 
@@ -335,9 +361,26 @@ def some_of(names: Sequence[str]) -> str:
 
 
 def open_slide(path: str | Path, mpp: float | None = None, *, dark: bool | None = None) -> Slide:
-    """Open a slide. ``mpp``: micrometres a pixel of level 0, where the file has none or a wrong one.
-    ``dark``: whether its background is dark, where that is known.
+    """Open a whole slide.
 
-    Raises DamagedFile, naming the file and the reason of every reader, where none can open it.
+    Parameters
+    ----------
+    path : str or Path
+        The file; of a MIRAX slide the .mrxs, of a DICOM slide its largest level.
+    mpp : float, optional
+        Resolution of level 0 in micrometres per pixel, for files without one or with a wrong one.
+    dark : bool, optional
+        Whether the background is dark, where that is known; otherwise it is detected when first needed.
+
+    Returns
+    -------
+    Slide
+
+    Raises
+    ------
+    DamagedFile
+        No reader can open the file; the message names it and the reason of each reader.
+    UsageError
+        ``mpp`` is implausible.
     """
     return Slide(Path(path), open_reader(Path(path)), mpp, dark)

@@ -14,7 +14,7 @@ import numpy as np
 from saccade.base.contracts import Sample, Source
 from saccade.base.machine import usable_cores
 from saccade.data.slides.slide import DARK, FINER, no_resolution, open_slide
-from saccade.data.slides.slide_pool import Handles, Named, open_named
+from saccade.data.slides.slide_pool import SlideEntry, SlidePool, open_entry
 from saccade.data.slides.tiling import TILE_PX, TISSUE, TileGrid, Tiling, tile_grid
 from saccade.data.slides.tissue_mask import find_tissue
 from saccade.data.sources.source import Selection, TileRecords
@@ -34,12 +34,12 @@ def tiles_in(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
 
 
 @dataclass(frozen=True)
-class Cut:
+class TilingResult:
     """What one slide gave: its tiles, its mode (bright or dark), the shares of mask.Tissue, content hash and note."""
 
     grid: TileGrid
     mode: str
-    shares: dict[str, float]
+    fractions: dict[str, float]
     sha256: str
     note: str
 
@@ -47,19 +47,19 @@ class Cut:
 class SlideTiles:
     """Tiles of slides; satisfies contracts.Source.
 
-    named       the slides that can be read; ``unreadable`` (id, reason) those that cannot
-    slides      ``slides[k]`` opens the k-th, ``cut[k]`` has its tiles and what was found on it
+    entries     the slides that can be read; ``unreadable`` (id, reason) those that cannot
+    slides      ``slides[k]`` opens the k-th, ``tilings[k]`` has its tiles and their statistics
     slide_of    [n] number of each tile's slide; ``coords`` [n 2] (x, y) in pixels of level 0
-    tiling      resolved: resolution, side and share of tissue
+    tiling      resolved: resolution, side and minimum tissue
     beside      files of the folder that are no slides; ``aside`` says why a table among them is not used
     Raises DataError for slides without resolution and where no slide can be read or none has tissue, UsageError.
     """
 
-    def __init__(self, name: str, entries: Sequence[Named], tiling: Tiling, *, beside: Sequence[str] = ()):
+    def __init__(self, name: str, entries: Sequence[SlideEntry], tiling: Tiling, *, beside: Sequence[str] = ()):
         self.name, self.axes, self.beside, self.aside = name, 2, list(beside), ""
-        if tiling.told and not tiling.slide_mpp:
-            entries = _in_threads(lambda entry: _as_told(entry, *tiling.told), entries)
-        tiling = dataclasses.replace(tiling, told=None)
+        if tiling.assumed_mpp and not tiling.slide_mpp:
+            entries = _in_threads(lambda entry: _with_assumed_mpp(entry, *tiling.assumed_mpp), entries)
+        tiling = dataclasses.replace(tiling, assumed_mpp=None)
         resolutions = _in_threads(lambda entry: _resolution(entry, tiling.slide_mpp), entries)
         readable = {entry.record.id: um for entry, um in zip(entries, resolutions) if not isinstance(um, str)}
         without = [slide for slide, um in readable.items() if um == 0]
@@ -71,48 +71,40 @@ class SlideTiles:
         results = _in_threads(
             lambda both: both[1] if isinstance(both[1], str) else self._look(both[0]), zip(entries, resolutions)
         )
-        readable_slides = [
-            (entry, tiling_result)
-            for entry, tiling_result in zip(entries, results)
-            if not isinstance(tiling_result, str)
-        ]
+        readable_slides = [(entry, result) for entry, result in zip(entries, results) if not isinstance(result, str)]
         self.unreadable = [
-            (entry.record.id, tiling_result)
-            for entry, tiling_result in zip(entries, results)
-            if isinstance(tiling_result, str)
+            (entry.record.id, result) for entry, result in zip(entries, results) if isinstance(result, str)
         ]
         if not readable_slides and len(entries) == 1 and entries[0].path == Path(name):
             raise DamagedFile(f"{name}: {self.unreadable[0][1]}", hint="copy it again")
         if not readable_slides:
             listed = "\n".join(f"    {file}: {reason}" for file, reason in self.unreadable[:20])
             raise DataError(f"{name}: none of {len(entries):,} slides can be read\n{listed}")
-        self.named = [entry for entry, _ in readable_slides]
-        self.cut = [tiling_result for _, tiling_result in readable_slides]
-        self.hashes = [tiling_result.sha256 for tiling_result in self.cut]
-        self.slides = Handles(
-            self.named, self.tiling.slide_mpp, [tiling_result.mode == DARK for tiling_result in self.cut]
-        )
-        self.slide_of = np.repeat(np.arange(len(self.named)), [len(tiling_result.grid) for tiling_result in self.cut])
-        self.coords = np.concatenate([tiling_result.grid.coords for tiling_result in self.cut])
+        self.entries = [entry for entry, _ in readable_slides]
+        self.tilings = [result for _, result in readable_slides]
+        self.hashes = [result.sha256 for result in self.tilings]
+        self.slides = SlidePool(self.entries, self.tiling.slide_mpp, [result.mode == DARK for result in self.tilings])
+        self.slide_of = np.repeat(np.arange(len(self.entries)), [len(result.grid) for result in self.tilings])
+        self.coords = np.concatenate([result.grid.coords for result in self.tilings])
         if not len(self.coords):
             raise DataError(
-                f"{name}: no tile has enough tissue",
-                got=f"{len(self.named):,} slides, tiles of {self.tile_px} px at {self.mpp:g} micrometres a pixel",
-                hint="saccade show --sheet shows what was found; lower --tissue, or take smaller tiles",
+                f"{name}: no tile with enough tissue",
+                got=f"{len(self.entries):,} slides, tiles of {self.tile_px} px at {self.mpp:g} micrometres a pixel",
+                hint="saccade show --sheet draws the masks; lower --tissue, or take smaller tiles",
             )
-        self.records = TileRecords([entry.record for entry in self.named], self.slide_of, self.coords)
+        self.records = TileRecords([entry.record for entry in self.entries], self.slide_of, self.coords)
 
-    def _look(self, entry: Named) -> Cut | str:
+    def _look(self, entry: SlideEntry) -> TilingResult | str:
         """The tiles of one slide, or why it cannot be used. The masks are not kept: a thousand of them are 2 GiB."""
-        assert self.tiling.tissue is not None
+        assert self.tiling.min_tissue is not None
         try:
-            slide = open_named(entry, self.tiling.slide_mpp)
+            slide = open_entry(entry, self.tiling.slide_mpp)
             mask = find_tissue(slide)
-            grid = tile_grid(slide, mpp=self.mpp, tile_px=self.tile_px, tissue=self.tiling.tissue, mask=mask)
+            grid = tile_grid(slide, mpp=self.mpp, tile_px=self.tile_px, min_tissue=self.tiling.min_tissue, mask=mask)
             damage = f"{mask.hidden:.1%} of it cannot be read" if mask.hidden else ""
-            places = f"{mask.unread} of the places looked at for focus cannot be read" if mask.unread else ""
+            places = f"{mask.unread} of the regions sampled for focus cannot be read" if mask.unread else ""
             note = "; ".join(filter(None, (slide.note, damage, places)))
-            return Cut(grid, mask.mode, mask.shares(), slide.content_hash(), note)
+            return TilingResult(grid, mask.mode, mask.fractions(), slide.content_hash(), note)
         except DataError as error:
             if entry.path == Path(self.name) and not isinstance(error, DamagedFile):
                 raise
@@ -130,7 +122,7 @@ class SlideTiles:
 
     def grid(self, number: int) -> TileGrid:
         """The tiles of one slide."""
-        return self.cut[number].grid
+        return self.tilings[number].grid
 
     def tiles_of(self, number: int) -> np.ndarray:
         """Indices of the tiles of one slide, in the order of its grid."""
@@ -158,24 +150,24 @@ class SlideTiles:
         return self.hashes[int(self.slide_of[index])]
 
 
-def _resolution(entry: Named, slide_mpp: float | None) -> float | str:
+def _resolution(entry: SlideEntry, slide_mpp: float | None) -> float | str:
     """Micrometres a pixel of level 0, 0 where nobody says, or why the slide cannot be opened."""
     try:
-        return max(open_named(entry, slide_mpp).spacing_um or (0.0,))
+        return max(open_entry(entry, slide_mpp).spacing_um or (0.0,))
     except DamagedFile as error:
         return _reason(entry, error)
 
 
-def _as_told(entry: Named, mpp: float, slides: frozenset[str]) -> Named:
+def _with_assumed_mpp(entry: SlideEntry, mpp: float, slides: frozenset[str]) -> SlideEntry:
     """The slide with ``mpp``, where neither its row nor its file says and it is one of ``slides``."""
     if _resolution(entry, None) == 0 and open_slide(entry.path).content_hash() in slides:
         return dataclasses.replace(entry, mpp=mpp)
     return entry
 
 
-def _reason(entry: Named, error: DataError) -> str:
+def _reason(entry: SlideEntry, error: DataError) -> str:
     """What is wrong with a slide, without its name: that is said beside it."""
-    return error.what.removeprefix(f"{entry.path}: ")
+    return error.in_one_line().removeprefix(f"{entry.path}: ")
 
 
 def _in_threads(work, items: Iterable):
@@ -192,11 +184,11 @@ def _resolve(tiling: Tiling, resolutions: dict[str, float]) -> Tiling:
         raise UsageError(
             f"{len(finer):,} of {len(resolutions):,} slides are coarser than --mpp {mpp:g}",
             got=", ".join(f"{name} ({resolutions[name]:.4g})" for name in finer[:5]),
-            hint=f"--mpp {coarsest:.4g}, or leave these slides out; enlarged pixels hold nothing new",
+            hint=f"--mpp {coarsest:.4g}, or leave these slides out; upsampling adds no information",
         )
     return dataclasses.replace(
         tiling,
         mpp=mpp,
         tile_px=tiling.tile_px or TILE_PX,
-        tissue=TISSUE if tiling.tissue is None else tiling.tissue,
+        min_tissue=TISSUE if tiling.min_tissue is None else tiling.min_tissue,
     )

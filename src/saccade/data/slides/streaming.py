@@ -29,12 +29,12 @@ PIPE_BYTES = 2**20  # the usual 64 KiB hold a third of a tile: the process would
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TileSpec:
     """What tiles are read as: side in pixels after reduction, channels, number type."""
 
     size_px: int
     channels: int
-    number_type: np.dtype
+    dtype: np.dtype
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,7 +49,7 @@ class _Child:
     asked: deque[int] = field(default_factory=deque)
 
 
-class _Board:
+class _ReadyTiles:
     """What the children have read so far, shared by the threads that listen to them; the oldest make room."""
 
     def __init__(self) -> None:
@@ -57,14 +57,14 @@ class _Board:
         self.news = threading.Condition()
         self.broken = ""
 
-    def listen(self, child: _Child, spec: Wanted) -> None:
+    def listen(self, child: _Child, spec: TileSpec) -> None:
         """Runs in a thread, one a child, until the child ends."""
         stream = cast(io.BufferedReader, child.process.stdout)
-        size = int(np.prod(spec.shape)) * spec.number_type.itemsize
+        size = int(np.prod(spec.shape)) * spec.dtype.itemsize
         while mark := stream.read(1):
             tile: np.ndarray | str
             if mark == b"\0":
-                tile = np.empty(spec.shape, spec.number_type)
+                tile = np.empty(spec.shape, spec.dtype)
                 if stream.readinto(tile.data.cast("B")) < size:
                     break
             else:
@@ -87,21 +87,21 @@ class TileStore:
     """
 
     def __init__(
-        self, tiles: SlideTiles, spec: Wanted, *, workers: int, max_bad: float, say: Say, leave_out: bool = False
+        self, tiles: SlideTiles, spec: TileSpec, *, workers: int, max_bad: float, say: Say, leave_out: bool = False
     ):
-        self.tiles, self.wanted, self.dtype, self.say = tiles, spec, spec.number_type, say
+        self.tiles, self.spec, self.dtype, self.say = tiles, spec, spec.dtype, say
         self.failed: dict[int, str] = {}
         self.max_bad, self.leave_out = max_bad, leave_out
         self._room = 0
         request = {
-            "slides": [(str(entry.path), entry.mpp, dark) for entry, dark in zip(tiles.named, tiles.slides.dark)],
+            "slides": [(str(entry.path), entry.mpp, dark) for entry, dark in zip(tiles.entries, tiles.slides.dark)],
             "slide_mpp": tiles.slides.slide_mpp,
             "mpp": tiles.mpp * tiles.tile_px / spec.size_px,
             "size_px": spec.size_px,
             "channels": spec.channels,
         }
         self._children = [_Child(_start(json.dumps(request))) for _ in range(workers)]
-        self._board = _Board()
+        self._board = _ReadyTiles()
         for child in self._children:
             threading.Thread(target=self._board.listen, args=(child, spec), daemon=True).start()
         self.close = weakref.finalize(self, _end, [child.process for child in self._children])
@@ -142,7 +142,7 @@ class TileStore:
                 tiles |= {n: self._board.ready[n] for n in missing if n in self._board.ready}
                 if len(tiles) < len(set(requested)):
                     if self._board.broken:
-                        raise StorageError(self._board.broken, hint="was it killed for memory? Fewer: data.workers")
+                        raise StorageError(self._board.broken, hint="if memory ran out, lower data.workers")
                     self._board.news.wait(timeout=1.0)
             for number in requested:
                 self._board.ready.move_to_end(number)
@@ -158,9 +158,11 @@ class TileStore:
             if isinstance(tile, str):
                 self._note(number, tile)
                 if self.leave_out:
-                    tile = np.zeros(self.wanted.shape, self.dtype)
+                    tile = np.zeros(self.spec.shape, self.dtype)
                 elif substitute is None:
-                    raise DamagedFile(f"{self.tiles.records[number].id}: {tile}; nor can any other tile of its batch")
+                    raise DamagedFile(
+                        f"{self.tiles.records[number].id}: {tile}; and no other tile of its batch can be read"
+                    )
                 else:
                     tile = substitute
             rows.append(tile)
@@ -173,10 +175,10 @@ class TileStore:
         name, bad, total = self.tiles.name, len(self.failed), len(self.tiles)
         if self.leave_out:
             slide = int(self.tiles.slide_of[number])
-            name, total = str(self.tiles.named[slide].path), len(self.tiles.grid(slide))
+            name, total = str(self.tiles.entries[slide].path), len(self.tiles.grid(slide))
             bad = sum(self.tiles.slide_of[other] == slide for other in self.failed)
         else:
-            self.say(f"a tile cannot be read, another of its batch stands for it: {reason}")
+            self.say(f"unreadable tile replaced by another of its batch: {reason}")
         if bad > self.max_bad * total:
             raise TooManyDamaged(
                 f"{name}: {bad:,} of {total:,} tiles ({bad / total:.1%} or more) cannot be read",

@@ -11,9 +11,7 @@ import logging
 import math
 import os
 import re
-import threading
 import xml.etree.ElementTree as ElementTree
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,18 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from saccade.base.cache import LruCache
 from saccade.data.formats import TIFF_MAGIC
+from saccade.data.images.length_units import length_um
+from saccade.data.images.tiff_samples import samples_dtype, to_samples
 from saccade.data.slides.reader import Region
 from saccade.errors import DamagedFile, first_line
 
-KEPT_BYTES = 64 * 2**20
+CACHE_BYTES = 64 * 2**20
 CUT_OFF = "offset"  # in what tifffile says of a file that points beyond its end
 XML_PACKET = 700
 SEGMENT_BYTES = 512 * 2**20
 ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
-UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
 def is_tiff(path: Path) -> bool:
@@ -78,23 +78,21 @@ class TiffReader:
             reason = first_line(error)
             raise DamagedFile(f"{path}: not a readable TIFF ({reason})", hint="copy it again") from error
         first = planes[0]
-        self.number_type = np.dtype(first.dtype)
+        self.dtype = samples_dtype(first)
         self.channels = sum(plane.samplesperpixel - (_alpha(plane) is not None) for plane in planes)
-        grey = first.photometric == tifffile.PHOTOMETRIC.MINISBLACK
+        grey = first.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE)
         self.fluorescent = bool(grey) and self.channels not in (1, 3)
         self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
-        self.note = "read by tifffile" + ("" if first.is_tiled else "; it has no tiles, which is slow")
+        self.note = "read by tifffile" + ("" if first.is_tiled else "; not tiled, which is slow")
         if areas > 1:
-            self.note += f"; the largest of its {areas} scanned areas is read"
+            self.note += f"; only the largest of {areas} scanned areas is read"
         if self._file.is_bif:
-            self.note += "; its tiles are laid side by side: where they overlap, a strip is seen twice"
+            self.note += "; overlapping tiles are not merged: a strip at their edges appears twice"
         self.sizes_px = [(int(level[0].imagelength), int(level[0].imagewidth)) for level in self._levels]
         rows, columns = self.sizes_px[0]
         self.downsamples = [0.5 * (rows / r + columns / c) for r, c in self.sizes_px]
         self._check(path.stat().st_size)
-        self._kept: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._segments: LruCache[tuple[int, int, int], np.ndarray] = LruCache(CACHE_BYTES)
 
     def _check(self, length: int) -> None:
         """A cut file opens well and decodes to grey: the places in it are checked first."""
@@ -108,7 +106,7 @@ class TiffReader:
                 rows, columns = _segment_px(page)
                 if rows * columns * page.samplesperpixel * page.dtype.itemsize > SEGMENT_BYTES:
                     raise DamagedFile(
-                        f"{self.path}: its pixels lie in one piece too large to be read in parts",
+                        f"{self.path}: its strips are too large to be read in parts",
                         got=f"pieces of {rows:,} x {columns:,} pixels",
                         hint="save it with tiles, for example with vips tiffsave --tile --pyramid",
                     )
@@ -154,9 +152,9 @@ class TiffReader:
         page = self._levels[level][number]
         apart = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
         alpha = _alpha(page)
-        out = np.full((*size_px, page.samplesperpixel), fill, page.dtype)
+        out = np.full((*size_px, page.samplesperpixel), fill, self.dtype)
         if alpha is not None:
-            out[..., alpha] = _opaque(page.dtype)  # what lies outside is the background already
+            out[..., alpha] = _opaque(self.dtype)  # what lies outside is the background already
         rows, columns = _segment_px(page)
         across, down = math.ceil(page.imagewidth / columns), math.ceil(page.imagelength / rows)
         bottom, right = min(top + size_px[0], page.imagelength), min(left + size_px[1], page.imagewidth)
@@ -183,10 +181,9 @@ class TiffReader:
     def _segment(self, level: int, number: int, index: int) -> np.ndarray | None:
         """One tile or strip [Y X S], decoded."""
         key = (level, number, index)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+        cached = self._segments.get(key)
+        if cached is not None:
+            return cached
         page = self._levels[level][number]
         start, count = page.dataoffsets[index], page.databytecounts[index]
         if not count:
@@ -198,12 +195,8 @@ class TiffReader:
             raise DamagedFile(f"{self.path}: cannot be read (tile {index}: {error})", hint="copy it again") from error
         if decoded is None:
             return None
-        piece: np.ndarray = decoded[0, : shape[1], : shape[2]]
-        with self._lock:
-            self._kept[key] = piece
-            self._bytes += piece.nbytes
-            while self._bytes > KEPT_BYTES and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        piece: np.ndarray = to_samples(decoded[0, : shape[1], : shape[2]], page)
+        self._segments.put(key, piece, piece.nbytes)
         return piece
 
 
@@ -213,8 +206,8 @@ def _alpha(page: Any) -> int | None:
     return page.samplesperpixel - len(kinds) + kinds.index(True) if True in kinds else None
 
 
-def _opaque(number_type: np.dtype) -> int:
-    return int(np.iinfo(number_type).max) if number_type.kind in "ui" else 1
+def _opaque(dtype: np.dtype) -> int:
+    return int(np.iinfo(dtype).max) if dtype.kind in "ui" else 1
 
 
 def _laid_over(pixels: np.ndarray, alpha: int, fill: int, kinds: tuple[int, ...]) -> np.ndarray:
@@ -249,7 +242,7 @@ def _main_series(file: tifffile.TiffFile) -> tuple[Any, int]:
     elif file.is_bif:
         series = [candidate for candidate in series if candidate.name not in ("Label", "Thumbnail")]
     if not series:
-        raise DamagedFile(f"{file.filehandle.path}: a TIFF without an image of a slide")
+        raise DamagedFile(f"{file.filehandle.path}: no slide image in this TIFF")
     if not file.is_scn:
         return series[0], 1
     return max(series, key=lambda candidate: math.prod(candidate.shape)), len(series)
@@ -313,7 +306,7 @@ def _spacing(file: tifffile.TiffFile, plane: Any) -> tuple[float, float] | None:
     if file.is_ome and file.ome_metadata:
         pixels = next((e for e in ElementTree.fromstring(file.ome_metadata).iter() if e.tag.endswith("}Pixels")), None)
         if pixels is not None and pixels.get("PhysicalSizeX") and pixels.get("PhysicalSizeY"):
-            unit = [UNITS_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), 0.0) for axis in "YX"]
+            unit = [length_um(pixels.get(f"PhysicalSize{axis}Unit", "µm")) or 0.0 for axis in "YX"]
             sides = [float(pixels.get(f"PhysicalSize{axis}", "0")) * u for axis, u in zip("YX", unit)]
             if min(sides) > 0:
                 return sides[0], sides[1]

@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 
 from saccade.base.contracts import Record
-from saccade.data.slides.slide_pool import Handles, Named
+from saccade.data.slides.slide_pool import SlideEntry, SlidePool
 from saccade.errors import SaccadeError
 
 
 def main() -> None:
     request = json.loads(sys.stdin.readline())
-    entries = [Named(Path(path), Record(id=path), mpp) for path, mpp, _ in request["slides"]]
+    entries = [SlideEntry(Path(path), Record(id=path), mpp) for path, mpp, _ in request["slides"]]
     slides, side = (
-        Handles(entries, request["slide_mpp"], [dark for _, _, dark in request["slides"]]),
+        SlidePool(entries, request["slide_mpp"], [dark for _, _, dark in request["slides"]]),
         int(request["size_px"]),
     )
     channels, answer = int(request["channels"]), sys.stdout.buffer
@@ -34,7 +34,7 @@ def main() -> None:
             answer.write(b"\0")
             answer.write(pixels.data)
         except SaccadeError as error:
-            answer.write(b"\1" + error.what.replace("\n", " ").encode() + b"\n")
+            answer.write(b"\1" + error.in_one_line().encode() + b"\n")
         answer.flush()
 
 

@@ -15,35 +15,48 @@ TILE_PX, TISSUE = 256, 0.5
 
 @dataclass(frozen=True)
 class Tiling:
-    """How slides are cut. None is decided from the slides.
+    """How slides are cut into tiles. None is decided from the slides.
 
-    mpp        micrometres a pixel of a tile; decided: 0.5, or the coarsest slide's own where that is coarser
-    tile_px    side of a tile in pixels; decided: 256
-    tissue     share of a tile that must be usable tissue; decided: 0.5
-    slide_mpp  micrometres a pixel of level 0 for slides that do not say
-    told       micrometres a pixel that a run was told for slides that do not say, and the content hashes of those it
-               learned from: of no other slide is it taken
-    usual      these are a model's habits, not the user's wish: for other images than slides they mean nothing
+    Parameters
+    ----------
+    mpp : float, optional
+        Micrometres per pixel of a tile; default 0.5, or that of the coarsest slide where it is coarser.
+    tile_px : int, optional
+        Side of a tile in pixels; default 256.
+    min_tissue : float, optional
+        Minimum fraction of usable tissue in a tile; default 0.5.
+    slide_mpp : float, optional
+        Resolution of level 0, in micrometres per pixel, for slides without one.
+    assumed_mpp : tuple of float and frozenset of str, optional
+        The ``slide_mpp`` that was given to a run, and the content hashes of the slides it was used for:
+        it is used for no others.
+    from_model : bool
+        These are the settings of a model, not of the user: on other images than slides they have no effect.
+
+    Raises
+    ------
+    UsageError
+        A value is out of range.
     """
 
     mpp: float | None = None
     tile_px: int | None = None
-    tissue: float | None = None
+    min_tissue: float | None = None
     slide_mpp: float | None = None
-    told: tuple[float, frozenset[str]] | None = None
-    usual: bool = False
+    assumed_mpp: tuple[float, frozenset[str]] | None = None
+    from_model: bool = False
 
     @property
     def asked(self) -> bool:
         """Whether the user set anything."""
-        return not self.usual and self != Tiling()
+        return not self.from_model and self != Tiling()
 
     def __post_init__(self) -> None:
         for name, value in (("--mpp", self.mpp), ("--slide-mpp", self.slide_mpp), ("--tile", self.tile_px)):
             if value is not None and value <= 0:
                 raise UsageError(f"{name} must be above 0", got=value)
-        if self.tissue is not None and not 0 <= self.tissue <= 1:
-            raise UsageError("the share of tissue in a tile is a fraction", got=self.tissue, expected="0 to 1")
+        if self.min_tissue is not None and not 0 <= self.min_tissue <= 1:
+            raise UsageError("--tissue must be a fraction between 0 and 1", got=self.min_tissue)
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class TileGrid:
     cells    [n 2] int64: (row, column) on the lattice; row by row
     step_px  (y, x): side of a tile in pixels of level 0, not whole
     shape    rows and columns of the whole lattice, tiles without tissue included
-    tissue   [n] float32: share of usable tissue
+    tissue   [n] float32: fraction of usable tissue
     """
 
     coords: np.ndarray
@@ -70,20 +83,41 @@ class TileGrid:
 
 
 def tile_grid(
-    slide: Slide, *, mpp: float, tile_px: int = TILE_PX, tissue: float = TISSUE, mask: Tissue | None = None
+    slide: Slide, *, mpp: float, tile_px: int = TILE_PX, min_tissue: float = TISSUE, mask: Tissue | None = None
 ) -> TileGrid:
-    """Tiles of ``tile_px`` pixels at ``mpp`` with at least the share ``tissue`` of usable tissue; 0 takes all of them.
+    """Tiles of one slide on a lattice from its upper left corner.
 
-    Tiles that reach over the edge count what lies outside as background. The same slide gives the same tiles, always.
-    Raises UsageError where ``mpp`` is finer than the slide, DataError for a slide without resolution.
+    Parameters
+    ----------
+    slide : Slide
+    mpp : float
+        Micrometres per pixel of a tile.
+    tile_px : int
+        Side of a tile in pixels.
+    min_tissue : float
+        Minimum fraction of usable tissue; 0 takes all tiles.
+    mask : Tissue, optional
+        The masks of the slide; None detects them.
+
+    Returns
+    -------
+    TileGrid
+        The same for the same slide. What lies beyond the edge of the slide counts as background.
+
+    Raises
+    ------
+    UsageError
+        ``mpp`` is finer than the slide.
+    DataError
+        The resolution of the slide is unknown.
     """
     down, across = (factor * tile_px for factor in slide.factors(mpp))
     rows, columns = int(np.ceil(slide.size_px[0] / down - 1e-9)), int(np.ceil(slide.size_px[1] / across - 1e-9))
     row, column = (v.ravel() for v in np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"))
     x, y = np.rint(column * across).astype(np.int64), np.rint(row * down).astype(np.int64)
     masks = mask or find_tissue(slide)
-    fractions = masks.share(x, y, across, down)
-    selected = fractions >= tissue if tissue > 0 else np.ones(len(x), dtype=bool)
+    fractions = masks.tissue_fraction(x, y, across, down)
+    selected = fractions >= min_tissue if min_tissue > 0 else np.ones(len(x), dtype=bool)
     return TileGrid(
         coords=np.stack([x, y], axis=1)[selected],
         cells=np.stack([row, column], axis=1)[selected].astype(np.int64),

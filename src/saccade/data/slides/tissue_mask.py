@@ -48,7 +48,7 @@ class Tissue:
     def usable(self) -> np.ndarray:
         return self.tissue & ~self.pen & ~self.blur
 
-    def shares(self) -> dict[str, float]:
+    def fractions(self) -> dict[str, float]:
         """Share of the slide with tissue, with pen, and of the tissue that is blurred."""
         tissue = max(int(self.tissue.sum()), 1)
         return {
@@ -57,7 +57,7 @@ class Tissue:
             "blur": float((self.blur & self.tissue).sum() / tissue),
         }
 
-    def share(self, x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
+    def tissue_fraction(self, x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
         """[n] share of usable tissue in rectangles of level 0; what lies outside the slide has none."""
         table = np.zeros((self.tissue.shape[0] + 1, self.tissue.shape[1] + 1))
         table[1:, 1:] = self.usable.cumsum(axis=0).cumsum(axis=1)
@@ -81,10 +81,28 @@ def _at(table: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def find_tissue(slide: Slide) -> Tissue:
-    """The masks of a slide; ink is only looked for where there are colours.
+    """Detect tissue, pen marks and blur on a small copy of a slide (at most 1,024 pixels).
 
-    Raises DamagedFile where a quarter of it or more cannot be read, DataError for a bright slide whose channels are
-    neither grey nor red, green and blue.
+    Pen marks are only looked for in colour slides.
+
+    Parameters
+    ----------
+    slide : Slide
+
+    Returns
+    -------
+    Tissue
+
+    Raises
+    ------
+    DamagedFile
+        A quarter of the slide or more cannot be read.
+    DataError
+        A bright slide has channels that are neither grey nor RGB.
+
+    References
+    ----------
+    Otsu, N. (1979). A threshold selection method from gray-level histograms. IEEE SMC 9(1).
     """
     small, gaps = slide.overview(LONGEST_PX)
     shape = small.shape[1:]
@@ -96,7 +114,7 @@ def find_tissue(slide: Slide) -> Tissue:
     if len(small) not in (1, 3):
         raise DataError(
             f"{slide.path}: bright, with {len(small)} channels that are neither grey nor red, green and blue: "
-            "where its tissue lies is not known; save it with three channels, or say in the file that the last is alpha"
+            "tissue cannot be detected; save it with three channels, or mark the last one as alpha"
         )
     small = slide.eight_bits(small)
     coloured = len(small) == 3 and bool(((small.max(axis=0) - small.min(axis=0)) > GREY).any())
@@ -107,7 +125,13 @@ def find_tissue(slide: Slide) -> Tissue:
 
 
 def otsu(values: np.ndarray, low: float, high: float) -> float:
-    """The threshold between ``low`` and ``high`` that parts the values into the two most different classes."""
+    """Threshold between ``low`` and ``high`` with the largest variance between the two classes (Otsu 1979).
+
+    Examples
+    --------
+    >>> round(otsu(np.array([0.1, 0.1, 0.2, 0.8, 0.9, 0.9]), 0.0, 1.0), 2)
+    0.5
+    """
     counts, edges = np.histogram(values, bins=256, range=(low, high))
     centres = (edges[:-1] + edges[1:]) / 2
     below = counts.cumsum()

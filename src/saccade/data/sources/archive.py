@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 from saccade.base.contracts import Sample
+from saccade.data.sources.names import by_normal_name
 from saccade.data.sources.source import MANIFESTS, Table, choose_records, read_rows, read_table
 from saccade.data.sources.volume_files import Contents, visible
 from saccade.errors import DamagedFile, DataError
@@ -38,7 +39,8 @@ class _Zip:
     def __init__(self, path: Path):
         self.path = path
         self._local = threading.local()
-        self.infos = {_tidy(info.filename): info for info in self._handle().infolist() if not info.is_dir()}
+        infos = {info.filename: info for info in self._handle().infolist() if not info.is_dir()}
+        self.infos = {name: infos[stored] for name, stored in by_normal_name(infos).items()}
         self.sizes = {name: info.file_size for name, info in self.infos.items()}
 
     def _handle(self) -> zipfile.ZipFile:
@@ -72,7 +74,8 @@ class _Tar:
                 shutil.copyfileobj(packed, self.file, 2**20)
             self.file.seek(0)
         with tarfile.open(fileobj=self.file, mode="r:") as index:
-            self.places = {_tidy(m.name): (m.offset_data, m.size) for m in index if m.isreg()}
+            places = {member.name: (member.offset_data, member.size) for member in index if member.isreg()}
+        self.places = {name: places[stored] for name, stored in by_normal_name(places).items()}
         self.sizes = {name: size for name, (_, size) in self.places.items()}
 
     def read(self, name: str, most: int | None = None) -> bytes:
@@ -82,10 +85,6 @@ class _Tar:
         if len(data) != size:
             raise OSError(f"the archive ends inside {name}")
         return data
-
-
-def _tidy(name: str) -> str:
-    return name.removeprefix("./")
 
 
 def _open(path: Path) -> _Members:
@@ -98,7 +97,7 @@ def _open(path: Path) -> _Members:
                 got=f"temporary folder {tempfile.gettempdir()} is full",
                 hint="set TMPDIR to a folder with more room, or unpack the archive yourself",
             ) from error
-        raise DataError(f"{path}: not a whole archive", got=str(error), hint="copy it again") from error
+        raise DataError(f"{path}: incomplete archive", got=str(error), hint="copy it again") from error
 
 
 class ArchiveSource:
@@ -121,13 +120,14 @@ class ArchiveSource:
             group=group,
         )
         self.records, self.unlisted, self.aside = chosen.records, chosen.unlisted, chosen.aside
+        self.image_masks, self.others = self._contents.image_masks, self._contents.others
         self.axes = self._contents.axes(self.records)
 
     def _refuse_escapes(self) -> None:
         for name in self._members.sizes:
             parts = name.replace("\\", "/").split("/")
             if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
-                raise DataError(f"{self.name}: a member points outside the archive", got=name)
+                raise DataError(f"{self.name}: a member has a path outside the archive", got=name)
 
     def _own_table(self) -> Table | None:
         sizes = self._members.sizes

@@ -39,7 +39,11 @@ class ArraySource:
         parts = _parts(path)
         layouts = [_layout(images, f"{path}:{split or 'images'}") for split, images, _ in parts]
         if len(set(layouts)) > 1:
-            raise DataError(f"{path}: its parts differ in kind", got=", ".join(layouts), expected="one kind of image")
+            raise DataError(
+                f"{path}: its parts hold different kinds of images",
+                got=", ".join(layouts),
+                expected="one kind of image",
+            )
         self._layout, self.axes = layouts[0], 3 if layouts[0] == "volume" else 2
         for split, images, labels in parts:
             _check_labels(images, labels, f"{path}:{split or 'images'}")
@@ -128,7 +132,7 @@ def _parts(path: Path) -> list[Part]:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         pickled = "pickle" in str(error).lower() or "Python objects" in str(error)
         raise DataError(
-            f"{path}: " + ("holds pickled objects, which can run code" if pickled else "not a whole array file"),
+            f"{path}: " + ("holds pickled objects, which can run code" if pickled else "incomplete array file"),
             got=first_line(error),
             hint="save plain number arrays with numpy.savez" if pickled else "copy it again",
         ) from error
@@ -152,7 +156,7 @@ def _layout(images: Any, name: str) -> Layout:
         return "colour"
     if images.shape[-1] in (2, 4) or images.shape[1] <= 4:
         raise DataError(
-            f"{name}: the axes could mean channels or depth",
+            f"{name}: ambiguous axes: channels or depth",
             got=f"shape {images.shape}",
             expected="[N Y X], [N Y X 3], or volumes [N T Y X] with more than 4 slices",
             hint="put the channels last, images.transpose(0, 2, 3, 1), and keep one or three of them",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saccade.base.contracts import Sample
+from saccade.data.sources.names import by_normal_name
 from saccade.data.sources.source import choose_records, read_table, table_in
 from saccade.data.sources.volume_files import Contents
 from saccade.errors import DamagedFile, DataError
@@ -18,6 +19,7 @@ class FolderSource:
     only      names of files to look at, relative to ``root``; None looks at all
     manifest  a table whose paths are relative to ``root`` or to its own folder; None uses one that lies in ``root``
     label, group  columns of the table to use
+    ``image_masks`` has the mask of each image that has one, ``others`` the files in formats that are not read,
     ``unlisted`` counts the images that lie there but are not in the table; ``aside`` says why a table that lies in
     ``root`` is not used.
     """
@@ -33,7 +35,8 @@ class FolderSource:
     ):
         self.name = str(root)
         self.root = root
-        self._contents = Contents(str(root), self._fetch, files_below(root) if only is None else only)
+        self._stored = by_normal_name(files_below(root) if only is None else only)
+        self._contents = Contents(str(root), self._fetch, list(self._stored))
         table_path = manifest or table_in(root)
 
         def locate(path: str) -> str | None:
@@ -50,13 +53,14 @@ class FolderSource:
             group=group,
         )
         self.records, self.unlisted, self.aside = chosen.records, chosen.unlisted, chosen.aside
+        self.image_masks, self.others = self._contents.image_masks, self._contents.others
         self.axes = self._contents.axes(self.records)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def _fetch(self, name: str, most: int | None = None) -> bytes:
-        path = self.root / name
+        path = self.root / self._stored.get(name, name)
         try:
             with path.open("rb") as file:
                 return file.read(-1 if most is None else most)

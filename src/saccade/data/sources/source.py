@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -18,6 +19,7 @@ import pyarrow.parquet
 
 from saccade.base.contracts import Record, Sample, Source
 from saccade.data.formats import by_name, has_suffix, suffixes
+from saccade.data.sources.names import normal_name
 from saccade.data.sources.volume_files import Contents
 from saccade.errors import DataError, first_line, unknown
 
@@ -35,6 +37,8 @@ SPLITS = {
     "imagests": "test",
 }
 FEW = 5  # volumes; folders with fewer on average are patients
+MISSING = ("", "n/a", "na", "nan", "<na>")
+WHOLE_FLOAT = re.compile(r"-?[0-9]+\.0+")
 Locate = Callable[[str], str | None]
 
 
@@ -45,9 +49,24 @@ def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
 
 
 def records_from_names(names: Iterable[str]) -> list[Record]:
-    """Records by the folders the files lie in: ``[SPLIT/][CLASS/]file``. Names are relative, with ``/``.
+    """Records by the folders of the files: ``[SPLIT/][CLASS/]file``.
 
-    Folders common to all files say nothing and are left out. Deeper folders than CLASS are part of the name.
+    Folders common to all files are ignored; folders below CLASS are part of the name.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Relative names with ``/``.
+
+    Returns
+    -------
+    list of Record
+        In natural order (``img2`` before ``img10``).
+
+    Examples
+    --------
+    >>> [(r.id, r.label, r.split) for r in records_from_names(["test/cat/1.png", "train/dog/2.png"])]
+    [('test/cat/1.png', 'cat', 'test'), ('train/dog/2.png', 'dog', 'train')]
     """
     names = sorted(names, key=natural_key)
     parents = [PurePosixPath(name).parts[:-1] for name in names]
@@ -112,7 +131,13 @@ def read_rows(data: bytes, name: str) -> list[dict[str, str]]:
     card = by_name(name, "table")
     try:
         rows: list[dict[str, str]] = (card.load() if card else read_csv)(data, name)
-    except (UnicodeDecodeError, csv.Error, pyarrow.ArrowException) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}: the text of the table is not in UTF-8",
+            got=first_line(error),
+            hint='save it as "CSV UTF-8" in the spreadsheet, or convert it: iconv -f WINDOWS-1252 -t UTF-8',
+        ) from error
+    except (csv.Error, pyarrow.ArrowException) as error:
         raise DataError(f"{name}: not a readable table", got=first_line(error)) from error
     rows = [row for row in rows if any(row.values())]  # spreadsheets write empty ones below their last
     if not rows:
@@ -122,7 +147,7 @@ def read_rows(data: bytes, name: str) -> list[dict[str, str]]:
 
 def read_csv(data: bytes, name: str) -> list[dict[str, str]]:
     """Rows of a CSV file separated by comma, semicolon or tab, whichever its first line has most of."""
-    text = data.decode("utf-8-sig")
+    text = data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     separator = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     return [{(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in reader]
@@ -148,7 +173,7 @@ def finder(table: Table, names: Iterable[str], locate: Locate) -> Locate:
         by_name.setdefault(posixpath.basename(name), []).append(name)
 
     def find(path: str) -> str | None:
-        path = path.replace("\\", "/")
+        path = normal_name(path)
         for start in (table.base, posixpath.join(table.base, "images"), ""):
             candidate = posixpath.normpath(posixpath.join(start, path))
             if candidate in existing:
@@ -160,8 +185,36 @@ def finder(table: Table, names: Iterable[str], locate: Locate) -> Locate:
     return find
 
 
-def records_from_rows(table: Table, find: Locate, *, label: str | None, group: str | None) -> list[Record]:
-    """Records of a manifest, sorted by name.
+def is_missing(text: str) -> bool:
+    """Whether a cell of a table stands for no value: empty, n/a (BIDS), NA (R), NaN (pandas) in any case.
+
+    Examples
+    --------
+    >>> is_missing("n/a"), is_missing("NaN"), is_missing("0")
+    (True, True, False)
+    """
+    return text.strip().lower() in MISSING
+
+
+def _values(rows: Sequence[dict[str, str]], column: str | None, keep_na: bool) -> list[str | None]:
+    """A column as classes or groups: None where a value is missing; 1.0 is 1 where all numbers are whole.
+
+    A column of whole numbers with gaps is stored as floats by pandas and by Parquet.
+    """
+    if column is None:
+        return [None] * len(rows)
+    texts = [row[column] for row in rows]
+    values = [None if not text or (is_missing(text) and not keep_na) else text for text in texts]
+    given = [value for value in values if value is not None]
+    if given and all(WHOLE_FLOAT.fullmatch(value) for value in given):
+        return [value if value is None else value.partition(".")[0] for value in values]
+    return values
+
+
+def records_from_rows(
+    table: Table, find: Locate, *, label: str | None, group: str | None, keep_na: bool = False
+) -> list[Record]:
+    """Records of a manifest, sorted by name; ``keep_na``: classes and groups may be called n/a, NA or nan.
 
     Raises DataError for rows without a file or files named twice, UsageError for unknown columns.
     """
@@ -169,7 +222,7 @@ def records_from_rows(table: Table, find: Locate, *, label: str | None, group: s
     columns = set(table.rows[0])
     if key is None:
         raise DataError(
-            f"{table.name}: no column says where the images are", got=", ".join(columns), expected=" or ".join(PATHS)
+            f"{table.name}: no column with image paths", got=", ".join(columns), expected=" or ".join(PATHS)
         )
     for column in (label, group):
         if column is not None and column.lower() not in columns:
@@ -177,18 +230,19 @@ def records_from_rows(table: Table, find: Locate, *, label: str | None, group: s
     label_key = label.lower() if label else next((c for c in ("label", "class") if c in columns), None)
     group_key = group.lower() if group else ("group" if "group" in columns else None)
     special = {key, label_key, group_key, "split"}
+    labels, groups = (_values(table.rows, column, keep_na) for column in (label_key, group_key))
     records, missing = [], []
-    for row in table.rows:
+    for row, row_label, row_group in zip(table.rows, labels, groups):
         name = find(row[key])
         if name is None:
             missing.append(row[key] or "(empty)")
             continue
-        split = row.get("split") or None
+        split = None if is_missing(row.get("split", "")) else row["split"]
         records.append(
             Record(
                 id=name,
-                label=(row[label_key] or None) if label_key else None,
-                group=(row[group_key] or None) if group_key else None,
+                label=row_label,
+                group=row_group,
                 split=SPLITS.get(split.lower(), split) if split else None,
                 extra={k: v for k, v in row.items() if k not in special},
             )
@@ -200,16 +254,16 @@ def records_from_rows(table: Table, find: Locate, *, label: str | None, group: s
 def _check_rows(records: Sequence[Record], missing: Sequence[str], table: Table) -> None:
     if missing:
         raise DataError(
-            f"{table.name}: {len(missing):,} of {len(table.rows):,} rows name a file that is not there",
+            f"{table.name}: {len(missing):,} of {len(table.rows):,} rows name a missing file",
             got=", ".join(missing[:5]) + (" ..." if len(missing) > 5 else ""),
             expected="paths relative to the table",
         )
     twice = [name for name, count in Counter(r.id for r in records).items() if count > 1]
     if twice:
         raise DataError(
-            f"{table.name}: {len(twice):,} files are named in more than one row",
+            f"{table.name}: {len(twice):,} files are listed in more than one row",
             got=", ".join(twice[:5]),
-            expected="one row an image",
+            expected="one row per image",
             hint="a table of something else, of boxes for example, needs a name other than " + ", ".join(MANIFESTS),
         )
 
@@ -278,7 +332,7 @@ def _with_patients(records: list[Record], contents: Contents) -> list[Record]:
 
 def no_paths(table: Table) -> str:
     """Why a table that nobody named is left aside, where no column says what its rows are of."""
-    return f"{table.name} is left aside: it has no column {' or '.join(PATHS)}, but {', '.join(table.rows[0])}"
+    return f"{table.name} is ignored: it has no column {' or '.join(PATHS)}, but {', '.join(table.rows[0])}"
 
 
 def _misfit(table: Table, find: Locate) -> str:
@@ -288,7 +342,7 @@ def _misfit(table: Table, find: Locate) -> str:
         return no_paths(table)
     if any(find(row[key]) for row in table.rows):
         return ""
-    return f"{table.name} is left aside: no file is where its column {key} says, for example {table.rows[0][key]!r}"
+    return f"{table.name} is ignored: no file matches its column {key}, for example {table.rows[0][key]!r}"
 
 
 def _no_images(files: Sequence[str], source: str) -> DataError:
@@ -366,7 +420,10 @@ def select(source: Source, indices: Sequence[int]) -> Selection:
 
 
 def with_split(source: Source, names: Iterable[str]) -> Selection:
-    """The images of the splits named (``["train", "val"]``). Raises DataError when there are none."""
+    """The images of some splits, e.g. ``["train", "val"]``.
+
+    Raises DataError, naming the splits that exist, when there are none.
+    """
     splits = {SPLITS.get(name.lower(), name) for name in names}
     chosen = [i for i, record in enumerate(source.records) if record.split in splits]
     if not chosen:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -16,9 +17,9 @@ from typing import Protocol
 import numpy as np
 
 from saccade.base.contracts import Record, Sample
-from saccade.data.formats import has_suffix, is_tiff
+from saccade.data.formats import TEXT_SUFFIXES, has_suffix, is_tiff
 from saccade.data.images.decode import decode
-from saccade.data.volumes.dicom import read_series
+from saccade.data.volumes.dicom import image_spacing_um, read_series
 from saccade.data.volumes.dicom_series import find_series, is_dicom
 from saccade.data.volumes.tiff_stack import is_stack
 from saccade.data.volumes.volume import read_volume
@@ -29,7 +30,10 @@ MASKS = {
     "imagestr": ("labelstr",),
     "imagests": ("labelsts",),
 }
-"""Folder of volumes -> folders that may hold their masks, in lower case."""
+"""Folder of images or volumes -> folders that may hold their masks, in lower case."""
+MASK_ENDINGS = ("_mask", "_masks", "_seg", "_segmentation", "-mask", "-seg")
+"""Endings of the stem of a mask beside its image; several masks of one image may be numbered (``_mask_1``)."""
+DETACHED = (".nhdr", ".mhd")  # headers whose voxels are in a file of the same stem
 
 
 class Fetch(Protocol):
@@ -53,7 +57,9 @@ class Contents:
 
     images   names of the image files
     cases    files of every volume, by its id
-    reports  DICOM files without an image
+    dicom_images  those of the images that are DICOM; ``reports`` DICOM files without an image
+    image_masks  mask file of each image that has one; masks are no images of the source
+    others   files in formats that are not read
     """
 
     source: str
@@ -61,7 +67,10 @@ class Contents:
     files: Sequence[str]
     images: list[str] = field(default_factory=list)
     cases: dict[str, Case] = field(default_factory=dict)
+    dicom_images: list[str] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
+    image_masks: dict[str, str] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         names = [name for name in self.files if visible(name)]
@@ -69,11 +78,19 @@ class Contents:
         volumes = [name for name in names if has_suffix(name, "volume", shared=False)]
         if self.images and not any(has_suffix(name, "image", shared=False) for name in self.images) and self._stacked():
             volumes, self.images = volumes + self.images, []
+        self.image_masks = _masks_of_images(self.images)
+        of_images = set(self.image_masks.values())
+        self.images = [name for name in self.images if name not in of_images]
         masks = _masks(volumes)
         taken = set(masks.values())
         self.cases = {name: Case((name,), masks.get(name)) for name in volumes if name not in taken}
         rest = [name for name in names if not (has_suffix(name, "image") or has_suffix(name, "volume", shared=False))]
-        all_series, self.reports = find_series([name for name in rest if is_dicom(name, self.fetch)], self.fetch)
+        rest = [name for name in rest if not (has_suffix(name, "table") or name.lower().endswith(TEXT_SUFFIXES))]
+        dicom = [name for name in rest if is_dicom(name, self.fetch)]
+        all_series, self.dicom_images, self.reports = find_series(dicom, self.fetch)
+        self.images += self.dicom_images
+        data_files = {posixpath.splitext(name)[0] for name in volumes if name.lower().endswith(DETACHED)}
+        self.others = sorted(set(rest) - set(dicom) - {n for n in rest if posixpath.splitext(n)[0] in data_files})
         self.cases |= {series.id: Case(series.files, None, series.group) for series in all_series}
 
     def _stacked(self) -> bool:
@@ -120,7 +137,9 @@ class Contents:
         """One image or volume."""
         where = f"{self.source}:{record.id}"
         if axes == 2:
-            return Sample(decode(self.fetch(record.id), where), record)
+            data = self.fetch(record.id)
+            spacing = image_spacing_um(data, where) if record.id in self.dicom_images else None
+            return Sample(decode(data, where), record, spacing_um=spacing)
         case = self._case(record.id)
         if case.group is not None:
             volume = read_series(case.files, self.fetch, where)
@@ -176,9 +195,28 @@ def _masks(names: Sequence[str]) -> dict[str, str]:
     return masks
 
 
+def _masks_of_images(names: Sequence[str]) -> dict[str, str]:
+    """The mask of each image that has one: in a folder of masks, or beside it with one of MASK_ENDINGS.
+
+    Of several masks of one image (``x_mask.png``, ``x_mask_1.png``) all are masks, under keys ``x.png``, ``x.png#1``.
+    """
+    masks = _masks(names)
+    by_stem = {posixpath.splitext(name)[0]: name for name in names}
+    for name in names:
+        stem = posixpath.splitext(name)[0]
+        base, number = re.fullmatch(r"(.*?)(?:_([0-9]+))?", stem, re.DOTALL).groups()  # type: ignore[union-attr]
+        ending = next((ending for ending in MASK_ENDINGS if base.lower().endswith(ending)), None)
+        image = by_stem.get(base[: -len(ending)]) if ending else None
+        if image is not None:
+            masks.setdefault(image if number is None else f"{image}#{number}", name)
+    return masks
+
+
 def _as_mask(pixels: np.ndarray, name: str) -> np.ndarray:
     """[T Y X] whole numbers from 0, in the smallest type."""
     classes = np.rint(pixels[0]).astype(np.int64)
     if len(pixels) > 1 or classes.min() < 0 or not np.array_equal(classes, pixels[0]):
-        raise DamagedFile(f"{name}: a mask has one whole number from 0 at each voxel", got=str(pixels.dtype))
+        raise DamagedFile(
+            f"{name}: invalid mask", got=str(pixels.dtype), expected="whole numbers from 0, one for each voxel"
+        )
     return classes.astype(np.uint8 if classes.max() < 256 else np.uint16)

@@ -63,7 +63,7 @@ class TissueSource:
     def __init__(self, count: int, size_px: int = 64, seed: int = 0, groups: int = DEFAULTS["groups"]):
         if count < 1 or size_px < 16 or groups < 2:
             raise UsageError(
-                "these tiles cannot be drawn",
+                "invalid settings of synthetic:tissue",
                 got=f"n={count}, size={size_px}, groups={groups}",
                 expected="n >= 1, size >= 16, groups >= 2",
             )
@@ -104,7 +104,7 @@ class VolumeSource:
     def __init__(self, count: int, size_mm: int = 48, seed: int = 0, groups: int = 60, slice_mm: int = 1):
         if count < 1 or not 16 <= size_mm <= 256 or groups < 2 or not 1 <= slice_mm <= size_mm // 8:
             raise UsageError(
-                "these volumes cannot be drawn",
+                "invalid settings of synthetic:volume",
                 got=f"n={count}, size={size_mm}, groups={groups}, slice_mm={slice_mm}",
                 expected="n >= 1, size 16 to 256, groups >= 2, slice_mm from 1 to an eighth of the size",
             )

@@ -61,12 +61,12 @@ class Drawing:
             raise unknown("label of synthetic:slide", self.label, LABELS)
         if self.n < 1 or self.region % 64 or self.region < 64 or self.size < 6 * self.region:
             raise UsageError(
-                "these slides cannot be drawn",
+                "invalid settings of synthetic:slide",
                 got=f"n={self.n}, size={self.size}, region={self.region}",
                 expected="n >= 1, region a multiple of 64, size at least six regions",
             )
         if not 0 < self.share <= 1:
-            raise UsageError("share is that of the tissue", got=self.share, expected="above 0, at most 1")
+            raise UsageError("share is a fraction of the tissue", got=self.share, expected="above 0, at most 1")
 
     @property
     def mib(self) -> float:
@@ -107,7 +107,7 @@ def read_drawing(query: dict[str, str]) -> tuple[Drawing, Path]:
     drawing = Drawing(**values)  # type: ignore[arg-type]
     if not query.get("folder"):
         raise UsageError(
-            "synthetic:slide writes files, and only where it is told to",
+            "synthetic:slide writes files and needs a folder",
             got=f"{drawing.n:,} slides of {drawing.size:,} pixels, about {max(1, round(drawing.mib)):,} MiB",
             hint="add the folder: synthetic:slide?n=60&size=4096&folder=slides",
         )
@@ -189,7 +189,9 @@ def _nests(tissue: np.ndarray, share: float, rng: np.random.Generator) -> list[t
             break
     count = min(max(2, int(share * tissue.sum() / 4) // 2 * 2), len(inside) // 2 * 2)
     if count < 2:
-        raise UsageError("two nests find no place", got=f"{side} x {side} regions", hint="draw larger slides")
+        raise UsageError(
+            "the slide is too small for two tumour nests", got=f"{side} x {side} regions", hint="draw larger slides"
+        )
     return [inside[k] for k in rng.permutation(len(inside))[:count]]
 
 

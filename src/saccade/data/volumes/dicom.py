@@ -19,13 +19,14 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.pixels import get_decoder
+from pydicom.pixels import apply_modality_lut, get_decoder
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from saccade.data.volumes.orientation import Volume, check_spacing, to_lps
-from saccade.data.volumes.safe_decompress import check_voxels
+from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels
 from saccade.errors import DamagedFile, MissingDependency, SaccadeError, first_line
 
-KEPT = [
+TAGS = [
     "TransferSyntaxUID",
     "Modality",
     "ImagePositionPatient",
@@ -45,8 +46,19 @@ KEPT = [
     "PlanarConfiguration",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    "GridFrameOffsetVector",
+    "SpacingBetweenSlices",
+    "DetectorInformationSequence",
+    "DoseGridScaling",
+    "ModalityLUTSequence",
+    "ImagerPixelSpacing",
     "PixelData",
 ]
+PARTED_BY = (
+    ("MRDiffusionSequence", "DiffusionBValue"),
+    ("MREchoSequence", "EffectiveEchoTime"),
+    ("FrameContentSequence", "TemporalPositionIndex"),
+)
 SAME_ANGLE = 1e-3  # in the cosines: rounding differs between slices of one scan
 SAME_GAP = 0.05  # of the usual distance between slices
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM counts millimetres in LPS
@@ -62,7 +74,10 @@ OWN_DECODERS = {  # of imagecodecs, where pydicom has no plugin: scanners' usual
 
 @dataclass(frozen=True)
 class Plane:
-    """One slice. Directions and position in millimetres, LPS; ``spacing`` between rows, between columns."""
+    """One slice. Directions and position in millimetres, LPS; ``spacing`` between rows, between columns.
+
+    part   b-value, echo or time of a frame; frames of different parts may have the same position
+    """
 
     file: str
     position: np.ndarray
@@ -72,6 +87,7 @@ class Plane:
     slope: float
     intercept: float
     stored: np.ndarray
+    part: str = ""
 
     @property
     def normal(self) -> np.ndarray:
@@ -79,25 +95,90 @@ class Plane:
 
 
 def read_series(files: Sequence[str], fetch: Callable[[str], bytes], name: str) -> Volume:
-    """One volume from the files of one series, in any order, or from one multi-frame file.
+    """Read one volume from the files of one series, in any order, or from one multi-frame file.
 
-    Raises DamagedFile, naming files and places, for missing, double or uneven slices and sizes that differ;
-    MissingDependency for compressed pixels that nothing installed can unpack.
+    Parameters
+    ----------
+    files : sequence of str
+        Names of the files.
+    fetch : callable
+        Returns the bytes of a file by its name.
+    name : str
+        Name of the volume for messages.
+
+    Returns
+    -------
+    Volume
+        Rescaled values (Hounsfield units for CT) in LPS order.
+
+    Raises
+    ------
+    DamagedFile
+        Slices are missing, doubled, unevenly spaced or of different sizes; the message names files and positions.
+    MissingDependency
+        The pixels are compressed and no installed package decodes them.
+
+    References
+    ----------
+    DICOM PS3.3, C.7.6.2: the image plane.
     """
     planes: list[Plane] = []
     modality: str | None = None
     for file in files:
         where = f"{name}/{posixpath.basename(file)}"
-        data = read_header(fetch(file), where, KEPT, stop=False)
+        data = read_header(fetch(file), where, TAGS, stop=False)
         with damage_named(where):
             modality = modality or str(data.get("Modality", "")) or None
             planes += _planes(data, where, slices=len(files))
     _check_alike(planes, name)
     normal = planes[0].normal
     planes.sort(key=lambda plane: float(plane.position @ normal))
-    check_gaps(planes, name)
-    stack = _rescaled(planes)
-    return to_lps(stack.transpose(2, 1, 0), _affine(planes), name, modality)
+    parts = _parts(planes)
+    check_gaps(parts[0], name)
+    stacks = [_rescaled(part).transpose(2, 1, 0) for part in parts]
+    values = stacks[0] if len(stacks) == 1 else np.stack(stacks, axis=-1)
+    return to_lps(values, _affine(parts[0]), name, modality)
+
+
+def _parts(planes: Sequence[Plane]) -> list[list[Plane]]:
+    """The volumes of frames that repeat their positions once for every b-value, echo or time; else all in one."""
+    parts: dict[str, list[Plane]] = {}
+    for plane in planes:
+        parts.setdefault(plane.part, []).append(plane)
+    positions = {tuple(np.round([plane.position for plane in part], 3).ravel()) for part in parts.values()}
+    if 1 < len(parts) <= MAX_CHANNELS and len(positions) == 1:
+        return [parts[key] for key in sorted(parts, key=_as_number)]
+    return [list(planes)]
+
+
+def _as_number(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return np.inf, text
+
+
+def read_image(data: bytes, name: str) -> np.ndarray:
+    """A single picture, such as a radiograph, without a position in the patient: [C Y X], rescaled, dark is low."""
+    header = read_header(data, name, TAGS, stop=False)
+    with damage_named(name):
+        rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
+        if rows < 1 or columns < 1 or "PixelData" not in header:
+            raise DamagedFile(f"{name}: a DICOM file without pixels", hint="leave it out")
+        check_voxels((rows, columns), np.dtype(np.uint16), name)
+        stored = _stored(header, name)
+        if stored.ndim == 3:
+            return stored.transpose(2, 0, 1)
+        slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+        plane = Plane(name, np.zeros(3), np.eye(3)[0], np.eye(3)[1], (1.0, 1.0), slope, intercept, stored)
+        return _rescaled([plane])
+
+
+def image_spacing_um(data: bytes, name: str) -> tuple[float, float] | None:
+    """(y, x) of a single picture, in the patient or else at the detector; None where the file does not say."""
+    header = read_header(data, name, ["PixelSpacing", "ImagerPixelSpacing", "Rows"], stop=True)
+    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+    return (1000 * float(spacing[0]), 1000 * float(spacing[1])) if spacing else None
 
 
 def read_dicom(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume:
@@ -122,9 +203,16 @@ def read_header(data: bytes, file: str, tags: Sequence[str], *, stop: bool) -> D
     try:
         header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop, force=not marked, specific_tags=list(tags))
     except Exception as error:  # broken elements raise nearly anything
-        raise DamagedFile(f"{file}: not a whole DICOM file ({error})", hint="copy it again") from error
+        raise DamagedFile(f"{file}: incomplete DICOM file ({error})", hint="copy it again") from error
     if not marked and "Rows" not in header:
         raise DamagedFile(f"{file}: not a DICOM file", hint="copy it again")
+    if (
+        "TransferSyntaxUID" not in header.file_meta
+    ):  # PS3.10 asks for it; older programs leave out the whole meta header
+        implicit, little = header.original_encoding
+        header.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        )
     return header
 
 
@@ -135,14 +223,53 @@ def _planes(data: Dataset, file: str, *, slices: int) -> list[Plane]:
     if rows < 1 or columns < 1 or "PixelData" not in data:
         raise DamagedFile(f"{file}: a DICOM file without pixels", hint="leave it out of the series")
     if data.get("SamplesPerPixel", 1) != 1:
-        raise DamagedFile(f"{file}: a colour picture, not a slice", hint="leave it out of the series")
+        raise DamagedFile(f"{file}: a colour image, not a slice", hint="leave it out of the series")
     check_voxels((max(frames, slices), rows, columns), np.dtype(np.uint16), file)
     stored = _stored(data, file).reshape(frames, rows, columns)
     shared = _first(data, "SharedFunctionalGroupsSequence")
-    each = data.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * frames
+    each = data.get("PerFrameFunctionalGroupsSequence") or _frames_by_offset(data, frames, file)
     if len(each) != frames:
-        raise DamagedFile(f"{file}: its frames and their places differ in number", got=f"{frames} and {len(each)}")
+        raise DamagedFile(f"{file}: the numbers of frames and of positions differ", got=f"{frames} and {len(each)}")
     return [_plane((data, shared, frame), file, pixels) for frame, pixels in zip(each, stored)]
+
+
+def _frames_by_offset(data: Dataset, frames: int, file: str) -> list[Dataset]:
+    """Positions of the frames of a file without functional groups, along the normal of the first frame.
+
+    GridFrameOffsetVector (RT dose, PS3.3 C.8.8.3.2) has the offset of each frame; SpacingBetweenSlices (NM, C.8.4.15)
+    may be negative. Position and directions may be those of the first detector (NM, C.8.4.11).
+    """
+    if frames == 1:
+        return [Dataset()]
+    detector = _first(data, "DetectorInformationSequence")
+    position = data.get("ImagePositionPatient") or detector.get("ImagePositionPatient")
+    angles = data.get("ImageOrientationPatient") or detector.get("ImageOrientationPatient")
+    offsets, step = data.get("GridFrameOffsetVector"), data.get("SpacingBetweenSlices")
+    if position is None or angles is None or (offsets is None and step is None):
+        raise DamagedFile(
+            f"{file}: the positions of its {frames} frames are unknown",
+            expected="functional groups, GridFrameOffsetVector or SpacingBetweenSlices, and the position of one frame",
+        )
+    steps = np.arange(frames) * float(step) if offsets is None else np.array([float(v) for v in offsets])
+    normal = np.cross([float(v) for v in angles[:3]], [float(v) for v in angles[3:]])
+    if offsets is not None and steps[0] != 0:  # not relative: z of every frame in the patient
+        steps = (steps - float(position[2])) * (1 if normal[2] >= 0 else -1)
+    placed = []
+    for along in steps:
+        frame = Dataset()
+        frame.ImagePositionPatient = [float(v) for v in np.array([float(v) for v in position]) + along * normal]
+        frame.ImageOrientationPatient = list(angles)
+        placed.append(frame)
+    return placed
+
+
+def _part_of(frame: Dataset) -> str:
+    """What tells frames at one position apart: b-value, echo time or temporal position."""
+    for group, tag in PARTED_BY:
+        value = _first(frame, group).get(tag)
+        if value is not None:
+            return str(value)
+    return ""
 
 
 def _plane(levels: tuple[Dataset, ...], file: str, stored: np.ndarray) -> Plane:
@@ -162,7 +289,7 @@ def _plane(levels: tuple[Dataset, ...], file: str, stored: np.ndarray) -> Plane:
     for what, value in (("ImagePositionPatient", position), ("ImageOrientationPatient", angles)):
         if value is None or len(value) != (3 if "Position" in what else 6):
             raise DamagedFile(
-                f"{file}: its place in the patient is unknown", got=f"no {what}", hint="leave it out of the series"
+                f"{file}: its position in the patient is unknown", got=f"no {what}", hint="leave it out of the series"
             )
     if spacing is None:
         raise DamagedFile(f"{file}: its pixel spacing is unknown", got="no PixelSpacing")
@@ -173,7 +300,7 @@ def _plane(levels: tuple[Dataset, ...], file: str, stored: np.ndarray) -> Plane:
     if not (np.abs(lengths - 1) < 0.01).all() or abs(cosines[0] @ cosines[1]) > 0.01:
         raise DamagedFile(f"{file}: its directions are not at right angles", got=f"ImageOrientationPatient {angles}")
     cosines = cosines / lengths  # written with few digits
-    slope = find("RescaleSlope", "PixelValueTransformationSequence")
+    slope = find("RescaleSlope", "PixelValueTransformationSequence") or levels[0].get("DoseGridScaling")
     intercept = find("RescaleIntercept", "PixelValueTransformationSequence")
     return Plane(
         file,
@@ -184,6 +311,7 @@ def _plane(levels: tuple[Dataset, ...], file: str, stored: np.ndarray) -> Plane:
         1.0 if slope is None else float(slope),
         0.0 if intercept is None else float(intercept),
         stored,
+        _part_of(levels[-1]),
     )
 
 
@@ -206,9 +334,11 @@ def _stored(data: Dataset, file: str) -> np.ndarray:
     except Exception as error:
         raise DamagedFile(f"{file}: its pixels cannot be read ({first_line(error)})", hint="copy it again") from error
     if stored.dtype.kind not in "uif":
-        raise DamagedFile(f"{file}: its pixels are no real numbers", got=stored.dtype)
+        raise DamagedFile(f"{file}: unsupported pixel type", got=stored.dtype)
     if data.get("PhotometricInterpretation") == "MONOCHROME1":
-        return ~stored  # 65535 - value for unsigned, -1 - value for signed numbers
+        stored = ~stored if stored.dtype.kind == "i" else (2 ** int(data.BitsStored) - 1) - stored
+    if data.get("ModalityLUTSequence") and data.get("RescaleSlope") is None:
+        stored = apply_modality_lut(stored, data)  # PS3.3 C.11.1: a table in place of slope and intercept
     return stored
 
 
@@ -218,7 +348,7 @@ def _own_decoder(syntax: Any, file: str) -> str | None:
         if get_decoder(syntax).is_available:
             return None
     except NotImplementedError:
-        raise DamagedFile(f"{file}: packed in a way that is not for slices", got=syntax.name) from None
+        raise DamagedFile(f"{file}: unsupported compression for slices", got=syntax.name) from None
     if syntax in OWN_DECODERS:
         return OWN_DECODERS[syntax]
     raise MissingDependency(
@@ -292,10 +422,10 @@ def check_gaps(planes: Sequence[Plane], name: str) -> None:
     if len(double):
         at = double[0]
         raise DamagedFile(
-            f"{name}: two slices lie at the same place",
+            f"{name}: two slices at the same position",
             got=f"{_names([planes[at].file, planes[at + 1].file])} at {places[at]:.2f} mm",
-            expected="one slice a place",
-            hint="a series in time, or with several echoes: keep one volume a folder",
+            expected="one slice per position",
+            hint="a series in time, or with several echoes: keep one volume per folder",
         )
     uneven = np.flatnonzero(np.abs(gaps - usual) > SAME_GAP * usual)
     if len(uneven):
@@ -309,7 +439,7 @@ def check_gaps(planes: Sequence[Plane], name: str) -> None:
             f"(at {places[at]:.2f} and {places[at + 1]:.2f} mm)"
             + (f", and {len(uneven) - 1} more such gaps" if len(uneven) > 1 else ""),
             expected=f"{usual:.2f} mm, as between the others",
-            hint="export the whole series again; nothing is filled in",
+            hint="export the whole series again; missing slices are not interpolated",
         )
 
 

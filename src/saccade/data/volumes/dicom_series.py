@@ -31,8 +31,26 @@ SORTED_BY = [
     "TemporalPositionIdentifier",
     "DiffusionBValue",
     "TriggerTime",
+    "SOPClassUID",
 ]
-PARTED_BY = SORTED_BY[6:]
+PARTED_BY = SORTED_BY[6:11]
+PICTURES = {  # SOP classes of PS3.4 B.5 that hold one projection or photograph
+    "1.2.840.10008.5.1.4.1.1.1",  # computed radiography
+    "1.2.840.10008.5.1.4.1.1.1.1",  # digital X-ray, for presentation and for processing
+    "1.2.840.10008.5.1.4.1.1.1.1.1",
+    "1.2.840.10008.5.1.4.1.1.1.2",  # mammography
+    "1.2.840.10008.5.1.4.1.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.1.3",  # intra-oral
+    "1.2.840.10008.5.1.4.1.1.1.3.1",
+    "1.2.840.10008.5.1.4.1.1.6.1",  # ultrasound
+    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture
+    "1.2.840.10008.5.1.4.1.1.77.1.1",  # endoscopy, microscopy, photography, ophthalmology
+    "1.2.840.10008.5.1.4.1.1.77.1.2",
+    "1.2.840.10008.5.1.4.1.1.77.1.4",
+    "1.2.840.10008.5.1.4.1.1.77.1.5.1",
+    "1.2.840.10008.5.1.4.1.1.77.1.5.2",
+    "1.2.840.10008.5.1.4.1.1.481.1",  # RT image
+}
 Fetch = Callable[..., bytes]  # contracts of data/cases.py
 
 
@@ -53,6 +71,7 @@ class _Head:
     patient: str
     place: tuple[float, ...]
     parted_by: tuple[str, ...]
+    is_picture: bool = False
 
 
 def is_dicom(name: str, fetch: Fetch) -> bool:
@@ -62,17 +81,26 @@ def is_dicom(name: str, fetch: Fetch) -> bool:
         return True
     base = posixpath.basename(name)
     _, dot, suffix = base.rpartition(".")
-    if dot and not suffix.isdigit():
+    if not base or (dot and not suffix.isdigit()):
         return False
     try:
-        return bool(base) and fetch(name, 132)[128:] == b"DICM"
+        start = fetch(name, 132)
+        return start[128:] == b"DICM" or (start[:2] == b"\x08\0" and _is_bare(fetch(name, START), name))
     except DamagedFile:
         return False
 
 
-def find_series(files: Sequence[str], fetch: Fetch) -> tuple[list[Series], list[str]]:
-    """All volumes among ``files``, and the files that hold no image (directories, reports, notes)."""
-    heads, aside = [], []
+def _is_bare(start: bytes, name: str) -> bool:
+    """Whether bytes without the mark begin with the elements of an image: files of before PS3.10."""
+    try:
+        return "SOPClassUID" in read_header(start, name, ["SOPClassUID", "Rows"], stop=True)
+    except DamagedFile:
+        return False
+
+
+def find_series(files: Sequence[str], fetch: Fetch) -> tuple[list[Series], list[str], list[str]]:
+    """All volumes among ``files``; single pictures (radiographs); and files without an image (directories, reports)."""
+    heads, pictures, aside = [], [], []
     for file in files:
         try:
             with damage_named(file):
@@ -81,6 +109,8 @@ def find_series(files: Sequence[str], fetch: Fetch) -> tuple[list[Series], list[
             head = _Head(file, f"unreadable {file}", 0, f"unreadable {file}", (), ())  # said when it is read
         if head is None:
             aside.append(file)
+        elif head.is_picture:
+            pictures.append(file)
         else:
             heads.append(head)
     groups = _patients(heads, fetch)
@@ -95,7 +125,7 @@ def find_series(files: Sequence[str], fetch: Fetch) -> tuple[list[Series], list[
             name = folder if folder and len(volumes) == 1 else posixpath.join(folder, f"series-{number}")
             names = tuple(sorted(head.file for head in members))
             volumes_found.append(Series(name, names, groups[members[0].patient]))
-    return volumes_found, aside
+    return volumes_found, pictures, aside
 
 
 def _head(file: str, fetch: Fetch) -> _Head | None:
@@ -121,6 +151,7 @@ def _head(file: str, fetch: Fetch) -> _Head | None:
         str(data.get("PatientID", "")),
         tuple(round(float(v), 3) for v in position),
         tuple(_text(data, tag) for tag in PARTED_BY),
+        str(data.get("SOPClassUID", "")) in PICTURES and not position and not several,
     )
 
 

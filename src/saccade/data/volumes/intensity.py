@@ -39,7 +39,15 @@ class Intensity:
 
 
 def make_intensity(kind: str, window: tuple[float, ...] = ()) -> Intensity:
-    """The rule by its name. Raises UsageError for a name or a window that means nothing."""
+    """The rule by its name.
+
+    Raises UsageError for an unknown name or an invalid window.
+
+    Examples
+    --------
+    >>> make_intensity("window", (-160, 240)).text()
+    'window -160 to 240 HU'
+    """
     if kind not in get_args(Kind):
         raise UsageError(f"unknown intensity {kind!r}", expected=" or ".join(get_args(Kind)))
     if kind != "window":
@@ -58,7 +66,10 @@ def intensity_of(spec: InputSpec) -> Intensity | None:
 
 
 def decide_intensity(source: Source) -> Intensity:
-    """Window for CT, range for 8 bits, robust for the rest; by volumes spread evenly over the source."""
+    """The rule that fits a source: window for CT, range for 8 bits, robust for the rest.
+
+    Up to 16 volumes, evenly spread over the source, are read. Raises DataError where none of them can be.
+    """
     kinds: list[Kind] = []
     for index in np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int)):
         try:
@@ -93,15 +104,58 @@ def spread(pixels: np.ndarray) -> np.ndarray:
     return flat[:: max(1, flat.size // SEEN)]
 
 
+def padding_of(pixels: np.ndarray) -> float | None:
+    """The value that fills what was not measured, e.g. -32768 around the round field of a CT; None for none.
+
+    It is below every physical Hounsfield unit, and further from the other values than these are from each other.
+    """
+    values = spread(pixels)
+    lowest = float(values.min())
+    if not lowest < AIR_HU[0]:
+        return None
+    others = values[values > lowest]
+    if not others.size:
+        return None
+    low, high = float(others.min()), float(others.max())
+    return lowest if low - lowest > high - low else None
+
+
 def quantiles(pixels: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(spread(pixels).astype(np.float32), QUANTILES)
+    """The 0.5 and 99.5 % quantile of a volume without its padding."""
+    values, padding = spread(pixels), padding_of(pixels)
+    if padding is not None:
+        values = values[values > padding]
+    low, high = np.quantile(values.astype(np.float32), QUANTILES)
     return float(low), float(high)
 
 
 def to_unit(pixels: np.ndarray, how: Intensity, name: str) -> np.ndarray:
-    """uint8 as it is for ``range``; else 0..1 in steps of 1/65535, uint16: half the memory of float32.
+    """Bring a volume to 0..1 by a rule.
 
-    Every channel has its own quantiles. Raises DamagedFile for values that are no numbers, or not of 8 bits.
+    Parameters
+    ----------
+    pixels : ndarray
+        [C T Y X]; each channel has its own quantiles.
+    how : Intensity
+        The rule.
+    name : str
+        File name for messages.
+
+    Returns
+    -------
+    ndarray
+        uint8 unchanged for ``range``; otherwise uint16 in steps of 1/65535, which takes half the memory of float32.
+
+    Raises
+    ------
+    DamagedFile
+        Some values are NaN or infinite, or ``range`` is asked of data that are not uint8.
+
+    Examples
+    --------
+    >>> ct = np.array([-2000.0, -160.0, 40.0, 240.0, 900.0]).reshape(1, 1, 1, 5)
+    >>> to_unit(ct, make_intensity("window", (-160.0, 240.0)), "ct").ravel().tolist()
+    [0, 0, 32767, 65535, 65535]
     """
     if how.kind == "range":
         if pixels.dtype != np.uint8:

@@ -58,7 +58,7 @@ SPACES = {  # axes of the header's own space -> what turns them into RAS
 class _Layout:
     """What a header says: sizes fastest axis first, ``channel`` the place of the axis without space, if any."""
 
-    number_type: np.dtype
+    dtype: np.dtype
     sizes: tuple[int, ...]
     channel: int | None
     affine: np.ndarray | None
@@ -78,7 +78,7 @@ def read_nrrd(data: bytes, name: str, beside: Beside) -> Volume:
     detached = fields.get("data file") or fields.get("datafile")
     if detached is not None:
         if detached.upper().startswith("LIST") or "%" in detached:
-            raise DamagedFile(f"{name}: its numbers lie in many files", hint="save it as one .nrrd")
+            raise DamagedFile(f"{name}: its data are split over several files", hint="save it as one .nrrd")
         body = beside(_plain_name(detached, name))
     elif not gap:
         raise DamagedFile(f"{name}: the header has no end, or no data follow", hint="copy it again")
@@ -103,7 +103,7 @@ def _nrrd_layout(fields: dict[str, str], name: str) -> _Layout:
     kind = fields.get("type", "").lower()
     code = next((code for code, words in NRRD_TYPES.items() if kind in words), None)
     if code is None:
-        raise DamagedFile(f"{name}: its voxels are no real numbers", got=f"type {kind or 'missing'}")
+        raise DamagedFile(f"{name}: unsupported voxel type", got=f"type {kind or 'missing'}")
     order = ">" if fields.get("endian", "little").lower() == "big" else "<"
     sizes = _numbers(fields.get("sizes", ""), int, name)
     if len(sizes) != int(fields.get("dimension", len(sizes))):
@@ -155,7 +155,7 @@ def _vectors(text: str, name: str) -> list[np.ndarray | None]:
             continue
         vector = _numbers(word.strip("()").replace(",", " "), float, name)
         if len(vector) != 3:
-            raise DamagedFile(f"{name}: its header has a direction that is not in space", got=word)
+            raise DamagedFile(f"{name}: invalid direction in its header", got=word)
         vectors.append(np.array(vector))
     return vectors
 
@@ -173,7 +173,7 @@ def read_meta(data: bytes, name: str, beside: Beside) -> Volume:
     layout = _meta_layout(fields, name)
     where = fields["elementdatafile"]
     if where.upper() == "LIST" or "%" in where:
-        raise DamagedFile(f"{name}: its numbers lie in many files", hint="save it as one .mha")
+        raise DamagedFile(f"{name}: its data are split over several files", hint="save it as one .mha")
     body = data[end + 1 :] if where.upper() == "LOCAL" else beside(_plain_name(where, name))
     needed, skip = _bytes(layout), int(fields.get("headersize", 0))
     if fields.get("compresseddata", "").lower() == "true":
@@ -188,9 +188,9 @@ def read_meta(data: bytes, name: str, beside: Beside) -> Volume:
 def _meta_layout(fields: dict[str, str], name: str) -> _Layout:
     kind = fields.get("elementtype", "").upper()
     if kind not in META_TYPES:
-        raise DamagedFile(f"{name}: its voxels are no real numbers", got=f"ElementType {kind or 'missing'}")
+        raise DamagedFile(f"{name}: unsupported voxel type", got=f"ElementType {kind or 'missing'}")
     if fields.get("binarydata", "true").lower() != "true":
-        raise DamagedFile(f"{name}: its numbers are text", hint="save it in binary form")
+        raise DamagedFile(f"{name}: its data are stored as text", hint="save it in binary form")
     big = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "false")).lower() == "true"
     sizes = _numbers(fields.get("dimsize", ""), int, name)
     if len(sizes) != 3:
@@ -207,10 +207,10 @@ def _meta_layout(fields: dict[str, str], name: str) -> _Layout:
         affine[:3, :3] = np.array(turn).reshape(3, 3).T * sides
         affine[:3, 3] = origin if len(origin) == 3 else (0, 0, 0)
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    number_type = np.dtype((">" if big else "<") + META_TYPES[kind])
+    dtype = np.dtype((">" if big else "<") + META_TYPES[kind])
     if channels > 1:
-        return _checked(_Layout(number_type, (channels, *sizes), 0, affine, sides), name)
-    return _checked(_Layout(number_type, tuple(sizes), None, affine, sides), name)
+        return _checked(_Layout(dtype, (channels, *sizes), 0, affine, sides), name)
+    return _checked(_Layout(dtype, tuple(sizes), None, affine, sides), name)
 
 
 # --- both -----------------------------------------------------------------------------------------
@@ -239,34 +239,34 @@ def _numbers(text: str, kind: Callable[[str], float], name: str) -> list:
     try:
         return [kind(word) for word in text.split()]
     except ValueError:
-        raise DamagedFile(f"{name}: its header has a word where a number should be", got=text[:80]) from None
+        raise DamagedFile(f"{name}: invalid number in its header", got=text[:80]) from None
 
 
 def _plain_name(text: str, name: str) -> str:
     """A file beside the header; one elsewhere is refused."""
     word = text.removeprefix("./")
     if posixpath.basename(word.replace("\\", "/")) != word:
-        raise DamagedFile(f"{name}: its numbers lie outside its folder", got=text, expected="a file beside the header")
+        raise DamagedFile(f"{name}: its data file is outside its folder", got=text, expected="a file beside the header")
     return word
 
 
 def _bytes(layout: _Layout) -> int:
-    return math.prod(layout.sizes) * layout.number_type.itemsize
+    return math.prod(layout.sizes) * layout.dtype.itemsize
 
 
 def _slice_bytes(layout: _Layout) -> int:
-    return math.prod(layout.sizes[:-1]) * layout.number_type.itemsize
+    return math.prod(layout.sizes[:-1]) * layout.dtype.itemsize
 
 
 def _checked(layout: _Layout, name: str) -> _Layout:
     """Before anything is unpacked."""
-    check_voxels(layout.sizes, layout.number_type, name)
+    check_voxels(layout.sizes, layout.dtype, name)
     return layout
 
 
 def _volume(body: bytes, layout: _Layout, name: str) -> Volume:
     fits(len(body), _bytes(layout), _slice_bytes(layout), name)
-    values = np.frombuffer(body, layout.number_type, math.prod(layout.sizes)).reshape(layout.sizes, order="F")
+    values = np.frombuffer(body, layout.dtype, math.prod(layout.sizes)).reshape(layout.sizes, order="F")
     if layout.channel is not None:
         values = np.moveaxis(values, layout.channel, 3)
         if values.shape[3] > MAX_CHANNELS:

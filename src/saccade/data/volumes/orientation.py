@@ -29,12 +29,28 @@ class Volume:
 
 
 def to_lps(values: np.ndarray, affine: np.ndarray, name: str, modality: str | None = None) -> Volume:
-    """From the file's own axes to LPS.
+    """Turn a volume from the axes of its file to LPS order, by flips and exchanges of axes only.
 
-    values  [X Y Z], or [X Y Z C] with channels last, in the order in which ``affine`` counts voxels
-    affine  [4 4] from voxel indices to millimetres in RAS
-    An oblique volume keeps its angle: each array axis gets the name of the patient axis it lies closest to.
-    Raises DamagedFile for an affine without three real axes.
+    Parameters
+    ----------
+    values : ndarray
+        [X Y Z], or [X Y Z C], in the order in which ``affine`` counts voxels.
+    affine : ndarray
+        [4 4] from voxel indices to millimetres in RAS, as NIfTI defines it.
+    name : str
+        File name for messages.
+    modality : str, optional
+        As DICOM spells it, e.g. CT.
+
+    Returns
+    -------
+    Volume
+        An oblique volume keeps its angle: each array axis is called after the nearest patient axis.
+
+    Raises
+    ------
+    DamagedFile
+        The affine does not span three dimensions.
     """
     check_affine(affine, name)
     stored = orientations.io_orientation(affine)
@@ -69,20 +85,20 @@ def check_affine(affine: np.ndarray, name: str) -> None:
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (sides <= 0).any():
         raise DamagedFile(
-            f"{name}: the voxels have no size",
+            f"{name}: invalid voxel size",
             got="spacing " + " x ".join(f"{side:g}" for side in sides[::-1]) + " mm (z, y, x)",
             expected="numbers above 0",
             hint="correct the header; spacing is never guessed",
         )
     if abs(np.linalg.det(affine[:3, :3])) < FLAT * sides.prod():
-        raise DamagedFile(f"{name}: the directions of its axes lie in one plane", hint="correct the header")
+        raise DamagedFile(f"{name}: its axis directions lie in one plane", hint="correct the header")
 
 
 def check_spacing(spacing: tuple[float, ...], name: str) -> None:
     """Raise DamagedFile for a spacing that is zero, negative or no number."""
     if not all(np.isfinite(side) and side > 0 for side in spacing):
         raise DamagedFile(
-            f"{name}: the voxels have no size",
+            f"{name}: invalid voxel size",
             got="spacing " + " x ".join(f"{side:g}" for side in spacing),
             expected="numbers above 0",
             hint="correct the header; spacing is never guessed",

@@ -16,7 +16,7 @@ MAX_CHANNELS = 16
 MOST_PACKED = 1032  # deflate writes at least one byte for so many
 
 
-def check_voxels(shape: tuple[int, ...], number_type: np.dtype, name: str, most: int = MAX_VOXELS) -> None:
+def check_voxels(shape: tuple[int, ...], dtype: np.dtype, name: str, most: int = MAX_VOXELS) -> None:
     """Raise DamagedFile for a shape that no volume we read has; nothing is allocated."""
     voxels = 1
     for side in shape:
@@ -24,7 +24,7 @@ def check_voxels(shape: tuple[int, ...], number_type: np.dtype, name: str, most:
     if min(shape) < 1 or voxels > most:
         raise DamagedFile(
             f"{name}: its header claims {' x '.join(f'{int(side):,}' for side in shape)} voxels",
-            got=f"{voxels * number_type.itemsize:,} bytes",
+            got=f"{voxels * dtype.itemsize:,} bytes",
             expected=f"at most {most:,} voxels",
             hint="cut it into blocks, if it is really so large",
         )
@@ -88,4 +88,4 @@ def _check_claim(data: bytes, most: int, name: str) -> None:
 
 
 def _broken(name: str, error: Exception) -> DamagedFile:
-    return DamagedFile(f"{name}: the packed data are cut off or broken ({error})", hint="copy it again")
+    return DamagedFile(f"{name}: the compressed data are cut off or damaged ({error})", hint="copy it again")

@@ -13,14 +13,13 @@ import tifffile
 
 from saccade.data.formats import is_tiff
 from saccade.data.images.decode import check_ends
+from saccade.data.images.length_units import length_um
+from saccade.data.images.tiff_samples import to_samples
 from saccade.data.volumes.orientation import Volume, check_spacing, unplaced
 from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels
 from saccade.errors import DamagedFile
 
 DEPTH = "ZIQ"  # z, or pages of which the file says nothing
-UNITS_MM = {"nm": 1e-6, "µm": 1e-3, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "\\u00b5m": 1e-3}
-UNITS_MM |= {"mm": 1.0, "cm": 10.0, "m": 1000.0, "å": 1e-7, "pm": 1e-9}
-INCH_MM = 25.4
 
 
 def is_stack(data: bytes) -> bool:
@@ -40,16 +39,17 @@ def read_stack(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume
         raise DamagedFile(f"{name}: not a TIFF file", hint="copy it again")
     with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
         if not file.series:
-            raise DamagedFile(f"{name}: a TIFF without an image", hint="copy it again")
+            raise DamagedFile(f"{name}: no image in this TIFF", hint="copy it again")
         series = file.series[0]
         order = _order(series.axes, series.shape, name)
         check_voxels(tuple(series.shape), np.dtype(series.dtype or np.uint8), name)
         check_ends(series, len(data), name)
         pixels = series.asarray().transpose(order)
         pixels = pixels.reshape([n for position, n in enumerate(pixels.shape) if position < 4])
+        pixels = to_samples(pixels, series.keyframe)
         spacing = _ome_spacing(file.ome_metadata) if file.is_ome else _imagej_spacing(file)
     if pixels.dtype.kind not in "uif":
-        raise DamagedFile(f"{name}: its voxels are no real numbers", got=pixels.dtype)
+        raise DamagedFile(f"{name}: unsupported voxel type", got=pixels.dtype)
     if spacing is not None:
         check_spacing(spacing, name)
     return unplaced(pixels, spacing)
@@ -84,18 +84,18 @@ def _ome_spacing(xml: str | None) -> tuple[float, float, float] | None:
         return None
     sides = []
     for axis in "ZYX":
-        unit = UNITS_MM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm").lower())
+        unit = length_um(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         text = pixels.get(f"PhysicalSize{axis}")
         if unit is None or text is None:
             return None
-        sides.append(float(text) * unit)
+        sides.append(float(text) * unit / 1000)
     return sides[0], sides[1], sides[2]
 
 
 def _imagej_spacing(file: tifffile.TiffFile) -> tuple[float, float, float] | None:
     """The same from ImageJ's description and the resolution tags, which count pixels a unit."""
     about: dict[str, Any] = file.imagej_metadata or {}
-    unit = UNITS_MM.get(str(about.get("unit", "")).lower(), INCH_MM if about.get("unit") == "inch" else None)
+    unit = length_um(str(about.get("unit", "")))
     tags = file.pages.first.tags
     if unit is None or "spacing" not in about or "XResolution" not in tags or "YResolution" not in tags:
         return None
@@ -103,4 +103,4 @@ def _imagej_spacing(file: tifffile.TiffFile) -> tuple[float, float, float] | Non
     for tag in ("YResolution", "XResolution"):
         pixels, units = tags[tag].value
         sides.append(units / pixels if pixels else math.nan)
-    return sides[0] * unit, sides[1] * unit, sides[2] * unit
+    return sides[0] * unit / 1000, sides[1] * unit / 1000, sides[2] * unit / 1000

@@ -21,22 +21,39 @@ def read_npy(data: bytes, name: str, beside: Beside) -> Volume:
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, number_type = header(file)
-    if number_type.kind not in "uif":
-        raise DamagedFile(f"{name}: its voxels are no real numbers", got=number_type)
+    shape, by_columns, dtype = header(file)
+    if dtype.kind not in "uif":
+        raise DamagedFile(f"{name}: unsupported voxel type", got=dtype)
     if len(shape) not in (3, 4) or min(shape) < 1 or shape[-3] < 2 or (len(shape) == 4 and shape[0] > MAX_CHANNELS):
         raise DamagedFile(f"{name}: not a volume", got=f"shape {shape}", expected="[T Y X] or [C T Y X]")
-    check_voxels(shape, number_type, name)
-    needed = math.prod(shape) * number_type.itemsize
+    check_voxels(shape, dtype, name)
+    needed = math.prod(shape) * dtype.itemsize
     fits(len(data) - file.tell(), needed, needed // shape[-3], name)
-    values = np.frombuffer(data, number_type, math.prod(shape), file.tell())
+    values = np.frombuffer(data, dtype, math.prod(shape), file.tell())
     return unplaced(values.reshape(shape, order="F" if by_columns else "C"))
 
 
 def read_volume(data: bytes, name: str, beside: Beside) -> Volume:
-    """Decode one file. Raises DamagedFile, naming it, for anything that is not one whole volume.
+    """Decode one volume of a single file.
 
-    beside  reads the data file that a header (.nhdr, .mhd) names
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    name : str
+        File name; its suffix decides the format (``saccade.data.formats``).
+    beside : callable
+        Reads the data file that a header (.nhdr, .mhd) names, by its name.
+
+    Returns
+    -------
+    Volume
+        Pixels [C T Y X] in the number type of the file, in LPS order where the file has an orientation.
+
+    Raises
+    ------
+    DamagedFile
+        The bytes are not one whole volume. The message names the file.
     """
     if not data:
         raise DamagedFile(f"{name}: empty file", hint="copy it again from where it came")
@@ -49,7 +66,7 @@ def read_volume(data: bytes, name: str, beside: Beside) -> Volume:
     except SaccadeError:
         raise
     except MemoryError as error:
-        raise DamagedFile(f"{name}: its header asks for more memory than there is") from error
+        raise DamagedFile(f"{name}: its header claims more memory than is available") from error
     except Exception as error:  # readers raise nearly anything on broken bytes
         reason = first_line(error)
         raise DamagedFile(f"{name}: cannot be read ({reason})", hint="open it in a viewer, or copy it again") from error

@@ -1,0 +1,69 @@
+"""Bits per sample and photometric interpretation mean the same in images, stacks and slides."""
+
+import struct
+
+import numpy as np
+import pytest
+import tifffile
+
+from saccade.data.images.decode import decode
+from saccade.data.images.tiff_samples import to_samples
+from saccade.data.open import open_source
+from saccade.data.slides.slide import open_slide
+
+RAMP = np.tile(np.arange(16, dtype=np.uint8).repeat(4), (64, 1))
+WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
+
+
+def packed_tiff(pixels: np.ndarray, bits: int, photometric: int) -> bytes:
+    """A grey TIFF of 2 or 4 bits a sample, as libtiff packs it: the first sample in the highest bits."""
+    rows, columns = pixels.shape
+    per_byte = 8 // bits
+    data = np.zeros((rows, columns // per_byte), np.uint8)
+    for place in range(per_byte):
+        data |= (pixels[:, place::per_byte] << (8 - bits * (place + 1))).astype(np.uint8)
+    values = {256: columns, 257: rows, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: rows, 279: data.size}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return (
+        struct.pack("<2sHI", b"II", 42, 8 + data.size)
+        + data.tobytes()
+        + struct.pack("<H", len(values))
+        + entries
+        + bytes(4)
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_few_bits_span_the_range_of_eight(bits):
+    top = 2**bits - 1
+    stored = (RAMP >> (4 - bits)).astype(np.uint8)
+    expected = stored * (255 // top)
+    assert np.array_equal(decode(packed_tiff(stored, bits, BLACK_IS_ZERO), "a.tif")[0], expected)
+    assert np.array_equal(decode(packed_tiff(top - stored, bits, WHITE_IS_ZERO), "a.tif")[0], expected)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16", "float32"])
+def test_white_is_zero_is_inverted_in_images_stacks_and_slides(tmp_path, kind):
+    stored = np.random.default_rng(0).integers(0, 100, (6, 256, 256)).astype(kind)
+    if kind == "float32":
+        stored /= 100
+        inverted = 1 - stored
+    else:
+        inverted = ~stored
+    options = {"photometric": "miniswhite", "metadata": None}
+    tifffile.imwrite(tmp_path / "image.tif", stored[0], **options)
+    assert np.array_equal(decode((tmp_path / "image.tif").read_bytes(), "image.tif")[0], inverted[0])
+    (tmp_path / "stack").mkdir()
+    tifffile.imwrite(tmp_path / "stack" / "a.tif", stored, **options)
+    assert np.array_equal(open_source(tmp_path / "stack").read(0).pixels[0], inverted)
+    if kind == "uint16":
+        tifffile.imwrite(tmp_path / "slide.tif", stored[0], tile=(64, 64), **options)
+        region = open_slide(tmp_path / "slide.tif").reader.read(0, 0, 0, (256, 256), 0)
+        assert np.array_equal(region.pixels[..., 0], inverted[0])
+
+
+def test_samples_of_12_bits_keep_their_numbers_and_are_inverted_within_them():
+    class Page:
+        photometric, bitspersample, dtype = tifffile.PHOTOMETRIC.MINISWHITE, 12, np.dtype(np.uint16)
+
+    assert to_samples(np.array([0, 4095], np.uint16), Page).tolist() == [4095, 0]
