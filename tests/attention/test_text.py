@@ -286,7 +286,7 @@ def test_the_command_speaks_json(text_model):
     ("words", "said"),
     [
         (["attend"], "MODEL and IMAGE are missing"),
-        (["attend", "--text", ""], "there is no text"),
+        (["attend", "--text", ""], "the text is empty"),
         (["attend", "--text", "a word", "--size", "64"], "--size has no effect with --text"),
         (["attend", "--text", "a word", "--query", "wrod"], "did you mean 'word'"),
         (["attend", "--text", "a word", "--layer", "9"], "-6 to 5"),

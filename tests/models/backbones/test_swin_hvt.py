@@ -296,7 +296,7 @@ def test_pixels_that_do_not_fit():
     for net in (swin, hvt):
         with pytest.raises(ModelError, match=r"shape \(1, 1, 32, 32\)"):
             net(torch.zeros(1, 1, 32, 32))
-    with pytest.raises(ModelError, match=r"patches of 8 px(.|\n)*nearest"):
+    with pytest.raises(ModelError, match=r"patch of 8 px(.|\n)*nearest"):
         hvt(torch.zeros(1, 3, 12, 16))
     with pytest.raises(ModelError, match="patches of 8 px"):
         build("hvt_micro_patch8", size_px=36)

@@ -102,7 +102,7 @@ def test_damaged_foreign_and_newer_folders_are_named(tmp_path):
     with pytest.raises(ModelError, match=r"model.safetensors is not a readable"):
         load_model(folder)
     (folder / "config.json").write_text(json.dumps({"architecture": "vit"}))
-    with pytest.raises(ModelError, match="not saccade's"):
+    with pytest.raises(ModelError, match="was not written by saccade"):
         load_model(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match="no model in"):

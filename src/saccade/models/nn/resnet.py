@@ -1,7 +1,7 @@
 """Residual networks (He et al. 2016, arXiv:1512.03385), named and laid out as in torchvision and timm.
 
 The bottleneck has its stride in the 3x3 convolution, as both libraries do. Two more stems for small tiles,
-where a 7x7 convolution and a pool would leave a single position. For volumes every kernel has a third axis.
+where a 7x7 convolution and a pool would leave one position. For volumes every kernel has a third axis.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class BasicBlock(nn.Module):
         norm = BATCH_NORMS[axes]
         self.conv1, self.bn1 = _conv(inputs, width, 3, axes, stride), norm(width)
         self.conv2, self.bn2 = _conv(width, width, 3, axes), norm(width)
-        self.downsample, self.kept = _shortcut(inputs, width, axes, stride), _every(stride, axes)
+        self.downsample, self.strided = _shortcut(inputs, width, axes, stride), _every(stride, axes)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x[self.kept])
+        residual = x if self.downsample is None else self.downsample(x[self.strided])
         x = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(x)) + residual)
 
@@ -56,10 +56,10 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = _conv(inputs, width, 1, axes), norm(width)
         self.conv2, self.bn2 = _conv(width, width, 3, axes, stride), norm(width)
         self.conv3, self.bn3 = _conv(width, 4 * width, 1, axes), norm(4 * width)
-        self.downsample, self.kept = _shortcut(inputs, 4 * width, axes, stride), _every(stride, axes)
+        self.downsample, self.strided = _shortcut(inputs, 4 * width, axes, stride), _every(stride, axes)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x[self.kept])
+        residual = x if self.downsample is None else self.downsample(x[self.strided])
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(self.bn2(self.conv2(x)))
         return torch.relu(self.bn3(self.conv3(x)) + residual)

@@ -1,8 +1,8 @@
-"""Attention in which a token sees only some others, exact and without ever making the full matrix.
+"""Sparse and local attention, exact, without the full attention matrix.
 
 The patterns and their papers are in ``saccade.models.attention_patterns``. Queries are processed tile by tile together
-with the keys that a tile needs, prefix tokens among them; a mask removes what a single query must not see. Time and
-memory grow with the number of tokens for windows and neighbourhoods, with its 1.5th power for axial attention of a
+with the keys that a tile needs, prefix tokens among them; a mask hides the keys that a single query does not see. Time
+and memory grow with the number of tokens for windows and neighbourhoods, with its 1.5th power for axial attention of a
 square grid.
 """
 
@@ -25,23 +25,23 @@ from saccade.models.nn.positions import Grid, coordinates
 
 
 def visible(pattern: Pattern, grid: Grid, prefix: int, layer: int, rows: Int[Tensor, "R"]) -> Bool[Tensor, "R N"]:
-    """Which of all tokens (prefix first) each of some tokens sees; memory is O(R N)."""
+    """Mask of the keys (prefix tokens first) that some queries see; memory is O(R N)."""
     places = coordinates(grid, rows.device).long()
     count = prefix + len(places)
     if pattern.kind == "full":
         return torch.ones(len(rows), count, dtype=torch.bool, device=rows.device)
     mask = torch.ones(len(rows), count, dtype=torch.bool, device=rows.device)
     patches = rows >= prefix
-    mask[patches, prefix:] = _pairs_seen(pattern, grid, layer, places[rows[patches] - prefix], places)
+    mask[patches, prefix:] = _visible_pairs(pattern, grid, layer, places[rows[patches] - prefix], places)
     return mask
 
 
 def dense_mask(pattern: Pattern, grid: Grid, prefix: int, layer: int) -> Bool[Tensor, "N N"]:
-    """The whole definition as a mask, for tests and small grids."""
+    """The mask of all queries, for tests and small grids."""
     return visible(pattern, grid, prefix, layer, torch.arange(prefix + math.prod(grid)))
 
 
-def _pairs_seen(
+def _visible_pairs(
     pattern: Pattern, grid: Grid, layer: int, queries: Int[Tensor, "R A"], keys: Int[Tensor, "N A"]
 ) -> Bool[Tensor, "R N"]:
     q, k, reach = queries[:, None], keys[None], pattern.reach
@@ -65,16 +65,23 @@ def _pairs_seen(
 class Tiles:
     """One part of a pattern: T tiles of Q queries and K keys.
 
-    queries [T*Q], keys [T*K]   numbers of patches, negative for prefix tokens; short tiles repeat their first token
-    mask    [T Q K], None where every query of a tile sees every key
-    place   [N] where each patch lies among the queries
+    Parameters
+    ----------
+    shape : tuple of int
+        (T, Q, K).
+    queries, keys : Tensor
+        [T*Q] and [T*K], indices of patches, negative for prefix tokens; short tiles repeat their first token.
+    mask : Tensor or None
+        [T Q K], None where every query of a tile sees every key.
+    position : Tensor
+        [N], the position of each patch among the queries.
     """
 
     shape: tuple[int, int, int]
     queries: Int[Tensor, "TQ"]
     keys: Int[Tensor, "TK"]
     mask: Bool[Tensor, "T Q K"] | None
-    place: Int[Tensor, "N"]
+    position: Int[Tensor, "N"]
 
 
 def _padded(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "S L"], Bool[Tensor, "S L"]]:
@@ -85,7 +92,7 @@ def _padded(lists: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "S L"], Bool[Te
 
 
 def _product(axes: Sequence[Tensor], grid: Grid) -> Int[Tensor, "T L"]:
-    """Numbers in the grid, in row-major order, of every combination of the axes' positions [S_a L_a]."""
+    """Row-major indices in the grid of all combinations of positions [S_a L_a] along the axes."""
     product = torch.zeros(1, 1, dtype=torch.long)
     for positions, length in zip(axes, grid):
         combined = product[:, None, :, None] * length + positions[None, :, None, :]
@@ -93,7 +100,7 @@ def _product(axes: Sequence[Tensor], grid: Grid) -> Int[Tensor, "T L"]:
     return product
 
 
-def _both(axes: Sequence[Tensor]) -> Bool[Tensor, "T L"]:
+def _all_valid(axes: Sequence[Tensor]) -> Bool[Tensor, "T L"]:
     valid = torch.ones(1, 1, dtype=torch.bool)
     for real in axes:
         valid = (valid[:, None, :, None] & real[None, :, None, :]).flatten(2).flatten(0, 1)
@@ -103,7 +110,7 @@ def _both(axes: Sequence[Tensor]) -> Bool[Tensor, "T L"]:
 @lru_cache(maxsize=64)
 def tables(pattern: Pattern, grid: Grid, prefix: int, odd_layer: bool, device: torch.device) -> tuple[Tiles, ...]:
     """Every part of a pattern on one grid; each pair of query and key is in exactly one of them."""
-    with torch.inference_mode(False):  # kept for later calls, which may be those of a training
+    with torch.inference_mode(False):  # cached tensors must be usable in training
         return tuple(
             _tiles(pattern, part, grid, 0 if number else prefix, number, device)
             for number, part in enumerate(parts(pattern, grid, int(odd_layer)))
@@ -115,10 +122,10 @@ def _tiles(
 ) -> Tiles:
     cut_queries, cut_keys = ([_padded([s[side] for s in axis]) for axis in part] for side in (0, 1))
     queries, keys = (_product([values for values, _ in cut], grid) for cut in (cut_queries, cut_keys))
-    real_queries, real_keys = (_both([real for _, real in cut]) for cut in (cut_queries, cut_keys))
+    real_queries, real_keys = (_all_valid([real for _, real in cut]) for cut in (cut_queries, cut_keys))
     places = coordinates(grid).long()
     mask = real_keys[:, None] & _in_part(pattern, number, grid, places[queries], places[keys])
-    # A query that only fills up would have no key at all, and its softmax would not be a number.
+    # A query of padding would have no key, and its softmax would be NaN.
     mask = mask | ~real_queries[:, :, None]
     if prefix:
         first = torch.arange(prefix).expand(len(keys), prefix)
@@ -138,7 +145,7 @@ def _tiles(
 def _in_part(
     pattern: Pattern, number: int, grid: Grid, queries: Int[Tensor, "T Q A"], keys: Int[Tensor, "T K A"]
 ) -> Bool[Tensor, "T Q K"]:
-    """Which pairs of a tile count: those the pattern has, without those of an earlier part."""
+    """Mask of the pairs that belong to a part: those of the pattern, without those of an earlier part."""
     q, k = queries[:, :, None], keys[:, None]
     if pattern.kind == "neighbourhood":
         starts = [torch.tensor([nearest_start(i, pattern.reach, n) for i in range(n)]) for n in grid]
@@ -179,15 +186,15 @@ def attend_local(
 
 def _one_part(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, prefix: int) -> Float[Tensor, "BH N Dv"]:
     count, queries, keys = tiles.shape
-    # Tiles take the place of heads: every one has its own mask.
+    # Tiles take the role of heads: each has its own mask.
     tile_queries = q.index_select(1, tiles.queries).unflatten(1, (count, queries))
     seen_k, seen_v = (x.index_select(1, tiles.keys + prefix).unflatten(1, (count, keys)) for x in (k, v))
     mixed = attend(tile_queries, seen_k, seen_v, mask=tiles.mask)
-    return mixed.flatten(1, 2).index_select(1, tiles.place)
+    return mixed.flatten(1, 2).index_select(1, tiles.position)
 
 
 def _several_parts(q: Tensor, k: Tensor, v: Tensor, cut: Sequence[Tiles], prefix: int) -> Float[Tensor, "BH N Dv"]:
-    """The scores of all parts side by side, one softmax over them, and each part's share of the values."""
+    """One softmax over the scores of all parts, then the weighted sum of the values of each part."""
     scores = [_scores(q, k, tiles, prefix) for tiles in cut]
     weights = torch.softmax(torch.cat(scores, dim=-1), dim=-1).to(v.dtype).split([t.shape[2] for t in cut], dim=-1)
     total: Tensor | float = 0.0
@@ -195,7 +202,7 @@ def _several_parts(q: Tensor, k: Tensor, v: Tensor, cut: Sequence[Tiles], prefix
         count, queries, keys = tiles.shape
         tile_values = v.index_select(1, tiles.keys + prefix).unflatten(1, (count, keys))
         tiled = part_weights.index_select(1, tiles.queries).unflatten(1, (count, queries))
-        total = total + (tiled @ tile_values).flatten(1, 2).index_select(1, tiles.place)
+        total = total + (tiled @ tile_values).flatten(1, 2).index_select(1, tiles.position)
     assert isinstance(total, Tensor)
     return total
 
@@ -206,4 +213,4 @@ def _scores(q: Tensor, k: Tensor, tiles: Tiles, prefix: int) -> Float[Tensor, "B
     scores = tile_queries @ k.index_select(1, tiles.keys + prefix).unflatten(1, (count, keys)).transpose(-2, -1)
     if tiles.mask is not None:
         scores = scores.masked_fill(~tiles.mask, float("-inf"))
-    return scores.flatten(1, 2).index_select(1, tiles.place)
+    return scores.flatten(1, 2).index_select(1, tiles.position)

@@ -32,7 +32,7 @@ MLP_RATIO = 4
 
 
 class Windows(NamedTuple):
-    """How windows lie on one map: tokens along each axis of a window, of the shift, and windows along each axis."""
+    """Windows on one map: tokens along each axis of a window, of the shift, and windows along each axis."""
 
     size: tuple[int, int]
     shift: tuple[int, int]
@@ -52,7 +52,7 @@ def lay_windows(grid: tuple[int, int], window: int, *, shifted: bool) -> Windows
 
 
 def _parts(length: int, padded: int, shift: int) -> Tensor:
-    """For every place of a rolled axis: 0, or 1 if it came around from the other end, or 2 if it is padding."""
+    """For every position of a rolled axis: 0, 1 if it wrapped around from the other end, 2 if it is padding."""
     position = torch.arange(padded)
     wrapped = position >= padded - shift
     return torch.where((position + shift) % padded >= length, 2, wrapped.long())
@@ -60,10 +60,10 @@ def _parts(length: int, padded: int, shift: int) -> Tensor:
 
 @functools.lru_cache(maxsize=256)
 def hidden_pairs(grid: tuple[int, int], windows: Windows, device: torch.device) -> Float[Tensor, "W 1 N N"] | None:
-    """Minus infinity where a query may not see a key of its window, else 0; None where all may see all.
+    """Minus infinity where a key of a window is hidden from a query, else 0; None where nothing is hidden.
 
-    Tokens that the roll brought together from both ends of the map do not see each other, and none sees padding.
-    Padding sees padding: a query that sees nothing would be not a number.
+    Tokens from opposite ends of the map do not see each other, and no token sees padding. Padding sees padding: a query
+    without keys would be NaN.
     """
     if windows.padded == grid and not any(windows.shift):
         return None
@@ -93,7 +93,7 @@ def offset_rows(size: tuple[int, int], window: int, device: torch.device) -> Ten
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows, with a learned bias for every offset between two tokens.
 
-    shifted  the windows lie half a window further down and right: the map is rolled under them
+    ``shifted``: windows are moved down and right by half their size; the map is rolled instead.
     """
 
     def __init__(self, dim: int, heads: int, window: int, *, shifted: bool):
@@ -105,7 +105,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def bias(self, size: tuple[int, int]) -> Float[Tensor, "H N N"]:
-        """What is added to the scores inside a window of this size."""
+        """Added to the scores inside a window of this size."""
         table, count = self.relative_position_bias_table, math.prod(size)
         chosen = table[offset_rows(size, self.window, table.device)]
         return chosen.view(count, count, self.heads).permute(2, 0, 1)
@@ -165,7 +165,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Two by two tokens become one of twice the width: the four side by side, a norm, one matrix."""
+    """Two by two tokens become one of twice the width: concatenation, norm, linear layer."""
 
     def __init__(self, dim: int):
         super().__init__()
