@@ -77,6 +77,18 @@ def test_every_verb_reads_the_format_of_a_plugin(environment, tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_help_lists_the_method_of_a_plugin_without_importing_it(environment):
+    code = (
+        "import sys; from typer.testing import CliRunner; import saccade.cli.app\n"
+        "print(CliRunner().invoke(saccade.cli.app.app, ['pretrain', '--help']).output)\n"
+        "assert not {'torch', 'saccade_example_plugin.rotation'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.strip().startswith("rotation "))
+    assert line.endswith("Predict by how many quarter turns an image was rotated (RotNet)")
+
+
 def test_without_the_package_the_format_is_unknown(tmp_path):
     with pytest.raises(saccade.errors.DataError, match="no images found"):
         saccade.open_source(write_images(tmp_path / "images"))

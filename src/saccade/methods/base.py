@@ -131,7 +131,7 @@ class MethodCard:
     defaults
         Settings of other sections that the method needs, by dotted key.
     chance_loss
-        (resolved config, images of a micro-batch) to the loss of a network that guesses.
+        (resolved config, images of a micro-batch) to the loss of a network that guesses; None where it has none.
     failure_modes
         Of this method, besides those of all methods (train/failure_modes.py).
     """
@@ -148,7 +148,7 @@ class MethodCard:
     uses_labels: bool = False
     min_batch: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    chance_loss: Callable[[Any, int], ChanceLoss] | None = None
+    chance_loss: Callable[[Any, int], ChanceLoss | None] | None = None
     failure_modes: tuple[FailureMode, ...] = ()
 
     def config_from(self, values: Mapping[str, Any]) -> Any:

@@ -369,9 +369,10 @@ class Dino(Method):
         }
 
 
-def chance_loss(config: DinoConfig, batch: int) -> ChanceLoss:
+def chance_loss(config: DinoConfig, batch: int) -> ChanceLoss | None:
     """ln K: every prototype is as likely as any other."""
-    assert config.out_dim
+    if not config.out_dim:
+        return None
     return ChanceLoss(f"ln {config.out_dim}", math.log(config.out_dim))
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saccade.errors import UsageError
 from saccade.methods.diagnosis import Diagnosis
 from saccade.reporting.html import (
     Html,
@@ -84,7 +85,7 @@ def illnesses(run: RunFiles) -> list[Diagnosis]:
         return []
     try:
         watch = Doctor(settings_of(run.config, int(number(run.data.get("used", 0)))), [], stop=False)
-    except (KeyError, TypeError, ValueError):  # a file of an older version
+    except (KeyError, TypeError, ValueError, UsageError):  # an older version, or a method that is not installed
         return []
     plain = ({key: number(value) for key, value in line.items()} for line in run.metrics)
     return [one for line in plain for one in watch.look(line)]

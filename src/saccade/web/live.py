@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from saccade.errors import UsageError
 from saccade.methods.diagnosis import Diagnosis, shown
 from saccade.reporting.html import number
 from saccade.reporting.run_files import RunFiles, mapping
@@ -65,7 +66,7 @@ class Watch:
             return
         try:
             settings = settings_of(run.config, int(number(mapping(run.data).get("used", 0))))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, UsageError):
             return
         self._doctor = Doctor(settings, [], stop=False)
 
