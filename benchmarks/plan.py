@@ -63,25 +63,24 @@ LIMITS = {"operations": 0.02, "memory": 0.10, "time": 0.25}
 
 
 def prepared(setting: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Sections as ``plan`` settles them, the workload, the device."""
+    """Settings as ``plan`` resolves them, the workload, the device."""
     import torch
 
     from saccade import runtime
     from saccade.base import config
     from saccade.tasks import plan
     from saccade.train.memory_check import workload
-    from saccade.train.prepare import network_settings
-    from saccade.train.recipes import sections_for
+    from saccade.train.recipes import config_for
 
     torch.set_num_threads(1)
     runtime.keep_freed_memory()
     device = torch.device("cpu")
     given = {"model.backbone": setting["backbone"], "model.size_px": setting["size"], "train.batch": setting["batch"]}
     given |= {"train.precision": setting.get("precision", "fp32"), "train.device": "cpu"} | setting.get("set", {})
-    sections = config.override(sections_for(setting.get("method", "dino"), "microscopy"), given)
-    images, channels, item, sections = plan.looked_at(None, sections, device, setting.get("axes", 2))
-    sections = plan.settled(sections, images, channels, device)
-    return sections, workload(sections, network_settings(sections, channels), device, image_item=item), device
+    run = config.override(config_for(setting.get("method", "dino"), "microscopy"), given)
+    images, channels, item, run = plan.inspect_data(None, run, device, setting.get("axes", 2))
+    run = plan.resolve_assumed(run, images, channels, device)
+    return run, workload(run, device, image_item=item), device
 
 
 def predict(setting: dict[str, Any]) -> dict[str, Any]:
@@ -89,15 +88,15 @@ def predict(setting: dict[str, Any]) -> dict[str, Any]:
     from saccade.cost.step_memory import price
     from saccade.tasks import plan
 
-    sections, load, device = prepared(setting)
+    run, load, device = prepared(setting)
     found = price(load)
-    bare = plan.bare_process(sections, load, device)
-    speed = plan.measured(load, sections, device)
+    bare = plan.bare_process(run, load, device)
+    speed = plan.measured(load, run, device)
     said = {"flops": found.total_flops, "peak": bare + found.peak, "bare": bare, "seconds": speed.seconds}
-    return said | {"counted": count(sections, load, device)}
+    return said | {"counted": count(run, load, device)}
 
 
-def count(sections: Any, load: Any, device: Any) -> float:
+def count(run: Any, load: Any, device: Any) -> float:
     """Of one step; the mean of ten where a method draws the number of patches."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -117,15 +116,15 @@ def count(sections: Any, load: Any, device: Any) -> float:
     }
     steps = 10 if load.method in ("ijepa", "dinov2") else 1
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
-        plan.time_steps(sections, load, device, rounds=steps - 1)
+        plan.time_steps(run, load, device, rounds=steps - 1)
     return counter.get_total_flops() / steps
 
 
 def train(setting: dict[str, Any]) -> dict[str, Any]:
     from saccade.tasks import plan
 
-    sections, load, device = prepared(setting)
-    seconds = plan.time_steps(sections, load, device, rounds=3)
+    run, load, device = prepared(setting)
+    seconds = plan.time_steps(run, load, device, rounds=3)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak": peak * (1 if sys.platform == "darwin" else 1024), "seconds": seconds}
 

@@ -24,7 +24,7 @@ from saccade.methods.base import DatasetFacts
 from saccade.methods.dino import Dino, DinoConfig, resolve_dino
 from saccade.models.backbones.build import build
 from saccade.train.optim import clip_gradients, make_optimizer
-from saccade.train.settings import OptimConfig
+from saccade.train.settings import ResolvedOptim
 
 CPU = torch.device("cpu")
 
@@ -71,7 +71,9 @@ class Ours:
         options = DinoConfig(out_dim=setting.out_dim, head_hidden=HIDDEN, bottleneck=BOTTLENECK)
         config = resolve_dino(options, DatasetFacts(images=100_000, batch=setting.batch, steps=100_000))
         self.method = Dino(student, teacher, config, seed=0)
-        self.optimizer = make_optimizer(self.method, OptimConfig(layer_decay=1.0), CPU)
+        self.optimizer = make_optimizer(
+            self.method, ResolvedOptim(lr=5e-4, warmup_fraction=0.1, layer_decay=1.0, freeze_fraction=0.0), CPU
+        )
         self.precision, self.progress = precision, Progress(1000, 100_000, 1.0, 100.0)
 
     def step(self, views: list[View]) -> float:

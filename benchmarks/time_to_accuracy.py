@@ -38,20 +38,21 @@ from torch.utils.data import DataLoader, Dataset
 import harness
 import peer
 from saccade import api
-from saccade.base.config import Sections, override
+from saccade.base.config import override
 from saccade.base.random import numpy_generator
 from saccade.base.run_folder import read_metrics
 from saccade.data.cache.image_cache import ImageCache, build_cache, input_spec
 from saccade.data.splits import grouped_split
 from saccade.evaluation.knn import knn_scores
 from saccade.features.embed_images import embed_cached
+from saccade.methods.dino import DinoConfig
 from saccade.models.backbones.build import build
 from saccade.models.registry import parse
+from saccade.tasks.plan import resolve_assumed
 from saccade.train import checkpoint
-from saccade.train.data_selection import open_part
-from saccade.train.prepare import default_sections
+from saccade.train.data_selection import open_subset
 from saccade.train.recipes import apply_recipe
-from saccade.train.resolve import resolve, resolve_length
+from saccade.train.run_config import RunConfig, default_config
 
 BATCH, OUT_DIM, EVALUATIONS, ASKED_AND_VOTING = 64, 2048, 12, 4500
 CPU = torch.device("cpu")
@@ -72,18 +73,18 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     return chosen | ({"data.group": options.group} if options.group else {})
 
 
-def sections_of(options: argparse.Namespace) -> Sections:
-    sections = apply_recipe(default_sections("dino"), options.recipe)
-    return override(sections, {"data.source": options.data} | settings_of(options))
+def config_of(options: argparse.Namespace) -> RunConfig:
+    run = apply_recipe(default_config("dino"), options.recipe)
+    return override(run, {"data.source": options.data} | settings_of(options))
 
 
 class Probe:
     """k-NN of a network on a fixed sample of the images, the same for everyone."""
 
     def __init__(self, options: argparse.Namespace):
-        self.sections = sections_of(options)
-        self.cache = build_cache(open_part(self.sections["data"], "").source, cache_px=round(1.5 * options.size))
-        self.spec = input_spec(self.cache, options.size, grey=self.sections["data"].grey)
+        self.run = config_of(options)
+        self.cache = build_cache(open_subset(self.run.data, "").source, cache_px=round(1.5 * options.size))
+        self.spec = input_spec(self.cache, options.size, grey=self.run.data.grey)
         self.chosen = np.sort(numpy_generator(0, "probe").permutation(len(self.cache))[:ASKED_AND_VOTING])
         records = [self.cache.records[int(i)] for i in self.chosen]
         names = sorted({str(r.label) for r in records})
@@ -151,7 +152,7 @@ class Vectors(nn.Module):
         return self.network(x).cls
 
 
-def as_shipped(options: argparse.Namespace, sections: Sections, images: int) -> tuple[peer.LightlyDino, dict[str, Any]]:
+def as_shipped(options: argparse.Namespace, run: RunConfig, images: int) -> tuple[peer.LightlyDino, dict[str, Any]]:
     """lightly's own recipe, and nothing to add to its transform."""
     network = build(options.backbone, channels=3, size_px=options.size, seed=0)
     if parse(options.backbone).capabilities.transformer:
@@ -160,12 +161,12 @@ def as_shipped(options: argparse.Namespace, sections: Sections, images: int) -> 
     return peer.LightlyDino(Vectors(network), network.dim, OUT_DIM, batch_norm=True, optimizer=optimizer), {}
 
 
-def tuned(options: argparse.Namespace, sections: Sections, images: int) -> tuple[peer.LightlyDino, dict[str, Any]]:
+def tuned(options: argparse.Namespace, run: RunConfig, images: int) -> tuple[peer.LightlyDino, dict[str, Any]]:
     """The settings that saccade decides on for this data and a short run, in lightly's words."""
     chosen = {"train.steps": 1000, "data.cache_px": round(1.5 * options.size)}
-    sections = resolve(override(sections, chosen), images=images, channels=3, device=CPU)
-    sections = resolve_length(sections, images)
-    head, views = sections["dino"], sections["views"]
+    resolved = resolve_assumed(override(run, chosen), images, 3, CPU)
+    head, views = resolved.method, resolved.views
+    assert isinstance(head, DinoConfig) and head.out_dim and head.head_hidden and head.bottleneck
     network = build(options.backbone, channels=3, size_px=options.size, seed=0)
     model = peer.LightlyDino(
         Vectors(network),
@@ -174,7 +175,7 @@ def tuned(options: argparse.Namespace, sections: Sections, images: int) -> tuple
         batch_norm=head.head_norm == "batch",
         sizes=(head.head_hidden, head.bottleneck),
         teacher_temp=head.teacher_temp,
-        optimizer=functools.partial(torch.optim.AdamW, lr=sections["optim"].lr, weight_decay=0.04),
+        optimizer=functools.partial(torch.optim.AdamW, lr=resolved.optim.lr, weight_decay=0.04),
     )
     strengths = {"bright": views.brightness, "contrast": views.contrast, "sat": views.saturation, "hue": views.hue}
     others = {
@@ -194,10 +195,10 @@ def train_peer(options: argparse.Namespace) -> Curve:
     """k-NN by seconds of training."""
     torch.manual_seed(0)
     probe = Probe(options)
-    sections, cache, spec = probe.sections, probe.cache, probe.spec
-    views = sections["views"]
+    run, cache, spec = probe.run, probe.cache, probe.spec
+    views = run.views
     scales = {"global_crop_scale": views.global_scale, "local_crop_scale": views.local_scale}
-    model, others = (tuned if options.tuned else as_shipped)(options, sections, len(cache))
+    model, others = (tuned if options.tuned else as_shipped)(options, run, len(cache))
     momentum = 0.996 if parse(options.backbone).capabilities.transformer and not options.tuned else 0.99
     peak = model.optimizer.param_groups[0]["lr"]
     transform = peer.transform(

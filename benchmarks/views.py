@@ -28,7 +28,8 @@ import harness
 from harness import Work
 from peer import transform
 from saccade import runtime
-from saccade.augment.views import ViewsConfig, make_views, resolve_views
+from saccade.augment.settings import ViewsConfig, resolve_views
+from saccade.augment.views import make_views
 from saccade.data.cache.image_cache import batch_indices, build_cache, input_spec
 from saccade.data.open import open_source
 from saccade.data.synthetic.images import TissueSource

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from saccade.augment.views import ViewsConfig, resolve_views
+from saccade.augment.settings import ViewsConfig, resolve_views
 from saccade.errors import UsageError
 
 

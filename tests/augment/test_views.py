@@ -8,7 +8,8 @@ import torchvision.transforms.v2 as v2
 import torchvision.transforms.v2.functional as TF
 
 from saccade.augment import color, geometry, views
-from saccade.augment.views import ViewsConfig, make_views, plain_view, resolve_views
+from saccade.augment.settings import ViewsConfig, resolve_views
+from saccade.augment.views import make_views, plain_view
 from saccade.base.contracts import Batch, InputSpec
 
 SPEC = InputSpec(channels=3, size_px=32, offset=0, scale=255, mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -9,7 +9,8 @@ from scipy import ndimage
 
 from saccade.augment import cubes, scanner, volume_views
 from saccade.augment.cubes import Cubes, Placing
-from saccade.augment.views import ViewsConfig, make_views, plain_view, resolve_views
+from saccade.augment.settings import ViewsConfig, resolve_views
+from saccade.augment.views import make_views, plain_view
 from saccade.base.contracts import Batch, InputSpec
 from saccade.errors import UsageError
 

@@ -71,7 +71,7 @@ def test_a_hierarchy_file_gives_its_levels(write):
     flags = SettingsFlags(write(values))
     request = request_run(None, None, None, None, flags, {"train.seed": 7})
     assert (request.data, request.backbone, request.recipe) == ("slides", "hipt", "stain")
-    assert request.settings["tile.train.steps"] == 3 and request.settings["tile.data.mpp"] == config.Text("0.25")
+    assert request.settings["tile.train.steps"] == 3 and request.settings["tile.data.mpp"] == config.TypedText("0.25")
     assert "region.train.steps" not in request.settings  # this level is given as a MODEL
     shorter = request_run(None, None, None, None, flags, {"train.steps": 2}).settings
     assert shorter["train.steps"] == 2 and not any(key.endswith(".train.steps") for key in shorter)

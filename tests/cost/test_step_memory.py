@@ -27,9 +27,8 @@ from saccade.methods.registry import method_names
 from saccade.models.backbones.build import build
 from saccade.models.registry import configured
 from saccade.tasks import plan
-from saccade.train.memory_check import check, workload
-from saccade.train.prepare import network_settings
-from saccade.train.recipes import sections_for
+from saccade.train.memory_check import check_memory, workload
+from saccade.train.recipes import config_for
 
 CPU = torch.device("cpu")
 CASES = [
@@ -57,10 +56,10 @@ CASES = [
 def settled(method: str = "dino", *, backbone: str = "vit_micro_patch8_w32", size: int = 32, batch: int = 4, **more):
     """Sections as ``plan`` decides them, and the workload."""
     given = {"model.backbone": backbone, "model.size_px": size, "train.batch": batch, "train.device": "cpu"}
-    sections = config.override(sections_for(method, "microscopy"), given | {"train.precision": "fp32"} | more)
-    images, channels, item, sections = plan.looked_at(None, sections, CPU, 2)
-    sections = plan.settled(sections, images, channels, CPU)
-    return sections, workload(sections, network_settings(sections, channels), CPU, image_item=item)
+    run = config.override(config_for(method, "microscopy"), given | {"train.precision": "fp32"} | more)
+    images, channels, item, run = plan.inspect_data(None, run, CPU, 2)
+    run = plan.resolve_assumed(run, images, channels, CPU)
+    return run, workload(run, CPU, image_item=item)
 
 
 # --- against torch -----------------------------------------------------------------------------
@@ -113,7 +112,7 @@ def test_saves_what_autograd_saves(name, batch, size, axes, options, bf16):
     assert saved_on_tape(*case) == pytest.approx(saved_by_torch(*case), rel=0.01)
 
 
-def counted(sections, load, steps=1) -> float:
+def counted(run, load, steps=1) -> float:
     """Operations of a step of the training loop by torch's counter, whose table lacks the CPU's fused attention."""
     aten = torch.ops.aten
     own = {
@@ -123,24 +122,24 @@ def counted(sections, load, steps=1) -> float:
         ),
     }
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
-        plan.time_steps(sections, load, CPU, rounds=steps - 1)
+        plan.time_steps(run, load, CPU, rounds=steps - 1)
     return counter.get_total_flops() / steps
 
 
 @pytest.mark.parametrize("method", method_names())
 def test_operations_of_every_method(method):
-    sections, load = settled(method, size=48)
-    found = counted(sections, load, steps=10 if method in ("ijepa", "dinov2") else 1)
+    run, load = settled(method, size=48)
+    found = counted(run, load, steps=10 if method in ("ijepa", "dinov2") else 1)
     # ijepa draws the size of its blocks anew for every step; ten of them are a rough mean on a grid of 6 x 6.
     close = 0.12 if method == "ijepa" else 0.03 if method == "dinov2" else 0.02
     assert found == pytest.approx(price(load).total_flops, rel=close)
 
 
 def test_checkpointing_counts_what_is_computed_again():
-    sections, load = settled(size=64, **{"train.checkpointing": True, "dino.out_dim": 32})
+    run, load = settled(size=64, **{"train.checkpointing": True, "dino.out_dim": 32})
     plain = price(load.with_(recompute=False))
     assert price(load).total_flops > 1.15 * plain.total_flops
-    assert counted(sections, load) == pytest.approx(price(load).total_flops, rel=0.01)
+    assert counted(run, load) == pytest.approx(price(load).total_flops, rel=0.01)
     assert price(load).peak < 0.8 * plain.peak
 
 
@@ -278,9 +277,9 @@ def test_a_control_group_limits_what_is_available(tmp_path):
 def test_what_cannot_fit_is_refused_with_what_would():
     _, load = settled(backbone="vit_tiny_patch8", size=128, batch=64)
     peak = price(load).peak
-    check(load, CPU, free=peak)
+    check_memory(load, CPU, free=peak)
     with pytest.raises(MemoryShort) as caught:
-        check(load, CPU, free=peak // 2)
+        check_memory(load, CPU, free=peak // 2)
     text = str(caught.value)
     for word in (
         "does not fit",
@@ -292,7 +291,7 @@ def test_what_cannot_fit_is_refused_with_what_would():
     ):
         assert word in text
     with pytest.raises(MemoryShort, match="smaller network"):
-        check(load, CPU, free=2**20)
+        check_memory(load, CPU, free=2**20)
 
 
 def test_pretrain_refuses_before_the_first_step(tmp_path, monkeypatch):

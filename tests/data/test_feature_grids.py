@@ -6,7 +6,8 @@ import torch
 
 from feature_files import STEP, features
 from saccade.api import embed, pretrain, show
-from saccade.augment.views import ViewsConfig, make_views, plain_view, resolve_grid_views
+from saccade.augment.settings import ViewsConfig, resolve_grid_views
+from saccade.augment.views import make_views, plain_view
 from saccade.base import run_folder
 from saccade.base.config import load
 from saccade.base.contracts import InputSpec

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from saccade import runtime
-from saccade.augment.views import ViewsConfig, make_views, resolve_views
+from saccade.augment.settings import ViewsConfig, resolve_views
+from saccade.augment.views import make_views
 from saccade.base.contracts import Batch, Features, InputSpec, Progress, View
 from saccade.methods import dino
 from saccade.methods.base import DatasetFacts

@@ -25,7 +25,7 @@ from saccade.methods.registry import method_names
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import to_timm_state
 from saccade.train import checkpoint, loop
-from saccade.train.checkpoint_selection import Chooser, better, quality
+from saccade.train.checkpoint_selection import CheckpointSelector, better, quality
 from saccade.train.failure_modes import fell_below
 from saccade.train.monitor import LiveProbe
 
@@ -62,7 +62,7 @@ def whole_run(tmp_path_factory) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("method", method_names())
 def test_a_run_that_was_cut_off_goes_on_exactly(method, whole_run, tmp_path, monkeypatch):
-    whole, real = whole_run(method), loop.learn
+    whole, real = whole_run(method), loop.train_step
 
     class Killed(BaseException):
         pass
@@ -72,10 +72,10 @@ def test_a_run_that_was_cut_off_goes_on_exactly(method, whole_run, tmp_path, mon
             raise Killed
         return real(plan, one, optimizer, cache, step)
 
-    monkeypatch.setattr(loop, "learn", dies)
+    monkeypatch.setattr(loop, "train_step", dies)
     with pytest.raises(Killed):
         run(tmp_path / "cut", method, train__precision="fp32")
-    monkeypatch.setattr(loop, "learn", real)
+    monkeypatch.setattr(loop, "train_step", real)
     resume(tmp_path / "cut")
     assert losses(tmp_path / "cut") == losses(whole)
     states = [safetensors.torch.load_file(folder / "model/model.safetensors") for folder in (whole, tmp_path / "cut")]
@@ -307,13 +307,13 @@ def test_the_best_checkpoint_becomes_the_model(tmp_path, monkeypatch):
     figures = {0: (0.55, 40.0), 3: (0.9, 30.0), 6: (0.7, 8.0)}
     monkeypatch.setattr(LiveProbe, "__call__", lambda self, step: dict(zip(("agreement", "rank"), figures[step])))
     kept: dict[int, torch.Tensor] = {}
-    real = Chooser.__call__
+    real = CheckpointSelector.__call__
 
     def noted(self, step):
         kept[step] = self.backbone.state_dict()["conv1.weight"].clone()
         return real(self, step)
 
-    monkeypatch.setattr(Chooser, "__call__", noted)
+    monkeypatch.setattr(CheckpointSelector, "__call__", noted)
     folder = run(tmp_path / "run", "dino", "resnet10_w8")
     chosen = run_folder.read_json(folder / "chosen.json")
     assert chosen["chosen"] == {"step": 3, "agreement": 0.9, "rank": 30.0} and chosen["last"]["step"] == 6

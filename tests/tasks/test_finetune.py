@@ -18,11 +18,12 @@ from saccade.errors import ContaminationError, DataError, ModelError, StorageErr
 from saccade.methods.base import DatasetFacts
 from saccade.methods.supervised import SupervisedConfig, resolve_supervised
 from saccade.reporting.section_classifier import classifier_finding, classifier_section
-from saccade.tasks.finetune import FinetuneOptions, supervised_sections, to_text
+from saccade.tasks.finetune import FinetuneOptions, measure, supervised_config, to_text
 from saccade.train import checkpoint
+from saccade.train import classifier as classifying
 from saccade.train.classifier import load_classifier
 from saccade.train.data_selection import divide, draw_nested
-from saccade.train.resolve import check_sections
+from saccade.train.resolve import check_config
 from saccade.train.settings import DataConfig
 
 DATA = "synthetic:tissue?n=320&size=32&groups=20"
@@ -85,9 +86,9 @@ def test_deeper_images_are_measured_with_the_range_of_the_model(tmp_path, monkey
     settings = SMALL | {"train.steps": 2, "train.batch": 4}
     saccade.finetune(NETWORK, tmp_path, out=tmp_path / "run", settings=settings)
     shown = []
-    look = saccade.classify.whole
-    monkeypatch.setattr(saccade.classify, "whole", lambda cache, spec: shown.append(cache) or look(cache, spec))
-    saccade.tasks.finetune.measure(tmp_path / "run", saccade.api.Quiet())
+    look = classifying.whole
+    monkeypatch.setattr(classifying, "whole", lambda cache, spec: shown.append(cache) or look(cache, spec))
+    measure(tmp_path / "run", saccade.Quiet())
     classifier, (test,) = load_classifier(tmp_path / "run"), shown
     assert len(test) == 8 and (test.offset, test.scale) == (classifier.spec.offset, classifier.spec.scale)
     assert test.offset < 2100 and test.offset + test.scale > 31000
@@ -155,11 +156,11 @@ def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return learn(*args)
 
-    learn = loop.learn
-    monkeypatch.setattr(loop, "learn", broken)
+    learn = loop.train_step
+    monkeypatch.setattr(loop, "train_step", broken)
     with pytest.raises(KeyboardInterrupt):
         saccade.finetune(NETWORK, DATA, out=tmp_path / "b", settings=SMALL)
-    monkeypatch.setattr(loop, "learn", learn)
+    monkeypatch.setattr(loop, "train_step", learn)
     saccade.resume(tmp_path / "b")
     for name in ("loss", "val_loss"):
         one, other = (
@@ -201,9 +202,9 @@ def test_what_cannot_be_trained_is_said(tmp_path, shared_source):
         saccade.finetune(NETWORK, shared_source, out=tmp_path / "a", settings=SMALL)
     with pytest.raises(UsageError, match="did you mean 'strong'"):
         saccade.finetune(NETWORK, DATA, out=tmp_path / "b", options=FinetuneOptions(augment="stron"))
-    sections = supervised_sections("resnet10_w8", FinetuneOptions(), {"data.validation": 0.0, "data.source": DATA})
-    with pytest.raises(UsageError, match="needs images to judge by"):
-        check_sections(sections)
+    run = supervised_config("resnet10_w8", FinetuneOptions(), {"data.validation": 0.0, "data.source": DATA})
+    with pytest.raises(UsageError, match="needs validation images"):
+        check_config(run)
     with pytest.raises(UsageError, match=r"data.validation has no effect on dino"):
         saccade.pretrain(DATA, out=tmp_path / "c", settings={"data.validation": 0.2})
     with pytest.raises(ModelError, match="no classifier in"):
@@ -262,10 +263,10 @@ def test_a_given_val_split_is_what_a_run_judges_by(monkeypatch):
         Cache, "select", lambda self, chosen: Cache([self.records[int(i)] for i in chosen]), raising=False
     )
     items = records({"a": 20, "b": 20}, split=lambda name, i: "val" if i >= 15 else "train")
-    shares = divide(Cache(items), DataConfig(validation=0.3, limit=12), method="supervised", seed=0)
+    shares = divide(Cache(items), DataConfig(validation=0.3, limit=12), labels=True, seed=0)
     assert {r.split for r in shares.train.records} == {"train"} and len(shares.train) == 12
     assert {r.split for r in shares.validation.records} == {"val"} and len(shares.validation) == 10
-    plain = divide(Cache(items), DataConfig(), method="supervised", seed=0)
+    plain = divide(Cache(items), DataConfig(), labels=True, seed=0)
     assert plain.validation is None and len(plain.train) == 40
 
 

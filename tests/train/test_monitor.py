@@ -28,7 +28,7 @@ def probe(groups: dict[str, str], seed: int) -> LiveProbe:
 def test_classes_that_nobody_votes_for_are_not_tested(seed):
     found = probe({"s1": "a", "s2": "b", "s3": "c", "s4": "a", "s5": "b"}, seed)
     voted = set(found.labels[found.train])
-    assert found.labelled and found.without is None and len(voted) > 1
+    assert found.labelled and found.note is None and len(voted) > 1
     assert len(found.test) and set(found.labels[found.test]) <= voted
     groups = np.array([found.cache.records[i].group for i in found.indices])
     assert not set(groups[found.train]) & set(groups[found.test])
@@ -37,4 +37,4 @@ def test_classes_that_nobody_votes_for_are_not_tested(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_two_groups_of_one_class_each_have_no_curve_and_it_is_said(seed):
     found = probe({"s1": "a", "s2": "b"}, seed)
-    assert not found.labelled and "too few classes" in found.without
+    assert not found.labelled and "too few classes" in found.note

@@ -84,7 +84,7 @@ def test_same_seed_same_losses(whole, tmp_path):
 @pytest.mark.parametrize("at", [1, 4, 5, 8, 11])
 def test_killed_anywhere_resumes_bit_for_bit(whole, tmp_path, monkeypatch, at):
     """The process disappears in the middle of step ``at``: nothing is flushed, saved or closed."""
-    real = loop.learn
+    real = loop.train_step
 
     class Killed(BaseException):
         pass
@@ -94,10 +94,10 @@ def test_killed_anywhere_resumes_bit_for_bit(whole, tmp_path, monkeypatch, at):
             raise Killed
         return real(plan, method, optimizer, cache, step)
 
-    monkeypatch.setattr(loop, "learn", dies)
+    monkeypatch.setattr(loop, "train_step", dies)
     with pytest.raises(Killed):
         small_run(tmp_path / "run")
-    monkeypatch.setattr(loop, "learn", real)
+    monkeypatch.setattr(loop, "train_step", real)
     resume(tmp_path / "run")
     assert losses(tmp_path / "run") == losses(whole)
 
@@ -224,7 +224,7 @@ def test_one_step_that_is_not_finite_is_left_out(tmp_path, monkeypatch, backbone
     poison(monkeypatch, 6)
     console = Quiet()
     run = pretrain(DATA, out=tmp_path / "run", backbone=backbone, settings=SMALL | {"train.steps": 12}, console=console)
-    assert any("step 6 was left out" in m and "--replay" in m for m in console.messages)
+    assert any("skipped step 6" in m and "--replay" in m for m in console.messages)
     found = losses(run)
     assert set(found) == set(range(12)) - {6} and np.isfinite(list(found.values())).all()
     state = torch.load(checkpoint.folder_of(run, 12) / checkpoint.FILE, weights_only=True)
@@ -250,17 +250,17 @@ def test_a_second_one_soon_after_stops_with_cause_and_way_back(tmp_path, monkeyp
 def test_a_step_that_was_left_out_is_left_out_again_after_a_crash(tmp_path, monkeypatch):
     """skipped.jsonl knows of it already; that is no second one."""
     poison(monkeypatch, 6)
-    run, real = tmp_path / "run", loop.learn
+    run, real = tmp_path / "run", loop.train_step
 
     def dies(plan, method, optimizer, cache, step):
         if step == 7:
             raise KeyboardInterrupt
         return real(plan, method, optimizer, cache, step)
 
-    monkeypatch.setattr(loop, "learn", dies)
+    monkeypatch.setattr(loop, "train_step", dies)
     with pytest.raises(KeyboardInterrupt):
         small_run(run)
-    monkeypatch.setattr(loop, "learn", real)
+    monkeypatch.setattr(loop, "train_step", real)
     resume(run)
     assert set(losses(run)) == set(range(STEPS)) - {6}
     assert [json.loads(line)["step"] for line in (run / "skipped.jsonl").read_text().splitlines()] == [6]
@@ -407,14 +407,14 @@ def test_a_checkpoint_that_failed_is_not_called_saved(tmp_path, monkeypatch):
         raise StorageError("checkpoint could not be written")
 
     monkeypatch.setattr(checkpoint, "save", full)
-    real = loop.learn
+    real = loop.train_step
 
     def learn(plan, method, optimizer, cache, step):
         if step == 5:
             signal.raise_signal(signal.SIGTERM)
         return real(plan, method, optimizer, cache, step)
 
-    monkeypatch.setattr(loop, "learn", learn)
+    monkeypatch.setattr(loop, "train_step", learn)
     console = Quiet()
     pretrain(DATA, out=tmp_path / "run", backbone=BACKBONE, settings=SMALL, console=console)
     stopped = next(m for m in console.messages if "stopped by SIGTERM" in m)

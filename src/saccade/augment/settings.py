@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from saccade.base.config import resolve_section
 from saccade.errors import UsageError
 
 COLOUR = {"saturation": 0.2, "hue": 0.1, "grey_prob": 0.2, "stain": 0.0}  # DINO's values; stain is ours
@@ -70,6 +70,24 @@ class ViewsConfig:
     """Shift of every channel of a view of a grid, in its standard deviations; grids of vectors only."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResolvedViews(ViewsConfig):
+    """Settings of views without None."""
+
+    local_count: int
+    global_px: int
+    local_px: int
+    zflip: bool
+    saturation: float
+    hue: float
+    grey_prob: float
+    stain: float
+    gamma: float
+    bias_field: float
+    noise: float
+    low_resolution_prob: float
+
+
 ONLY_IMAGES = (
     "global_scale",
     "local_scale",
@@ -94,7 +112,7 @@ def resolve_views(
     local_count: int,
     whole_patches: bool = True,
     axes: int = 2,
-) -> ViewsConfig:
+) -> ResolvedViews:
     """Fill every None. Local crops: DINO's 96 of 224 pixels, rounded up to a multiple of ``patch``.
 
     Settings without effect are zero: those of colour for images without, those of scans for images, and the other way
@@ -116,7 +134,8 @@ def resolve_views(
         if config.aspect not in (USUAL_ASPECT, (1.0, 1.0)):
             raise UsageError("views.aspect has no effect on volumes: views are cubes", hint="leave it out")
         only["aspect"] = (1.0, 1.0)
-    resolved = dataclasses.replace(
+    resolved = resolve_section(
+        ResolvedViews,
         config,
         global_px=global_px,
         local_px=local_px,
@@ -141,7 +160,7 @@ def _where(config: ViewsConfig, defaults: Mapping[str, Any], applicable: bool, k
     return resolved
 
 
-def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -> ViewsConfig:
+def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -> ResolvedViews:
     """Fill every None for grids of ``size_px`` tiles: crops of 14 and 6 of 16 tiles, as in HIPT.
 
     UsageError for settings that only images have, and for values out of range.
@@ -151,7 +170,8 @@ def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -
         value = getattr(config, name)
         if value and value != getattr(usual, name) and np.any(value):
             raise UsageError(f"views.{name} has no effect on grids of vectors", got=value, hint="leave it out")
-    resolved = dataclasses.replace(
+    resolved = resolve_section(
+        ResolvedViews,
         config,
         global_px=config.global_px or max(1, round(size_px * 14 / 16)),
         local_px=config.local_px or max(1, round(size_px * 6 / 16)),
@@ -177,9 +197,8 @@ def resolve_grid_views(config: ViewsConfig, *, size_px: int, local_count: int) -
     return resolved
 
 
-def _check(config: ViewsConfig, patch: int) -> None:
+def _check(config: ResolvedViews, patch: int) -> None:
     """Raise UsageError, with the name of the setting, for values that cannot be meant."""
-    assert config.local_count is not None
     ranges = {
         "global_scale": 0 < config.global_scale[0] <= config.global_scale[1] <= 1,
         "local_scale": 0 < config.local_scale[0] <= config.local_scale[1] <= 1,

@@ -16,11 +16,9 @@ from torch import Tensor
 
 from saccade.augment import color, feature_grids, geometry, volume_views
 from saccade.augment.color import normalise
-from saccade.augment.settings import ViewsConfig, resolve_grid_views, resolve_views
+from saccade.augment.settings import ResolvedViews
 from saccade.base.contracts import Batch, InputSpec, Role, View
 from saccade.base.random import uniforms
-
-__all__ = ["ViewsConfig", "make_views", "normalise", "plain_view", "resolve_grid_views", "resolve_views"]
 
 CHANGE_DRAWS = 15
 CACHE_ELEMENTS = 2**20  # float32 numbers of one role that are worked on at once: 4 MiB
@@ -58,7 +56,7 @@ class _Role:
 
 def make_views(
     batch: Batch,
-    config: ViewsConfig,
+    config: ResolvedViews,
     spec: InputSpec,
     *,
     seed: int,
@@ -104,9 +102,8 @@ def make_views(
     return views_made
 
 
-def _wanted(config: ViewsConfig) -> list[tuple[Role, range, int]]:
+def _wanted(config: ResolvedViews) -> list[tuple[Role, range, int]]:
     """Role, numbers and size of all views, globals first."""
-    assert config.global_px and config.local_px and config.local_count is not None
     return [
         ("global", range(config.global_count), config.global_px),
         ("local", range(config.global_count, config.global_count + config.local_count), config.local_px),
@@ -114,7 +111,7 @@ def _wanted(config: ViewsConfig) -> list[tuple[Role, range, int]]:
 
 
 def _grid_views(
-    batch: Batch, config: ViewsConfig, spec: InputSpec, seed: int, step: int, device: torch.device
+    batch: Batch, config: ResolvedViews, spec: InputSpec, seed: int, step: int, device: torch.device
 ) -> list[View]:
     """Views of grids of vectors: crops of whole tiles (see ``grids``)."""
     what = feature_grids.GridViews(
@@ -146,7 +143,7 @@ def _at_once(roles: list[_Role]) -> int:
     return max(threads, fitting // threads * threads)
 
 
-def _draw_roles(batch: Batch, config: ViewsConfig, seed: int, step: int, device: torch.device) -> list[_Role]:
+def _draw_roles(batch: Batch, config: ResolvedViews, seed: int, step: int, device: torch.device) -> list[_Role]:
     images, channels = batch.pixels.shape[:2]
     roles = []
     for role, numbers, size_px in _wanted(config):
@@ -169,7 +166,7 @@ def _draw(batch: Batch, numbers: range, seed: int, step: int) -> Float[Tensor, "
     return torch.stack(drawn, dim=1).flatten(0, 1)
 
 
-def _geometry(config: ViewsConfig, role: Role) -> geometry.Geometry:
+def _geometry(config: ResolvedViews, role: Role) -> geometry.Geometry:
     return geometry.Geometry(
         scale=config.global_scale if role == "global" else config.local_scale,
         aspect=config.aspect,
@@ -181,10 +178,8 @@ def _geometry(config: ViewsConfig, role: Role) -> geometry.Geometry:
 
 
 def _draw_changes(
-    u: Float[Tensor, "BV U"], config: ViewsConfig, numbers: range, channels: int, size_px: int
+    u: Float[Tensor, "BV U"], config: ResolvedViews, numbers: range, channels: int, size_px: int
 ) -> _Changes:
-    assert config.saturation is not None and config.hue is not None and config.global_px is not None
-    assert config.grey_prob is not None
     # 0: first global view, 1: other global views, 2: local views
     kinds = torch.tensor([0 if n == 0 else 1 if n < config.global_count else 2 for n in numbers])
     kind = kinds.repeat(len(u) // len(numbers))
@@ -204,7 +199,7 @@ def _draw_changes(
     )
 
 
-def _change(x: Float[Tensor, "N C S S"], changes: _Changes, config: ViewsConfig) -> Float[Tensor, "N C S S"]:
+def _change(x: Float[Tensor, "N C S S"], changes: _Changes, config: ResolvedViews) -> Float[Tensor, "N C S S"]:
     """Stain, colour, grey, blur and solarisation; result in 0..1."""
     if config.stain:
         x = color.stain_jitter(x, changes.stain, config.stain)

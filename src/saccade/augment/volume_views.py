@@ -13,7 +13,7 @@ from torch import Tensor
 from saccade.augment.color import factor, normalise
 from saccade.augment.cubes import DRAWS, Cubes, Placing, draw_cubes, sample_cubes, whole_cubes
 from saccade.augment.scanner import FIELDS, Changes, change
-from saccade.augment.settings import ViewsConfig
+from saccade.augment.settings import ResolvedViews
 from saccade.base.contracts import Batch, InputSpec, Role, View
 from saccade.base.random import uniforms
 
@@ -43,10 +43,9 @@ def _one(batch: Batch, index: int, device: torch.device) -> Float[Tensor, "C T Y
 
 
 def make_views(
-    batch: Batch, config: ViewsConfig, spec: InputSpec, *, seed: int, step: int, device: torch.device
+    batch: Batch, config: ResolvedViews, spec: InputSpec, *, seed: int, step: int, device: torch.device
 ) -> list[View]:
     """All views of a batch, globals first: pixels [B C S S S]. config: resolved."""
-    assert config.global_px and config.local_px and config.local_count is not None
     first_local = config.global_count
     roles: list[tuple[Role, range, int]] = [
         ("global", range(first_local), config.global_px),
@@ -62,7 +61,7 @@ def make_views(
 
 def _views_of(
     batch: Batch,
-    config: ViewsConfig,
+    config: ResolvedViews,
     spec: InputSpec,
     role: Role,
     numbers: range,
@@ -93,7 +92,7 @@ def _boxes(cubes: Cubes, spacing_mm: Float[Tensor, "N 3"]) -> Float[Tensor, "N 6
     return torch.cat([cubes.start / spacing_mm, cubes.side[:, None] / spacing_mm], dim=1)
 
 
-def _placing(config: ViewsConfig, role: Role) -> Placing:
+def _placing(config: ResolvedViews, role: Role) -> Placing:
     return Placing(
         scale=config.global_scale if role == "global" else config.local_scale,
         flips=(bool(config.zflip), config.vflip, config.hflip),
@@ -102,9 +101,7 @@ def _placing(config: ViewsConfig, role: Role) -> Placing:
     )
 
 
-def _draw_changes(u: Float[Tensor, "N U"], config: ViewsConfig, numbers: range) -> Changes:
-    assert config.gamma is not None and config.bias_field is not None and config.noise is not None
-    assert config.low_resolution_prob is not None and config.global_px is not None
+def _draw_changes(u: Float[Tensor, "N U"], config: ResolvedViews, numbers: range) -> Changes:
     kinds = torch.tensor([0 if n == 0 else 1 if n < config.global_count else 2 for n in numbers])
     kind = kinds.repeat(len(u) // len(numbers))
     jittered = u[:, 0] < config.jitter_prob

@@ -1,8 +1,8 @@
 """Configuration: frozen dataclasses in named sections, dotted keys, YAML on disk.
 
-A run's configuration is a dict of sections, e.g. ``{"train": TrainConfig, "views": ViewsConfig,
-"dino": DinoConfig}``. ``None`` means "decide from the data"; ``resolve`` functions elsewhere replace
-every None before the first step. An unknown key is an error with a suggestion. No torch here.
+A configuration has sections, e.g. ``data``, ``model`` and ``train`` of a run (train/run_config.py); a key is
+``section.field``. ``None`` means "decide from the data"; ``resolve`` functions elsewhere replace it. An unknown key is
+an error with a suggestion. No torch here.
 """
 
 from __future__ import annotations
@@ -12,23 +12,39 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import yaml
 
 from saccade.base.version_0_1 import with_current_names
 from saccade.errors import UsageError, unknown
 
-Sections = dict[str, Any]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance as Section
+
+S = TypeVar("S", bound="Section")
+R = TypeVar("R", bound="Section")
 
 
-class Text(str):
-    """A value typed by a person after ``key=``: read as YAML, unless the setting is a text itself."""
+class Configuration(Protocol):
+    """Several sections, each a frozen dataclass, by name."""
+
+    @property
+    def sections(self) -> Mapping[str, Section]: ...
+
+    def with_sections(self, sections: Mapping[str, Section]) -> Self: ...
+
+
+C = TypeVar("C", bound=Configuration)
+
+
+class TypedText(str):
+    """A value typed after ``key=`` on the command line: read as YAML, unless the setting is itself a text."""
 
 
 def _coerce(value: Any, annotation: Any, key: str) -> Any:
     """Turn a value into the field's declared type, or say what was expected."""
-    if isinstance(value, Text):
+    if isinstance(value, TypedText):
         value = _read_text(value, annotation, key)
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
@@ -70,7 +86,7 @@ def _coerce(value: Any, annotation: Any, key: str) -> Any:
     raise _wrong(key, value, annotation)
 
 
-def _read_text(value: Text, annotation: Any, key: str) -> Any:
+def _read_text(value: TypedText, annotation: Any, key: str) -> Any:
     if annotation is str or (str in typing.get_args(annotation) and value != "null"):
         return str(value)
     try:
@@ -92,16 +108,30 @@ def _wrong(key: str, value: Any, annotation: Any) -> UsageError:
     )
 
 
-def all_keys(sections: Sections) -> list[str]:
-    """Every dotted key of the sections: ``views.local_count`` and so on."""
-    return [f"{name}.{f.name}" for name, part in sections.items() for f in dataclasses.fields(part)]
+def override(config: C, pairs: Mapping[str, Any] | Iterable[str]) -> C:
+    """A copy of a configuration with ``key=value`` pairs applied.
 
+    Parameters
+    ----------
+    config
+        Several sections, e.g. a ``RunConfig``.
+    pairs
+        Values by key, or texts ``key=value``. A key is ``section.field``, or a field name that only one section has.
 
-def override(sections: Sections, pairs: Mapping[str, Any] | Iterable[str]) -> Sections:
-    """A copy of the sections with ``key=value`` pairs applied.
-
-    A key is ``section.field``, or a bare field name when only one section has it.
+    Raises
+    ------
+    UsageError
+        An unknown key (with the nearest known one), or a value of the wrong type.
     """
+    return config.with_sections(_override(config.sections, pairs))
+
+
+def override_section(name: str, section: S, pairs: Mapping[str, Any] | Iterable[str]) -> S:
+    """As ``override`` for a single section, whose keys are ``name.field`` or ``field``."""
+    return _override({name: section}, pairs)[name]
+
+
+def _override(sections: Mapping[str, S], pairs: Mapping[str, Any] | Iterable[str]) -> dict[str, S]:
     if not isinstance(pairs, Mapping):
         pairs = dict(split_pair(pair) for pair in pairs)
     result = dict(sections)
@@ -113,56 +143,52 @@ def override(sections: Sections, pairs: Mapping[str, Any] | Iterable[str]) -> Se
     return result
 
 
-def split_pair(pair: str) -> tuple[str, Text]:
+def split_pair(pair: str) -> tuple[str, TypedText]:
     """``key=value`` as typed on the command line."""
     key, sign, value = pair.partition("=")
     if not sign:
         raise UsageError("--set takes key=value", got=repr(pair), hint="for example --set views.local_count=4")
-    return key.strip(), Text(value.strip())
+    return key.strip(), TypedText(value.strip())
 
 
-def _locate(sections: Sections, key: str) -> tuple[str, str]:
-    known = all_keys(sections)
-    if key in known:
-        name, _, field = key.partition(".")
-        return name, field
-    hits = [k for k in known if k.split(".", 1)[1] == key]
-    if len(hits) == 1:
-        name, _, field = hits[0].partition(".")
-        return name, field
-    if hits:
-        raise UsageError(f"the key {key!r} is in several sections", expected="one of " + ", ".join(hits))
-    raise unknown("setting", key, known)
+def _keys(sections: Mapping[str, Section]) -> list[str]:
+    return [f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)]
 
 
-def to_dict(sections: Sections) -> dict[str, dict[str, Any]]:
-    """Plain dicts and lists, ready for YAML or JSON."""
-    return {
-        name: {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(part).items()}
-        for name, part in sections.items()
-    }
+def _locate(sections: Mapping[str, Section], key: str) -> tuple[str, str]:
+    """The section and the field of a key."""
+    keys = _keys(sections)
+    matches = [key] if key in keys else [full for full in keys if full.split(".", 1)[1] == key]
+    if len(matches) > 1:
+        raise UsageError(f"the key {key!r} is in several sections", expected="one of " + ", ".join(matches))
+    if not matches:
+        raise unknown("setting", key, keys)
+    name, _, field = matches[0].partition(".")
+    return name, field
 
 
-def from_dict(types_by_section: Mapping[str, type], values: Mapping[str, Mapping[str, Any]]) -> Sections:
-    """The inverse of to_dict; unknown sections and keys are errors."""
-    for name in values:
-        if name not in types_by_section:
-            raise unknown("section", name, types_by_section)
-    sections: Sections = {}
-    for name, kind in types_by_section.items():
-        part = {name: kind()}
-        sections[name] = override(part, {f"{name}.{k}": v for k, v in values.get(name, {}).items()})[name]
-    return sections
+def resolve_section(kind: type[R], section: Section, **decided: Any) -> R:
+    """A section as its resolved type: ``decided`` replaces values of ``section``, and no None may be left."""
+    values = vars(section) | decided
+    undecided = [name for name, value in values.items() if value is None]
+    if undecided:
+        raise UsageError("settings without a value", got=", ".join(undecided), expected=kind.__name__)
+    return kind(**values)
 
 
-def unresolved(sections: Sections) -> list[str]:
-    """Keys that are still None; must be empty before the first step."""
-    return [
-        f"{name}.{f.name}"
-        for name, part in sections.items()
-        for f in dataclasses.fields(part)
-        if getattr(part, f.name) is None
-    ]
+def section_to_dict(section: Section) -> dict[str, Any]:
+    """Plain values and lists, ready for YAML or JSON."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(section).items()}
+
+
+def to_dict(config: Configuration) -> dict[str, dict[str, Any]]:
+    """Every section by name, as ``section_to_dict``."""
+    return {name: section_to_dict(section) for name, section in config.sections.items()}
+
+
+def section_from_dict(name: str, kind: type[S], values: Mapping[str, Any]) -> S:
+    """The inverse of ``section_to_dict``; missing keys have their defaults, unknown ones raise UsageError."""
+    return override_section(name, kind(), {f"{name}.{key}": value for key, value in values.items()})
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

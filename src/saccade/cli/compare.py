@@ -112,7 +112,7 @@ def _study(flags: SettingsFlags, options: dict[str, Any]) -> StudyConfig:
         foreign = sorted(key for key in values if not key.startswith("study."))
         if foreign:
             raise unknown("setting of a study", foreign[0], [f"study.{f.name}" for f in dataclasses.fields(study)])
-        study = config.override({"study": study}, values)["study"]
+        study = config.override_section("study", study, values)
     if "size" in options:
         options["size_px"] = options.pop("size")
     if "steps" in options or "flops" in options:

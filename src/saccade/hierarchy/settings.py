@@ -101,7 +101,7 @@ def share_out(
                 levels[level][key] = value
         else:
             levels["tile"][key] = value
-    hipt: HiptConfig = config.override({NAME: HiptConfig()}, own)[NAME]
+    hipt = config.override_section(NAME, HiptConfig(), own)
     for level in LEVELS:
         found = levels[level] | named[level]
         if any(key in named[level] for key in ("train.steps", "train.epochs", "train.minutes")):
@@ -131,14 +131,14 @@ def _minutes(value: Any) -> float:
 
 def _plain(value: Any) -> Any:
     """As YAML keeps it; what was typed stays text until the level's own settings read it."""
-    if isinstance(value, config.Text):
+    if isinstance(value, config.TypedText):
         return {"typed": str(value)}
     return list(value) if isinstance(value, tuple) else value
 
 
 def settings_of(levels: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of what ``hierarchy.yaml`` keeps of one level."""
-    return {k: config.Text(v["typed"]) if isinstance(v, Mapping) else v for k, v in levels.items()}
+    return {k: config.TypedText(v["typed"]) if isinstance(v, Mapping) else v for k, v in levels.items()}
 
 
 def is_hierarchy(model: str | Path) -> bool:

@@ -37,8 +37,8 @@ from saccade.train import checkpoint
 from saccade.train import pretrain as training
 from saccade.train.diagnose import examine_run
 from saccade.train.loop import Console
-from saccade.train.prepare import absolute_paths
-from saccade.train.recipes import sections_for
+from saccade.train.recipes import config_for
+from saccade.train.run_config import RunConfig, absolute_paths
 from saccade.train.settings import DataConfig
 
 FEWEST_REGIONS, FEW_REGIONS = 4, 100
@@ -169,7 +169,7 @@ def open_tiles(data: str, settings: Mapping[str, Any], told: tuple[float, frozen
     told   see ``Tiling``
     """
     own = {key: value for key, value in settings.items() if key.startswith("data.")} | {"data.source": data}
-    named = dataclasses.asdict(config.override({"data": DataConfig()}, own)["data"])
+    named = dataclasses.asdict(config.override_section("data", DataConfig(), own))
     source: Source = open_data(named, dataclasses.replace(tiling_in(named), assumed_mpp=told))
     if not isinstance(source, SlideTiles):
         raise DataError(f"{data}: a hierarchy is made of slides", expected="a slide, a folder or a table of slides")
@@ -239,7 +239,7 @@ def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console)
         training.resume(folder, console, {})
     else:
         shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off before anything was learned
-        training.start(sections_of(level, wanted, data), folder, console)
+        training.start(config_of(level, wanted, data), folder, console)
     write_report(folder)
     write_report(out)
     if not finished(folder):
@@ -247,12 +247,12 @@ def _level(out: Path, level: Level, wanted: Wanted, data: str, console: Console)
     return folder
 
 
-def sections_of(level: Level, wanted: Wanted, data: str) -> config.Sections:
-    """The settings of a level as a run of its own, on ``data``."""
+def config_of(level: Level, wanted: Wanted, data: str) -> RunConfig:
+    """The settings of a level as a separate run on ``data``."""
     upper = level != "tile"
-    sections = sections_for(wanted.hipt.method if upper else wanted.method, "microscopy" if upper else wanted.recipe)
-    sections = config.override(sections, {"data.source": data} | ({"data.split": "all"} if upper else {}))
-    return absolute_paths(config.override(sections, settings_of(wanted.levels[level])))
+    run = config_for(wanted.hipt.method if upper else wanted.method, "microscopy" if upper else wanted.recipe)
+    run = config.override(run, {"data.source": data} | ({"data.split": "all"} if upper else {}))
+    return absolute_paths(config.override(run, settings_of(wanted.levels[level])))
 
 
 def finished(run: Path) -> bool:

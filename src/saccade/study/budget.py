@@ -19,11 +19,11 @@ from saccade.models.backbones.build import build
 from saccade.study.conditions import ANGLES, drift
 from saccade.study.design import StudyConfig, settings_of
 from saccade.study.images import Images
-from saccade.tasks.finetune import FinetuneOptions, supervised_sections
-from saccade.train.loop import Plan, learn
+from saccade.tasks.finetune import FinetuneOptions, supervised_config
+from saccade.train.loop import Plan, train_step
 from saccade.train.optim import make_optimizer
 from saccade.train.prepare import inherit, make_method
-from saccade.train.resolve import resolve, resolve_length
+from saccade.train.resolve import resolve
 
 STEPS = 8
 
@@ -42,19 +42,22 @@ def price(study: StudyConfig, images: Images, backbone: str) -> dict[str, Any]:
         study, "supervised"
     )
     options = FinetuneOptions(study.augment, recipe=study.recipe)
-    sections = supervised_sections(backbone, options, settings, {})
-    sections = inherit(sections, cache)
-    sections = resolve(sections, images=len(cache), channels=cache.channels, device=device)
-    sections = resolve_length(sections, len(cache), tuple(images.classes))
-    method = make_method(sections, cache.channels, device)
-    optimizer = make_optimizer(method, sections["optim"], device)
+    run = resolve(
+        inherit(supervised_config(backbone, options, settings, {}), cache),
+        images=len(cache),
+        channels=cache.channels,
+        device=device,
+        labels=tuple(images.classes),
+    )
+    method = make_method(run, device)
+    optimizer = make_optimizer(method, run.optim, device)
     spec = input_spec(cache, study.size_px, grey=study.grey)
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(Path(folder), sections["train"], sections["optim"], sections["views"], spec, device)
+        plan = Plan(Path(folder), run.train, run.optim, run.views, spec, device)
         for step in range(STEPS):
             start = time.perf_counter()
-            learn(plan, method, optimizer, cache, step)
+            train_step(plan, method, optimizer, cache, step)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)

@@ -155,9 +155,9 @@ def write_settings(out: Path, study: StudyConfig) -> None:
         if out.exists() and (not out.is_dir() or not all(map(is_lock, out.iterdir()))):
             raise UsageError("--out is neither empty nor the folder of a study", got=out, hint="choose a new folder")
         make_folder(out)
-        write_text(path, config.to_yaml(config.to_dict({"study": study})))
+        write_text(path, config.to_yaml({"study": config.section_to_dict(study)}))
         return
-    stored = config.from_dict({"study": StudyConfig}, config.load(path))["study"]
+    stored = read_settings(out)
     differ = [f.name for f in dataclasses.fields(study) if getattr(stored, f.name) != getattr(study, f.name)]
     if differ:
         raise UsageError(
@@ -169,7 +169,7 @@ def write_settings(out: Path, study: StudyConfig) -> None:
 
 
 def read_settings(out: Path) -> StudyConfig:
-    return config.from_dict({"study": StudyConfig}, config.load(out / "study.yaml"))["study"]
+    return config.section_from_dict("study", StudyConfig, config.load(out / "study.yaml")["study"])
 
 
 def find_trials(out: Path) -> list[Trial]:

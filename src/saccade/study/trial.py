@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from saccade import runtime
-from saccade.base import config, run_folder
-from saccade.base.config import Sections
+from saccade.base import run_folder
+from saccade.base.config import override
 from saccade.base.contracts import InputSpec
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import TrainingError
@@ -29,13 +29,13 @@ from saccade.models.backbones.weights import load_model
 from saccade.study.conditions import ANGLES, conditions_of, drift, under
 from saccade.study.design import StudyConfig, Trial, settings_of, training_steps
 from saccade.study.images import Images
-from saccade.tasks.finetune import FinetuneOptions, supervised_sections
+from saccade.tasks.finetune import FinetuneOptions, supervised_config
 from saccade.train import pretrain as training
 from saccade.train.classifier import load_classifier
-from saccade.train.data_selection import Opened, divide
+from saccade.train.data_selection import LoadedData, divide
 from saccade.train.loop import Quiet
-from saccade.train.prepare import default_sections
 from saccade.train.recipes import apply_recipe
+from saccade.train.run_config import RunConfig, default_config
 
 K = 20
 STEADY = {"optim.weight_decay": 0.05, "optim.weight_decay_end": 0.05}
@@ -74,12 +74,12 @@ class TrialRun:
             "train.keep": 1,
         } | settings_of(study, "dino" if regime == "dino" else "supervised")
 
-    def train(self, sections: Sections, name: str) -> Path:
+    def train(self, config: RunConfig, name: str) -> Path:
         run = self.folder / name
-        opened = Opened(self.images.name, len(self.images.train), [], self.images.train)
-        training.start(sections, run, Quiet(), opened)
+        loaded = LoadedData(self.images.name, len(self.images.train), [], self.images.train)
+        training.start(config, run, Quiet(), loaded)
         last_step = int(run_folder.read_json(run / "model" / "config.json")["about"]["step"])
-        if last_step != sections["train"].steps:
+        if last_step != config.train.steps:
             raise TrainingError(
                 "the training was interrupted", got=f"step {last_step}", hint="run saccade compare again"
             )
@@ -94,7 +94,7 @@ class TrialRun:
         if weights is not None:
             settings["model.weights"] = str(weights)
         options = FinetuneOptions(augment, recipe=self.study.recipe)
-        run = self.train(supervised_sections(self.trial.backbone, options, settings, STEADY), name)
+        run = self.train(supervised_config(self.trial.backbone, options, settings, STEADY), name)
         classifier = load_classifier(run)
         network = classifier.network.to(self.device)
         logits = self.under_conditions(network, network.classify, classifier.spec)
@@ -108,17 +108,17 @@ class TrialRun:
             scores[condition] = answers_to(view, network, output, indices, device=self.device, precision=self.precision)
         return scores
 
-    def dino(self) -> tuple[Path, Sections]:
-        sections = apply_recipe(default_sections("dino"), self.study.dino_recipe)
-        sections = config.override(sections, {"model.backbone": self.trial.backbone} | self.settings("dino"))
-        return self.train(sections, "dino"), sections
+    def dino(self) -> tuple[Path, RunConfig]:
+        config = apply_recipe(default_config("dino"), self.study.dino_recipe)
+        config = override(config, {"model.backbone": self.trial.backbone} | self.settings("dino"))
+        return self.train(config, "dino"), config
 
-    def probes(self, run: Path, sections: Sections) -> dict[str, Scores]:
+    def probes(self, run: Path, config: RunConfig) -> dict[str, Scores]:
         """k-NN and logistic regression on frozen features, with the labels of the pretraining images."""
         loaded = load_model(run)
         network = loaded.backbone.to(self.device)
         labelled: ImageCache = divide(
-            self.images.train, sections["data"], method="dino", seed=self.trial.seed
+            self.images.train, config.data, labels=False, seed=self.trial.seed
         ).train.numbered(self.images.classes)
         indices = np.arange(len(labelled))
         train = embed_cached(network, labelled, indices, loaded.spec, device=self.device, precision=self.precision)
@@ -164,8 +164,8 @@ def run_trial(out: Path, study: StudyConfig, images: Images, trial: Trial, *, wi
     shutil.rmtree(work.folder, ignore_errors=True)
     work.folder.mkdir(parents=True)
     if trial.regime == "dino":
-        run, sections = work.dino()
-        series = work.probes(run, sections)
+        run, config = work.dino()
+        series = work.probes(run, config)
         series["dino-finetuned"], _ = work.supervised(study.augment, "finetuned", weights=run)
     else:
         augment = "none" if trial.regime == "supervised" else study.augment

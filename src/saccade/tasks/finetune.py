@@ -30,10 +30,10 @@ from saccade.evaluation.small_samples import FEW_UNITS, few_words, mark
 from saccade.models.backbones.weights import load_model
 from saccade.train import pretrain as training
 from saccade.train.classifier import Classifier, load_classifier
-from saccade.train.data_selection import hash_of, labels_in, open_all, part_of
+from saccade.train.data_selection import hash_of, labels_in, open_all, subset_of
 from saccade.train.loop import Console
-from saccade.train.prepare import absolute_paths, default_sections, section_types
 from saccade.train.recipes import apply_recipe
+from saccade.train.run_config import RunConfig, absolute_paths, default_config, load_config
 from saccade.train.settings import DataConfig
 
 Augment = Literal["none", "weak", "strong"]
@@ -88,16 +88,16 @@ class FinetuneOptions:
     allow_overlap: bool = False
 
 
-def supervised_sections(
+def supervised_config(
     backbone: str, options: FinetuneOptions, settings: Mapping[str, Any], usual: Mapping[str, Any] = USUAL
-) -> config.Sections:
-    """Every section of a supervised run; UsageError for an unknown strength of augmentation."""
+) -> RunConfig:
+    """The settings of a supervised run; UsageError for an unknown strength of augmentation."""
     if options.augment not in get_args(Augment):
         raise unknown("strength of augmentation", options.augment, get_args(Augment))
-    sections = apply_recipe(default_sections("supervised"), options.recipe)
-    sections = config.override(sections, AUGMENT[options.augment] | dict(usual))
-    sections = config.override(sections, {"model.backbone": backbone, "supervised.frozen": options.frozen})
-    return config.override(sections, settings)
+    run = apply_recipe(default_config("supervised"), options.recipe)
+    run = config.override(run, AUGMENT[options.augment] | dict(usual))
+    run = config.override(run, {"model.backbone": backbone, "supervised.frozen": options.frozen})
+    return config.override(run, settings)
 
 
 def named_model(model: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,15 +121,15 @@ def finetune(
     settings   dotted keys, ``data.source`` among them
     """
     settings = named_model(model, settings) | dict(settings)
-    sections = absolute_paths(supervised_sections(str(settings["model.backbone"]), options, settings))
-    if sections["supervised"].frozen and not sections["model"].weights:
+    run = absolute_paths(supervised_config(str(settings["model.backbone"]), options, settings))
+    if run.frozen and not run.model.weights:
         raise UsageError("a frozen backbone with random weights learns nothing", hint="name a trained MODEL")
-    if not sections["data"].validation:
-        sections = config.override(sections, {"train.patience": 0})
+    if not run.data.validation:
+        run = config.override(run, {"train.patience": 0})
     check_writable(out)  # the images are all read next
     with training.lock_run(out):
-        _guard_before(sections["data"], sections["model"].weights, options.allow_overlap)
-        training.begin(sections, out, console)
+        _guard_before(run.data, run.model.weights, options.allow_overlap)
+        training.begin(run, out, console)
         return measure(out, console, allow=options.allow_overlap)
 
 
@@ -145,7 +145,7 @@ def _guard_before(data: DataConfig, weights: str, allow: bool) -> None:
     source = open_all(data, weights)
     if not labels_in(source):
         return  # said by what looks for classes
-    part = part_of(source, data)
+    part = subset_of(source, data)
     parts, hashes = _parts(source, set(part.held_out))
     refuse_shared(source.records, hashes, parts.train.tolist(), parts.test.tolist(), allow=allow)
     learned = {record.id for record in part.source.records}
@@ -179,9 +179,8 @@ def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, An
 
     Raises ContaminationError where the run has learned from images of the test part, unless ``allow`` marks that.
     """
-    values = config.load(run / "config.yaml")
-    sections = config.from_dict(section_types("supervised"), values)
-    data, record = sections["data"], run_folder.read_json(run / "data.json")
+    settings = load_config(run)
+    data, record = settings.data, run_folder.read_json(run / "data.json")
     if data.split == "all":
         console.say("the run learned from all images (data.split=all): there is no test part to measure on")
         return {}
@@ -193,14 +192,14 @@ def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, An
     test = select(source, parts.test.tolist())
     cache = build_cache(
         test,
-        cache_px=sections["model"].size_px,
+        cache_px=settings.model.size_px,
         channels=classifier.spec.channels,
         max_bad=data.max_bad,
         intensity=intensity_of(classifier.spec),
         size_mm=classifier.spec.size_mm,
     )
-    device = runtime.pick_device(sections["train"].device)
-    scores = classifier.scores(cache, np.arange(len(cache)), device, str(sections["train"].precision))
+    device = runtime.pick_device(settings.train.device)
+    scores = classifier.scores(cache, np.arange(len(cache)), device, settings.train.precision)
     found = score_report(scores, [str(r.label) for r in cache.records], [r.group for r in cache.records], classifier)
     found["protocol"] = {"split": parts.text, "overlap": overlap, "text": _text(found, parts, overlap)}
     run_folder.write_json(run / "classifier.json", found)

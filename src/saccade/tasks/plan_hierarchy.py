@@ -19,7 +19,7 @@ from saccade.data.feature_grids import cut_blocks
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import UsageError
 from saccade.hierarchy.settings import HiptConfig, Level, Wanted, settings_of, share_out
-from saccade.hierarchy.train_levels import FEWEST_REGIONS, FEWEST_SLIDES, count_regions, open_tiles, sections_of
+from saccade.hierarchy.train_levels import FEWEST_REGIONS, FEWEST_SLIDES, config_of, count_regions, open_tiles
 from saccade.models.backbones.weights import load_model
 from saccade.tasks import plan
 from saccade.tasks.plan import PlanOptions
@@ -82,10 +82,10 @@ def plan_hierarchy(
     regions, slides = count_regions(tiles, side, hipt.least), len(tiles.entries)
     found: dict[Level, Planned] = {}
     if not hipt.tile:
-        sections = config.override(sections_of("tile", wanted, wanted.data), {"data.split": "all"})
-        device = runtime.pick_device(sections["train"].device)
-        images, channels, item, sections = plan.looked_at(wanted.data, sections, device, 2)
-        found["tile"] = plan.priced(sections, images, channels, item, options)
+        run = config.override(config_of("tile", wanted, wanted.data), {"data.split": "all"})
+        device = runtime.pick_device(run.train.device)
+        images, channels, item, run = plan.inspect_data(wanted.data, run, device, 2)
+        found["tile"] = plan.priced(run, images, channels, item, options)
         network = found["tile"].load.network
     else:
         network = load_model(hipt.tile).backbone.settings
@@ -102,10 +102,10 @@ def plan_hierarchy(
 
 def _upper(level: Level, wanted: Wanted, count: int, channels: int, side: int, options: PlanOptions) -> Planned:
     """The price of a level over grids of vectors, ``side`` of them across."""
-    sections = sections_of(level, wanted, "")
-    device = runtime.pick_device(sections["train"].device)
-    sections = plan.of_side(sections, side, device, 2)
-    return plan.priced(sections, count, channels, FLOAT, dataclasses.replace(options, axes=2))
+    run = config_of(level, wanted, "")
+    device = runtime.pick_device(run.train.device)
+    run = plan.of_side(run, side, device, 2)
+    return plan.priced(run, count, channels, FLOAT, dataclasses.replace(options, axes=2))
 
 
 def _typical_side(tiles: SlideTiles, side: int, hipt: HiptConfig) -> int:

@@ -18,8 +18,8 @@ from saccade.reporting.write import write_report
 from saccade.tasks import finetune as finetuning
 from saccade.train import pretrain as training
 from saccade.train.loop import Console, Quiet
-from saccade.train.prepare import absolute_paths
-from saccade.train.recipes import sections_for
+from saccade.train.recipes import config_for
+from saccade.train.run_config import absolute_paths
 
 
 def pretrain(
@@ -81,9 +81,9 @@ def pretrain(
     explicit = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
     if weights := str(explicit.pop("model.weights", "")):
         explicit = finetuning.named_model(weights, explicit) | explicit
-    sections = config.override(sections_for(method, recipe), {"data.source": str(absolute(data))})
-    sections = absolute_paths(config.override(sections, explicit))
-    return write_report_once(training.start(sections, Path(out), console))
+    run_config = config.override(config_for(method, recipe), {"data.source": str(absolute(data))})
+    run_config = absolute_paths(config.override(run_config, explicit))
+    return write_report_once(training.start(run_config, Path(out), console))
 
 
 def resume(

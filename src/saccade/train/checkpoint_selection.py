@@ -15,7 +15,7 @@ from saccade.errors import StorageError
 from saccade.methods.base import Method
 from saccade.train import checkpoint
 from saccade.train.failure_modes import fell_below
-from saccade.train.loop import Judge, Plan
+from saccade.train.loop import Evaluator, Plan
 from saccade.train.monitor import EXAMINED
 
 RULE = (
@@ -33,36 +33,41 @@ def quality(figures: Mapping[str, float]) -> float:
     return max(0.0, 2 * figures["agreement"] - 1) * math.log(max(1.0, figures["rank"]))
 
 
-def better(one: Mapping[str, float], other: Mapping[str, float], images: int) -> bool:
-    """Whether one has a higher quality than the other by more than two standard errors of its agreement."""
-    p = one["agreement"]
-    noise = 4 * math.sqrt(p * (1 - p) / min(EXAMINED, images)) * math.log(max(1.0, one["rank"]))
-    return quality(one) > quality(other) + noise
+def better(figures: Mapping[str, float], other: Mapping[str, float], images: int) -> bool:
+    """Whether the quality is higher than the other's by more than two standard errors of the agreement."""
+    p = figures["agreement"]
+    noise = 4 * math.sqrt(p * (1 - p) / min(EXAMINED, images)) * math.log(max(1.0, figures["rank"]))
+    return quality(figures) > quality(other) + noise
 
 
-class Chooser:
-    """Measures with the live probe, and keeps the best backbone of a run in ``checkpoints/best``.
+class CheckpointSelector:
+    """Measures with the live probe, and saves the best backbone of a run in ``checkpoints/best``.
 
-    start    the step the run goes on from; what was kept later than that is forgotten
-    images   that are learned from
-    In runs that start from weights, steps with worse features than at the start are not chosen; in others, random
-    weights and what is nearly that are not.
+    In runs that start from weights, steps with worse features than at the start are not selected; in others, the first
+    fifth of the run is not.
+
+    Parameters
+    ----------
+    start
+        The step the run continues from; a best state saved after it is ignored.
+    images
+        Number of images the run learns from.
     """
 
-    finished: str | None = None
+    stop_reason: str | None = None
 
     def __init__(
-        self, probe: Judge, method: Method, plan: Plan, start: int, *, images: int, say: Callable[[str], None]
+        self, probe: Evaluator, method: Method, plan: Plan, start: int, *, images: int, say: Callable[[str], None]
     ):
         self.probe, self.backbone, self.plan, self.images, self.say = probe, method.backbone, plan, images, say
-        found = checkpoint.load_named(plan.run, checkpoint.BEST) if start else None
-        best, first = (None, None) if found is None else (dict(found["figures"]), dict(found["first"]))
+        saved = checkpoint.load_named(plan.run, checkpoint.BEST) if start else None
+        best, first = (None, None) if saved is None else (dict(saved["figures"]), dict(saved["first"]))
         self.best: dict[str, float] | None = best if best and best["step"] <= start else None
         self.first: dict[str, float] | None = first if first and first["step"] <= start else None
         self.last: dict[str, float] | None = None
 
     def __call__(self, step: int) -> dict[str, float]:
-        """The figures of a step; the backbone is kept where it is the best so far."""
+        """The figures of a step; the backbone is saved where it is the best so far."""
         figures = self.probe(step)
         self.last = {"step": step, **figures}
         self.first = self.first or self.last
@@ -78,13 +83,13 @@ class Chooser:
         return figures
 
     def _allowed(self, figures: Mapping[str, float]) -> bool:
-        """Whether this step may become the model: learned, or where it began with weights, not worse than they."""
+        """Whether this step may become the model."""
         if not self.plan.pretrained:
-            return figures["step"] >= EARLY * (self.plan.train.steps or 0)
+            return figures["step"] >= EARLY * self.plan.train.steps
         return self.first is None or fell_below(self.first, figures, self.images) is None
 
-    def take(self) -> dict[str, Any] | None:
-        """Put the chosen weights into the backbone; the figures of the chosen and of the last step.
+    def restore_best(self) -> dict[str, Any] | None:
+        """Load the selected weights into the backbone. Returns the figures of the selected and of the last step.
 
         None where nothing was measured.
         """
@@ -92,8 +97,8 @@ class Chooser:
             return None
         chosen = self.last
         if self.best is not None and (not self._allowed(self.last) or better(self.best, self.last, self.images)):
-            found = checkpoint.load_named(self.plan.run, checkpoint.BEST)
-            if found is not None:
-                chosen = dict(found["figures"])
-                self.backbone.load_state_dict(found["backbone"])
+            saved = checkpoint.load_named(self.plan.run, checkpoint.BEST)
+            if saved is not None:
+                chosen = dict(saved["figures"])
+                self.backbone.load_state_dict(saved["backbone"])
         return {"chosen": chosen, "last": self.last, "rule": RULE}

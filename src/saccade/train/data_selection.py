@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from saccade.base import run_folder
-from saccade.base.config import Sections
 from saccade.base.contracts import Record, Source
 from saccade.base.random import numpy_generator
 from saccade.data.cache.image_cache import ImageCache, with_statistics
@@ -23,11 +22,12 @@ from saccade.data.volumes.intensity import decide_intensity, make_intensity
 from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.evaluation.contamination import seen_in_pretraining
 from saccade.features.embed_slides import as_trained
+from saccade.train.run_config import ResolvedRun
 from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class DataSubset:
     """The images a run may learn from, and the ids of those that were drawn as test part and left out."""
 
     source: Source
@@ -35,7 +35,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class LoadedData:
     """A part, decoded. ``name`` and ``images``: of the source, damaged files included.
 
     slides   the slides it is cut from and the numbers of those with tiles in it; None for other images
@@ -49,7 +49,7 @@ class Opened:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shares:
+class TrainValSplit:
     """What a run learns from, and what it judges itself by (None: nothing was kept apart for that)."""
 
     train: ImageCache
@@ -72,12 +72,12 @@ def open_all(data: DataConfig, weights: str) -> Source:
     return open_data(named, as_trained(weights, tiling_in(named)) if weights and data.tile_px != 0 else None)
 
 
-def open_part(data: DataConfig, weights: str) -> Part:
-    """The source a run names, limited to its part; see ``open_all`` and ``part_of``."""
-    return part_of(open_all(data, weights), data)
+def open_subset(data: DataConfig, weights: str) -> DataSubset:
+    """The source a run names, limited to its part; see ``open_all`` and ``subset_of``."""
+    return subset_of(open_all(data, weights), data)
 
 
-def part_of(source: Source, data: DataConfig) -> Part:
+def subset_of(source: Source, data: DataConfig) -> DataSubset:
     """What a run learns from.
 
     By default that is everything but the test part: the one the data bring, or, where labels but no test part with
@@ -85,9 +85,9 @@ def part_of(source: Source, data: DataConfig) -> Part:
     """
     records = source.records
     if data.split == "all":
-        return Part(source, [])
+        return DataSubset(source, [])
     if data.split not in (None, ALL_BUT_TEST):
-        return Part(with_split(source, [data.split]), [])
+        return DataSubset(with_split(source, [data.split]), [])
     test = given_test(records)
     left_out = {i for i, record in enumerate(records) if test is not None and record.split == test}
     drawn: set[int] = set()
@@ -95,10 +95,10 @@ def part_of(source: Source, data: DataConfig) -> Part:
         drawn = set(draw_test(records, [hash_of(source, i) for i in range(len(source))], seed=0))
     kept = [i for i in range(len(records)) if i not in left_out | drawn]
     held_out = [records[i].id for i in sorted(drawn)]
-    return Part(select(source, kept), held_out) if len(kept) < len(records) else Part(source, held_out)
+    return DataSubset(select(source, kept), held_out) if len(kept) < len(records) else DataSubset(source, held_out)
 
 
-def settle_tiles(data: DataConfig, source: Source) -> DataConfig:
+def resolve_tiles(data: DataConfig, source: Source) -> DataConfig:
     """The data settings with how slides were cut. Raises UsageError for settings without effect."""
     found = tiles_in(source)
     if found is not None:
@@ -116,7 +116,7 @@ def slides_of(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
     return None if found is None else (found[0], np.unique(found[0].slide_of[found[1]]))
 
 
-def settle_intensity(data: DataConfig, source: Source) -> DataConfig:
+def resolve_intensity(data: DataConfig, source: Source) -> DataConfig:
     """The data settings with what volumes are brought to 0..1 by. Raises UsageError for settings without effect."""
     if source.axes == 2:
         for name in ("intensity", "window", "size_mm"):
@@ -147,11 +147,11 @@ def draw_nested(records: Sequence[Record], candidates: np.ndarray, count: int, s
     return np.sort(order[np.argsort(keys, kind="stable")[:count]])
 
 
-def divide(cache: ImageCache, data: DataConfig, *, method: str, seed: int) -> Shares:
+def divide(cache: ImageCache, data: DataConfig, *, labels: bool, seed: int) -> TrainValSplit:
     """Labelled images only where the method needs labels; validation images apart; then ``data.limit`` of the rest."""
     records = cache.records
     chosen = np.arange(len(cache))
-    if method == "supervised":
+    if labels:
         chosen = np.array([i for i in chosen if records[int(i)].label is not None], np.int64)
         if len({records[int(i)].label for i in chosen}) < 2:
             raise DataError(
@@ -171,7 +171,7 @@ def divide(cache: ImageCache, data: DataConfig, *, method: str, seed: int) -> Sh
         chosen = draw_nested(records, chosen, data.limit, data.limit_seed)
     # What a run is judged by must not set the statistics its input is normalised with.
     train = cache if len(chosen) == len(cache) else with_statistics(cache.select(chosen))
-    return Shares(train, cache.select(validation) if len(validation) else None)
+    return TrainValSplit(train, cache.select(validation) if len(validation) else None)
 
 
 def labels_in(source: Source) -> bool:
@@ -186,7 +186,7 @@ def hash_of(source: Source, index: int) -> str | None:
         return None
 
 
-def files_of(shares: Shares) -> list[dict[str, str | None]]:
+def files_of(shares: TrainValSplit) -> list[dict[str, str | None]]:
     """Id, hash and group of every image a run has seen; of tiles, those of their slides, each once."""
     found: dict[str, dict[str, str | None]] = {}
     for part in (shares.train, shares.validation):
@@ -198,22 +198,22 @@ def files_of(shares: Shares) -> list[dict[str, str | None]]:
     return list(found.values())
 
 
-def describe_data(opened: Opened, shares: Shares, sections: Sections) -> dict[str, Any]:
+def describe_data(loaded: LoadedData, split: TrainValSplit, run: ResolvedRun) -> dict[str, Any]:
     """data.json: what was learned from, with the hashes and groups the contamination guard needs."""
-    weights, cache = sections["model"].weights, shares.train
-    records = shares.everything()[0]
-    files = files_of(shares)
+    weights, cache = run.model.weights, split.train
+    records = split.everything()[0]
+    files = files_of(split)
     by_hash: dict[str | None, list[str]] = {}
     for file in files:
         by_hash.setdefault(file["sha256"], []).append(str(file["id"]))
-    labels = Counter(record.label for record in records if record.label is not None)
+    label_counts = Counter(record.label for record in records if record.label is not None)
     return {
-        "source": opened.name,
-        "images": opened.images,
+        "source": loaded.name,
+        "images": loaded.images,
         "used": len(records),
-        "validation": 0 if shares.validation is None else len(shares.validation),
-        "split": sections["data"].split,
-        "held_out": opened.held_out,
+        "validation": 0 if split.validation is None else len(split.validation),
+        "split": run.data.split,
+        "held_out": loaded.held_out,
         "channels": cache.channels,
         "dtype": str(cache.flat.dtype),
         "intensity": cache.intensity.text() if cache.intensity else None,
@@ -222,7 +222,7 @@ def describe_data(opened: Opened, shares: Shares, sections: Sections) -> dict[st
             "min": [int(v) for v in cache.original_px.min(axis=0)],
             "max": [int(v) for v in cache.original_px.max(axis=0)],
         },
-        "labels": dict(sorted(labels.items())),
+        "labels": dict(sorted(label_counts.items())),
         "groups": len({record.group for record in records if record.group is not None}),
         "duplicates": [ids for ids in by_hash.values() if len(ids) > 1],
         "damaged": [{"id": name, "reason": reason} for name, reason in cache.damaged],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from saccade.base import config, run_folder
 from saccade.methods.diagnosis import Diagnosis, FailureMode, Line, Settings
@@ -35,7 +36,7 @@ def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:
     first = next((line for line in lines if "rank" in line), None)
     lines = lines[-MEMORY:]
     worse = worse_than_start(first, lines, settings)
-    told = [worse] if worse is not None else []
+    diagnoses = [worse] if worse is not None else []
     hold = max(3.0, min(HOLD, 0.2 * settings.steps))
     begin = settings.warmup_fraction * settings.steps
     stretch: list[Line] = []
@@ -46,63 +47,78 @@ def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:
             stretch.append(line)
     stretch.reverse()
     if len(stretch) < 3 or stretch[-1]["step"] - stretch[0]["step"] < 0.6 * hold:
-        return told
-    diagnoses = (mode.detect(stretch, lines, settings) for mode in failure_modes(settings.method))
-    return told + [diagnosis for diagnosis in diagnoses if diagnosis is not None]
+        return diagnoses
+    detected = (mode.detect(stretch, lines, settings) for mode in failure_modes(settings.method))
+    return diagnoses + [diagnosis for diagnosis in detected if diagnosis is not None]
 
 
 class Doctor:
-    """Looks at a run while it goes, and says each illness once.
+    """Looks at a run while it goes, and reports each failure mode once.
 
-    stop   end the run where it learns nothing any more: ``finished`` says why, ``ill`` is what it has
+    Parameters
+    ----------
+    lines
+        Of metrics.jsonl, logged so far; what they show counts as reported.
+    stop
+        End the run at a fatal failure mode: ``stop_reason`` says why, ``problem`` is the diagnosis.
     """
 
     def __init__(self, settings: Settings, lines: Sequence[Line], *, stop: bool):
         self.settings, self.lines, self.stop = settings, list(lines), stop
         self.fatal = {mode.name for mode in failure_modes(settings.method) if mode.fatal} | {WORSE_THAN_START}
-        self.known = {one.name for one in examine(self.lines, settings)}
-        self.finished: str | None = None
-        self.ill: Diagnosis | None = None
+        self.reported = {diagnosis.name for diagnosis in examine(self.lines, settings)}
+        self.stop_reason: str | None = None
+        self.problem: Diagnosis | None = None
 
     def look(self, line: Line) -> list[Diagnosis]:
-        """What is wrong from this line on that was not said before."""
+        """The failure modes that this line shows for the first time."""
         self.lines.append(line)
-        found = [one for one in examine(self.lines, self.settings) if one.name not in self.known]
-        self.known |= {one.name for one in found}
-        fatal = [one for one in found if one.name in self.fatal]
+        new = [diagnosis for diagnosis in examine(self.lines, self.settings) if diagnosis.name not in self.reported]
+        self.reported |= {diagnosis.name for diagnosis in new}
+        fatal = [diagnosis for diagnosis in new if diagnosis.name in self.fatal]
         if fatal and self.stop:
-            self.ill, self.finished = fatal[0], f"ended by the doctor (train.on_collapse): {fatal[0].name}"
-        return found
+            self.problem = fatal[0]
+            self.stop_reason = f"ended by the doctor (train.on_collapse): {fatal[0].name}"
+        return new
 
 
-def settings_of(values: Mapping[str, Mapping[str, object]], images: int) -> Settings:
-    """From the values of config.yaml. ``images``: that the run learns from."""
+def settings_of(values: Mapping[str, Mapping[str, Any]], images: int) -> Settings:
+    """What failure modes need to know of a run, from the values of config.yaml, also of other versions.
+
+    Parameters
+    ----------
+    images
+        Number of images the run learns from.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        Where needed values are missing.
+    """
     train, optim = values["train"], values["optim"]
-    method = str(train["method"])
+    method, micro_batch = str(train["method"]), int(train["batch"])
+    names = {field.name for field in dataclasses.fields(Settings)}
+    settings = {name: value for name, value in values[method].items() if name in names}
     card = card_of(method)
-    here = {"method", "batch", "micro_batch", "images", "steps", "lr", "chance"}
-    known = {field.name for field in dataclasses.fields(Settings)} - here
-    own = {name: value for name, value in values[method].items() if name in known}
-    own["pretrained"] = bool(values.get("model", {}).get("weights"))
-    micro_batch = int(train["batch"])  # type: ignore[call-overload]
-    own["chance"] = card.chance_loss and card.chance_loss(card.config_from(values[method]), micro_batch)
-    return Settings(
-        method,
-        micro_batch * int(train["accumulate"]),  # type: ignore[call-overload]
-        images,
-        int(train["steps"]),  # type: ignore[call-overload]
-        float(optim["lr"]),  # type: ignore[arg-type]
-        float(optim["warmup_fraction"]),  # type: ignore[arg-type]
-        micro_batch=micro_batch,
-        **own,  # type: ignore[arg-type]
-    )
+    settings |= {
+        "method": method,
+        "batch": micro_batch * int(train["accumulate"]),
+        "micro_batch": micro_batch,
+        "images": images,
+        "steps": int(train["steps"]),
+        "lr": float(optim["lr"]),
+        "warmup_fraction": float(optim["warmup_fraction"]),
+        "pretrained": bool(values.get("model", {}).get("weights")),
+        "chance": card.chance_loss and card.chance_loss(card.config_from(values[method]), micro_batch),
+    }
+    return Settings(**settings)
 
 
 def examine_run(run: Path) -> list[Diagnosis]:
     """What the doctor would have said of the logged figures of a run. Raises UsageError when the folder holds none."""
     run_folder.require_run(run)
     metrics = run / "metrics.jsonl"
-    known = run_folder.read_metrics(metrics) if metrics.exists() else []
-    values, data = config.load(run / "config.yaml"), run_folder.read_json(run / "data.json")
-    watch = Doctor(settings_of(values, int(data["used"])), [], stop=False)
-    return [one for line in known for one in watch.look(line)]
+    lines = run_folder.read_metrics(metrics) if metrics.exists() else []
+    images = int(run_folder.read_json(run / "data.json")["used"])
+    doctor = Doctor(settings_of(config.load(run / "config.yaml"), images), [], stop=False)
+    return [diagnosis for line in lines for diagnosis in doctor.look(line)]

@@ -21,34 +21,33 @@ class Validation:
     """Loss and balanced accuracy on the validation images; the best state is kept in ``checkpoints/best``.
 
     Better is a higher balanced accuracy, or the same with a lower loss. After ``train.patience`` evaluations without
-    a better one, ``finished`` says so.
+    a better one, ``stop_reason`` says so.
     """
 
     def __init__(self, method: Supervised, images: ImageCache, plan: Plan, start: int, *, say: Callable[[str], None]):
         self.method, self.images, self.plan, self.say = method, images, plan, say
-        self.finished: str | None = None
+        self.stop_reason: str | None = None
         self.best: tuple[float, float] = (-1.0, 0.0)
         self.best_step = -1
-        found = checkpoint.load_named(plan.run, checkpoint.BEST)
-        if found is not None and found["step"] <= start:
-            self.best, self.best_step = tuple(found["score"]), int(found["step"])
+        saved = checkpoint.load_named(plan.run, checkpoint.BEST)
+        if saved is not None and saved["step"] <= start:
+            self.best, self.best_step = tuple(saved["score"]), int(saved["step"])
 
     def __call__(self, step: int) -> dict[str, float]:
         plan, method, everything = self.plan, self.method, np.arange(len(self.images))
-        shown, precision = whole(self.images, plan.spec), str(plan.train.precision)
+        shown, precision = whole(self.images, plan.spec), plan.train.precision
         scores = answers_to(shown, method, method.classify, everything, device=plan.device, precision=precision)
         labels = self.images.labels
-        assert labels is not None and plan.train.evaluate_every
+        assert labels is not None
         loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.from_numpy(labels)))
-        one = np.ones((1, len(labels)))
-        balanced = float(balanced_accuracy(scores, labels, one)[0])
+        balanced = float(balanced_accuracy(scores, labels, np.ones((1, len(labels))))[0])
         if (balanced, -loss) > self.best:
             self.best, self.best_step = (balanced, -loss), step
             if runtime.rank() == 0:
                 self._keep()
         waited = (step - self.best_step) // plan.train.evaluate_every
-        if plan.train.patience and waited >= plan.train.patience and step < int(plan.train.steps or 0):
-            self.finished = (
+        if plan.train.patience and waited >= plan.train.patience and step < plan.train.steps:
+            self.stop_reason = (
                 f"stopped early at step {step}: no better validation since step {self.best_step} "
                 f"(balanced accuracy {100 * self.best[0]:.1f} %)"
             )
@@ -62,10 +61,10 @@ class Validation:
         except StorageError as error:
             self.say(f"{error}\n  training goes on; the best weights kept are older than step {self.best_step}")
 
-    def take_best(self) -> int:
+    def restore_best(self) -> int:
         """Put the best weights back; returns their step."""
-        found = checkpoint.load_named(self.plan.run, checkpoint.BEST)
-        if found is None:
+        saved = checkpoint.load_named(self.plan.run, checkpoint.BEST)
+        if saved is None:
             return -1
-        self.method.load_state_dict(found["method"])
-        return int(found["step"])
+        self.method.load_state_dict(saved["method"])
+        return int(saved["step"])

@@ -1,4 +1,4 @@
-"""What a run says of its own health while it goes: effective rank, and losses that are no numbers."""
+"""The health of a run while it goes: effective rank, and losses that are not finite."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ def require_finite(loss: float, *, step: int, logs: dict[str, float], last_good:
 
 
 class Skips:
-    """Steps that were left out because a figure was not finite, with the images of their batch: skipped.jsonl.
+    """Steps that were skipped because a value was not finite, with the images of their batch: skipped.jsonl.
 
-    One such step is no reason to lose a run: bf16 and a rare batch can do it. A second one within APART steps is.
-    Those from step ``start`` on are forgotten, as what was logged of them is: they come again.
+    A single such step does not end a run: bf16 and a rare batch can cause it. A second one within APART steps does.
+    Records from step ``start`` on are removed, because those steps are trained again.
     """
 
     def __init__(self, run: Path, start: int, *, write: bool):
         self.path, self.write = run / "skipped.jsonl", write
         lines = read_metrics(self.path) if self.path.exists() else []
-        kept = [line for line in lines if line["step"] < start]
-        if write and len(kept) < len(lines):
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.steps = [line["step"] for line in kept]
+        earlier = [line for line in lines if line["step"] < start]
+        if write and len(earlier) < len(lines):
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
+        self.steps = [line["step"] for line in earlier]
 
-    def take(self, step: int, images: list[str], logs: dict[str, float], *, last_good: int | None) -> str:
-        """Note a step; returns what to say. Raises NonFiniteLoss where one was skipped shortly before."""
+    def record(self, step: int, images: list[str], logs: dict[str, float], *, last_good: int | None) -> str:
+        """Record a step; returns the message. Raises NonFiniteLoss where another was skipped shortly before."""
         if self.steps and step - self.steps[-1] < APART:
             require_finite(math.nan, step=step, logs=logs, last_good=last_good)
         self.steps.append(step)
         bad = [name for name, value in logs.items() if not math.isfinite(value)]
-        said = f"step {step} was left out: {', '.join(bad)} not finite."
+        message = f"skipped step {step}: {', '.join(bad)} not finite."
         try:
             if self.write:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": step, "not_finite": bad, "images": images}) + "\n")
         except OSError as error:
-            return f"{said} {self.path} cannot be written ({error.strerror}); training goes on"
+            return f"{message} {self.path} cannot be written ({error.strerror}); training goes on"
         return (
-            f"{said} Its {len(images)} images are in {self.path}; "
+            f"{message} Its {len(images)} images are in {self.path}; "
             f"saccade doctor {self.path.parent} --replay looks for the cause"
         )

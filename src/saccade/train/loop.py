@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import torch
 
 from saccade import runtime
-from saccade.augment.views import ViewsConfig, make_views
+from saccade.augment.settings import ResolvedViews
+from saccade.augment.views import make_views
 from saccade.base.contracts import InputSpec, Progress, View
 from saccade.base.random import seed_number
 from saccade.base.run_folder import Metrics
@@ -29,7 +30,7 @@ from saccade.methods.base import Method
 from saccade.train import checkpoint, optim
 from saccade.train.diagnose import Doctor
 from saccade.train.health import Skips
-from saccade.train.settings import OptimConfig, TrainConfig
+from saccade.train.settings import ResolvedOptim, ResolvedTrain
 
 
 class Console(Protocol):
@@ -53,10 +54,10 @@ class Quiet:
         pass
 
 
-class Judge(Protocol):
-    """Measures a run at every evaluation; ``finished`` says why it may end before its last step, if it may."""
+class Evaluator(Protocol):
+    """Measures a run at every evaluation; ``stop_reason`` says why the run should end early, None: it should not."""
 
-    finished: str | None
+    stop_reason: str | None
 
     def __call__(self, step: int) -> dict[str, float]: ...
 
@@ -66,9 +67,9 @@ class Plan:
     """Everything the loop needs, resolved."""
 
     run: Path
-    train: TrainConfig
-    optim: OptimConfig
-    views: ViewsConfig
+    train: ResolvedTrain
+    optim: ResolvedOptim
+    views: ResolvedViews
     spec: InputSpec
     device: torch.device
     pretrained: bool = False
@@ -119,15 +120,13 @@ def keep_skipped(plan: Plan, method: Method, step: int, console: Console) -> Non
 
 def ids_at(plan: Plan, cache: ImageCache, step: int) -> list[str]:
     """The images of one optimiser step."""
-    assert plan.train.batch is not None
-    indices = batch_indices(len(cache), step, plan.train.batch * plan.train.accumulate, plan.train.seed)
+    indices = batch_indices(len(cache), step, plan.train.images_per_step, plan.train.seed)
     return [cache.records[int(i)].id for i in indices]
 
 
 def read_ahead(plan: Plan, cache: ImageCache, step: int) -> None:
     """Let the tiles of the next step be read while this one is computed."""
-    assert plan.train.batch is not None
-    coming = batch_indices(len(cache), step + 1, plan.train.batch * plan.train.accumulate, plan.train.seed)
+    coming = batch_indices(len(cache), step + 1, plan.train.images_per_step, plan.train.seed)
     cache.expect(coming.reshape(-1, plan.train.batch)[:, runtime.rank() :: runtime.world_size()].ravel())
 
 
@@ -139,10 +138,9 @@ def update(
     ``saccade plan`` runs this on tensors without values to price a step.
     """
     train = plan.train
-    assert train.precision is not None
     lr = optim.learning_rate(plan.optim, progress.fraction)
-    share = optim.backbone_share(plan.optim, progress.fraction)
-    optim.set_rates(optimizer, lr, optim.weight_decay(plan.optim, progress.fraction), share)
+    backbone_factor = optim.backbone_factor(plan.optim, progress.fraction)
+    optim.set_rates(optimizer, lr, optim.weight_decay(plan.optim, progress.fraction), backbone_factor)
 
     logs: dict[str, torch.Tensor | float] = {}
     # Running statistics and centres take in what they see at once: a step that is left out must leave no trace there.
@@ -158,7 +156,7 @@ def update(
     parameters = [p for _, p in method.parameters_to_train()]
     runtime.average_gradients(parameters)
     method.before_update(progress)
-    if share == 0:  # at rest: neither clipping nor weight decay may count it
+    if backbone_factor == 0:  # frozen: neither clipping nor weight decay may count it
         for parameter in method.student_network.parameters():
             parameter.grad = None
     norm = optim.clip_gradients(parameters, plan.optim.clip_norm)
@@ -169,18 +167,17 @@ def update(
         method.after_update(progress)
     else:
         logs["loss"] = float("nan")
-        for buffer, kept in zip(method.buffers(), before, strict=True):
-            buffer.copy_(kept)
+        for buffer, value in zip(method.buffers(), before, strict=True):
+            buffer.copy_(value)
     return logs | {"lr": lr, "weight_decay": optimizer.param_groups[0]["weight_decay"]}
 
 
-def learn(
+def train_step(
     plan: Plan, method: Method, optimizer: torch.optim.Optimizer, cache: ImageCache, step: int
 ) -> dict[str, torch.Tensor | float]:
     """One optimiser step: ``accumulate`` micro-batches of views, then ``update``."""
     train, world = plan.train, runtime.world_size()
-    assert train.batch is not None and train.steps is not None
-    images = train.batch * train.accumulate
+    images = train.images_per_step
     progress = Progress(step, train.steps, step * images / len(cache), train.steps * images / len(cache))
     # Stochastic depth draws from the global generator: seed it by step and rank (house rule 11).
     torch.manual_seed(seed_number(train.seed, "step", step, runtime.rank()))
@@ -210,75 +207,80 @@ def fit(
     cache: ImageCache,
     *,
     start: int,
-    evaluate: Judge,
+    evaluate: Evaluator,
     doctor: Doctor,
     console: Console,
 ) -> int:
     """Train from step ``start`` to ``plan.train.steps``. Returns the step reached (earlier if stopped).
 
-    evaluate(step) gives the live figures (effective rank, k-NN, validation); its time is not counted as training.
-    doctor looks at every logged line.
+    Parameters
+    ----------
+    start
+        Step to begin at; earlier lines of metrics.jsonl are kept.
+    evaluate
+        Measures effective rank, k-NN or validation; its time does not count as training.
+    doctor
+        Looks at every logged line.
     """
     train = plan.train
-    assert train.steps is not None and train.batch and train.log_every and train.evaluate_every and train.save_every
     metrics = Metrics(plan.run)
     board = _tensorboard(plan.run, start)
     last_saved = start if start else None
     before = metrics.continue_from(start) if runtime.rank() == 0 else 0.0
-    images, seconds, mark = train.batch * train.accumulate, 0.0, time.perf_counter()
+    images, seconds, mark = train.images_per_step, 0.0, time.perf_counter()
     first = runtime.rank() == 0
     skips = Skips(plan.run, start, write=first)
     with StopRequest() as stop, _closing(board):
         for step in range(start, train.steps + 1):
             # evaluate
-            live: dict[str, float] = {}
+            figures: dict[str, float] = {}
             if step % train.evaluate_every == 0 or step == train.steps:
                 seconds += time.perf_counter() - mark
-                live = evaluate(step)
+                figures = evaluate(step)
                 mark = time.perf_counter()
 
             # save
-            done = evaluate.finished or doctor.finished
-            stopping = runtime.any_rank(stop.requested is not None or done is not None)
-            due = step > start and (step % train.save_every == 0 or step == train.steps)
-            if (due or stopping) and save_state(plan, method, optimizer, step, console):
+            stop_reason = evaluate.stop_reason or doctor.stop_reason
+            stopping = runtime.any_rank(stop.requested is not None or stop_reason is not None)
+            should_save = step > start and (step % train.save_every == 0 or step == train.steps)
+            if (should_save or stopping) and save_state(plan, method, optimizer, step, console):
                 last_saved = step
 
             # stop
             if stopping or step == train.steps:
-                if live and runtime.rank() == 0:
-                    _write(metrics, board, {"step": step, **live, "seconds": before + seconds}, console)
-                if done:
-                    console.say(done)
+                if figures and runtime.rank() == 0:
+                    _write(metrics, board, {"step": step, **figures, "seconds": before + seconds}, console)
+                if stop_reason:
+                    console.say(stop_reason)
                 elif stopping and step < train.steps:
                     why = stop.requested or "another process"
-                    kept = "saved" if last_saved == step else f"the last checkpoint is of step {last_saved}"
-                    console.say(f"stopped by {why} at step {step}; {kept}. Continue with --resume")
+                    state = "saved" if last_saved == step else f"the last checkpoint is of step {last_saved}"
+                    console.say(f"stopped by {why} at step {step}; {state}. Continue with --resume")
                 break
 
             # step
-            logs = learn(plan, method, optimizer, cache, step)
+            logs = train_step(plan, method, optimizer, cache, step)
             loss = float(logs["loss"])
-            plain = {k: float(v) for k, v in logs.items()}
+            values = {k: float(v) for k, v in logs.items()}
             if not math.isfinite(loss):
-                console.say(skips.take(step, ids_at(plan, cache, step), plain, last_good=last_saved))
+                console.say(skips.record(step, ids_at(plan, cache, step), values, last_good=last_saved))
                 if first:
                     keep_skipped(plan, method, step, console)
                 continue
 
             # log
             now = time.perf_counter()
-            if live or (step + 1) % train.log_every == 0:
-                plain = {k: float(runtime.mean_over_ranks(torch.tensor(v))) for k, v in plain.items()}
+            if figures or (step + 1) % train.log_every == 0:
+                values = {k: float(runtime.mean_over_ranks(torch.tensor(v))) for k, v in values.items()}
                 seconds, mark = seconds + now - mark, now
-                line = {"step": step, **plain, **live, "seconds": before + seconds}
+                line = {"step": step, **values, **figures, "seconds": before + seconds}
                 line["images_per_second"] = (step + 1 - start) * images / seconds
                 if runtime.rank() == 0:
                     _write(metrics, board, line, console)
-                for found in doctor.look(line):
-                    console.say(f"step {step}: {found.text()}")
+                for diagnosis in doctor.look(line):
+                    console.say(f"step {step}: {diagnosis.text()}")
             rate = (step + 1 - start) * images / max(1e-9, seconds + now - mark)
-            console.progress(step + 1, train.steps, {"loss": loss, "images_per_second": rate, **live})
+            console.progress(step + 1, train.steps, {"loss": loss, "images_per_second": rate, **figures})
     return step
 
 

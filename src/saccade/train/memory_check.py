@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import torch
 
 from saccade import runtime
-from saccade.base.config import Sections
 from saccade.cost import system_memory
 from saccade.cost.alternatives import accumulated, alternatives, largest_batch
 from saccade.cost.explain import sentence
 from saccade.cost.step_memory import Price, Workload, price
 from saccade.errors import MemoryShort
-from saccade.models.settings import Settings
-from saccade.train.settings import DataConfig, TrainConfig
+from saccade.train.prepare import network_settings
+from saccade.train.run_config import ResolvedRun
 
 OFFERED = 7
 
 
-def workload(sections: Sections, network: Settings, device: torch.device, *, image_item: int = 1) -> Workload:
-    """What one step of resolved sections asks of one process. ``image_item``: bytes a number of the decoded images."""
-    train: TrainConfig = sections["train"]
-    data: DataConfig = sections["data"]
-    views = sections["views"]
-    assert train.batch is not None and data.axes is not None
-    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"
+def workload(run: ResolvedRun, device: torch.device, *, image_item: int = 1) -> Workload:
+    """What one step of a run asks of one process. ``image_item``: bytes per value of the decoded images."""
+    train, views = run.train, run.views
     return Workload(
-        network,
+        network_settings(run),
         train.method,
-        dataclasses.asdict(sections[train.method]),
+        dataclasses.asdict(run.method),
         (views.global_count, views.global_px),
         (views.local_count, views.local_px),
         train.batch // runtime.world_size(),
         train.accumulate,
         bf16=train.precision == "bf16",
-        device=kind,
+        device="cuda" if device.type == "cuda" else "cpu",
         recompute=train.checkpointing,
-        slices=sections["model"].slices,
-        image_px=data.cache_px or 0,
+        slices=run.model.slices,
+        image_px=run.data.cache_px,
         image_item=image_item,
-        axes=data.axes,
+        axes=run.data.axes,
     )
 
 
@@ -52,7 +46,7 @@ def free_memory(device: torch.device) -> int | None:
     return system_memory.available() if device.type == "cpu" else None
 
 
-def check(load: Workload, device: torch.device, free: int | None = None) -> None:
+def check_memory(load: Workload, device: torch.device, free: int | None = None) -> None:
     """Raise MemoryShort, with what could be done instead, where a step cannot fit. ``free``: None asks the machine.
 
     Several processes on one machine share its memory; each asks for its own part.

@@ -26,15 +26,15 @@ class LiveProbe:
 
     It uses up to 1,000 labelled images to vote and 500 to test, whole groups apart; labels never reach
     the training. Tested are images of classes that the others show. Where groups have one class each and are few,
-    nothing may be left to tell apart: no k-NN then, and ``without`` says why. Without labels, or with one group only,
+    nothing may be left to tell apart: no k-NN then, and ``note`` says why. Without labels, or with one group only,
     the effective rank of 512 images is measured.
     Methods without labels are asked besides which of two images a view comes from: ``agreement`` is how often, among
     256 images, the student's vector of a view lies closer to the teacher's of another view of that image than to the
     teacher's of a view of another image; 0.5 is chance.
     """
 
-    finished: str | None = None
-    without: str | None = None
+    stop_reason: str | None = None
+    note: str | None = None
 
     def __init__(self, method: Method, cache: ImageCache, plan: Plan):
         self.method, self.cache, self.plan = method, cache, plan
@@ -57,7 +57,7 @@ class LiveProbe:
             self.test = self.test[np.isin(self.labels[self.test], shown)]
             self.labelled = len(shown) > 1 and len(self.test) > 0
             if not self.labelled:
-                self.without = "no live k-NN: with whole groups apart too few classes are left to vote for and to test"
+                self.note = "live k-NN off: too few classes remain when groups are kept apart"
 
     def __call__(self, step: int) -> dict[str, float]:
         plan = self.plan
@@ -67,16 +67,16 @@ class LiveProbe:
             self.indices,
             plan.spec,
             device=plan.device,
-            precision=str(plan.train.precision),
+            precision=plan.train.precision,
         )
-        found = {"rank": effective_rank(torch.from_numpy(features[:512]))}
+        figures = {"rank": effective_rank(torch.from_numpy(features[:512]))}
         if self.labelled:
             k = min(20, len(self.train))
             scores = knn_scores(features[self.train], self.labels[self.train], features[self.test], k, self.classes)
-            found["knn"] = float((scores.argmax(axis=1) == self.labels[self.test]).mean())
+            figures["knn"] = float((scores.argmax(axis=1) == self.labels[self.test]).mean())
         if self.examined is not None:
-            found["agreement"] = self._agreement(self.examined)
-        return found
+            figures["agreement"] = self._agreement(self.examined)
+        return figures
 
     def _agreement(self, indices: np.ndarray) -> float:
         plan, method = self.plan, self.method
@@ -88,7 +88,7 @@ class LiveProbe:
                 made = make_views(self.cache.batch(items), views, plan.spec, seed=plan.train.seed, step=EXAM)
                 return made[number].pixels
 
-            precision = str(plan.train.precision)
+            precision = plan.train.precision
             found = answers_to(
                 shown, network, lambda x: network(x).cls, indices, device=plan.device, precision=precision
             )

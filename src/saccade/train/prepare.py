@@ -1,7 +1,4 @@
-"""Everything a run needs before its first step: its settings, its images, its networks. Nothing is trained or written.
-
-``sections`` are the settings of a run by section (see config), ``cache`` holds decoded images.
-"""
+"""Everything a run needs before its first step: its images and its networks. Nothing is trained or written."""
 
 from __future__ import annotations
 
@@ -11,9 +8,6 @@ from typing import Any
 
 import torch
 
-from saccade.augment.views import ViewsConfig
-from saccade.base import config
-from saccade.base.config import Sections
 from saccade.base.contracts import Source
 from saccade.data.cache.image_cache import ImageCache, build_cache, check_damage, input_spec
 from saccade.data.cache.slide_cache import must_stream, stream_tiles, usual_workers
@@ -29,59 +23,43 @@ from saccade.models.backbones.weights import load_model, load_timm_state
 from saccade.models.nn.network import Network
 from saccade.models.registry import configured, families_with, parse
 from saccade.models.settings import Settings
-from saccade.train.data_selection import Opened, Shares, divide, open_part, settle_intensity, settle_tiles, slides_of
+from saccade.train.data_selection import (
+    LoadedData,
+    TrainValSplit,
+    divide,
+    open_subset,
+    resolve_intensity,
+    resolve_tiles,
+    slides_of,
+)
 from saccade.train.loop import Console, Plan
 from saccade.train.resolve import check_axes, resolve_size
-from saccade.train.settings import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from saccade.train.run_config import ResolvedRun, RunConfig
+from saccade.train.settings import DataConfig, ModelConfig
 
 OPTIONS = ("positions", "norm", "registers", "layer_scale", "drop_path", "attention", "pool", "stem")
 """Settings of ``model`` that go to the network."""
 
 
-# --- settings -----------------------------------------------------------------------------------
-
-
-def section_types(method: str) -> dict[str, type]:
-    card = card_of(method)
-    return {
-        "data": DataConfig,
-        "model": ModelConfig,
-        "views": ViewsConfig,
-        card.name: card.config_cls,
-        "optim": OptimConfig,
-        "train": TrainConfig,
-    }
-
-
-def default_sections(method: str) -> Sections:
-    """Every section with its defaults, for one method."""
-    sections = {name: kind() for name, kind in section_types(method).items()}
-    return sections | {"train": dataclasses.replace(sections["train"], method=card_of(method).name)}
-
-
-def absolute_paths(sections: Sections) -> Sections:
-    """Files that a resumed run needs are found from any folder."""
-    named = {"data.manifest": sections["data"].manifest, "model.weights": sections["model"].weights}
-    return config.override(sections, {k: str(Path(v).resolve()) for k, v in named.items() if v and Path(v).exists()})
-
-
 # --- images -------------------------------------------------------------------------------------
 
 
-def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
-    data: DataConfig = sections["data"]
-    assert data.cache_px is not None
-    found = tiles_in(source)
-    if found is not None and found[0].unreadable:
-        bad = found[0].unreadable
-        check_damage(found[0].name, bad, len(bad) + len(found[0].entries), data.max_bad, what="slides")
-        console.say("slides that cannot be read are left out:\n" + "\n".join(f"  {n}: {why}" for n, why in bad[:20]))
+def _decode(source: Source, data: DataConfig, console: Console) -> ImageCache:
+    """Decode the images, or prepare to stream tiles; the sizes in ``data`` are decided."""
+    cache_px = int(data.cache_px or 0)
+    slide_tiles = tiles_in(source)
+    if slide_tiles is not None and slide_tiles[0].unreadable:
+        unreadable = slide_tiles[0].unreadable
+        total = len(unreadable) + len(slide_tiles[0].entries)
+        check_damage(slide_tiles[0].name, unreadable, total, data.max_bad, what="slides")
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in unreadable[:20])
+        console.say(f"slides that cannot be read are left out:\n{reasons}")
     if data.stream:
-        assert data.workers
-        return stream_tiles(source, cache_px=data.cache_px, workers=data.workers, max_bad=data.max_bad, say=console.say)
+        workers = int(data.workers or 0)
+        return stream_tiles(source, cache_px=cache_px, workers=workers, max_bad=data.max_bad, say=console.say)
     cache = build_cache(
         source,
-        cache_px=data.cache_px,
+        cache_px=cache_px,
         channels=data.channels,
         max_bad=data.max_bad,
         memory_limit_mib=data.cache_mib,
@@ -97,60 +75,61 @@ def _decode(source: Source, sections: Sections, console: Console) -> ImageCache:
     return cache
 
 
-def _size_of_weights(sections: Sections, axes: int) -> Sections:
-    """The size that the weights are used to, where none is named and they were made for the same kind of data."""
-    model: ModelConfig = sections["model"]
+def _size_of_weights(model: ModelConfig, axes: int) -> ModelConfig:
+    """The input size that the weights were trained with, where no size is set and the data have the same axes."""
     if model.size_px is not None or not model.weights:
-        return sections
+        return model
     spec = load_model(model.weights).spec
-    if spec.axes != axes:
-        return sections
-    return sections | {"model": dataclasses.replace(model, size_px=spec.size_px)}
+    return dataclasses.replace(model, size_px=spec.size_px) if spec.axes == axes else model
 
 
-def settle_stream(data: DataConfig, source: Source) -> DataConfig:
-    """Whether tiles of slides are read when they are wanted, and by how many processes."""
-    assert data.cache_px is not None
-    stream = must_stream(source, data.cache_px) if data.stream is None else data.stream
+def resolve_stream(data: DataConfig, source: Source) -> DataConfig:
+    """Decide whether tiles of slides are read when they are needed, and by how many processes."""
+    stream = must_stream(source, int(data.cache_px or 0)) if data.stream is None else data.stream
     if not stream and data.workers:
         raise UsageError("data.workers has no effect where tiles are decoded once", hint="--set data.stream=true")
     return dataclasses.replace(data, stream=stream, workers=(data.workers or usual_workers()) if stream else 0)
 
 
-def open_images(sections: Sections, device: torch.device, console: Console) -> tuple[Sections, Opened]:
-    """Open and decode the images that ``data`` names; the sections with the sizes that follow from them."""
-    part = open_part(sections["data"], sections["model"].weights)
-    if aside := left_aside(part.source):
+def resolve_data(run: RunConfig, source: Source, device: torch.device) -> RunConfig:
+    """Decide what follows from the source alone: intensity, tiles, sizes, streaming."""
+    run = dataclasses.replace(run, data=resolve_tiles(resolve_intensity(run.data, source), source))
+    run = resolve_size(run, typical_px(source, run.data.size_mm), device, source.axes)
+    return dataclasses.replace(run, data=resolve_stream(run.data, source))
+
+
+def open_images(run: RunConfig, device: torch.device, console: Console) -> tuple[RunConfig, LoadedData]:
+    """Open and decode the images that ``data`` names; returns the configuration with the sizes that follow."""
+    subset = open_subset(run.data, run.model.weights)
+    if aside := left_aside(subset.source):
         console.say(aside)
-    if part.held_out:
+    if subset.held_out:
         console.say(
-            f"the data bring no split: {len(part.held_out):,} labelled images (whole groups) are held out for "
+            f"the data bring no split: {len(subset.held_out):,} labelled images (whole groups) are held out for "
             "evaluation; --set data.split=all learns from all"
         )
-    sections = sections | {"data": settle_tiles(settle_intensity(sections["data"], part.source), part.source)}
-    axes = part.source.axes
-    check_axes(sections, axes)
-    sections = _size_of_weights(sections, axes)
-    sections = resolve_size(sections, typical_px(part.source, sections["data"].size_mm), device, axes)
-    sections = sections | {"data": settle_stream(sections["data"], part.source)}
-    cache = _decode(part.source, sections, console)
-    return sections, Opened(part.source.name, len(part.source), part.held_out, cache, slides_of(part.source))
+    check_axes(run, subset.source.axes)
+    run = dataclasses.replace(run, model=_size_of_weights(run.model, subset.source.axes))
+    run = resolve_data(run, subset.source, device)
+    cache = _decode(subset.source, run.data, console)
+    source = subset.source
+    return run, LoadedData(source.name, len(source), subset.held_out, cache, slides_of(source))
 
 
-def shares_of(cache: ImageCache, sections: Sections) -> Shares:
-    """The shares of a run, their classes numbered where it learns from labels."""
-    train: TrainConfig = sections["train"]
-    shares = divide(cache, sections["data"], method=train.method, seed=train.seed)
-    if train.method != "supervised":
-        return shares
-    judge = shares.validation
-    return Shares(shares.train.numbered(shares.classes), judge and judge.numbered(shares.classes))
+def split_images(cache: ImageCache, run: RunConfig) -> TrainValSplit:
+    """Training and validation images of a run; classes are numbered where it learns from labels."""
+    labels = card_of(run.train.method).uses_labels
+    split = divide(cache, run.data, labels=labels, seed=run.train.seed)
+    if not labels:
+        return split
+    validation = split.validation
+    return TrainValSplit(split.train.numbered(split.classes), validation and validation.numbered(split.classes))
 
 
-def reopen(sections: Sections, console: Console) -> Shares:
-    """The shares of a run that is there already: its images decoded and divided as they were."""
-    part = open_part(sections["data"], sections["model"].weights)
-    return shares_of(_decode(part.source, sections, console), sections)
+def reopen(run: ResolvedRun, console: Console) -> TrainValSplit:
+    """Training and validation images of an existing run, decoded and divided as they were."""
+    subset = open_subset(run.data, run.model.weights)
+    return split_images(_decode(subset.source, run.data, console), run)
 
 
 # --- networks -----------------------------------------------------------------------------------
@@ -158,29 +137,29 @@ def reopen(sections: Sections, console: Console) -> Shares:
 
 def model_options(model: ModelConfig) -> dict[str, object]:
     """Options for ``build``; UsageError for a setting that this network has no use for."""
-    known, defaults = parse(model.backbone).options, ModelConfig()
-    found: dict[str, object] = {}
+    allowed, defaults = parse(model.backbone).options, ModelConfig()
+    options: dict[str, object] = {}
     for name in OPTIONS:
         value = getattr(model, name)
         if not value or value == getattr(defaults, name):
             continue
-        if name not in known:
+        if name not in allowed:
             hint = "add _conv to the name instead" if name == "stem" else None
             raise UsageError(
                 f"model.{name} has no effect on {model.backbone}",
                 expected=" or ".join(families_with(name)) + "...",
                 hint=hint,
             )
-        found[name] = value
-    return found
+        options[name] = value
+    return options
 
 
-def network_settings(sections: Sections, channels: int) -> Settings:
-    """What the network of resolved sections is, without building it."""
-    model: ModelConfig = sections["model"]
-    axes = 2 if model.slices else sections["data"].axes
+def network_settings(run: ResolvedRun) -> Settings:
+    """The settings of the network of a run, without building it."""
+    model, data = run.model, run.data
+    axes = 2 if model.slices else data.axes
     return configured(
-        model.backbone, channels=channels, size_px=int(model.size_px or 0), axes=axes, options=model_options(model)
+        model.backbone, channels=data.channels, size_px=model.size_px, axes=axes, options=model_options(model)
     )
 
 
@@ -194,10 +173,12 @@ def check_kind(backbone: str, cache: ImageCache) -> None:
         )
 
 
-def inherit(sections: Sections, cache: ImageCache) -> Sections:
-    """What the weights a run starts from say of the network and its input, where the settings leave it open."""
-    model: ModelConfig = sections["model"]
-    data: DataConfig = sections["data"]
+def inherit(run: RunConfig, cache: ImageCache) -> RunConfig:
+    """Take statistics of the input and options of the network from the weights a run starts from, where none are set.
+
+    Without weights the statistics are those of the images.
+    """
+    model, data = run.model, run.data
     check_kind(model.backbone, cache)
     usual = input_spec(cache, int(model.size_px or 0), grey=data.grey)
     if model.weights:
@@ -214,43 +195,50 @@ def inherit(sections: Sections, cache: ImageCache) -> Sections:
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != cache.channels:
             raise UsageError(f"data.{name} has a value for each channel", got=len(values), expected=cache.channels)
-    sections = sections | {"data": dataclasses.replace(data, mean=mean, std=std)}
+    run = dataclasses.replace(run, data=dataclasses.replace(data, mean=mean, std=std))
     if not model.weights:
-        return sections
-    own: Any = loaded.backbone.config()["options"]
-    found = {name: own[name] for name in OPTIONS if name != "drop_path" and own.get(name)}
-    open_ = {name: value for name, value in found.items() if getattr(model, name) == getattr(ModelConfig(), name)}
-    return sections | {"model": dataclasses.replace(model, **open_)}
+        return run
+    trained_with: Any = loaded.backbone.config()["options"]
+    inherited = {
+        name: trained_with[name]
+        for name in OPTIONS
+        if name != "drop_path" and trained_with.get(name) and getattr(model, name) == getattr(ModelConfig(), name)
+    }
+    return dataclasses.replace(run, model=dataclasses.replace(model, **inherited))
 
 
-def make_method(sections: Sections, channels: int, device: torch.device, *, load_weights: bool = True) -> Method:
-    """The networks and the method; only what learns has stochastic depth.
+def make_method(run: ResolvedRun, device: torch.device, *, load_weights: bool = True) -> Method:
+    """The networks and the method; only the student has stochastic depth.
 
-    load_weights: start from ``model.weights``; a resumed run has its own.
+    Parameters
+    ----------
+    load_weights
+        Start from ``model.weights``. A resumed run has weights of its own.
     """
-    model: ModelConfig = sections["model"]
-    train: TrainConfig = sections["train"]
-    size_px, axes = model.size_px, sections["data"].axes
-    assert size_px is not None and axes is not None
+    model, train = run.model, run.train
     options = model_options(model)
-    still = {name: value for name, value in options.items() if name != "drop_path"}
-    made_for = {"channels": channels, "size_px": size_px, "axes": axes, "slices": model.slices}
+    still = {key: value for key, value in options.items() if key != "drop_path"}
+    made_for: dict[str, Any] = {
+        "channels": run.data.channels,
+        "size_px": model.size_px,
+        "axes": run.data.axes,
+        "slices": model.slices,
+    }
     student = build(model.backbone, **made_for, options=options, seed=train.seed)
     if train.checkpointing:
         use_checkpointing(student)
     if model.weights and load_weights:
-        loaded = load_model(model.weights, channels=channels, size_px=size_px)
+        loaded = load_model(model.weights, channels=run.data.channels, size_px=model.size_px)
         load_timm_state(student, loaded.backbone.state_dict())
 
     def make_teacher() -> Network:
         return build(model.backbone, **made_for, options=still, seed=train.seed)
 
-    return build_method(train.method, student, make_teacher, sections[train.method], seed=train.seed).to(device)
+    return build_method(train.method, student, make_teacher, run.method, seed=train.seed).to(device)
 
 
-def make_plan(out: Path, sections: Sections, cache: ImageCache, device: torch.device) -> Plan:
-    data: DataConfig = sections["data"]
-    spec = input_spec(cache, sections["model"].size_px, grey=data.grey)
-    spec = dataclasses.replace(spec, mean=data.mean or spec.mean, std=data.std or spec.std)
-    pretrained = bool(sections["model"].weights)
-    return Plan(out, sections["train"], sections["optim"], sections["views"], spec, device, pretrained)
+def make_plan(folder: Path, run: ResolvedRun, cache: ImageCache, device: torch.device) -> Plan:
+    """What the training loop needs beside the method and the images."""
+    spec = input_spec(cache, run.model.size_px, grey=run.data.grey)
+    spec = dataclasses.replace(spec, mean=run.data.mean, std=run.data.std)
+    return Plan(folder, run.train, run.optim, run.views, spec, device, bool(run.model.weights))

@@ -6,10 +6,10 @@ there is no up or down, so flips and quarter turns are free variety. Recipes add
 
 from __future__ import annotations
 
-from saccade.base.config import Sections, override
+from saccade.base.config import override
 from saccade.errors import unknown
 from saccade.methods.registry import card_of
-from saccade.train.prepare import default_sections
+from saccade.train.run_config import RunConfig, default_config
 
 RECIPES: dict[str, tuple[str, dict[str, object]]] = {
     "microscopy": ("stained tissue and cells, in colour (the default)", {}),
@@ -43,15 +43,15 @@ RECIPES: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def sections_for(method: str, recipe: str) -> Sections:
-    """Every section for one method and recipe; what a method cannot do without goes before the recipe."""
-    return override(apply_recipe(default_sections(method), recipe), card_of(method).defaults)
+def config_for(method: str, recipe: str) -> RunConfig:
+    """The settings for one method and recipe; the defaults of the method override the recipe."""
+    return override(apply_recipe(default_config(method), recipe), card_of(method).defaults)
 
 
-def apply_recipe(sections: Sections, names: str) -> Sections:
-    """Settings of one recipe, or of several parted by commas; where two differ the later one wins."""
+def apply_recipe(run: RunConfig, names: str) -> RunConfig:
+    """Apply one recipe, or several separated by commas; where two differ the later one wins."""
     for name in (part.strip() for part in names.split(",")):
         if name not in RECIPES:
             raise unknown("recipe", name, RECIPES)
-        sections = override(sections, RECIPES[name][1])
-    return sections
+        run = override(run, RECIPES[name][1])
+    return run

@@ -10,13 +10,14 @@ import torch
 
 from saccade import runtime
 from saccade.augment.views import make_views
-from saccade.base import config, run_folder
+from saccade.base import run_folder
 from saccade.base.contracts import Progress, View
 from saccade.data.cache.image_cache import batch_indices
 from saccade.errors import UsageError
 from saccade.train import checkpoint
 from saccade.train.loop import Quiet
-from saccade.train.prepare import make_method, make_plan, reopen, section_types
+from saccade.train.prepare import make_method, make_plan, reopen
+from saccade.train.run_config import load_config
 
 
 def replay(run: Path) -> dict[str, Any]:
@@ -30,18 +31,17 @@ def replay(run: Path) -> dict[str, Any]:
     state = checkpoint.load_named(run, checkpoint.SKIPPED)
     if not skipped.exists() or state is None:
         raise UsageError("this run has left out no step", got=run, expected="skipped.jsonl and checkpoints/skipped")
-    values = config.load(run / "config.yaml")
-    sections = config.from_dict(section_types(values["train"]["method"]), values)
-    train = sections["train"]
+    settings = load_config(run)
+    train = settings.train
     device = runtime.pick_device(train.device)
-    shares = reopen(sections, Quiet())
-    plan = make_plan(run, sections, shares.train, device)
-    method = make_method(sections, shares.train.channels, device, load_weights=False)
-    step, images = int(state["step"]), train.batch * train.accumulate
-    indices = batch_indices(len(shares.train), step, images, train.seed)
-    progress = Progress(step, train.steps, step * images / len(shares.train), train.steps * images / len(shares.train))
-    names = [shares.train.records[int(i)].id for i in indices]
-    batch = shares.train.batch(indices)
+    split = reopen(settings, Quiet())
+    plan = make_plan(run, settings, split.train, device)
+    method = make_method(settings, device, load_weights=False)
+    step, images = int(state["step"]), train.images_per_step
+    indices = batch_indices(len(split.train), step, images, train.seed)
+    progress = Progress(step, train.steps, step * images / len(split.train), train.steps * images / len(split.train))
+    names = [split.train.records[int(i)].id for i in indices]
+    batch = split.train.batch(indices)
     views = make_views(batch, plan.views, plan.spec, seed=train.seed, step=step, device=device)
     found: dict[str, Any] = {"step": step, "images": len(names), "bad_pixels": _bad_pixels(views, names)}
     for precision in dict.fromkeys((str(train.precision), "fp32")):

@@ -1,4 +1,8 @@
-"""The sections of a run's configuration. None means "decide from the data" (see train/resolve.py)."""
+"""The sections of a run's configuration. None means "decide from the data" (see train/resolve.py).
+
+Each section with such settings has a resolved form, which narrows their types and adds nothing: a function that needs
+a value asks for the resolved form.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +65,25 @@ class DataConfig:
     """Share of the images, whole groups, that a supervised run stops early by; a ``val`` split goes before. 0: none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResolvedData(DataConfig):
+    """``DataConfig`` without None."""
+
+    split: str
+    channels: int
+    axes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    cache_px: int
+    intensity: Literal["", "range", "window", "robust"]
+    window: tuple[float, ...]
+    mpp: float
+    tile_px: int
+    tissue: float
+    stream: bool
+    workers: int
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network. ``size_px`` is the size of a global crop and of an image in evaluation."""
@@ -86,6 +109,14 @@ class ModelConfig:
     """First layers of a CNN: imagenet, small or cifar; empty: by ``size_px``, or as in ``weights``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResolvedModel(ModelConfig):
+    """``ModelConfig`` without None."""
+
+    size_px: int
+    drop_path: float
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW with a warm-up and a cosine for the learning rate, and a cosine for weight decay."""
@@ -104,6 +135,16 @@ class OptimConfig:
     freeze_fraction: float | None = None
     """Share of the run in which the backbone rests and only what is new learns (head warm-up); decided: 0.1 for runs
     without labels that start from weights, else 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptim(OptimConfig):
+    """``OptimConfig`` without None."""
+
+    lr: float
+    warmup_fraction: float
+    layer_decay: float
+    freeze_fraction: float
 
 
 @dataclass(frozen=True)
@@ -138,3 +179,24 @@ class TrainConfig:
     """Which checkpoint becomes the model; decided: best, by figures without labels, for runs without labels."""
     keep: int = 2
     """Checkpoints kept; older ones are removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTrain(TrainConfig):
+    """``TrainConfig`` without None."""
+
+    batch: int
+    steps: int
+    epochs: float
+    device: str
+    precision: Literal["bf16", "fp32"]
+    log_every: int
+    evaluate_every: int
+    save_every: int
+    on_collapse: Literal["warn", "stop", "repair"]
+    choose: Literal["best", "last"]
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one optimiser step, over all processes."""
+        return self.batch * self.accumulate

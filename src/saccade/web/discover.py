@@ -95,8 +95,10 @@ def open_layered(folder: Path, head: Path | None = None) -> SlideTiles:
     own = {key: value for key, value in settings_of(wanted.levels["tile"]).items() if key.startswith("data.")}
     own["data.source"] = wanted.data
     if head is not None:
-        own |= {key: config.Text(text) for key, text in run_folder.read_json(head / HEAD).get("slides", {}).items()}
-    found = open_data(dataclasses.asdict(config.override({"data": DataConfig()}, own)["data"]))
+        own |= {
+            key: config.TypedText(text) for key, text in run_folder.read_json(head / HEAD).get("slides", {}).items()
+        }
+    found = open_data(dataclasses.asdict(config.override_section("data", DataConfig(), own)))
     if not isinstance(found, SlideTiles):
         raise UsageError("a hierarchy is made of slides", got=named(str(own["data.source"])))
     return found

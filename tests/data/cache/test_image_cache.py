@@ -13,7 +13,7 @@ from saccade.data.synthetic.images import TissueSource, VolumeSource
 from saccade.data.volumes.intensity import decide_intensity, intensity_of, make_intensity, to_unit
 from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.features.embed_images import Decoded
-from saccade.train.data_selection import settle_intensity
+from saccade.train.data_selection import resolve_intensity
 from saccade.train.settings import DataConfig
 from volume_files import counted, write_nifti, write_series
 
@@ -176,13 +176,13 @@ def test_a_volume_among_images_and_other_channels_are_damage(tmp_path):
 
 def test_settings_of_volumes_are_settled_before_anything_is_decoded():
     known = VolumeSource(6, size_mm=24)
-    settled = settle_intensity(DataConfig(size_mm=12.0), known)
+    settled = resolve_intensity(DataConfig(size_mm=12.0), known)
     assert (settled.intensity, settled.window) == ("robust", ())
-    assert settle_intensity(DataConfig(window=(-160, 240)), known).intensity == "window"
+    assert resolve_intensity(DataConfig(window=(-160, 240)), known).intensity == "window"
     with pytest.raises(DataError, match="--size-mm has no meaning"):
-        settle_intensity(DataConfig(size_mm=12.0), VolumeLike())
+        resolve_intensity(DataConfig(size_mm=12.0), VolumeLike())
     with pytest.raises(UsageError, match="no effect with data"):
-        settle_intensity(DataConfig(intensity="robust", window=(0, 1)), known)
+        resolve_intensity(DataConfig(intensity="robust", window=(0, 1)), known)
     for setting in ({"intensity": "robust"}, {"window": (0.0, 1.0)}, {"size_mm": 5.0}):
         with pytest.raises(UsageError, match="no effect on images"):
-            settle_intensity(DataConfig(**setting), TissueSource(8))
+            resolve_intensity(DataConfig(**setting), TissueSource(8))
