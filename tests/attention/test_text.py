@@ -313,7 +313,7 @@ def test_an_image_model_is_no_text_model(text_model, tmp_path):
 def test_without_the_extra_the_command_to_install_it_is_said():
     code = (
         "import sys; sys.modules['transformers'] = None\n"
-        "from saccade.backbones.text import load_text_model\n"
+        "from saccade.models.backbones.text import load_text_model\n"
         "from saccade.errors import MissingDependency\n"
         "try: load_text_model()\n"
         "except MissingDependency as error: assert 'saccade[text]' in str(error), error\n"

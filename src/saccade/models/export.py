@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from saccade.base.contracts import Features, InputSpec
 from saccade.base.files import atomic_folder, check_writable
 from saccade.errors import MissingDependency, ModelError, UsageError, require, unknown
+from saccade.models.backbones.model_card import model_card
 from saccade.models.backbones.weight_formats import State, to_timm_state
-from saccade.models.backbones.weights import LoadedModel, load_model, model_card, save_model
+from saccade.models.backbones.weights import LoadedModel, load_model, save_model
 from saccade.models.card import TimmLayout
 from saccade.models.nn.network import Network
 from saccade.models.registry import family_of

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from saccade.errors import MissingDependency, ModelError, UsageError, first_line, require
+from saccade.models.backbones.text_attention import AttentionInputs, AttentionRecorder, QueryKeyPair, visible_keys
 from saccade.models.nn.attention import attention_rows
 from saccade.models.text_tokens import Token, Word, words_of
 
@@ -33,104 +32,7 @@ MOST_TOKENS = 512
 Positions = Literal["trained", "constant"]
 
 
-# --- the inputs of attention ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AttentionInputs:
-    """Queries and keys of one layer as the fused kernel gets them, rotary positions applied.
-
-    Parameters
-    ----------
-    query, key : Tensor
-        [H N d]; keys are repeated where several heads share one.
-    mask : Tensor or None
-        Boolean (True: visible) or added to the score; broadcasts to [H N N].
-    scale : float
-        Factor of q·k, 1/sqrt(d) in most models.
-    """
-
-    query: Tensor
-    key: Tensor
-    mask: Tensor | None
-    scale: float
-
-    def mask_rows(self, rows: Tensor) -> Tensor | None:
-        if self.mask is None:
-            return None
-        count = self.query.shape[1]
-        return self.mask.expand(self.mask.shape[0], count, self.key.shape[1]).index_select(1, rows)
-
-
-class _Watch(TorchFunctionMode):
-    """Records the inputs of torch's fused attention while it is active, in this thread only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers: list[AttentionInputs] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            self.layers.append(_attention_inputs(*args, **(kwargs or {})))
-        return func(*args, **(kwargs or {}))
-
-
-def _attention_inputs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> AttentionInputs:
-    """From the arguments of torch's ``scaled_dot_product_attention``, for a batch of one text."""
-    heads, count, width = query.shape[-3:]
-    if key.shape[-3] != heads:
-        key = key.repeat_interleave(heads // key.shape[-3], dim=-3)
-    if is_causal:
-        attn_mask = torch.ones(count, key.shape[-2], dtype=torch.bool, device=query.device).tril()[None, None]
-    mask = None if attn_mask is None else attn_mask.reshape(-1, *attn_mask.shape[-2:])
-    return AttentionInputs(query[0], key[0], mask, width**-0.5 if scale is None else scale)
-
-
 # --- one text after a forward pass -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class QueryKeyPair:
-    """One query and one key, and the numbers that lead to their attention weight.
-
-    Parameters
-    ----------
-    query, key, products : Tensor
-        [d]; ``products`` is query times key element by element.
-    scale : float
-        Factor of the sum of the products, 1/sqrt(d) in most models.
-    score : float
-        The scaled sum, mask or position bias added.
-    log_sum : float
-        Logarithm of the sum of exp(score) over all keys: weight = exp(score - log_sum).
-    weight : float
-        The attention weight.
-    visible : bool
-        False where the model's mask hides the key.
-    """
-
-    query: Tensor
-    key: Tensor
-    products: Tensor
-    scale: float
-    score: float
-    log_sum: float
-    weight: float
-    visible: bool
-
-
-def _visible(mask: Tensor) -> Tensor:
-    """True where a mask makes a key visible; models encode "hidden" as False, -inf or the lowest number."""
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 @dataclass(frozen=True)
@@ -169,7 +71,7 @@ class Reading:
     def causal(self) -> bool:
         """Whether later tokens are hidden in every layer."""
         above = torch.ones(len(self.tokens), len(self.tokens)).triu(1).bool()
-        return all(layer.mask is not None and not _visible(layer.mask)[..., above].any() for layer in self.layers)
+        return all(layer.mask is not None and not visible_keys(layer.mask)[..., above].any() for layer in self.layers)
 
     def attention(self, *, layer: int = -1, rows: Int[Tensor, "R"] | None = None) -> Float[Tensor, "H R N"]:
         """Attention weights of one layer, each row summing to 1; ``rows`` are the queries, None: all tokens.
@@ -209,7 +111,7 @@ class Reading:
         if mask is not None:
             row = mask[head if mask.shape[0] > 1 else 0, 0]
             scores = scores.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else scores + row
-            visible = bool(_visible(row)[key])
+            visible = bool(visible_keys(row)[key])
         return QueryKeyPair(
             query=q,
             key=k[key],
@@ -316,7 +218,7 @@ class TextModel:
                     expected="a model with the argument position_ids (BERT, RoBERTa, GPT-2, Llama, ...)",
                 )
             given["position_ids"] = torch.full_like(given["input_ids"], self._first_position())
-        with self._one_at_a_time, _Watch() as watch:
+        with self._one_at_a_time, AttentionRecorder() as watch:
             outputs = self.network(**given).last_hidden_state[0]
         if len(watch.layers) != self.depth:
             raise ModelError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ from saccade.base.contracts import InputSpec
 from saccade.base.files import atomic_folder, write_text
 from saccade.base.run_folder import HIERARCHY, read_json, write_json
 from saccade.errors import ModelError, StorageError, UsageError, first_line, unknown
-from saccade.models.backbones.build import build, count_parameters
+from saccade.models.backbones.build import build
+from saccade.models.backbones.model_card import model_card
 from saccade.models.backbones.weight_formats import (
     State,
     check_keys,
@@ -44,7 +44,6 @@ __all__ = [
     "load_dino_state",
     "load_model",
     "load_timm_state",
-    "model_card",
     "read_state",
     "save_model",
     "to_timm_state",
@@ -89,8 +88,7 @@ def load_model(
     model : str or Path
         Run folder, model folder, weights file (``FILE`` or ``FILE@NAME``), ``timm:NAME`` or ``random:NAME``.
     channels : int
-        Channels of ``random:``. Weights of other programs are converted to one channel where this is 1, else they keep
-        their own number.
+        Channels of ``random:``; 1 also converts weights of other programs to one channel.
     size_px, axes, seed : int
         Of ``random:``. The size is rounded down to a multiple of the patch; None: 224.
 
@@ -336,47 +334,3 @@ def save_model(folder: Path, backbone: Network, spec: InputSpec, *, about: Mappi
             got=error.got,
             hint="free some space; the last checkpoint is intact, so --resume continues and saves the model",
         ) from error
-
-
-def _volumes_as(spec: InputSpec) -> str:
-    """How volumes become the input, for README.md."""
-    cube = f"a cube of {spec.size_mm:g} mm about the middle" if spec.size_mm else "the cube around the whole volume"
-    window = f" ({spec.window[0]:g} to {spec.window[1]:g})" if spec.window else ""
-    return f"* volumes through {cube}, brought to 0..1 by `{spec.intensity}`{window}; outside is 0"
-
-
-def model_card(label: str, backbone: Network, spec: InputSpec, about: Mapping[str, Any]) -> str:
-    """README.md of a saved model: what it is, how to load it, its input, and how it was made."""
-    numbers, shape = ", ".join, " ".join("TYX"[-spec.axes :])
-    lines = [
-        f"# {label}",
-        "",
-        f"An image representation learned with saccade: {backbone.name}, "
-        f"{count_parameters(backbone) / 1e6:.2f} million parameters, features of width {backbone.dim}.",
-        "",
-        "## Load",
-        "",
-        "```python",
-        "from saccade import load_model",
-        "",
-        'model = load_model("THIS FOLDER")',
-        f"features = model.backbone(pixels)  # pixels [B C {shape}]; features.cls [B D], features.tokens [B N D]",
-        "```",
-        "",
-        "## Input",
-        "",
-        f"* {spec.channels} channels, {spec.size_px} px" + (", turned to grey first" if spec.grey else ""),
-        *([_volumes_as(spec)] if spec.axes == 3 else []),
-        f"* `x = ((pixels - {spec.offset:g}) / {spec.scale:g} - mean) / std`",
-        f"* mean {numbers(f'{v:.4f}' for v in spec.mean)}; std {numbers(f'{v:.4f}' for v in spec.std)}",
-        "",
-        "## How it was made",
-        "",
-        "```json",
-        json.dumps(dict(about), indent=1, ensure_ascii=False),
-        "```",
-        "",
-        "For research. Not validated for clinical decisions.",
-        "",
-    ]
-    return "\n".join(lines)
