@@ -1,15 +1,16 @@
-"""Which views are made: the settings, and what is decided from the data. See views.py and volumes.py."""
+"""Settings of views, and their defaults from the data. See views.py and volume_views.py."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from saccade.base.config import resolve_section
+from saccade.base.contracts import Role
 from saccade.errors import UsageError
 
 COLOUR = {"saturation": 0.2, "hue": 0.1, "grey_prob": 0.2, "stain": 0.0}  # DINO's values; stain is ours
@@ -223,3 +224,20 @@ def _check(config: ResolvedViews, patch: int) -> None:
             raise UsageError(
                 f"views.{name} does not fit the backbone", got=getattr(config, name), expected=f"a multiple of {patch}"
             )
+
+
+class ViewGroup(NamedTuple):
+    """Views of one role: their numbers among all views, and the side of their input."""
+
+    role: Role
+    numbers: range
+    side_px: int
+
+
+def view_groups(config: ResolvedViews) -> list[ViewGroup]:
+    """Global views, then local ones."""
+    first_local = config.global_count
+    return [
+        ViewGroup("global", range(first_local), config.global_px),
+        ViewGroup("local", range(first_local, first_local + config.local_count), config.local_px),
+    ]

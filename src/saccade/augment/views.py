@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saccade.augment import color, feature_grids, geometry, volume_views
 from saccade.augment.color import normalise
-from saccade.augment.settings import ResolvedViews
+from saccade.augment.settings import ResolvedViews, view_groups
 from saccade.base.contracts import Batch, InputSpec, Role, View
 from saccade.base.random import uniforms
 
@@ -102,18 +102,10 @@ def make_views(
     return views_made
 
 
-def _wanted(config: ResolvedViews) -> list[tuple[Role, range, int]]:
-    """Role, numbers and size of all views, globals first."""
-    return [
-        ("global", range(config.global_count), config.global_px),
-        ("local", range(config.global_count, config.global_count + config.local_count), config.local_px),
-    ]
-
-
 def _grid_views(
     batch: Batch, config: ResolvedViews, spec: InputSpec, seed: int, step: int, device: torch.device
 ) -> list[View]:
-    """Views of grids of vectors: crops of whole tiles (see ``grids``)."""
+    """Views of grids of vectors: crops of whole tiles (see feature_grids.py)."""
     what = feature_grids.GridViews(
         config.hflip,
         config.vflip,
@@ -124,7 +116,7 @@ def _grid_views(
     )
     labels = None if batch.labels is None else batch.labels.to(device)
     made = []
-    for role, numbers, side in _wanted(config):
+    for role, numbers, side in view_groups(config):
         for number in numbers:
             crops = feature_grids.draw_grids(batch, side, what, seed=seed, step=step, stream=f"view{number}")
             pixels = crops.changed(normalise(crops.vectors.to(device), spec))
@@ -146,7 +138,7 @@ def _at_once(roles: list[_Role]) -> int:
 def _draw_roles(batch: Batch, config: ResolvedViews, seed: int, step: int, device: torch.device) -> list[_Role]:
     images, channels = batch.pixels.shape[:2]
     roles = []
-    for role, numbers, size_px in _wanted(config):
+    for role, numbers, size_px in view_groups(config):
         if not numbers:
             continue
         u = _draw(batch, numbers, seed, step)

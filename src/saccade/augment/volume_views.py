@@ -13,7 +13,7 @@ from torch import Tensor
 from saccade.augment.color import factor, normalise
 from saccade.augment.cubes import DRAWS, Cubes, Placing, draw_cubes, sample_cubes, whole_cubes
 from saccade.augment.scanner import FIELDS, Changes, change
-from saccade.augment.settings import ResolvedViews
+from saccade.augment.settings import ResolvedViews, ViewGroup, view_groups
 from saccade.base.contracts import Batch, InputSpec, Role, View
 from saccade.base.random import uniforms
 
@@ -46,16 +46,11 @@ def make_views(
     batch: Batch, config: ResolvedViews, spec: InputSpec, *, seed: int, step: int, device: torch.device
 ) -> list[View]:
     """All views of a batch, globals first: pixels [B C S S S]. config: resolved."""
-    first_local = config.global_count
-    roles: list[tuple[Role, range, int]] = [
-        ("global", range(first_local), config.global_px),
-        ("local", range(first_local, first_local + config.local_count), config.local_px),
-    ]
     return [
         view
-        for role, numbers, side in roles
-        if numbers
-        for view in _views_of(batch, config, spec, role, numbers, side, seed=seed, step=step, device=device)
+        for group in view_groups(config)
+        if group.numbers
+        for view in _views_of(batch, config, spec, group, seed=seed, step=step, device=device)
     ]
 
 
@@ -63,14 +58,13 @@ def _views_of(
     batch: Batch,
     config: ResolvedViews,
     spec: InputSpec,
-    role: Role,
-    numbers: range,
-    side: int,
+    group: ViewGroup,
     *,
     seed: int,
     step: int,
     device: torch.device,
 ) -> list[View]:
+    role, numbers, side = group
     items, count = batch.indices.cpu(), len(batch.pixels)
     drawn = [uniforms(seed, step, items.numpy(), DRAWS + CHANGE_DRAWS, f"view{n}") for n in numbers]
     u = torch.stack([torch.from_numpy(view).float() for view in drawn], dim=1).flatten(0, 1)
