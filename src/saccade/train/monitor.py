@@ -14,6 +14,7 @@ from saccade.data.splits import grouped_split, unit_names
 from saccade.evaluation.knn import knn_scores
 from saccade.features.embed_images import answers_to, embed_cached
 from saccade.methods.base import Method
+from saccade.methods.registry import card_of
 from saccade.train.health import effective_rank
 from saccade.train.loop import Plan
 
@@ -41,7 +42,7 @@ class LiveProbe:
         seed = plan.train.seed
         labels = [record.label for record in cache.records]
         order = numpy_generator(seed, "live").permutation(len(cache))
-        self.examined = order[:EXAMINED] if plan.train.method != "supervised" and len(cache) > 1 else None
+        self.examined = order[:EXAMINED] if len(cache) > 1 and not card_of(plan.train.method).uses_labels else None
         self.labelled = all(label is not None for label in labels) and len(set(labels)) > 1
         self.indices = np.sort(order[: 1500 if self.labelled else 512])
         if self.labelled:
