@@ -131,7 +131,7 @@ def mask_seconds(path: str, slide_mpp: float | None) -> dict[str, Any]:
         tissue = find_tissue(slide)
         seconds.append(time.perf_counter() - began)
         cpu.append(time.process_time() - cpu_began)
-    return {"slide": Path(path).name, "seconds": min(seconds), "cpu_seconds": min(cpu), **tissue.shares()}
+    return {"slide": Path(path).name, "seconds": min(seconds), "cpu_seconds": min(cpu), **tissue.fractions()}
 
 
 def network_pass(folder: Path, model: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Every file format that saccade reads, one card each: the only table of suffixes.
 
-A new format is one file with its reader and one line in ``BUILT_IN``; docs/guides/formats.md shows it. Other packages
+A new format is one file with its reader and one line in ``BUILT_IN``; docs/guides/extend.md shows it. Other packages
 add a card through the entry point group ``saccade.sources``, without a change in saccade. Readers are named by their
 import path and loaded on first use, so that this module costs nothing to import.
 """

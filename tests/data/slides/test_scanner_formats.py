@@ -95,7 +95,7 @@ def test_without_openslide_neither(folder, tmp_path, pixels, name):
 
 def test_an_scn_of_nothing_but_its_macro_is_no_slide(tmp_path, pixels):
     path = write_scn(tmp_path / "only.scn", pixels, um=UM, at=(0, 0), glass=pixels.shape[:2])
-    with pytest.raises(DamagedFile, match=r"only\.scn.*no slide image in this TIFF"):
+    with pytest.raises(DamagedFile, match=r"only\.scn.*no image in this TIFF"):
         open_slide(path)
 
 

@@ -17,7 +17,7 @@ import tifffile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from saccade.data.formats import PNG_MAGIC, by_content, by_name
-from saccade.data.images.tiff_samples import to_samples
+from saccade.data.images.tiff import main_series, to_samples
 from saccade.errors import DamagedFile, first_line
 
 MAX_PIXELS = 178_000_000  # of one channel, Pillow's own bound; more is a lying header or a slide
@@ -205,8 +205,7 @@ def read_tiff(data: bytes, name: str) -> np.ndarray:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         if not len(file.pages) or not file.series:
             raise DamagedFile(f"{name}: no image in this TIFF", hint="copy it again")
-        full_size = [candidate for candidate in file.series if not cast(Any, candidate.keyframe).is_reduced]
-        series = full_size[0] if full_size else file.series[0]  # a thumbnail may stand before the image
+        series = main_series(file, name)
         page = cast(Any, series.keyframe)
         channel = _channel_axis(series.axes, series.shape, name)
         if np.prod(series.shape, dtype=np.float64) > 64 * MAX_PIXELS:

@@ -10,6 +10,7 @@ import tifffile
 
 from saccade.base.contracts import Record
 from saccade.data.formats import by_name, has_suffix, suffixes
+from saccade.data.images.tiff import main_series
 from saccade.data.slides.dicom_reader import has_dicom_suffix, is_dicom_slide, may_be_dicom, series_in
 from saccade.data.slides.multi_file import parts_of, refuse_part
 from saccade.data.slides.slide_pool import SlideEntry
@@ -47,9 +48,10 @@ def is_pyramid(path: Path) -> bool:
         return False
     try:
         with listening() as messages, tifffile.TiffFile(path) as file:
-            first = file.pages.first.aspage()
+            series = main_series(file, path.name)
+            first = series.pages[0].aspage()
             second = file.pages[1].aspage() if len(file.pages) > 1 else first
-            smaller = len(file.series[0].levels) > 1 or 0.02 < second.imagewidth / first.imagewidth < 0.9
+            smaller = len(series.levels) > 1 or 0.02 < second.imagewidth / first.imagewidth < 0.9
             smaller = smaller or any(CUT_OFF in line for line in messages)
             return bool(first.is_tiled and (smaller or first.imagewidth * first.imagelength > LARGE_PX))
     except Exception:  # nearly anything is raised on broken bytes; such a file is no pyramid

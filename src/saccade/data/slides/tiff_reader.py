@@ -22,7 +22,7 @@ import tifffile
 from saccade.base.cache import LruCache
 from saccade.data.formats import TIFF_MAGIC
 from saccade.data.images.length_units import length_um
-from saccade.data.images.tiff_samples import samples_dtype, to_samples
+from saccade.data.images.tiff import main_series, samples_dtype, to_samples
 from saccade.data.slides.reader import Region
 from saccade.errors import DamagedFile, first_line
 
@@ -91,14 +91,15 @@ class TiffReader:
         self.sizes_px = [(int(level[0].imagelength), int(level[0].imagewidth)) for level in self._levels]
         rows, columns = self.sizes_px[0]
         self.downsamples = [0.5 * (rows / r + columns / c) for r, c in self.sizes_px]
-        self._check(path.stat().st_size)
+        self._check()
         self._segments: LruCache[tuple[int, int, int], np.ndarray] = LruCache(CACHE_BYTES)
 
-    def _check(self, length: int) -> None:
+    def _check(self) -> None:
         """A cut file opens well and decodes to grey: the places in it are checked first."""
         for level in self._levels:
             for page in level:
                 ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts)]
+                length = page.parent.filehandle.size
                 if max(ends, default=0) > length:
                     raise DamagedFile(
                         f"{self.path}: the file is cut off", got=f"{length:,} bytes", expected=f"{max(ends):,} bytes"
@@ -178,6 +179,13 @@ class TiffReader:
                     out[y0 - top : y1 - top, x0 - left : x1 - left, where] = part
         return out if alpha is None else _laid_over(out, alpha, fill, page.extrasamples)
 
+    def _file_of(self, page: Any) -> Any:
+        """The open file of a page: another one for the planes of an OME-TIFF in several files."""
+        handle = page.parent.filehandle
+        if handle.closed:
+            handle.open()
+        return handle
+
     def _segment(self, level: int, number: int, index: int) -> np.ndarray | None:
         """One tile or strip [Y X S], decoded."""
         key = (level, number, index)
@@ -189,7 +197,7 @@ class TiffReader:
         if not count:
             return None
         try:
-            data = os.pread(self._file.filehandle.fileno(), count, start)
+            data = os.pread(self._file_of(page).fileno(), count, start)
             decoded, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
         except Exception as error:  # decoders raise nearly anything on broken bytes
             raise DamagedFile(f"{self.path}: cannot be read (tile {index}: {error})", hint="copy it again") from error
@@ -235,16 +243,13 @@ def _main_series(file: tifffile.TiffFile) -> tuple[Any, int]:
     A Leica SCN begins with its macro picture, which shows the label: an image that covers the whole glass (as
     OpenSlide tells it) is never taken.
     """
-    series = list(file.series)
-    if file.is_scn:
-        is_main = [not covers for covers in _covers_glass(file.pages.first.aspage().description)]
-        series = [candidate for candidate, main in zip(series, is_main) if main] if len(is_main) == len(series) else []
-    elif file.is_bif:
-        series = [candidate for candidate in series if candidate.name not in ("Label", "Thumbnail")]
-    if not series:
-        raise DamagedFile(f"{file.filehandle.path}: no slide image in this TIFF")
     if not file.is_scn:
-        return series[0], 1
+        return main_series(file, str(file.filehandle.path)), 1
+    series = list(file.series)
+    is_main = [not covers for covers in _covers_glass(file.pages.first.aspage().description)]
+    series = [candidate for candidate, main in zip(series, is_main) if main] if len(is_main) == len(series) else []
+    if not series:
+        raise DamagedFile(f"{file.filehandle.path}: no image in this TIFF")
     return max(series, key=lambda candidate: math.prod(candidate.shape)), len(series)
 
 

@@ -14,7 +14,7 @@ import tifffile
 from saccade.data.formats import is_tiff
 from saccade.data.images.decode import check_ends
 from saccade.data.images.length_units import length_um
-from saccade.data.images.tiff_samples import to_samples
+from saccade.data.images.tiff import main_series, to_samples
 from saccade.data.volumes.orientation import Volume, check_spacing, unplaced
 from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels
 from saccade.errors import DamagedFile
@@ -28,7 +28,8 @@ def is_stack(data: bytes) -> bool:
         return False
     try:
         with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
-            return any(axis not in "YXCS" and n > 1 for axis, n in zip(file.series[0].axes, file.series[0].shape))
+            series = main_series(file, "")
+            return any(axis not in "YXCS" and n > 1 for axis, n in zip(series.axes, series.shape))
     except Exception:  # a damaged file is named when it is read
         return False
 
@@ -38,9 +39,7 @@ def read_stack(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume
     if not is_tiff(data):
         raise DamagedFile(f"{name}: not a TIFF file", hint="copy it again")
     with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
-        if not file.series:
-            raise DamagedFile(f"{name}: no image in this TIFF", hint="copy it again")
-        series = file.series[0]
+        series = main_series(file, name)
         order = _order(series.axes, series.shape, name)
         check_voxels(tuple(series.shape), np.dtype(series.dtype or np.uint8), name)
         check_ends(series, len(data), name)

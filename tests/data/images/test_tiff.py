@@ -7,9 +7,11 @@ import pytest
 import tifffile
 
 from saccade.data.images.decode import decode
-from saccade.data.images.tiff_samples import to_samples
+from saccade.data.images.tiff import to_samples
 from saccade.data.open import open_source
 from saccade.data.slides.slide import open_slide
+from saccade.data.slides.tiff_reader import TiffReader
+from saccade.errors import DamagedFile
 
 RAMP = np.tile(np.arange(16, dtype=np.uint8).repeat(4), (64, 1))
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
@@ -67,3 +69,55 @@ def test_samples_of_12_bits_keep_their_numbers_and_are_inverted_within_them():
         photometric, bitspersample, dtype = tifffile.PHOTOMETRIC.MINISWHITE, 12, np.dtype(np.uint16)
 
     assert to_samples(np.array([0, 4095], np.uint16), Page).tolist() == [4095, 0]
+
+
+def blocks(size: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+
+
+def test_a_smaller_label_before_the_image_is_not_the_image(tmp_path):
+    """In images, in slides (of one level and in tiles) and in stacks."""
+    image, label = blocks(256, 0), blocks(64, 1)
+    path = tmp_path / "labelled.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(label, photometric="rgb", metadata=None)
+        file.write(image, photometric="rgb", tile=(64, 64), metadata=None)
+    assert np.array_equal(decode(path.read_bytes(), "a.tif"), image.transpose(2, 0, 1))
+    region = TiffReader(path).read(0, 0, 0, (256, 256), 0)
+    assert np.array_equal(region.pixels, image)
+
+
+OME = (
+    '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{own}"><Image ID="Image:0">'
+    '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="256" SizeY="256" SizeZ="1" SizeC="2" SizeT="1">'
+    '<Channel ID="Channel:0:0" SamplesPerPixel="1"/><Channel ID="Channel:0:1" SamplesPerPixel="1"/>'
+    '<TiffData IFD="0" FirstC="0" PlaneCount="1"><UUID FileName="a.ome.tif">urn:uuid:{a}</UUID></TiffData>'
+    '<TiffData IFD="0" FirstC="1" PlaneCount="1"><UUID FileName="b.ome.tif">urn:uuid:{b}</UUID></TiffData>'
+    "</Pixels></Image></OME>"
+)
+UUIDS = {"a": "00000000-0000-4000-8000-000000000001", "b": "00000000-0000-4000-8000-000000000002"}
+
+
+def write_ome_set(folder) -> np.ndarray:
+    """Two channels in two files that name each other."""
+    planes = blocks(256, 2)[..., :2].transpose(2, 0, 1)
+    for plane, letter in zip(planes, "ab"):
+        xml = OME.format(own=UUIDS[letter], **UUIDS).encode()
+        options = {"description": xml, "metadata": None, "ome": False, "tile": (64, 64), "photometric": "minisblack"}
+        tifffile.imwrite(folder / f"{letter}.ome.tif", np.ascontiguousarray(plane), **options)
+    return planes
+
+
+def test_channels_of_an_ome_set_come_from_their_own_files(tmp_path):
+    planes = write_ome_set(tmp_path)
+    region = TiffReader(tmp_path / "a.ome.tif").read(0, 0, 0, (256, 256), 0)
+    assert np.array_equal(region.pixels.transpose(2, 0, 1), planes)
+
+
+def test_an_ome_set_without_its_other_files_is_refused(tmp_path):
+    write_ome_set(tmp_path)
+    with pytest.raises(DamagedFile, match="1 of its 2 planes are in other files"):
+        decode((tmp_path / "a.ome.tif").read_bytes(), "a.ome.tif")
+    (tmp_path / "b.ome.tif").unlink()
+    with pytest.raises(DamagedFile, match="1 of its 2 planes are in other files"):
+        TiffReader(tmp_path / "a.ome.tif")

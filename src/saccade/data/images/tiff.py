@@ -1,4 +1,4 @@
-"""What the stored samples of a TIFF mean: bits per sample and photometric interpretation (TIFF 6.0, sections 3 to 6).
+"""Which of the images in a TIFF is the image, and what its samples mean (TIFF 6.0, sections 3 to 6; OME-TIFF).
 
 Every reader of TIFF in saccade (images, stacks, slides) goes through this file.
 """
@@ -9,6 +9,35 @@ from typing import Any
 
 import numpy as np
 import tifffile
+
+from saccade.errors import DamagedFile
+
+ASIDE = ("label", "macro", "thumbnail", "overview")
+"""Words in the name of a series, as Aperio, Ventana and OME files have them, that is never the image."""
+
+
+def main_series(file: tifffile.TiffFile, name: str) -> Any:
+    """The image of a file: of its series that are not reduced copies, labels or overviews, the largest.
+
+    Raises DamagedFile where there is none, and where planes of an OME-TIFF are in other files that are not there.
+    """
+    series: list[Any] = [item for item in file.series if not any(word in (item.name or "").lower() for word in ASIDE)]
+    full_size = [item for item in series if not item.keyframe.is_reduced] or series
+    if not full_size:
+        raise DamagedFile(f"{name}: no image in this TIFF", hint="copy it again")
+    main = max(full_size, key=lambda item: item.keyframe.imagewidth * item.keyframe.imagelength)
+    check_complete(main, name)
+    return main
+
+
+def check_complete(series: Any, name: str) -> None:
+    """Raise DamagedFile where planes of a series are in other files that cannot be reached."""
+    missing = sum(page is None for page in series.pages)
+    if missing:
+        raise DamagedFile(
+            f"{name}: {missing:,} of its {len(series.pages):,} planes are in other files",
+            hint="an OME-TIFF of several files: save it as one file, or keep a slide and its files in one folder",
+        )
 
 
 def samples_dtype(page: Any) -> np.dtype:
