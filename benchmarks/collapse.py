@@ -26,7 +26,7 @@ import harness
 import saccade
 from saccade.base import run_folder
 from saccade.errors import SaccadeError
-from saccade.viz.interval_charts import Curve, band_svg
+from saccade.viz.interval_charts import IntervalCurve, band_svg
 
 WARM = {"dino.teacher_temp": 0.1, "dino.teacher_temp_start": 0.1}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -73,7 +73,7 @@ def chart(runs: dict[str, list[dict[str, float]]], key: str) -> str:
     curves = []
     for style, (name, lines) in enumerate(runs.items()):
         points = [line for line in lines if key in line]
-        curves.append(Curve(name, style, [p["step"] for p in points], [scale * p[key] for p in points]))
+        curves.append(IntervalCurve(name, style, [p["step"] for p in points], [scale * p[key] for p in points]))
     end = max(curve.x[-1] for curve in curves if len(curve.x))
     ticks = [float(round(end * i / 4)) for i in range(5)]
     return band_svg(curves, title=title, x_label="step", y_label=unit, log=False, ticks=ticks, size=(560, 300))

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 import harness
-from saccade.web.catalog import Desk, lay_out
+from saccade.web.catalog import Catalog, build_catalog
 from saccade.web.security import Keys
 from saccade.web.server import create_app, listen, server
 
@@ -44,15 +44,15 @@ class Page:
 
     def __init__(self, size_px: int, runs: tuple[Path, ...] = ()):
         self.size_px = size_px
-        self.desk: Desk = lay_out(runs, [MODEL])
+        self.catalog: Catalog = build_catalog(runs, [MODEL])
         sock = listen("127.0.0.1", 0)
         self.keys = Keys("127.0.0.1", sock.getsockname()[1])
-        self.running = server(create_app(self.desk, self.keys))
+        self.running = server(create_app(self.catalog, self.keys))
         threading.Thread(target=self.running.run, kwargs={"sockets": [sock]}, daemon=True).start()
         while not self.running.started:
             time.sleep(0.01)
         self.connection = http.client.HTTPConnection("127.0.0.1", self.keys.port)
-        self.model = self.desk.choices()[0].id
+        self.model = self.catalog.choices()[0].id
 
     def ask(self, path: str) -> bytes:
         headers = {"Cookie": f"{self.keys.cookie}={self.keys.token}", "Host": f"127.0.0.1:{self.keys.port}"}
@@ -65,11 +65,11 @@ class Page:
     def add(self, pixels: np.ndarray) -> str:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG")
-        return f"model={self.model}&image={self.desk.uploads.add('noise.png', file.getvalue())}&size={self.size_px}"
+        return f"model={self.model}&image={self.catalog.uploads.add('noise.png', file.getvalue())}&size={self.size_px}"
 
     def first(self, query: str) -> None:
         """What the page asks before its first map is there."""
-        for what in ("look?", "picture?", "rows?layer=11&first=0&"):
+        for what in ("view?", "picture?", "rows?layer=11&first=0&"):
             self.ask(f"/api/attention/{what}{query}")
 
     def another(self, query: str, token: int) -> None:

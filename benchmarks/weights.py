@@ -30,7 +30,7 @@ import harness
 import saccade
 from saccade.base import config, run_folder
 from saccade.tasks.evaluate import EvaluateOptions
-from saccade.viz.interval_charts import Curve, band_svg
+from saccade.viz.interval_charts import IntervalCurve, band_svg
 
 NAIVE: dict[str, Any] = {
     "optim.freeze_fraction": 0.0,
@@ -118,7 +118,7 @@ def study(options: argparse.Namespace, backbone: str) -> list[str]:
             if not options.json:
                 print(rows[-1], flush=True)
             if seed == 0:
-                curves.append(Curve(way, style, [x["step"] for x in live], [100 * x["knn"] for x in live]))
+                curves.append(IntervalCurve(way, style, [x["step"] for x in live], [100 * x["knn"] for x in live]))
     ticks = [float(round(options.steps * i / 4)) for i in range(5)]
     title = f"{backbone}: k-NN inside the training part"
     chart = band_svg(curves, title=title, x_label="step", y_label="in %", log=False, ticks=ticks, size=(560, 300))

@@ -22,13 +22,13 @@ from saccade.api import report_interactive as report_interactive
 from saccade.api import resume as resume
 from saccade.api import search as search
 from saccade.api import show as show
-from saccade.attention.image import Attended as Attended
+from saccade.attention.image import ImageAttention as ImageAttention
 from saccade.attention.options import AttendOptions as AttendOptions
 from saccade.attention.slide import SlideAttention as SlideAttention
 from saccade.attention.slide import SlideOptions as SlideOptions
-from saccade.attention.text import AttendedText as AttendedText
+from saccade.attention.text import TextAttention as TextAttention
 from saccade.attention.text_lessons import order_test as order_test
-from saccade.attention.volume import AttendedVolume as AttendedVolume
+from saccade.attention.volume import VolumeAttention as VolumeAttention
 from saccade.base.contracts import Record as Record
 from saccade.base.contracts import Sample as Sample
 from saccade.base.contracts import Source as Source

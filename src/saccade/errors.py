@@ -134,6 +134,24 @@ def unknown(kind: str, word: str, known: Iterable[str]) -> UsageError:
     return UsageError(f"unknown {kind} {word!r}", expected="one of " + ", ".join(known), hint=closest(word, known))
 
 
+def out_of_range(what: str, got: object, last: int, *, first: int = 0, also: str = "") -> UsageError:
+    """The one way a layer, head, token or tile that does not exist is reported.
+
+    Parameters
+    ----------
+    what : str
+        Such as "layer".
+    got : object
+        The index that was asked for.
+    last, first : int
+        The valid indices, both included.
+    also : str
+        Other valid values, such as "mean or all".
+    """
+    expected = f"{first} to {last}"
+    return UsageError(f"no such {what}", got=got, expected=f"{also}, or {expected}" if also else expected)
+
+
 def require(module: str, extra: str, purpose: str) -> ModuleType:
     """Import an optional dependency where it is used, or say the command that installs it."""
     try:

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from saccade.attention.background_jobs import Background, State
+from saccade.attention.background_jobs import SlideJobs, SlideProgress
 from saccade.errors import DataError, UsageError
 
 
@@ -21,7 +21,7 @@ def until_settled(background, key):
 
 
 def test_a_slide_is_begun_once_and_tells_how_far_it_is():
-    background, go_on, counted, begun = Background("tiles", 1000), threading.Event(), threading.Event(), []
+    background, go_on, counted, begun = SlideJobs("tiles", 1000), threading.Event(), threading.Event(), []
 
     def make(done):
         begun.append(1)
@@ -32,19 +32,19 @@ def test_a_slide_is_begun_once_and_tells_how_far_it_is():
         return np.ones(3, np.float32)
 
     assert background.state("slide") is None
-    assert background.start("slide", 5, make) in (State(0, 5, False), State(2, 5, False))
+    assert background.start("slide", 5, make) in (SlideProgress(0, 5, False), SlideProgress(2, 5, False))
     assert counted.wait(30)
-    assert background.start("slide", 5, make) == State(2, 5, False)
-    with pytest.raises(UsageError, match="the tiles of this slide have not been looked at yet"):
-        background.found("slide")
+    assert background.start("slide", 5, make) == SlideProgress(2, 5, False)
+    with pytest.raises(UsageError, match="the tiles of this slide have not been computed yet"):
+        background.result("slide")
     go_on.set()
-    assert until_settled(background, "slide") == State(5, 5, True)
-    assert background.start("slide", 5, make) == State(5, 5, True) and begun == [1]
-    assert background.found("slide").tolist() == [1, 1, 1]
+    assert until_settled(background, "slide") == SlideProgress(5, 5, True)
+    assert background.start("slide", 5, make) == SlideProgress(5, 5, True) and begun == [1]
+    assert background.result("slide").tolist() == [1, 1, 1]
 
 
 def test_what_went_wrong_is_said_and_may_be_tried_again():
-    background = Background("regions", 1000)
+    background = SlideJobs("regions", 1000)
 
     def broken(done):
         raise DataError("a.svs: cannot be read")
@@ -52,11 +52,11 @@ def test_what_went_wrong_is_said_and_may_be_tried_again():
     background.start("a", 3, broken)
     assert "a.svs: cannot be read" in until_settled(background, "a").error
     background.start("a", 3, lambda done: np.zeros(1))
-    assert until_settled(background, "a") == State(3, 3, True)
+    assert until_settled(background, "a") == SlideProgress(3, 3, True)
 
 
 def test_a_slide_that_had_to_make_room_is_as_if_nobody_had_asked():
-    background = Background("tiles", 100)
+    background = SlideJobs("tiles", 100)
     for key in ("old", "new"):
         background.start(key, 1, lambda done: np.zeros(10))
         assert until_settled(background, key).ready
@@ -65,7 +65,7 @@ def test_a_slide_that_had_to_make_room_is_as_if_nobody_had_asked():
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_fault_of_ours_is_said_as_well():
-    background = Background("tiles", 100)
+    background = SlideJobs("tiles", 100)
 
     def wrong(done):
         raise ZeroDivisionError("no tiles")

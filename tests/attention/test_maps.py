@@ -97,9 +97,9 @@ def test_what_cannot_be_asked():
         attention_map(Known(), PIXELS, query="cls", layer=3)
     with pytest.raises(UsageError, match="rollout needs"):
         attention_map(Flat((2, 2)), PIXELS, query="cls", rollout=True)
-    with pytest.raises(ModelError, match="do not lie in the image"):
+    with pytest.raises(ModelError, match="are not positions in the image"):
         attention_map(Flat((1, 2, 2)), PIXELS, query="cls")
-    with pytest.raises(UsageError, match="query does not fit"):
+    with pytest.raises(UsageError, match="invalid query"):
         attention_map(Known(), PIXELS, query="middle")
 
 

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from saccade.attention.recorded_qkv import Compared
+from saccade.attention.recorded_qkv import RecordedQKV
 from saccade.errors import UsageError
 from saccade.models.backbones.build import build
 
 
-def recorded(model, pixels) -> Compared:
+def recorded(model, pixels) -> RecordedQKV:
     with torch.inference_mode():
         layers, _ = model.projections(pixels, range(model.depth))
     parts = [torch.stack([layer[i][0] for layer in layers]).numpy() for i in range(3)]
-    return Compared(*parts)
+    return RecordedQKV(*parts)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_rows_are_those_of_the_network(model, pixels):
         with torch.inference_mode():
             wanted = model.attention(pixels, layer=layer, rows=torch.arange(found.tokens))[0].numpy()
         np.testing.assert_allclose(found.rows(layer, 0, found.tokens), wanted, atol=1e-6)
-        np.testing.assert_allclose(found.fan(5)[layer], wanted[:, 5], atol=1e-6)
+        np.testing.assert_allclose(found.all_layers(5)[layer], wanted[:, 5], atol=1e-6)
 
 
 def test_rollout_is_that_of_the_network(model, pixels, monkeypatch):
@@ -60,12 +60,12 @@ def test_the_numbers_of_a_pair_lead_to_its_weight(model, pixels):
 def test_keys_that_are_not_seen_have_no_weight(model, pixels):
     whole = recorded(model, pixels)
     seen = np.eye(whole.tokens, dtype=bool) | (np.arange(whole.tokens) < 2)[None]
-    found = Compared(whole.queries, whole.keys, whole.values, [seen] * whole.depth)
+    found = RecordedQKV(whole.queries, whole.keys, whole.values, [seen] * whole.depth)
     rows = found.rows(0, 0, found.tokens)
     assert (rows[:, ~seen] == 0).all()
-    assert found.seen_counts(0).tolist() == [2, 2] + [3] * (found.tokens - 2) and whole.seen_counts(0) is None
+    assert found.visible_counts(0).tolist() == [2, 2] + [3] * (found.tokens - 2) and whole.visible_counts(0) is None
     np.testing.assert_allclose(rows.sum(axis=-1), 1, atol=1e-6)
-    with pytest.raises(UsageError, match="does not see"):
+    with pytest.raises(UsageError, match="not visible"):
         found.pair(0, 0, 8, 9)
 
 

@@ -20,7 +20,7 @@ from saccade.errors import ModelError, TooManyDamaged, UsageError
 from saccade.features.embed_slides import Embedder
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import save_model
-from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
+from saccade.viz.heatmap import TileScores, extremes, picture, save_tiff
 from saccade.viz.qupath import features, save_geojson
 
 CUT = Tiling(mpp=1.0, tile_px=32)
@@ -36,7 +36,7 @@ def slide(tmp_path_factory):
 def heat():
     cells = np.array([(0, 0), (1, 0), (2, 1), (4, 3)])
     coords = np.rint(cells * 76.8).astype(np.int64) + 64
-    return Heat("attention", coords, 76.8, np.array([0.0, 1.0, 2.0, 3.0]))
+    return TileScores("attention", coords, 76.8, np.array([0.0, 1.0, 2.0, 3.0]))
 
 
 def test_scores_lie_where_their_squares_are(heat):
@@ -66,19 +66,19 @@ def test_pictures_change_where_scores_are_and_nowhere_else(slide, heat, tmp_path
 def test_ranges_are_those_of_all_scores_and_the_bar_says_where_colours_end(slide, heat, tmp_path):
     scores = np.concatenate([np.linspace(0.4, 0.9, 998), [-0.07, 0.999]])
     coords = np.stack([np.arange(1000) * 4, np.zeros(1000, int)], axis=1)
-    found = SlideAttention(slide, Heat("a", coords, 4.0, scores), "m", SlideOptions())
+    found = SlideAttention(slide, TileScores("a", coords, 4.0, scores), "m", SlideOptions())
     assert found.text().endswith("1,000 squares, -0.07 to 0.999") and found.heat.marks == (
         "0.405 and below",
         "0.895 and above",
     )
-    assert Heat("a", coords[:4], 4.0, np.zeros(4)).marks == ("0", "0")
+    assert TileScores("a", coords[:4], 4.0, np.zeros(4)).marks == ("0", "0")
     assert dataclasses.replace(heat, scores=np.array([0.0, 0.0, 1.0, 1.0])).marks == ("0", "1")
 
 
 def test_squares_are_as_high_as_they_are_where_pixels_are_not_square(tmp_path):
     cells = np.array([(0, 0), (3, 0), (5, 1), (19, 3)])  # (row, column); in the last row a wrong height adds up
     coords = np.rint(cells[:, ::-1] * np.array([64.0, 32 / 0.6])).astype(np.int64)
-    heat = Heat("a", coords, 64.0, np.arange(4.0), 32 / 0.6)
+    heat = TileScores("a", coords, 64.0, np.arange(4.0), 32 / 0.6)
     values = heat.sampled(0, (1100, 300), 1.0)
     for (x, y), score in zip(coords, heat.scores):
         assert (values[y + 1 : y + 52, x + 1 : x + 63] == score).all()
@@ -119,8 +119,8 @@ def test_geojson_is_what_qupath_documents(heat, tmp_path):
     assert features(heat)[0]["properties"]["objectType"] == "tile"
     with pytest.raises(UsageError, match="another length"):
         features(heat, others={"x": np.zeros(2)})
-    with pytest.raises(UsageError, match="no scores of squares"):
-        Heat("a", heat.coords, 1.0, np.zeros(2))
+    with pytest.raises(UsageError, match="number of scores"):
+        TileScores("a", heat.coords, 1.0, np.zeros(2))
 
 
 def test_a_tile_is_most_like_itself(slide, tmp_path, monkeypatch):
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_of_a_slide_costs_no_file(tmp_path):
     whole = write_slide(tmp_path / "whole.tif", texture(1024, 512))
     holed = open_slide(with_holes(whole, tmp_path / "holed.tif", tuple(range(4 * 6, 4 * 8))))
     coords = np.array([(x, y) for y in range(0, 1024, 128) for x in range(0, 512, 128)])
-    heat = Heat("a", coords[:-4], 128.0, np.arange(len(coords) - 4, dtype=float))
+    heat = TileScores("a", coords[:-4], 128.0, np.arange(len(coords) - 4, dtype=float))
     files = SlideAttention(holed, heat, "m", SlideOptions()).save(tmp_path / "out")
     names = [file.name for file in files]
     assert names == ["scores.csv", "tiles.geojson", "heatmap.png", "extremes.png", "heatmap.tif"]

@@ -141,5 +141,5 @@ def test_what_cannot_be_asked_of_a_volume(transformer, tmp_path):
     with pytest.raises(ModelError, match="is a model of images"):
         attend(tmp_path / "flat", path)
     with_ball(tmp_path / "other.nii.gz", "RAS", np.array([0.0, 50.0, 8.0]))
-    with pytest.raises(UsageError, match="attend looks at one volume"):
+    with pytest.raises(UsageError, match="attend takes one volume"):
         attend(transformer, tmp_path)

@@ -20,7 +20,7 @@ from saccade.cli import app
 from saccade.data.slide_features import SlideFeatures, save_features
 from saccade.errors import StorageError
 from saccade.features.table import FeatureTable, TableWriter, load_table
-from saccade.viz.heatmap import Heat
+from saccade.viz.heatmap import TileScores
 
 MODEL, IMAGES = "random:vit_micro_patch8", "synthetic:tissue?n=8&size=32"
 CUT = ["--mpp", "1", "--tile", "64"]
@@ -92,7 +92,7 @@ def test_a_place_is_asked_without_being_made(tmp_path):
 def test_maps_of_slides_end_in_one_error(files, name):
     from saccade.data.slides.slide import open_slide
 
-    heat = Heat("likeness", np.array([[0, 0], [128, 0]]), 128.0, np.array([0.1, 0.9]))
+    heat = TileScores("likeness", np.array([[0, 0], [128, 0]]), 128.0, np.array([0.1, 0.9]))
     found = SlideAttention(open_slide(files / "slide.tif"), heat, "m", SlideOptions())
     with pytest.raises(StorageError, match="full"):
         found.save(files / "full" / name)

@@ -392,7 +392,7 @@ def test_slides_are_cut_alike_for_training_measuring_and_pictures(tmp_path):
     assert config.load(other / "config.yaml")["data"]["tile_px"] == CUT.tile_px  # as the weights learned
     page, _ = api.report_interactive(run, tmp_path / "page.html")
     assert ".tif#" in page.read_text(encoding="utf-8")
-    with pytest.raises(UsageError, match="a slide holds many tiles"):
+    with pytest.raises(UsageError, match="a whole-slide image cannot go"):
         api.report_interactive(run, tmp_path / "slide.html", images=[tmp_path / "0.tif"])
 
 

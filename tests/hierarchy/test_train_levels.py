@@ -273,7 +273,7 @@ def test_one_page_has_the_slides_and_every_level(hierarchy):
         f"learned from {regions} regions",
         f"<dd>{tiles}</dd>",
         f"The tile level is <code>{TILE}</code>",
-        "What was found on the slides.",
+        "Tissue masks of the slides.",
         "While the region level learned",
         'href="region/report.html"',
         "a slide is the mean of its regions",

@@ -15,7 +15,7 @@ import yaml
 
 import fake_run
 from saccade.errors import UsageError
-from saccade.reporting.html import duration, h, join, number, share
+from saccade.reporting.html import duration, h, join, number, percent
 from saccade.reporting.run_files import read_run
 from saccade.reporting.run_report import headline, warnings
 from saccade.reporting.section_evaluation import clear, evaluation_blocks, finding, read_evaluation, undecided
@@ -61,7 +61,7 @@ def test_a_live_k_nn_that_is_never_right_is_nowhere(tmp_path):
         logged = [line | {"knn": 0.0} for line in lines[:-1]] + [lines[-1] | {"knn": right}]
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in logged))
         page = write_report(folder).read_text(encoding="utf-8")
-        said = ("k-NN accuracy, live probe", "k-NN while training", "k-NN in %")
+        said = ("k-NN accuracy, live probe", "live k-NN accuracy", "k-NN in %")
         assert [words in page for words in said] == [right > 0] * 3
         assert "Effective rank" in page and "agreement of two views" in page
 
@@ -201,7 +201,7 @@ def report_of(folder: Path, files: dict[str, str]) -> str:
 
 def test_before_evaluation_it_says_the_command(tmp_path):
     text = report_of(tmp_path, {"config.yaml": yaml.safe_dump(fake_run.settings())})
-    assert "saccade evaluate run DATA" in text and "has not been measured yet" in text
+    assert "saccade evaluate run DATA" in text and "Not evaluated yet" in text
     assert "saccade attend run IMAGE" in text
 
 
@@ -317,7 +317,7 @@ def test_elements_escape_by_construction():
 def test_numbers():
     assert math.isnan(number("3")) and math.isnan(number(None)) and math.isnan(number(True)) and number(3) == 3
     assert [duration(s) for s in (42, 504, 12000, math.nan)] == ["42 s", "8.4 min", "3.3 h", "–"]
-    assert [share(f) for f in (1.0, 0.1, 0.01, 0.005)] == ["100 %", "10 %", "1 %", "0.5 %"]
+    assert [percent(f) for f in (1.0, 0.1, 0.01, 0.005)] == ["100 %", "10 %", "1 %", "0.5 %"]
 
 
 # --- in a browser --------------------------------------------------------------------------------
@@ -349,4 +349,4 @@ def test_no_sideways_scrolling_in_a_browser(run, text):
 
 def test_headline_without_any_figure(tmp_path):
     (tmp_path / "config.yaml").write_text("{}")
-    assert headline(read_run(tmp_path)).endswith("what it is worth has not been measured yet.")
+    assert headline(read_run(tmp_path)).endswith("; not evaluated yet.")

@@ -22,7 +22,7 @@ from saccade.errors import UsageError
 from saccade.evaluation.learning_curves import summarise
 from saccade.reporting import study_tables
 from saccade.reporting.study_report import render, sentences, to_markdown, write_study
-from saccade.viz.interval_charts import STYLES, Curve, Spot, apart, band_svg, key_svg, spots_svg
+from saccade.viz.interval_charts import STYLES, CostPoint, IntervalCurve, apart, band_svg, cost_svg, key_svg
 from strict_html import parse
 
 NS = "{http://www.w3.org/2000/svg}"
@@ -115,7 +115,7 @@ def test_what_is_unclear_says_so(study):
     clear = study_tables.difference({"difference": 0.1, "low": 0.05, "high": 0.2, "clear": True})
     unclear = study_tables.difference({"difference": 0.1, "low": -0.05, "high": 0.2, "clear": False})
     assert (clear.value, clear.below, clear.clear) == ("+10.0", "+5.0 to +20.0", True)
-    made = study_tables.Table("t", "c", ("a", "b"), (("", (("x", (clear,)), ("y", (unclear,)))),))
+    made = study_tables.ScoreTable("t", "c", ("a", "b"), (("", (("x", (clear,)), ("y", (unclear,)))),))
     assert study_tables.to_html(made).count("not clear") == 1
     assert "**+10.0** (+5.0 to +20.0)" in study_tables.to_markdown(made)
     assert "| y | +10.0 (−5.0 to +20.0) |" in study_tables.to_markdown(made)
@@ -207,14 +207,14 @@ def test_missing_parts_cost_only_themselves(study, part):
         del value[part]
     words = shown(render(value))
     parse(render(value))
-    assert "Which inductive bias pays?" in words and "How it was done" in words
+    assert "Which inductive bias pays?" in words and "Protocol" in words
     assert to_markdown(value).startswith("# Which")
     study_tables.to_csv(value.get("summary", {}))
 
 
 def test_an_empty_study_is_a_page(tmp_path):
     words = shown(write_study(fake_study.write(tmp_path / "e", {})).read_text(encoding="utf-8"))
-    assert "Nothing has been measured yet." in words
+    assert "No results yet." in words
     assert (tmp_path / "e" / "study.csv").read_text().startswith("backbone,series,size")
     with pytest.raises(UsageError, match="not found"):
         write_study(tmp_path)
@@ -225,7 +225,7 @@ def test_one_training_is_a_page():
     answers, truth, groups = fake_study.make(NAMES, sizes=(100,), seeds=1, images=60, groups=12)
     value = fake_study.study(summarise(answers[:1], truth, groups, resamples=50), NAMES)
     words = shown(render(value))
-    assert "Learning curves" in words and "leads" not in words and "Who passes whom" not in words
+    assert "Learning curves" in words and "leads" not in words and "Crossings of learning curves" not in words
 
 
 def test_the_same_study_gives_the_same_bytes(study):
@@ -234,7 +234,9 @@ def test_the_same_study_gives_the_same_bytes(study):
 
 def test_no_torch():
     """The page is written, and the statistics are done, where torch is not needed."""
-    code = "import sys, saccade.reporting.study, saccade.evaluation.learning; print('torch' in sys.modules)"
+    code = (
+        "import sys, saccade.reporting.study_report, saccade.evaluation.learning_curves; print('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
@@ -245,11 +247,13 @@ def texts(svg: str) -> dict[str, ET.Element]:
     return {"".join(found.itertext()): found for found in ET.fromstring(svg).iter(f"{NS}text")}
 
 
-def six(y: float) -> list[Curve]:
+def six(y: float) -> list[IntervalCurve]:
     """Six curves that end at nearly one place."""
     sizes = [100, 1000, 10_000]
     ends = [[50, 70, y + 0.1 * i] for i in range(6)]
-    return [Curve(f"backbone_{i}", i, sizes, v, [x - 3 for x in v], [x + 3 for x in v]) for i, v in enumerate(ends)]
+    return [
+        IntervalCurve(f"backbone_{i}", i, sizes, v, [x - 3 for x in v], [x + 3 for x in v]) for i, v in enumerate(ends)
+    ]
 
 
 @pytest.mark.parametrize("y", [20, 60, 99])
@@ -275,7 +279,7 @@ def test_bands_lie_around_their_lines_and_whiskers_side_by_side():
     assert len(paths) == 2
     ys = [float(pair.split()[1]) for pair in re.split("[ML]", paths[0].get("d").rstrip("Z")) if pair]
     assert all(high < low for high, low in zip(ys[:3], reversed(ys[3:])))
-    svg = ET.fromstring(band_svg(six(60), title="T", x_label="n", y_label="%", whiskers=True, named=False))
+    svg = ET.fromstring(band_svg(six(60), title="T", x_label="n", y_label="%", whiskers=True, label_ends=False))
     drawn = [p.get("d") for p in svg.iter(f"{NS}path") if "V" in (p.get("d") or "")]
     first = sorted(float(re.match(r"M([\d.]+)", d).group(1)) for d in drawn)
     assert len(drawn) == 6 and all(b - a > 5.9 for a, b in itertools.pairwise(first)) and first[0] >= 40
@@ -287,14 +291,18 @@ def test_styles_differ_by_more_than_colour():
 
 
 def test_points_that_are_not_there_leave_no_trace():
-    gap = Curve("a", 0, [100, 300, 0, 1000], [1, math.nan, 5, 2], [0, 0, 0, 1], [2, 2, 6, 3])
-    svg = band_svg([gap, Curve("b", 1, [100], [math.inf])], title="T", x_label="n", y_label="")
+    gap = IntervalCurve("a", 0, [100, 300, 0, 1000], [1, math.nan, 5, 2], [0, 0, 0, 1], [2, 2, 6, 3])
+    svg = band_svg([gap, IntervalCurve("b", 1, [100], [math.inf])], title="T", x_label="n", y_label="")
     assert "a: from 1 to 2" in svg and "nan" not in svg and "inf" not in svg and "b:" not in svg
     assert "no values" in band_svg([], title="T", x_label="n", y_label="")
-    assert "no values" in spots_svg([], title="T", x_label="n", y_label="")
-    assert "nan" not in band_svg([Curve("c", 0, [100], [1], [0], [2])], title="T", x_label="n", y_label="")
-    spots = [Spot("a", 0, 0.1, 50, 45, 55), Spot("b", 1, 2.0, 60, math.nan, math.nan), Spot("c", 2, 0, 1, 1, 1)]
-    svg = spots_svg(spots, title="T", x_label="n", y_label="")
+    assert "no values" in cost_svg([], title="T", x_label="n", y_label="")
+    assert "nan" not in band_svg([IntervalCurve("c", 0, [100], [1], [0], [2])], title="T", x_label="n", y_label="")
+    spots = [
+        CostPoint("a", 0, 0.1, 50, 45, 55),
+        CostPoint("b", 1, 2.0, 60, math.nan, math.nan),
+        CostPoint("c", 2, 0, 1, 1, 1),
+    ]
+    svg = cost_svg(spots, title="T", x_label="n", y_label="")
     assert "a: 50 at 0.1; b: 60 at 2" in svg and "nan" not in svg and {"0.1", "1", "2"} <= set(texts(svg))
 
 

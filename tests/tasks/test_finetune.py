@@ -53,7 +53,7 @@ def test_it_learns_and_leaves_every_file(run):
     right = np.mean([row["label"] == row["predicted"] for row in rows])
     assert len(rows) == values["n_test"] and right == pytest.approx(found["accuracy"]["mean"])
     page = (run / "report.html").read_text()
-    assert "Trained with labels" in page and f"{100 * found['accuracy']['mean']:.1f}\u00a0%" in page
+    assert "Supervised classifier" in page and f"{100 * found['accuracy']['mean']:.1f}\u00a0%" in page
     assert (run / "model" / "classifier.safetensors").exists() and (run / "config.yaml").exists()
 
 
@@ -416,4 +416,4 @@ def test_figures_over_few_groups_are_marked():
         assert ("[25.0, 75.0] ?" in to_text(told)) == ("means nothing" in to_text(told)) == few
         page = str(classifier_section(told)).replace("\u00a0", " ")
         assert ("25.0 to 75.0 % ?" in page) == ("means nothing" in page) == few
-        assert ("which means nothing" in str(classifier_finding("run", told))) == few
+        assert ("too few to conclude" in str(classifier_finding("run", told))) == few

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fake_run import fake_map, tissue
-from saccade.attention.image import Attended
+from saccade.attention.image import ImageAttention
 from saccade.attention.options import AttendOptions
 from saccade.errors import UsageError
 from saccade.viz.overlays import (
@@ -124,7 +124,7 @@ def test_panel_has_one_cell_a_head_plus_two():
 
 def test_the_mean_that_is_drawn_is_the_thresholded_mean():
     def chosen(head: str):
-        return Attended(tissue(2), fake_map(2), AttendOptions(head=head, threshold=0.3), "fake", {}).chosen()
+        return ImageAttention(tissue(2), fake_map(2), AttendOptions(head=head, threshold=0.3), "fake", {}).selected()
 
     every, mean = chosen("all"), chosen("mean")
     kept = threshold_mask(fake_map(2).mean, 0.3)
@@ -161,7 +161,7 @@ def test_overlay_svg_is_vector_and_says_what_it_shows():
     root = ET.fromstring(svg)
     ns = "{http://www.w3.org/2000/svg}"
     assert root.find(f"{ns}title").text == "a <b> & c"
-    assert "marked patch asks" in root.find(f"{ns}desc").text
+    assert "query: marked patch" in root.find(f"{ns}desc").text
     assert len(root.findall(f"{ns}g/{ns}rect")) == 144
     assert len(root.findall(f"{ns}rect")) == 2
     assert root.find(f"{ns}image").get("href").startswith("data:image/png;base64,")

@@ -21,13 +21,13 @@ from web_requests import WIDE
 
 @dataclass(frozen=True)
 class Site:
-    """A served page: ``url`` lets a browser in; ``desk`` is what it shows."""
+    """A served page: ``url`` lets a browser in; ``catalog`` is what it shows."""
 
     url: str
     origin: str
     token: str
     port: int
-    desk: object
+    catalog: object
     run: Path
     second: Path
 
@@ -47,19 +47,19 @@ def small_runs(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def site(small_runs) -> Iterator[Site]:
     pytest.importorskip("fastapi", reason='the page needs pip install "saccade[web]"')
-    from saccade.web.catalog import lay_out
+    from saccade.web.catalog import build_catalog
     from saccade.web.security import Keys
     from saccade.web.server import create_app, listen, server
 
-    desk = lay_out(list(small_runs), ["random:vit_micro_patch8", "random:resnet10_w16"])
+    catalog = build_catalog(list(small_runs), ["random:vit_micro_patch8", "random:resnet10_w16"])
     sock = listen("127.0.0.1", 0)
     keys = Keys("127.0.0.1", sock.getsockname()[1])
-    running = server(create_app(desk, keys))
+    running = server(create_app(catalog, keys))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     while not running.started:
         time.sleep(0.01)
-    yield Site(keys.url, keys.origin, keys.token, keys.port, desk, *small_runs)
+    yield Site(keys.url, keys.origin, keys.token, keys.port, catalog, *small_runs)
     running.should_exit = True
     thread.join(timeout=10)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from saccade.web.catalog import lay_out
+from saccade.web.catalog import build_catalog
 from saccade.web.discover import numbered, short_names
 from web_waiting import until
 
 
 @pytest.fixture
 def twins(site, tmp_path):
-    """Two hierarchies of one name on the desk, known by the heads that were trained on them."""
+    """Two hierarchies of one name on the catalog, known by the heads that were trained on them."""
     heads = []
     for place in ("first", "second"):
         hipt = tmp_path / place / "work" / "hipt"
@@ -26,15 +26,15 @@ def twins(site, tmp_path):
         heads.append(tmp_path / f"heads of the {place}")
         (heads[-1] / "head").mkdir(parents=True)
         (heads[-1] / "head" / "head.json").write_text(json.dumps({"hierarchy": str(hipt)}))
-    laid, was = lay_out(heads), (site.desk.runs, site.desk.hierarchies)
-    site.desk.runs, site.desk.hierarchies = [*site.desk.runs, *laid.runs], laid.hierarchies
+    laid, was = build_catalog(heads), (site.catalog.runs, site.catalog.hierarchies)
+    site.catalog.runs, site.catalog.hierarchies = [*site.catalog.runs, *laid.runs], laid.hierarchies
     yield tmp_path
-    site.desk.runs, site.desk.hierarchies = was
+    site.catalog.runs, site.catalog.hierarchies = was
 
 
 def test_levels_of_two_hierarchies_of_one_name_are_told_apart(window, site, twins):
     window.goto("about:blank")
-    window.goto(f"{site.origin}/#/explorer")
+    window.goto(f"{site.origin}/#/attention")
     until(window, "document.querySelector('.words strong') && !document.querySelector('[aria-busy]')")
     chooser = window.get_by_label("Model", exact=True)
     names = chooser.locator("option").all_inner_texts()
@@ -61,5 +61,5 @@ def test_short_names_are_those_of_the_nearest_folder_that_differs():
 
 def test_weights_files_of_one_name_are_told_apart(tmp_path):
     files = [tmp_path / place / "vit.safetensors" for place in ("one", "two")]
-    shown = [one.name for one in lay_out([], [*map(str, files), "random:vit_micro_patch8"]).choices()]
+    shown = [one.name for one in build_catalog([], [*map(str, files), "random:vit_micro_patch8"]).choices()]
     assert shown == ["one/vit.safetensors", "two/vit.safetensors", "random:vit_micro_patch8"]

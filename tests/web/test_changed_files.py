@@ -13,20 +13,20 @@ from PIL import Image
 from saccade.features.stores import write, written
 from saccade.features.table import FeatureTable, save_table
 from saccade.web import discover
-from saccade.web.catalog import RunOnDesk, lay_out
-from saccade.web.embedding_map import Shelf
+from saccade.web.catalog import CatalogRun, build_catalog
+from saccade.web.embedding_map import OpenTables
 from web_requests import ask, fetch
 
 
 @pytest.fixture
 def trained_on(site):
-    """A copy of the short run on the desk, whose weights may be changed."""
+    """A copy of the short run on the catalog, whose weights may be changed."""
     folder = site.run.with_name("trained on")
     shutil.copytree(site.run, folder)
-    run = RunOnDesk(site.desk.id_of("run", str(folder)), "trained on", folder)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(folder)), "trained on", folder)
+    site.catalog.runs.append(run)
     yield run
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
     shutil.rmtree(folder)
 
 
@@ -36,10 +36,10 @@ def test_a_model_that_was_trained_on_answers_with_its_new_weights(site, trained_
     file = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(file, "PNG")
-    image = site.desk.uploads.add("noise.png", file.getvalue())
+    image = site.catalog.uploads.add("noise.png", file.getvalue())
 
     def rows() -> np.ndarray:
-        model = site.desk.model_id(str(trained_on.folder))
+        model = site.catalog.model_id(str(trained_on.folder))
         found = fetch(site, f"/api/attention/rows?model={model}&image={image}&layer=0&first=0")
         assert found.status == 200, found.body
         return np.frombuffer(found.body, "<f4")
@@ -77,7 +77,7 @@ def test_a_table_that_is_written_again_is_read_again(tmp_path, name):
     place = tmp_path / name
     assert written(place) == ""
     write(place, small_table(1))
-    shelf = Shelf(lay_out([], [], [str(place)]))
+    shelf = OpenTables(build_catalog([], [], [str(place)]))
     key = shelf.listed()[0]["id"]
     first = shelf.open(key)
     assert shelf.open(key) is first and first.about()["written"] == written(place) != ""
@@ -99,8 +99,8 @@ def test_pictures_of_a_table_that_was_written_again_have_another_address(window,
         about = {"data": str(tmp_path / "images")}
         save_table(table, FeatureTable(features, ids, *[nothing] * 4, "m", about))  # type: ignore[call-arg]
         window.goto("about:blank")
-        window.goto(f"{site.origin}/#/atlas?table={site.desk.id_of('table', str(table))}")
-        window.wait_for_selector(".page.atlas[data-ready] .legend li")
+        window.goto(f"{site.origin}/#/map?table={site.catalog.id_of('table', str(table))}")
+        window.wait_for_selector(".page-map[data-ready] .legend li")
         window.get_by_role("button", name="Select what is in view").click()
         window.wait_for_selector(".chosen img")
         return set(window.locator(".chosen img").evaluate_all("images => images.map(one => one.src)"))
@@ -114,8 +114,8 @@ def test_pictures_of_a_table_that_was_written_again_have_another_address(window,
 
 
 def test_the_picture_of_a_look_is_asked_for_again(site):
-    run = site.desk.runs[0]
+    run = site.catalog.runs[0]
     image = json.loads(ask(site, f"/api/images?run={run.id}")[1])["images"][0]["id"]
-    model = site.desk.model_id(str(run.folder))
+    model = site.catalog.model_id(str(run.folder))
     found = fetch(site, f"/api/attention/picture?model={model}&image={image}")
     assert found.status == 200 and found.headers["cache-control"] == "no-store"

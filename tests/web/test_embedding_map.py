@@ -46,12 +46,12 @@ def tables(site):
 
 
 def open_map(window, name=None):
-    window.locator("#pages a[data-page=atlas]").click()
-    window.wait_for_selector(".page.atlas[data-ready]")
+    window.locator("#pages a[data-page=map]").click()
+    window.wait_for_selector(".page-map[data-ready]")
     if name:
         window.get_by_label("Table").select_option(label=name)
         window.wait_for_function("() => location.hash.includes('table=')")
-        window.wait_for_selector(".page.atlas[data-ready] .legend li")
+        window.wait_for_selector(".page-map[data-ready] .legend li")
 
 
 def ask_the_first_point(window):
@@ -81,7 +81,7 @@ def test_the_vectors_of_a_run_are_computed_when_asked(window, site):
     window.goto(f"{site.origin}/#/runs")  # going elsewhere stops nothing
     open_map(window)
     try:
-        window.wait_for_selector(".page.atlas[data-ready] .legend li", timeout=120_000)
+        window.wait_for_selector(".page-map[data-ready] .legend li", timeout=120_000)
         assert "24 images" in window.locator(".words").inner_text()
         assert everything_in(site.run.parent) - before == {site.run / "features.parquet"}
         assert window.locator(".commands li").count() == 1
@@ -101,13 +101,13 @@ def test_computing_vectors_can_be_stopped_and_says_what_went_wrong(window, site)
 
 
 def test_a_table_that_is_being_read_is_waited_for_in_words(window, site, tables):
-    held = Held(window, "**/api/atlas/*")
+    held = Held(window, "**/api/map/*")
     window.goto("about:blank")
-    window.goto(f"{site.origin}/#/atlas")
+    window.goto(f"{site.origin}/#/map")
     until(window, "document.querySelector('.page [role=status]')?.innerText.startsWith('Reading short')")
     assert waited_for(window) == "Reading short and working out its map."
     held.let_go()
-    window.wait_for_selector(".page.atlas[data-ready]")
+    window.wait_for_selector(".page-map[data-ready]")
     assert window.locator(".waiting").count() == 0
 
 
@@ -274,25 +274,25 @@ def test_clusters_and_the_legend(window, tables):
 
 @pytest.fixture
 def taken(site, tmp_path):
-    """A table on the desk whose columns have the names of what the map makes."""
+    """A table on the catalog whose columns have the names of what the map makes."""
     rng, own = np.random.default_rng(1), [f"own {i}" for i in range(12)]
     taken = dict.fromkeys(("row", "x", "y", "selected", "map_x", "cluster (k-means)"), own)
     taken["cluster"] = ["mine", "yours"] * 6
     nothing = [None] * 12
     features = rng.standard_normal((12, 8)).astype(np.float32)
     ids = [f"{i}.png" for i in range(12)]
-    save_table(tmp_path / "taken.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}, taken))  # type: ignore[call-arg]
-    before, site.desk.tables = site.desk.tables, (str(tmp_path / "taken.parquet"),)
+    save_table(tmp_path / "taken.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}, taken))
+    before, site.catalog.tables = site.catalog.tables, (str(tmp_path / "taken.parquet"),)
     yield own
-    site.desk.tables = before
+    site.catalog.tables = before
 
 
 @pytest.mark.parametrize(("count", "legend"), [(1, ["all"]), (5, [f"cluster {n}" for n in range(1, 6)])])
 def test_few_images_without_labels_are_shown(window, site, tmp_path, monkeypatch, count, legend):
     nothing, ids = [None] * count, [f"{i}.png" for i in range(count)]
     features = np.eye(8, dtype=np.float32)[:count]
-    save_table(tmp_path / "few.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}))  # type: ignore[call-arg]
-    monkeypatch.setattr(site.desk, "tables", (str(tmp_path / "few.parquet"),))
+    save_table(tmp_path / "few.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}))
+    monkeypatch.setattr(site.catalog, "tables", (str(tmp_path / "few.parquet"),))
     open_map(window)
     assert window.locator(".legend .name").all_inner_texts() == legend
     assert not window.locator(".page [role=alert]").count()
@@ -356,12 +356,12 @@ def test_an_upload_finds_its_like(window, tables):
 
 
 def test_what_is_not_there_is_not_found(window, tables, site):
-    asked = ["atlas/0000000000000000", "atlas/..%2f..%2fetc%2fpasswd", "atlas/%2e%2e/x", "atlas/x/thumb/0", "atlas/x"]
+    asked = ["map/0000000000000000", "map/..%2f..%2fetc%2fpasswd", "map/%2e%2e/x", "map/x/thumb/0", "map/x"]
     assert {window.request.get(f"{site.origin}/api/{path}").status for path in asked} == {404}
-    key = site.desk.id_of("table", str(tables[0]))
-    assert window.request.get(f"{site.origin}/api/atlas/{key}/thumb/0").status == 200
+    key = site.catalog.id_of("table", str(tables[0]))
+    assert window.request.get(f"{site.origin}/api/map/{key}/thumb/0").status == 200
     for row in (24, -1, 10**6):
-        assert window.request.get(f"{site.origin}/api/atlas/{key}/thumb/{row}").status == 400
+        assert window.request.get(f"{site.origin}/api/map/{key}/thumb/{row}").status == 400
 
 
 def test_a_hundred_thousand_points_stay_fluid(window):
@@ -369,7 +369,7 @@ def test_a_hundred_thousand_points_stay_fluid(window):
     times = window.evaluate(
         """async (count) => {
           const { Scatter } = await import("/static/scatter.js");
-          const { looks } = await import("/static/atlas_legend.js");
+          const { looks } = await import("/static/embedding_map_legend.js");
           const scatter = new Scatter(), places = new Float32Array(2 * count);
           let state = 7;
           const draw = () => { state = (Math.imul(state, 1664525) + 1013904223) >>> 0; return state / 2 ** 32; };

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from saccade.attention.explorer import Explorer, Look
+from saccade.attention.explorer import Explorer, ViewRequest
 from saccade.base.contracts import InputSpec, Sample
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import save_model
-from saccade.web.catalog import RunOnDesk
+from saccade.web.catalog import CatalogRun
 from web_requests import TABLET
 from web_waiting import Held, Late, refused, until
 
@@ -57,17 +57,17 @@ def patch(page, row: int, column: int, of: int) -> dict[str, float]:
 
 
 def first_image(site) -> Sample:
-    run = next(run for run in site.desk.runs if run.folder == site.run)
-    _, images = site.desk.images(run, 0, 1)
-    return site.desk.sample(images[0].id)
+    run = next(run for run in site.catalog.runs if run.folder == site.run)
+    _, images = site.catalog.images(run, 0, 1)
+    return site.catalog.sample(images[0].id)
 
 
 def test_the_class_token_asks_first_and_the_numbers_are_the_networks(explorer, site):
     rows = table(explorer)
     sample = first_image(site)
-    seen = Explorer().see(Look(str(site.run), "image"), sample)
-    last = seen.compared.depth - 1
-    wanted = seen.compared.rows(last, 0)[:, 0, seen.prefix :].mean(axis=0)
+    seen = Explorer().view(ViewRequest(str(site.run), "image"), sample)
+    last = seen.qkv.depth - 1
+    wanted = seen.qkv.rows(last, 0)[:, 0, seen.prefix :].mean(axis=0)
     np.testing.assert_allclose(values(rows), wanted, rtol=1e-4)
     assert rows[0]["head"] == "mean" and rows[0]["layer"] == str(last)
 
@@ -79,9 +79,9 @@ def test_a_click_asks_a_patch_and_pointing_explains_the_pair(explorer, site):
     text = explorer.locator(".explained").inner_text()
     assert "what the patch in row 1, column 2 asks" in text
     sample = first_image(site)
-    compared = Explorer().see(Look(str(site.run), "image"), sample).compared
+    qkv = Explorer().view(ViewRequest(str(site.run), "image"), sample).qkv
     layer, head = (int(number) for number in re.search(r"Layer (\d+), head (\d+)", text).groups())
-    pair = compared.pair(layer, head, 1 + 6, 1 + 12)
+    pair = qkv.pair(layer, head, 1 + 6, 1 + 12)
     shown = explorer.locator("[data-step=score]").inner_text().replace("−", "-")
     dot, score = re.search(r"= (\S+) / √\d+ = (\S+)", shown).groups()
     assert float(dot) == pytest.approx(pair.dot, rel=1e-2, abs=2e-5)
@@ -95,8 +95,8 @@ def test_hovering_shows_the_row_of_the_patch_under_the_pointer(explorer, site):
     until(explorer, "document.querySelector('#said')")
     explorer.wait_for_timeout(150)
     sample = first_image(site)
-    compared = Explorer().see(Look(str(site.run), "image"), sample).compared
-    wanted = compared.rows(compared.depth - 1, 1 + 10)[:, 0, 1:].mean(axis=0)
+    qkv = Explorer().view(ViewRequest(str(site.run), "image"), sample).qkv
+    wanted = qkv.rows(qkv.depth - 1, 1 + 10)[:, 0, 1:].mean(axis=0)
     words = explorer.locator(".words").first.inner_text()
     place = int(wanted.argmax())
     assert f"row {place // 4}, column {place % 4}" in words
@@ -176,19 +176,19 @@ def test_rollout_can_be_left_while_a_cnn_stands_beside_it(explorer):
     until(explorer, f"{EXPLAINED}.includes('what the class token asks')")
     assert {(row["panel"], row["kind"]) for row in table(explorer)} == {("A", "similarity"), ("B", "attention")}
     assert explorer.locator(".all summary").inner_text() == "All layers and heads of B"
-    assert explorer.locator(".fan").is_visible()
+    assert explorer.locator(".all-layers").is_visible()
 
 
 @pytest.fixture
 def five_channels(site, tmp_path):
-    """A model on the desk that images of three channels do not fit."""
+    """A model on the catalog that images of three channels do not fit."""
     network = build("vit_micro_patch8_w32", channels=5, size_px=32)
     save_model(tmp_path / "model", network, InputSpec(5, 32, 0.0, 255.0, (0.5,) * 5, (0.25,) * 5), about={})
     (tmp_path / "config.yaml").write_text("data: {}")
-    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "five channels", tmp_path)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(tmp_path)), "five channels", tmp_path)
+    site.catalog.runs.append(run)
     yield run
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 def test_a_refused_model_leaves_no_map_of_another(explorer, site, five_channels, refusals):
@@ -201,7 +201,7 @@ def test_a_refused_model_leaves_no_map_of_another(explorer, site, five_channels,
     assert "channels" in reason.inner_text()
     assert explorer.locator(".panel figcaption").first.inner_text() == "five channels"
     assert not explorer.locator(".map:visible, .words strong, .heads button, .all:visible, .vector").count()
-    until(explorer, f"location.hash.includes('a={site.desk.model_id(str(five_channels.folder))}')")
+    until(explorer, f"location.hash.includes('a={site.catalog.model_id(str(five_channels.folder))}')")
     explorer.get_by_label("B, beside it").select_option(label="short")
     until(explorer, "document.querySelectorAll('.panel .words strong').length === 1")
     assert reason.is_visible() and explorer.locator(".map:visible").count() == 1  # the other one is not held back
@@ -213,14 +213,14 @@ def test_a_refused_model_leaves_no_map_of_another(explorer, site, five_channels,
 
 @pytest.fixture
 def windows(site, tmp_path):
-    """A model on the desk in which a patch sees the 2 x 2 patches of its window and the class token."""
+    """A model on the catalog in which a patch sees the 2 x 2 patches of its window and the class token."""
     network = build("vit_micro_patch8_w32_window2", size_px=32)
     save_model(tmp_path / "model", network, InputSpec(3, 32, 0.0, 255.0, (0.5,) * 3, (0.25,) * 3), about={})
     (tmp_path / "config.yaml").write_text("data: {}")
-    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "windows", tmp_path)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(tmp_path)), "windows", tmp_path)
+    site.catalog.runs.append(run)
     yield run
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 def test_an_even_share_is_of_the_keys_that_the_query_sees(explorer, windows):
@@ -272,12 +272,12 @@ def test_an_address_opens_the_same_view(explorer, site):
 
 def test_an_answer_after_the_page_was_left_keeps_the_address_of_the_next_one(explorer):
     pair = Held(explorer, "**/attention/pair?*")
-    with explorer.expect_response("**/attention/fan?*"):
+    with explorer.expect_response("**/attention/all-layers?*"):
         explorer.get_by_role("button", name="Class token asks").click()
     while not pair.kept:
         explorer.wait_for_timeout(20)
     explorer.evaluate("location.hash = '/volumes'")
-    explorer.wait_for_selector(".page.volumes[data-ready]")
+    explorer.wait_for_selector(".page-volumes[data-ready]")
     explorer.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 50)))")
     assert explorer.evaluate("location.hash") == "#/volumes"
 
@@ -289,7 +289,7 @@ def test_rollout_and_the_kept_share(explorer, site):
     until(explorer, "document.querySelector('.words').innerText.includes('patches hold')")
     rows = table(explorer)
     sample = first_image(site)
-    wanted = Explorer().see(Look(str(site.run), "image"), sample).compared.rollout(0)[0, 1:]
+    wanted = Explorer().view(ViewRequest(str(site.run), "image"), sample).qkv.rollout(0)[0, 1:]
     np.testing.assert_allclose(values(rows), wanted, rtol=1e-4)
     from saccade.viz.patch_maps import threshold_mask
 
@@ -305,15 +305,15 @@ def test_rollout_of_a_network_with_several_heads(explorer, site):
     explorer.get_by_label("Shown").select_option("rollout")
     until(explorer, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
     wanted = {
-        "A": Explorer().see(Look("random:vit_micro_patch8", "image"), sample).compared.rollout(0)[0],
-        "B": Explorer().see(Look(str(site.run), "image"), sample).compared.rollout(0)[0],
+        "A": Explorer().view(ViewRequest("random:vit_micro_patch8", "image"), sample).qkv.rollout(0)[0],
+        "B": Explorer().view(ViewRequest(str(site.run), "image"), sample).qkv.rollout(0)[0],
     }
     check_rollout(explorer, wanted)
     assert explorer.locator(".heads button:visible").count() == 0
     choose_model(explorer, "short, random weights")
     choose_model(explorer, "random:vit_micro_patch8", side="B, beside it")
     until(explorer, "document.querySelectorAll('.panel')[1].innerText.startsWith('B: random:vit_micro')")
-    fresh = Explorer().see(Look(str(site.run), "image", True), sample).compared.rollout(0)[0]
+    fresh = Explorer().view(ViewRequest(str(site.run), "image", True), sample).qkv.rollout(0)[0]
     check_rollout(explorer, {"A": fresh, "B": wanted["A"]})
     explorer.get_by_label("Shown").select_option("attention")
     until(explorer, "document.querySelectorAll('.panel')[1].querySelectorAll('.heads button').length === 4")
@@ -408,7 +408,7 @@ def test_an_address_with_an_upload_shows_it_again_or_says_that_it_is_gone(explor
     until(explorer, DRAWN)
     assert explorer.locator(".thumbs [aria-selected=true]").get_attribute("title") == "mine.png"
     np.testing.assert_array_equal(values(table(explorer)), before)
-    site.desk.uploads._kept.pop(key)  # as when newer ones need its room, or the server was started again
+    site.catalog.uploads._uploads._values.pop(key)  # as when newer ones need its room, or the server was started again
     refusals.append("status of 404")
     explorer.reload()
     said = explorer.locator(".work > [role=alert]")
@@ -424,7 +424,7 @@ def test_an_address_with_an_upload_shows_it_again_or_says_that_it_is_gone(explor
 def test_an_address_of_an_unknown_picture_shows_no_other(window, site, refusals):
     refusals.append("status of 404")
     window.goto("about:blank")
-    window.goto(f"{site.origin}/#/explorer?image=0123456789abcdef&run=gone")
+    window.goto(f"{site.origin}/#/attention?image=0123456789abcdef&run=gone")
     window.locator(".work > [role=alert]").wait_for()
     assert "is not known here" in window.locator(".work > [role=alert]").inner_text()
     assert window.locator(".thumbs button").count() and not window.locator(".words strong").count()
@@ -434,16 +434,16 @@ def test_an_address_finds_a_picture_on_its_page_of_the_run(window, site, tmp_pat
     for number in range(30):
         Image.new("RGB", (32, 32), (8 * number, 0, 0)).save(tmp_path / f"{number:02d}.png")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"source": str(tmp_path)}}))
-    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "thirty", tmp_path)
-    site.desk.runs.append(run)
-    image = site.desk.images(run, 27, 1)[1][0]
+    run = CatalogRun(site.catalog.id_of("run", str(tmp_path)), "thirty", tmp_path)
+    site.catalog.runs.append(run)
+    image = site.catalog.images(run, 27, 1)[1][0]
     window.goto("about:blank")
-    window.goto(f"{site.origin}/#/explorer?image={image.id}")
+    window.goto(f"{site.origin}/#/attention?image={image.id}")
     until(window, DRAWN)
     assert window.locator(".thumbs [aria-selected=true]").get_attribute("title") == "27.png"
     assert window.locator(".pager .soft").inner_text() == "25 to 30 of 30"
     until(window, f"location.hash.includes('run={run.id}&start=24')")
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -470,11 +470,11 @@ def test_a_late_page_of_images_does_not_replace_the_newer_one(window, site, tmp_
     for number in range(30):
         Image.new("RGB", (8, 8), (8 * number, 0, 0)).save(tmp_path / f"{number:02d}.png")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"source": str(tmp_path)}}))
-    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "thirty", tmp_path)
-    site.desk.runs.append(run)
-    window.goto(f"{site.origin}/#/explorer?run={run.id}")
+    run = CatalogRun(site.catalog.id_of("run", str(tmp_path)), "thirty", tmp_path)
+    site.catalog.runs.append(run)
+    window.goto(f"{site.origin}/#/attention?run={run.id}")
     window.reload()
-    window.wait_for_selector(".page.explorer[data-ready]")
+    window.wait_for_selector(".page-attention[data-ready]")
     second = Late(window, "**/api/images?*")
     window.get_by_label("Later images").click()
     window.get_by_label("Images of").select_option(run.id)  # back to the first page
@@ -484,22 +484,22 @@ def test_a_late_page_of_images_does_not_replace_the_newer_one(window, site, tmp_
     assert window.locator(".pager .soft").inner_text() == "1 to 24 of 30"
     window.get_by_label("Later images").click()
     until(window, "document.querySelectorAll('.thumbs button').length === 6")
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 def test_questions_that_make_no_sense_are_answered_in_words(site):
     from test_web_security import ask
 
-    model = site.desk.choices()[0].id
-    run = next(run for run in site.desk.runs if run.folder == site.run)
-    image = site.desk.images(run, 0, 1)[1][0].id
+    model = site.catalog.choices()[0].id
+    run = next(run for run in site.catalog.runs if run.folder == site.run)
+    image = site.catalog.images(run, 0, 1)[1][0].id
     path = f"/api/attention/rows?model={model}&image={image}"
     assert ask(site, f"{path}&layer=99&first=0")[0] == 400
     assert ask(site, f"{path}&layer=0&first=0&count=99999")[0] == 400
     assert ask(site, f"{path}&layer=x&first=0")[0] == 422
-    assert ask(site, f"/api/attention/look?model=nothing&image={image}")[0] == 404
-    assert ask(site, f"/api/attention/look?model={model}&image=nothing")[0] == 404
+    assert ask(site, f"/api/attention/view?model=nothing&image={image}")[0] == 404
+    assert ask(site, f"/api/attention/view?model={model}&image=nothing")[0] == 404
     status, _, body = ask(site, f"/api/attention/nifti?model={model}&image={image}&token=0")
     assert status == 400 and "of volumes only" in json.loads(body)["what"]
-    status, _, body = ask(site, f"/api/attention/look?model={model}&image={image}&size=40&positions=false")
+    status, _, body = ask(site, f"/api/attention/view?model={model}&image={image}&size=40&positions=false")
     assert status == 200 and json.loads(body)["grid"] == [5, 5]

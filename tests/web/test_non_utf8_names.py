@@ -12,8 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from saccade.web.catalog import lay_out
-from saccade.web.discover import spelt
+from saccade.web.catalog import build_catalog
+from saccade.web.discover import encodable
 from web_requests import ask
 
 UMLAUT = b"M\xfcller"
@@ -27,7 +27,7 @@ def picture(path: bytes) -> None:
 
 @pytest.fixture
 def umlauts(site, tmp_path):
-    """A run in a folder of such a name on the desk, which learned from files and classes of such names."""
+    """A run in a folder of such a name on the catalog, which learned from files and classes of such names."""
     base = os.fsencode(tmp_path)
     try:
         for label in (b"cat" + UMLAUT, b"dog"):
@@ -41,10 +41,10 @@ def umlauts(site, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["source"] = str(tmp_path / os.fsdecode(b"data" + UMLAUT))
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    laid = lay_out([run]).runs[0]
-    site.desk.runs.append(laid)
+    laid = build_catalog([run]).runs[0]
+    site.catalog.runs.append(laid)
     yield laid
-    site.desk.runs.remove(laid)
+    site.catalog.runs.remove(laid)
 
 
 def test_every_list_holds_such_names(site, umlauts):
@@ -66,7 +66,7 @@ def test_every_list_holds_such_names(site, umlauts):
     assert any(one["name"] == "runM\\udcfcller" and one["run"] == umlauts.id for one in models)
     model = next(one for one in models if one["name"] == "short")
     assert asked(f"attention/look?model={model['id']}&image={images['images'][0]['id']}")["grid"]
-    assert any(one["name"] == "runM\\udcfcller" for one in asked("atlas"))
+    assert any(one["name"] == "runM\\udcfcller" for one in asked("map"))
     asked("slides")
 
 
@@ -74,7 +74,7 @@ def test_a_damaged_file_of_such_a_name_is_named(site, umlauts):
     image = next(
         one for one in json.loads(ask(site, f"/api/images?run={umlauts.id}")[1])["images"] if "/M\\u" in one["name"]
     )
-    record = site.desk.image(image["id"]).record
+    record = site.catalog.image(image["id"]).record
     source = yaml.safe_load((umlauts.folder / "config.yaml").read_text())["data"]["source"]
     (Path(source) / record.id).write_bytes(b"no image")
     status, text = ask(site, f"/api/images/{image['id']}/small")
@@ -82,4 +82,4 @@ def test_a_damaged_file_of_such_a_name_is_named(site, umlauts):
 
 
 def test_only_what_cannot_be_sent_is_spelt_out():
-    assert spelt({"a\udcfc": ["é\udcff", ("b", 1, None)]}) == {"a\\udcfc": ["é\\udcff", ["b", 1, None]]}
+    assert encodable({"a\udcfc": ["é\udcff", ("b", 1, None)]}) == {"a\\udcfc": ["é\\udcff", ["b", 1, None]]}

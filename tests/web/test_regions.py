@@ -22,10 +22,10 @@ from saccade.errors import UsageError
 from saccade.evaluation.nested_cv import NestedConfig
 from saccade.hierarchy.evaluate_slides import HeadOptions
 from saccade.hierarchy.heads import HeadConfig
-from saccade.web.catalog import lay_out
-from saccade.web.discover import runs_below, told_apart, without_places
+from saccade.web.catalog import build_catalog
+from saccade.web.discover import distinct_names, runs_below, without_places
 from saccade.web.shell_commands import embed_command, evaluate_command
-from saccade.web.start import lay_out_named
+from saccade.web.start import catalog_of_names
 from web_requests import raw_request
 from web_waiting import until
 
@@ -51,14 +51,14 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hierarchy(site, drawn, tmp_path_factory):
-    """A hierarchy of a few steps on the desk, with its levels and the slides it learned from."""
+    """A hierarchy of a few steps on the catalog, with its levels and the slides it learned from."""
     run = api.pretrain(drawn, out=tmp_path_factory.mktemp("layers") / "hipt", backbone="hipt", settings=SETTINGS)
-    laid = lay_out([run], site.desk.models)
-    was = site.desk.runs, site.desk.models, site.desk.hierarchies
-    site.desk.runs = [*site.desk.runs, *laid.runs]
-    site.desk.models, site.desk.hierarchies = laid.models, laid.hierarchies
+    laid = build_catalog([run], site.catalog.models)
+    was = site.catalog.runs, site.catalog.models, site.catalog.hierarchies
+    site.catalog.runs = [*site.catalog.runs, *laid.runs]
+    site.catalog.models, site.catalog.hierarchies = laid.models, laid.hierarchies
     yield laid.hierarchies[0]
-    site.desk.runs, site.desk.models, site.desk.hierarchies = was
+    site.catalog.runs, site.catalog.models, site.catalog.hierarchies = was
 
 
 @pytest.fixture
@@ -71,17 +71,17 @@ def page(window, site, hierarchy):
 
 
 def slide_key(site, hierarchy, number=0):
-    return site.desk.id_of("slide", f"{hierarchy.id}/{number}")
+    return site.catalog.id_of("slide", f"{hierarchy.id}/{number}")
 
 
 def regions_of(site, hierarchy):
-    return site.desk.region_looks.found(f"{hierarchy.id}/{slide_key(site, hierarchy)}")
+    return site.catalog.region_views.regions(f"{hierarchy.id}/{slide_key(site, hierarchy)}")
 
 
 def at(page, site, hierarchy, y, x):
     """Where a place of level 0 is on the screen while the whole slide is shown."""
     box = page.locator(".stage").bounding_box()
-    height, width = site.desk.slides(hierarchy).slides[0].size_px
+    height, width = site.catalog.slides(hierarchy).slides[0].size_px
     scale = min(box["width"] / width, box["height"] / height)
     left, top = (box["width"] - width * scale) / 2, (box["height"] - height * scale) / 2
     return box["x"] + left + x * scale, box["y"] + top + y * scale
@@ -94,7 +94,7 @@ def crumbs(page):
 def test_down_to_the_patches_by_clicks_and_up_by_escape(page, site, hierarchy):
     found = regions_of(site, hierarchy)
     assert "nobody" in page.locator(".levels").inner_text()
-    step = site.desk.slides(hierarchy).grid(0).step_px
+    step = site.catalog.slides(hierarchy).grid(0).step_px
     block = found.blocks[0]
     page.mouse.click(*at(page, site, hierarchy, (block.top + 2) * step[0], (block.left + 2) * step[1]))
     page.wait_for_selector(".stage[data-level=region]")
@@ -165,7 +165,7 @@ def test_a_head_and_the_class_token_are_chosen(page, site, hierarchy):
 
 def test_the_numbers_are_those_of_attend(page, site, hierarchy, drawn):
     found, key = regions_of(site, hierarchy), slide_key(site, hierarchy)
-    name = site.desk.slides(hierarchy).entries[0].record.id
+    name = site.catalog.slides(hierarchy).named[0].record.id
     wanted = api.attend_hierarchy(hierarchy.folder, drawn / name)
     tile, composed = (one.heat.scores for one in wanted)  # nobody weighs the regions: there is no map of them
     weights = np.frombuffer(raw_request(site, f"/api/regions/{key}/weights")[2], "<f4")
@@ -174,10 +174,10 @@ def test_the_numbers_are_those_of_attend(page, site, hierarchy, drawn):
         tiles = np.frombuffer(raw_request(site, f"/api/regions/{key}/tiles{query}")[2], "<f4")
         assert tiles[found.weights.rows] == pytest.approx(scores, abs=1e-4)
     # The class token's row of the last layer, mean over heads, is that same map; places without a tile get nothing.
-    look = json.loads(raw_request(site, f"/api/regions/{key}/0/look")[2])
+    look = json.loads(raw_request(site, f"/api/regions/{key}/0/view")[2])
     path = f"/api/regions/{key}/0/rows?layer={look['depth'] - 1}&first=0"
     row = np.frombuffer(raw_request(site, path)[2], "<f4").reshape(look["heads"], -1).mean(axis=0)[look["prefix"] :]
-    there = np.array(look["there"])
+    there = np.array(look["has_tile"])
     assert (row[~there] == 0).all() and there.sum() == len(found.blocks[0].rows)
     own = row[there] / row[there].sum() * there.sum()
     order = np.argsort([y * SIDE + x for y, x in found.cells[found.blocks[0].rows] % SIDE])
@@ -188,16 +188,16 @@ def test_nothing_is_written(page, site, hierarchy):
     before = {path: path.stat().st_mtime_ns for path in hierarchy.folder.rglob("*")}
     for file in (hierarchy.folder / "features" / "region").glob("*.parquet"):
         file.rename(file.with_suffix(".away"))
-    laid = lay_out([hierarchy.folder])
-    from saccade.hierarchy.explorer import Asked, RegionLooks
+    laid = build_catalog([hierarchy.folder])
+    from saccade.hierarchy.explorer import RegionViews, SlideRequest
 
-    looks, tiles = RegionLooks(), laid.slides(laid.hierarchies[0])
-    asked = Asked("k", hierarchy.folder, None, tiles, 0)
+    looks, tiles = RegionViews(), laid.slides(laid.hierarchies[0])
+    asked = SlideRequest("k", hierarchy.folder, None, tiles, 0)
     looks.start(asked)
     ends = time.monotonic() + 60
     while not looks.state("k").ready and time.monotonic() < ends:
         time.sleep(0.05)
-    assert looks.found("k").weights.region == pytest.approx(regions_of(site, hierarchy).weights.region, abs=1e-5)
+    assert looks.regions("k").weights.region == pytest.approx(regions_of(site, hierarchy).weights.region, abs=1e-5)
     for file in (hierarchy.folder / "features" / "region").glob("*.away"):
         file.rename(file.with_suffix(".parquet"))
     assert set(hierarchy.folder.rglob("*")) == set(before)
@@ -207,7 +207,7 @@ def test_ids_lead_nowhere_else(site, hierarchy, page):
     key = slide_key(site, hierarchy)
     assert raw_request(site, "/api/regions/nothing")[0] == 404 and raw_request(site, "/api/regions/../hipt")[0] == 404
     count = len(regions_of(site, hierarchy).blocks)
-    assert raw_request(site, f"/api/regions/{key}/{count}/look")[0] == 404
+    assert raw_request(site, f"/api/regions/{key}/{count}/view")[0] == 404
     assert raw_request(site, f"/api/regions/{key}/-1/picture")[0] == 404
     assert raw_request(site, f"/api/regions/{key}/0/rows?layer=99&first=0")[0] == 400
     assert str(hierarchy.folder).encode() not in raw_request(site, "/api/slides")[2]
@@ -217,13 +217,13 @@ def test_ids_lead_nowhere_else(site, hierarchy, page):
 
 
 def test_the_levels_of_a_hierarchy_are_runs_of_their_own(site, hierarchy):
-    names = [run.name for run in site.desk.runs]
+    names = [run.name for run in site.catalog.runs]
     assert "hipt/region" in names and "hipt/tile" not in names  # the tile level was named and not trained
-    models = {one.name: one.axes for one in site.desk.choices()}
+    models = {one.name: one.axes for one in site.catalog.choices()}
     assert models["random:vit_micro_patch8_w32"] == 2 and models["hipt/region"] == 0
     found = runs_below(hierarchy.folder.parent)
     assert found == [hierarchy.folder]
-    assert lay_out_named([str(hierarchy.folder)]).hierarchies[0].name == "hipt"
+    assert catalog_of_names([str(hierarchy.folder)]).hierarchies[0].name == "hipt"
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +262,8 @@ def test_the_command_for_regions_works_from_any_folder(hierarchy, tmp_path, monk
 
 def test_a_slide_starts_under_weights_where_there_are_any(window, site, hierarchy, heads):
     """The run stands beside the slide in the closed list and in the path above it; no name climbs."""
-    laid, was = lay_out([heads], site.desk.models), site.desk.hierarchies
-    site.desk.hierarchies = [*was, *laid.hierarchies]
+    laid, was = build_catalog([heads], site.catalog.models), site.catalog.hierarchies
+    site.catalog.hierarchies = [*was, *laid.hierarchies]
     try:
         window.goto("about:blank")
         window.goto(f"{site.origin}/#/slides")
@@ -282,37 +282,37 @@ def test_a_slide_starts_under_weights_where_there_are_any(window, site, hierarch
         until(window, "document.querySelector('.words').innerText.includes('The weight of the region times')", 60)
         assert shows(window) == "composed"  # as was chosen by hand
     finally:
-        site.desk.hierarchies = was
+        site.catalog.hierarchies = was
 
 
 def test_a_trained_head_weighs_the_regions(hierarchy, heads, tmp_path):
-    desk = lay_out_named([str(heads)])
-    one = desk.hierarchies[0]
-    assert len(desk.all_slides()[0]) == 6 and desk.all_slides()[1] == []  # those it was trained on, of eight
+    catalog = catalog_of_names([str(heads)])
+    one = catalog.hierarchies[0]
+    assert len(catalog.all_slides()[0]) == 6 and catalog.all_slides()[1] == []  # those it was trained on, of eight
     assert one.name == "heads" and one.folder == hierarchy.folder and one.head == heads.resolve()
-    from saccade.hierarchy.explorer import Asked, look
+    from saccade.hierarchy.explorer import SlideRequest, look
     from saccade.hierarchy.train_levels import load
 
-    found = look(load(one.folder), Asked("k", one.folder, one.head, desk.slides(one), 0), lambda _: None)
+    found = look(load(one.folder), SlideRequest("k", one.folder, one.head, catalog.slides(one), 0), lambda _: None)
     assert found.weights.who == "the trained head" and found.weights.region.mean() == pytest.approx(1, abs=1e-4)
     record = json.loads((heads / "head" / "head.json").read_text())
     broken = tmp_path / "heads"
     (broken / "head").mkdir(parents=True)
     (broken / "head" / "head.json").write_text(json.dumps(record | {"hierarchy": str(tmp_path / "gone")}))
     with pytest.raises(UsageError, match="is gone"):
-        lay_out_named([str(broken)])
-    assert "is gone" in lay_out([broken]).all_slides()[1][0].reason
+        catalog_of_names([str(broken)])
+    assert "is gone" in build_catalog([broken]).all_slides()[1][0].reason
 
 
 def test_names_are_as_long_as_tells_them_apart():
-    assert told_apart(["../../data/a/CMU-1.svs", "../../data/a/CMU-2.svs"]) == ["CMU-1.svs", "CMU-2.svs"]
-    assert told_apart(["../a/1/x.svs", "/b/1/x.svs", "../a/2/x.svs", "y.svs"]) == [
+    assert distinct_names(["../../data/a/CMU-1.svs", "../../data/a/CMU-2.svs"]) == ["CMU-1.svs", "CMU-2.svs"]
+    assert distinct_names(["../a/1/x.svs", "/b/1/x.svs", "../a/2/x.svs", "y.svs"]) == [
         "a/1/x.svs",
         "b/1/x.svs",
         "2/x.svs",
         "y.svs",
     ]
-    assert told_apart(["../x.svs", "../../x.svs"]) == ["x.svs", "x.svs"] and told_apart([]) == []
+    assert distinct_names(["../x.svs", "../../x.svs"]) == ["x.svs", "x.svs"] and distinct_names([]) == []
     assert without_places("../../data/a/CMU-1.svs: cannot be read") == "CMU-1.svs: cannot be read"
     assert without_places("/data/a/CMU-1.svs: 3/4 read") == "CMU-1.svs: 3/4 read"
 
@@ -321,16 +321,16 @@ def test_names_are_as_long_as_tells_them_apart():
 def spotted(site, drawn):
     """The second slide with one stored tile of 128 pixels damaged: 2 x 2 tiles of the region in row 2, column 2."""
     path = sorted(drawn.glob("*.tif"))[1]
-    kept, sources = path.read_bytes(), dict(site.desk._sources)
+    kept, sources = path.read_bytes(), dict(site.catalog._sources)
     with tifffile.TiffFile(path) as file:
         pixels = file.pages[0].asarray()
     write_slide(path, pixels, um=1.0, level_px=((768, 768), (384, 384)))
     with_holes(path, path, (4 * 12 + 4,))
-    site.desk._sources.clear()
+    site.catalog._sources.clear()
     yield path
     path.write_bytes(kept)
-    site.desk._sources.clear()
-    site.desk._sources.update(sources)
+    site.catalog._sources.clear()
+    site.catalog._sources.update(sources)
 
 
 def test_a_damaged_spot_of_a_slide_is_striped_and_named(window, site, hierarchy, spotted):
@@ -343,10 +343,10 @@ def test_a_damaged_spot_of_a_slide_is_striped_and_named(window, site, hierarchy,
         window, f"document.querySelector('.words').innerText.includes('4 tiles cannot be read in {spotted.name}')", 60
     )
     window.wait_for_selector(".stage[data-drawn]")
-    page, found = window, site.desk.region_looks.found(f"{hierarchy.id}/{slide_key(site, hierarchy, 1)}")
+    page, found = window, site.catalog.region_views.regions(f"{hierarchy.id}/{slide_key(site, hierarchy, 1)}")
     assert found.count == len(found.cells) + 4 and len(found.about()["region_of"]) == found.count
     number = found.about()["regions"].index([2, 2])
-    step = site.desk.slides(hierarchy).grid(1).step_px
+    step = site.catalog.slides(hierarchy).grid(1).step_px
     page.mouse.click(*at(page, site, hierarchy, 11 * step[0], 11 * step[1]))
     page.wait_for_selector(".stage[data-level=region]")
     until(
@@ -361,7 +361,7 @@ def test_a_damaged_spot_of_a_slide_is_striped_and_named(window, site, hierarchy,
     assert (
         picture.shape[:2] == (256, 256) and stripes.all() and not np.isin(picture[128:], (96, 160)).all(axis=-1).any()
     )
-    there = json.loads(raw_request(site, f"/api/regions/{key}/{number}/look")[2])["there"]
+    there = json.loads(raw_request(site, f"/api/regions/{key}/{number}/view")[2])["has_tile"]
     assert sum(there) == 12 and not any(there[i] for i in (0, 1, 4, 5))
     assert np.isnan(np.frombuffer(raw_request(site, f"/api/regions/{key}/tiles")[2], "<f4")).sum() >= 4
 
@@ -370,13 +370,13 @@ def test_slides_that_cannot_be_shown_are_named(window, site, hierarchy, drawn, t
     """One file is damaged and one is gone; then the whole folder is."""
     names = [one["id"] for one in json.loads((hierarchy.folder / "data.json").read_text())["files"]]
     damaged, gone = (drawn / name for name in names[:2])
-    kept, sources = damaged.read_bytes(), dict(site.desk._sources)
+    kept, sources = damaged.read_bytes(), dict(site.catalog._sources)
     away = [gone.name, "manifest.csv"]
     try:
         for name in away:
             (drawn / name).rename(tmp_path / name)
         damaged.write_bytes(b"no slide")
-        site.desk._sources.clear()
+        site.catalog._sources.clear()
         window.goto("about:blank")
         window.goto(f"{site.origin}/#/slides")
         window.wait_for_selector(".missing li")
@@ -384,7 +384,7 @@ def test_slides_that_cannot_be_shown_are_named(window, site, hierarchy, drawn, t
         assert "2 slides cannot be shown" in words and f"{damaged.name} (hipt): cannot be" in words
         assert f"{gone.name} (hipt): the file is no longer there" in words and str(drawn.parent) not in words
         window.goto("about:blank")  # what the page still asks for would be gone as well
-        site.desk._sources.clear()
+        site.catalog._sources.clear()
         drawn.rename(tmp_path / "elsewhere")
         window.goto(f"{site.origin}/#/slides")
         until(window, f"document.querySelector('.missing')?.innerText.includes('{len(names)} slides cannot be shown')")
@@ -396,5 +396,5 @@ def test_slides_that_cannot_be_shown_are_named(window, site, hierarchy, drawn, t
         for name in away:
             (tmp_path / name).rename(drawn / name)
         damaged.write_bytes(kept)
-        site.desk._sources.clear()
-        site.desk._sources.update(sources)
+        site.catalog._sources.clear()
+        site.catalog._sources.update(sources)

@@ -8,17 +8,17 @@ import shutil
 import pytest
 import yaml
 
-from saccade.web.catalog import RunOnDesk
+from saccade.web.catalog import CatalogRun
 from saccade.web.live import Tail
 from saccade.web.runs import flat
 from web_waiting import Late, until
 
 
 def show(page, site, *folders) -> None:
-    ids = [run.id for folder in folders for run in site.desk.runs if run.folder == folder]
+    ids = [run.id for folder in folders for run in site.catalog.runs if run.folder == folder]
     page.goto(f"{site.origin}/#/runs?runs={','.join(ids)}")
     page.reload()
-    page.wait_for_selector(".page.runs[data-ready]")
+    page.wait_for_selector(".page-runs[data-ready]")
     page.wait_for_selector(".chart")
 
 
@@ -44,13 +44,13 @@ def test_the_table_has_the_runs_numbers_and_intervals(window, site):
 
 @pytest.fixture
 def copied(site):
-    """A copy of the long run on the desk, to be changed; removed afterwards."""
+    """A copy of the long run on the catalog, to be changed; removed afterwards."""
     folder = site.second.with_name("copied")
     shutil.copytree(site.second, folder)
-    run = RunOnDesk(site.desk.id_of("run", str(folder)), "copied", folder)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(folder)), "copied", folder)
+    site.catalog.runs.append(run)
     yield folder
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
     shutil.rmtree(folder)
 
 
@@ -105,9 +105,9 @@ def test_other_data_that_it_was_measured_on_are_named(window, site, copied):
 
 def test_a_late_run_does_not_come_back_after_it_was_put_away(window, site):
     show(window, site, site.run)
-    window.wait_for_selector(".page.runs table, .page.runs code")
+    window.wait_for_selector(".page-runs table, .page-runs code")
     before = window.locator("h2").all_inner_texts()
-    second = next(run for run in site.desk.runs if run.folder == site.second)
+    second = next(run for run in site.catalog.runs if run.folder == site.second)
     late = Late(window, f"**/api/runs/{second.id}")
     window.get_by_label("Show long").check()
     until(window, "document.querySelectorAll('.key li').length === 2")
@@ -126,16 +126,16 @@ def test_settings_that_differ_are_listed(window, site):
 
 @pytest.fixture
 def growing(site):
-    """A copy of the long run that has just begun: its first hundred lines. Removed from the desk afterwards."""
+    """A copy of the long run that has just begun: its first hundred lines. Removed from the catalog afterwards."""
     folder = site.second.with_name("growing")
     shutil.copytree(site.second, folder)
     (folder / "report.html").unlink(missing_ok=True)
     lines = (site.second / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:100]))
-    run = RunOnDesk(site.desk.id_of("run", str(folder)), "growing", folder)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(folder)), "growing", folder)
+    site.catalog.runs.append(run)
     yield folder, lines
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
     shutil.rmtree(folder)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from saccade.cli.view import view
 from saccade.web import start
-from saccade.web.catalog import RunOnDesk, lay_out, opaque, read_upload
+from saccade.web.catalog import CatalogRun, build_catalog, opaque, read_upload
 from saccade.web.discover import runs_below
 from saccade.web.security import BODY_BYTES, UPLOAD_BYTES, Keys
 from web_requests import raw_request
@@ -181,7 +181,7 @@ def test_a_body_without_a_length_is_bounded_too(site, monkeypatch):
 
 
 def test_a_report_cannot_do_anything(site):
-    run = next(run for run in site.desk.runs if run.folder == site.run)
+    run = next(run for run in site.catalog.runs if run.folder == site.run)
     status, headers, _ = raw_request(site, f"/api/runs/{run.id}/report")
     assert status == 200 and headers["content-security-policy"].startswith("sandbox;")
     assert "script-src" not in headers["content-security-policy"]
@@ -193,7 +193,7 @@ def test_ids_say_nothing_and_hold_for_one_session(tmp_path):
     for name in ("one/run", "two/run"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_text("data: {}")
-    names = [run.name for run in lay_out(runs_below(tmp_path)).runs]
+    names = [run.name for run in build_catalog(runs_below(tmp_path)).runs]
     assert sorted(names) == ["one/run", "two/run"]
 
 
@@ -210,21 +210,21 @@ def hostile_run(site, tmp_path):
         rows.append('"{}","{}"'.format(name.replace('"', '""'), f"{index} {quoted}"))
     (folder / "images" / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"source": str(folder / "images")}}))
-    run = RunOnDesk(site.desk.id_of("run", str(folder)), folder.name, folder)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(folder)), folder.name, folder)
+    site.catalog.runs.append(run)
     yield run
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 def test_hostile_names_are_shown_and_not_run(window, site, hostile_run):
     window.on("dialog", lambda dialog: pytest.fail(dialog.message))
     window.goto(f"{site.origin}/#/runs?runs={hostile_run.id}")
     window.reload()
-    window.wait_for_selector(".page.runs[data-ready]")
+    window.wait_for_selector(".page-runs[data-ready]")
     assert hostile_run.name in window.locator(".runs-list").inner_text()
-    window.goto(f"{site.origin}/#/explorer?run={hostile_run.id}")
+    window.goto(f"{site.origin}/#/attention?run={hostile_run.id}")
     window.reload()
-    window.wait_for_selector(".page.explorer[data-ready]")
+    window.wait_for_selector(".page-attention[data-ready]")
     window.get_by_label("Images of").select_option(hostile_run.id)
     until(window, "document.querySelectorAll('.thumbs button[title*=hacked]').length === 24")
     titles = window.eval_on_selector_all(".thumbs button", "nodes => nodes.map(node => node.title)")
@@ -245,10 +245,10 @@ def test_another_address_is_named_with_its_meaning(monkeypatch, capsys):
     monkeypatch.setattr(start, "serve", lambda app, sock: served.append(sock.getsockname()) or sock.close())
     view(["random:vit_micro_patch8"], host="0.0.0.0", port=None, no_open=True)
     said = capsys.readouterr().out
-    assert "Others can reach this page" in said and "not encrypted" in said and "ssh -L" in said
+    assert "This page is reachable by others" in said and "not encrypted" in said and "ssh -L" in said
     view(["random:vit_micro_patch8"], host="127.0.0.1", port=None, no_open=True)
     quiet = capsys.readouterr().out.strip()
-    assert quiet.startswith("http://127.0.0.1:") and "Others" not in quiet
+    assert quiet.startswith("http://127.0.0.1:") and "reachable" not in quiet
     assert [address[0] for address in served] == ["0.0.0.0", "127.0.0.1"]
 
 

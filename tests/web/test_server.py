@@ -20,11 +20,11 @@ def test_the_page_opens_without_the_token_in_the_address(window, site):
 def test_every_page_opens(window):
     for name in window.eval_on_selector_all("#pages a", "links => links.map(link => link.dataset.page)"):
         window.locator(f"#pages a[data-page={name}]").click()
-        window.wait_for_selector(f".page.{name}[data-ready]")
+        window.wait_for_selector(f".page-{name}[data-ready]")
         assert window.locator("[role=alert]:visible").count() == 0
 
 
-@pytest.mark.parametrize("name", ["explorer", "volumes", "slides", "words", "atlas", "runs"])
+@pytest.mark.parametrize("name", ["attention", "volumes", "slides", "sentences", "map", "runs"])
 def test_a_page_that_waits_has_its_heading_and_says_what_for(window, site, name):
     held = Held(window, "**/api/**")
     window.goto("about:blank")
@@ -32,11 +32,13 @@ def test_a_page_that_waits_has_its_heading_and_says_what_for(window, site, name)
     assert waited_for(window).endswith(".")
     heading = window.locator("h1").inner_text()
     held.let_go()
-    window.wait_for_selector(f".page.{name}[data-ready]", timeout=120_000)
+    window.wait_for_selector(f".page-{name}[data-ready]", timeout=120_000)
     assert window.locator("h1").all_inner_texts() == [heading] and window.locator(".waiting").count() == 0
 
 
-@pytest.mark.parametrize(("name", "address"), [("explorer", "**/api/attention/look?*"), ("words", "**/api/words")])
+@pytest.mark.parametrize(
+    ("name", "address"), [("attention", "**/api/attention/view?*"), ("sentences", "**/api/sentences")]
+)
 def test_the_first_answer_of_a_network_is_waited_for_in_words(window, site, name, address):
     held = Held(window, address)
     window.goto("about:blank")
@@ -47,7 +49,7 @@ def test_the_first_answer_of_a_network_is_waited_for_in_words(window, site, name
         "document.querySelector('.waiting')?.innerText.includes('is reading the text')",
     )
     held.let_go()
-    window.wait_for_selector(f".page.{name}[data-ready]", timeout=120_000)
+    window.wait_for_selector(f".page-{name}[data-ready]", timeout=120_000)
     assert window.locator(".waiting").count() == 0
 
 
@@ -55,7 +57,7 @@ def test_no_page_is_wider_than_a_tablet(window):
     window.set_viewport_size(TABLET)
     for name in window.eval_on_selector_all("#pages a", "links => links.map(link => link.dataset.page)"):
         window.locator(f"#pages a[data-page={name}]").click()
-        window.wait_for_selector(f".page.{name}[data-ready]")
+        window.wait_for_selector(f".page-{name}[data-ready]")
         window.wait_for_timeout(100)
         wide = window.evaluate("document.documentElement.scrollWidth")
         assert wide <= TABLET["width"], f"{name} is {wide} px wide"
@@ -70,7 +72,7 @@ def test_dark_is_one_click_away(window):
 
 def test_what_is_neither_run_nor_model_is_refused(small_runs, tmp_path, monkeypatch):
     from saccade.errors import UsageError
-    from saccade.web.start import lay_out_named
+    from saccade.web.start import catalog_of_names
 
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two b"):
@@ -78,17 +80,17 @@ def test_what_is_neither_run_nor_model_is_refused(small_runs, tmp_path, monkeypa
     with pytest.raises(
         UsageError, match=r"no run\n  got: +runs, a folder.*\n  expected: a run .config.yaml"
     ) as refused:
-        lay_out_named(["runs"])
+        catalog_of_names(["runs"])
     assert refused.value.hint == "its runs: saccade view runs/one 'runs/two b'"
     (tmp_path / "empty").mkdir()
     (tmp_path / "table.csv").write_text("path,label\n")
     for name, said in (("empty", "an empty folder"), ("table.csv", "no model"), ("nothing", "no such run")):
         with pytest.raises(UsageError, match=said):
-            lay_out_named([name])
+            catalog_of_names([name])
     (tmp_path / "weights.pth").write_bytes(b"")
     named = ["runs/one", "runs/two b/model", "weights.pth", "weights.pth@vit_small_patch16", "random:resnet10_w16"]
-    desk = lay_out_named(named)
-    assert [run.name for run in desk.runs] == ["one"] and list(desk.models[:-1]) == named[1:]
+    catalog = catalog_of_names(named)
+    assert [run.name for run in catalog.runs] == ["one"] and list(catalog.models[:-1]) == named[1:]
 
 
 def test_the_server_imports_no_torch():

@@ -82,7 +82,7 @@ def test_a_byte_keeps_a_weight_in_proportion():
 
 
 def test_modules_become_one_script():
-    script = joined("standalone_words.js", {})
+    script = joined("standalone_sentence.js", {})
     assert not re.search(r"^(import|export)\b", script, re.MULTILINE)
     assert script.index("module_painter_js = ") < script.index("module_sentence_view_js = ")
 
@@ -148,12 +148,12 @@ def kept(small_runs, pictures, tmp_path_factory):
 
 
 def exact(run, path, fresh: bool = False):
-    from saccade.attention.explorer import Explorer, Look
+    from saccade.attention.explorer import Explorer, ViewRequest
     from saccade.base.contracts import Record, Sample
     from saccade.data.images.decode import decode
 
     sample = Sample(decode(path.read_bytes(), path.name), Record(path.name))
-    return Explorer().see(Look(str(run), "image", fresh), sample)
+    return Explorer().view(ViewRequest(str(run), "image", fresh), sample)
 
 
 def table(page) -> np.ndarray:
@@ -171,13 +171,13 @@ def test_chosen_images_open_from_a_file_with_the_numbers_of_the_network(kept, op
     until(page, DRAWN)
     assert note in page.locator("main").inner_text()
     seen = exact(small_runs[0], pictures[0])
-    wanted = seen.compared.rows(seen.compared.depth - 1, 0)[:, 0, seen.prefix :].mean(axis=0)
+    wanted = seen.qkv.rows(seen.qkv.depth - 1, 0)[:, 0, seen.prefix :].mean(axis=0)
     shown = table(page)
     assert np.abs(shown - wanted).max() <= 1.1 * absolute / 100
     assert np.abs(shown / wanted - 1).max() <= 1.1 * relative / 100
     page.get_by_label("Shown").select_option("rollout")
     until(page, "document.querySelector('.words').innerText.includes('Class token')")
-    np.testing.assert_allclose(table(page), seen.compared.rollout(0)[0, seen.prefix :], rtol=0.02)
+    np.testing.assert_allclose(table(page), seen.qkv.rollout(0)[0, seen.prefix :], rtol=0.02)
 
 
 def test_random_weights_stand_beside_it_and_a_click_asks_a_patch(kept, opened, small_runs, pictures):
@@ -194,7 +194,7 @@ def test_random_weights_stand_beside_it_and_a_click_asks_a_patch(kept, opened, s
     page.get_by_label("Head", exact=True).select_option("0")
     until(page, "document.querySelector('.explained').innerText.includes('not the vectors')")
     query = seen.prefix + columns + 2
-    wanted = seen.compared.rows(seen.compared.depth - 1, query)[0, 0, seen.prefix :]
+    wanted = seen.qkv.rows(seen.qkv.depth - 1, query)[0, 0, seen.prefix :]
     np.testing.assert_allclose(table(page), wanted, rtol=0.03)
     assert page.locator("main script, .thumbs img[src=x]").count() == 0
     assert page.get_by_role("button", name="The order question").count() == 0
@@ -219,7 +219,7 @@ def test_a_network_without_attention_keeps_similarities(small_runs, opened, pict
     path, note = saccade.report_interactive(run, tmp_path / "cnn.html", images=pictures[:1])
     page = opened(path)
     until(page, DRAWN)
-    assert note == "Similarities are kept to 0.004."
+    assert note == "Similarities are rounded to 0.004."
     seen = exact(run, pictures[0])
     wanted = seen.similarity(0, 1)[0, 0, 1:]
     assert np.abs(table(page) - wanted).max() < 0.005
@@ -238,7 +238,7 @@ def test_rollout_of_several_heads_in_a_page_of_one_file(small_runs, opened, pict
     page.wait_for_selector(".difference [data-most]")
     page.get_by_label("Shown").select_option("rollout")
     until(page, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
-    wanted = exact(run, pictures[0]).compared.rollout(0)[0, 1:]
+    wanted = exact(run, pictures[0]).qkv.rollout(0)[0, 1:]
     shown = table(page)
     np.testing.assert_allclose(shown, wanted, rtol=0.02)
     most = float(re.search(r"with ([\d.]+) %", page.locator(".panel .words").first.inner_text())[1])
@@ -250,16 +250,16 @@ def test_rollout_of_several_heads_in_a_page_of_one_file(small_runs, opened, pict
 
 
 def test_layers_that_do_not_fit_are_left_out_and_keep_their_names(small_runs, opened, pictures, tmp_path, monkeypatch):
-    compared = exact(small_runs[0], pictures[0]).compared
-    monkeypatch.setattr("saccade.reporting.standalone.MOST_BYTES", 2 * 2 * compared.heads * compared.tokens**2)
+    qkv = exact(small_runs[0], pictures[0]).qkv
+    monkeypatch.setattr("saccade.reporting.standalone.MOST_BYTES", 2 * 2 * qkv.heads * qkv.tokens**2)
     path, note = saccade.report_interactive(small_runs[0], tmp_path / "few.html", images=pictures[:1])
-    assert note.endswith(f"Kept are 2 of {compared.depth} layers.")
-    page, last = opened(path), compared.depth - 1
+    assert note.endswith(f"The page holds 2 of {qkv.depth} layers.")
+    page, last = opened(path), qkv.depth - 1
     until(page, DRAWN)
     assert page.locator(".slider output").first.inner_text() == f"{last} of 0 to {last}"
     page.get_by_label("Layer", exact=True).fill("0")
     until(page, f"document.querySelector('.slider output').innerText === '0 of 0 to {last}'")
-    wanted = compared.rows(0, 0)[:, 0, 1:].mean(axis=0)
+    wanted = qkv.rows(0, 0)[:, 0, 1:].mean(axis=0)
     np.testing.assert_allclose(table(page), wanted, rtol=0.03)
     assert page.locator("option[value=rollout]").count() == 0
 

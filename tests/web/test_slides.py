@@ -12,12 +12,12 @@ import yaml
 from PIL import Image
 
 from made_slides import texture, with_holes, write_slide
-from saccade.attention.explorer import Explorer, Look
-from saccade.attention.explorer_slides import SlideLooks
+from saccade.attention.explorer import Explorer, ViewRequest
+from saccade.attention.explorer_slides import SlideSimilarity
 from saccade.base.contracts import InputSpec
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import save_model
-from saccade.web.catalog import RunOnDesk
+from saccade.web.catalog import CatalogRun
 from saccade.web.discover import written
 from web_requests import raw_request
 from web_waiting import Held, until, waited_for
@@ -27,7 +27,7 @@ SIDE, TILE = 512, 64
 
 @pytest.fixture(scope="module")
 def slides(site, tmp_path_factory):
-    """A run on the desk whose data is one small slide: left half of one colour, right half of another, white above."""
+    """A run whose data is one small slide: left half of one colour, right half of another, white above."""
     folder = tmp_path_factory.mktemp("slides")
     rng = np.random.default_rng(0)
     pixels = np.full((SIDE, SIDE, 3), 245, np.uint8)
@@ -44,17 +44,17 @@ def slides(site, tmp_path_factory):
     save_model(folder / "model", network, spec, about={})
     data = {"source": str(folder / "data"), "mpp": 0.5, "tile_px": TILE, "tissue": 0.5, "slide_mpp": 0.0}
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": data}))
-    run = RunOnDesk(site.desk.id_of("run", str(folder)), "stained", folder)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(folder)), "stained", folder)
+    site.catalog.runs.append(run)
     yield run
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 def test_a_slide_may_have_more_tiles_than_a_call_has_arguments(window):
     script = """async () => {
-      const { heatOf } = await import("/static/stage.js");
+      const { heatmapOf } = await import("/static/slide_viewer.js");
       const cells = Array.from({ length: 250000 }, (_, i) => [3 + Math.floor(i / 500), 7 + (i % 500)]);
-      const { small, box } = heatOf(cells, [2, 4], new Float32Array(cells.length).fill(1), { low: 0, high: 1 });
+      const { small, box } = heatmapOf(cells, [2, 4], new Float32Array(cells.length).fill(1), { low: 0, high: 1 });
       return [small.width, small.height, ...box];
     }"""
     assert window.evaluate(script) == [500, 500, 28, 6, 2000, 1000]
@@ -70,7 +70,7 @@ def page(window, site, slides):
 
 
 def tiles_of(site, run):
-    tiles = site.desk.slides(run)
+    tiles = site.catalog.slides(run)
     assert tiles is not None and len(tiles.entries) == 1
     return tiles
 
@@ -84,15 +84,15 @@ def test_a_tile_is_clicked_and_its_patches_are_there(page, site, slides):
     page.wait_for_selector("[data-drawn=yes] .map")
     assert "How like the marked tile" in page.locator(".words").first.inner_text()
     number = int(np.flatnonzero((tiles.grid(0).cells == (5, 1)).all(axis=1))[0])
-    look = Look(str(slides.folder), "tiles", written=written(str(slides.folder)))
+    look = ViewRequest(str(slides.folder), "tiles", written=written(str(slides.folder)))
     sample = tiles.read(int(tiles.tiles_of(0)[number]))
-    compared = Explorer().see(Look(str(slides.folder), "tile"), sample).compared
-    row = compared.rows(compared.depth - 1, 0)[:, 0, 1:].mean(axis=0)
+    qkv = Explorer().view(ViewRequest(str(slides.folder), "tile"), sample).qkv
+    row = qkv.rows(qkv.depth - 1, 0)[:, 0, 1:].mean(axis=0)
     words = page.locator(".panel .words").inner_text()
     share = float(re.search(r"with ([\d.]+) %", words).group(1))
     assert share == pytest.approx(100 * row.max(), rel=0.05)
-    key = site.desk.id_of("slide", f"{slides.id}/0")
-    scores = site.desk.slide_looks.likeness(look, key, number)
+    key = site.catalog.id_of("slide", f"{slides.id}/0")
+    scores = site.catalog.slide_similarity.similarity(look, key, number)
     left_half = tiles.grid(0).cells[:, 1] < 4
     assert scores[number] == pytest.approx(1, abs=1e-5) and scores[left_half].min() > scores[~left_half].max()
 
@@ -102,7 +102,7 @@ def test_the_way_from_a_tile_to_all_layers_leads_to_that_tile(page, site, slides
     page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 0.9 * box["height"])
     page.wait_for_selector("[data-drawn=yes] .map")
     page.get_by_role("link", name="Every layer and head").click()
-    until(page, "document.querySelector('.page.explorer .words strong') && !document.querySelector('[aria-busy]')")
+    until(page, "document.querySelector('.page-attention .words strong') && !document.querySelector('[aria-busy]')")
     image = re.search(r"image=(\w+)", page.url).group(1)
     chosen = page.locator(".thumbs [aria-selected=true]")
     assert chosen.get_attribute("data-id") == image and chosen.get_attribute("title").startswith("slide.tif#")
@@ -123,8 +123,8 @@ def test_a_refused_model_leaves_nothing_of_another(page, site, slides, tmp_path)
     network = build("vit_micro_patch8_w32", channels=5, size_px=TILE)
     save_model(tmp_path / "model", network, InputSpec(5, TILE, 0.0, 255.0, (0.5,) * 5, (0.25,) * 5), about={})
     (tmp_path / "config.yaml").write_text("data: {}")
-    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "five channels", tmp_path)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(tmp_path)), "five channels", tmp_path)
+    site.catalog.runs.append(run)
     page.reload()
     until(page, "document.querySelector('.words')?.innerText.includes('mean of all')")
     heat = """[...document.querySelector('.heat').getContext('2d').getImageData(0, 0, 2000, 2000).data].some(Boolean)"""
@@ -136,7 +136,7 @@ def test_a_refused_model_leaves_nothing_of_another(page, site, slides, tmp_path)
     page.locator(".words [role=alert]").wait_for()
     assert "channels" in page.locator(".words").inner_text()
     assert not page.evaluate(heat) and not page.locator(".map, .scale .ramp").count()
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 def test_a_damaged_spot_is_striped_and_the_rest_is_there(page, site, tmp_path, refusals):
@@ -147,14 +147,14 @@ def test_a_damaged_spot_is_striped_and_the_rest_is_there(page, site, tmp_path, r
     with_holes(whole, tmp_path / "data" / "holed.tif", (5,))  # rows and columns 128 to 255 of level 0
     data = {"source": str(tmp_path / "data"), "mpp": 0.5, "tile_px": TILE, "tissue": 0.0, "slide_mpp": 0.0}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
-    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "holed", tmp_path)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(tmp_path)), "holed", tmp_path)
+    site.catalog.runs.append(run)
     page.reload()
     until(page, "document.querySelector('.words')?.innerText.includes('mean of all')")
     page.get_by_label("Slide", exact=True).select_option(label="holed.tif · holed")
     until(page, "document.querySelector('.words').innerText.includes('4 tiles cannot be read in holed.tif')")
     page.wait_for_selector(".stage[data-drawn]")
-    key = site.desk.id_of("slide", f"{run.id}/0")
+    key = site.catalog.id_of("slide", f"{run.id}/0")
     square = np.asarray(Image.open(io.BytesIO(raw_request(site, f"/api/slides/{key}/zoom/9/0/0")[2])))
     wanted = tiles_of(site, run).slides[0].reduced(0, 0, 1.0, (128, 256)).transpose(1, 2, 0)
     assert np.abs(square[:128].astype(int) - wanted).mean() < 12
@@ -168,7 +168,7 @@ def test_a_damaged_spot_is_striped_and_the_rest_is_there(page, site, tmp_path, r
     page.mouse.click(left + shown * 30 / SIDE, top + shown * 30 / SIDE)
     page.wait_for_selector("[data-drawn=yes] .map")
     assert "4 tiles cannot be read in holed.tif" in page.locator(".words").first.inner_text()
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 def test_white_ground_has_no_tile(page):
@@ -178,7 +178,7 @@ def test_white_ground_has_no_tile(page):
 
 
 def test_the_pyramid_is_the_slide(site, slides):
-    key = site.desk.id_of("slide", f"{slides.id}/0")
+    key = site.catalog.id_of("slide", f"{slides.id}/0")
     status, headers, body = raw_request(site, f"/api/slides/{key}/zoom/9/1/1")
     assert status == 200 and headers["content-type"] == "image/jpeg"
     square = np.asarray(Image.open(io.BytesIO(body))).astype(int)
@@ -195,6 +195,6 @@ def test_the_pyramid_is_the_slide(site, slides):
 def test_likeness_needs_features_and_says_so(site, slides):
     from saccade.errors import UsageError
 
-    looks = SlideLooks(Explorer())
+    looks = SlideSimilarity(Explorer())
     with pytest.raises(UsageError, match="not been looked at"):
-        looks.likeness(Look("random:vit_micro_patch8_w32", "tiles"), "x", 0)
+        looks.similarity(ViewRequest("random:vit_micro_patch8_w32", "tiles"), "x", 0)

@@ -42,8 +42,8 @@ def known(site):
 
 @pytest.fixture
 def words(window, site):
-    window.goto(site.origin + "/#/words")
-    window.wait_for_selector(".page.words[data-ready]", timeout=120_000)
+    window.goto(site.origin + "/#/sentences")
+    window.wait_for_selector(".page-sentences[data-ready]", timeout=120_000)
     return window
 
 
@@ -52,7 +52,7 @@ def best(page) -> list[str]:
 
 
 def read(page, text: str) -> None:
-    with page.expect_response(lambda answer: answer.url.endswith("/api/words"), timeout=60_000):
+    with page.expect_response(lambda answer: answer.url.endswith("/api/sentences"), timeout=60_000):
         page.locator("textarea").fill(text)
     page.wait_for_load_state("networkidle")
 
@@ -72,7 +72,7 @@ def test_the_numbers_are_those_of_the_library(words, known):
     ranked = sorted(known.shown(), key=lambda i: -row[i])[:8]
     assert [line.split()[0] for line in best(words)] == [known.names[i] for i in ranked]
     assert all(f"{100 * row[i]:.1f} %" in line for i, line in zip(ranked, best(words)))
-    assert known.unseen() in words.locator(".page.words").inner_text()
+    assert known.unseen() in words.locator(".page-sentences").inner_text()
 
 
 def test_it_is_used_by_keyboard(words):
@@ -104,7 +104,7 @@ def test_layers_heads_tokens_and_special_ones(words):
     wait(words, ".sentence-title", "head 3")
     words.get_by_label("Draw [CLS], [SEP]").check()
     wait(words, ".sentence-best", "[CLS]")
-    assert "not drawn" not in words.locator(".page.words").inner_text()
+    assert "not drawn" not in words.locator(".page-sentences").inner_text()
     words.get_by_label("Tokens instead of words").check()
     wait(words, ".sentence-best", "course")
     assert words.locator(".sentence-title strong").inner_text() == "“course” asks"
@@ -115,7 +115,7 @@ def test_without_positions_order_does_not_matter(words):
     words.wait_for_selector(".sentence-order table")
     assert "attention sees a set of words, not a sentence" in words.locator(".sentence-order").inner_text()
     words.get_by_label("Positions").uncheck()
-    wait(words, ".page.words", "Read without positions")
+    wait(words, ".page-sentences", "Read without positions")
 
 
 def test_look_up_against_projection(words):
@@ -287,7 +287,7 @@ def test_the_matrix_of_a_text_from_the_right_is_mirrored(words):
 
 def test_words_without_a_direction_go_with_those_around_them(words):
     order = """async ([names, text]) => {
-      const { directionOf, fromTheLeft } = await import("/static/reading.js");
+      const { directionOf, fromTheLeft } = await import("/static/text_direction.js");
       return fromTheLeft(names.map(directionOf), text);
     }"""
     for names, text, wanted in (
@@ -304,8 +304,8 @@ def test_words_without_a_direction_go_with_those_around_them(words):
 def test_512_tokens_stay_fluid(words):
     """Every move of the pointer is one frame: words, arcs and matrix drawn again, without elements for words."""
     read(words, "attention word study material " * 150)
-    wait(words, ".page.words", "The model reads 512 tokens at once")
-    assert "the last 90 words were left out" in words.locator(".page.words").inner_text()
+    wait(words, ".page-sentences", "The model reads 512 tokens at once")
+    assert "the last 90 words were left out" in words.locator(".page-sentences").inner_text()
     box = words.locator(".sentence-lines").bounding_box()
     script = """async ([wide, tall]) => {
       const canvas = document.querySelector(".sentence-lines"), frames = [], paints = [];
@@ -332,9 +332,9 @@ def test_512_tokens_stay_fluid(words):
 def test_arcs_stay_on_the_canvas_and_end_at_their_words(words):
     """Drawn by the page's own lines onto a painter that remembers: one line, few lines, many lines; every word asks."""
     script = """async ([count]) => {
-      const { setInLines, drawLines } = await import("/static/sentence.js");
+      const { layoutWords, drawLines } = await import("/static/sentence_drawing.js");
       const names = Array.from({ length: count }, (_, i) => ["a", "tissue", "margin", "of"][i % 4]), wrong = [];
-      const layout = setInLines(names, 900), row = Float32Array.from(names, (_, i) => 1 / (1 + (i * 7) % count));
+      const layout = layoutWords(names, 900), row = Float32Array.from(names, (_, i) => 1 / (1 + (i * 7) % count));
       for (let asks = 0; asks < count; asks++) {
         const painter = { rect() {}, text() {}, curve: ([a, b, c, d], _, width) => {
           for (let t = 0; t <= 1; t += 0.05) {
@@ -400,21 +400,21 @@ def test_the_server_names_mistakes(site):
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
-    model = json.loads(ask("words/models")[1])[0]["id"]
-    assert ask("words", {"model": model, "text": ""})[0] == 400
-    assert ask("words", {"model": "../../etc", "text": "a"})[0] == 404
-    key = json.loads(ask("words", {"model": model, "text": "a word"})[1])["id"]
-    assert ask(f"words/{key}/weights?layer=1")[0] == 200
-    assert ask(f"words/{key}/weights?layer=9")[0] == 400
-    assert ask(f"words/{key}/weights?layer=1&head=12")[0] == 400
-    assert ask(f"words/{key}/pair?layer=1&head=0&query=0&answer=99")[0] == 400
-    assert ask(f"words/{key}/pair?layer=1&query=0&answer=-1")[0] == 400
-    assert ask("words/0123456789abcdef/weights?layer=0")[0] == 404
-    assert ask(f"words/look-up?model={model}&token=30522")[0] == 400
+    model = json.loads(ask("sentences/models")[1])[0]["id"]
+    assert ask("sentences", {"model": model, "text": ""})[0] == 400
+    assert ask("sentences", {"model": "../../etc", "text": "a"})[0] == 404
+    key = json.loads(ask("sentences", {"model": model, "text": "a word"})[1])["id"]
+    assert ask(f"sentences/{key}/weights?layer=1")[0] == 200
+    assert ask(f"sentences/{key}/weights?layer=9")[0] == 400
+    assert ask(f"sentences/{key}/weights?layer=1&head=12")[0] == 400
+    assert ask(f"sentences/{key}/pair?layer=1&head=0&query=0&answer=99")[0] == 400
+    assert ask(f"sentences/{key}/pair?layer=1&query=0&answer=-1")[0] == 400
+    assert ask("sentences/0123456789abcdef/weights?layer=0")[0] == 404
+    assert ask(f"sentences/look-up?model={model}&token=30522")[0] == 400
 
 
 def test_a_late_reading_does_not_replace_the_newer_text(words):
-    late = Late(words, "**/api/words")
+    late = Late(words, "**/api/sentences")
     words.locator("textarea").fill("An old sentence.")
     while late.kept is None:
         words.wait_for_timeout(50)
@@ -425,10 +425,10 @@ def test_a_late_reading_does_not_replace_the_newer_text(words):
 
 
 def test_a_folder_of_transformers_is_a_model_of_sentences_only(tmp_path):
-    from saccade.web.catalog import lay_out
-    from saccade.web.text import Shelf
+    from saccade.web.catalog import build_catalog
+    from saccade.web.text import TextSession
 
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
-    desk = lay_out([], [str(tmp_path), "random:vit_micro_patch8"])
-    assert [one.name for one in desk.choices()] == ["random:vit_micro_patch8"]
-    assert list(Shelf(desk).models.values()) == ["", str(tmp_path)]
+    catalog = build_catalog([], [str(tmp_path), "random:vit_micro_patch8"])
+    assert [one.name for one in catalog.choices()] == ["random:vit_micro_patch8"]
+    assert list(TextSession(catalog).models.values()) == ["", str(tmp_path)]

@@ -14,12 +14,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from saccade.attention.explorer import Explorer, Look
+from saccade.attention.explorer import Explorer, ViewRequest
 from saccade.base.contracts import InputSpec
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import save_model
 from saccade.viz.patch_maps import threshold_mask
-from saccade.web.catalog import RunOnDesk
+from saccade.web.catalog import CatalogRun
 from saccade.web.server import STATIC
 from web_waiting import Held, refused, until
 
@@ -29,7 +29,7 @@ DRAWN = "document.querySelector('.words strong') && !document.querySelector('[ar
 
 @pytest.fixture(scope="module")
 def volumes(site, tmp_path_factory):
-    """A run of volumes on the desk: two smooth random cubes and a network of random weights."""
+    """A run of volumes on the catalog: two smooth random cubes and a network of random weights."""
     folder = tmp_path_factory.mktemp("volumes")
     (folder / "data").mkdir()
     rng = np.random.default_rng(0)
@@ -40,23 +40,23 @@ def volumes(site, tmp_path_factory):
     spec = InputSpec(1, SIDE, 0.0, 1.0, (0.5,), (0.25,), axes=3, intensity="range")
     save_model(folder / "model", network, spec, about={})
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"source": str(folder / "data")}}))
-    run = RunOnDesk(site.desk.id_of("run", str(folder)), "cubes", folder)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(folder)), "cubes", folder)
+    site.catalog.runs.append(run)
     yield run
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 @pytest.fixture
 def coarse(site, volumes, tmp_path):
-    """Another model of the same volumes on the desk, with larger patches."""
+    """Another model of the same volumes on the catalog, with larger patches."""
     network = build("vit_micro_patch8_w32", channels=1, size_px=SIDE, axes=3)
     spec = InputSpec(1, SIDE, 0.0, 1.0, (0.5,), (0.25,), axes=3, intensity="range")
     save_model(tmp_path / "model", network, spec, about={})
     (tmp_path / "config.yaml").write_text((volumes.folder / "config.yaml").read_text())
-    run = RunOnDesk(site.desk.id_of("run", str(tmp_path)), "coarse", tmp_path)
-    site.desk.runs.append(run)
+    run = CatalogRun(site.catalog.id_of("run", str(tmp_path)), "coarse", tmp_path)
+    site.catalog.runs.append(run)
     yield run
-    site.desk.runs.remove(run)
+    site.catalog.runs.remove(run)
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def test_the_planes_and_the_weights_are_kept_as_they_are_shown(page, site, volum
     until(page, "document.querySelector('.words').innerText.includes('plane 2, row 1, column 2 asks')")
     name, data = saved(page, "csv")
     rows = list(csv.DictReader(io.StringIO(data.decode())))
-    compared = seen(site, volumes).compared
-    wanted = compared.rows(compared.depth - 1, 1 + (2 * 4 + 1) * 4 + 2)[:, 0, 1:].mean(axis=0)
+    qkv = seen(site, volumes).qkv
+    wanted = qkv.rows(qkv.depth - 1, 1 + (2 * 4 + 1) * 4 + 2)[:, 0, 1:].mean(axis=0)
     assert name == "volume-0-attention.csv" and len(rows) == 64
     np.testing.assert_allclose([float(row["value"]) for row in rows], wanted, rtol=1e-4)
     assert [(row["slice"], row["row"], row["column"]) for row in rows[:6]][4:] == [("0", "1", "0"), ("0", "1", "1")]
@@ -192,8 +192,8 @@ def test_a_volume_that_claims_too_much_is_refused_before_it_is_unpacked(site, vo
 
 
 def seen(site, run) -> object:
-    image = site.desk.images(run, 0, 1)[1][0]
-    return Explorer().see(Look(str(run.folder), "cube"), site.desk.sample(image.id))
+    image = site.catalog.images(run, 0, 1)[1][0]
+    return Explorer().view(ViewRequest(str(run.folder), "cube"), site.catalog.sample(image.id))
 
 
 def test_a_voxel_asks_and_the_numbers_are_the_networks(page, site, volumes):
@@ -203,7 +203,7 @@ def test_a_voxel_asks_and_the_numbers_are_the_networks(page, site, volumes):
     until(page, "document.querySelector('.words').innerText.includes('plane 2, row 1, column 2 asks')")
     found = seen(site, volumes)
     assert found.grid == GRID and found.picture.shape == (SIDE,) * 3
-    row = found.compared.rows(found.compared.depth - 1, 1 + (2 * 4 + 1) * 4 + 2)[:, 0, 1:].mean(axis=0)
+    row = found.qkv.rows(found.qkv.depth - 1, 1 + (2 * 4 + 1) * 4 + 2)[:, 0, 1:].mean(axis=0)
     most = np.unravel_index(int(row.argmax()), GRID)
     words = page.locator(".words").inner_text()
     assert f"plane {most[0]}, row {most[1]}, column {most[2]}" in words
@@ -283,16 +283,16 @@ def test_the_head_is_on_top_of_the_upright_planes(page, site, volumes):
 
 
 def test_a_model_can_be_chosen_before_there_is_a_volume(window, site, volumes, coarse, monkeypatch):
-    monkeypatch.setattr(type(site.desk), "images", lambda desk, run, start, count: (0, []))
+    monkeypatch.setattr(type(site.catalog), "images", lambda catalog, run, start, count: (0, []))
     window.goto(f"{site.origin}/#/volumes")
-    window.wait_for_selector(".page.volumes[data-ready]")
+    window.wait_for_selector(".page-volumes[data-ready]")
     window.get_by_label("Model", exact=True).select_option(label="coarse")
     assert not window.locator("[aria-busy], .page [role=status]").count()
     monkeypatch.undo()
     window.set_input_files("input[type=file]", [{"name": "head.nii.gz", "mimeType": "", "buffer": nifti((20, 20, 20))}])
     until(window, DRAWN)
     asked = window.evaluate("performance.getEntriesByType('resource').map(({ name }) => name)")
-    assert f"model={site.desk.model_id(str(coarse.folder))}" in [one for one in asked if "/look?" in one][-1]
+    assert f"model={site.catalog.model_id(str(coarse.folder))}" in [one for one in asked if "/view?" in one][-1]
 
 
 def test_the_3d_view_is_drawn_under_our_policy(page):
@@ -320,7 +320,7 @@ def test_the_3d_view_is_let_go_of(page, coarse):
         until(page, drawn)
     assert page.evaluate("window.listening") == 1
     page.locator("#pages a[data-page=runs]").click()
-    page.wait_for_selector(".page.runs[data-ready]")
+    page.wait_for_selector(".page-runs[data-ready]")
     assert page.evaluate("window.listening") == 0
 
 

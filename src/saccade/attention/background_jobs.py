@@ -1,7 +1,7 @@
-"""What a page asks of a whole slide and cannot have at once: made in the background, with how far it is, and kept.
+"""Results over a whole slide, computed in a background thread, with progress, and kept in a bounded memory.
 
-Networks are slow over thousands of tiles, so a slide is begun once, asked after while it is on its way, and read
-from memory afterwards. One is worked on at a time; the newest ones stay.
+A network takes minutes over thousands of tiles, so the page starts a job, asks for its progress and reads the result
+afterwards. One slide is processed at a time.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from saccade.attention.explorer import Kept
+from saccade.base.cache import LruCache
 from saccade.errors import SaccadeError, UsageError
 
-Count = Callable[[int], None]
-"""Hears how many tiles more have been looked at."""
+TilesDone = Callable[[int], None]
+"""Called with the number of tiles done since the last call."""
 
 
 class Sized(Protocol):
@@ -28,8 +28,18 @@ V = TypeVar("V", bound=Sized)
 
 
 @dataclass(frozen=True)
-class State:
-    """How far a slide is: ``done`` of ``total`` tiles; ``error`` is what went wrong, in words."""
+class SlideProgress:
+    """Progress of one slide.
+
+    Parameters
+    ----------
+    done, total : int
+        Tiles processed, and tiles in all.
+    ready : bool
+        The result is available.
+    error : str
+        What went wrong; empty while nothing has.
+    """
 
     done: int
     total: int
@@ -37,50 +47,74 @@ class State:
     error: str = ""
 
 
-class Background(Generic[K, V]):
-    """What was made of slides, up to ``limit_bytes`` of it; ``what`` names it in errors: ``tiles``, ``regions``."""
+class SlideJobs(Generic[K, V]):
+    """Results of slides, most recently used first, up to ``limit_bytes``.
+
+    Parameters
+    ----------
+    what : str
+        What the results are, for messages: "tiles", "regions".
+    limit_bytes : int
+        Largest total of the results' ``nbytes``.
+    """
 
     def __init__(self, what: str, limit_bytes: int):
         self.what = what
-        self._made: Kept[K, V] = Kept(limit_bytes)
-        self._states: dict[K, State] = {}
+        self._results: LruCache[K, V] = LruCache(limit_bytes)
+        self._states: dict[K, SlideProgress] = {}
         self._lock, self._turn = threading.Lock(), threading.Lock()
 
-    def start(self, key: K, total: int, make: Callable[[Count], V]) -> State:
-        """Begin with ``make`` unless its value is there or on its way; how far it is of ``total`` tiles."""
+    def start(self, key: K, total: int, make: Callable[[TilesDone], V]) -> SlideProgress:
+        """Start a job unless its result is available or on its way.
+
+        Parameters
+        ----------
+        key : hashable
+            Identifies the slide and the question.
+        total : int
+            Number of tiles.
+        make : callable
+            Computes the result; calls its argument with the number of tiles done since the last call.
+        """
         with self._lock:
             state = self.state(key)
             if state is not None and not state.error:
                 return state
-            self._states[key] = State(0, total, False)
+            self._states[key] = SlideProgress(0, total, False)
         threading.Thread(target=self._work, args=[key, total, make], daemon=True).start()
         return self._states[key]
 
-    def state(self, key: K) -> State | None:
-        """None where nobody has asked, or where what was made had to make room."""
-        found = self._states.get(key)
-        return None if found is not None and found.ready and self._made.get(key) is None else found
+    def state(self, key: K) -> SlideProgress | None:
+        """Progress of a job; None if it was never started, or if its result was evicted."""
+        progress = self._states.get(key)
+        return None if progress is not None and progress.ready and self._results.get(key) is None else progress
 
-    def found(self, key: K) -> V:
-        """Raises UsageError for a slide that has not been looked at."""
-        found = self._made.get(key)
-        if found is None:
+    def result(self, key: K) -> V:
+        """The result of a finished job.
+
+        Raises
+        ------
+        UsageError
+            The job has not finished.
+        """
+        result = self._results.get(key)
+        if result is None:
             raise UsageError(
-                f"the {self.what} of this slide have not been looked at yet", hint="wait until all are done"
+                f"the {self.what} of this slide have not been computed yet", hint="wait until all tiles are done"
             )
-        return found
+        return result
 
-    def _work(self, key: K, total: int, make: Callable[[Count], V]) -> None:
+    def _work(self, key: K, total: int, make: Callable[[TilesDone], V]) -> None:
         def done(count: int) -> None:
-            self._states[key] = State(min(self._states[key].done + count, total), total, False)
+            self._states[key] = SlideProgress(min(self._states[key].done + count, total), total, False)
 
         try:
             with self._turn:
-                made = make(done)
-            self._made.put(key, made, made.nbytes)
-            self._states[key] = State(total, total, True)
+                result = make(done)
+            self._results.put(key, result, result.nbytes)
+            self._states[key] = SlideProgress(total, total, True)
         except SaccadeError as error:
-            self._states[key] = State(0, total, False, str(error))
+            self._states[key] = SlideProgress(0, total, False, str(error))
         except Exception as error:
-            self._states[key] = State(0, total, False, f"{type(error).__name__}: {error}")
-            raise  # a fault of ours: the terminal has where it was
+            self._states[key] = SlideProgress(0, total, False, f"{type(error).__name__}: {error}")
+            raise  # a bug: the terminal shows the traceback

@@ -1,6 +1,6 @@
-"""Which tiles of a slide are like which, for the page: features of all tiles are made once, in the background.
+"""Similarity of the tiles of a slide for the page: features of all tiles are computed once, in the background.
 
-Then the tile under a click is compared with all others in one product, as ``saccade attend SLIDE --query`` does it.
+The tile under a click is then compared with all others in one product, as ``saccade attend SLIDE --query`` does.
 """
 
 from __future__ import annotations
@@ -8,66 +8,73 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from saccade.attention.background_jobs import Background, Count, State
-from saccade.attention.explorer import Explorer, Look
-from saccade.attention.image import shown
+from saccade.attention.background_jobs import SlideJobs, SlideProgress, TilesDone
+from saccade.attention.explorer import Explorer, ViewRequest
+from saccade.attention.image import to_model_input
 from saccade.base.contracts import Sample
 from saccade.data.images.downsample import finite
 from saccade.data.slides.slide_source import SlideTiles
-from saccade.errors import DamagedFile, UsageError
+from saccade.errors import DamagedFile, out_of_range
 from saccade.features.table import l2_normalize
 
 BATCH = 32
 FEATURES_BYTES = 256 * 2**20
 
 
-class SlideLooks:
-    """Features of slides, by model; one slide is worked on at a time, the newest ones are kept."""
+class SlideSimilarity:
+    """Tile features by model and slide; one slide is processed at a time, recent ones are cached."""
 
     def __init__(self, explorer: Explorer, limit_bytes: int = FEATURES_BYTES):
         self.explorer = explorer
-        self._features: Background[tuple[Look, str], np.ndarray] = Background("tiles", limit_bytes)
+        self._features: SlideJobs[tuple[ViewRequest, str], np.ndarray] = SlideJobs("tiles", limit_bytes)
 
-    def start(self, look: Look, slide: str, tiles: SlideTiles, number: int) -> State:
-        """Begin with the features of one slide unless they are there or on their way; how far they are."""
+    def start(self, look: ViewRequest, slide: str, tiles: SlideTiles, number: int) -> SlideProgress:
+        """Start computing the features of one slide unless they are available or on their way; its progress."""
         indices = tiles.tiles_of(number)
         return self._features.start((look, slide), len(indices), lambda done: self._make(look, tiles, indices, done))
 
-    def state(self, look: Look, slide: str) -> State | None:
-        """None where nobody has asked, or where the features had to make room."""
+    def state(self, look: ViewRequest, slide: str) -> SlideProgress | None:
+        """Progress; None if it was never started, or if the features were evicted."""
         return self._features.state((look, slide))
 
-    def likeness(self, look: Look, slide: str, tile: int | None) -> np.ndarray:
-        """Cosine of every tile [n] with one tile, less what all share; None: with the mean of all.
+    def similarity(self, look: ViewRequest, slide: str, tile: int | None) -> np.ndarray:
+        """Cosine similarity of every tile [n] with one tile, after subtracting the slide's mean; None: with that mean.
 
-        NaN for tiles that cannot be read. Raises UsageError for a tile that is not there, DamagedFile for one of those.
+        NaN for tiles that cannot be read.
+
+        Raises
+        ------
+        UsageError
+            The tile does not exist.
+        DamagedFile
+            The tile cannot be read.
         """
-        features = self._features.found((look, slide))
-        there = np.isfinite(features[:, 0])
+        features = self._features.result((look, slide))
+        readable = np.isfinite(features[:, 0])
         scores = np.full(len(features), np.nan, np.float32)
         if tile is None:
-            known = l2_normalize(features[there])
-            scores[there] = known @ l2_normalize(known.mean(axis=0)[None])[0]
+            unit_vectors = l2_normalize(features[readable])
+            scores[readable] = unit_vectors @ l2_normalize(unit_vectors.mean(axis=0)[None])[0]
             return scores
         if not 0 <= tile < len(features):
-            raise UsageError("no such tile", got=tile, expected=f"0 to {len(features) - 1}")
-        if not there[tile]:
-            raise DamagedFile("this tile cannot be read in the file of the slide", hint="copy the slide again")
-        apart = l2_normalize(features[there] - features[there].mean(axis=0))
-        scores[there] = apart @ apart[np.count_nonzero(there[:tile])]
+            raise out_of_range("tile", tile, len(features) - 1)
+        if not readable[tile]:
+            raise DamagedFile("this tile cannot be read from the slide file", hint="copy the slide again")
+        centred = l2_normalize(features[readable] - features[readable].mean(axis=0))
+        scores[readable] = centred @ centred[np.count_nonzero(readable[:tile])]
         return scores
 
-    def _make(self, look: Look, tiles: SlideTiles, indices: np.ndarray, done: Count) -> np.ndarray:
+    def _make(self, look: ViewRequest, tiles: SlideTiles, indices: np.ndarray, done: TilesDone) -> np.ndarray:
         """[n D], NaN for tiles that cannot be read. Raises DamagedFile where none can."""
         features: np.ndarray | None = None
         fault = DamagedFile("no tile of this slide can be read")
         for start in range(0, len(indices), BATCH):
             part, samples = indices[start : start + BATCH], {}
-            for place, index in enumerate(part, start):
+            for row, index in enumerate(part, start):
                 try:
                     sample = tiles.read(int(index))
                     finite(sample.pixels, sample.record.id)
-                    samples[place] = sample
+                    samples[row] = sample
                 except DamagedFile as error:
                     fault = error
             if samples:
@@ -81,7 +88,7 @@ class SlideLooks:
         return features
 
     @torch.inference_mode()
-    def _batch(self, look: Look, samples: list[Sample]) -> np.ndarray:
+    def _batch(self, look: ViewRequest, samples: list[Sample]) -> np.ndarray:
         loaded = self.explorer.model(look, samples[0].pixels.shape[0])
-        x = torch.cat([shown(loaded, sample.pixels, sample.record.id).x for sample in samples])
+        x = torch.cat([to_model_input(loaded, sample.pixels, sample.record.id).x for sample in samples])
         return loaded.backbone(x).cls.float().numpy()

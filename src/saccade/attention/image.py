@@ -1,11 +1,9 @@
-"""Pictures from models and images: one image on request (``attend``), and the panels of a report."""
+"""Attention over one image (``saccade attend``), and the figures of a run's report."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +21,13 @@ from saccade.base.files import write_bytes, write_text
 from saccade.data.cache.image_cache import ImageCache, fit_range, input_spec
 from saccade.data.images.decode import decode, decode_mask
 from saccade.data.images.downsample import convert_channels, finite
-from saccade.errors import DataError, UsageError, unknown
+from saccade.errors import DataError, UsageError
 from saccade.features.embed_images import Decoded, random_twin
 from saccade.features.table import FeatureTable, nearest
 from saccade.models.backbones.weights import LoadedModel, load_model
 from saccade.models.nn.attention import has_attention
 from saccade.viz.overlays import Neighbour, attention_panel, neighbours_panel, overlay_svg
+from saccade.viz.save import map_csv, save_by_suffix
 
 if TYPE_CHECKING:
     import pandas
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Attended:
-    """One image with its map, and the figures that go with it."""
+class ImageAttention:
+    """One image with its attention map and Jaccard indices."""
 
     image: np.ndarray
     amap: AttentionMap
@@ -46,44 +45,48 @@ class Attended:
     jaccard: dict[str, float]
 
     def text(self) -> str:
+        """The result as text for a terminal."""
         rows, columns = self.amap.grid
         lines = [f"{self.model}: {self.amap.kind} of {self.options.query} over {rows} x {columns} patches"]
         if self.amap.kind == "similarity":
-            lines.append("a CNN has no attention: shown is the cosine similarity of tokens")
+            lines.append("this network has no attention: the values are cosine similarities of its tokens")
         lines += [f"Jaccard index with the mask, {name}: {value:.3f}" for name, value in self.jaccard.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values."""
         return facts_of(self.model, self.amap, self.options, self.jaccard)
 
-    def chosen(self) -> AttentionMap:
-        """The map of the head asked for, or of the mean over heads; below the threshold nothing is left."""
+    def selected(self) -> AttentionMap:
+        """The map of the head asked for, or of the mean; 0 below the threshold."""
         amap, head, keep = self.amap, self.options.head, self.options.threshold
         if head != "all":
             values = amap.mean[None] if head == "mean" else amap.values[int(head)][None]
             amap = dataclasses.replace(amap, values=values, mean=values[0])
         if keep is None:
             return amap
-        values = np.stack([np.where(threshold_mask(one, keep), one, 0) for one in amap.values])
+        values = np.stack([np.where(threshold_mask(head_map, keep), head_map, 0) for head_map in amap.values])
         return dataclasses.replace(amap, values=values, mean=np.where(threshold_mask(amap.mean, keep), amap.mean, 0))
 
     def save(self, path: Path) -> Path:
-        """Write PNG (panel), SVG (vector overlay) or CSV (head, row, column, weight)."""
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix == ".png":
-            write_bytes(path, attention_panel(self.image, self.chosen()))
-        elif suffix == ".svg":
-            write_text(path, overlay_svg(self.image, self.chosen()))
-        elif suffix == ".csv":
-            write_text(path, self._csv())
-        else:
-            raise unknown("picture format", path.suffix, (".png", ".svg", ".csv"))
-        return path
+        """Write PNG (panel), SVG (vector overlay) or CSV (head, row, column, weight).
+
+        Raises
+        ------
+        UsageError
+            The suffix is none of these.
+        """
+        amap = self.selected()
+        writers: dict[str, Callable[[Path], object]] = {
+            ".png": lambda target: write_bytes(target, attention_panel(self.image, amap)),
+            ".svg": lambda target: write_text(target, overlay_svg(self.image, amap)),
+            ".csv": lambda target: write_text(target, map_csv(amap.values)),
+        }
+        return save_by_suffix(path, writers, "picture format")
 
     def columns(self) -> dict[str, np.ndarray]:
         """One row per head and patch: head, row, column, weight."""
-        values = self.chosen().values
+        values = self.selected().values
         head, row, column = np.indices(values.shape).reshape(3, -1)
         return {"head": head, "row": row, "column": column, "weight": values.ravel()}
 
@@ -98,14 +101,6 @@ class Attended:
     def _repr_html_(self) -> str:
         return frames.text_to_html(self.text())
 
-    def _csv(self) -> str:
-        file = io.StringIO()
-        writer = csv.writer(file)
-        writer.writerow(["head", "row", "column", "weight"])
-        for (head, row, column), weight in np.ndenumerate(self.chosen().values):
-            writer.writerow([head, row, column, f"{weight:.8g}"])
-        return file.getvalue()
-
 
 def _bytes_of(path: Path) -> bytes:
     if not path.is_file():
@@ -114,7 +109,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _displayed(x: torch.Tensor, spec: InputSpec) -> np.ndarray:
-    """A network input [1 C Y X] back to uint8 [3 Y X] for the eye."""
+    """A network input [1 C Y X] as an uint8 picture [3 Y X]."""
     std, mean = torch.tensor(spec.std).view(-1, 1, 1), torch.tensor(spec.mean).view(-1, 1, 1)
     pixels = ((x[0].cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
     return np.repeat(pixels[:1], 3, axis=0) if pixels.shape[0] != 3 else pixels
@@ -128,32 +123,47 @@ def _fit(pixels: np.ndarray, size_px: int, multiple: int) -> tuple[int, int]:
     return fitted[0], fitted[1]
 
 
-def _query(text: str, rows: int, columns: int, shown: tuple[int, int]) -> Query:
+def _query(text: str, rows: int, columns: int, input_px: tuple[int, int]) -> Query:
+    """The query in pixels of the network's input."""
     if text == "cls":
         return "cls"
     y, x = numbers_of(text, 2)
     if not (0 <= y < rows and 0 <= x < columns):
         raise UsageError("the query lies outside the image", got=text, expected=f"0..{rows - 1},0..{columns - 1}")
-    return int(y * shown[0] / rows), int(x * shown[1] / columns)
+    return int(y * input_px[0] / rows), int(x * input_px[1] / columns)
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """One image as a network gets it: ``x`` [1 C Y X] normalised, ``image`` the same for the eye, uint8 [3 Y X]."""
+class ModelInput:
+    """One image as a network gets it: ``x`` [1 C Y X] normalised, ``image`` the same as a picture, uint8 [3 Y X]."""
 
     x: torch.Tensor
     image: np.ndarray
 
 
 def input_size(loaded: LoadedModel, pixels: np.ndarray, size_px: int | None = None) -> tuple[int, int]:
-    """Rows and columns at which ``shown`` gives an image [C Y X] to a network."""
+    """Rows and columns to which ``to_model_input`` resizes an image [C Y X]."""
     return _fit(pixels, size_px or loaded.spec.size_px, _patch(loaded))
 
 
-def shown(loaded: LoadedModel, pixels: np.ndarray, name: str, size_px: int | None = None) -> Shown:
-    """The whole image [C Y X] at a shorter side near ``size_px`` (None: the model's own), cut evenly by the patch.
+def to_model_input(loaded: LoadedModel, pixels: np.ndarray, name: str, size_px: int | None = None) -> ModelInput:
+    """Resize and normalise a whole image for a network.
 
-    ``name`` is for messages. Raises DataError where its channels do not fit, or pixels are no numbers.
+    Parameters
+    ----------
+    loaded : LoadedModel
+        The model.
+    pixels : ndarray
+        [C Y X].
+    name : str
+        For messages.
+    size_px : int, optional
+        Shorter side, rounded to a multiple of the patch; None is the size of the model's training.
+
+    Raises
+    ------
+    DataError
+        The channels do not fit, or pixels are not finite.
     """
     pixels = finite(convert_channels(pixels, loaded.spec.channels, name), name)
     size = input_size(loaded, pixels, size_px)
@@ -162,46 +172,61 @@ def shown(loaded: LoadedModel, pixels: np.ndarray, name: str, size_px: int | Non
     )[0].numpy()
     spec = fit_range(loaded.spec, pixels.dtype, float(pixels.min()), float(pixels.max()))
     x = normalised(small, spec)
-    return Shown(x, _displayed(x, spec))
+    return ModelInput(x, _displayed(x, spec))
 
 
-def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Attended | volume.AttendedVolume:
-    """The map of one query over one image file, or one volume; see AttendOptions."""
+def attend(model: str | Path, image: str | Path, options: AttendOptions) -> ImageAttention | volume.VolumeAttention:
+    """The attention map of one query over one image file or one volume.
+
+    Parameters
+    ----------
+    model : str or Path
+        MODEL as on the command line.
+    image : str or Path
+        The file.
+    options : AttendOptions
+        Query, layer, head, size and mask.
+
+    Raises
+    ------
+    UsageError, ModelError, DataError
+        The options, the model and the image do not fit each other.
+    """
     if volume.is_volume(image):
         return volume.attend(model, image, options)
     pixels = decode(_bytes_of(Path(image)), str(image))
     loaded = load_model(model, channels=pixels.shape[0])
-    seen = shown(loaded, pixels, str(image), options.size_px)
-    query = _query(options.query, pixels.shape[1], pixels.shape[2], (seen.x.shape[-2], seen.x.shape[-1]))
+    inputs = to_model_input(loaded, pixels, str(image), options.size_px)
+    query = _query(options.query, pixels.shape[1], pixels.shape[2], (inputs.x.shape[-2], inputs.x.shape[-1]))
     check_options(options, loaded)
     layer = -1 if options.layer is None else options.layer
-    amap = attention_map(loaded.backbone, seen.x, query=query, layer=layer, rollout=options.rollout)
+    amap = attention_map(loaded.backbone, inputs.x, query=query, layer=layer, rollout=options.rollout)
     scores = {}
     if options.mask is not None:
         scores = mask_agreement(amap, options.mask, 0.6 if options.threshold is None else options.threshold)
-    return Attended(seen.image, amap, options, loaded.name, scores)
+    return ImageAttention(inputs.image, amap, options, loaded.name, scores)
 
 
 def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
-    """[C Y X] in file range to the network's input [1 C Y X], without resizing."""
+    """[C Y X] in the file's range to the network's input [1 C Y X], without resizing."""
     x = (torch.from_numpy(pixels.astype(np.float32))[None] - spec.offset) / spec.scale
     return normalise(to_grey(x) if spec.grey else x, spec)
 
 
 def mask_agreement(amap: AttentionMap, mask_file: Path, keep: float) -> dict[str, float]:
-    """Jaccard index of the thresholded maps with a true mask: mean map, and the best single head."""
+    """Jaccard index of the thresholded maps with a true mask: of the mean map, and of the best single head."""
     truth = decode_mask(_bytes_of(mask_file), str(mask_file))
-    found = {}
+    scores = {}
     heads = [jaccard(upsample(threshold_mask(head, keep), truth.shape), truth) for head in amap.values]
-    found["mean of heads"] = jaccard(upsample(threshold_mask(amap.mean, keep), truth.shape), truth)
+    scores["mean of heads"] = jaccard(upsample(threshold_mask(amap.mean, keep), truth.shape), truth)
     if len(heads) > 1:
-        found[f"best head ({int(np.argmax(heads))})"] = max(heads)
-    return found
+        scores[f"best head ({int(np.argmax(heads))})"] = max(heads)
+    return scores
 
 
 # --- the panels of a report -----------------------------------------------------------------------
 
-SHOWN = 4  # test images with attention maps
+MAP_IMAGES = 4  # number of test images with attention maps
 QUERIES, NEIGHBOURS = 5, 6
 
 
@@ -212,9 +237,18 @@ def draw(
     decoded: Decoded,
     parts: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Write RUN/figures: maps of some test images (or volumes), trained against random weights, and nearest neighbours.
+    """Write RUN/figures: maps of test images for trained and random weights, and nearest neighbours.
 
-    parts  indices of the training and the test part in the tables; the first model is shown
+    Parameters
+    ----------
+    run : Path
+        The run folder.
+    tables, models : mapping
+        Feature tables and models by name; the first model is shown.
+    decoded : Decoded
+        The images.
+    parts : tuple of ndarray
+        Indices of the training and the test part in the tables.
     """
     train, test = parts
     name, model = next(iter(models.items()))
@@ -225,7 +259,7 @@ def draw(
     chosen = _one_a_class(table, test)
     entries = [_neighbours(folder, table, cache, train, chosen[:QUERIES])]
     twin = random_twin(model, seed=1)
-    for index in chosen[:SHOWN]:
+    for index in chosen[:MAP_IMAGES]:
         for loaded in (model, twin):
             entries.append(_map_figure(folder, loaded, cache, table, index, trained=loaded is model))
     run_folder.write_json(folder / "index.json", entries)
@@ -237,13 +271,13 @@ def _one_a_class(table: FeatureTable, test: np.ndarray) -> list[int]:
     for index in test:
         by_label.setdefault(str(table.labels[index]), []).append(int(index))
     queues = [by_label[label] for label in sorted(by_label)]
-    return [queue[turn] for turn in range(max(SHOWN, QUERIES)) for queue in queues if turn < len(queue)]
+    return [queue[turn] for turn in range(max(MAP_IMAGES, QUERIES)) for queue in queues if turn < len(queue)]
 
 
 def _eight_bit(cache: ImageCache, index: int) -> np.ndarray:
     spec = input_spec(cache, 1, grey=False)
     image = cache.image(index)
-    if cache.axes == 3:  # the slice in the middle stands for a volume
+    if cache.axes == 3:  # a volume is represented by its middle slice
         image = image[:, image.shape[1] // 2]
     scaled = (image.astype(np.float32) - spec.offset) / spec.scale * 255
     pixels = scaled.round().clip(0, 255).astype(np.uint8)
@@ -253,9 +287,9 @@ def _eight_bit(cache: ImageCache, index: int) -> np.ndarray:
 def _neighbours(
     folder: Path, table: FeatureTable, cache: ImageCache, train: np.ndarray, queries: Sequence[int]
 ) -> dict[str, str]:
-    scores, found = nearest(table.select(train).features, table.features[list(queries)], NEIGHBOURS)
+    scores, indices = nearest(table.select(train).features, table.features[list(queries)], NEIGHBOURS)
     rows = []
-    for query, row_scores, row in zip(queries, scores, found):
+    for query, row_scores, row in zip(queries, scores, indices):
         near = [
             Neighbour(_eight_bit(cache, int(train[i])), table.labels[train[i]], float(score))
             for i, score in zip(row, row_scores)
@@ -266,7 +300,7 @@ def _neighbours(
         "file": "neighbours.png",
         "kind": "neighbours",
         "title": "Nearest training images of some test images",
-        "caption": "By cosine similarity of the features. The labels were not used in learning.",
+        "caption": "By cosine similarity of the features. Labels were not used in training.",
         "alt": "Rows of test images with their most similar training images.",
     }
 
@@ -274,13 +308,13 @@ def _neighbours(
 def _map_figure(
     folder: Path, model: LoadedModel, cache: ImageCache, table: FeatureTable, index: int, *, trained: bool
 ) -> dict[str, str]:
-    # A CNN has no class token that asks; the similarity to one place says more than that to the mean of all.
+    # A CNN has no class token; similarity to one patch says more than similarity to the mean.
     attentive = has_attention(model.backbone)
     draw_one = volume.panel_of_cached if cache.axes == 3 else _panel
     who = "trained" if trained else "random weights"
     file = f"map-{index:06d}-{'trained' if trained else 'random'}.png"
     (folder / file).write_bytes(draw_one(model, cache, index))
-    what = "attention of the class token" if attentive else "similarity of each place to the one in the middle"
+    what = "attention of the class token" if attentive else "similarity of each patch to the middle patch"
     return {
         "file": file,
         "kind": "attention",
@@ -293,15 +327,15 @@ def _map_figure(
 def _panel(model: LoadedModel, cache: ImageCache, index: int) -> bytes:
     spec = model.spec
     pixels = cache.image(index).astype(np.float32)
-    shown = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
-    large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=shown, mode="bilinear")[0].numpy()
+    size_px = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
+    large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=size_px, mode="bilinear")[0].numpy()
     x = normalised(large, spec)
-    query: Query = "cls" if has_attention(model.backbone) else (shown[0] // 2, shown[1] // 2)
+    query: Query = "cls" if has_attention(model.backbone) else (size_px[0] // 2, size_px[1] // 2)
     amap = attention_map(model.backbone.cpu().eval(), x, query=query)
     return attention_panel(_displayed(x, spec), amap)
 
 
 def _patch(model: LoadedModel) -> int:
-    """What the sides of the model's input are multiples of, in pixels."""
+    """Pixels that the sides of the model's input are multiples of."""
     backbone = model.backbone
     return max(backbone.stride_px, backbone.settings.unit_px)

@@ -1,7 +1,7 @@
-"""Where does the model look? Attention of any patch, attention rollout, or token similarity.
+"""Attention of any patch, attention rollout, or token similarity, as maps over the patch grid.
 
-Self-attention of one query as in Caron et al. 2021 (DINO, arXiv:2104.14294), rollout as in Abnar and Zuidema
-2020 (arXiv:2005.00928). Networks without attention (CNNs) are asked how alike their own tokens are instead.
+Attention of one query as in Caron et al. 2021 (DINO, arXiv:2104.14294), rollout as in Abnar and Zuidema 2020
+(arXiv:2005.00928). Networks without attention (CNNs) give the similarity of their tokens instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,26 @@ Query = Literal["cls"] | tuple[int, ...]
 
 
 def token_similarity(features: Features, row: int | None) -> Float[Tensor, "N"]:
-    """Cosine similarity of one token (or, for None, of the image's own vector) with every token; -1 to 1."""
+    """Cosine similarity of one token, or of the image vector, with every token.
+
+    Parameters
+    ----------
+    features : Features
+        Of one image.
+    row : int, optional
+        The token; None is the image vector.
+
+    Returns
+    -------
+    Tensor
+        [N], -1 to 1.
+
+    Examples
+    --------
+    >>> features = Features(cls=torch.ones(1, 2), tokens=torch.tensor([[[1.0, 1.0], [1.0, -1.0]]]), grid=(1, 2))
+    >>> token_similarity(features, None)
+    tensor([1., 0.])
+    """
     query = features.cls[0] if row is None else features.tokens[0, row]
     tokens = torch.nn.functional.normalize(features.tokens[0].float(), dim=-1)
     return tokens @ torch.nn.functional.normalize(query.float(), dim=-1)
@@ -39,14 +58,32 @@ def attention_map(
     layer: int = -1,
     rollout: bool = False,
 ) -> AttentionMap:
-    """What one query of one image takes from every patch.
+    """The attention of one query over every patch of one image.
 
-    pixels   normalised as the model's InputSpec says; the backbone should be in eval mode
-    query    "cls", or (y, x), of volumes (z, y, x), in pixels of the input: the patch that holds this pixel asks
-    layer    0-based, negative counts from the last; only for attention
-    rollout  follow the attention through all layers instead of reading one
-    Raises UsageError for a query outside the image, a layer that is not there, or rollout of a network
-    without attention; ModelError when the network's tokens have no places in the image.
+    Parameters
+    ----------
+    backbone : Backbone
+        In eval mode.
+    pixels : Tensor
+        [1 C *size], normalised as the model's InputSpec says.
+    query : "cls" or tuple of int
+        The class token, or (y, x), of volumes (z, y, x), in pixels of the input: the patch that contains it.
+    layer : int
+        0-based, negative counts from the last; for attention only.
+    rollout : bool
+        Follow the attention through all layers instead of reading one.
+
+    Returns
+    -------
+    AttentionMap
+        Values [H *grid].
+
+    Raises
+    ------
+    UsageError
+        The query lies outside the image, the layer does not exist, or rollout of a network without attention.
+    ModelError
+        The network's tokens are not positions in the image.
     """
     size_px = tuple(pixels.shape[2:])
     attentive = has_attention(backbone)
@@ -54,17 +91,17 @@ def attention_map(
         raise UsageError(
             "rollout needs a network with attention",
             got=backbone.name,
-            hint="leave out --rollout: the similarity of tokens is shown instead",
+            hint="without --rollout the similarity of tokens is shown",
         )
     with torch.inference_mode():
         features = backbone(pixels)
-        grid = _grid_of(features, backbone, len(size_px))
+        grid = _check_grid(features, backbone, len(size_px))
         patch = None if query == "cls" else _patch_at(query, grid, size_px)
         if has_attention(backbone):
             row = _token_row(backbone, patch)
             used = None if rollout else backbone.layer_index(layer)
-            whole = backbone.rollout(pixels, row) if used is None else _rows(backbone, pixels, used, row)
-            patches, first = whole[:, backbone.prefix :], whole[:, : backbone.prefix].sum(dim=1)
+            weights = backbone.rollout(pixels, row) if used is None else _rows(backbone, pixels, used, row)
+            patches, first = weights[:, backbone.prefix :], weights[:, : backbone.prefix].sum(dim=1)
         else:
             used, patches, first = None, token_similarity(features, patch)[None], torch.zeros(1)
     values = patches.float().cpu().numpy().reshape(-1, *grid).astype(np.float32)
@@ -85,10 +122,10 @@ def _rows(backbone: AttentiveNetwork, pixels: Tensor, layer: int, row: int) -> F
     return backbone.attention(pixels, layer=layer, rows=rows)[0, :, 0]
 
 
-def _grid_of(features: Features, backbone: Network, axes: int) -> tuple[int, ...]:
+def _check_grid(features: Features, backbone: Network, axes: int) -> tuple[int, ...]:
     if not backbone.capabilities.has_tokens or len(features.grid) != axes:
         raise ModelError(
-            f"the tokens of {backbone.name} do not lie in the image",
+            f"the tokens of {backbone.name} are not positions in the image",
             got=f"a grid of {features.grid}" if backbone.capabilities.has_tokens else "no tokens",
             expected=f"a grid with {axes} axes",
         )
@@ -96,10 +133,10 @@ def _grid_of(features: Features, backbone: Network, axes: int) -> tuple[int, ...
 
 
 def _patch_at(query: tuple[int, ...] | str, grid: tuple[int, ...], size_px: tuple[int, ...]) -> int:
-    """Index, in row-major order, of the patch that holds the pixel."""
+    """Index, in row-major order, of the patch that contains the pixel."""
     names = "zyx"[-len(grid) :]
     if isinstance(query, str) or len(query) != len(grid):
-        raise UsageError("the query does not fit", got=query, expected=f'"cls" or ({", ".join(names)}) in pixels')
+        raise UsageError("invalid query", got=query, expected=f'"cls" or ({", ".join(names)}) in pixels')
     if not all(0 <= at < length for at, length in zip(query, size_px)):
         raise UsageError(
             "the query lies outside the image",
@@ -107,21 +144,21 @@ def _patch_at(query: tuple[int, ...] | str, grid: tuple[int, ...], size_px: tupl
             expected=" and ".join(f"0 <= {name} < {length}" for name, length in zip(names, size_px))
             + ", in pixels of the network's input",
         )
-    places = [at * length // side for at, length, side in zip(query, grid, size_px)]
-    return int(np.ravel_multi_index(places, grid))
+    cells = [at * length // side for at, length, side in zip(query, grid, size_px)]
+    return int(np.ravel_multi_index(cells, grid))
 
 
 def _token_row(backbone: AttentiveNetwork, patch: int | None) -> int:
     if patch is not None:
         return backbone.prefix + patch
     if backbone.prefix == 0:
-        raise UsageError("this network has no class token to ask", hint="ask a patch: --query Y,X")
+        raise UsageError("this network has no class token", hint="choose a patch: --query Y,X")
     return 0
 
 
 def _box(patch: int, grid: tuple[int, ...], size_px: tuple[int, ...]) -> Box:
-    """Where a patch begins along each axis, then how far it reaches."""
-    places = [int(place) for place in np.unravel_index(patch, grid)]
-    starts = [-(-place * side // length) for place, side, length in zip(places, size_px, grid)]
-    ends = [-(-(place + 1) * side // length) for place, side, length in zip(places, size_px, grid)]
+    """Start of a patch along each axis, then its extent."""
+    cells = [int(cell) for cell in np.unravel_index(patch, grid)]
+    starts = [-(-cell * side // length) for cell, side, length in zip(cells, size_px, grid)]
+    ends = [-(-(cell + 1) * side // length) for cell, side, length in zip(cells, size_px, grid)]
     return (*starts, *(end - start for start, end in zip(starts, ends)))

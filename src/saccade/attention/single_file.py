@@ -1,7 +1,7 @@
-"""The explorer as one file: chosen images with the attention of every query, for supplements and lectures.
+"""The explorer as one HTML file: chosen images with the attention of every query, for supplements and lectures.
 
-The page is drawn by the same modules as in ``saccade view``. Weights are kept in one byte each; what that loses is
-measured and said on the page. Beside the trained network stands the same one with random weights.
+The page is drawn by the same modules as ``saccade view``. Weights are stored in one byte each; the page states the
+measured error. The same network with random weights is included for comparison.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from saccade.attention.explorer import Explorer, Look, Seen
+from saccade.attention.explorer import Explorer, ModelView, ViewRequest
 from saccade.base import config, run_folder
 from saccade.base.contracts import Record, Sample
 from saccade.base.files import check_writable, write_text
@@ -28,12 +28,12 @@ from saccade.reporting.standalone import block, kept_layers, packed, standalone
 from saccade.viz.quantised import Quantised, lost, quantise
 
 USUAL_IMAGES, MOST_IMAGES = 4, 24
-ENTRY, INSTEAD = "standalone_explorer.js", {"ask.js": "embedded_ask.js"}
+ENTRY, INSTEAD = "standalone_attention.js", {"server_api.js": "embedded_api.js"}
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """One image of the page: its name, its class where it has one, and its pixels [C Y X]."""
+class PageImage:
+    """One image of the page: name, class if known, and pixels [C Y X]."""
 
     name: str
     label: str | None
@@ -43,55 +43,72 @@ class Chosen:
 def write_interactive(
     run: str | Path, path: str | Path, images: Sequence[str | Path] = (), size_px: int | None = None
 ) -> tuple[Path, str]:
-    """Write the page to ``path``; returns it, and in words what it holds and how exactly.
+    """Write an interactive page of a run as one HTML file.
 
-    images   files; none takes a few of the run's own data, one a class
-    size_px  shorter side they are shown at; None is the model's own
-    Raises UsageError when ``run`` is no run, when there are too many images, or when not even one layer fits.
+    Parameters
+    ----------
+    run : str or Path
+        The run folder.
+    path : str or Path
+        FILE.html.
+    images : sequence of path
+        Image files; empty takes some of the run's own data, classes in turn.
+    size_px : int, optional
+        Shorter side of the network's input; None is the size of the model's training.
+
+    Returns
+    -------
+    tuple
+        The path, and a note on what the page holds and how exact its numbers are.
+
+    Raises
+    ------
+    UsageError
+        Not a run, too many images, or not even one layer fits into a page.
     """
     run, path = Path(run), Path(path)
     run_folder.require_run(run)
     if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError("an interactive page is HTML", got=path.name, hint="name it FILE.html")
+        raise UsageError("an interactive page is an HTML file", got=path.name, hint="name it FILE.html")
     check_writable(path)
     if len(images) > MOST_IMAGES:
         raise UsageError("too many images for one page", got=len(images), expected=f"at most {MOST_IMAGES}")
     chosen = [_file(Path(image)) for image in images] or _from_data(run)
     data, note = _data(run, chosen, size_px)
-    write_text(path, standalone(f"{run.resolve().name}: where does this patch look?", ENTRY, data, instead=INSTEAD))
+    write_text(path, standalone(f"{run.resolve().name}: attention explorer", ENTRY, data, instead=INSTEAD))
     return path, note
 
 
-def _file(path: Path) -> Chosen:
+def _file(path: Path) -> PageImage:
     if not path.is_file():
         raise DataError("image file not found", got=path)
     if is_slide(path, asked=False):
         raise UsageError(
-            "a slide holds many tiles and is no image for this page",
+            "a whole-slide image cannot go into this page",
             got=path,
-            hint="give tiles as PNG, or leave out --images to take some of the run's; saccade view shows whole slides",
+            hint="give tiles as PNG, or leave out --images to take some of the run; saccade view shows whole slides",
         )
-    return Chosen(path.name, None, decode(path.read_bytes(), str(path)))
+    return PageImage(path.name, None, decode(path.read_bytes(), str(path)))
 
 
-def _from_data(run: Path) -> list[Chosen]:
-    """Some images of the run's data: of the test part where there is one, a class in turn."""
+def _from_data(run: Path) -> list[PageImage]:
+    """Some images of the run's data, of the test part if there is one, classes in turn."""
     source = open_data(config.load(run / "config.yaml")["data"])
-    numbered = sorted(enumerate(source.records), key=lambda one: one[1].split != "test")
-    seen: dict[str | None, int] = {}
+    numbered = sorted(enumerate(source.records), key=lambda item: item[1].split != "test")
+    count_by_label: dict[str | None, int] = {}
     turn = []
     for index, record in numbered:
-        turn.append((record.split != "test", seen.setdefault(record.label, 0), index))
-        seen[record.label] += 1
-    found = []
+        turn.append((record.split != "test", count_by_label.setdefault(record.label, 0), index))
+        count_by_label[record.label] += 1
+    images = []
     for _, _, index in sorted(turn)[:USUAL_IMAGES]:
         record = source.records[index]
-        found.append(Chosen(record.id, record.label, source.read(index).pixels))
-    return found
+        images.append(PageImage(record.id, record.label, source.read(index).pixels))
+    return images
 
 
-def _data(run: Path, chosen: Sequence[Chosen], size_px: int | None) -> tuple[dict[str, Any], str]:
-    """Everything the page holds, and what is said of it."""
+def _data(run: Path, chosen: Sequence[PageImage], size_px: int | None) -> tuple[dict[str, Any], str]:
+    """The data of the page, and its note."""
     explorer, name = Explorer(), run.resolve().name
     models = [{"id": "trained", "name": name}, {"id": "random", "name": f"{name}, random weights"}]
     looks: dict[str, Any] = {}
@@ -100,46 +117,48 @@ def _data(run: Path, chosen: Sequence[Chosen], size_px: int | None) -> tuple[dic
     for number, image in enumerate(chosen):
         if image.pixels.ndim != 3:
             raise DataError(
-                f"{image.name} is no image",
+                f"{image.name} is not an image",
                 got=f"shape {list(image.pixels.shape)}",
-                hint="pages of one file hold images; volumes are shown by saccade view",
+                hint="one-file pages hold images; saccade view shows volumes",
             )
         for model in models:
-            look = Look(str(run), f"{number}", model["id"] == "random", size_px)
-            seen = explorer.see(look, Sample(image.pixels, Record(image.name)))
-            layers = _layers(seen, 2 * len(chosen))
-            entry, lossy = _look(seen, layers)
+            request = ViewRequest(str(run), f"{number}", model["id"] == "random", size_px)
+            view = explorer.view(request, Sample(image.pixels, Record(image.name)))
+            layers = _layers(view, 2 * len(chosen))
+            entry, lossy = _entry(view, layers)
             looks[f"{model['id']}/{number}"] = entry
             losses += lossy
-            if seen.compared is not None and len(layers) < seen.compared.depth:
-                left_out = f" Kept are {len(layers)} of {seen.compared.depth} layers."
-    note = "Similarities are kept to 0.004."
+            if view.qkv is not None and len(layers) < view.qkv.depth:
+                left_out = f" The page holds {len(layers)} of {view.qkv.depth} layers."
+    note = "Similarities are rounded to 0.004."
     if losses:
         note = lost(losses)
-    pictures = [{"id": str(i), "name": one.name, "label": one.label} for i, one in enumerate(chosen)]
+    pictures = [
+        {"id": str(i), "name": chosen_image.name, "label": chosen_image.label} for i, chosen_image in enumerate(chosen)
+    ]
     return {"models": models, "images": pictures, "looks": looks, "note": note + left_out}, note + left_out
 
 
-def _layers(seen: Seen, looks: int) -> list[int]:
-    if seen.compared is None:
+def _layers(view: ModelView, looks: int) -> list[int]:
+    if view.qkv is None:
         return [0]
-    compared = seen.compared
-    layer_bytes = compared.heads * compared.tokens**2
-    return kept_layers(compared.depth, layer_bytes * looks, compared.depth - 1)
+    qkv = view.qkv
+    layer_bytes = qkv.heads * qkv.tokens**2
+    return kept_layers(qkv.depth, layer_bytes * looks, qkv.depth - 1)
 
 
-def _look(seen: Seen, layers: Sequence[int]) -> tuple[dict[str, Any], list[Quantised]]:
-    """What the page needs of one image seen by one network."""
-    about = seen.about()
-    entry: dict[str, Any] = {"about": about, "picture": _encoded(seen.picture)}
-    if seen.compared is None:
+def _entry(view: ModelView, layers: Sequence[int]) -> tuple[dict[str, Any], list[Quantised]]:
+    """The page's entry of one image and one network."""
+    about = view.about()
+    entry: dict[str, Any] = {"about": about, "picture": _encoded(view.picture)}
+    if view.qkv is None:
         count = about["grid"][0] * about["grid"][1] + 1
-        signed = (seen.similarity(0, count)[0] * 127).round() + 128
+        signed = (view.similarity(0, count)[0] * 127).round() + 128
         return entry | {"width": count, "signed": packed(signed.astype(np.uint8))}, []
-    compared = seen.compared
-    about |= {"layers": list(layers), "depth": len(layers), "whole": compared.depth}
-    kept = [quantise(compared.rows(layer, 0, compared.tokens)) for layer in layers]
-    return entry | {"width": compared.tokens, "layers": [block(one) for one in kept]}, kept
+    qkv = view.qkv
+    about |= {"layers": list(layers), "depth": len(layers), "whole": qkv.depth}
+    quantised = [quantise(qkv.rows(layer, 0, qkv.tokens)) for layer in layers]
+    return entry | {"width": qkv.tokens, "layers": [block(layer_rows) for layer_rows in quantised]}, quantised
 
 
 def _encoded(picture: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""``saccade attend`` on a slide: a score for every tile, or for every patch of every tile, and files that show it."""
+"""``saccade attend`` on a slide: a score for every tile, or for every patch of every tile, and its files."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from saccade.errors import DamagedFile, DataError, UsageError
 from saccade.features.embed_slides import Embedder
 from saccade.features.table import l2_normalize
 from saccade.models.nn.attention import has_attention
-from saccade.viz.heatmap import Heat, extremes, picture, save_tiff
+from saccade.viz.heatmap import TileScores, extremes, picture, save_tiff
 from saccade.viz.qupath import save_geojson
+from saccade.viz.save import save_by_suffix
 
 if TYPE_CHECKING:
     import pandas
     import polars
 
 Level = Literal["tile", "patch", "region", "composed"]
-LEVELS: tuple[Level, ...] = ("tile", "patch")  # of one network; the others are a hierarchy's
-MOST_OBJECTS = 200_000  # QuPath grows slow above
+LEVELS: tuple[Level, ...] = ("tile", "patch")  # of one network; the others need a hierarchy
+MOST_OBJECTS = 200_000  # QuPath is slow with more
 SUFFIXES = (".png", ".tif", ".geojson", ".csv")
 
 
 def place_of(query: str) -> tuple[float, float]:
-    """(y, x) in pixels of level 0 of a query ``Y,X``."""
+    """(y, x) in pixels of level 0 of a query ``Y,X``. Raises UsageError."""
     try:
         y, x = (float(word) for word in query.split(","))
         if not np.isfinite((y, x)).all():
@@ -47,24 +48,35 @@ def place_of(query: str) -> tuple[float, float]:
 
 
 def check_form(out: Path) -> None:
-    """Raise UsageError for a name that a map of a slide cannot be written under."""
+    """Raise UsageError for a file name that a map of a slide cannot be written to."""
     if out.suffix and out.suffix not in SUFFIXES:
         raise UsageError(
-            f"a map of a slide cannot be written as {out.name}",
-            expected=", ".join(SUFFIXES) + ", or a name without an ending for a folder with all of them",
+            f"unsupported format of a slide map: {out.name}",
+            expected=", ".join(SUFFIXES) + ", or a name without a suffix for a folder with all of them",
         )
 
 
 @dataclass(frozen=True)
 class SlideOptions:
-    """What to ask of a model and a slide.
+    """Options of ``saccade attend`` on a slide.
 
-    query   of tiles: ``cls``, likeness of each to the mean of all; or ``Y,X`` in pixels of level 0, to the tile there
-    level   tile, or patch: the attention of the class token inside each tile; of a hierarchy also region, composed
-    layer   of patches; None is the last
-    tiling  how the slide is cut; what is left open is as the model was trained
-    max_bad share of its tiles that may be unreadable; they are left out
-    Raises UsageError for a query that is neither.
+    Parameters
+    ----------
+    query : str
+        Of tiles: "cls", similarity to the slide average; or "Y,X" in pixels of level 0, similarity to the tile there.
+    level : {"tile", "patch", "region", "composed"}
+        "patch" is the attention of the class token inside each tile; the last two need a hierarchy.
+    layer : int, optional
+        For patches; None is the last layer.
+    tiling : Tiling
+        How the slide is cut into tiles; open values are those of the model's training.
+    max_bad : float
+        Fraction of tiles that may be unreadable; they are left out.
+
+    Raises
+    ------
+    UsageError
+        The query is neither form.
     """
 
     query: str = "cls"
@@ -80,17 +92,19 @@ class SlideOptions:
 
 @dataclass(frozen=True)
 class SlideAttention:
-    """A slide with scores; ``save`` writes one file by its suffix, or all of them into a folder."""
+    """A slide with scores; ``save`` writes one file by suffix, or all of them into a folder."""
 
     slide: Slide
-    heat: Heat
+    heat: TileScores
     model: str
     options: SlideOptions
 
     def text(self) -> str:
+        """The result as text for a terminal."""
         return f"{self.slide.path.name}: {self.heat.name}, {len(self.heat.scores):,} squares, {self.heat.range}"
 
     def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values."""
         scores = self.heat.scores
         return {
             "slide": self.slide.path.name,
@@ -107,10 +121,14 @@ class SlideAttention:
         }
 
     def save(self, out: Path) -> list[Path]:
-        """PNG, TIFF, GeoJSON or CSV by suffix; without one a folder with all, and the highest and lowest tiles.
+        """Write PNG, TIFF, GeoJSON or CSV by suffix; without one a folder with all, and the highest and lowest tiles.
 
-        The scores come first, the TIFF last: it takes longest, and what is written then is not lost with it.
-        Raises StorageError.
+        Scores are written first and the TIFF last: it takes longest, and an interruption then loses only the TIFF.
+
+        Raises
+        ------
+        StorageError
+            A file cannot be written.
         """
         check_form(out)
         if out.suffix:
@@ -140,62 +158,67 @@ class SlideAttention:
         return frames.to_html(self.text(), self.columns())
 
     def _one(self, path: Path) -> Path:
-        if path.suffix == ".png":
-            write_file(path, picture(self.slide, self.heat).save)
-        elif path.suffix == ".tif":
-            save_tiff(path, self.slide, self.heat)
-        elif path.suffix == ".csv":
-            self.heat.save_csv(path)
-        else:
-            save_geojson(path, self.heat)
-        return path
+        writers: dict[str, Callable[[Path], object]] = {
+            ".png": lambda target: write_file(target, picture(self.slide, self.heat).save),
+            ".tif": lambda target: save_tiff(target, self.slide, self.heat),
+            ".csv": self.heat.save_csv,
+            ".geojson": lambda target: save_geojson(target, self.heat),
+        }
+        return save_by_suffix(path, writers, "format of a slide map")
 
 
 def attend_slide(
     embedder: Embedder, options: SlideOptions, report: Callable[[int, int], None] | None = None
 ) -> SlideAttention:
-    """Scores of one slide, of the tiles that can be read.
+    """Scores of one slide, over the tiles that can be read.
 
-    Raises UsageError for a query outside its tissue, DataError where it has no tissue, TooManyDamaged.
+    Raises
+    ------
+    UsageError
+        The query lies outside the tissue.
+    DataError
+        The slide has no tissue.
+    TooManyDamaged
+        More tiles are unreadable than ``max_bad`` allows.
     """
     tiles = embedder.tiles
     if len(tiles.entries) != 1:
-        raise UsageError("attend looks at one slide", got=f"{len(tiles.entries)} slides")
+        raise UsageError("attend takes one slide", got=f"{len(tiles.entries)} slides")
     if not len(tiles):
         raise DataError(f"{tiles.name}: no tile with enough tissue")
     if options.level == "patch":
         heat = _patches(embedder, options, report)
     else:
         if options.layer is not None:
-            raise UsageError("--layer has no effect on scores of whole tiles", hint="--level patch")
+            raise UsageError("--layer has no effect on scores of whole tiles", hint="add --level patch")
         heat = _tiles(embedder, options.query, report)
     return SlideAttention(tiles.slides[0], heat, embedder.model.name, options)
 
 
-def _tiles(embedder: Embedder, query: str, report: Callable[[int, int], None] | None) -> Heat:
-    tiles, seen = embedder.tiles, 0
+def _tiles(embedder: Embedder, query: str, report: Callable[[int, int], None] | None) -> TileScores:
+    tiles, n_done = embedder.tiles, 0
 
     def done(count: int) -> None:
-        nonlocal seen
-        seen += count
+        nonlocal n_done
+        n_done += count
         if report is not None:
-            report(seen, len(tiles))
+            report(n_done, len(tiles))
 
     number = None if query == "cls" else _tile_at(tiles, query)
-    features, there = embedder.features(0, done)
+    features, readable = embedder.features(0, done)
     grid = tiles.grid(0)
     if not len(features):
         raise no_tile(tiles)
     if number is None:
-        asked, name = l2_normalize(features).mean(axis=0), "likeness to the mean of all tiles"
+        asked, name = l2_normalize(features).mean(axis=0), "similarity to the slide average"
     else:
-        if not there[number]:
-            raise UsageError(f"the tile at {query} cannot be read", got=tiles.name, hint="ask at another place")
-        # What all tiles share would make everything alike.
+        if not readable[number]:
+            raise UsageError(f"the tile at {query} cannot be read", got=tiles.name, hint="choose another tile")
+        # Without subtracting the mean all tiles are similar.
         features = features - features.mean(axis=0)
-        asked, name = features[int(there[:number].sum())], f"likeness to the tile at {query}"
+        asked, name = features[int(readable[:number].sum())], f"similarity to the tile at {query}"
     scores = l2_normalize(features) @ l2_normalize(asked[None])[0]
-    return Heat(name, grid.coords[there], grid.step_px[1], scores, grid.step_px[0])
+    return TileScores(name, grid.coords[readable], grid.step_px[1], scores, grid.step_px[0])
 
 
 def no_tile(tiles: SlideTiles) -> DamagedFile:
@@ -213,18 +236,18 @@ def _tile_at(tiles: SlideTiles, query: str) -> int:
     corners = tiles.grid(0).coords
     inside = (corners[:, 0] <= x) & (x < corners[:, 0] + across) & (corners[:, 1] <= y) & (y < corners[:, 1] + down)
     if not inside.any():
-        raise UsageError(f"no tile with enough tissue lies at {query}", hint="--tissue 0 takes all tiles")
+        raise UsageError(f"no tile with enough tissue lies at {query}", hint="--tissue 0 keeps all tiles")
     return int(np.flatnonzero(inside)[0])
 
 
-def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, int], None] | None) -> Heat:
-    """Attention of the class token over the patches of every tile; 1 is what an even share would be."""
+def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, int], None] | None) -> TileScores:
+    """Attention of the class token over the patches of every tile, in multiples of the even share."""
     if options.query != "cls":
-        raise UsageError("inside tiles the class token asks", got=f"--query {options.query}", expected="cls")
+        raise UsageError("inside tiles only --query cls is supported", got=f"--query {options.query}")
     tiles, cache = embedder.tiles, embedder.cache()
     network = embedder.model.backbone.cpu().eval()
     if not has_attention(network):
-        raise UsageError(f"{embedder.model.name} has no attention", hint="--level tile shows likeness of tiles")
+        raise UsageError(f"{embedder.model.name} has no attention", hint="--level tile shows the similarity of tiles")
     store = cache.flat
     assert isinstance(store, TileStore)
     coords, scores, (down, across) = [], [], tiles.grid(0).step_px
@@ -246,5 +269,7 @@ def _patches(embedder: Embedder, options: SlideOptions, report: Callable[[int, i
             report(number + 1, len(tiles))
     if not embedder.readable(0).any():
         raise no_tile(tiles)
-    name = "attention of the class token inside each tile"
-    return Heat(name, np.rint(np.concatenate(coords)).astype(np.int64), sides[1], np.concatenate(scores), sides[0])
+    name = "attention of the class token inside each tile, in multiples of the even share"
+    return TileScores(
+        name, np.rint(np.concatenate(coords)).astype(np.int64), sides[1], np.concatenate(scores), sides[0]
+    )

@@ -1,12 +1,8 @@
-"""One sentence on request (``attend_text``): lines for a terminal, pictures, numbers, and a page of one file.
-
-The model's side is in ``backbones/text``, the pictures are in ``viz/sentence``, the page in ``web/static``.
-"""
+"""Attention in one sentence (``saccade attend --text``): text for a terminal, pictures, CSV and an HTML page."""
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +12,12 @@ import numpy as np
 from saccade.attention.text_lessons import facts, look_up, order_test
 from saccade.base import frames
 from saccade.base.files import write_bytes, write_text
-from saccade.errors import ModelError, UsageError, unknown
+from saccade.errors import ModelError, out_of_range
 from saccade.models.backbones.text import Reading, TextModel, load_text_model
 from saccade.models.text_tokens import TextOptions, find_word, merge
 from saccade.reporting.standalone import block, kept_layers, standalone
 from saccade.viz.quantised import lost, quantise
+from saccade.viz.save import csv_text, save_by_suffix
 from saccade.viz.sentence import SentenceMap, draw, lines
 
 if TYPE_CHECKING:
@@ -29,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AttendedText:
-    """One sentence with who looks at whom."""
+class TextAttention:
+    """The attention between the words of one sentence."""
 
     reading: Reading
     sentence: SentenceMap
@@ -39,23 +36,24 @@ class AttendedText:
     layer: int
 
     def text(self) -> str:
-        """For a terminal: readable without colour."""
-        said = [s for s in (self.sentence.unseen(), self.cut()) if s]
-        return "\n".join([self.sentence.title, *lines(self.sentence), *said])
+        """The result as text for a terminal, readable without colour."""
+        notes = [s for s in (self.sentence.unseen(), self.cut()) if s]
+        return "\n".join([self.sentence.title, *lines(self.sentence), *notes])
 
     def cut(self) -> str:
-        """What did not fit, in words; empty where all did."""
+        """How many words did not fit into the model; empty where all did."""
         left = self.reading.left_out
         if not left:
             return ""
         return (
-            f"the model reads {len(self.reading.tokens)} tokens at once: the last {left} words were left out, "
+            f"the model takes {len(self.reading.tokens)} tokens: the last {left} words were left out, "
             f"after “{self.reading.words[-1 if not self.reading.words[-1].special else -2].text}”"
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values."""
         sentence = self.sentence
-        found = {
+        record = {
             "model": self.model.name,
             "layer": self.layer,
             "head": self.options.head,
@@ -66,23 +64,23 @@ class AttendedText:
             "left_out": self.reading.left_out,
         }
         rows = sentence.mean if sentence.query is None else sentence.mean[sentence.query]
-        return found | {"weights": [[round(float(v), 7) for v in row] for row in np.atleast_2d(rows)]}
+        return record | {"weights": [[round(float(v), 7) for v in row] for row in np.atleast_2d(rows)]}
 
     def save(self, path: Path) -> Path:
-        """Write SVG or PNG (arcs and matrix), CSV (head, query, key, words, weight) or a page to look into (HTML)."""
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix == ".svg":
-            write_text(path, draw(self.sentence).svg())
-        elif suffix == ".png":
-            write_bytes(path, draw(self.sentence).png())
-        elif suffix == ".csv":
-            write_text(path, self._csv())
-        elif suffix == ".html":
-            write_text(path, page(self))
-        else:
-            raise unknown("picture format", path.suffix, (".svg", ".png", ".csv", ".html"))
-        return path
+        """Write SVG or PNG (arcs and matrix), CSV (head, query, key, words, weight) or an interactive page (HTML).
+
+        Raises
+        ------
+        UsageError
+            The suffix is none of these.
+        """
+        writers: dict[str, Callable[[Path], object]] = {
+            ".svg": lambda target: write_text(target, draw(self.sentence).svg()),
+            ".png": lambda target: write_bytes(target, draw(self.sentence).png()),
+            ".csv": lambda target: write_text(target, self._csv()),
+            ".html": lambda target: write_text(target, page(self)),
+        }
+        return save_by_suffix(path, writers, "picture format")
 
     def columns(self) -> dict[str, list[Any]]:
         """One row per head, query and key: head, query, key, query_word, key_word, weight; with special tokens."""
@@ -108,42 +106,54 @@ class AttendedText:
         return frames.text_to_html(self.text())
 
     def _csv(self) -> str:
-        """Every number, special tokens included."""
-        file = io.StringIO()
-        writer = csv.writer(file)
-        writer.writerow(["head", "query", "key", "query_word", "key_word", "weight"])
-        names, asked = self.sentence.names, self.sentence.query
-        for head, rows in zip(self._heads(), self.sentence.weights):
-            for query in range(len(names)) if asked is None else [asked]:
-                for key, weight in enumerate(rows[query]):
-                    writer.writerow([head, query, key, _cell(names[query]), _cell(names[key]), f"{weight:.8g}"])
-        return file.getvalue()
+        """Every weight, special tokens included."""
+        names, query = self.sentence.names, self.sentence.query
+        rows = (
+            [head, i, key, _cell(names[i]), _cell(names[key]), f"{weight:.8g}"]
+            for head, weights in zip(self._heads(), self.sentence.weights)
+            for i in (range(len(names)) if query is None else [query])
+            for key, weight in enumerate(weights[i])
+        )
+        return csv_text(["head", "query", "key", "query_word", "key_word", "weight"], rows)
 
     def _heads(self) -> list[str]:
-        named = self.options.head
-        return [str(h) for h in range(self.reading.heads)] if named == "all" else [named]
+        head = self.options.head
+        return [str(h) for h in range(self.reading.heads)] if head == "all" else [head]
 
 
 def _cell(word: str) -> str:
-    """A spreadsheet takes what begins like this for a formula."""
+    """A word for a spreadsheet, which would take these first characters for a formula."""
     return f"'{word}" if word[:1] in ("=", "+", "-", "@", "\t", "\r") else word
 
 
-def attend_text(model: str | Path | TextModel | None, text: str, options: TextOptions) -> AttendedText:
-    """Which words does a word look at? Exact attention of one layer, on the model as trained.
+def attend_text(model: str | Path | TextModel | None, text: str, options: TextOptions) -> TextAttention:
+    """Exact attention between the words of a sentence in one layer.
 
-    model  None is the built-in one, a path a local folder of the transformers library
-    Raises UsageError for a word, layer or head that is not there, MissingDependency without the extra ``text``.
+    Parameters
+    ----------
+    model : str, Path, TextModel or None
+        A folder of the transformers library; None is the built-in model.
+    text : str
+        The sentence.
+    options : TextOptions
+        Query, layer, head and display options.
+
+    Raises
+    ------
+    UsageError
+        A word, layer or head does not exist.
+    MissingDependency
+        The extra ``text`` is not installed.
     """
     loaded = model if isinstance(model, TextModel) else load_text_model(model)
     reading = loaded.read(text)
     layer = reading.layer(-1 if options.layer is None else options.layer)
     sentence = sentence_map(loaded.name, reading, options)
-    return AttendedText(reading, sentence, options, loaded, layer)
+    return TextAttention(reading, sentence, options, loaded, layer)
 
 
 def sentence_map(model: str, reading: Reading, options: TextOptions) -> SentenceMap:
-    """The numbers that the pictures and lines of one layer show."""
+    """The weights of one layer, and the words, as pictures and text lines show them."""
     layer = reading.layer(-1 if options.layer is None else options.layer)
     weights = _of_heads(reading.attention(layer=layer).numpy(), options.head)
     units = reading.words
@@ -153,12 +163,12 @@ def sentence_map(model: str, reading: Reading, options: TextOptions) -> Sentence
     if options.tokens:
         names = tuple(token.piece if not token.unknown else token.text for token in reading.tokens)
         special = tuple(token.special for token in reading.tokens)
-        # A word is asked by its first token; a number counts tokens, since tokens are what is shown.
+        # A word stands for its first token; a number counts tokens.
         query = None if options.query is None else _token(options.query, reading)
     else:
         weights = merge(weights, units)
-    shown = f"head {options.head}" if options.head.isdigit() else f"mean of {reading.heads} heads"
-    title = f"{model}, layer {layer} of 0 to {len(reading.layers) - 1}, {shown}"
+    head_name = f"head {options.head}" if options.head.isdigit() else f"mean of {reading.heads} heads"
+    title = f"{model}, layer {layer} of 0 to {len(reading.layers) - 1}, {head_name}"
     return SentenceMap(names, special, weights, query, hidden=not options.special, title=title)
 
 
@@ -168,7 +178,7 @@ def _of_heads(weights: np.ndarray, head: str) -> np.ndarray:
     if head == "mean":
         return weights.mean(axis=0, keepdims=True)
     if not head.isdigit() or int(head) >= len(weights):
-        raise UsageError("no such head", got=head, expected=f"all, mean or 0 to {len(weights) - 1}")
+        raise out_of_range("head", head, len(weights) - 1, also="all, mean")
     return weights[int(head)][None]
 
 
@@ -177,51 +187,51 @@ def _token(query: str, reading: Reading) -> int:
     if not query.lstrip("-").isdigit():
         return reading.words[find_word(query, reading.words)].first
     if not -count <= int(query) < count:
-        raise UsageError("no such token", got=query, expected=f"0 to {count - 1}")
+        raise out_of_range("token", query, count - 1)
     return int(query) % count
 
 
 # --- a page of one file ----------------------------------------------------------------------------
 
-ORDERS = 5  # shuffles of the words that a page carries
+ORDERS = 5  # number of shuffled word orders in a page
 
 
-def page(attended: AttendedText) -> str:
-    """A page to look into without a server: weights of all layers and heads, or of as many layers as fit.
+def page(attended: TextAttention) -> str:
+    """An interactive page of one file: weights of all layers and heads, or of as many layers as fit.
 
-    What is lost by keeping one byte a weight is measured and said on the page.
+    Weights are stored in one byte each; the page states the measured error.
     """
     reading, model = attended.reading, attended.model
     count = len(reading.tokens)
-    kept = kept_layers(len(reading.layers), reading.heads * count * count, attended.layer)
-    layers = {layer: quantise(reading.attention(layer=layer).numpy()) for layer in kept}
+    layer_numbers = kept_layers(len(reading.layers), reading.heads * count * count, attended.layer)
+    layers = {layer: quantise(reading.attention(layer=layer).numpy()) for layer in layer_numbers}
     words = lost(layers.values())
-    if len(kept) < len(reading.layers):
-        words += f" Of {len(reading.layers)} layers, {len(kept)} are kept."
-    shown = attended.options
+    if len(layer_numbers) < len(reading.layers):
+        words += f" The page holds {len(layer_numbers)} of {len(reading.layers)} layers."
+    options = attended.options
     data = {
-        "info": facts(model, reading) | {"layers": kept},
-        "layers": {layer: block(found) for layer, found in layers.items()},
+        "info": facts(model, reading) | {"layers": layer_numbers},
+        "layers": {layer: block(layer_rows) for layer, layer_rows in layers.items()},
         "look": {t.id: _short(look_up(model, t.id)) for t in reading.tokens},
         "orders": _orders(model, reading.text),
         "note": words,
         "asked": {
             "layer": attended.layer,
-            "head": int(shown.head) if shown.head.isdigit() else "mean",
-            "tokens": shown.tokens,
-            "special": shown.special,
+            "head": int(options.head) if options.head.isdigit() else "mean",
+            "tokens": options.tokens,
+            "special": options.special,
             "first": -1 if attended.sentence.query is None else attended.sentence.query,
         },
     }
-    return standalone(f"Attention: {reading.text[:60]}", "standalone_words.js", data)
+    return standalone(f"Attention: {reading.text[:60]}", "standalone_sentence.js", data)
 
 
-def _short(found: dict[str, Any]) -> dict[str, Any]:
-    return found | {"row": [round(v, 4) for v in found["row"]]}
+def _short(lookup: dict[str, Any]) -> dict[str, Any]:
+    return lookup | {"row": [round(v, 4) for v in lookup["row"]]}
 
 
 def _orders(model: TextModel, text: str) -> list[dict[str, Any]]:
     try:
         return [asdict(order_test(model, text, seed=seed)) for seed in range(ORDERS)]
-    except ModelError:  # positions that cannot be taken away
+    except ModelError:  # a model whose positions cannot be removed
         return []

@@ -1,16 +1,16 @@
-"""What may be asked of a text model beside its attention: facts for a page, what order means, what is looked up."""
+"""Three lessons with a text model, for the page of sentences: its facts, the role of word order, table look-up."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from saccade.errors import UsageError
+from saccade.base.cache import LruCache
+from saccade.errors import UsageError, out_of_range
 from saccade.models.backbones.text import Positions, Reading, TextModel, load_text_model
 from saccade.runtime import torch_generator
 
@@ -18,40 +18,47 @@ LECTURE = "This GitHub page contains all the general information about the cours
 
 # --- for a page ------------------------------------------------------------------------------------
 
-KEPT_READINGS, MOST_LETTERS = 8, 100_000
+MAX_READINGS, MAX_CHARACTERS = 8, 100_000
 
 
 class Readings:
-    """Models and the newest readings, by name and text; one text is read at a time."""
+    """Text models, and recent readings by model and text; one text is read at a time."""
 
     def __init__(self) -> None:
         self._models: dict[str, TextModel] = {}
-        self._kept: OrderedDict[tuple[str, str, Positions], Reading] = OrderedDict()
+        self._readings: LruCache[tuple[str, str, Positions], Reading] = LruCache(MAX_READINGS)
         self._turn = threading.Lock()
 
     def model(self, name: str) -> TextModel:
-        """The model of this folder, loaded once; the empty name is the built-in one."""
+        """The model of this folder, loaded once; the empty name is the built-in model."""
         with self._turn:
             if name not in self._models:
                 self._models[name] = load_text_model(name or None)
             return self._models[name]
 
     def read(self, name: str, text: str, positions: Positions) -> Reading:
-        """Raises UsageError for a text without words or of more than MOST_LETTERS letters."""
-        if len(text) > MOST_LETTERS:
-            raise UsageError("the text is too long", got=f"{len(text):,} letters", expected=f"at most {MOST_LETTERS:,}")
+        """The reading of a text.
+
+        Raises
+        ------
+        UsageError
+            The text has no words, or more than MAX_CHARACTERS letters.
+        """
+        if len(text) > MAX_CHARACTERS:
+            raise UsageError(
+                "the text is too long", got=f"{len(text):,} characters", expected=f"at most {MAX_CHARACTERS:,}"
+            )
         model, key = self.model(name), (name, text, positions)
         with self._turn:
-            if key not in self._kept:
-                self._kept[key] = model.read(text, positions=positions)
-            self._kept.move_to_end(key)
-            while len(self._kept) > KEPT_READINGS:
-                self._kept.popitem(last=False)
-            return self._kept[key]
+            reading = self._readings.get(key)
+            if reading is None:
+                reading = model.read(text, positions=positions)
+                self._readings.put(key, reading)
+            return reading
 
 
 def facts(model: TextModel, reading: Reading) -> dict[str, Any]:
-    """What a page must know of a reading before it asks for weights."""
+    """Model, tokens and words of a reading, as the page needs them."""
     return {
         "model": model.name,
         "text": reading.text,
@@ -75,13 +82,18 @@ def facts(model: TextModel, reading: Reading) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class OrderTest:
-    """The same words in another order, read with and without positions.
+    """The outputs for the same words in another order, with and without positions.
 
-    shuffled         the text in its new order
-    with_positions   largest difference of any word's output between the two orders, positions as trained
-    without          the same with all positions alike: rounding only, when nothing else tells the order
-    typical          mean size of an output number, to compare with
-    causal           whether the model hides later words; then order shows even without positions
+    Parameters
+    ----------
+    shuffled : str
+        The text in its new order.
+    with_positions, without : float
+        Largest difference of any word's output between the two orders, with positions as trained and without.
+    typical : float
+        Mean absolute output, for comparison.
+    causal : bool
+        The model hides later words; order then matters even without positions.
     """
 
     shuffled: str
@@ -92,10 +104,15 @@ class OrderTest:
 
 
 def order_test(model: TextModel, text: str, *, seed: int = 0) -> OrderTest:
-    """Do the outputs of the words change when the words change places?
+    """Compare the outputs of the words in two orders.
 
-    Without positions the set of outputs stays the same: the encoder is permutation-equivariant. The words' tokens
-    are moved, the special tokens stay where they are. Raises ModelError when positions cannot be taken away.
+    Without positions the encoder is permutation-equivariant: the set of outputs stays the same. The words' tokens move,
+    special tokens stay in place.
+
+    Raises
+    ------
+    ModelError
+        The model's positions cannot be removed.
     """
     tokens, _ = model.tokens(text)
     ids = [token.id for token in tokens]
@@ -117,12 +134,12 @@ def order_test(model: TextModel, text: str, *, seed: int = 0) -> OrderTest:
 
 
 def _shuffled(reading: Reading, seed: int) -> list[int]:
-    """Numbers of the tokens in their new order: words as a whole, special tokens in their places."""
+    """The tokens in their new order: words as a whole, special tokens in place."""
     words = [w for w in reading.words if not w.special]
-    turned = torch.randperm(len(words), generator=torch_generator(seed, "words")).tolist()
-    if len(words) > 1 and turned == list(range(len(words))):
-        turned = turned[::-1]
-    moved = iter([n for w in turned for n in range(words[w].first, words[w].last + 1)])
+    permutation = torch.randperm(len(words), generator=torch_generator(seed, "words")).tolist()
+    if len(words) > 1 and permutation == list(range(len(words))):
+        permutation = permutation[::-1]
+    moved = iter([n for w in permutation for n in range(words[w].first, words[w].last + 1)])
     return [i if token.special else next(moved) for i, token in enumerate(reading.tokens)]
 
 
@@ -133,13 +150,23 @@ ATOMS_LOG2 = 266  # in the observable universe, about 10^80
 
 
 def look_up(model: TextModel, token: int) -> dict[str, Any]:
-    """The row of the model's table that a token stands for, and why a patch cannot have one.
+    """The embedding row of a token, and the numbers that show why patches have no such table.
 
-    token  its number in the vocabulary. Raises UsageError when the table has no such row.
+    Parameters
+    ----------
+    model : TextModel
+        The model.
+    token : int
+        Its index in the vocabulary.
+
+    Raises
+    ------
+    UsageError
+        The vocabulary has no such index.
     """
     rows, width = model.table.shape
     if not 0 <= token < rows:
-        raise UsageError("no such token in the vocabulary", got=token, expected=f"0 to {rows - 1}")
+        raise out_of_range("token in the vocabulary", token, rows - 1)
     numbers = PATCH * PATCH * CHANNELS
     bits = numbers * int(math.log2(LEVELS))
     return {

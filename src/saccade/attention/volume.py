@@ -1,10 +1,9 @@
-"""Pictures and files of where a model looks in a volume: three planes, and a NIfTI that lies where the volume lies."""
+"""Attention over one volume (``saccade attend``): three planes as a picture, and a NIfTI aligned with the volume."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,48 +20,48 @@ from saccade.data.cache.image_cache import ImageCache, build_cache, input_spec
 from saccade.data.formats import has_suffix
 from saccade.data.open import open_source
 from saccade.data.volumes.intensity import decide_intensity, intensity_of, to_unit
-from saccade.errors import ModelError, UsageError, unknown
+from saccade.errors import ModelError, UsageError
 from saccade.models.backbones.weights import LoadedModel, load_model
 from saccade.models.nn.attention import has_attention
 from saccade.viz.orthoview import Scene, planes_panel
-from saccade.viz.patch_maps import jaccard, threshold_mask
+from saccade.viz.patch_maps import jaccard, query_text, threshold_mask
+from saccade.viz.save import map_csv, save_by_suffix
 
 if TYPE_CHECKING:
     import pandas
     import polars
 
-RANDOM_PX = 64  # side of the cube shown to random weights, which are used to none
-FORMATS = (".png", ".nii.gz", ".nii", ".csv")
+RANDOM_PX = 64  # side of the input cube for random weights
 
 
 def is_volume(path: str | Path) -> bool:
-    """Whether ``saccade attend`` is asked about a volume: by the suffix, or, of a TIFF or folder, by what is inside."""
-    place = Path(path)
-    # A TIFF stack goes in a folder of its own, or as NIfTI: a TIFF of one image looks the same.
-    if not place.exists() or has_suffix(place.name, "image"):
+    """Whether a path is a volume: by suffix, or for a folder by its contents. A TIFF counts as an image."""
+    path = Path(path)
+    # A TIFF stack cannot be told from an image: it needs a folder of its own, or NIfTI.
+    if not path.exists() or has_suffix(path.name, "image"):
         return False
-    return open_source(place).axes == 3
+    return open_source(path).axes == 3
 
 
 def affine_of(sample: Sample) -> np.ndarray:
-    """Voxel (x, y, z) of a volume to millimetres in RAS; voxels alone where the file does not say how it lies."""
+    """Voxel (x, y, z) of a volume to millimetres in RAS; the spacing alone where the file has no orientation."""
     spacing = sample.spacing_mm or (1.0, 1.0, 1.0)
     return np.diag([*spacing[::-1], 1.0]) if sample.affine is None else sample.affine
 
 
-def kept(values: np.ndarray, keep: float | None) -> np.ndarray:
+def keep_mass(values: np.ndarray, keep: float | None) -> np.ndarray:
     """A map [T' Y' X'] with 0 outside the smallest set of patches that holds the share ``keep``; None keeps all."""
     return values if keep is None else np.where(threshold_mask(values, keep), values, 0)
 
 
 def nifti_of(values: np.ndarray, sample: Sample) -> nibabel.Nifti1Image:
-    """A map [T Y X] at every voxel of a volume, as a file that lies where the volume lies."""
+    """A map [T Y X] at every voxel of a volume, with the affine of the volume."""
     return nibabel.Nifti1Image(values.transpose(2, 1, 0), affine_of(sample))
 
 
 @dataclasses.dataclass(frozen=True)
-class AttendedVolume:
-    """One volume with the map of one query, and what goes with it."""
+class VolumeAttention:
+    """One volume with its attention map and Jaccard indices."""
 
     sample: Sample
     unit: np.ndarray
@@ -85,7 +84,7 @@ class AttendedVolume:
 
     @property
     def point(self) -> tuple[int, int, int]:
-        """The voxel (z, y, x) that the planes go through: the query, or where the map is largest."""
+        """The voxel (z, y, x) that the planes pass through: the query, or the largest value of the map."""
         if self.options.query != "cls":
             z, y, x = (int(at) for at in numbers_of(self.options.query, 3))
             return z, y, x
@@ -93,12 +92,12 @@ class AttendedVolume:
         return z, y, x
 
     def map(self, head: int | None = None) -> np.ndarray:
-        """[T Y X]: the map of one head (None: of the head asked for, else the mean) at every voxel."""
-        named = self.options.head
-        if head is None and named not in ("all", "mean"):
-            head = int(named)
+        """[T Y X], the map of one head at every voxel; None is the head asked for, else the mean."""
+        option = self.options.head
+        if head is None and option not in ("all", "mean"):
+            head = int(option)
         values = self.amap.mean if head is None else self.amap.values[head]
-        return self.found.cube.at_voxels(kept(values, self.options.threshold), self.unit.shape)
+        return self.found.cube.at_voxels(keep_mass(values, self.options.threshold), self.unit.shape)
 
     def world(self) -> tuple[float, float, float]:
         """The point in millimetres, RAS."""
@@ -106,20 +105,22 @@ class AttendedVolume:
         return x, y, z
 
     def text(self) -> str:
+        """The result as text for a terminal."""
         amap, point = self.amap, self.point
         grid = " x ".join(map(str, amap.grid))
         where = "the query" if self.options.query != "cls" else "the largest value"
         lines = [f"{self.model}: {amap.kind} of {self.options.query} over {grid} patches"]
         if amap.kind == "similarity":
-            lines.append("this network has no attention over a volume: shown is the cosine similarity of tokens")
-        place = f"planes through {where}: voxel z, y, x = {point[0]}, {point[1]}, {point[2]}"
+            lines.append("this network has no attention: the values are cosine similarities of its tokens")
+        position = f"planes through {where}: voxel z, y, x = {point[0]}, {point[1]}, {point[2]}"
         if self.sample.affine is not None:
-            place += " (x, y, z = {:.1f}, {:.1f}, {:.1f} mm, RAS)".format(*self.world())
-        lines.append(place)
+            position += " (x, y, z = {:.1f}, {:.1f}, {:.1f} mm, RAS)".format(*self.world())
+        lines.append(position)
         lines += [f"Jaccard index with the mask, {name}: {value:.3f}" for name, value in self.jaccard.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values."""
         return facts_of(self.model, self.amap, self.options, self.jaccard) | {
             "voxel_zyx": list(self.point),
             "world_mm": list(self.world()) if self.sample.affine is not None else None,
@@ -127,18 +128,23 @@ class AttendedVolume:
         }
 
     def save(self, path: Path) -> Path:
-        """Write PNG (three planes), NIfTI (the map at every voxel, affine of the volume) or CSV (a line a patch)."""
-        path = Path(path)
-        name = path.name.lower()
-        if name.endswith(".png"):
-            write_bytes(path, self._panel())
-        elif name.endswith((".nii.gz", ".nii")):
-            write_file(path, lambda place: nibabel.save(nifti_of(self.map(), self.sample), place))
-        elif name.endswith(".csv"):
-            write_text(path, self._csv())
-        else:
-            raise unknown("picture format of a volume", path.suffix, FORMATS)
-        return path
+        """Write PNG (three planes), NIfTI (the map at every voxel, affine of the volume) or CSV (one line per patch).
+
+        Raises
+        ------
+        UsageError
+            The suffix is none of these.
+        """
+        writers: dict[str, Callable[[Path], object]] = {
+            ".png": lambda target: write_bytes(target, self._panel()),
+            ".nii.gz": self._save_nifti,
+            ".nii": self._save_nifti,
+            ".csv": lambda target: write_text(target, map_csv(self.amap.values)),
+        }
+        return save_by_suffix(path, writers, "picture format of a volume")
+
+    def _save_nifti(self, path: Path) -> None:
+        write_file(path, lambda target: nibabel.save(nifti_of(self.map(), self.sample), target))
 
     def _panel(self) -> bytes:
         heads = range(len(self.amap.values)) if self.options.head == "all" else ()
@@ -163,35 +169,31 @@ class AttendedVolume:
     def _repr_html_(self) -> str:
         return frames.text_to_html(self.text())
 
-    def _csv(self) -> str:
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["head", "slice", "row", "column", "weight"])
-        for (head, z, y, x), weight in np.ndenumerate(self.amap.values):
-            writer.writerow([head, z, y, x, f"{weight:.8g}"])
-        return file.getvalue()
-
 
 def panel(scene: Scene, amap: AttentionMap, mean: np.ndarray, heads: dict[int, np.ndarray]) -> bytes:
-    """PNG: the volume, the mean map, and every head that is given, [T Y X] each."""
+    """PNG: the volume, the mean map, and every given head, [T Y X] each."""
     several = len(heads) > 1
     maps = {f"mean of {len(heads)} heads" if several else amap.kind: mean}
     maps |= {f"head {head}": values for head, values in heads.items() if several}
-    asks = "the class token asks" if amap.query_box is None else "the marked patch asks"
     if amap.kind == "similarity":
-        asks = asks.replace("the class token asks", "compared: the whole").replace("asks", "is compared")
         captions = [f"{values.min():.2f} to {values.max():.2f}" for values in maps.values()]
     else:
         captions = [f"up to {100 * float(values.max()):.1f} % a patch" for values in maps.values()]
-    return planes_panel(scene, maps, [asks, *captions])
+    return planes_panel(scene, maps, [query_text(amap), *captions])
 
 
-def attend(model: str | Path, path: str | Path, options: AttendOptions) -> AttendedVolume:
-    """The map of one query over one volume: a file, or a folder or archive with one series."""
+def attend(model: str | Path, path: str | Path, options: AttendOptions) -> VolumeAttention:
+    """The attention map of one query over one volume: a file, or a folder or archive with one series.
+
+    Raises
+    ------
+    UsageError, ModelError, DataError
+        The options, the model and the volume do not fit each other.
+    """
     source = open_source(path)
     if len(source) != 1:
         raise UsageError(
-            "attend looks at one volume", got=f"{len(source)} in {path}", hint="name the file of one, or its folder"
+            "attend takes one volume", got=f"{len(source)} in {path}", hint="give the file or folder of one"
         )
     sample = source.read(0)
     loaded = load_model(model, channels=sample.pixels.shape[0], size_px=RANDOM_PX, axes=3)
@@ -205,18 +207,18 @@ def attend(model: str | Path, path: str | Path, options: AttendOptions) -> Atten
     check_options(options, loaded)
     query = _millimetres(options.query, sample)
     layer = -1 if options.layer is None else options.layer
-    found = volume_map(
+    volume = volume_map(
         loaded.backbone, cache.batch(np.array([0])), spec, query=query, layer=layer, rollout=options.rollout
     )
     unit = _for_the_eye(to_unit(sample.pixels, how, sample.record.id))
-    scores = {} if options.mask is None else _mask_agreement(found, sample, options)
-    return AttendedVolume(sample, unit, found, options, loaded.name, scores)
+    scores = {} if options.mask is None else _mask_agreement(volume, sample, options)
+    return VolumeAttention(sample, unit, volume, options, loaded.name, scores)
 
 
 def _spec(loaded: LoadedModel, size_px: int | None) -> InputSpec:
     spec = loaded.spec
     if spec.axes != 3:
-        raise ModelError(f"{loaded.name} is a model of images", got="a volume", hint="pretrain one on volumes")
+        raise ModelError(f"{loaded.name} is a model of images", got="a volume", hint="pretrain a model on volumes")
     unit = loaded.backbone.settings.unit_px
     if size_px is not None and size_px % unit:
         raise UsageError("--size does not fit the network", got=size_px, expected=f"a multiple of {unit}")
@@ -224,14 +226,14 @@ def _spec(loaded: LoadedModel, size_px: int | None) -> InputSpec:
 
 
 def _for_the_eye(unit: np.ndarray) -> np.ndarray:
-    """[T Y X] in 0..1 of the first channel (the mean of three)."""
+    """[T Y X] in 0..1 of the first channel, or the mean of three."""
     scale = 255.0 if unit.dtype == np.uint8 else 65535.0
     grey = unit.mean(axis=0) if len(unit) == 3 else unit[0]
     return (grey / scale).astype(np.float32)
 
 
 def _millimetres(query: str, sample: Sample) -> Any:
-    """The middle of the asked voxel in millimetres from the volume's corner, or ``cls``."""
+    """The centre of the queried voxel in millimetres from the volume's corner, or ``cls``."""
     if query == "cls":
         return query
     shape, spacing = sample.pixels.shape[1:], sample.spacing_mm or (1.0, 1.0, 1.0)
@@ -242,34 +244,34 @@ def _millimetres(query: str, sample: Sample) -> Any:
     return tuple((int(at) + 0.5) * mm for at, mm in zip(point, spacing))
 
 
-def _mask_agreement(found: VolumeMap, sample: Sample, options: AttendOptions) -> dict[str, float]:
-    """Jaccard index of the thresholded maps with a true mask of the same shape: mean map, and the best head."""
+def _mask_agreement(volume: VolumeMap, sample: Sample, options: AttendOptions) -> dict[str, float]:
+    """Jaccard index of the thresholded maps with a true mask: of the mean map, and of the best head."""
     assert options.mask is not None
     truth = open_source(options.mask).read(0).pixels[0] > 0
     if truth.shape != sample.pixels.shape[1:]:
-        raise UsageError("the mask has another shape", got=truth.shape, expected=sample.pixels.shape[1:])
+        raise UsageError("mask and volume differ in shape", got=truth.shape, expected=sample.pixels.shape[1:])
     keep = 0.6 if options.threshold is None else options.threshold
 
     def score(values: np.ndarray) -> float:
         chosen = threshold_mask(values, keep).astype(np.float32)
-        return jaccard(found.cube.at_voxels(chosen, truth.shape) > 0.5, truth)
+        return jaccard(volume.cube.at_voxels(chosen, truth.shape) > 0.5, truth)
 
-    heads = [score(head) for head in found.amap.values]
-    scores = {"mean of heads": score(found.amap.mean)}
+    heads = [score(head) for head in volume.amap.values]
+    scores = {"mean of heads": score(volume.amap.mean)}
     return scores | ({f"best head ({int(np.argmax(heads))})": max(heads)} if len(heads) > 1 else {})
 
 
 def panel_of_cached(model: LoadedModel, cache: ImageCache, index: int) -> bytes:
-    """PNG for a report: the class token's attention (similarity to the middle, without one) over a decoded volume."""
+    """PNG for a report: class-token attention over a decoded volume, or similarity to its middle patch."""
     network = model.backbone.cpu().eval()
     batch = cache.batch(np.array([index]))
     spacing = (1.0, 1.0, 1.0) if cache.spacing_mm is None else tuple(float(v) for v in cache.spacing_mm[index])
     shape = cache.image(index).shape[1:]
     middle: Any = tuple(side * mm / 2 for side, mm in zip(shape, spacing))
-    found = volume_map(network, batch, model.spec, query="cls" if has_attention(network) else middle)
+    attention = volume_map(network, batch, model.spec, query="cls" if has_attention(network) else middle)
     unit = (cache.image(index).astype(np.float32) - cache.offset) / cache.scale
     volume = np.clip(unit.mean(axis=0) if len(unit) == 3 else unit[0], 0, 1)
-    mean = found.cube.at_voxels(found.amap.mean, shape)
+    mean = attention.cube.at_voxels(attention.amap.mean, shape)
     z, y, x = (int(at) for at in np.unravel_index(mean.argmax(), shape))
-    scene = Scene(volume, (z, y, x), (spacing[0], spacing[1], spacing[2]), False, found.box(shape))
-    return panel(scene, found.amap, mean, {})
+    scene = Scene(volume, (z, y, x), (spacing[0], spacing[1], spacing[2]), False, attention.box(shape))
+    return panel(scene, attention.amap, mean, {})

@@ -1,7 +1,7 @@
-"""Where does a model look in a volume? The map of one query, and where its patches lie among the voxels.
+"""The attention map of one query over a volume, and the position of its patches among the voxels.
 
-A network sees a volume through a cube (augment/volumes.py); its patches are boxes in millimetres. Here they are taken
-back to the volume's own voxels, so that a map has the same shape and affine as the volume it is laid over.
+A network gets a volume as a cube (augment/volumes.py); its patches are boxes in millimetres. Here they are mapped to
+the volume's own voxels, so that a map has the shape and affine of the volume.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ Point = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class SeenCube:
-    """The cube through which a network sees a volume; numbers in millimetres from the volume's corner.
+    """The cube of a volume that is the network's input; millimetres from the volume's corner.
 
-    start_mm (z, y, x), side_mm   of the cube     extent_mm   of the volume
+    Parameters
+    ----------
+    start_mm : tuple of float
+        (z, y, x) of the cube's corner.
+    side_mm : float
+        Edge length of the cube.
+    extent_mm : tuple of float
+        (z, y, x) size of the volume.
     """
 
     start_mm: Point
@@ -35,9 +42,9 @@ class SeenCube:
     extent_mm: Point
 
     def at_voxels(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """One map [T' Y' X'] at the middle of every voxel of a volume of this shape, linear between patches.
+        """A map [T' Y' X'] at the centre of every voxel of a volume of this shape, linear between patches.
 
-        0 outside the cube: the network has not seen what lies there.
+        0 outside the cube.
         """
         for axis in range(3):
             weights = self._weights(axis, values.shape[axis], shape[axis])
@@ -45,23 +52,23 @@ class SeenCube:
         return values.astype(np.float32)
 
     def _weights(self, axis: int, patches: int, voxels: int) -> np.ndarray:
-        """[voxels patches]: how much of each patch a voxel has."""
+        """[voxels patches], the interpolation weight of each patch at each voxel."""
         middle_mm = (np.arange(voxels) + 0.5) * self.extent_mm[axis] / voxels
-        place = (middle_mm - self.start_mm[axis]) / self.side_mm * patches
-        near = np.clip(place - 0.5, 0, patches - 1)
+        coordinate = (middle_mm - self.start_mm[axis]) / self.side_mm * patches
+        near = np.clip(coordinate - 0.5, 0, patches - 1)
         weights = np.maximum(0, 1 - np.abs(near[:, None] - np.arange(patches)))
-        return weights * ((place >= 0) & (place <= patches))[:, None]
+        return weights * ((coordinate >= 0) & (coordinate <= patches))[:, None]
 
 
 @dataclass(frozen=True)
 class VolumeMap:
-    """A map of one query over the cube that the network saw. ``amap``: its values are [H T' Y' X']."""
+    """A map of one query over the input cube; the values of ``amap`` are [H T' Y' X']."""
 
     amap: AttentionMap
     cube: SeenCube
 
     def box(self, shape: tuple[int, ...]) -> tuple[float, ...] | None:
-        """The asking patch in voxels of a volume of this shape: front, top, left, depth, height, width."""
+        """The query patch in voxels of a volume of this shape: front, top, left, depth, height, width."""
         if self.amap.query_box is None:
             return None
         scale = [n / mm for n, mm in zip(shape, self.cube.extent_mm)]
@@ -71,7 +78,7 @@ class VolumeMap:
 
 
 def seen_cube(batch: Batch, spec: InputSpec) -> SeenCube:
-    """Where the cube of the model's input ``spec`` lies in the one volume of ``batch``."""
+    """The cube of the one volume of ``batch`` that the model's input ``spec`` takes."""
     spacing, sizes = spacing_of(batch), batch.sizes_px.cpu()
     cube = whole_cubes(sizes, spacing, spec.size_mm)
     start, extent = cube.start[0].tolist(), (sizes * spacing)[0].tolist()
@@ -87,23 +94,32 @@ def volume_map(
     layer: int = -1,
     rollout: bool = False,
 ) -> VolumeMap:
-    """The map of one query over the one volume of ``batch``, as the model's input ``spec`` shows it.
+    """The attention map of one query over the one volume of ``batch``.
 
-    query   "cls", or a point (z, y, x) in millimetres from the volume's corner
-    Raises what ``attention_map`` raises, and UsageError for a point that the network does not see.
+    Parameters
+    ----------
+    query : "cls" or tuple of float
+        The class token, or a point (z, y, x) in millimetres from the volume's corner.
+    layer, rollout
+        As in ``attention_map``.
+
+    Raises
+    ------
+    UsageError
+        The point lies outside the input cube; and what ``attention_map`` raises.
     """
     cube = seen_cube(batch, spec)
     start, side = cube.start_mm, cube.side_mm
     asked: Query = "cls"
     if query != "cls":
-        places = [int((at - begin) / side * spec.size_px) for at, begin in zip(query, start)]
+        pixels_at = [int((at - begin) / side * spec.size_px) for at, begin in zip(query, start)]
         if not all(begin <= at <= begin + side for at, begin in zip(query, start)):
             raise UsageError(
-                "the query lies outside the cube that the model sees",
+                "the query lies outside the input cube of the model",
                 got="z, y, x = " + ", ".join(f"{at:.1f} mm" for at in query),
                 expected=", ".join(f"{max(0.0, begin):.1f} to {begin + side:.1f} mm" for begin in start),
             )
-        asked = tuple(min(place, spec.size_px - 1) for place in places)
+        asked = tuple(min(pixel, spec.size_px - 1) for pixel in pixels_at)
     with torch.inference_mode():
         pixels = plain_view(batch, spec)
     amap = attention_map(backbone, pixels, query=asked, layer=layer, rollout=rollout)

@@ -29,7 +29,7 @@ from saccade.hierarchy.settings import is_hierarchy
 from saccade.hierarchy.train_levels import Hierarchy, load, tile_embedder
 from saccade.models.nn.attention import has_attention
 from saccade.train.loop import Console
-from saccade.viz.heatmap import Heat
+from saccade.viz.heatmap import TileScores
 
 CLS = torch.tensor([0])
 LEVELS = ("region", "tile", "composed", "patch")
@@ -43,14 +43,14 @@ class SlideMaps:
     region   None where nobody weighs the regions: all would be 1      text   what was weighed, and by whom
     """
 
-    region: Heat | None
-    tile: Heat
-    composed: Heat
+    region: TileScores | None
+    tile: TileScores
+    composed: TileScores
     text: str
 
-    def named(self) -> dict[Level, Heat]:
+    def named(self) -> dict[Level, TileScores]:
         """The maps by their level, without those that say nothing."""
-        found: dict[Level, Heat] = {} if self.region is None else {"region": self.region}
+        found: dict[Level, TileScores] = {} if self.region is None else {"region": self.region}
         return found | {"tile": self.tile, "composed": self.composed}
 
 
@@ -137,17 +137,17 @@ def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head:
         )
     found = weigh(hierarchy, tiles, regions, blocks, head)
     coords, side = tiles.coords[found.rows], hierarchy.side
-    tile = Heat("attention of each region over its tiles", coords, across, found.tile, down)
+    tile = TileScores("attention of each region over its tiles", coords, across, found.tile, down)
     text, left_out = f"{len(blocks):,} regions of {side} x {side} tiles", len(tiles) - len(coords)
     if is_weighed(hierarchy, head):
-        region = Heat(
+        region = TileScores(
             f"weight of each region, by {found.who}", regions.coords, across * side, found.region, down * side
         )
-        composed = Heat("weight of the region times attention to the tile", coords, across, found.composed, down)
+        composed = TileScores("weight of the region times attention to the tile", coords, across, found.composed, down)
         text += f", weighed by {found.who}"
     else:
         region = None
-        composed = Heat("attention to the tile, all regions counting alike", coords, across, found.composed, down)
+        composed = TileScores("attention to the tile, all regions counting alike", coords, across, found.composed, down)
         text += f"; {NOBODY}, so there is no map of regions"
     if left_out:
         text += f"\n{left_out:,} of {len(tiles):,} tiles lie in regions with too little tissue and are left out"

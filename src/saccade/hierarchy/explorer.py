@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from saccade.attention.background_jobs import Background, Count, State
-from saccade.attention.explorer import Kept, Seen, record
+from saccade.attention.background_jobs import SlideJobs, SlideProgress, TilesDone
+from saccade.attention.explorer import ModelView, record
+from saccade.base.cache import LruCache
 from saccade.data.feature_grids import Block, cells_of, fill
 from saccade.data.slide_features import SlideFeatures, load_parquet
 from saccade.data.slides.slide_source import SlideTiles
-from saccade.errors import UsageError
+from saccade.errors import out_of_range
 from saccade.features.slide_files import what_holds
 from saccade.hierarchy.attend import Weights, as_input, weigh
 from saccade.hierarchy.embed_regions import grid_vectors
@@ -31,7 +32,7 @@ REGION_PX = 512
 
 
 @dataclass(frozen=True)
-class Asked:
+class SlideRequest:
     """A slide of a hierarchy. ``key`` stands for both; ``number`` is the slide's among ``tiles``."""
 
     key: str
@@ -89,56 +90,56 @@ class Regions:
         return found
 
 
-class RegionLooks:
+class RegionViews:
     """Slides that were looked at by hierarchies, the newest ones. One is worked on at a time."""
 
     def __init__(self, slides_bytes: int = SLIDES_BYTES, looks_bytes: int = LOOKS_BYTES):
-        self._slides: Background[str, Regions] = Background("regions", slides_bytes)
-        self._looks: Kept[tuple[str, int], Seen] = Kept(looks_bytes)
+        self._slides: SlideJobs[str, Regions] = SlideJobs("regions", slides_bytes)
+        self._looks: LruCache[tuple[str, int], ModelView] = LruCache(looks_bytes)
         self._hierarchies: dict[Path, Hierarchy] = {}
 
-    def start(self, asked: Asked) -> State:
+    def start(self, asked: SlideRequest) -> SlideProgress:
         """Begin with a slide unless it is there or on its way; how far it is, in tiles."""
         total = len(asked.tiles.grid(asked.number))
         return self._slides.start(asked.key, total, lambda done: self._make(asked, done))
 
-    def state(self, key: str) -> State | None:
+    def state(self, key: str) -> SlideProgress | None:
         """None where nobody has asked, or where the slide had to make room."""
         return self._slides.state(key)
 
-    def found(self, key: str) -> Regions:
+    def regions(self, key: str) -> Regions:
         """Raises UsageError for a slide that has not been looked at."""
-        return self._slides.found(key)
+        return self._slides.result(key)
 
-    def see(self, asked: Asked, region: int) -> Seen:
+    def view(self, asked: SlideRequest, region: int) -> ModelView:
         """What the region network compares inside one region, and the region as it looks.
 
         Raises UsageError for a region that is not there.
         """
-        found = self.found(asked.key)
+        found = self.regions(asked.key)
         if not 0 <= region < len(found.blocks):
-            raise UsageError("no such region", got=region, expected=f"0 to {len(found.blocks) - 1}")
+            raise out_of_range("region", region, len(found.blocks) - 1)
         seen = self._looks.get((asked.key, region))
         if seen is None:
             seen = _seen(found, asked, found.blocks[region])
             self._looks.put((asked.key, region), seen, seen.nbytes)
         return seen
 
-    def there(self, key: str, region: int) -> list[bool]:
+    def has_tile(self, key: str, region: int) -> list[bool]:
         """[N] which places of a region have a tile."""
-        found = self.found(key)
+        found = self.regions(key)
         block = found.blocks[region]
         there = np.zeros(block.size, bool)
         there[tuple((found.cells[block.rows] - (block.top, block.left)).T)] = True
         return there.reshape(-1).tolist()
 
-    def _make(self, asked: Asked, done: Count) -> Regions:
+    def _make(self, asked: SlideRequest, done: TilesDone) -> Regions:
         if asked.folder not in self._hierarchies:
             self._hierarchies[asked.folder] = load(asked.folder)
         return look(self._hierarchies[asked.folder], asked, done)
 
 
-def look(hierarchy: Hierarchy, asked: Asked, done: Count) -> Regions:
+def look(hierarchy: Hierarchy, asked: SlideRequest, done: TilesDone) -> Regions:
     """Vectors and weights of one slide; ``done`` hears how many tiles more have been looked at. Raises SaccadeError.
 
     Tiles that cannot be read are left out, however many: the page shows what there is, and says how much is missing.
@@ -158,16 +159,16 @@ def look(hierarchy: Hierarchy, asked: Asked, done: Count) -> Regions:
     return Regions(hierarchy, below, cells, places, len(known), blocks, weights)
 
 
-def _seen(found: Regions, asked: Asked, block: Block) -> Seen:
+def _seen(found: Regions, asked: SlideRequest, block: Block) -> ModelView:
     reader = found.hierarchy.region
     network = reader.model.backbone
     assert has_attention(network)
     with torch.inference_mode():
-        compared, grid = record(network, as_input(reader, fill(found.tiles, found.cells, block)[None]))
+        qkv, grid = record(network, as_input(reader, fill(found.tiles, found.cells, block)[None]))
     step_y, step_x = asked.tiles.grid(asked.number).step_px
     slide, side = asked.tiles.slides[asked.number], found.hierarchy.side
     factor = max(1.0, max(step_y, step_x) * side / REGION_PX)
     size = (max(1, round(step_y * side / factor)), max(1, round(step_x * side / factor)))
     picture, unread = slide.around_damage(block.left * step_x, block.top * step_y, (factor, factor), size)
     missing = unread if unread.any() else None
-    return Seen(reader.model.name, picture, grid, network.prefix, None, compared, None, unread=missing)
+    return ModelView(reader.model.name, picture, grid, network.prefix, None, qkv, None, unread=missing)

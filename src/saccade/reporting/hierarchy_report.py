@@ -1,4 +1,4 @@
-"""The page of a hierarchy: the slides, and its levels one above the other. Each level has a page of its own beside."""
+"""The report of a hierarchy: its slides and its levels. Each level also has a run report of its own."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ SAMPLES = {"tile": "tiles", "region": "regions", "slide": "slides"}
 
 
 def render(folder: Path) -> str:
-    """The page as text. A level that was given as a MODEL, or is not trained yet, is said to be so."""
-    whole = read_run(folder)
+    """The page as text. Levels that were given as a MODEL, or that are not trained yet, are marked."""
+    hierarchy = read_run(folder)
     levels = {level: read_run(folder / level) for level in SAMPLES if (folder / level / "config.yaml").exists()}
-    given = {level: str(name) for level in SAMPLES if (name := mapping(whole.hierarchy.get("hipt")).get(level))}
+    given = {level: str(name) for level in SAMPLES if (name := mapping(hierarchy.hierarchy.get("hipt")).get(level))}
     parts = [
         ("levels", "Levels", _levels(levels, given)),
-        ("slides", "Slides", _slides(whole)),
-        *((level, level.capitalize() + " level", curves(run, level, f"While the {level} level learned"))
+        ("slides", "Slides", _slides(hierarchy)),
+        *((level, level.capitalize() + " level", curves(run, level, f"Training of the {level} level"))
           for level, run in levels.items()),
-        ("worth", "What it is worth", _worth(folder)),
-        ("repeat", "Repeat", repeat(_settings(whole, levels))),
+        ("worth", "Next steps", _worth(folder)),
+        ("repeat", "Reproduce", repeat(_settings(hierarchy, levels))),
     ]  # fmt: skip
     name = folder.resolve().name
     return page(
@@ -49,30 +49,32 @@ def render(folder: Path) -> str:
         h(
             "header",
             None,
-            h("p", {"class": "eyebrow"}, "saccade", h("span", None, f" · {whole.data.get('source', 'hierarchy')}")),
+            h("p", {"class": "eyebrow"}, "saccade", h("span", None, f" · {hierarchy.data.get('source', 'hierarchy')}")),
             h("h1", None, breakable(name)),
-            h("p", {"class": "finding"}, finding(whole, levels, given)),
+            h("p", {"class": "finding"}, finding(hierarchy, levels, given)),
             [
-                note(h("strong", None, f"Look here, {level} level. "), words)
+                note(h("strong", None, f"Warning, {level} level. "), words)
                 for level, run in levels.items()
                 for words in warnings(run)
             ],
-            facts(_numbers(whole, levels), "numbers"),
+            facts(_numbers(hierarchy, levels), "numbers"),
             h("nav", {"aria-label": "Sections"}, [h("a", {"href": f"#{key}"}, title) for key, title, _ in parts]),
         ),
         h("main", None, [body for _, _, body in parts]),
-        h("footer", None, "One file, no script, nothing fetched. Written by saccade report."),
+        h("footer", None, "One file without scripts or external resources. Written by saccade report."),
     )
 
 
-def finding(whole: RunFiles, levels: dict[str, RunFiles], given: dict[str, str]) -> str:
-    """What was learned, in one plain sentence."""
+def finding(hierarchy: RunFiles, levels: dict[str, RunFiles], given: dict[str, str]) -> str:
+    """The training of the levels in one sentence."""
     learned = [f"{count(_used(run))} {SAMPLES[level]}" for level, run in levels.items()]
-    slides = len(sequence(whole.data.get("files")))
-    words = f"A hierarchy over {count(slides)} slides, without labels" if slides else "A hierarchy that has only begun"
+    slides = len(sequence(hierarchy.data.get("files")))
+    words = (
+        f"A hierarchy over {count(slides)} slides, without labels" if slides else "A hierarchy without trained levels"
+    )
     if learned:
-        words += ": learned from " + ", then from ".join(learned)
-    taken = [f"the {level} level was there already" for level, model in given.items() if model != "none"]
+        words += ": trained on " + ", then on ".join(learned)
+    taken = [f"the {level} level was given" for level, model in given.items() if model != "none"]
     return "; ".join([words, *taken]) + "."
 
 
@@ -80,14 +82,14 @@ def _used(run: RunFiles) -> float:
     return number(run.data.get("used"))
 
 
-def _numbers(whole: RunFiles, levels: dict[str, RunFiles]) -> list[tuple[object, object]]:
-    slides = [mapping(line) for line in sequence(mapping(whole.data.get("slides")).get("slides"))]
+def _numbers(hierarchy: RunFiles, levels: dict[str, RunFiles]) -> list[tuple[object, object]]:
+    slides = [mapping(line) for line in sequence(mapping(hierarchy.data.get("slides")).get("slides"))]
     seconds = [last(run, "seconds") for run in levels.values()]
-    found: list[tuple[object, object]] = [("slides", count(len(sequence(whole.data.get("files")))))]
+    items: list[tuple[object, object]] = [("slides", count(len(sequence(hierarchy.data.get("files")))))]
     if slides:
-        found.append(("tiles", count(sum(number(line.get("tiles")) for line in slides))))
-    found.append(("training time", duration(sum(s for s in seconds if math.isfinite(s)))))
-    return found
+        items.append(("tiles", count(sum(number(line.get("tiles")) for line in slides))))
+    items.append(("training time", duration(sum(s for s in seconds if math.isfinite(s)))))
+    return items
 
 
 def _levels(levels: dict[str, RunFiles], given: dict[str, str]) -> Html:
@@ -104,13 +106,15 @@ def _levels(levels: dict[str, RunFiles], given: dict[str, str]) -> Html:
                 _figure(last(run, "agreement"), 3),
             ]
         )
-    head = ["level", "how", "learned from", "steps", "time", "effective rank", "agreement of two views"]
-    blocks: list[object] = [table("the levels", head, rows)] if rows else [missing("No level has begun to learn.")]
+    head = ["level", "method", "trained on", "steps", "time", "effective rank", "cosine similarity of two views"]
+    blocks: list[object] = [table("the levels", head, rows)] if rows else [missing("No level is trained yet.")]
     for level in SAMPLES:
         if given.get(level) == "none" or (level == "slide" and level not in levels and level not in given):
             blocks.append(h("p", None, "No slide level: a slide is the mean of its regions."))
         elif level in given:
-            blocks.append(h("p", None, f"The {level} level is ", h("code", None, given[level]), ", as it was."))
+            blocks.append(
+                h("p", None, f"The {level} level is ", h("code", None, given[level]), " (not trained further).")
+            )
         elif level not in levels:
             blocks.append(missing(f"The {level} level is not trained yet."))
     return section("levels", "The levels", *blocks)
@@ -120,28 +124,28 @@ def _figure(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def _slides(whole: RunFiles) -> Html:
-    blocks = slide_blocks(whole) or [missing("Nothing is known of the slides yet.")]
+def _slides(hierarchy: RunFiles) -> Html:
+    blocks = slide_blocks(hierarchy) or [missing("No slides are recorded yet.")]
     return section("slides", "The slides", *blocks)
 
 
-def _settings(whole: RunFiles, levels: dict[str, RunFiles]) -> RunFiles:
-    """The hierarchy with the command and machine of its first level and the settings of all of them."""
-    found = {f"{level}.{name}": values for level, run in levels.items() for name, values in run.config.items()}
-    env = next((run.env for run in levels.values()), whole.env)
-    return dataclasses.replace(whole, env=env, config=found)
+def _settings(hierarchy: RunFiles, levels: dict[str, RunFiles]) -> RunFiles:
+    """The hierarchy with the settings of all levels, and the command and machine of the first."""
+    settings = {f"{level}.{name}": values for level, run in levels.items() for name, values in run.config.items()}
+    env = next((run.env for run in levels.values()), hierarchy.env)
+    return dataclasses.replace(hierarchy, env=env, config=settings)
 
 
 def _worth(folder: Path) -> Html:
     name = folder.resolve().name
     text = (
-        "With labels of slides the first command trains heads and measures them by nested cross-validation, beside "
-        "mean pooling and random weights; the second draws where the levels look."
+        "With slide labels, the first command trains heads and evaluates them by nested cross-validation, against "
+        "mean pooling and random weights; the second draws the attention of the levels."
     )
     commands = [f"saccade finetune {name} SLIDES --out heads", f"saccade attend {name} SLIDE --out maps"]
     return section(
         "worth",
-        "What it is worth, and where it looks",
+        "Evaluation and attention",
         h("p", None, text),
         h("pre", {"tabindex": "0"}, h("code", None, "\n".join(commands))),
     )

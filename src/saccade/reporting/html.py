@@ -1,4 +1,4 @@
-"""The HTML of a report: elements that escape their text by construction, tables, figures, the page itself."""
+"""The HTML of a report: elements that escape their text, tables, figures and the page itself."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ VOID = ("meta", "img", "br", "wbr", "link")
 
 
 class Html(str):
-    """Markup that is already safe. Every other text is escaped where it enters the page."""
+    """Markup that is safe; any other text is escaped where it enters the page."""
 
 
 def h(name: str, attributes: Mapping[str, object] | None = None, *children: object) -> Html:
-    """An element; children that are not Html are escaped, None is left out, lists are flattened."""
+    """An element; children that are not Html are escaped, None is left out, lists are flattened.
+
+    Examples
+    --------
+    >>> h("p", None, "a < b")
+    '<p>a &lt; b</p>'
+    """
     words = "".join(f' {key}="{html.escape(str(value))}"' for key, value in (attributes or {}).items())
     if name in VOID:
         return Html(f"<{name}{words}>")
@@ -25,7 +31,7 @@ def h(name: str, attributes: Mapping[str, object] | None = None, *children: obje
 
 
 def join(children: Iterable[object]) -> Html:
-    """Children one after the other, escaped unless they are Html."""
+    """The children one after the other, escaped unless they are Html."""
     parts = []
     for child in children:
         if child is None:
@@ -41,7 +47,7 @@ def join(children: Iterable[object]) -> Html:
 
 
 def breakable(name: object) -> Html:
-    """A long name that may be broken after ``_``, ``:``, ``/`` and ``.``, so that columns stay narrow."""
+    """A long name with line-break opportunities after ``_``, ``:``, ``/`` and ``.``."""
     pieces = re.split(r"(?<=[_:/.])", str(name))
     return Html("<wbr>".join(html.escape(piece) for piece in pieces))
 
@@ -50,7 +56,7 @@ def breakable(name: object) -> Html:
 
 
 def number(value: Any) -> float:
-    """A float; NaN for what is none (missing, text, a list)."""
+    """A float; NaN for anything that is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
     return float(value)
@@ -62,13 +68,13 @@ def sequence(value: Any) -> list[Any]:
 
 
 def count(value: Any) -> str:
-    """2,651; a dash for what is no number."""
-    found = number(value)
-    return f"{found:,.0f}" if math.isfinite(found) else "–"
+    """An integer with separators, such as 2,651; a dash for anything that is not a number."""
+    as_number = number(value)
+    return f"{as_number:,.0f}" if math.isfinite(as_number) else "–"
 
 
 def duration(seconds: float) -> str:
-    """42 s · 8.4 min · 3.3 h."""
+    """Seconds as 42 s, 8.4 min or 3.3 h."""
     if not math.isfinite(seconds):
         return "–"
     if seconds < 60:
@@ -76,7 +82,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def share(fraction: float) -> str:
+def percent(fraction: float) -> str:
     """0.01 to "1 %"."""
     return f"{100 * fraction:.3g} %" if math.isfinite(fraction) else "–"
 
@@ -94,7 +100,7 @@ def section(key: str, title: str, *children: object) -> Html:
 
 
 def missing(*words: object) -> Html:
-    """The one short sentence in place of what is not there."""
+    """A short sentence in place of missing content."""
     return h("p", {"class": "missing"}, *words)
 
 
@@ -103,24 +109,24 @@ def note(*words: object) -> Html:
 
 
 def paragraphs(text: object) -> Html:
-    """Plain text with empty lines between its paragraphs."""
+    """Plain text with empty lines between paragraphs."""
     return join(h("p", None, part.strip()) for part in re.split(r"\n\s*\n", str(text)) if part.strip())
 
 
 def scroll(label: str, *children: object) -> Html:
-    """A region that scrolls by itself where it is too wide, by keyboard too."""
+    """A region that scrolls horizontally on its own, also by keyboard."""
     return h("div", {"class": "scroll", "role": "region", "aria-label": label, "tabindex": "0"}, *children)
 
 
 def facts(items: Sequence[tuple[object, object]], kind: str = "facts") -> Html:
-    """Names and values; kind "numbers" shows the values large."""
+    """Names and values; kind "numbers" shows large values."""
     return h("dl", {"class": kind}, [h("div", None, h("dt", None, k), h("dd", None, v)) for k, v in items])
 
 
 def score_table(
     label: str, caption: Sequence[object], head: Html, bodies: Sequence[Html], columns: int, kind: str = "scores"
 ) -> Html:
-    """A wide table of scores; its caption stands outside, so that it does not scroll away on a phone."""
+    """A wide table of scores; its caption does not scroll with it."""
     attributes = {"class": kind, "style": f"--columns:{columns}"}
     body = h("table", attributes, h("thead", None, head), bodies)
     return join([h("p", {"class": "caption"}, *caption), scroll(label, body)])
@@ -138,7 +144,7 @@ def details(summary: object, *children: object) -> Html:
 
 
 def page(title: str, language: str, *body: object) -> str:
-    """The whole document: one file, no script, nothing fetched."""
+    """The whole document: one file without scripts or external resources."""
     style = Path(__file__).with_name("templates").joinpath("report.css").read_text(encoding="utf-8")
     head = h(
         "head",
@@ -146,7 +152,7 @@ def page(title: str, language: str, *body: object) -> str:
         h("meta", {"charset": "utf-8"}),
         h("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         h("meta", {"name": "color-scheme", "content": "light dark"}),
-        # The page must not fetch anything even if a data text slipped through unescaped.
+        # Nothing may be fetched even if unescaped text entered the page.
         h(
             "meta",
             {

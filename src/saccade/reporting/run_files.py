@@ -1,4 +1,4 @@
-"""What a report reads: every file of a run, empty where one is missing or cut off by a crash. No torch."""
+"""The files of a run that a report reads; missing or truncated files are empty. No torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = ("config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.js
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run folder holds; empty stands for a file that is not there or not readable."""
+    """The contents of a run folder; empty for a file that is missing or unreadable."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -44,7 +44,13 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read every file of a run that can be read. Raises UsageError when the folder is no run at all."""
+    """Read every readable file of a run.
+
+    Raises
+    ------
+    UsageError
+        The folder is not a run.
+    """
     if not any((folder / name).exists() for name in FILES):
         raise not_a_run(folder)
     listed = _json(folder / "figures" / "index.json")
@@ -70,10 +76,12 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def _without_knn(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without the live k-NN, at any depth. One that is never right is no measurement: runs of before have it where no
-    class that was tested could be voted for. The page of runs draws none either."""
-    kept = {key: value for key, value in values.items() if key != "knn"}
-    return {key: _without_knn(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    """The record without its live k-NN values, at any depth.
+
+    Older runs have a k-NN accuracy that is always 0 where no tested class could be voted for; it is not a measurement.
+    """
+    remaining = {key: value for key, value in values.items() if key != "knn"}
+    return {key: _without_knn(value) if isinstance(value, Mapping) else value for key, value in remaining.items()}
 
 
 def _text(path: Path) -> str:
@@ -103,24 +111,24 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
-    found = []
+    records = []
     for text in _text(path).splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # the last line of a run that was cut off
+        except ValueError:  # the last line of an interrupted run
             continue
         if isinstance(line, Mapping):
-            found.append(line)
-    return found
+            records.append(line)
+    return records
 
 
 def last(run: RunFiles, key: str) -> float:
-    """The newest finite value of a logged figure; NaN when there is none."""
+    """The latest finite value of a logged figure; NaN when there is none."""
     values = (number(line.get(key)) for line in reversed(run.metrics))
     return next((v for v in values if math.isfinite(v)), math.nan)
 
 
 def uniform_entropy(run: RunFiles) -> float:
-    """ln K: loss and entropy of a DINO head that answers nothing; NaN for other methods."""
+    """ln K, loss and entropy of a DINO head with uniform output; NaN for other methods."""
     k = number(run.setting("dino", "out_dim")) if run.setting("train", "method") == "dino" else math.nan
     return math.log(k) if k > 1 else math.nan

@@ -1,7 +1,7 @@
-"""RUN/report.html: one self-contained page of what was learned, measured and seen. No torch, nothing fetched.
+"""RUN/report.html: one self-contained page of the training, the evaluation and the figures of a run. No torch.
 
-Every section reads one file of the run (design: config, env, data, metrics, evaluation, figures). Where the
-file is not there, or is cut off by a crash, the section says so in one sentence and the rest is written.
+Every section reads one file of the run (config, env, data, metrics, evaluation, figures). Where it is missing or
+truncated, the section says so and the rest is written.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from saccade.reporting.html import (
     number,
     page,
     paragraphs,
+    percent,
     section,
-    share,
 )
 from saccade.reporting.run_files import RunFiles, last, mapping
 from saccade.reporting.section_classifier import classifier_finding, classifier_numbers, classifier_section
@@ -47,39 +47,41 @@ def title_of(run: RunFiles) -> str:
 
 
 def headline(run: RunFiles) -> str:
-    """The finding in one plain sentence; before any evaluation, what was done."""
+    """The main result in one sentence; before any evaluation, what was trained."""
     if run.evaluation is not None:
         return finding(run.evaluation)
     trained = classifier_finding(str(run.setting("model", "backbone") or title_of(run)), run.classifier)
     if trained is not None:
         return trained
     images, steps = number(run.data.get("used")), last(run, "step")
-    learned = f"{title_of(run)} has learned"
+    learned = f"{title_of(run)} was trained"
     if math.isfinite(images):
         learned += (
-            f" from {count(images)} images with{'' if run.setting('train', 'method') == 'supervised' else 'out'} labels"
+            f" on {count(images)} images with{'' if run.setting('train', 'method') == 'supervised' else 'out'} labels"
         )
     if math.isfinite(steps):
         learned += f" for {count(steps)} steps"
-    return learned + "; what it is worth has not been measured yet."
+    return learned + "; not evaluated yet."
 
 
 def warnings(run: RunFiles) -> list[str]:
-    """Trouble the figures show: what the doctor names, or a loss that is not finite."""
-    found = []
+    """Problems in the logged figures: the doctor's findings, a non-finite loss, automatic repairs."""
+    texts = []
     loss = number(run.metrics[-1].get("loss")) if run.metrics else math.nan
     if run.metrics and "loss" in run.metrics[-1] and not math.isfinite(loss):
-        found.append("The last logged loss is not finite: the run stopped or lost its way there.")
-    found += [one.text().replace("\n", " ") for one in illnesses(run)]
-    for one in run.repairs:
-        changes = ", ".join(f"{key}={value}" for key, value in mapping(one.get("change")).items())
-        words = f"{one.get('name')} since step {one.get('since')}: the run went back to step {one.get('back_to')}"
-        found.append(f"{words} and on with {changes}.")
-    return found
+        texts.append("The last logged loss is not finite.")
+    texts += [entry.text().replace("\n", " ") for entry in illnesses(run)]
+    for entry in run.repairs:
+        changes = ", ".join(f"{key}={value}" for key, value in mapping(entry.get("change")).items())
+        words = (
+            f"{entry.get('name')} since step {entry.get('since')}: training resumed from step {entry.get('back_to')}"
+        )
+        texts.append(f"{words} with {changes}.")
+    return texts
 
 
 def illnesses(run: RunFiles) -> list[Diagnosis]:
-    """What the doctor finds in the logged figures; nothing where the settings are not all there."""
+    """The doctor's findings in the logged figures; none where settings are missing."""
     method = run.setting("train", "method")
     if not all(isinstance(run.config.get(name), Mapping) for name in ("train", "optim", method)):
         return []
@@ -87,42 +89,43 @@ def illnesses(run: RunFiles) -> list[Diagnosis]:
         watch = Doctor(settings_of(run.config, int(number(run.data.get("used", 0)))), [], stop=False)
     except (KeyError, TypeError, ValueError, UsageError):  # an older version, or a method that is not installed
         return []
-    plain = ({key: number(value) for key, value in line.items()} for line in run.metrics)
-    return [one for line in plain for one in watch.look(line)]
+    records = ({key: number(value) for key, value in line.items()} for line in run.metrics)
+    return [diagnosis for line in records for diagnosis in watch.look(line)]
 
 
 def key_numbers(run: RunFiles) -> list[tuple[object, object]]:
-    found = classifier_numbers(run.classifier)
+    """Key figures for the head of the page."""
+    items = classifier_numbers(run.classifier)
     if run.evaluation is not None:
         few = run.evaluation.fractions[-1]
         row = run.evaluation.row(run.evaluation.primary, run.evaluation.probes[0], few)
         if row is not None:
-            found.append(
+            items.append(
                 (
-                    f"{run.evaluation.metric.replace('_', ' ')}, {share(few)} of labels"
+                    f"{run.evaluation.metric.replace('_', ' ')}, {percent(few)} of labels"
                     + (" †" if run.evaluation.protocol.get("overlap") else ""),
                     _percent(row.get("mean")),
                 )
             )
     knn = last(run, "knn")
     if math.isfinite(knn):
-        found.append(("k-NN while training", _percent(knn)))
+        items.append(("live k-NN accuracy", _percent(knn)))
     if "used" in run.data:
         learned = number(run.data["used"]) - (number(run.data.get("validation")) if "validation" in run.data else 0)
-        found.append(("images learned from", count(learned)))
+        items.append(("training images", count(learned)))
     for name, value in (
         ("steps", count(last(run, "step"))),
         ("training time", duration(last(run, "seconds"))),
-        ("images a second", count(last(run, "images_per_second"))),
+        ("images per second", count(last(run, "images_per_second"))),
     ):
         if value != "–":
-            found.append((name, value))
-    return found
+            items.append((name, value))
+    return items
 
 
 def _percent(value: Any) -> str:
-    shown = points(number(value))
-    return shown if shown == "–" else f"{shown} %"
+    text = points(number(value))
+    return text if text == "–" else f"{text} %"
 
 
 def head_blocks(run: RunFiles, sections: Sequence[tuple[str, str]]) -> list[object]:
@@ -135,11 +138,11 @@ def head_blocks(run: RunFiles, sections: Sequence[tuple[str, str]]) -> list[obje
         h(
             "p",
             {"class": "rule"},
-            "A difference is claimed only where its paired 95 % interval excludes zero.",
+            "A difference is reported only where its paired 95 % interval excludes zero.",
         )
         if run.evaluation is not None and run.evaluation.differences
         else None,
-        [note(h("strong", None, "Look here. "), words) for words in warnings(run)],
+        [note(h("strong", None, "Warning. "), words) for words in warnings(run)],
         facts(key_numbers(run), "numbers"),
         h("nav", {"aria-label": "Sections"}, links),
     ]
@@ -154,50 +157,55 @@ def low_labels(run: RunFiles) -> Html:
         command = f"saccade evaluate {run.folder.name} DATA"
         blocks = [
             missing(
-                "Not measured yet. Run ",
+                "Not evaluated yet. Run ",
                 h("code", None, command),
-                " with labelled images, then report again.",
+                " with labelled images, then saccade report again.",
             )
         ]
     else:
         blocks = evaluation_blocks(run.evaluation)
     if run.evaluation_grey is not None:
         blocks.append(h("h3", None, "Without colour"))
-        blocks.append(h("p", None, "The same images in grey: what is left when colour cannot help."))
+        blocks.append(h("p", None, "The same images in grey: accuracy without colour information."))
         blocks += evaluation_blocks(run.evaluation_grey)
-    return section("labels", "With few labels", *blocks)
+    return section("labels", "Few-label evaluation", *blocks)
+
+
+def _attention_title(run: RunFiles) -> str:
+    """A CNN has no attention: its maps are cosine similarities."""
+    captions = [str(f.get("caption") or "") for f in run.figures if f.get("kind") == "attention"]
+    similar = bool(captions) and all(text.startswith("Similarity") for text in captions)
+    return "Token similarity" if similar else "Attention"
 
 
 def looking(run: RunFiles) -> Html:
-    found = pictures(run, ("attention", "segmentation"))
-    if not found:
+    figures = pictures(run, ("attention", "segmentation"))
+    if not figures:
         command = f"saccade attend {run.folder.name} IMAGE"
-        found = [missing("No attention panels were drawn. Run ", h("code", None, command), " for any image.")]
-    return section("attention", "Where the model looks", h("div", {"class": "panels"}, found))
+        figures = [missing("No attention maps yet. Run ", h("code", None, command), " for one image.")]
+    return section("attention", _attention_title(run), h("div", {"class": "panels"}, figures))
 
 
 def neighbours(run: RunFiles) -> Html:
-    found = pictures(run, ("neighbours",)) or [
-        missing("No nearest neighbours were drawn; they come with an evaluation.")
-    ]
-    return section("neighbours", "What it finds alike", *found)
+    figures = pictures(run, ("neighbours",)) or [missing("No nearest neighbours yet; saccade evaluate draws them.")]
+    return section("neighbours", "Nearest neighbours", *figures)
 
 
 def reasons(run: RunFiles) -> Html | None:
     text = run.notes.get("why_network")
-    return section("why", "Why this network", paragraphs(text)) if text else None
+    return section("why", "Choice of the network", paragraphs(text)) if text else None
 
 
 def protocol(run: RunFiles) -> Html:
     if run.evaluation is None:
-        return section("protocol", "Protocol", missing("No protocol yet: nothing was measured."))
+        return section("protocol", "Protocol", missing("Not evaluated yet."))
     given = run.evaluation.protocol
-    shown = {k: v for k, v in given.items() if k != "text"}
+    values = {k: v for k, v in given.items() if k != "text"}
     return section(
         "protocol",
         "Protocol",
-        paragraphs(given.get("text") or "The evaluation wrote no text of its protocol."),
-        details("Protocol, value by value", _settings(shown)) if shown else None,
+        paragraphs(given.get("text") or "The evaluation recorded no protocol text."),
+        details("Protocol settings", _settings(values)) if values else None,
     )
 
 
@@ -221,9 +229,9 @@ def repeat(run: RunFiles) -> Html:
     if run.config:
         groups = [(k, v) for k, v in run.config.items() if isinstance(v, Mapping)]
         inside = [h("div", None, h("h4", None, name), _settings(values)) for name, values in groups]
-        blocks.append(details("Configuration, every value resolved", h("div", {"class": "groups"}, inside)))
+        blocks.append(details("Resolved configuration", h("div", {"class": "groups"}, inside)))
     else:
-        blocks.append(missing("config.yaml is not there or is not readable."))
+        blocks.append(missing("config.yaml is missing or unreadable."))
     if run.env:
         plain = {k: v for k, v in run.env.items() if k not in ("versions", "command")}
         versions = mapping(run.env.get("versions"))
@@ -231,7 +239,7 @@ def repeat(run: RunFiles) -> Html:
         if versions:
             inside.append(h("div", None, h("h4", None, "versions"), _settings(versions)))
         blocks.append(details("Machine and versions", h("div", {"class": "groups"}, inside)))
-    return section("repeat", "Do it again", *blocks)
+    return section("repeat", "Reproduce", *blocks)
 
 
 # --- page ----------------------------------------------------------------------------------------
@@ -249,7 +257,7 @@ def render(run: RunFiles) -> str:
         ("data", "Images", data_audit(run)),
         ("why", "Network", why),
         ("protocol", "Protocol", protocol(run)),
-        ("repeat", "Repeat", repeat(run)),
+        ("repeat", "Reproduce", repeat(run)),
     ]
     present = [(key, name) for key, name, body in parts if body is not None]
     return page(
@@ -257,5 +265,5 @@ def render(run: RunFiles) -> str:
         "en",
         h("header", None, head_blocks(run, present)),
         h("main", None, [body for _, _, body in parts]),
-        h("footer", None, "One file, no script, nothing fetched. Written by saccade report."),
+        h("footer", None, "One file without scripts or external resources. Written by saccade report."),
     )

@@ -1,4 +1,4 @@
-"""The section of a report on how a run went: what metrics.jsonl holds, over steps."""
+"""The report section with the training curves of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from saccade.viz.charts import curve_svg, short_number
 SMALL = (240, 165)
 
 
-def curves(run: RunFiles, key: str = "curves", title: str = "While it learned") -> Html:
+def curves(run: RunFiles, key: str = "curves", title: str = "Training curves") -> Html:
     if not run.metrics:
-        return section(key, title, missing("metrics.jsonl is not there or holds no complete line."))
-    uniform = {"flat answer, ln K": uniform_entropy(run)}
+        return section(key, title, missing("metrics.jsonl is missing or has no complete line."))
+    uniform = {"uniform output, ln K": uniform_entropy(run)}
     entropies = {"teacher": "teacher_entropy", "student": "student_entropy"}
     large = [
         _curve(run, "Loss", {"loss": "loss"}, uniform),
@@ -24,13 +24,13 @@ def curves(run: RunFiles, key: str = "curves", title: str = "While it learned") 
         _curve(run, "Validation loss", {"loss": "val_loss"}),
         _curve(run, "Entropy", entropies, uniform, unit="nats"),
         _curve(run, "Effective rank", {"rank": "rank"}),
-        _curve(run, "Agreement of two views", {"agreement": "agreement"}),
+        _curve(run, "Cosine similarity of two views", {"agreement": "agreement"}),
     ]
     small = [
         _curve(run, "Learning rate", {"lr": "lr"}, size=SMALL),
         _curve(run, "Weight decay", {"weight decay": "weight_decay"}, size=SMALL),
         _curve(run, "Teacher momentum", {"momentum": "momentum"}, size=SMALL),
-        _curve(run, "Images a second", {"speed": "images_per_second"}, size=SMALL, from_zero=True),
+        _curve(run, "Images per second", {"speed": "images_per_second"}, size=SMALL, from_zero=True),
     ]
     return section(
         key,
@@ -43,25 +43,25 @@ def curves(run: RunFiles, key: str = "curves", title: str = "While it learned") 
 
 
 def _checkpoint(run: RunFiles) -> Html | None:
-    """Which checkpoint became the model, and what the last would have given."""
+    """The checkpoint that became the model, beside the last one."""
     chosen, end = mapping(run.chosen.get("chosen")), mapping(run.chosen.get("last"))
     if not chosen or not end:
         return None
-    shown = {"the model": chosen} | ({} if chosen == end else {"the last one": end})
-    columns = {"agreement": "agreement of two views", "rank": "effective rank", "knn": "k-NN in %"}
+    checkpoints = {"the model": chosen} | ({} if chosen == end else {"the last one": end})
+    columns = {"agreement": "cosine similarity of two views", "rank": "effective rank", "knn": "k-NN in %"}
     present = [key for key in columns if key in end]
     rows = [
         [
             f"{name}, step {count(figures.get('step'))}",
             *(_number(100 * number(figures.get(key)) if key == "knn" else number(figures.get(key))) for key in present),
         ]
-        for name, figures in shown.items()
+        for name, figures in checkpoints.items()
     ]
     body = table("the checkpoint that became the model", ["checkpoint", *(columns[key] for key in present)], rows)
-    said = f"Which checkpoint: {run.chosen.get('rule', '')}."
+    text = f"Selection rule: {run.chosen.get('rule', '')}."
     if "knn" in present:
-        said += " k-NN is shown for comparison and did not choose."
-    return h("div", None, h("h3", None, "Which checkpoint is the model"), body, h("p", None, said))
+        text += " k-NN is for comparison only."
+    return h("div", None, h("h3", None, "Selected checkpoint"), body, h("p", None, text))
 
 
 def _number(value: float) -> str:
@@ -79,7 +79,7 @@ def _curve(
     size: tuple[int, int] = (400, 235),
     from_zero: bool = False,
 ) -> Html | None:
-    """A chart of logged figures over steps; None when none of them was ever logged."""
+    """A chart of logged figures over steps; None when none of them was logged."""
     series = {}
     for name, key in keys.items():
         lines = [line for line in run.metrics if key in line]

@@ -1,4 +1,4 @@
-"""The section of a report on what was learned from: images, volumes, tiles of slides."""
+"""The report section on the training data: images, volumes, tiles of slides."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from saccade.reporting.html import (
     h,
     missing,
     number,
+    percent,
     section,
     sequence,
-    share,
     table,
 )
 from saccade.reporting.run_files import RunFiles, mapping
@@ -30,7 +30,7 @@ SHOWN_DUPLICATES, SHOWN_LABELS, SHOWN_DAMAGED, SHOWN_SLIDES = 20, 60, 200, 60
 def data_audit(run: RunFiles) -> Html:
     data = run.data
     if not data:
-        return section("data", "The images", missing("data.json is not there: nothing is known of the images."))
+        return section("data", "Images", missing("data.json is missing."))
     duplicates = [ids for ids in sequence(data.get("duplicates")) if isinstance(ids, list)]
     damaged = [d for d in sequence(data.get("damaged")) if isinstance(d, Mapping)]
     items: list[tuple[object, object]] = [
@@ -58,7 +58,7 @@ def data_audit(run: RunFiles) -> Html:
         rows = [[str(d.get("id")), str(d.get("reason"))] for d in damaged[:SHOWN_DAMAGED]]
         body = table("damaged files", ["file", "reason"], rows)
         blocks.append(details(f"Damaged files, left out ({len(damaged)})", body))
-    return section("data", "The images", *blocks)
+    return section("data", "Images", *blocks)
 
 
 def _sizes(value: Any) -> str:
@@ -66,39 +66,39 @@ def _sizes(value: Any) -> str:
     low, high = size.get("min"), size.get("max")
     if not (isinstance(low, list) and isinstance(high, list)):
         return "–"
-    shown = [" × ".join(map(str, v)) for v in (low, high)]
-    return f"{shown[0]} px" if low == high else f"{shown[0]} to {shown[1]} px"
+    texts = [" × ".join(map(str, v)) for v in (low, high)]
+    return f"{texts[0]} px" if low == high else f"{texts[0]} to {texts[1]} px"
 
 
 def _labels(labels: Mapping[str, Any]) -> Html | None:
     if not labels:
-        return missing("The images carry no labels, or none were read. Pretraining does not need them.")
+        return missing("No labels. Pretraining does not need them.")
     rows, most = [], max(number(n) for n in labels.values())
     for name, n in list(labels.items())[:SHOWN_LABELS]:
         wide = 100 * number(n) / most if most > 0 and math.isfinite(number(n)) else 0
         bar = h("span", {"class": "bar", "style": f"width:{wide:.1f}%", "aria-hidden": "true"})
         rows.append([breakable(name), count(n), bar])
     more = f" (the first {SHOWN_LABELS} of {len(labels)})" if len(labels) > SHOWN_LABELS else ""
-    return table("images of each label", ["label" + more, "images", ""], rows, "bars")
+    return table("images per label", ["label" + more, "images", ""], rows, "bars")
 
 
 def slide_blocks(run: RunFiles) -> list[object]:
-    """The slides that tiles were cut from: a sheet of some with their masks, and a line each."""
+    """The slides of the tiles: a sheet of some with their masks, and one line each."""
     record = mapping(run.data.get("slides"))
     lines = [line for line in sequence(record.get("slides")) if isinstance(line, Mapping)]
     if not lines:
         return []
-    tiles = f"tiles of {count(record.get('tile_px'))} px at {number(record.get('mpp')):g} µm a pixel"
+    tiles = f"tiles of {count(record.get('tile_px'))} px at {number(record.get('mpp')):g} µm per pixel"
     blocks: list[object] = []
     if (run.folder / run_folder.SLIDES_PNG).is_file():
-        said = f"Outlined: tissue (green), pen marks (magenta), out of focus (orange). Dots: {tiles}."
-        title = "What was found on the slides." if len(lines) <= 8 else "What was found on some of the slides."
-        entry = {"file": run_folder.SLIDES_PNG.rpartition("/")[2], "title": title, "caption": said}
+        caption = f"Outlined: tissue (green), pen marks (magenta), out of focus (orange). Dots: {tiles}."
+        title = "Tissue masks of the slides." if len(lines) <= 8 else "Tissue masks of some slides."
+        entry = {"file": run_folder.SLIDES_PNG.rpartition("/")[2], "title": title, "caption": caption}
         blocks.append(figure(run, entry | {"alt": "Slides with outlines of tissue, pen marks and parts out of focus."}))
     head = ["slide", "µm/px", "background", "tissue", "pen marks", "out of focus", "tiles", ""]
     more = f", the first {SHOWN_SLIDES} shown" if len(lines) > SHOWN_SLIDES else ""
     body = table("the slides", head, [_slide_cells(line) for line in lines[:SHOWN_SLIDES]])
-    blocks.append(details(f"Slides, one by one ({count(len(lines))}{more})", body))
+    blocks.append(details(f"Slides ({count(len(lines))}{more})", body))
     unreadable = [d for d in sequence(record.get("unreadable")) if isinstance(d, Mapping)]
     if unreadable:
         rows = [[breakable(d.get("id")), str(d.get("reason"))] for d in unreadable[:SHOWN_DAMAGED]]
@@ -119,4 +119,4 @@ def _slide_cells(line: Mapping[str, Any]) -> list[object]:
 
 
 def _part(value: float) -> str:
-    return "–" if value == 0 else share(round(value, 3)) if value >= 0.0005 else "under 0.1 %"
+    return "–" if value == 0 else percent(round(value, 3)) if value >= 0.0005 else "under 0.1 %"

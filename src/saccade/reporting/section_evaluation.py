@@ -1,8 +1,8 @@
-"""What evaluation.json says, in words, tables and charts: the low-label part of a report.
+"""The few-label evaluation of a report: evaluation.json as text, tables and charts.
 
-The table has the form of Table 10 of Caron et al. 2021 (DINO, arXiv:2104.14294): frozen features, logistic
-regression and k-NN, fractions of the labels below each other. A claim is made only where the 95 % interval of
-the paired difference excludes zero.
+The table has the form of Table 10 of Caron et al. 2021 (DINO, arXiv:2104.14294): frozen features, logistic regression
+and k-NN, fractions of the labels below each other. A difference is reported only where the 95 % interval of the
+paired difference excludes zero.
 """
 
 from __future__ import annotations
@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from saccade.evaluation.small_samples import few_units, few_words, mark
-from saccade.reporting.html import Html, breakable, count, details, h, note, number, score_table, sequence, share, table
+from saccade.reporting.html import (
+    Html,
+    breakable,
+    count,
+    details,
+    h,
+    note,
+    number,
+    percent,
+    score_table,
+    sequence,
+    table,
+)
 from saccade.viz.charts import Interval, interval_svg
 
 HEADLINE_K = 20
@@ -24,7 +36,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Rows and differences of one metric and one k, ready to be shown; ``all_rows`` as on disk."""
+    """Rows and differences of one metric and one k, ready for display; ``all_rows`` as on disk."""
 
     protocol: Mapping[str, Any]
     metric: str
@@ -37,7 +49,7 @@ class Evaluation:
 
     @property
     def primary(self) -> str:
-        """The model in question: the first one named."""
+        """The evaluated model: the first one named."""
         return self.models[0]
 
     @property
@@ -45,15 +57,15 @@ class Evaluation:
         return METRICS.get(self.metric, self.metric)
 
     def row(self, model: str, probe: str, fraction: float) -> Row | None:
-        wanted = (model, probe, fraction)
-        return next((r for r in self.rows if (r["model"], r["probe"], number(r["fraction"])) == wanted), None)
+        key = (model, probe, fraction)
+        return next((r for r in self.rows if (r["model"], r["probe"], number(r["fraction"])) == key), None)
 
 
 def read_evaluation(values: Any) -> Evaluation | None:
-    """Pick what is shown from evaluation.json; None when it holds no usable row.
+    """Select what is displayed of evaluation.json; None when it has no usable row.
 
-    One test group has no spread: what a file says of its intervals, of width zero, is left out. Intervals over a few
-    groups are marked (``doubt`` of each row).
+    Intervals over a single test group have width zero and are dropped; intervals over few groups are marked
+    (``doubt`` of each row).
     """
     if not isinstance(values, Mapping):
         return None
@@ -66,20 +78,20 @@ def read_evaluation(values: Any) -> Evaluation | None:
     rows = [_without(row, left_out) | doubt for row in rows]
     metrics = list(dict.fromkeys(r["metric"] for r in rows))
     metric = "accuracy" if "accuracy" in metrics else metrics[0]
-    shown = _headline_k([r for r in rows if r["metric"] == metric], ("model",))
+    main_rows = _headline_k([r for r in rows if r["metric"] == metric], ("model",))
     differences = [
         _without(d, left_out) | doubt
         for d in sequence(values.get("differences"))
         if _usable(d, ("model", "against", "probe", "fraction", "metric")) and d["metric"] == metric
     ]
-    known = dict.fromkeys(r["probe"] for r in shown)
+    probes = dict.fromkeys(r["probe"] for r in main_rows)
     return Evaluation(
         protocol=protocol,
         metric=metric,
-        models=tuple(dict.fromkeys(str(r["model"]) for r in shown)),
-        probes=tuple([p for p in PROBES if p in known] + [p for p in known if p not in PROBES]),
-        fractions=tuple(sorted({number(r["fraction"]) for r in shown}, reverse=True)),
-        rows=tuple(shown),
+        models=tuple(dict.fromkeys(str(r["model"]) for r in main_rows)),
+        probes=tuple([p for p in PROBES if p in probes] + [p for p in probes if p not in PROBES]),
+        fractions=tuple(sorted({number(r["fraction"]) for r in main_rows}, reverse=True)),
+        rows=tuple(main_rows),
         differences=tuple(_headline_k(differences, ("model", "against"))),
         all_rows=tuple(rows),
     )
@@ -94,7 +106,7 @@ def _usable(row: Any, keys: Sequence[str]) -> bool:
 
 
 def _headline_k(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    """Of the k-NN rows that differ in k only, the one nearest to 20 (not above it where that is possible)."""
+    """Of k-NN rows that differ in k only, the one nearest to 20, not above it where possible."""
     best: dict[tuple[object, ...], Row] = {}
     for row in rows:
         key = (*(row[k] for k in keys), row["probe"], row["fraction"])
@@ -114,62 +126,66 @@ def _distance(row: Row) -> float:
 
 
 def clear(difference: Row) -> bool:
-    """True when the 95 % interval of the paired difference excludes zero, and rests on enough groups."""
+    """Whether the 95 % interval of the paired difference excludes zero and rests on enough groups."""
     low, high = number(difference.get("low")), number(difference.get("high"))
     return bool(difference.get("clear", True)) and math.isfinite(low) and math.isfinite(high) and (low > 0 or high < 0)
 
 
 def points(value: float, *, sign: bool = False) -> str:
-    """A score or a difference in percent points, one decimal; a dash for NaN."""
+    """A score or a difference in percentage points, one decimal; a dash for NaN."""
     if not math.isfinite(value):
         return "–"
     text = f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
     return text.replace("-", "−")
 
 
-def finding(found: Evaluation) -> str:
-    """One sentence, by rule: what is clear at the smallest fraction at which anything is clear."""
-    return ("Measured on images seen in pretraining: " if found.protocol.get("overlap") else "") + _finding(found)
+def finding(evaluation: Evaluation) -> str:
+    """One sentence: the clear differences at the smallest fraction of the labels that has any."""
+    return ("Evaluated on images used in pretraining: " if evaluation.protocol.get("overlap") else "") + _finding(
+        evaluation
+    )
 
 
-def _finding(found: Evaluation) -> str:
-    for fraction in reversed(found.fractions):
-        for probe in found.probes:
-            sentence = _claim(found, probe, fraction)
+def _finding(evaluation: Evaluation) -> str:
+    for fraction in reversed(evaluation.fractions):
+        for probe in evaluation.probes:
+            sentence = _claim(evaluation, probe, fraction)
             if sentence:
                 return sentence
-    if found.differences:
+    if evaluation.differences:
         return (
-            f"No difference between {found.primary} and the other models is clear: "
+            f"No difference between {evaluation.primary} and the other models is clear: "
             "every 95 % interval of a paired difference includes zero, or rests on too few groups."
         )
-    fraction = found.fractions[0]
-    row = found.row(found.primary, found.probes[0], fraction) or found.rows[0]
-    score = f"{points(number(row.get('mean')))} % {found.metric_name}"
-    labels = share(number(row["fraction"]))
-    return f"With {labels} of the labels, {row['model']} reaches {score}; nothing was compared with it."
+    fraction = evaluation.fractions[0]
+    row = evaluation.row(evaluation.primary, evaluation.probes[0], fraction) or evaluation.rows[0]
+    score = f"{points(number(row.get('mean')))} % {evaluation.metric_name}"
+    labels = percent(number(row["fraction"]))
+    return f"With {labels} of the labels, {row['model']} reaches {score}; no other model was evaluated."
 
 
-def _claim(found: Evaluation, probe: str, fraction: float) -> str | None:
-    row = found.row(found.primary, probe, fraction)
-    here = [d for d in _main(found) if d["probe"] == probe and number(d["fraction"]) == fraction]
+def _claim(evaluation: Evaluation, probe: str, fraction: float) -> str | None:
+    row = evaluation.row(evaluation.primary, probe, fraction)
+    here = [d for d in _main(evaluation) if d["probe"] == probe and number(d["fraction"]) == fraction]
     firm = [d for d in here if clear(d) and math.isfinite(number(d.get("difference")))]
     if row is None or not firm:
         return None
     more = [d for d in firm if number(d["difference"]) > 0]
     less = [d for d in firm if number(d["difference"]) < 0]
-    said = [_listed(more, "more")] if more else []
-    said += (
-        [("but " if more else "") + _listed(less, "fewer" if found.metric == "accuracy" else "less")] if less else []
+    clauses = [_listed(more, "more")] if more else []
+    clauses += (
+        [("but " if more else "") + _listed(less, "fewer" if evaluation.metric == "accuracy" else "less")]
+        if less
+        else []
     )
     labels = count(row.get("n_train"))
-    with_labels = f"{share(fraction)} of the labels" + (f" ({labels} images)" if labels != "–" else "")
+    with_labels = f"{percent(fraction)} of the labels" + (f" ({labels} images)" if labels != "–" else "")
     score = points(number(row.get("mean")))
-    if found.metric == "accuracy":
-        start = f"With {with_labels}, {found.primary} names {score} % of the test images correctly"
+    if evaluation.metric == "accuracy":
+        start = f"With {with_labels}, {evaluation.primary} classifies {score} % of the test images correctly"
     else:
-        start = f"With {with_labels}, {found.primary} reaches {score} % {found.metric_name}"
-    return f"{start}: {', '.join(said)}."
+        start = f"With {with_labels}, {evaluation.primary} reaches {score} % {evaluation.metric_name}"
+    return f"{start}: {', '.join(clauses)}."
 
 
 def _listed(differences: Sequence[Row], word: str) -> str:
@@ -177,68 +193,68 @@ def _listed(differences: Sequence[Row], word: str) -> str:
     return each[0] if len(each) == 1 else ", ".join(each[:-1]) + " and " + each[-1]
 
 
-def undecided(found: Evaluation) -> list[str]:
-    """Comparisons of the model in question that show nothing at any fraction or probe."""
-    others = dict.fromkeys(str(d["against"]) for d in _main(found))
-    firm = {str(d["against"]) for d in _main(found) if clear(d)}
+def undecided(evaluation: Evaluation) -> list[str]:
+    """Models without a clear difference from the evaluated one, at any fraction or probe."""
+    others = dict.fromkeys(str(d["against"]) for d in _main(evaluation))
+    firm = {str(d["against"]) for d in _main(evaluation) if clear(d)}
     return [name for name in others if name not in firm]
 
 
-def _main(found: Evaluation) -> list[Row]:
-    return [d for d in found.differences if d["model"] == found.primary]
+def _main(evaluation: Evaluation) -> list[Row]:
+    return [d for d in evaluation.differences if d["model"] == evaluation.primary]
 
 
 # --- tables --------------------------------------------------------------------------------------
 
 
-def low_label_table(found: Evaluation) -> Html:
-    """Models as columns; 100, 10 and 1 % of the labels as rows, for each probe; intervals under the means."""
+def low_label_table(evaluation: Evaluation) -> Html:
+    """Models as columns; fractions of the labels as rows, for each probe; intervals under the means."""
     head = h(
         "tr",
         None,
         h("th", {"scope": "col"}, "labels"),
-        [h("th", {"scope": "col"}, breakable(m)) for m in found.models],
+        [h("th", {"scope": "col"}, breakable(m)) for m in evaluation.models],
     )
     bodies = []
-    for probe in found.probes:
+    for probe in evaluation.probes:
         rows = [
             h(
                 "tr",
                 {"class": "group"},
-                h("th", {"colspan": len(found.models) + 1, "scope": "rowgroup"}, _probe(found, probe)),
+                h("th", {"colspan": len(evaluation.models) + 1, "scope": "rowgroup"}, _probe(evaluation, probe)),
             )
         ]
-        for fraction in found.fractions:
-            cells = [found.row(m, probe, fraction) for m in found.models]
+        for fraction in evaluation.fractions:
+            cells = [evaluation.row(m, probe, fraction) for m in evaluation.models]
             if any(cells):
-                rows.append(_table_row(found, fraction, cells))
+                rows.append(_table_row(evaluation, fraction, cells))
         bodies.append(h("tbody", None, rows))
-    label = f"{found.metric_name} in % by model and share of the labels"
+    label = f"{evaluation.metric_name} in % by model and fraction of the labels"
     caption = [
-        f"Frozen features, {found.metric_name} in %. Below each mean its 95 % interval. ",
+        f"Frozen features, {evaluation.metric_name} in %. Below each mean its 95 % interval. ",
         h("span", {"class": "best"}, "●"),
         " marks the highest mean of a row.",
     ]
-    return score_table(label, caption, head, bodies, len(found.models) + 1)
+    return score_table(label, caption, head, bodies, len(evaluation.models) + 1)
 
 
-def _table_row(found: Evaluation, fraction: float, cells: Sequence[Row | None]) -> Html:
+def _table_row(evaluation: Evaluation, fraction: float, cells: Sequence[Row | None]) -> Html:
     means = [number(c.get("mean")) if c else math.nan for c in cells]
     finite = [m for m in means if math.isfinite(m)]
-    # Equal when printed is equal: a tie on the first decimal marks both.
+    # A tie on the printed decimal marks both.
     top = points(max(finite)) if finite and len(cells) > 1 else None
     first = next(c for c in cells if c)
     labels, repeats = count(first.get("n_train")), number(first.get("repeats"))
-    told = f"{labels} images" + (f", {repeats:.0f} draws" if repeats > 1 else "")
-    name = h("th", {"scope": "row"}, share(fraction), h("small", None, told))
-    mark = "†" if found.protocol.get("overlap") else ""
-    shown = []
+    size_text = f"{labels} images" + (f", {repeats:.0f} draws" if repeats > 1 else "")
+    name = h("th", {"scope": "row"}, percent(fraction), h("small", None, size_text))
+    mark = "†" if evaluation.protocol.get("overlap") else ""
+    table_cells = []
     for cell, mean in zip(cells, means):
         best = top is not None and points(mean) == top
         value: object = h("strong", None, points(mean) + mark) if best else points(mean) + mark
         dot = h("span", {"class": "best", "title": "highest mean of the row"}, "●") if best else None
-        shown.append(h("td", None, dot, value, h("small", None, _interval(cell)) if cell else None))
-    return h("tr", None, name, shown)
+        table_cells.append(h("td", None, dot, value, h("small", None, _interval(cell)) if cell else None))
+    return h("tr", None, name, table_cells)
 
 
 def _interval(row: Row, *, sign: bool = False) -> str:
@@ -249,36 +265,36 @@ def _interval(row: Row, *, sign: bool = False) -> str:
     return points(low, sign=sign) + middle + points(high, sign=sign) + str(row.get("doubt", ""))
 
 
-def _probe(found: Evaluation, probe: str) -> str:
-    sizes = sorted({int(number(r["k"])) for r in found.rows if r["probe"] == probe and number(r.get("k")) > 0})
+def _probe(evaluation: Evaluation, probe: str) -> str:
+    sizes = sorted({int(number(r["k"])) for r in evaluation.rows if r["probe"] == probe and number(r.get("k")) > 0})
     name = PROBES.get(probe, probe)
     return name + (f", k = {' or '.join(map(str, sizes))}" if sizes else "")
 
 
-def difference_table(found: Evaluation) -> Html | None:
-    """The model in question minus every other one, paired on the same test images; the mean at the right."""
-    pairs = list(dict.fromkeys((str(d["model"]), str(d["against"])) for d in found.differences))
-    pairs.sort(key=lambda pair: pair[0] != found.primary)
+def difference_table(evaluation: Evaluation) -> Html | None:
+    """The evaluated model minus every other, paired on the same test images; the mean at the right."""
+    pairs = list(dict.fromkeys((str(d["model"]), str(d["against"])) for d in evaluation.differences))
+    pairs.sort(key=lambda pair: pair[0] != evaluation.primary)
     if not pairs:
         return None
-    columns = [*(share(f) for f in found.fractions), "mean"]
+    columns = [*(percent(f) for f in evaluation.fractions), "mean"]
     head = h("tr", None, h("th", {"scope": "col"}, "minus"), [h("th", {"scope": "col"}, c) for c in columns])
     bodies = []
-    for probe in found.probes:
-        name = h("th", {"colspan": len(columns) + 1, "scope": "rowgroup"}, _probe(found, probe))
-        rows = [_difference_row(found, pair, probe) for pair in pairs]
+    for probe in evaluation.probes:
+        name = h("th", {"colspan": len(columns) + 1, "scope": "rowgroup"}, _probe(evaluation, probe))
+        rows = [_difference_row(evaluation, pair, probe) for pair in pairs]
         bodies.append(h("tbody", None, h("tr", {"class": "group"}, name), rows))
-    caption = [breakable(found.primary), " minus the model named at the left."]
-    return score_table("paired differences in percent points", caption, head, bodies, len(columns) + 1)
+    caption = [breakable(evaluation.primary), " minus the model named at the left."]
+    return score_table("paired differences in percentage points", caption, head, bodies, len(columns) + 1)
 
 
-def _difference_row(found: Evaluation, pair: tuple[str, str], probe: str) -> Html:
-    own = [d for d in found.differences if (d["model"], d["against"], d["probe"]) == (*pair, probe)]
-    by_fraction = {number(d["fraction"]): d for d in own}
-    cells = [h("td", None, _difference(by_fraction.get(f))) for f in found.fractions]
-    sizes = [s for s in (number(d.get("difference")) for d in own) if math.isfinite(s)]
+def _difference_row(evaluation: Evaluation, pair: tuple[str, str], probe: str) -> Html:
+    differences = [d for d in evaluation.differences if (d["model"], d["against"], d["probe"]) == (*pair, probe)]
+    by_fraction = {number(d["fraction"]): d for d in differences}
+    cells = [h("td", None, _difference(by_fraction.get(f))) for f in evaluation.fractions]
+    sizes = [s for s in (number(d.get("difference")) for d in differences) if math.isfinite(s)]
     mean = points(sum(sizes) / len(sizes), sign=True) if sizes else "–"
-    first = None if pair[0] == found.primary else [breakable(pair[0]), " − "]
+    first = None if pair[0] == evaluation.primary else [breakable(pair[0]), " − "]
     return h("tr", None, h("th", {"scope": "row"}, first, breakable(pair[1])), cells, h("td", None, mean))
 
 
@@ -292,47 +308,47 @@ def _difference(row: Row | None) -> Html:
     return h("span", {"class": "unclear"}, size, interval, h("small", None, "not clear"))
 
 
-def interval_charts(found: Evaluation) -> Html:
-    charts, few = [], few_units(found.protocol)
-    for probe in found.probes:
+def interval_charts(evaluation: Evaluation) -> Html:
+    charts, few = [], few_units(evaluation.protocol)
+    for probe in evaluation.probes:
         rows = [
             Interval(
-                f"{share(fraction)} of the labels",
+                f"{percent(fraction)} of the labels",
                 str(row["model"]),
                 100 * number(row.get("mean")),
                 100 * number(row.get("low")),
                 100 * number(row.get("high")),
-                strong=row["model"] == found.primary,
+                strong=row["model"] == evaluation.primary,
             )
-            for fraction in found.fractions
-            for model in found.models
-            if (row := found.row(model, probe, fraction)) is not None
+            for fraction in evaluation.fractions
+            for model in evaluation.models
+            if (row := evaluation.row(model, probe, fraction)) is not None
         ]
         charts.append(
             Html(
                 interval_svg(
                     rows,
                     title=PROBES.get(probe, probe),
-                    x_label=f"{found.metric_name} in %" + (f", intervals over {few} only" if few else ""),
+                    x_label=f"{evaluation.metric_name} in %" + (f", intervals over {few} only" if few else ""),
                 )
             )
         )
     return h("div", {"class": "charts"}, charts)
 
 
-def every_number(found: Evaluation) -> Html:
-    """All rows of evaluation.json: every metric and every k, folded away."""
+def every_number(evaluation: Evaluation) -> Html:
+    """All rows of evaluation.json, with every metric and every k, folded."""
     rows = [
         [
             breakable(r["model"]),
             str(PROBES.get(r["probe"], r["probe"])) + (f", k = {count(r['k'])}" if r.get("k") is not None else ""),
-            share(number(r["fraction"])),
+            percent(number(r["fraction"])),
             METRICS.get(r["metric"], r["metric"]),
             points(number(r.get("mean"))),
             _interval(r),
             count(r.get("n_train")),
         ]
-        for r in found.all_rows
+        for r in evaluation.all_rows
     ]
     head = ["model", "probe", "labels", "metric", "mean, %", "95 % interval", "training images"]
     return details(
@@ -341,27 +357,33 @@ def every_number(found: Evaluation) -> Html:
     )
 
 
-def evaluation_blocks(found: Evaluation) -> list[object]:
-    """Everything between the heading of the low-label section and its end."""
+def evaluation_blocks(evaluation: Evaluation) -> list[object]:
+    """The contents of the few-label section."""
     blocks: list[object] = []
-    if found.protocol.get("overlap"):
-        blocks.append(note("† Test images or groups were seen in pretraining: these numbers are too good to be cited."))
-    if few_units(found.protocol):
-        blocks.append(note(few_words(found.protocol)))
-    blocks += [low_label_table(found), interval_charts(found)]
-    differences = difference_table(found)
+    if evaluation.protocol.get("overlap"):
+        blocks.append(
+            note(
+                "† Test images or groups were used in pretraining: these numbers are optimistic and must not be cited."
+            )
+        )
+    if few_units(evaluation.protocol):
+        blocks.append(note(few_words(evaluation.protocol)))
+    blocks += [low_label_table(evaluation), interval_charts(evaluation)]
+    differences = difference_table(evaluation)
     if differences is not None:
         blocks += [
             h("h3", None, "Paired differences"),
             h(
                 "p",
                 None,
-                "Both models answer the same test images, so chance that moves both is taken out. "
-                "In percent points, with 95 % intervals; an interval that includes zero shows nothing.",
+                "Both models are evaluated on the same test images, which cancels variance common to both. "
+                "In percentage points, with 95 % intervals; an interval that includes zero is inconclusive.",
             ),
             differences,
         ]
-        silent = undecided(found)
+        silent = undecided(evaluation)
         if silent:
-            blocks.append(h("p", None, f"No clear difference, at any share of the labels, from: {', '.join(silent)}."))
-    return [*blocks, every_number(found)]
+            blocks.append(
+                h("p", None, f"No clear difference, at any fraction of the labels, from: {', '.join(silent)}.")
+            )
+    return [*blocks, every_number(evaluation)]

@@ -1,4 +1,4 @@
-"""Pictures that lie in the folder of a run, embedded in its page."""
+"""Pictures of a run folder, embedded in its report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saccade.viz.overlays import data_uri
 
 
 def pictures(run: RunFiles, kinds: Sequence[str]) -> list[Html]:
-    """The figures of these kinds, embedded; one that cannot be read is named instead."""
+    """The figures of these kinds, embedded; unreadable ones are named instead."""
     return [figure(run, f) for f in run.figures if f.get("kind") in kinds]
 
 
@@ -23,7 +23,7 @@ def figure(run: RunFiles, entry: Mapping[str, Any]) -> Html:
     name = str(entry.get("file") or "")
     folder = (run.folder / "figures").resolve()
     path = (folder / name).resolve()
-    # index.json is data: it must not pull files from elsewhere into a page that is handed around.
+    # index.json is untrusted: it must not pull other files into a page that is shared.
     inside = path.is_relative_to(folder) and path.suffix in (".png", ".svg")
     if not (inside and path.is_file()):
         return missing(f"The figure {name or 'without a name'} is not in the run folder.")

@@ -1,8 +1,8 @@
-"""One HTML file that works without a server: the page's own modules and styles inside, beside a block of data.
+"""One HTML file that works without a server: the page's modules and styles, and a block of data.
 
-The modules are those of ``web/static``, read as files, so a picture is drawn by the same lines as in ``saccade view``.
-A browser does not load modules from a file beside the page; so they are joined into one script, in order. The content
-security policy names the hashes of that script and of the styles: nothing else runs, nothing is fetched.
+The modules are those of ``web/static``, so pictures equal those of ``saccade view``. Browsers do not load modules from
+local files, so the modules are joined into one script, in order. The content security policy names the hashes of that
+script and of the styles: nothing else runs, nothing is fetched.
 """
 
 from __future__ import annotations
@@ -29,23 +29,32 @@ LEFT = re.compile(r"^(import|export)\b.*", re.MULTILINE)
 
 
 def packed(values: np.ndarray) -> str:
-    """The bytes of an array, deflated, as base64; ``embedded.js`` opens it."""
+    """The bytes of an array, deflated, as base64; ``embedded_data.js`` opens it."""
     return base64.b64encode(zlib.compress(np.ascontiguousarray(values).tobytes(), 6)).decode("ascii")
 
 
-def block(found: Quantised) -> dict[str, str]:
-    """Rows of weights as ``embedded.js`` takes them."""
-    return {name: packed(getattr(found, name)) for name in ("codes", "largest", "smallest")}
+def block(rows: Quantised) -> dict[str, str]:
+    """Rows of weights as ``embedded_data.js`` takes them."""
+    return {name: packed(getattr(rows, name)) for name in ("codes", "largest", "smallest")}
 
 
 def standalone(title: str, entry: str, data: Mapping[str, Any], *, instead: Mapping[str, str] | None = None) -> str:
-    """The page as text. ``entry`` is the module that starts it; it finds ``data`` in the element ``#data``.
+    """The page as text.
 
-    instead  modules that take the place of others, with the same exports, e.g. {"ask.js": "embedded.js"}
+    Parameters
+    ----------
+    title : str
+        Title of the document.
+    entry : str
+        The module that starts the page; it reads ``data`` from the element ``#data``.
+    data : mapping
+        JSON values.
+    instead : mapping, optional
+        Modules that replace others with the same exports, e.g. {"server_api.js": "embedded_api.js"}.
     """
     script = joined(entry, instead or {})
     style = _static("style.css") + _static("standalone.css")
-    # The parser of HTML must not find the end of the block, or a comment, inside the data.
+    # The HTML parser must not find the end of the element, or a comment, inside the data.
     inside = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data: blob:; "
@@ -63,9 +72,12 @@ def standalone(title: str, entry: str, data: Mapping[str, Any], *, instead: Mapp
 
 
 def kept_layers(depth: int, layer_bytes: int, asked: int) -> list[int]:
-    """All layers, or as many as fit into MOST_BYTES: spread evenly, with the last one and the one that was asked for.
+    """All layers, or as many as fit into MOST_BYTES, spread evenly, the last one and ``asked`` included.
 
-    Raises UsageError when not even one fits.
+    Raises
+    ------
+    UsageError
+        Not even one layer fits.
     """
     room = MOST_BYTES // layer_bytes
     if room < 1:
@@ -83,7 +95,7 @@ def kept_layers(depth: int, layer_bytes: int, asked: int) -> list[int]:
 
 
 def joined(entry: str, instead: Mapping[str, str]) -> str:
-    """The module ``entry`` and all that it imports as one script: each module a function that returns its exports."""
+    """The module ``entry`` and all its imports as one script; each module becomes a function returning its exports."""
     order: list[str] = []
     _visit(entry, instead, order, ())
     parts = [f"const {_variable(name)} = (() => {{\n{_body(name, instead)}}})();\n" for name in order]
@@ -102,7 +114,7 @@ def _visit(name: str, instead: Mapping[str, str], order: list[str], above: Seque
 
 def _body(name: str, instead: Mapping[str, str]) -> str:
     text = _static(name)
-    exported = [found[1] for found in EXPORT.findall(text)]
+    exported = [match_[1] for match_ in EXPORT.findall(text)]
 
     def taken(match: re.Match[str]) -> str:
         names = match[1].replace(" as ", ": ")

@@ -1,7 +1,6 @@
-"""OUT/study.html, study.md and study.csv: which inductive bias pays, from study.json. No torch, nothing fetched.
+"""OUT/study.html, study.md and study.csv from study.json: which inductive bias pays at which dataset size. No torch.
 
-The page is made to be shown: what follows from the numbers comes first, each sentence with its rule and its evidence;
-then curves, effects, tables, prices, and how it was done.
+Conclusions come first, each with its rule and its evidence; then curves, effects, tables, costs and the protocol.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ from saccade.reporting.study_charts import (
 
 QUESTION = "Which inductive bias pays?"
 ABOUT = {
-    "lead": "Who is ahead",
-    "crossing": "Who passes whom",
+    "lead": "Best backbone",
+    "crossing": "Crossings",
     "augmentation": "Augmentation",
     "equivariance": "Built-in equivariance",
     "pretraining": "DINO on the same images",
-    "robustness": "Changed test images",
-    "cost": "What it costs",
+    "robustness": "Corrupted test images",
+    "cost": "Cost",
 }
 PRETRAINED = {
     "dino-finetuned": "DINO, then fine-tuned, minus labels only",
@@ -70,9 +69,9 @@ Study = Mapping[str, Any]
 
 
 def sentences(study: Study) -> list[Mapping[str, Any]]:
-    """The conclusions of the summary, and what the backbones cost."""
-    said = [s for s in sequence(summary(study).get("conclusions")) if isinstance(s, Mapping)]
-    return said + [s for s in [cost_sentence(study)] if s]
+    """The conclusions of the summary, and the cost of the backbones."""
+    conclusions_ = [s for s in sequence(summary(study).get("conclusions")) if isinstance(s, Mapping)]
+    return conclusions_ + [s for s in [cost_sentence(study)] if s]
 
 
 def summary(study: Study) -> Mapping[str, Any]:
@@ -89,34 +88,34 @@ def cost_sentence(study: Study) -> Mapping[str, Any] | None:
     others = sorted((name for name in speeds if name != first), key=lambda name: -speeds[name])
     times = [f"{speeds[first] / speeds[name]:.1f} times ({name})" for name in others]
     text = f"On this machine {first} trains fastest, {count(speeds[first])} images/s; for the same images "
-    text += f"others need {named(times)} its time."
-    rule = "Training images a second, each backbone measured twice in a process of its own; the faster timing counts."
+    text += f"others take {named(times)} its time."
+    rule = "Training images per second; each backbone is timed twice in its own process and the faster timing counts."
     return {"about": "cost", "text": text, "rule": rule, "evidence": []}
 
 
 def cautions(study: Study) -> list[str]:
-    """What the reader must know before any number."""
-    cells = mapping(study.get("cells"))
-    done, planned = number(cells.get("done")), number(cells.get("planned"))
-    found = []
+    """Limits that apply to every number."""
+    trials = mapping(study.get("cells"))
+    done, planned = number(trials.get("done")), number(trials.get("planned"))
+    texts = []
     if done < planned:
-        found.append(f"Only {count(done)} of {count(planned)} trainings are done: this page shows a part of the study.")
-    return found + [str(words) for words in sequence(mapping(summary(study).get("protocol")).get("limits"))]
+        texts.append(f"Only {count(done)} of {count(planned)} trainings are done: this page shows part of the study.")
+    return texts + [str(words) for words in sequence(mapping(summary(study).get("protocol")).get("limits"))]
 
 
 # --- head ---------------------------------------------------------------------------------------
 
 
 def head_blocks(study: Study, links: Sequence[tuple[str, str]]) -> list[object]:
-    data, found, cells = mapping(study.get("data")), summary(study), mapping(study.get("cells"))
-    said = sentences(study)
-    sizes = [count(size) for size in sequence(found.get("sizes"))]
-    seeds = max((number(row.get("seeds")) for row in sequence(found.get("points"))), default=math.nan)
+    data, results, trials = mapping(study.get("data")), summary(study), mapping(study.get("cells"))
+    claims = sentences(study)
+    sizes = [count(size) for size in sequence(results.get("sizes"))]
+    seeds = max((number(row.get("seeds")) for row in sequence(results.get("points"))), default=math.nan)
     items: list[tuple[object, object]] = [
         ("backbones", count(len(sequence(study.get("backbones"))))),
         ("labelled images", " – ".join(dict.fromkeys([sizes[0], sizes[-1]])) if sizes else "–"),
         ("seeds", count(seeds)),
-        ("trainings", count(cells.get("done"))),
+        ("trainings", count(trials.get("done"))),
         ("test images", count(data.get("n_test"))),
         ("test groups", count(data.get("groups_test"))),
     ]
@@ -124,9 +123,9 @@ def head_blocks(study: Study, links: Sequence[tuple[str, str]]) -> list[object]:
     return [
         h("p", {"class": "eyebrow"}, "saccade compare", h("span", None, f" · {name}") if name else None),
         h("h1", None, QUESTION),
-        h("p", {"class": "finding"}, said[0]["text"] if said else "Nothing has been measured yet."),
-        h("p", {"class": "rule"}, "A difference is claimed only where its paired interval excludes zero."),
-        [note(h("strong", None, "Look here. "), words) for words in cautions(study)],
+        h("p", {"class": "finding"}, claims[0]["text"] if claims else "No results yet."),
+        h("p", {"class": "rule"}, "A difference is reported only where its paired interval excludes zero."),
+        [note(h("strong", None, "Note. "), words) for words in cautions(study)],
         facts(items, "numbers"),
         h("nav", {"aria-label": "Sections"}, [h("a", {"href": f"#{key}"}, words) for key, words in links]),
     ]
@@ -136,26 +135,31 @@ def head_blocks(study: Study, links: Sequence[tuple[str, str]]) -> list[object]:
 
 
 def conclusions(study: Study) -> Html:
-    said = sentences(study)
-    if not said:
-        return section("conclusions", "What follows", missing("No training is done yet: nothing follows."))
+    claims = sentences(study)
+    if not claims:
+        return section("conclusions", "Conclusions", missing("No training is done yet."))
     by_topic: dict[str, list[Mapping[str, Any]]] = {}
-    for sentence in said:
+    for sentence in claims:
         by_topic.setdefault(str(sentence.get("about")), []).append(sentence)
     blocks = [
-        h("div", {"class": "claim"}, h("h3", None, ABOUT.get(topic, topic)), h("div", None, [_claim(s) for s in own]))
-        for topic, own in by_topic.items()
+        h(
+            "div",
+            {"class": "claim"},
+            h("h3", None, ABOUT.get(topic, topic)),
+            h("div", None, [_claim(s) for s in topic_claims]),
+        )
+        for topic, topic_claims in by_topic.items()
     ]
-    return section("conclusions", "What follows", h("div", {"class": "claims"}, blocks))
+    return section("conclusions", "Conclusions", h("div", {"class": "claims"}, blocks))
 
 
 def _claim(sentence: Mapping[str, Any]) -> list[Html]:
     rows = [[breakable(r.get("what")), *_judged(r)] for r in sequence(sentence.get("evidence"))]
     head = ["difference", "points", "95 % interval", "corrected interval", "verdict"]
-    shown = plain_table("evidence", head, rows) if rows else None
+    evidence = plain_table("evidence", head, rows) if rows else None
     return [
         h("p", None, sentence.get("text")),
-        details("How this is decided", h("p", None, sentence.get("rule")), shown),
+        details("Decision rule", h("p", None, sentence.get("rule")), evidence),
     ]
 
 
@@ -167,43 +171,47 @@ def _judged(row: Mapping[str, Any]) -> list[str]:
 
 
 def curves(study: Study) -> Html:
-    found = summary(study)
-    if not sequence(found.get("points")):
+    results = summary(study)
+    if not sequence(results.get("points")):
         return section("curves", "Learning curves", missing("No training is done yet."))
     return section(
         "curves",
         "Learning curves",
-        h("p", None, "Mean over seeds; the bands are 95 % intervals over test groups and seeds. All have one scale."),
-        curve_charts(found),
-        details("Every number", tables.to_html(tables.curve_table(found))),
-        details("Differences from the first backbone", tables.to_html(tables.reference_table(found))),
-        details("Differences of every two backbones", tables.to_html(tables.pair_table(found), LONG)),
+        h(
+            "p",
+            None,
+            "Mean over seeds; the bands are 95 % intervals over test groups and seeds. All panels have one scale.",
+        ),
+        curve_charts(results),
+        details("Every number", tables.to_html(tables.curve_table(results))),
+        details("Differences from the first backbone", tables.to_html(tables.reference_table(results))),
+        details("Differences of every two backbones", tables.to_html(tables.pair_table(results), LONG)),
     )
 
 
 def crossings(study: Study) -> Html | None:
     made = tables.crossing_table(summary(study))
-    return section("crossings", "Who passes whom, and when", tables.to_html(made)) if made else None
+    return section("crossings", "Crossings of learning curves", tables.to_html(made)) if made else None
 
 
 def effects(study: Study) -> Html | None:
-    found = summary(study)
-    given = [(mapping(found.get("augmentation")), "Augmented minus not augmented")]
-    given += [(mapping(mapping(found.get("pretraining")).get(key)), words) for key, words in PRETRAINED.items()]
+    results = summary(study)
+    given = [(mapping(results.get("augmentation")), "Augmented minus not augmented")]
+    given += [(mapping(mapping(results.get("pretraining")).get(key)), words) for key, words in PRETRAINED.items()]
     given = [(block, words) for block, words in given if sequence(block.get("rows"))]
     if not given:
         return None
     return section(
         "effects",
-        "What augmentation gives, and what DINO gives",
+        "Effects of augmentation and of DINO",
         h(
             "p",
             None,
-            "Paired differences; above the line of zero the treatment helps. Bands or whiskers are 95 % intervals.",
+            "Paired differences; above zero the treatment helps. Bands or whiskers are 95 % intervals.",
         ),
         key(study),
-        h("div", {"class": "charts wide"}, [effect_chart(found, block, words) for block, words in given]),
-        [details(words, tables.to_html(tables.effect_table(found, block, words))) for block, words in given],
+        h("div", {"class": "charts wide"}, [effect_chart(results, block, words) for block, words in given]),
+        [details(words, tables.to_html(tables.effect_table(results, block, words))) for block, words in given],
     )
 
 
@@ -213,28 +221,31 @@ def two(study: Study) -> Html | None:
 
 
 def robustness(study: Study) -> Html | None:
-    made = tables.robustness_table(summary(study))
-    if not made:
+    table = tables.robustness_table(summary(study))
+    if not table:
         return None
-    shown, rest = replace(made, blocks=made.blocks[:SHOWN_SERIES]), replace(made, blocks=made.blocks[SHOWN_SERIES:])
-    more = details("The other series", tables.to_html(rest)) if rest else None
-    return section("robustness", "Changed test images", tables.to_html(shown), more)
+    first_series, rest = (
+        replace(table, blocks=table.blocks[:SHOWN_SERIES]),
+        replace(table, blocks=table.blocks[SHOWN_SERIES:]),
+    )
+    more = details("Other series", tables.to_html(rest)) if rest else None
+    return section("robustness", "Corrupted test images", tables.to_html(first_series), more)
 
 
 def turning(study: Study) -> Html | None:
     charts = drift_charts(study)
     words = (
-        "How far the image vector moves when the image is turned: 0 is invariance, 1 is as far as another image. "
-        "A disc is shown, so that corners do not count."
+        "Distance of the image vector after rotating the image: 0 is invariance, 1 the distance to another image. "
+        "Images are masked to a disc, so that corners have no influence."
     )
-    return section("turning", "When the image is turned", h("p", None, words), charts) if charts else None
+    return section("turning", "Rotated images", h("p", None, words), charts) if charts else None
 
 
 def prices(study: Study) -> Html:
     made = tables.cost_table(study)
     if not made:
-        return section("costs", "What it costs", missing("No backbone was timed."))
-    return section("costs", "What it costs", tables.to_html(made), cost_charts(study))
+        return section("costs", "Cost", missing("No backbone was timed."))
+    return section("costs", "Cost", tables.to_html(made), cost_charts(study))
 
 
 def protocol(study: Study) -> Html:
@@ -244,12 +255,12 @@ def protocol(study: Study) -> Html:
     held += f"{count(data.get('groups_test'))} groups, {len(classes)} classes: {', '.join(classes)}."
     texts = [held, data.get("text"), study.get("budget"), study.get("protocol")]
     texts.append(mapping(summary(study).get("protocol")).get("text"))
-    shown = [(breakable(key), breakable(_value(value))) for key, value in settings.items()]
+    items = [(breakable(key), breakable(_value(value))) for key, value in settings.items()]
     return section(
         "protocol",
-        "How it was done",
+        "Protocol",
         [paragraphs(text) for text in texts if text],
-        details("Settings, value by value", facts(shown, "settings")) if shown else None,
+        details("Settings", facts(items, "settings")) if items else None,
     )
 
 
@@ -258,11 +269,11 @@ def _value(value: Any) -> str:
 
 
 def trainings(study: Study) -> Html:
-    cells = mapping(study.get("cells"))
-    failed = [str(words) for words in sequence(cells.get("failed"))]
-    took = number(cells.get("seconds"))
-    words = f"{count(cells.get('done'))} of {count(cells.get('planned'))} trainings are done"
-    words += f"; they took {duration(took)} in all." if math.isfinite(took) else "."
+    trials = mapping(study.get("cells"))
+    failed = [str(words) for words in sequence(trials.get("failed"))]
+    took = number(trials.get("seconds"))
+    words = f"{count(trials.get('done'))} of {count(trials.get('planned'))} trainings are done"
+    words += f"; total time {duration(took)}." if math.isfinite(took) else "."
     rows = [
         [breakable(r["backbone"]), tables.series_words(r["series"]), count(r["size"]), count(r["seeds"]), _seeds(r)]
         for r in sequence(summary(study).get("points"))
@@ -289,13 +300,13 @@ def _seeds(row: Mapping[str, Any]) -> str:
 def render(study: Study) -> str:
     """The page as text; the same study gives the same bytes."""
     parts: list[tuple[str, str, Html | None]] = [
-        ("conclusions", "What follows", conclusions(study)),
+        ("conclusions", "Conclusions", conclusions(study)),
         ("curves", "Curves", curves(study)),
         ("crossings", "Crossings", crossings(study)),
         ("effects", "Effects", effects(study)),
         ("two", "Two side by side", two(study)),
         ("robustness", "Robustness", robustness(study)),
-        ("turning", "Turning", turning(study)),
+        ("turning", "Rotation", turning(study)),
         ("costs", "Costs", prices(study)),
         ("protocol", "Protocol", protocol(study)),
         ("trainings", "Trainings", trainings(study)),
@@ -307,48 +318,56 @@ def render(study: Study) -> str:
         "en",
         h("header", None, head_blocks(study, links)),
         h("main", None, [body for _, _, body in parts]),
-        h("footer", None, "One file, no script, nothing fetched. Written by saccade compare."),
+        h("footer", None, "One file without scripts or external resources. Written by saccade compare."),
     )
 
 
 def to_markdown(study: Study) -> str:
-    """The same in tables."""
-    found, data = summary(study), mapping(study.get("data"))
+    """The same as Markdown tables."""
+    results, data = summary(study), mapping(study.get("data"))
     parts = [f"# {QUESTION}", tables.plain(f"Data: {data.get('name', 'unknown')}. {data.get('text', '')}")]
     parts += [f"**{tables.plain(words)}**" for words in cautions(study)]
-    said = [f"* {tables.plain(s.get('text'))}" for s in sentences(study)]
-    parts += ["## What follows", "\n".join(said) or "Nothing yet."]
-    pretraining = mapping(found.get("pretraining"))
+    claims = [f"* {tables.plain(s.get('text'))}" for s in sentences(study)]
+    parts += ["## Conclusions", "\n".join(claims) or "No results yet."]
+    pretraining = mapping(results.get("pretraining"))
     parts += [f"![{tables.plain(name)}](figures/{name}.svg)" for name in figures(study)]
-    made = [("Learning curves", tables.curve_table(found)), ("Differences", tables.reference_table(found))]
-    made += [("Crossings", tables.crossing_table(found))]
+    made = [("Learning curves", tables.curve_table(results)), ("Differences", tables.reference_table(results))]
+    made += [("Crossings", tables.crossing_table(results))]
     words = "Augmented minus not augmented"
-    made += [("Augmentation", tables.effect_table(found, mapping(found.get("augmentation")), words))]
+    made += [("Augmentation", tables.effect_table(results, mapping(results.get("augmentation")), words))]
     made += [
-        (words, tables.effect_table(found, mapping(pretraining[key]), words))
+        (words, tables.effect_table(results, mapping(pretraining[key]), words))
         for key, words in PRETRAINED.items()
         if key in pretraining
     ]
-    made += [("Two side by side", tables.ten_table(found)), ("Changed test images", tables.robustness_table(found))]
+    made += [
+        ("Two side by side", tables.ten_table(results)),
+        ("Corrupted test images", tables.robustness_table(results)),
+    ]
     made += [("Costs", tables.cost_table(study))]
     for title, table in made:
         if table:
             parts += [f"## {title}", tables.to_markdown(table).rstrip()]
-    rules = [study.get("budget"), study.get("protocol"), mapping(found.get("protocol")).get("text")]
-    parts += ["## How it was done", *(tables.plain(text) for text in rules if text)]
+    rules = [study.get("budget"), study.get("protocol"), mapping(results.get("protocol")).get("text")]
+    parts += ["## Protocol", *(tables.plain(text) for text in rules if text)]
     return "\n\n".join(parts) + "\n"
 
 
 def figures(study: Study) -> dict[str, str]:
-    """The curves as files, for slides and papers: learning curves, and how far the vector moves over the angle."""
+    """The curves as SVG files, for slides and papers: learning curves, and distance over the angle."""
     curves = {f"curves-{name}": svg for name, svg in curve_svgs(summary(study)).items()}
-    return curves | {f"turned-{name}": svg for name, svg in drift_svgs(study, named=True).items()}
+    return curves | {f"turned-{name}": svg for name, svg in drift_svgs(study, label_ends=True).items()}
 
 
 def write_study(folder: Path) -> Path:
     """Write study.html, study.md, study.csv and figures/*.svg from study.json; returns the path of the page.
 
-    Raises UsageError when there is no study.json, StorageError when a file cannot be written.
+    Raises
+    ------
+    UsageError
+        There is no study.json.
+    StorageError
+        A file cannot be written.
     """
     folder = Path(folder)
     study = mapping(run_folder.read_json(folder / "study.json"))

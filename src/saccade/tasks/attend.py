@@ -10,7 +10,7 @@ from saccade.attention import slide as slide_attention
 from saccade.attention import text as text_attention
 from saccade.attention.options import AttendOptions
 from saccade.attention.slide import SlideAttention, SlideOptions
-from saccade.attention.volume import AttendedVolume
+from saccade.attention.volume import VolumeAttention
 from saccade.data.open import absolute, open_source
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import UsageError
@@ -22,7 +22,7 @@ from saccade.train.loop import Console, Quiet
 
 def attend(
     model: str | Path, image: str | Path, *, options: AttendOptions | None = None
-) -> image_attention.Attended | AttendedVolume:
+) -> image_attention.ImageAttention | VolumeAttention:
     """Compute the attention map of one query over an image or a volume; for CNNs, token similarity.
 
     Parameters
@@ -36,7 +36,7 @@ def attend(
 
     Returns
     -------
-    Attended or AttendedVolume
+    ImageAttention or VolumeAttention
         The map; ``.save(path)`` writes PNG, SVG or CSV by suffix (a volume also NIfTI).
 
     Examples
@@ -120,7 +120,7 @@ def attend_hierarchy(
 
 def attend_text(
     text: str, *, model: str | Path | None = None, options: TextOptions | None = None
-) -> text_attention.AttendedText:
+) -> text_attention.TextAttention:
     """Compute the attention between the words or tokens of a sentence in one layer of a text model.
 
     Parameters
@@ -134,7 +134,7 @@ def attend_text(
 
     Returns
     -------
-    AttendedText
+    TextAttention
         ``.text()`` prints bars; ``.save(path)`` writes SVG, PNG, CSV or HTML by suffix.
     """
     return text_attention.attend_text(model, text, options or TextOptions())

@@ -28,7 +28,13 @@ Points = tuple[Sequence[float], Sequence[float]]
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About ``count`` round numbers from ``low`` to ``high``: steps of 1, 2 or 5 times a power of ten."""
+    """About ``count`` round numbers from ``low`` to ``high``: steps of 1, 2 or 5 times a power of ten.
+
+    Examples
+    --------
+    >>> nice_ticks(0, 1)
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low]
     rough = (high - low) / max(1, count)
@@ -40,7 +46,13 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def short_number(value: float, digits: int = 4) -> str:
-    """A number for a tick or a label: 1,200 · 12k · 0.04 · 5e-5."""
+    """A number for a tick or a label.
+
+    Examples
+    --------
+    >>> short_number(1200), short_number(12_000), short_number(5e-5)
+    ('1,200', '12k', '5e-5')
+    """
     size = abs(value)
     if value == 0:
         return "0"
@@ -57,7 +69,7 @@ def short_number(value: float, digits: int = 4) -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """Data ranges and the rectangle of the drawing they fill."""
+    """Data ranges, and the rectangle of the drawing that shows them."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -86,11 +98,20 @@ def curve_svg(
     size: tuple[int, int] = (400, 235),
     from_zero: bool = False,
 ) -> str:
-    """A line chart as an ``<svg>`` element: name -> (x values, y values).
+    """A line chart as an ``<svg>`` element.
 
-    Points that are not finite leave a gap. Names stand at the ends of their lines, so no legend is needed;
-    ``reference`` draws labelled horizontal lines. ``size`` is the (width, height) of the viewBox;
-    ``from_zero`` makes the vertical axis start there. A chart without one finite point says so.
+    Parameters
+    ----------
+    series : mapping
+        Name to (x values, y values); values that are not finite leave a gap. Names are drawn at the ends of the lines.
+    title, x_label, y_label : str
+        Texts of the chart.
+    reference : mapping, optional
+        Name to value of labelled horizontal lines.
+    size : tuple of int
+        (width, height) of the viewBox.
+    from_zero : bool
+        Start the vertical axis at zero.
     """
     reference = {k: v for k, v in (reference or {}).items() if math.isfinite(v)}
     drawn = {name: _finite_runs(*points) for name, points in series.items()}
@@ -98,7 +119,7 @@ def curve_svg(
     head = svg_head(title, y_label, size, _summary(drawn, reference))
     if not drawn:
         return head + svg_text(size[0] / 2, size[1] / 2, "no values", "middle", muted=True) + "</svg>"
-    # A single line is named by the title; its last value stands at its end instead.
+    # A single line is named by the title; its end shows the last value.
     alone = len(drawn) == 1
     ends = {name: short_number(runs[-1][-1][1], digits=3) if alone else name for name, runs in drawn.items()}
     margin = 12 + LETTER_PX * max(len(text) for text in ends.values())
@@ -143,7 +164,7 @@ def _frame(
     ys = [p[1] for p in points] + list(reference.values())
     low, high = min(ys), max(ys)
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    # Zero stays the foot of what cannot be negative, rather than a little below it.
+    # Quantities that cannot be negative start at zero, not slightly below.
     foot = low - room if low < 0 or low - room > 0 else 0.0
     last = max(xs) if max(xs) > min(xs) else min(xs) + 1
     return Frame((min(xs), last), (foot, high + room), 46, 40, size[0] - margin, size[1] - 34)
@@ -161,7 +182,7 @@ def svg_head(title: str, y_label: str, size: tuple[int, int], summary: str) -> s
 
 
 def _summary(drawn: Mapping[str, list[list[tuple[float, float]]]], reference: Mapping[str, float]) -> str:
-    """What a reader who cannot see the lines is told."""
+    """The chart in words, for screen readers."""
     parts = [
         f"{name}: from {short_number(runs[0][0][1])} to {short_number(runs[-1][-1][1])}" for name, runs in drawn.items()
     ]
@@ -196,7 +217,7 @@ def _grid(frame: Frame, x_label: str) -> str:
 
 
 def _reference(frame: Frame, label: str, value: float) -> str:
-    """A dashed line, named above it, or below where there is no room above."""
+    """A dashed line with its name above it, or below where there is no room above."""
     y = frame.at_y(value)
     above = y - 6 if y - 18 > frame.top - 6 else y + 15
     text = svg_text(frame.right, above, f"{label} = {short_number(value)}", "end", muted=True)
@@ -234,9 +255,16 @@ def _end_labels(labels: list[tuple[float, float, str, str]]) -> str:
 
 @dataclass(frozen=True)
 class Interval:
-    """One row of an interval chart: a mean with its 95 % interval, in the unit that is shown.
+    """One row of an interval chart: a mean with its 95 % interval.
 
-    strong  drawn with a filled dot (the model in question); baselines have a hollow one
+    Parameters
+    ----------
+    group, label : str
+        Heading and name of the row.
+    mean, low, high : float
+        In the unit shown.
+    strong : bool
+        Draw a filled dot (the evaluated model); baselines have a hollow one.
     """
 
     group: str
@@ -250,16 +278,24 @@ class Interval:
 def interval_svg(
     rows: Sequence[Interval], *, title: str, x_label: str, width: int = 400, digits: int = 1, most_letters: int = 22
 ) -> str:
-    """Means with whiskers, grouped by ``group`` in the given order, as an ``<svg>`` element.
+    """Means with their intervals, grouped by ``group`` in the given order, as an ``<svg>`` element.
 
-    Rows whose mean is not finite are left out. ``width`` is that of the viewBox; names longer than ``most_letters`` are
-    shortened.
+    Parameters
+    ----------
+    rows : sequence of Interval
+        Rows whose mean is not finite are left out.
+    width : int
+        Of the viewBox.
+    digits : int
+        Decimals of the printed means.
+    most_letters : int
+        Longer names are shortened.
     """
     rows = [row for row in rows if math.isfinite(row.mean)]
     groups = list(dict.fromkeys(row.group for row in rows))
     height = 36 + 38 * len(groups) + 23 * len(rows) + 30
-    told = "; ".join(f"{row.group}, {row.label}: {row.mean:.{digits}f}" for row in rows)
-    head = svg_head(title, x_label, (width, height), told or "no values")
+    summary = "; ".join(f"{row.group}, {row.label}: {row.mean:.{digits}f}" for row in rows)
+    head = svg_head(title, x_label, (width, height), summary or "no values")
     if not rows:
         return head + svg_text(width / 2, 50, "no values", "middle", muted=True) + "</svg>"
     ends = [v for row in rows for v in (row.low, row.mean, row.high) if math.isfinite(v)]

@@ -1,7 +1,7 @@
-"""A drawing as a list of shapes, written as SVG or painted as PNG: one layout for both. No torch.
+"""A drawing as a list of shapes, written as SVG or rasterised as PNG from one layout. No torch.
 
-In SVG the ink is ``currentColor`` and colours are CSS variables with fallbacks, so a drawing sits on a light page, a
-dark one and paper. In PNG the ground is transparent and the ink a middle grey, for the same reason.
+In SVG the ink is ``currentColor`` and colours are CSS variables with fallbacks, so a drawing suits light pages, dark
+pages and paper. In PNG the background is transparent and the ink a middle grey, for the same reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SVG_INK = {
 PNG_INK = {"ink": (122, 122, 122), "soft": (150, 150, 150), "line": (74, 134, 197), "mark": (208, 112, 58)}
 SOFT = 0.62
 MARGIN = 10.0
-FINE = 3  # a PNG has so many pixels a unit
+FINE = 3  # pixels of a PNG per unit
 LETTERS = "DejaVuSans.ttf"  # comes with matplotlib; has Hebrew, Arabic, Greek and Cyrillic letters
 
 
@@ -45,8 +45,8 @@ class Rect:
 
 
 @dataclass(frozen=True)
-class Text:
-    """One line of letters; ``y`` is its base. ``steep`` turns it upwards by 60 degrees about its start."""
+class TextLine:
+    """One line of text; ``y`` is the baseline. ``steep`` rotates it upwards by 60 degrees about its start."""
 
     x: float
     y: float
@@ -59,8 +59,8 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A cubic curve from the first to the last of four points."""
+class Bezier:
+    """A cubic Bezier curve through its first and last control point."""
 
     points: tuple[tuple[float, float], ...]
     width: float
@@ -70,7 +70,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Raster:
-    """Cells [rows columns] of 0..1, painted as opacity of the line's colour."""
+    """Cells [rows columns] in 0..1, drawn as opacity of the line's colour."""
 
     x: float
     y: float
@@ -79,12 +79,12 @@ class Raster:
     cells: np.ndarray
 
 
-Shape = Rect | Text | Curve | Raster
+Shape = Rect | TextLine | Bezier | Raster
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Shapes on a ground of ``wide`` by ``tall`` units, with what a reader who cannot see it is told."""
+    """Shapes on a canvas of ``wide`` by ``tall`` units, with a title and a description for screen readers."""
 
     wide: float
     tall: float
@@ -106,7 +106,7 @@ class Drawing:
         size = (round(self.wide * FINE), round(self.tall * FINE))
         picture = Image.new("RGBA", size, (0, 0, 0, 0))
         for shape in self.shapes:
-            layer = Image.new("RGBA", picture.size, (0, 0, 0, 0)) if isinstance(shape, Curve) else None
+            layer = Image.new("RGBA", picture.size, (0, 0, 0, 0)) if isinstance(shape, Bezier) else None
             _paint(picture if layer is None else layer, shape)
             if layer is not None:
                 picture.alpha_composite(layer)
@@ -119,7 +119,7 @@ class Drawing:
 
 
 def width_of(words: str, size: float) -> float:
-    """How wide letters are, in units; Arial in the SVG is a little narrower than this."""
+    """Width of a text in units; Arial in the SVG is slightly narrower."""
     return float(_font(size * FINE).getlength(words)) / FINE
 
 
@@ -128,17 +128,19 @@ def width_of(words: str, size: float) -> float:
 
 def _plain(text: str) -> str:
     """Escaped, and without the control characters that XML forbids even when escaped."""
-    kept = "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cs") and ord(c) not in (0xFFFE, 0xFFFF))
-    return html.escape(kept)
+    printable = "".join(
+        c for c in text if unicodedata.category(c) not in ("Cc", "Cs") and ord(c) not in (0xFFFE, 0xFFFF)
+    )
+    return html.escape(printable)
 
 
 def _svg(shape: Shape) -> str:
     if isinstance(shape, Rect):
-        place = f'x="{shape.x:.2f}" y="{shape.y:.2f}" width="{shape.wide:.2f}" height="{shape.tall:.2f}"'
+        position = f'x="{shape.x:.2f}" y="{shape.y:.2f}" width="{shape.wide:.2f}" height="{shape.tall:.2f}"'
         if shape.edge:
-            return f'<rect {place} fill="none" stroke="{SVG_INK[shape.ink]}" stroke-width="{shape.edge}"/>'
-        return f'<rect {place} fill="{SVG_INK[shape.ink]}" fill-opacity="{shape.opacity:.3f}"/>'
-    if isinstance(shape, Curve):
+            return f'<rect {position} fill="none" stroke="{SVG_INK[shape.ink]}" stroke-width="{shape.edge}"/>'
+        return f'<rect {position} fill="{SVG_INK[shape.ink]}" fill-opacity="{shape.opacity:.3f}"/>'
+    if isinstance(shape, Bezier):
         (x0, y0), *rest = shape.points
         path = f"M{x0:.1f} {y0:.1f}C" + " ".join(f"{x:.1f} {y:.1f}" for x, y in rest)
         return (
@@ -190,7 +192,7 @@ def _paint(picture: Image.Image, shape: Shape) -> None:
             draw.rectangle(edges, outline=colour, width=max(1, round(shape.edge * FINE)))
         else:
             draw.rectangle([edges[0], edges[1], edges[2] - 1, edges[3] - 1], fill=colour)
-    elif isinstance(shape, Curve):
+    elif isinstance(shape, Bezier):
         colour = (*PNG_INK[shape.ink], round(255 * shape.opacity))
         points = [(x * FINE, y * FINE) for x, y in _along(shape.points)]
         draw.line(points, fill=colour, width=max(1, round(shape.width * FINE)), joint="curve")
@@ -202,7 +204,7 @@ def _paint(picture: Image.Image, shape: Shape) -> None:
         _write(picture, shape)
 
 
-def _write(picture: Image.Image, shape: Text) -> None:
+def _write(picture: Image.Image, shape: TextLine) -> None:
     font = _font(shape.size * FINE)
     colour = (*PNG_INK[shape.ink], 255)
     heavy = 1 if shape.bold else 0
@@ -211,7 +213,7 @@ def _write(picture: Image.Image, shape: Text) -> None:
         where = (shape.x * FINE, shape.y * FINE)
         ImageDraw.Draw(picture).text(where, shape.words, fill=colour, font=font, anchor=anchor, stroke_width=heavy)
         return
-    # Painted flat with its start in the middle of a square, then turned about that middle.
+    # Drawn horizontally from the centre of a square, then rotated about that centre.
     half = int(font.getlength(shape.words)) + round(2 * shape.size * FINE)
     square = Image.new("RGBA", (2 * half, 2 * half), (0, 0, 0, 0))
     ImageDraw.Draw(square).text((half, half), shape.words, fill=colour, font=font, anchor="ls", stroke_width=heavy)

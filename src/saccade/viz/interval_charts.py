@@ -1,7 +1,7 @@
-"""Charts of a study: learning curves with interval bands over a log axis, curves over the angle, price against worth.
+"""Charts of a study: learning curves with interval bands over a log axis, curves over the angle, accuracy against cost.
 
-Hand-written SVG like ``charts``. A backbone has one style on the whole page: colour, dash and mark. The six colours
-keep apart for the common kinds of colour blindness, in light and dark (``--series-1`` ... in the page's style).
+Hand-written SVG like ``charts``. Every backbone has one style on the whole page: colour, dash and mark. The six
+colours suit the common kinds of colour blindness, on light and dark pages (``--series-1`` ... in the page's style).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MARKED = 10  # more points than this are a line without marks
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One line: its values over x, and where there are intervals, their ends. ``style`` counts backbones."""
+class IntervalCurve:
+    """One line over x, optionally with the ends of its intervals; ``style`` is the index of the backbone."""
 
     name: str
     style: int
@@ -37,7 +37,7 @@ class Curve:
 
 
 def band_svg(
-    curves: Sequence[Curve],
+    curves: Sequence[IntervalCurve],
     *,
     title: str,
     x_label: str,
@@ -48,31 +48,46 @@ def band_svg(
     y_range: tuple[float, float] | None = None,
     zero: bool = False,
     whiskers: bool = False,
-    named: bool = True,
+    label_ends: bool = True,
 ) -> str:
-    """Curves with bands between ``low`` and ``high``, named at their ends, as an ``<svg>`` element.
+    """Curves with bands between ``low`` and ``high`` as an ``<svg>`` element.
 
-    log       logarithmic x axis
-    ticks     where the x axis is labelled; None: at the points of the curves
-    y_range   None: what the curves need
-    zero      mark zero with a line
-    whiskers  intervals as lines side by side, for curves whose bands would cover each other
-    named     False: the names stand in a key (``key_svg``)
-    Points that are not finite are left out. A chart without one finite point says so.
+    Parameters
+    ----------
+    curves : sequence of IntervalCurve
+        Points that are not finite are left out.
+    title, x_label, y_label : str
+        Texts of the chart.
+    size : tuple of int
+        (width, height) of the viewBox.
+    log : bool
+        Logarithmic x axis.
+    ticks : sequence of float, optional
+        Labelled x values; None labels the points of the curves.
+    y_range : tuple of float, optional
+        None fits the curves.
+    zero : bool
+        Draw a line at zero.
+    whiskers : bool
+        Draw intervals as lines side by side, where bands would cover each other.
+    label_ends : bool
+        Draw names at the ends of the lines; otherwise a key (``key_svg``) names them.
     """
-    place = _log10 if log else float
-    curves = [found for curve in curves if (found := _finite(curve, place)) is not None]
-    told = "; ".join(f"{c.name}: from {short_number(c.y[0])} to {short_number(c.y[-1])}" for c in curves)
-    head = svg_head(title, y_label, size, told or "no values")
+    to_axis = _log10 if log else float
+    curves = [drawable for curve in curves if (drawable := _finite(curve, to_axis)) is not None]
+    summary = "; ".join(f"{c.name}: from {short_number(c.y[0])} to {short_number(c.y[-1])}" for c in curves)
+    head = svg_head(title, y_label, size, summary or "no values")
     if not curves:
         return head + svg_text(size[0] / 2, size[1] / 2, "no values", "middle", muted=True) + "</svg>"
-    ticks = sorted({x for c in curves for x in c.x}) if ticks is None else [place(tick) for tick in ticks]
-    names = min(24, max(len(c.name) for c in curves)) if named else 0
+    ticks = sorted({x for c in curves for x in c.x}) if ticks is None else [to_axis(tick) for tick in ticks]
+    names = min(24, max(len(c.name) for c in curves)) if label_ends else 0
     low, high = y_range or y_limits(curves, zero=zero)
     ends = (min([*ticks, *(c.x[0] for c in curves)]), max([*ticks, *(c.x[-1] for c in curves)]))
     side = 0.07 * (ends[1] - ends[0]) if whiskers else 0.0
     ends = (ends[0] - side, ends[1] + side)
-    frame = Frame(_open(ends), (low, high), 40, 36, size[0] - (names * LETTER_PX + 26 if named else 16), size[1] - 40)
+    frame = Frame(
+        _open(ends), (low, high), 40, 36, size[0] - (names * LETTER_PX + 26 if label_ends else 16), size[1] - 40
+    )
     parts = [_axes(frame, ticks, lambda x: short_number(10**x if log else x), x_label)]
     if whiskers:
         curves = _side_by_side(frame, curves)
@@ -82,11 +97,11 @@ def band_svg(
     if zero and low <= 0 <= high:
         parts.append(svg_rule(frame.left, frame.at_y(0), frame.right, frame.at_y(0), 0.6))
     parts += [_line(frame, curve) for curve in curves]
-    return head + "".join(parts) + (_names(frame, curves, names) if named else "") + "</svg>"
+    return head + "".join(parts) + (_names(frame, curves, names) if label_ends else "") + "</svg>"
 
 
-def y_limits(curves: Sequence[Curve], *, zero: bool = False) -> tuple[float, float]:
-    """The range that holds every line and band of these curves, with a little room."""
+def y_limits(curves: Sequence[IntervalCurve], *, zero: bool = False) -> tuple[float, float]:
+    """The range of all lines and bands of these curves, with a margin."""
     values = [v for c in curves for v in (*c.y, *c.low, *c.high) if math.isfinite(v)] + ([0.0] if zero else [])
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     room = (high - low) * 0.05 or 1.0
@@ -102,13 +117,13 @@ def _open(ends: tuple[float, float]) -> tuple[float, float]:
     return ends if ends[1] > ends[0] else (ends[0] - 0.5, ends[1] + 0.5)
 
 
-def _finite(curve: Curve, place: Callable[[float], float]) -> Curve | None:
-    """The points that can be drawn, at their place on the x axis, in its order."""
-    keep = [i for i, (x, y) in enumerate(zip(curve.x, curve.y)) if math.isfinite(place(x)) and math.isfinite(y)]
+def _finite(curve: IntervalCurve, to_axis: Callable[[float], float]) -> IntervalCurve | None:
+    """The points that can be drawn, in axis coordinates, sorted along x."""
+    keep = [i for i, (x, y) in enumerate(zip(curve.x, curve.y)) if math.isfinite(to_axis(x)) and math.isfinite(y)]
     keep.sort(key=lambda i: curve.x[i])
     ends = [[values[i] for i in keep] if values else [] for values in (curve.low, curve.high)]
-    xs, ys = [place(curve.x[i]) for i in keep], [curve.y[i] for i in keep]
-    return Curve(curve.name, curve.style, xs, ys, *ends) if keep else None
+    xs, ys = [to_axis(curve.x[i]) for i in keep], [curve.y[i] for i in keep]
+    return IntervalCurve(curve.name, curve.style, xs, ys, *ends) if keep else None
 
 
 def _axes(frame: Frame, ticks: Sequence[float], write: Callable[[float], str], x_label: str) -> str:
@@ -129,7 +144,7 @@ def _axes(frame: Frame, ticks: Sequence[float], write: Callable[[float], str], x
     return "".join(parts)
 
 
-def _band(frame: Frame, curve: Curve, opacity: float) -> str:
+def _band(frame: Frame, curve: IntervalCurve, opacity: float) -> str:
     edges = list(zip(curve.x, curve.low, curve.high))
     edges = [(x, low, high) for x, low, high in edges if math.isfinite(low) and math.isfinite(high)]
     if not edges:
@@ -137,12 +152,12 @@ def _band(frame: Frame, curve: Curve, opacity: float) -> str:
     colour = STYLES[curve.style % len(STYLES)][0]
     if len(edges) == 1:  # a band has no width there
         return _whiskers(frame, curve)
-    there = [f"{frame.at_x(x):.1f} {frame.at_y(high):.1f}" for x, _, high in edges]
-    back = [f"{frame.at_x(x):.1f} {frame.at_y(low):.1f}" for x, low, _ in reversed(edges)]
-    return f'<path d="M{"L".join(there + back)}Z" style="fill:{colour}" fill-opacity="{opacity}"/>'
+    upper = [f"{frame.at_x(x):.1f} {frame.at_y(high):.1f}" for x, _, high in edges]
+    lower = [f"{frame.at_x(x):.1f} {frame.at_y(low):.1f}" for x, low, _ in reversed(edges)]
+    return f'<path d="M{"L".join(upper + lower)}Z" style="fill:{colour}" fill-opacity="{opacity}"/>'
 
 
-def _whiskers(frame: Frame, curve: Curve) -> str:
+def _whiskers(frame: Frame, curve: IntervalCurve) -> str:
     path = ""
     for x, low, high in zip(curve.x, curve.low, curve.high):
         if math.isfinite(low) and math.isfinite(high):
@@ -151,14 +166,14 @@ def _whiskers(frame: Frame, curve: Curve) -> str:
     return f'<path d="{path}" fill="none" style="stroke:{colour}" stroke-opacity=".55" stroke-width="1.5"/>'
 
 
-def _side_by_side(frame: Frame, curves: Sequence[Curve], step_px: float = 6) -> list[Curve]:
-    """The curves moved apart along x, so that their whiskers are."""
+def _side_by_side(frame: Frame, curves: Sequence[IntervalCurve], step_px: float = 6) -> list[IntervalCurve]:
+    """The curves shifted along x so that their whiskers do not overlap."""
     unit = step_px / (frame.at_x(1) - frame.at_x(0))
     middle = (len(curves) - 1) / 2
     return [replace(c, x=[x + (i - middle) * unit for x in c.x]) for i, c in enumerate(curves)]
 
 
-def _line(frame: Frame, curve: Curve) -> str:
+def _line(frame: Frame, curve: IntervalCurve) -> str:
     colour, dash, mark = STYLES[curve.style % len(STYLES)]
     places = [(frame.at_x(x), frame.at_y(y)) for x, y in zip(curve.x, curve.y)]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
@@ -171,7 +186,7 @@ def _line(frame: Frame, curve: Curve) -> str:
 
 
 def svg_mark(kind: str, x: float, y: float, r: float = 3.2) -> str:
-    """A mark of its own for every style, so that lines are told apart on a grey print."""
+    """The mark of a style, so that lines can be told apart in grey print."""
     if kind in ("circle", "ring"):
         fill = ' style="fill:var(--page,#fff)"' if kind == "ring" else ""
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"{fill}/>'
@@ -184,21 +199,27 @@ def svg_mark(kind: str, x: float, y: float, r: float = 3.2) -> str:
     return '<path d="M' + "L".join(f"{x + a * r:.1f} {y + b * r:.1f}" for a, b in corners) + 'Z"/>'
 
 
-def apart(wanted: Sequence[float], gap: float) -> list[float]:
-    """Sorted places moved as little as possible (least squares) until neighbours keep ``gap``."""
+def apart(positions: Sequence[float], gap: float) -> list[float]:
+    """Sorted positions moved as little as possible (least squares) so that neighbours keep ``gap``.
+
+    Examples
+    --------
+    >>> apart([0, 1], 4)
+    [-1.5, 2.5]
+    """
     blocks: list[list[float]] = []  # total and count of places that stand shoulder to shoulder
-    for i, value in enumerate(wanted):
+    for i, value in enumerate(positions):
         blocks.append([value - i * gap, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
             blocks[-1][0] += total
             blocks[-1][1] += count
-    places = [total / count for total, count in blocks for _ in range(int(count))]
-    return [place + i * gap for i, place in enumerate(places)]
+    spread = [total / count for total, count in blocks for _ in range(int(count))]
+    return [position + i * gap for i, position in enumerate(spread)]
 
 
-def _names(frame: Frame, curves: Sequence[Curve], most: int) -> str:
-    """Names right of the chart, each with a thin line to the end of its curve."""
+def _names(frame: Frame, curves: Sequence[IntervalCurve], most: int) -> str:
+    """Names to the right of the chart, each connected to the end of its curve."""
     order = sorted(curves, key=lambda c: frame.at_y(c.y[-1]))
     heights = apart([frame.at_y(c.y[-1]) for c in order], 15)
     below = max(0.0, heights[-1] - frame.bottom)
@@ -216,7 +237,7 @@ def _names(frame: Frame, curves: Sequence[Curve], most: int) -> str:
 
 
 def key_svg(style: int) -> str:
-    """A short piece of a line in its style, for a key."""
+    """A sample of a line in its style, for a key."""
     colour, dash, mark = STYLES[style % len(STYLES)]
     dashes = f' stroke-dasharray="{dash}"' if dash else ""
     return (
@@ -226,12 +247,12 @@ def key_svg(style: int) -> str:
     )
 
 
-# --- price against worth ------------------------------------------------------------------------
+# --- accuracy against cost ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Spot:
-    """One backbone: what it costs (x), what it reaches (y) and the interval of that."""
+class CostPoint:
+    """One backbone: its cost (x), its score (y) and the interval of the score."""
 
     name: str
     style: int
@@ -241,8 +262,8 @@ class Spot:
     high: float
 
 
-def spots_svg(
-    spots: Sequence[Spot],
+def cost_svg(
+    points: Sequence[CostPoint],
     *,
     title: str,
     x_label: str,
@@ -250,14 +271,14 @@ def spots_svg(
     size: tuple[int, int] = (460, 300),
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """Marks with whiskers over a log axis, as an ``<svg>`` element. Names stand in a key (``key_svg``)."""
-    spots = [s for s in spots if s.x > 0 and math.isfinite(s.x) and math.isfinite(s.y)]
-    told = "; ".join(f"{s.name}: {short_number(s.y)} at {short_number(s.x)}" for s in spots)
-    head = svg_head(title, y_label, size, told or "no values")
-    if not spots:
+    """Marks with whiskers over a logarithmic cost axis, as an ``<svg>`` element. A key (``key_svg``) names them."""
+    points = [s for s in points if s.x > 0 and math.isfinite(s.x) and math.isfinite(s.y)]
+    summary = "; ".join(f"{s.name}: {short_number(s.y)} at {short_number(s.x)}" for s in points)
+    head = svg_head(title, y_label, size, summary or "no values")
+    if not points:
         return head + svg_text(size[0] / 2, size[1] / 2, "no values", "middle", muted=True) + "</svg>"
-    logs = [math.log10(s.x) for s in spots]
-    curves = [Curve(s.name, s.style, [s.x], [s.y], [s.low], [s.high]) for s in spots]
+    logs = [math.log10(s.x) for s in points]
+    curves = [IntervalCurve(s.name, s.style, [s.x], [s.y], [s.low], [s.high]) for s in points]
     room = 0.06 * (max(logs) - min(logs)) or 0.5
     frame = Frame((min(logs) - room, max(logs) + room), y_range or y_limits(curves), 40, 36, size[0] - 12, size[1] - 40)
     parts = [_axes(frame, _decades(*frame.x), lambda x: short_number(10**x), x_label)]

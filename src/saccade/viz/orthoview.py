@@ -1,7 +1,7 @@
-"""Three planes through one point of a volume, and maps laid over them, as one picture. Pillow and numpy, no torch.
+"""Three planes through one point of a volume, with maps over them, as one picture. Pillow and numpy, no torch.
 
 Arrays are [T Y X] in LPS order (data/orientation): the patient's right is on the left of the axial and the coronal
-plane, the front is up in the axial one, the head is up in the others. One scale of millimetres for all three.
+plane, anterior is up in the axial plane, superior is up in the others. All three planes have one scale in millimetres.
 """
 
 from __future__ import annotations
@@ -22,10 +22,20 @@ BRIGHT, DARK = (255, 255, 255), (0, 0, 0)
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn: the volume [T Y X] in 0..1, the point (z, y, x) in voxels that the planes go through.
+    """The volume, and the point that the planes pass through.
 
-    spacing_mm  (z, y, x)       placed   the file says how the volume lies, so that planes have names
-    box         the asking patch in voxels: front, top, left, depth, height, width; None: the class token
+    Parameters
+    ----------
+    volume : ndarray
+        [T Y X] in 0..1.
+    point : tuple of int
+        (z, y, x) in voxels.
+    spacing_mm : tuple of float
+        (z, y, x).
+    placed : bool
+        The file has an orientation, so that planes have names.
+    box : tuple of float, optional
+        The query patch in voxels: front, top, left, depth, height, width; None is the class token.
     """
 
     volume: np.ndarray
@@ -35,9 +45,9 @@ class Scene:
     box: tuple[float, ...] | None = None
 
     def plane(self, values: np.ndarray, axis: int) -> np.ndarray:
-        """The slice of ``values`` [T Y X] through the point, head up."""
-        found: np.ndarray = np.take(values, self.point[axis], axis=axis)
-        return found[::-1] if self._turned(axis) else found
+        """The slice of ``values`` [T Y X] through the point, superior up."""
+        slice_: np.ndarray = np.take(values, self.point[axis], axis=axis)
+        return slice_[::-1] if self._turned(axis) else slice_
 
     def _turned(self, axis: int) -> bool:
         return axis > 0 and self.placed  # z grows to the head, rows grow downwards
@@ -47,14 +57,14 @@ class Scene:
         return f"{PLANES[axis]}, {where}" if self.placed else where
 
     def size(self, axis: int) -> tuple[int, int]:
-        """(wide, tall) in pixels of a plane."""
+        """(width, height) of a plane in pixels."""
         extent = [n * mm for n, mm in zip(self.volume.shape, self.spacing_mm)]
         scale = CELL_PX / max(extent)
         tall, wide = (max(1, round(extent[other] * scale)) for other in range(3) if other != axis)
         return wide, tall
 
     def mark(self, picture: Image.Image, axis: int) -> None:
-        """A square around the asking patch where the plane cuts it."""
+        """Outline the query patch where the plane cuts it."""
         if self.box is None:
             return
         rows, columns = (other for other in range(3) if other != axis)
@@ -69,9 +79,9 @@ class Scene:
 
 
 def planes_panel(scene: Scene, maps: Mapping[str, np.ndarray], captions: Sequence[str]) -> bytes:
-    """PNG: a column with the volume, then one for every map [T Y X]; a row for each plane.
+    """PNG: a column with the volume, then one for every map [T Y X]; one row per plane.
 
-    All planes of a map are on one scale of colours. captions   a line for the volume and one for each map
+    All planes of a map have one colour scale. ``captions`` has one line for the volume and one for each map.
     """
     sizes = [scene.size(axis) for axis in range(3)]
     pitch = max(LETTERS_PX, *(wide for wide, _ in sizes)) + GAP_PX
@@ -96,8 +106,8 @@ def planes_panel(scene: Scene, maps: Mapping[str, np.ndarray], captions: Sequenc
 
 def _strength(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
-    found: np.ndarray = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return found
+    scaled: np.ndarray = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return scaled
 
 
 def _grey(scene: Scene, axis: int) -> Image.Image:

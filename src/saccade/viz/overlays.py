@@ -1,7 +1,7 @@
-"""Pictures of what a model sees: overlays, attention panels, nearest neighbours. Pillow and numpy, no torch.
+"""Overlays, attention panels and nearest neighbours as pictures. Pillow and numpy, no torch.
 
-Colours are the inferno map of Smith and van der Walt (CC0), perceptually uniform and readable in grey.
-Panels have a transparent ground and grey lettering, so that they sit on a white page and on a dark one.
+Colours are the inferno map of Smith and van der Walt (CC0), perceptually uniform and readable in grey. Panels have a
+transparent background and grey text, so that they suit light and dark pages.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from saccade.errors import UsageError
-from saccade.viz.patch_maps import AttentionMap, Box
+from saccade.viz.patch_maps import AttentionMap, Box, query_text
 
 INFERNO = (
     "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 "
@@ -31,7 +31,7 @@ GAP_PX, CELL_PX, LINE_PX, TEXT_PX = 12, 224, 19, 15
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """0..1 of any shape to uint8 RGB [... 3]; NaN becomes the lowest colour."""
+    """Values in 0..1 of any shape to uint8 RGB [... 3]; NaN becomes the lowest colour."""
     table = np.array([list(bytes.fromhex(word)) for word in INFERNO.split()], dtype=np.float64)
     at = np.clip(np.nan_to_num(values), 0, 1) * (len(table) - 1)
     channels = [np.interp(at, np.arange(len(table)), table[:, c]) for c in range(3)]
@@ -39,7 +39,13 @@ def colours(values: np.ndarray) -> np.ndarray:
 
 
 def unit_range(values: np.ndarray) -> np.ndarray:
-    """Values brought to 0..1 by their own smallest and largest; a flat map becomes 0."""
+    """Values rescaled to 0..1 by their minimum and maximum; a constant map becomes 0.
+
+    Examples
+    --------
+    >>> unit_range(np.array([1.0, 3.0]))
+    array([0., 1.], dtype=float32)
+    """
     values = np.nan_to_num(np.asarray(values, dtype=np.float32))
     low, high = float(values.min()), float(values.max())
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
@@ -48,12 +54,15 @@ def unit_range(values: np.ndarray) -> np.ndarray:
 def to_rgb(image: np.ndarray) -> np.ndarray:
     """uint8 [3 Y X] or [1 Y X] to RGB uint8 [Y X 3].
 
-    Raises UsageError for other types and channel counts: brightness is never guessed here.
+    Raises
+    ------
+    UsageError
+        Another type or number of channels.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise UsageError(
-            "a picture does not fit",
+            "unsupported picture",
             got=f"{image.dtype} {list(image.shape)}",
             expected="uint8 [3 Y X] or [1 Y X]",
         )
@@ -61,7 +70,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def opacity(strength: np.ndarray) -> np.ndarray:
-    """How much a map of 0..1 covers the picture: the picture stays visible everywhere."""
+    """Opacity of a map of 0..1; the picture stays visible everywhere."""
     return 0.35 + 0.45 * strength
 
 
@@ -69,10 +78,10 @@ def opacity(strength: np.ndarray) -> np.ndarray:
 
 
 def blend(image: np.ndarray, values: np.ndarray, *, longest_px: int, box: Box | None = None) -> Image.Image:
-    """The map [Y' X'] laid over the image [3 Y X], enlarged so that the longer side is ``longest_px``.
+    """The map [Y' X'] over the image [3 Y X], enlarged so that the longer side is ``longest_px``.
 
-    The image turns grey below, so that its own colours are not read as attention. ``box`` is the asking
-    patch in pixels of the image, marked by an outlined square.
+    The image is converted to grey so that its colours are not read as attention. ``box`` is the query patch in pixels
+    of the image, drawn as an outline.
     """
     size = _fit(image.shape[1:], longest_px)
     picture = _enlarge(image, size).convert("L").convert("RGB")
@@ -87,10 +96,7 @@ def blend(image: np.ndarray, values: np.ndarray, *, longest_px: int, box: Box | 
 
 
 def overlay_png(image: np.ndarray, amap: AttentionMap, path: Path | None = None, *, longest_px: int = 512) -> bytes:
-    """PNG of the mean map laid over the image (uint8 [3 Y X], the whole input, any size).
-
-    Also written to ``path`` when named.
-    """
+    """PNG of the mean map over the image (uint8 [3 Y X], any size); also written to ``path`` if given."""
     box = _scaled_box(amap, image.shape[1:])
     data = png_of(blend(image, amap.mean, longest_px=longest_px, box=box))
     if path is not None:
@@ -101,10 +107,16 @@ def overlay_png(image: np.ndarray, amap: AttentionMap, path: Path | None = None,
 def overlay_svg(
     image: np.ndarray, amap: AttentionMap, *, title: str | None = None, description: str | None = None
 ) -> str:
-    """Vector form for papers: the image once, one rectangle a patch above it, coloured and see-through.
+    """Vector form for papers: the image once, and one translucent rectangle per patch above it.
 
-    image  uint8 [3 Y X], the whole input at any size; one unit of the drawing is one of its pixels
-    amap   its mean is drawn
+    Parameters
+    ----------
+    image : ndarray
+        uint8 [3 Y X], the whole input at any size.
+    amap : AttentionMap
+        Its mean is drawn.
+    title, description : str, optional
+        Texts of the SVG; None describes the map.
     """
     y_px, x_px = image.shape[1:]
     values = amap.mean
@@ -119,7 +131,7 @@ def overlay_svg(
         for i in range(rows * columns)
     ]
     title = title or f"{amap.kind.capitalize()} over {rows} × {columns} patches"
-    description = description or f"{_asks(amap)}; {_extent(values, amap.kind)}."
+    description = description or f"{query_text(amap)}; {_extent(values, amap.kind)}."
     grey = Image.fromarray(to_rgb(image)).convert("L")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x_px} {y_px}" role="img" '
@@ -134,11 +146,11 @@ def _svg_mark(box: Box | None, y_px: int, x_px: int) -> str:
     if box is None:
         return ""
     top, left, tall, broad = box
-    place = f'x="{left}" y="{top}" width="{broad}" height="{tall}" fill="none"'
+    position = f'x="{left}" y="{top}" width="{broad}" height="{tall}" fill="none"'
     line = max(y_px, x_px) / 250
     return (
-        f'<rect {place} stroke="#000" stroke-width="{2 * line:.3f}"/>'
-        f'<rect {place} stroke="#fff" stroke-width="{line:.3f}"/>'
+        f'<rect {position} stroke="#000" stroke-width="{2 * line:.3f}"/>'
+        f'<rect {position} stroke="#fff" stroke-width="{line:.3f}"/>'
     )
 
 
@@ -150,7 +162,7 @@ def data_uri(data: bytes, kind: str = "image/png") -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
+class PanelCell:
     """One picture of a sheet with up to two lines below it; ``rule`` draws a bar under the picture."""
 
     picture: Image.Image
@@ -159,24 +171,24 @@ class Cell:
 
 
 def attention_panel(image: np.ndarray, amap: AttentionMap) -> bytes:
-    """PNG: the image, the mean map, then every head, each with its own largest value below.
+    """PNG: the image, the mean map, then every head, each with its largest value below.
 
-    image  uint8 [3 Y X], the picture the map was made of (any size)
+    image : uint8 [3 Y X], any size.
     """
     box = _scaled_box(amap, image.shape[1:])
     original = _enlarge(image, _fit(image.shape[1:], CELL_PX))
     if box is not None:
         _mark(original, box, image.shape[1:])
-    cells = [Cell(original, ("image", _asks(amap)))]
+    cells = [PanelCell(original, ("image", query_text(amap)))]
     heads = len(amap.values)
     name = f"mean of {heads} heads" if heads > 1 else amap.kind
     mean = amap.mean
     picture = blend(image, mean, longest_px=CELL_PX, box=box)
-    cells.append(Cell(picture, (name, _extent(mean, amap.kind))))
+    cells.append(PanelCell(picture, (name, _extent(mean, amap.kind))))
     for head in range(heads if heads > 1 else 0):
         values = amap.values[head]
         picture = blend(image, values, longest_px=CELL_PX, box=box)
-        cells.append(Cell(picture, (f"head {head}", _extent(values, amap.kind))))
+        cells.append(PanelCell(picture, (f"head {head}", _extent(values, amap.kind))))
     return png_of(_sheet(cells, columns=_columns(len(cells))))
 
 
@@ -190,46 +202,39 @@ class Neighbour:
 
 
 def neighbours_panel(rows: Sequence[tuple[Neighbour, Sequence[Neighbour]]]) -> bytes:
-    """PNG: one row a query, its nearest images to the right, the most similar first.
+    """PNG: one row per query, with its nearest images to the right, most similar first.
 
     A neighbour of the query's class has a bar under it; another class is written "other: ...".
     """
     if not rows:
         raise UsageError("a neighbours panel needs at least one query", got="none")
-    cells: list[Cell] = []
-    columns = 1 + max(len(found) for _, found in rows)
+    cells: list[PanelCell] = []
+    columns = 1 + max(len(neighbours) for _, neighbours in rows)
     blank = Image.new("RGBA", (1, 1), (0, 0, 0, 0))
-    for query, found in rows:
-        cells.append(Cell(_square(query.image), ("query", query.label or "")))
-        for item in found:
+    for query, neighbours in rows:
+        cells.append(PanelCell(_square(query.image), ("query", query.label or "")))
+        for item in neighbours:
             same = item.label is not None and item.label == query.label
             score = "" if item.score is None else f"{item.score:.3f}"
             differs = item.label is not None and query.label is not None and not same
             label = f"other: {item.label}" if differs else item.label or ""
-            cells.append(Cell(_square(item.image), (score, label), rule=same))
-        cells += [Cell(blank)] * (columns - 1 - len(found))
+            cells.append(PanelCell(_square(item.image), (score, label), rule=same))
+        cells += [PanelCell(blank)] * (columns - 1 - len(neighbours))
     return png_of(_sheet(cells, columns=columns, first_apart=True))
 
 
 def hits_panel(query: np.ndarray, hits: Sequence[Neighbour], *, columns: int = 6) -> bytes:
-    """PNG: an image (uint8 [3 Y X]) and below it what was found for it, nearest first, from left to right.
+    """PNG: an image (uint8 [3 Y X]) and below it the search results, nearest first.
 
-    A hit of 1 x 1 pixels stands for an image that is not there.
+    A result of 1 x 1 pixels stands for an image that is missing.
     """
-    blank = Cell(Image.new("RGBA", (1, 1), (0, 0, 0, 0)))
-    cells = [Cell(_square(query), ("asked with",)), *[blank] * (min(columns, len(hits) or 1) - 1)]
-    for place, item in enumerate(hits, start=1):
-        gone = item.image.shape[1:] == (1, 1)
-        text = f"{place}: {item.score:.3f}" + (", not there" if gone else "")
-        cells.append(Cell(blank.picture if gone else _square(item.image), (text, item.label or "")))
+    blank = PanelCell(Image.new("RGBA", (1, 1), (0, 0, 0, 0)))
+    cells = [PanelCell(_square(query), ("query",)), *[blank] * (min(columns, len(hits) or 1) - 1)]
+    for rank, item in enumerate(hits, start=1):
+        missing = item.image.shape[1:] == (1, 1)
+        text = f"{rank}: {item.score:.3f}" + (", missing" if missing else "")
+        cells.append(PanelCell(blank.picture if missing else _square(item.image), (text, item.label or "")))
     return png_of(_sheet(cells, columns=min(columns, len(hits) or 1)))
-
-
-def _asks(amap: AttentionMap) -> str:
-    whole = amap.query_box is None
-    if amap.kind == "similarity":
-        return "compared: the whole image" if whole else "compared: the marked patch"
-    return "the class token asks" if whole else "the marked patch asks"
 
 
 def _extent(values: np.ndarray, kind: str) -> str:
@@ -251,8 +256,8 @@ def _scaled_box(amap: AttentionMap, size: tuple[int, ...]) -> Box | None:
     return round(top * down), round(left * across), max(1, round(tall * down)), max(1, round(broad * across))
 
 
-def _sheet(cells: Sequence[Cell], *, columns: int, first_apart: bool = False) -> Image.Image:
-    """Cells on a regular grid, lettering below; ``first_apart`` sets the first column off from the rest."""
+def _sheet(cells: Sequence[PanelCell], *, columns: int, first_apart: bool = False) -> Image.Image:
+    """Cells on a regular grid with text below; ``first_apart`` separates the first column."""
     font = ImageFont.load_default(TEXT_PX)
     wide, tall = (max(cell.picture.size[i] for cell in cells) for i in (0, 1))
     lines = max(len(cell.lines) for cell in cells)
@@ -290,7 +295,7 @@ def _enlarge(image: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _square(image: np.ndarray) -> Image.Image:
-    """The picture inside a square cell of half the usual size; the rest stays transparent."""
+    """The picture inside a square cell of half the usual size; the rest is transparent."""
     side = CELL_PX // 2
     small = _enlarge(image, _fit(image.shape[1:], side))
     cell = Image.new("RGBA", (side, side), (0, 0, 0, 0))
@@ -299,7 +304,7 @@ def _square(image: np.ndarray) -> Image.Image:
 
 
 def _mark(picture: Image.Image, box: Box, size: tuple[int, ...]) -> None:
-    """A white square with a dark rim, so that it shows on any ground."""
+    """A white outline with a dark rim, visible on any background."""
     scale = picture.width / size[1]
     top, left, tall, broad = (v * scale for v in box)
     draw = ImageDraw.Draw(picture)

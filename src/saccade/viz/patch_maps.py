@@ -1,7 +1,7 @@
-"""Maps over the patch grid as plain numbers: the record, the mask that holds most of the mass, its overlap.
+"""Maps over the patch grid: the record, the mask that holds most of the mass, its overlap. No torch.
 
-The mask is that of figures 3 and 4 of Caron et al. 2021 (DINO, arXiv:2104.14294): the smallest set of patches
-that holds 60 % of the attention. No torch here.
+The mask is that of figures 3 and 4 of Caron et al. 2021 (DINO, arXiv:2104.14294): the fewest patches that hold 60 % of
+the attention.
 """
 
 from __future__ import annotations
@@ -20,19 +20,28 @@ Box = tuple[int, ...]
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """How much one query takes from every patch of an image, or of a volume: T comes before Y everywhere then.
+    """The attention of one query over every patch of an image or a volume (then T comes before Y everywhere).
 
-    values        [H Y' X'] float32 over the patch grid; H is 1 for rollout and similarity.
-                  Attention and rollout are shares of the whole row, class and register tokens included, so a
-                  map sums to ``1 - prefix_share``. Similarity is a cosine, -1 to 1.
-    mean          [Y' X'] float32, the mean over heads
-    grid          (Y', X')
-    size_px       (Y, X) of the network's input
-    query_box     (top, left, height, width) of the asking patch, pixels of the input; None: the class token. Of volumes
-                  (front, top, left, depth, height, width)
-    kind          what the numbers are
-    prefix_share  [H] float32, the share of the row that goes to class and register tokens; 0 for similarity
-    layer         0-based layer the rows were taken from; None for rollout (all layers) and similarity
+    Parameters
+    ----------
+    values : ndarray
+        [H Y' X'] float32 over the patch grid; H is 1 for rollout and similarity. Attention and rollout are fractions of
+        the whole row, class and register tokens included: a map sums to ``1 - prefix_share``. Similarity is a cosine.
+    mean : ndarray
+        [Y' X'] float32, the mean over heads.
+    grid : tuple of int
+        (Y', X').
+    size_px : tuple of int
+        (Y, X) of the network's input.
+    query_box : tuple of int, optional
+        (top, left, height, width) of the query patch in pixels of the input, of volumes (front, top, left, depth,
+        height, width); None is the class token.
+    kind : {"attention", "rollout", "similarity"}
+        What the values are.
+    prefix_share : ndarray
+        [H] float32, the fraction of the row on class and register tokens; 0 for similarity.
+    layer : int, optional
+        0-based layer of the rows; None for rollout and similarity.
     """
 
     values: np.ndarray
@@ -45,19 +54,36 @@ class AttentionMap:
     layer: int | None = None
 
 
-def threshold_mask(values: np.ndarray, keep: float = 0.6) -> np.ndarray:
-    """The smallest set of patches of ``values`` [Y X] that holds the share ``keep`` of the mass; bool [Y X].
+def query_text(amap: AttentionMap) -> str:
+    """The query of a map in words, for captions."""
+    patch = "class token" if amap.query_box is None else "marked patch"
+    if amap.kind == "similarity":
+        return "similarity to the mean" if amap.query_box is None else "similarity to the marked patch"
+    return f"query: {patch}"
 
-    Negative values (dissimilar patches) and NaN carry no mass. A map without mass gives an empty mask.
-    Raises UsageError unless 0 < keep <= 1.
+
+def threshold_mask(values: np.ndarray, keep: float = 0.6) -> np.ndarray:
+    """The fewest patches of ``values`` that hold the fraction ``keep`` of the mass, as bool of the same shape.
+
+    Negative values and NaN carry no mass; a map without mass gives an empty mask.
+
+    Raises
+    ------
+    UsageError
+        ``keep`` is not above 0 and at most 1.
+
+    Examples
+    --------
+    >>> threshold_mask(np.array([[0.5, 0.3, 0.2]]), 0.6)
+    array([[ True,  True, False]])
     """
     if not 0 < keep <= 1:
-        raise UsageError("the kept share of a map does not fit", got=keep, expected="0 < keep <= 1")
+        raise UsageError("threshold out of range", got=keep, expected="a fraction above 0, at most 1")
     mass = np.clip(np.nan_to_num(np.asarray(values, dtype=np.float64)), 0, None).ravel()
     mask = np.zeros(mass.shape, dtype=bool)
     if mass.sum() > 0:
         order = np.argsort(-mass, kind="stable")
-        held = np.cumsum(mass[order] / mass.max())  # a share of the smallest numbers there are would be 0
+        held = np.cumsum(mass[order] / mass.max())  # a fraction of denormal numbers would be 0
         count = int(np.searchsorted(held, keep * held[-1] * (1 - 1e-9))) + 1
         mask[order[:count]] = True
     return mask.reshape(np.shape(values))
@@ -66,17 +92,25 @@ def threshold_mask(values: np.ndarray, keep: float = 0.6) -> np.ndarray:
 def jaccard(mask_a: np.ndarray, mask_b: np.ndarray) -> float:
     """Intersection over union of two bool masks of one shape; 1.0 when both are empty.
 
-    Raises UsageError when the shapes differ.
+    Raises
+    ------
+    UsageError
+        The shapes differ.
+
+    Examples
+    --------
+    >>> jaccard(np.array([True, True]), np.array([True, False]))
+    0.5
     """
     a, b = np.asarray(mask_a, dtype=bool), np.asarray(mask_b, dtype=bool)
     if a.shape != b.shape:
-        raise UsageError("two masks must have one shape", got=f"{a.shape} and {b.shape}")
+        raise UsageError("the masks differ in shape", got=f"{a.shape} and {b.shape}")
     union = int((a | b).sum())
     return float((a & b).sum() / union) if union else 1.0
 
 
 def upsample(values: np.ndarray, size_px: tuple[int, int]) -> np.ndarray:
-    """A map [Y' X'] brought to ``size_px`` (Y, X): bilinear float32 for numbers, nearest bool for masks.
+    """A map [Y' X'] resized to ``size_px`` (Y, X): bilinear float32 for numbers, nearest bool for masks.
 
     Pixel centres are aligned as in torch's ``interpolate(align_corners=False)``.
     """

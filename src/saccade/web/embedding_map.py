@@ -1,13 +1,12 @@
-"""The map of embeddings: which images a model finds alike, seen as points, searched, selected.
+"""The map of embeddings: images as points, near where their features are similar; search and selection.
 
-Positions and codes of columns travel as float32, little-endian; the page paints them.
+Positions and codes of columns are sent as little-endian float32; the page draws them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,154 +15,154 @@ from fastapi import APIRouter, Body, Query
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from saccade.base.cache import LruCache
 from saccade.base.jobs import State
 from saccade.errors import UsageError
 from saccade.features.filters import Condition
 from saccade.features.stores import written
 from saccade.web import discover
-from saccade.web.catalog import Desk, RunOnDesk
-from saccade.web.embed_job import TABLE, Making
+from saccade.web.catalog import Catalog, CatalogRun
+from saccade.web.embed_job import TABLE, EmbedJobs
 from saccade.web.open_table import MOST, OpenedTable
 from saccade.web.shell_commands import embed_command
 
-KEPT = 3  # tables in memory
+MAX_TABLES = 3  # in memory
 USUAL = (TABLE, "features.lance")
 
 
-class Shelf:
-    """The tables that may be looked at: those of the runs on the desk, and those that were named."""
+class OpenTables:
+    """The feature tables of the catalog; the most recently used ones stay open."""
 
-    def __init__(self, desk: Desk):
-        self.desk = desk
-        self._opened: OrderedDict[str, OpenedTable] = OrderedDict()
+    def __init__(self, catalog: Catalog):
+        self.catalog = catalog
+        self._opened: LruCache[str, OpenedTable] = LruCache(MAX_TABLES)
         self._lock = threading.Lock()
 
     def listed(self) -> list[dict[str, Any]]:
-        """Every table; for a run without one, the command that makes it, or that it has gone."""
-        found: list[dict[str, Any]] = []
-        for place in self.desk.tables:
-            found.append({"id": self.desk.id_of("table", place), "name": place.rstrip("/").rpartition("/")[2]})
-        for run in self.desk.runs:
-            own = self._of(run)
-            if own is None and not discover.is_run(run.folder):
-                found.append({"name": run.name, "run": run.id, "gone": True})
-            elif own is None:
+        """Every table; for a run without one, the command that computes it, or that the run is gone."""
+        tables: list[dict[str, Any]] = []
+        for path in self.catalog.tables:
+            tables.append({"id": self.catalog.id_of("table", path), "name": path.rstrip("/").rpartition("/")[2]})
+        for run in self.catalog.runs:
+            table_path = self._of(run)
+            if table_path is None and not discover.is_run(run.folder):
+                tables.append({"name": run.name, "run": run.id, "gone": True})
+            elif table_path is None:
                 command = embed_command(run.folder, run.folder / TABLE)
-                found.append({"name": run.name, "run": run.id, "command": command})
+                tables.append({"name": run.name, "run": run.id, "command": command})
             else:
-                found.append({"id": self.desk.id_of("table", str(own)), "name": run.name, "run": run.id})
-        return found
+                tables.append({"id": self.catalog.id_of("table", str(table_path)), "name": run.name, "run": run.id})
+        return tables
 
     def open(self, key: str) -> OpenedTable:
-        """The table with this id, read again when it was written anew. HTTP 404 where there is none."""
-        places = {self.desk.id_of("table", place): place for place in self.desk.tables}
-        for run in self.desk.runs:
-            if (found := self._of(run)) is not None:
-                places[self.desk.id_of("table", str(found))] = str(found)
-        if key not in places:
+        """The table with this id, reopened when the file has changed. HTTP 404 if there is none."""
+        paths = {self.catalog.id_of("table", path): path for path in self.catalog.tables}
+        for run in self.catalog.runs:
+            if (table_path := self._of(run)) is not None:
+                paths[self.catalog.id_of("table", str(table_path))] = str(table_path)
+        if key not in paths:
             raise HTTPException(404, "no such table")
-        place = Path(places[key])
+        path = Path(paths[key])
         with self._lock:
-            if key not in self._opened or self._opened[key].written != written(places[key]):
-                models = [str(run.folder) for run in self.desk.runs if run.folder == place.parent]
-                self._opened[key] = OpenedTable(places[key], models)
-            self._opened.move_to_end(key)
-            while len(self._opened) > KEPT:
-                self._opened.popitem(last=False)
-            return self._opened[key]
+            table = self._opened.get(key)
+            if table is None or table.written != written(paths[key]):
+                models = [str(run.folder) for run in self.catalog.runs if run.folder == path.parent]
+                table = OpenedTable(paths[key], models)
+                self._opened.put(key, table)
+            return table
 
-    def _of(self, run: RunOnDesk) -> Path | None:
+    def _of(self, run: CatalogRun) -> Path | None:
         return next((run.folder / name for name in USUAL if (run.folder / name).exists()), None)
 
 
-def router(desk: Desk) -> APIRouter:
-    api = APIRouter(prefix="/atlas")
-    shelf = Shelf(desk)
+def router(catalog: Catalog) -> APIRouter:
+    api = APIRouter(prefix="/map")
+    tables = OpenTables(catalog)
 
     @api.get("")
     def listed() -> list[dict[str, Any]]:
-        return list(discover.spelt(shelf.listed()))
+        return list(discover.encodable(tables.listed()))
 
-    making = Making()
+    making = EmbedJobs()
 
-    @api.get("/made/{run}")
+    @api.get("/embed/{run}")
     def making_state(run: str) -> dict[str, Any]:
-        """How far the feature table of a run is."""
-        return _said(making.state(desk.run(run)))
+        """Progress of the feature table of a run."""
+        return _state(making.state(catalog.run(run)))
 
-    @api.post("/made/{run}")
+    @api.post("/embed/{run}")
     def make(run: str) -> dict[str, Any]:
-        return _said(making.start(desk.run(run)))
+        return _state(making.start(catalog.run(run)))
 
-    @api.post("/made/{run}/stop")
+    @api.post("/embed/{run}/stop")
     def stop_making(run: str) -> dict[str, Any]:
-        return _said(making.stop(desk.run(run)))
+        return _state(making.stop(catalog.run(run)))
 
     @api.get("/{key}")
     def about(key: str) -> dict[str, Any]:
-        return dict(discover.spelt(shelf.open(key).about()))
+        return dict(discover.encodable(tables.open(key).about()))
 
     @api.get("/{key}/places")
     def places(key: str, kind: str = "pca") -> Response:
-        """[N 2]: where every row lies."""
-        return _numbers(shelf.open(key).places(kind))
+        """[N 2], the position of every row."""
+        return _numbers(tables.open(key).places(kind))
 
     @api.get("/{key}/values")
     def values(key: str, name: str, clusters: int | None = None) -> list[str]:
-        """The values of a column, the most frequent first; ``clusters``: so many in the one that is made."""
-        return shelf.open(key).column(name, clusters)[0]
+        """The values of a column, most frequent first; ``clusters`` is the number of clusters to compute."""
+        return tables.open(key).column(name, clusters)[0]
 
     @api.get("/{key}/codes")
     def codes(key: str, name: str, clusters: int | None = None) -> Response:
-        """[N]: which of the values each row has."""
-        return _numbers(shelf.open(key).column(name, clusters)[1])
+        """[N], the index of each row's value."""
+        return _numbers(tables.open(key).column(name, clusters)[1])
 
     @api.get("/{key}/job")
     def job(key: str, kind: str) -> dict[str, Any]:
-        return _said(shelf.open(key).job(kind))
+        return _state(tables.open(key).job(kind))
 
     @api.post("/{key}/job")
     def start(key: str, kind: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
-        return _said(shelf.open(key).start(kind))
+        return _state(tables.open(key).start(kind))
 
     @api.post("/{key}/cancel")
     def cancel(key: str, kind: Annotated[str, Body(embed=True)]) -> dict[str, Any]:
-        return _said(shelf.open(key).cancel(kind))
+        return _state(tables.open(key).cancel(kind))
 
     @api.post("/{key}/rows")
     def rows(key: str, numbers: Annotated[list[int], Body(embed=True, max_length=MOST)]) -> list[dict[str, Any]]:
-        table = shelf.open(key)
+        table = tables.open(key)
         return [table.row(number) | {"row": number} for number in numbers]
 
     @api.get("/{key}/thumb/{number}")
     def thumb(key: str, number: int, side: Annotated[int, Query(ge=16, le=512)] = 128) -> Response:
-        """The page adds what ``about`` says of the writing to the address, so a browser may keep the picture."""
-        picture = shelf.open(key).thumbnail(number, side)
+        """The page adds the table's stamp to the address, so that a browser may cache the picture."""
+        picture = tables.open(key).thumbnail(number, side)
         return Response(picture, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
     @api.post("/{key}/neighbours")
     def neighbours(key: str, question: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
         """``row`` or ``upload``, ``k``, ``where`` ([{column, values, negated}]), ``approximate``."""
-        return _alike(desk, shelf.open(key), question)
+        return _neighbours(catalog, tables.open(key), question)
 
     return api
 
 
-def _said(state: State) -> dict[str, Any]:
-    return dict(discover.spelt(dataclasses.asdict(state)))
+def _state(state: State) -> dict[str, Any]:
+    return dict(discover.encodable(dataclasses.asdict(state)))
 
 
-def _alike(desk: Desk, table: OpenedTable, question: dict[str, Any]) -> dict[str, Any]:
-    """What is most like a row or an upload. Raises UsageError for a question that does not fit; HTTP 404."""
+def _neighbours(catalog: Catalog, table: OpenedTable, question: dict[str, Any]) -> dict[str, Any]:
+    """The nearest neighbours of a row or an upload. Raises UsageError for an invalid request; HTTP 404."""
     try:
         k, wish = int(question.get("k", 10)), question.get("approximate")
         where = [Condition(w["column"], tuple(w["values"]), bool(w["negated"])) for w in question.get("where", [])]
         row = None if question.get("row") is None else int(question["row"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError("the question does not fit", got=str(error)) from error
+        raise UsageError("invalid request", got=str(error)) from error
     if row is not None:
         return table.like_row(row, k, where, wish)
-    upload = desk.uploads.get(str(question.get("upload")))
+    upload = catalog.uploads.get(str(question.get("upload")))
     if upload is None:
         raise HTTPException(404, "no such upload")
     return table.like_upload(upload, k, where, wish)

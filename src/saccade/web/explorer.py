@@ -1,9 +1,9 @@
-"""The attention explorer: where any patch looks, in every layer and head, of any model on the desk.
+"""The attention explorer: the attention of any patch, in every layer and head of any model of the catalog.
 
-Rows of numbers travel as float32, little-endian, in row-major order; the page paints them.
+Rows are sent as little-endian float32 in row-major order; the page draws them.
 """
 
-# No postponed annotations here: FastAPI could not find ``seen``, which belongs to one desk, by its name.
+# No postponed annotations here: FastAPI could not resolve ``model_view``, which is local to ``router``.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,21 +11,21 @@ import numpy as np
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 
-from saccade.errors import UsageError
-from saccade.web.catalog import Desk
-from saccade.web.discover import spelt, written
+from saccade.errors import UsageError, out_of_range
+from saccade.web.catalog import Catalog
+from saccade.web.discover import encodable, written
 from saccade.web.images import png
 
 if TYPE_CHECKING:
-    from saccade.attention.explorer import Seen
-    from saccade.attention.recorded_qkv import Compared
+    from saccade.attention.explorer import ModelView
+    from saccade.attention.recorded_qkv import RecordedQKV
 
-MOST_FLOATS = 2**22  # of one answer: 16 MiB
+MAX_FLOATS = 2**22  # of one answer: 16 MiB
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What every question names: ids of a model and an image, and how it is looked at (see explore.Look)."""
+class ViewQuery:
+    """The parameters of every request: ids of a model and an image, and how the model is given it (see ViewRequest)."""
 
     model: str
     image: str
@@ -34,84 +34,84 @@ class Asked:
     positions: bool = True
 
 
-def router(desk: Desk) -> APIRouter:
+def router(catalog: Catalog) -> APIRouter:
     api = APIRouter(prefix="/attention")
 
-    def seen(asked: Annotated[Asked, Depends()]) -> "Seen":
-        """The look that a question is about; the network runs only if it is not kept."""
-        from saccade.attention.explorer import Look
+    def model_view(asked: Annotated[ViewQuery, Depends()]) -> "ModelView":
+        """The view of a request; the network runs only if it is not cached."""
+        from saccade.attention.explorer import ViewRequest
 
-        chosen = desk.model(asked.model)
+        chosen = catalog.model(asked.model)
         how = (asked.size, asked.shuffle, asked.positions)
-        look = Look(chosen.model, asked.image, chosen.fresh, *how, written=written(chosen.model))
-        return desk.explorer.known(look) or desk.explorer.see(look, desk.sample(asked.image))
+        look = ViewRequest(chosen.model, asked.image, chosen.fresh, *how, written=written(chosen.model))
+        return catalog.explorer.cached(look) or catalog.explorer.view(look, catalog.sample(asked.image))
 
     @api.get("/models")
     def models() -> list[dict[str, Any]]:
         return [
-            {"id": one.id, "name": spelt(one.name), "run": one.run, "fresh": one.fresh, "axes": one.axes}
-            for one in desk.choices()
+            {"id": model.id, "name": encodable(model.name), "run": model.run, "fresh": model.fresh, "axes": model.axes}
+            for model in catalog.choices()
         ]
 
-    @api.get("/look")
-    def look(found: Annotated[Any, Depends(seen)]) -> dict[str, Any]:
-        return found.about() | {"name": spelt(found.name)}
+    @api.get("/view")
+    def look(view: Annotated[Any, Depends(model_view)]) -> dict[str, Any]:
+        return view.about() | {"name": encodable(view.name)}
 
     @api.get("/picture")
-    def picture(found: Annotated[Any, Depends(seen)]) -> Response:
-        return png(found.picture, kept=False)  # a model that is trained anew may see it at another size
+    def picture(view: Annotated[Any, Depends(model_view)]) -> Response:
+        return png(view.picture, cacheable=False)  # a retrained model may have another input size
 
     @api.get("/cube")
-    def cube(found: Annotated[Any, Depends(seen)]) -> Response:
-        """A volume as the network got it: bytes [T Y X]."""
-        return Response(found.picture.tobytes(), media_type="application/octet-stream")
+    def cube(view: Annotated[Any, Depends(model_view)]) -> Response:
+        """The input cube of a volume: bytes [T Y X]."""
+        return Response(view.picture.tobytes(), media_type="application/octet-stream")
 
     @api.get("/rows")
-    def rows(found: Annotated[Any, Depends(seen)], layer: int, first: int, count: int = 1) -> Response:
-        """[H R N] of the queries ``first`` and following in one layer."""
-        if found.compared is None:
-            return numbers(found.similarity(first, count))
-        check_count(found.compared.heads * count * found.compared.tokens)
-        return numbers(found.compared.rows(layer, first, count))
+    def rows(view: Annotated[Any, Depends(model_view)], layer: int, first: int, count: int = 1) -> Response:
+        """[H R N] of ``count`` queries from ``first`` on, in one layer."""
+        if view.qkv is None:
+            return numbers(view.similarity(first, count))
+        check_count(view.qkv.heads * count * view.qkv.tokens)
+        return numbers(view.qkv.rows(layer, first, count))
 
-    @api.get("/fan")
-    def fan(found: Annotated[Any, Depends(seen)], token: int) -> Response:
+    @api.get("/all-layers")
+    def all_layers(view: Annotated[Any, Depends(model_view)], token: int) -> Response:
         """[L H N] of one query in every layer."""
-        if found.compared is None:
-            return numbers(found.similarity(token, 1))
-        return numbers(found.compared.fan(token))
+        if view.qkv is None:
+            return numbers(view.similarity(token, 1))
+        return numbers(view.qkv.all_layers(token))
 
     @api.get("/rollout")
-    def rollout(found: Annotated[Any, Depends(seen)], first: int, count: int = 1) -> Response:
-        """[1 R N]: attention followed through all layers."""
-        _attentive(found)
-        check_count(count * found.compared.tokens)
-        return numbers(found.compared.rollout(first, count)[None])
+    def rollout(view: Annotated[Any, Depends(model_view)], first: int, count: int = 1) -> Response:
+        """[1 R N], attention rollout."""
+        _attentive(view)
+        check_count(count * view.qkv.tokens)
+        return numbers(view.qkv.rollout(first, count)[None])
 
     @api.get("/nifti")
     def nifti(
-        asked: Annotated[Asked, Depends()],
-        found: Annotated[Any, Depends(seen)],
+        asked: Annotated[ViewQuery, Depends()],
+        view: Annotated[Any, Depends(model_view)],
         token: int,
         layer: int = 0,
         head: Annotated[int | None, Query(ge=0)] = None,
         rollout: bool = False,
         keep: Annotated[float | None, Query(gt=0, le=1)] = None,
     ) -> Response:
-        """The map of one token over a volume, at every voxel, as ``saccade attend`` writes it; no head: their mean."""
+        """The map of one token over a volume at every voxel, as ``saccade attend`` writes it; no head: the mean."""
         from saccade.attention.explorer import volume_file
 
-        if head is not None and found.compared is not None and head >= found.compared.heads:
-            raise UsageError("no such head", got=head, expected=f"0 to {found.compared.heads - 1}")
-        values = found.map(token, layer=layer, head=head, rollout=rollout)
-        packed = volume_file(found, desk.sample(asked.image), values, keep)
+        if head is not None and view.qkv is not None and head >= view.qkv.heads:
+            raise out_of_range("head", head, view.qkv.heads - 1)
+        values = view.map(token, layer=layer, head=head, rollout=rollout)
+        packed = volume_file(view, catalog.sample(asked.image), values, keep)
         return Response(packed, media_type="application/gzip")
 
     @api.get("/pair")
-    def pair(found: Annotated[Any, Depends(seen)], layer: int, head: int, query: int, key: int) -> dict[str, Any]:
+    def pair(view: Annotated[Any, Depends(model_view)], layer: int, head: int, query: int, key: int) -> dict[str, Any]:
         """Every number between one query and one key."""
-        _attentive(found)
-        return pair_numbers(found.compared, layer, head, query, key)
+        _attentive(view)
+        return pair_numbers(view.qkv, layer, head, query, key)
 
     return api
 
@@ -120,21 +120,21 @@ def numbers(values: np.ndarray) -> Response:
     return Response(np.ascontiguousarray(values, dtype="<f4").tobytes(), media_type="application/octet-stream")
 
 
-def pair_numbers(compared: "Compared", layer: int, head: int, query: int, key: int) -> dict[str, Any]:
-    one = compared.pair(layer, head, query, key)
-    known = {name: getattr(one, name) for name in ("dot", "score", "largest", "total", "weight", "rank")}
-    vectors = {name: getattr(one, name).tolist() for name in ("query", "key", "value", "products")}
-    counts = compared.seen_counts(layer)
-    seen = compared.tokens if counts is None else int(counts[query])
-    return known | vectors | {"tokens": compared.tokens, "seen": seen}
+def pair_numbers(qkv: "RecordedQKV", layer: int, head: int, query: int, key: int) -> dict[str, Any]:
+    qk_pair = qkv.pair(layer, head, query, key)
+    scalars = {name: getattr(qk_pair, name) for name in ("dot", "score", "largest", "total", "weight", "rank")}
+    vectors = {name: getattr(qk_pair, name).tolist() for name in ("query", "key", "value", "products")}
+    counts = qkv.visible_counts(layer)
+    n_visible = qkv.tokens if counts is None else int(counts[query])
+    return scalars | vectors | {"tokens": qkv.tokens, "visible": n_visible}
 
 
 def check_count(floats: int) -> None:
-    """Raise UsageError for an answer of too many numbers."""
-    if floats > MOST_FLOATS:
-        raise UsageError("too many rows at once", got=f"{floats:,} numbers", expected=f"at most {MOST_FLOATS:,}")
+    """Raise UsageError for a response of too many numbers."""
+    if floats > MAX_FLOATS:
+        raise UsageError("too many rows at once", got=f"{floats:,} numbers", expected=f"at most {MAX_FLOATS:,}")
 
 
-def _attentive(found: "Seen") -> None:
-    if found.compared is None:
-        raise UsageError(f"{found.name} has no attention", hint="the similarity of its tokens is shown instead")
+def _attentive(view: "ModelView") -> None:
+    if view.qkv is None:
+        raise UsageError(f"{view.name} has no attention", hint="the page shows the similarity of its tokens")

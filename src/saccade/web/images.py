@@ -1,4 +1,4 @@
-"""Images to choose from: those a run learned from, and uploads, which stay in memory. Small pictures of them."""
+"""Images of runs and uploads, with thumbnails. Uploads are held in memory."""
 
 from __future__ import annotations
 
@@ -16,80 +16,80 @@ from PIL import Image
 
 from saccade.data.formats import PNG_MAGIC, is_tiff
 from saccade.errors import DataError
-from saccade.web.catalog import UPLOAD_PIXELS, Desk, ImageOnDesk, Upload, read_upload
-from saccade.web.discover import named, spelt
+from saccade.web.catalog import UPLOAD_PIXELS, Catalog, CatalogImage, Upload, read_upload
+from saccade.web.discover import encodable, named
 
 BYTES_A_PIXEL = 4  # of an upload, all channels together, at UPLOAD_PIXELS
 STRIPE_PX, STRIPE_GREYS = 12, (96, 160)
 
 
-def router(desk: Desk) -> APIRouter:
+def router(catalog: Catalog) -> APIRouter:
     api = APIRouter()
 
     @api.get("/images")
     def listed(
         run: str, start: Annotated[int, Query(ge=0)] = 0, count: Annotated[int, Query(ge=1, le=200)] = 48
     ) -> dict[str, Any]:
-        total, found = desk.images(desk.run(run), start, count)
-        return {"total": total, "images": [shown(one.id, one) for one in found]}
+        total, images = catalog.images(catalog.run(run), start, count)
+        return {"total": total, "images": [shown(image.id, image) for image in images]}
 
     @api.get("/images/{key}")
     def one(key: str) -> dict[str, Any]:
-        """What an address of this session names; HTTP 404 where the server no longer has it."""
-        return shown(key, desk.image(key))
+        """The image of an id of this session; HTTP 404 if the server no longer has it."""
+        return shown(key, catalog.image(key))
 
     @api.get("/images/{key}/small")
     def small(key: str, side: Annotated[int, Query(ge=16, le=1024)] = 96) -> Response:
-        pixels = desk.sample(key).pixels
+        pixels = catalog.sample(key).pixels
         return png(to_display(pixels[:, pixels.shape[1] // 2] if pixels.ndim == 4 else pixels), side)
 
     @api.post("/uploads")
     async def upload(request: Request, x_name: Annotated[str, Header()] = "upload") -> dict[str, Any]:
-        """What was sent is decoded beside the loop, which answers others meanwhile."""
-        return await run_in_threadpool(_take, desk, unquote(x_name), await request.body())
+        """Decoded in a worker thread, so that the server answers other requests meanwhile."""
+        return await run_in_threadpool(_take, catalog, unquote(x_name), await request.body())
 
     return api
 
 
-def _take(desk: Desk, name: str, data: bytes) -> dict[str, Any]:
+def _take(catalog: Catalog, name: str, data: bytes) -> dict[str, Any]:
     check_pixels(data, name)
     pixels = read_upload(data, name).pixels
-    return {"id": desk.uploads.add(name, data), "name": name, "upload": True, "size_px": list(pixels.shape[1:])}
+    return {"id": catalog.uploads.add(name, data), "name": name, "upload": True, "size_px": list(pixels.shape[1:])}
 
 
-def shown(key: str, one: ImageOnDesk | Upload) -> dict[str, Any]:
-    """An image as the page lists it: what it is called, and where it is found again."""
-    if isinstance(one, Upload):
-        return {"id": key, "name": one.name, "label": None, "split": None, "upload": True}
-    known = {"name": named(one.record.id), "label": one.record.label, "split": one.record.split}
-    return {"id": key} | spelt(known) | {"run": one.run.id, "index": one.index}
+def shown(key: str, image: CatalogImage | Upload) -> dict[str, Any]:
+    """An image as the page lists it."""
+    if isinstance(image, Upload):
+        return {"id": key, "name": image.name, "label": None, "split": None, "upload": True}
+    entry = {"name": named(image.record.id), "label": image.record.label, "split": image.record.split}
+    return {"id": key} | encodable(entry) | {"run": image.run.id, "index": image.index}
 
 
 def check_pixels(data: bytes, name: str) -> None:
-    """Raise DataError for an image whose header claims more than an upload may have, before it is decoded."""
+    """Raise DataError, before decoding, for an image whose header exceeds the limits of an upload."""
     try:
         pixels, decoded = _claimed(data)
-    except Exception:  # kinds that are not known here are the decoder's to judge; it has a bound of its own
+    except Exception:  # unknown formats are left to the decoder, which has a limit of its own
         return
     if pixels > UPLOAD_PIXELS:
         raise DataError(
             f"{name} has too many pixels for the page",
             got=f"{pixels:,}",
             expected=f"at most {UPLOAD_PIXELS:,}",
-            hint="cut out a part of it, or use saccade attend",
+            hint="crop it, or use saccade attend",
         )
     if decoded > BYTES_A_PIXEL * UPLOAD_PIXELS:
         raise DataError(
             f"{name} has too many channels of so many pixels for the page",
             got=f"{decoded / 2**20:,.0f} MiB of numbers",
             expected=f"at most {BYTES_A_PIXEL * UPLOAD_PIXELS / 2**20:,.0f} MiB",
-            hint="cut out a part of it, or use saccade attend",
+            hint="crop it, or use saccade attend",
         )
 
 
 def _claimed(data: bytes) -> tuple[int, int]:
-    """Pixels of one channel, and bytes of all, as the header has them."""
-    if is_tiff(data):  # of these Pillow does not know all channels
+    """Pixels of one channel, and bytes of all, according to the header."""
+    if is_tiff(data):  # Pillow does not report all channels of a TIFF
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             series = file.series[0]
             sizes = dict(zip(series.axes, series.shape))
@@ -101,7 +101,7 @@ def _claimed(data: bytes) -> tuple[int, int]:
 
 
 def to_display(pixels: np.ndarray) -> np.ndarray:
-    """[C Y X] of any type to uint8 [3 Y X]: 8 bits as they are, others by their own smallest and largest value."""
+    """[C Y X] of any type to uint8 [3 Y X]: 8 bits unchanged, others rescaled by minimum and maximum."""
     if pixels.shape[0] != 3:
         pixels = np.repeat(pixels[:1], 3, axis=0)
     if pixels.dtype == np.uint8:
@@ -112,7 +112,7 @@ def to_display(pixels: np.ndarray) -> np.ndarray:
 
 
 def striped(pixels: np.ndarray, unread: np.ndarray) -> np.ndarray:
-    """uint8 [3 Y X] with grey stripes where ``unread`` [Y X]: nobody takes a damaged spot for tissue or for glass."""
+    """uint8 [3 Y X] with grey stripes where ``unread`` [Y X], so that damage is not taken for tissue."""
     if not unread.any():
         return pixels
     y, x = np.indices(unread.shape)
@@ -120,13 +120,13 @@ def striped(pixels: np.ndarray, unread: np.ndarray) -> np.ndarray:
     return np.where(unread, stripes, pixels)
 
 
-def png(pixels: np.ndarray, longest_px: int | None = None, *, kept: bool = True) -> Response:
-    """uint8 [3 Y X] as PNG, not larger than ``longest_px``. ``kept``: the browser need not ask for it again."""
+def png(pixels: np.ndarray, longest_px: int | None = None, *, cacheable: bool = True) -> Response:
+    """uint8 [3 Y X] as PNG, at most ``longest_px`` long. ``cacheable``: the browser may keep it."""
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     if longest_px is not None:
         image.thumbnail((longest_px, longest_px))
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
-    # The same id never means another picture in a session, so the browser may keep it.
-    headers = {"cache-control": "private, max-age=3600"} if kept else None
+    # An id means one picture for the whole session, so the browser may cache it.
+    headers = {"cache-control": "private, max-age=3600"} if cacheable else None
     return Response(file.getvalue(), media_type="image/png", headers=headers)

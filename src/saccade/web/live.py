@@ -1,4 +1,4 @@
-"""What is new in a run: its lines as they are written, and what the doctor says of them."""
+"""New lines of a run's metrics as they are written, and the doctor's findings on them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from saccade.train.diagnose import Doctor, settings_of
 
 
 class Tail:
-    """The end of a metrics.jsonl that grows. A run that went back writes a shorter one: then all is read again."""
+    """The end of a growing metrics.jsonl. A resumed run may write a shorter one: then all is read again."""
 
     def __init__(self, path: Path):
         self.path = path
         self._offset, self._identity = 0, (0, 0)
 
     def read(self) -> tuple[bool, list[dict[str, Any]]]:
-        """Whether the file began anew, and the whole lines that came since the last time."""
+        """Whether the file was rewritten, and the complete lines since the last call."""
         try:
             with self.path.open("rb") as file:
                 status = self.path.stat()
@@ -36,28 +36,28 @@ class Tail:
                 text = file.read()
         except OSError:
             return False, []
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return anew, [line for one in whole.splitlines() if (line := _line(one)) is not None]
+        complete = text[: text.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return anew, [line for line_bytes in complete.splitlines() if (line := _line(line_bytes)) is not None]
 
 
 def _line(text: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(text)
+        record = json.loads(text)
     except ValueError:
         return None
-    if not isinstance(found, dict) or not math.isfinite(number(found.get("step"))):
+    if not isinstance(record, dict) or not math.isfinite(number(record.get("step"))):
         return None
-    return found
+    return record
 
 
 def plain(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A line as JSON knows it: there is no NaN in it."""
+    """A line as JSON allows it, without NaN."""
     return {key: value if not isinstance(value, float) or math.isfinite(value) else None for key, value in line.items()}
 
 
 class Watch:
-    """The doctor over the lines of one run; silent where its settings are not all there, as in an older file."""
+    """The doctor on the lines of one run; inactive where settings are missing, as in older runs."""
 
     def __init__(self, run: RunFiles):
         method = run.setting("train", "method")
@@ -76,14 +76,14 @@ class Watch:
         return self._doctor.look({key: number(value) for key, value in line.items()})
 
 
-def said(one: Diagnosis) -> dict[str, Any]:
-    """A diagnosis for the page: what, since when, why, and what to change."""
+def said(diagnosis: Diagnosis) -> dict[str, Any]:
+    """A finding for the page: name, first step, evidence, likely cause and change."""
     return {
-        "name": one.name,
-        "since": one.since,
-        "step": one.step,
-        "evidence": one.evidence,
-        "cause": one.cause,
-        "change": ", ".join(f"--set {key}={shown(value)}" for key, value in one.change.items()),
-        "advice": one.advice,
+        "name": diagnosis.name,
+        "since": diagnosis.since,
+        "step": diagnosis.step,
+        "evidence": diagnosis.evidence,
+        "cause": diagnosis.cause,
+        "change": ", ".join(f"--set {key}={shown(value)}" for key, value in diagnosis.change.items()),
+        "advice": diagnosis.advice,
     }

@@ -1,6 +1,6 @@
-"""One feature table as the map shows it: its rows, where they lie, what is like them. No HTTP, no torch until asked.
+"""One feature table of the map: rows, positions, nearest neighbours. No HTTP; torch is imported for uploads only.
 
-Rows have numbers. A neighbour that is not on the map (of a large table only some rows are drawn) gets the next one.
+Rows have numbers. A neighbour that is not on the map (of a large table only some rows are drawn) gets the next number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from saccade.base.contracts import Record, Sample
 from saccade.base.jobs import NONE, Job, State
 from saccade.base.random import numpy_generator
 from saccade.data.images.decode import decode
-from saccade.errors import UsageError, unknown
+from saccade.errors import UsageError, out_of_range, unknown
 from saccade.evaluation.knn import vote_label
 from saccade.features import projection
 from saccade.features.filters import Condition
@@ -36,14 +36,19 @@ CLUSTER = "cluster"
 
 
 class OpenedTable:
-    """A table that is being looked at.
+    """An open feature table.
 
-    models   MODELs that may have made the table; the first whose weights fit embeds uploads
+    Parameters
+    ----------
+    path : str or Path
+        The table.
+    models : sequence of str
+        MODELs that may have made the table; the first whose weights match embeds uploads.
     """
 
-    def __init__(self, place: str | Path, models: Sequence[str] = ()):
-        self.written = written(place)  # before it is read: what is written meanwhile is noticed
-        self.store: Store = open_store(place)
+    def __init__(self, path: str | Path, models: Sequence[str] = ()):
+        self.written = written(path)  # before reading, so that a write in between is noticed
+        self.store: Store = open_store(path)
         if self.store.rows <= SHOWN:
             self.table = self.store.load()
         else:
@@ -57,7 +62,7 @@ class OpenedTable:
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._clustering, self._clusters = threading.Lock(), (0, list[str]())
-        self.cluster = CLUSTER  # the column that is made here; a table may have one of that name
+        self.cluster = CLUSTER  # the computed column; a table may have one of that name
         while self.cluster in self._columns:
             self.cluster += " (k-means)"
 
@@ -66,7 +71,7 @@ class OpenedTable:
         return projection.pca(self.table.features)
 
     def about(self) -> dict[str, Any]:
-        """What the page must know to draw its controls."""
+        """The table's facts, as the page needs them."""
         kinds: list[dict[str, Any]] = [{"kind": "pca", "shares": [round(float(share), 4) for share in self._pca[1]]}]
         kinds += [{"kind": kind, "missing": projection.missing(kind)} for kind in projection.KINDS]
         return {
@@ -89,26 +94,26 @@ class OpenedTable:
     # --- what is drawn ------------------------------------------------------------------------------
 
     def places(self, kind: str) -> np.ndarray:
-        """[N 2] float32. Raises UsageError for a map that has not been made."""
+        """[N 2] float32. Raises UsageError for a projection that has not been computed."""
         if kind == "pca":
             return self._pca[0]
         job = self._jobs.get(kind)
         if job is None or job.result is None:
-            raise UsageError("that map is not made yet", got=kind)
+            raise UsageError("this projection has not been computed", got=kind)
         return job.result
 
     def column(self, name: str, clusters: int | None = None) -> tuple[list[str], np.ndarray]:
-        """The values of a column, the most frequent first, and the number of each row's value [N].
+        """The values of a column, most frequent first, and the index of each row's value [N].
 
-        clusters   number of centres (k-means) of the column ``self.cluster``, which is made when it is asked for
+        clusters : number of k-means clusters of the column ``self.cluster``, computed on request.
         """
-        named: Sequence[str | None] | None = self._columns.get(name)
+        values_by_row: Sequence[str | None] | None = self._columns.get(name)
         if name == self.cluster and clusters is not None:
-            named = self._clustered(clusters)
-        if named is None:
+            values_by_row = self._clustered(clusters)
+        if values_by_row is None:
             raise unknown("column", name, self._columns)
-        held = np.array([value or "" for value in named], dtype=object)
-        values, codes, counts = np.unique(held, return_inverse=True, return_counts=True)
+        filled = np.array([value or "" for value in values_by_row], dtype=object)
+        values, codes, counts = np.unique(filled, return_inverse=True, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         rank = np.empty(len(values), np.int64)
         rank[order] = np.arange(len(values))
@@ -117,23 +122,23 @@ class OpenedTable:
     def _clustered(self, count: int) -> list[str]:
         with self._clustering:
             if self._clusters[0] != count:
-                found = projection.clusters(self.table.features, count)
-                self._clusters = count, [f"cluster {number + 1}" for number in found.tolist()]
+                assignment = projection.clusters(self.table.features, count)
+                self._clusters = count, [f"cluster {number + 1}" for number in assignment.tolist()]
             return self._clusters[1]
 
     def job(self, kind: str) -> State:
-        """Where the making of a map stands."""
+        """The state of a projection."""
         job = self._jobs.get(kind)
         return job.state() if job is not None else NONE
 
     def start(self, kind: str) -> State:
-        """Begin to make a map, unless it is there or being made. One at a time: each takes a whole core."""
+        """Start computing a projection unless it exists or is running. One at a time: each takes a whole core."""
         with self._lock:
             job = self._jobs.get(kind)
             if job is None or job.state().state in ("failed", "cancelled"):
                 busy = next((name for name, other in self._jobs.items() if other.state().state == "running"), None)
                 if busy:
-                    raise UsageError(f"the map by {busy} is being made", hint="wait for it, or cancel it")
+                    raise UsageError(f"the projection by {busy} is being computed", hint="wait for it, or cancel it")
                 self._jobs[kind] = projection.begin(kind, self.table.features)
             return self._jobs[kind].state()
 
@@ -145,19 +150,19 @@ class OpenedTable:
     # --- rows -----------------------------------------------------------------------------------------
 
     def row(self, number: int) -> dict[str, str | None]:
-        """What is known of a row, by its number. Raises UsageError where there is none."""
+        """The columns of a row. Raises UsageError if there is no such row."""
         if 0 <= number < len(self.table):
             return {name: values[number] for name, values in self._columns.items()}
         if not 0 <= number - len(self.table) < len(self._beyond):
-            raise UsageError("no such row", got=number)
+            raise out_of_range("row", number, len(self.table) + len(self._beyond) - 1)
         return self._beyond[number - len(self.table)]
 
     def thumbnail(self, number: int, side_px: int) -> bytes:
-        known = self.row(number)
-        return self.pictures.thumbnail(str(known["id"]), known["sha256"], side_px)
+        row = self.row(number)
+        return self.pictures.thumbnail(str(row["id"]), row["sha256"], side_px)
 
     def _number(self, hit: dict[str, str | None]) -> int:
-        """The number of a row that a search found."""
+        """The number of a row that a search returned."""
         name = str(hit["id"])
         with self._lock:
             if name not in self._rows:
@@ -166,19 +171,19 @@ class OpenedTable:
             return self._rows[name]
 
     def like_row(self, number: int, k: int, where: Sequence[Condition], wish: bool | None) -> dict[str, Any]:
-        """Neighbours of a row of the map, itself left out."""
+        """Neighbours of a row of the map, the row itself left out."""
         if not 0 <= number < len(self.table):
-            raise UsageError("only rows of the map are asked with", got=number)
+            raise UsageError("the query must be a row of the map", got=number)
         return self._like(self.table.features[number], k, where, wish, left_out=self.table.ids[number])
 
     def like_upload(self, upload: Upload, k: int, where: Sequence[Condition], wish: bool | None) -> dict[str, Any]:
-        """Neighbours of an uploaded image, embedded by the model that made the table. The very file has no vote."""
+        """Neighbours of an uploaded image, embedded by the model that made the table. An identical file has no vote."""
         sample = Sample(decode(upload.data, upload.name), Record(upload.name))
         return self._like(self.searcher.vector(sample), k, where, wish, file=hashlib.sha256(upload.data).hexdigest())
 
     @cached_property
     def searcher(self) -> Searcher:
-        """The model that made the table, found among those on the desk. The first use imports torch."""
+        """The model that made the table, if it is in the catalog. The first use imports torch."""
         from saccade.errors import SaccadeError
         from saccade.tasks.search import Searcher
 
@@ -188,7 +193,7 @@ class OpenedTable:
                 return Searcher(model, self.store)
             except SaccadeError as error:
                 faults.append(error)
-        raise faults[-1] if faults else UsageError("the model that made the table is not there")
+        raise faults[-1] if faults else UsageError("the model that made the table is missing")
 
     def _like(
         self,
@@ -206,10 +211,12 @@ class OpenedTable:
         answer = self.store.nearest_rows(vector, k + (left_out is not None), where, approximate=approximate)
         pairs = [(h, float(s)) for h, s in zip(answer.hits, answer.similarities) if h["id"] != left_out][:k]
         same = [file is not None and hit["sha256"] == file for hit, _ in pairs]
-        vote = vote_label([(hit["label"], similarity) for (hit, similarity), own in zip(pairs, same) if not own])
+        vote = vote_label(
+            [(hit["label"], similarity) for (hit, similarity), is_same in zip(pairs, same) if not is_same]
+        )
         hits = [
-            hit | {"row": self._number(hit), "similarity": similarity, "same_file": own}
-            for (hit, similarity), own in zip(pairs, same)
+            hit | {"row": self._number(hit), "similarity": similarity, "same_file": is_same}
+            for (hit, similarity), is_same in zip(pairs, same)
         ]
         return {
             "hits": hits,

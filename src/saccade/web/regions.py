@@ -1,6 +1,6 @@
-"""Slides of a hierarchy: how much its regions count, and where the class token or any tile of a region looks.
+"""Slides of a hierarchy: weights of its regions, and the attention of the class token or any tile inside a region.
 
-What a region is asked has the form of what the explorer asks of an image, with tiles in the place of patches.
+A region has the same endpoints as an image of the explorer, with tiles in place of patches.
 """
 
 from __future__ import annotations
@@ -11,81 +11,81 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from saccade.web.catalog import Desk, HierarchyOnDesk
+from saccade.web.catalog import Catalog, CatalogHierarchy
 from saccade.web.explorer import check_count, numbers
 from saccade.web.images import png, striped, to_display
 from saccade.web.slides import progress
 
 if TYPE_CHECKING:
-    from saccade.attention.explorer import Seen
-    from saccade.hierarchy.explorer import Asked
+    from saccade.attention.explorer import ModelView
+    from saccade.hierarchy.explorer import SlideRequest
 
 
-def _asked(desk: Desk, key: str) -> Asked:
-    """HTTP 404 where there is no slide of a hierarchy with this id."""
-    from saccade.hierarchy.explorer import Asked
+def _asked(catalog: Catalog, key: str) -> SlideRequest:
+    """HTTP 404 if there is no slide of a hierarchy with this id."""
+    from saccade.hierarchy.explorer import SlideRequest
 
-    run, tiles, number = desk.slide(key)
-    if not isinstance(run, HierarchyOnDesk):
+    run, tiles, number = catalog.slide(key)
+    if not isinstance(run, CatalogHierarchy):
         raise HTTPException(404, "this slide has no regions")
-    return Asked(f"{run.id}/{key}", run.folder, run.head, tiles, number)
+    return SlideRequest(f"{run.id}/{key}", run.folder, run.head, tiles, number)
 
 
-def router(desk: Desk) -> APIRouter:
+def router(catalog: Catalog) -> APIRouter:
     api = APIRouter(prefix="/regions")
 
-    def asked(key: str) -> Asked:
-        return _asked(desk, key)
+    def asked(key: str) -> SlideRequest:
+        return _asked(catalog, key)
 
-    def seen(key: str, region: int) -> Seen:
+    def seen(key: str, region: int) -> ModelView:
         slide = asked(key)
-        if region >= len(desk.region_looks.found(slide.key).blocks) or region < 0:
+        if region >= len(catalog.region_views.regions(slide.key).blocks) or region < 0:
             raise HTTPException(404, "no such region")
-        return desk.region_looks.see(slide, region)
+        return catalog.region_views.view(slide, region)
 
-    @api.post("/{key}/looks")
+    @api.post("/{key}/attention")
     def start(key: str) -> dict[str, Any]:
-        return progress(desk.region_looks.start(asked(key)))
+        return progress(catalog.region_views.start(asked(key)))
 
-    @api.get("/{key}/looks")
+    @api.get("/{key}/attention")
     def state(key: str) -> dict[str, Any]:
-        return progress(desk.region_looks.state(asked(key).key))
+        return progress(catalog.region_views.state(asked(key).key))
 
     @api.get("/{key}")
     def about(key: str) -> dict[str, Any]:
-        run = desk.slide(key)[0]
-        found = desk.region_looks.found(asked(key).key).about()
-        assert isinstance(run, HierarchyOnDesk)
-        return found | {"tile_model": desk.model_id(run.tile)}
+        run = catalog.slide(key)[0]
+        regions = catalog.region_views.regions(asked(key).key).about()
+        assert isinstance(run, CatalogHierarchy)
+        return regions | {"tile_model": catalog.model_id(run.tile)}
 
     @api.get("/{key}/weights")
     def weights(key: str) -> Response:
-        """[R] how much each region counts; 1 is an even share of the slide."""
-        return numbers(desk.region_looks.found(asked(key).key).weights.region)
+        """[R], the weight of each region in multiples of the even share."""
+        return numbers(catalog.region_views.regions(asked(key).key).weights.region)
 
     @api.get("/{key}/tiles")
     def tiles(key: str, composed: bool = False) -> Response:
-        """[n] how much each tile counts in its region, or ``composed`` in the slide; NaN outside all regions."""
-        return numbers(desk.region_looks.found(asked(key).key).tile_weights(composed=composed))
+        """[n], the weight of each tile in its region, or ``composed`` in the slide; NaN outside all regions."""
+        return numbers(catalog.region_views.regions(asked(key).key).tile_weights(composed=composed))
 
-    @api.get("/{key}/{region}/look")
+    @api.get("/{key}/{region}/view")
     def look(key: str, region: int) -> dict[str, Any]:
-        found, there = seen(key, region), desk.region_looks.there(asked(key).key, region)
-        missing = 0.0 if found.unread is None else float(found.unread.mean())
-        return found.about() | {"there": there, "even": 1 / (found.prefix + sum(there)), "unread": missing}
+        view, has_tile = seen(key, region), catalog.region_views.has_tile(asked(key).key, region)
+        missing = 0.0 if view.unread is None else float(view.unread.mean())
+        return view.about() | {"has_tile": has_tile, "even": 1 / (view.prefix + sum(has_tile)), "unread": missing}
 
     @api.get("/{key}/{region}/picture")
     def picture(key: str, region: int) -> Response:
-        found = seen(key, region)
-        picture = to_display(found.picture)
-        return png(picture if found.unread is None else striped(picture, found.unread))
+        view = seen(key, region)
+        picture = to_display(view.picture)
+        return png(picture if view.unread is None else striped(picture, view.unread))
 
     @api.get("/{key}/{region}/rows")
     def rows(key: str, region: int, layer: int, first: int, count: int = 1) -> Response:
-        """[H R N] of the tokens ``first`` and following in one layer; the class token is the first of all."""
-        compared = seen(key, region).compared
-        assert compared is not None
-        check_count(compared.heads * count * compared.tokens)
-        return numbers(compared.rows(layer, first, count))
+        """[H R N] of ``count`` tokens from ``first`` on, in one layer; the class token is token 0."""
+        qkv = seen(key, region).qkv
+        assert qkv is not None
+        check_count(qkv.heads * count * qkv.tokens)
+        return numbers(qkv.rows(layer, first, count))
 
     return api

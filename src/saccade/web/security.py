@@ -1,8 +1,8 @@
-"""The gate around the page: who may ask, how much may be sent, and what the browser may do with an answer.
+"""The gate in front of the page: authentication, request limits and the content security policy.
 
-Against other web pages in the same browser: the Host must be ours (DNS rebinding), Origin and Sec-Fetch-Site must be
-ours (forms, scripts and pictures of other sites). Against other people on the machine: a random token, which becomes
-a cookie. Against hostile names in the data: a content security policy that runs nothing but our own files.
+Against other web pages in the same browser: Host must be ours (DNS rebinding), Origin and Sec-Fetch-Site must be ours
+(forms, scripts and pictures of other sites). Against other users of the machine: a random token, which becomes a
+cookie. Against hostile names in the data: a content security policy that runs only our own files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Keys:
-    """Where the page is and what opens it. ``host`` is the address that is listened on."""
+    """The address and the token of the page; ``host`` is the listening address."""
 
     host: str
     port: int
@@ -48,7 +48,7 @@ class Keys:
 
     @property
     def cookie(self) -> str:
-        # Cookies do not know ports: two pages on one machine must not overwrite each other's.
+        # Cookies are shared between ports: two pages on one machine must not overwrite each other's.
         return f"saccade-{self.port}"
 
     @property
@@ -69,7 +69,7 @@ class Keys:
         return f"{self.origin}/?token={self.token}"
 
     def ours(self, authority: str) -> bool:
-        """Whether ``name:port`` is this page. A name that others can point at us is not: only numbers cannot lie."""
+        """Whether ``name:port`` is this page. Names can be pointed at us by others (DNS rebinding), numbers cannot."""
         if self.port == 80 and not authority.endswith(":80"):
             authority += ":80"  # browsers leave out the usual port
         host, _, port = authority.rpartition(":")
@@ -90,7 +90,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class Gate:
-    """Everything passes here, static files as well. An ASGI application around another one."""
+    """An ASGI application around the page; every request passes it, static files included."""
 
     def __init__(self, app: ASGIApp, keys: Keys):
         self.app, self.keys = app, keys
@@ -100,7 +100,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # no web sockets here
+            return  # there are no web sockets
         headers = Headers(scope=scope)
         token = _token(scope) if scope["path"] == "/" else None
         refusal = self._refusal(scope, headers, token)
@@ -120,7 +120,7 @@ class Gate:
         if not self.keys.ours(headers.get("host", "")):
             return PlainTextResponse("this page is not served under that name", 421)
         if not self._same_site(scope["method"], headers, token is not None):
-            return PlainTextResponse("another site asked", 403)
+            return PlainTextResponse("request from another site", 403)
         if token is not None and _equal(token, self.keys.token):
             return None
         if _equal(_cookie(headers, self.keys.cookie), self.keys.token):
@@ -130,7 +130,7 @@ class Gate:
         )
 
     def _same_site(self, method: str, headers: Headers, entering: bool) -> bool:
-        """The address with its token may be followed from anywhere; all else is asked by the page itself."""
+        """The address with its token may be followed from anywhere; other requests must come from the page."""
         origin = headers.get("origin")
         if origin is not None and not (origin.startswith("http://") and self.keys.ours(origin.removeprefix("http://"))):
             return False
@@ -139,21 +139,21 @@ class Gate:
         return entering or headers.get("sec-fetch-site", "none") in ("same-origin", "none")
 
 
-def _equal(given: str, known: str) -> bool:
-    return hmac.compare_digest(given.encode(), known.encode())
+def _equal(given: str, secret: str) -> bool:
+    return hmac.compare_digest(given.encode(), secret.encode())
 
 
 def _token(scope: Scope) -> str | None:
-    found = parse_qs(scope["query_string"].decode("latin-1")).get("token")
-    return found[0] if found else None
+    token = parse_qs(scope["query_string"].decode("latin-1")).get("token")
+    return token[0] if token else None
 
 
 def _cookie(headers: Headers, name: str) -> str:
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(name)
+        cookie = SimpleCookie(headers.get("cookie", "")).get(name)
     except CookieError:
         return ""
-    return "" if found is None else found.value
+    return "" if cookie is None else cookie.value
 
 
 def _too_long(headers: Headers, limit: int) -> bool:
@@ -162,7 +162,7 @@ def _too_long(headers: Headers, limit: int) -> bool:
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:
-    """The same messages; 413 once a body without a stated length is longer than allowed."""
+    """The same messages; HTTP 413 once a body without a declared length exceeds the limit."""
     got = 0
 
     async def counted() -> Message:
@@ -177,7 +177,7 @@ def _bounded(receive: Receive, limit: int) -> Receive:
 
 
 def _with_headers(send: Send, entering: Keys | None) -> Send:
-    """Answers with the security headers, unless they bring their own; with the cookie for one who enters."""
+    """Responses with the security headers, unless they set their own; with the cookie for a request with the token."""
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""The page as an application, and the process that serves it. Nothing here or below imports torch."""
+"""The page as an application, and the process that serves it. No torch here or below."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from starlette.types import ASGIApp
 
 from saccade.errors import SaccadeError, UsageError
 from saccade.web import embedding_map, explorer, images, regions, runs, slides, text
-from saccade.web.catalog import Desk
-from saccade.web.discover import spelt
+from saccade.web.catalog import Catalog
+from saccade.web.discover import encodable
 from saccade.web.security import Gate, Keys
 
 STATIC = Path(__file__).parent / "static"
-USUAL_PORT = 8420
+DEFAULT_PORT = 8420
 # One router a page.
-ROUTERS: tuple[Callable[[Desk], APIRouter], ...] = (
+ROUTERS: tuple[Callable[[Catalog], APIRouter], ...] = (
     explorer.router,
     slides.router,
     regions.router,
@@ -33,20 +33,20 @@ ROUTERS: tuple[Callable[[Desk], APIRouter], ...] = (
 )
 
 
-def create_app(desk: Desk, keys: Keys) -> ASGIApp:
+def create_app(catalog: Catalog, keys: Keys) -> ASGIApp:
     """The page behind its gate."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     for router in ROUTERS:
-        app.include_router(router(desk), prefix="/api")
+        app.include_router(router(catalog), prefix="/api")
     app.include_router(_files())
     app.add_exception_handler(SaccadeError, _said)
     return Gate(app, keys)
 
 
 def _files() -> APIRouter:
-    """The page's own files, from a table made at the start: a name that is not in it does not exist."""
+    """The static files, from a table made at the start: other names do not exist."""
     files = {path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()}
-    # Windows keeps types in its registry, where another program may have written nonsense.
+    # Windows keeps these types in its registry, where other programs may have changed them.
     types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".wasm": "application/wasm"}
     router = APIRouter()
 
@@ -66,28 +66,31 @@ def _files() -> APIRouter:
 
 
 def _said(request: Request, error: Exception) -> JSONResponse:
-    """What a person can act on, as the command line would say it."""
+    """An error as JSON, with the parts of the message."""
     assert isinstance(error, SaccadeError)
-    known = {"what": error.what, "got": error.got, "expected": error.expected, "hint": error.hint}
-    return JSONResponse({key: spelt(str(value)) for key, value in known.items() if value is not None}, 400)
+    parts = {"what": error.what, "got": error.got, "expected": error.expected, "hint": error.hint}
+    return JSONResponse({key: encodable(str(value)) for key, value in parts.items() if value is not None}, 400)
 
 
 # --- serving --------------------------------------------------------------------------------------
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A listening socket. ``port`` None takes the usual one or, where that is taken, any that is free.
+    """A listening socket; port None takes the default port or, if it is in use, any free one.
 
-    Raises UsageError where the address cannot be listened on.
+    Raises
+    ------
+    UsageError
+        The address cannot be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     failed: OSError | None = None
-    for wanted in (USUAL_PORT, 0) if port is None else (port,):
-        # The protocol is named: asyncio turns off Nagle's waiting, 40 ms an answer, only where it is.
+    for candidate in (DEFAULT_PORT, 0) if port is None else (port,):
+        # asyncio disables Nagle's algorithm (40 ms per response) only where the protocol is given.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind((host, wanted))
+            sock.bind((host, candidate))
             sock.listen(128)
         except OSError as error:
             sock.close()
@@ -107,7 +110,7 @@ def serve(app: ASGIApp, sock: socket.socket) -> None:
 
 
 def server(app: ASGIApp) -> uvicorn.Server:
-    # Neither proxies' headers nor access lines: the first can lie about who asks, the second would log the token.
+    # Proxy headers can be forged, and an access log would contain the token.
     return uvicorn.Server(
         uvicorn.Config(
             app,

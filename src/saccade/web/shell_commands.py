@@ -1,4 +1,4 @@
-"""Commands that the page prints, ready to be copied into a shell: they work from any folder."""
+"""Commands that the page displays for copying into a shell; they work from any folder."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from saccade.reporting.run_files import RunFiles, mapping
 from saccade.web import discover
 
 Columns = dict[str, str | None]
-"""Where labels and groups are read, as the run was given them: ``labels`` (a table apart), ``label``, ``group``."""
+"""Columns for labels and groups, as given to the run: ``labels`` (a separate table), ``label``, ``group``."""
 
 
 def learned_from(run: Path) -> tuple[str, Columns]:
-    """DATA of a run as a command takes it, empty where it does not say, and where its labels and groups are read."""
+    """DATA of a run as a command takes it (empty if not recorded), and its label and group columns."""
     files = discover.files_of(run)
-    named = {"labels": "manifest", "label": "label", "group": "group"}
-    return _source(files), {word: files.setting("data", key) or None for word, key in named.items()}
+    columns = {"labels": "manifest", "label": "label", "group": "group"}
+    return _source(files), {word: files.setting("data", key) or None for word, key in columns.items()}
 
 
 def embed_command(run: Path, out: Path) -> str:
-    """What makes the table ``out`` of the images that a run learned from."""
+    """The command that computes the table ``out`` of a run's training images."""
     data, columns = learned_from(run)
     return _joined("embed", run, data or "DATA", ["--out", str(out), *_options(columns)])
 
 
 def evaluate_command(run: Path) -> str:
-    """What measures a run: on its own data where they have classes and a part that was kept back, else on DATA."""
+    """The command that evaluates a run, on its own data if they have classes and a held-out part, else on DATA."""
     files = discover.files_of(run)
     source = _source(files)
     if not source or len(mapping(files.data.get("labels"))) < 2 or files.setting("data", "split") == "all":
@@ -39,10 +39,10 @@ def _joined(command: str, run: Path, data: str, more: list[str]) -> str:
 
 
 def _source(files: RunFiles) -> str:
-    """DATA as a command takes it; a level above the tiles of a hierarchy has its grids beside it, wherever it lies."""
-    own = files.folder.parent / "grids" / files.folder.name
-    if discover.is_hierarchy(files.folder.parent) and own.is_dir():
-        return str(own)
+    """DATA as a command takes it; for an upper level of a hierarchy, the grids beside it."""
+    recorded = files.folder.parent / "grids" / files.folder.name
+    if discover.is_hierarchy(files.folder.parent) and recorded.is_dir():
+        return str(recorded)
     source = str(files.setting("data", "source") or "")
     return str(Path(source).resolve()) if source and Path(source).exists() else source
 

@@ -1,4 +1,4 @@
-"""Slides: deep zoom, a heatmap of tiles that are like the one clicked, and from a tile on to its patches."""
+"""Slides: deep zoom, a heatmap of tile similarity, and the attention inside a tile."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fastapi.responses import Response
 from PIL import Image
 from starlette.exceptions import HTTPException
 
-from saccade.web.catalog import Desk, HierarchyOnDesk, OnDesk
-from saccade.web.discover import named, spelt, written
+from saccade.web.catalog import Catalog, CatalogFolder, CatalogHierarchy
+from saccade.web.discover import encodable, named, written
 from saccade.web.explorer import numbers
 from saccade.web.images import striped, to_display
 
 if TYPE_CHECKING:
-    from saccade.attention.background_jobs import State
-    from saccade.attention.explorer import Look
+    from saccade.attention.background_jobs import SlideProgress
+    from saccade.attention.explorer import ViewRequest
     from saccade.data.slides.slide import Slide
     from saccade.data.slides.slide_source import SlideTiles
 
@@ -28,27 +28,27 @@ ZOOM_PX = 256
 
 
 def finest(slide: Slide) -> int:
-    """The level of the pyramid at full resolution: level 0 is one pixel, each next one twice as fine."""
+    """The pyramid level at full resolution; level 0 is one pixel, each next one twice as fine."""
     return math.ceil(math.log2(max(slide.size_px)))
 
 
 def square(slide: Slide, level: int, column: int, row: int) -> np.ndarray:
-    """One square of the pyramid for the eye, uint8 [3 ZOOM_PX ZOOM_PX] or less at the edges.
+    """One square of the pyramid, uint8 [3 ZOOM_PX ZOOM_PX] or less at the edges.
 
-    What cannot be read in the file is striped; the rest is there. HTTP 404 outside the slide.
+    Unreadable areas are striped. HTTP 404 outside the slide.
     """
     factor = 2 ** (finest(slide) - level)
     height, width = (math.ceil(side / factor) for side in slide.size_px)
     size = (min(ZOOM_PX, height - row * ZOOM_PX), min(ZOOM_PX, width - column * ZOOM_PX))
     if min(size) < 1 or factor < 1:
         raise HTTPException(404, "outside the slide")
-    place = (column * ZOOM_PX * factor, row * ZOOM_PX * factor)
-    pixels, unread = slide.around_damage(*place, (float(factor), float(factor)), size)
+    corner = (column * ZOOM_PX * factor, row * ZOOM_PX * factor)
+    pixels, unread = slide.around_damage(*corner, (float(factor), float(factor)), size)
     return striped(to_display(pixels), unread)
 
 
 def described(tiles: SlideTiles, number: int) -> dict[str, Any]:
-    """What the page must know to draw a slide and its grid of tiles."""
+    """Geometry of a slide and its grid of tiles, as the page needs it."""
     slide, grid = tiles.slides[number], tiles.grid(number)
     return {
         "size_px": list(slide.size_px),
@@ -63,28 +63,28 @@ def described(tiles: SlideTiles, number: int) -> dict[str, Any]:
     }
 
 
-def router(desk: Desk) -> APIRouter:
+def router(catalog: Catalog) -> APIRouter:
     api = APIRouter(prefix="/slides")
 
-    def look(model: str) -> Look:
-        from saccade.attention.explorer import Look
+    def look(model: str) -> ViewRequest:
+        from saccade.attention.explorer import ViewRequest
 
-        chosen = desk.model(model)
-        return Look(chosen.model, "tiles", chosen.fresh, written=written(chosen.model))
+        chosen = catalog.model(model)
+        return ViewRequest(chosen.model, "tiles", chosen.fresh, written=written(chosen.model))
 
     @api.get("")
     def listed() -> dict[str, Any]:
-        """``kind``: of a hierarchy's slides ``regions``, of others ``tiles``."""
-        found, missing = desk.all_slides()
+        """``kind``: "regions" for slides of a hierarchy, "tiles" for others."""
+        available, missing = catalog.all_slides()
         slides = [
             {"id": key, "name": name, "run": run.id, "run_name": run.name, "kind": kind_of(run)}
-            for key, run, name in found
+            for key, run, name in available
         ]
-        return {"slides": spelt(slides), "missing": spelt([dataclasses.asdict(one) for one in missing])}
+        return {"slides": encodable(slides), "missing": encodable([dataclasses.asdict(entry) for entry in missing])}
 
     @api.get("/{key}")
     def about(key: str) -> dict[str, Any]:
-        _, tiles, number = desk.slide(key)
+        _, tiles, number = catalog.slide(key)
         return described(tiles, number)
 
     @api.get("/{key}/zoom/{level}/{column}/{row}")
@@ -94,43 +94,45 @@ def router(desk: Desk) -> APIRouter:
         column: Annotated[int, Path(ge=0)],
         row: Annotated[int, Path(ge=0)],
     ) -> Response:
-        _, tiles, number = desk.slide(key)
+        _, tiles, number = catalog.slide(key)
         return jpeg(square(tiles.slides[number], level, column, row))
 
-    @api.post("/{key}/looks")
+    @api.post("/{key}/features")
     def start(key: str, model: str) -> dict[str, Any]:
-        _, tiles, number = desk.slide(key)
-        return progress(desk.slide_looks.start(look(model), key, tiles, number))
+        _, tiles, number = catalog.slide(key)
+        return progress(catalog.slide_similarity.start(look(model), key, tiles, number))
 
-    @api.get("/{key}/looks")
+    @api.get("/{key}/features")
     def state(key: str, model: str) -> dict[str, Any]:
-        found = desk.slide_looks.state(look(model), key)
-        return progress(found)
+        state = catalog.slide_similarity.state(look(model), key)
+        return progress(state)
 
-    @api.get("/{key}/likeness")
-    def likeness(key: str, model: str, tile: int | None = None) -> Response:
-        return numbers(desk.slide_looks.likeness(look(model), key, tile))
+    @api.get("/{key}/similarity")
+    def similarity(key: str, model: str, tile: int | None = None) -> Response:
+        return numbers(catalog.slide_similarity.similarity(look(model), key, tile))
 
     @api.get("/{key}/tile")
     def tile(key: str, number: Annotated[int, Query(ge=0)]) -> dict[str, Any]:
-        """The id under which the explorer knows a tile."""
-        run, tiles, slide = desk.slide(key)
+        """The id of a tile for the explorer."""
+        run, tiles, slide = catalog.slide(key)
         indices = tiles.tiles_of(slide)
         if number >= len(indices):
             raise HTTPException(404, "no such tile")
-        image = desk.images(run, int(indices[number]), 1)[1][0]
-        return {"id": image.id, "name": spelt(named(image.record.id))}
+        image = catalog.images(run, int(indices[number]), 1)[1][0]
+        return {"id": image.id, "name": encodable(named(image.record.id))}
 
     return api
 
 
-def kind_of(run: OnDesk) -> str:
-    return "regions" if isinstance(run, HierarchyOnDesk) else "tiles"
+def kind_of(run: CatalogFolder) -> str:
+    return "regions" if isinstance(run, CatalogHierarchy) else "tiles"
 
 
-def progress(state: State | None) -> dict[str, Any]:
-    """How far a look at a slide is; nothing where nobody has asked for one."""
-    return {"done": 0, "total": 0, "ready": False, "error": ""} if state is None else spelt(dataclasses.asdict(state))
+def progress(state: SlideProgress | None) -> dict[str, Any]:
+    """Progress of a slide; zero if it was never started."""
+    return (
+        {"done": 0, "total": 0, "ready": False, "error": ""} if state is None else encodable(dataclasses.asdict(state))
+    )
 
 
 def jpeg(pixels: np.ndarray) -> Response:

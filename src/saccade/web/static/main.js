@@ -36,7 +36,7 @@ async function open() {
     link.toggleAttribute("aria-current", link.dataset.page === page.id);
     if (link.dataset.page === page.id) link.setAttribute("aria-current", "page");
   }
-  const view = el("div", { class: `page ${page.id}` });
+  const view = el("div", { class: `page page-${page.id}` });
   replace(root, view);
   try {
     const module = await page.load();

@@ -4,10 +4,10 @@
 //   context  {query: URLSearchParams, signal: aborted when the page is left, go(page, query)}
 
 export const PAGES = [
-  { id: "explorer", title: "Attention", load: () => import("./explorer.js") },
+  { id: "attention", title: "Attention", load: () => import("./attention.js") },
   { id: "volumes", title: "Volumes", load: () => import("./volumes.js") },
   { id: "slides", title: "Slides", load: () => import("./slides.js") },
-  { id: "words", title: "Sentences", load: () => import("./words.js") },
-  { id: "atlas", title: "Map", load: () => import("./atlas.js") },
+  { id: "sentences", title: "Sentences", load: () => import("./sentences.js") },
+  { id: "map", title: "Map", load: () => import("./embedding_map.js") },
   { id: "runs", title: "Runs", load: () => import("./runs.js") },
 ];

@@ -1,11 +1,11 @@
 // Runs: how they go while they go, what the doctor says, what they are worth, and how they differ.
 
-import { json, link } from "./ask.js";
-import { chart, key } from "./chart.js";
+import { json, link } from "./server_api.js";
+import { chart, key } from "./line_chart.js";
 import { el, redraw, replace, say } from "./dom.js";
-import { compact } from "./maps.js";
-import { newest } from "./newest.js";
-import { begin } from "./waiting.js";
+import { compact } from "./patch_maps.js";
+import { latest } from "./latest_request.js";
+import { showLoading } from "./loading.js";
 
 // Figures in the order in which they tell most; what is not named here follows by name.
 const TITLES = {
@@ -18,7 +18,7 @@ const TITLES = {
 const LEFT_OUT = new Set(["step", "epoch", "seconds", "images", "weight_decay", "momentum", "student_entropy"]);
 
 export async function show(root, context) {
-  begin(root, "Runs", "Asking which runs there are.");
+  showLoading(root, "Runs", "Asking which runs there are.");
   const runs = await json("runs", {}, context.signal);
   if (!runs.length) {
     replace(root, el("h1", null, "Runs"), el("p", null, "No run here yet. ", el("code", null, "saccade pretrain DATA --out RUN"), " makes one."));
@@ -35,7 +35,7 @@ class Runs {
     this.lines = new Map();
     this.doctor = new Map();
     this.folds = new Set();
-    this.choices = newest();
+    this.choices = latest();
   }
 
   build() {

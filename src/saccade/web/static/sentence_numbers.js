@@ -2,16 +2,16 @@
 // against a patch that is projected, and what happens when the words change places.
 
 import { el, replace } from "./dom.js";
-import { newest } from "./newest.js";
+import { latest } from "./latest_request.js";
 import { CanvasPainter, colours } from "./painter.js";
-import { apart } from "./reading.js";
-import { percent } from "./sentence.js";
+import { apart } from "./text_direction.js";
+import { percent } from "./sentence_drawing.js";
 
 const TITLE = "Query, key and value";
 const whole = (value) => Math.round(value).toLocaleString("en");
 const short = (value) => (Object.is(value, -0) ? 0 : value).toFixed(2).replace("-", "−");
 
-export class Numbers {
+export class SentenceNumbers {
   constructor(view) {
     this.view = view;
     this.pair = el("section", { class: "card sentence-pair" });
@@ -19,7 +19,7 @@ export class Numbers {
     this.order = el("section", { class: "card sentence-order" });
     this.root = el("div", { class: "sentence-two" }, this.pair, this.look, this.order);
     this.seed = 0;
-    this.questions = newest();
+    this.questions = latest();
   }
 
   opened() {
@@ -28,7 +28,7 @@ export class Numbers {
     this.showOrder(null);
   }
 
-  // Another word asks or answers, or another layer or head is looked at.
+  // Another word asks or answers, or another layer or head is shown.
   async chosen() {
     const { view } = this, { state, source, signal } = view, units = view.units();
     const still = this.questions();

@@ -9,14 +9,14 @@
 //                                                   which the pair is strongest
 
 import { el, field, replace, say, select } from "./dom.js";
-import { newest } from "./newest.js";
+import { latest } from "./latest_request.js";
 import { CanvasPainter, colours, csv, keep, SvgPainter } from "./painter.js";
-import { apart, directionOf } from "./reading.js";
+import { apart, directionOf } from "./text_direction.js";
 import {
-  cellAt, drawHeads, drawLines, drawMatrix, headAt, largest, merge, part, percent, placeHeads, placeMatrix, setInLines,
+  cellAt, drawHeads, drawLines, drawMatrix, headAt, largest, merge, part, percent, placeHeads, placeMatrix, layoutWords,
   shade, wordAt,
-} from "./sentence.js";
-import { Numbers } from "./sentence_numbers.js";
+} from "./sentence_drawing.js";
+import { SentenceNumbers } from "./sentence_numbers.js";
 
 const WHOLE_TOKENS = 128;
 
@@ -26,7 +26,7 @@ export class SentenceView {
     this.state = { layer: 0, head: "mean", tokens: false, special: false, asks: -1, answers: -1, hover: -1 };
     this.next = {}; // what was chosen and has no numbers yet: {source, layer, head, tokens, special}
     this.cache = new Map();
-    this.loads = newest();
+    this.loads = latest();
     this.lines = el("canvas", { tabindex: 0, role: "application", class: "sentence-lines inked" });
     this.matrix = el("canvas", { class: "sentence-matrix inked", "aria-hidden": "true" });
     this.heads = el("canvas", { class: "sentence-heads inked", "aria-hidden": "true" });
@@ -35,7 +35,7 @@ export class SentenceView {
     this.title = el("p", { class: "sentence-title" });
     this.note = el("p", { class: "soft" });
     this.trouble = el("div", { class: "note", role: "alert", hidden: true });
-    this.numbers = new Numbers(this);
+    this.numbers = new SentenceNumbers(this);
     root.append(this.controls, this.trouble, this.title, el("div", { class: "sentence-wide" }, this.lines), this.note,
       el("div", { class: "sentence-two" },
         el("section", { class: "card" }, el("h2", null, "Who looks at whom"),
@@ -109,7 +109,7 @@ export class SentenceView {
     return Boolean(source);
   }
 
-  // weights [N N] of what is looked at; all [H N N], or null where there are too many tokens.
+  // weights [N N] of what is shown; all [H N N], or null where there are too many tokens.
   show(weights, all) {
     const { state, source } = this, units = this.units(), count = source.info.tokens.length;
     this.whole = state.tokens ? weights : merge(weights, count, units);
@@ -138,7 +138,7 @@ export class SentenceView {
     return mean;
   }
 
-  // Answers of one source by question; the newest two dozen.
+  // Answers of one source by question; the latest two dozen.
   async kept(source, key, ask) {
     if (this.cached !== source) this.cache.clear();
     this.cached = source;
@@ -166,7 +166,7 @@ export class SentenceView {
 
   place() {
     const wide = (node) => Math.max(220, Math.floor(node.parentElement.clientWidth - padding(node.parentElement)));
-    this.linesAt = { wide: wide(this.lines), ...setInLines(this.names, wide(this.lines), this.direction) };
+    this.linesAt = { wide: wide(this.lines), ...layoutWords(this.names, wide(this.lines), this.direction) };
     const room = wide(this.matrix);
     this.matrixAt = { wide: room, ...placeMatrix(this.names, Math.min(room, 640), this.direction) };
     this.headsAt = this.headShades ? { wide: wide(this.heads), ...placeHeads(this.headShades.length, wide(this.heads)) } : null;
@@ -337,18 +337,18 @@ export class SentenceView {
     const painted = (painter) => {
       painter.text(16, 30, `${this.title.textContent}`, ground.ink, { size: 14, bold: true });
       painter.text(16, 50, this.note.textContent, ground.soft, { size: 12 });
-      this.drawLines(new Moved(painter, 16, 56));
-      this.drawMatrix(new Moved(painter, 16, 68 + tall));
+      this.drawLines(new ShiftedPainter(painter, 16, 56));
+      this.drawMatrix(new ShiftedPainter(painter, 16, 68 + tall));
     };
     if (kind === "SVG") {
       const painter = new SvgPainter(...size, ground.page, `${this.title.textContent}: ${info.text}`);
-      painted(painter);
+      mapPixels(painter);
       keep(`${name}.svg`, painter.toString(), "image/svg+xml");
       return;
     }
     const canvas = document.createElement("canvas"), painter = new CanvasPainter(canvas, ...size, 3);
     painter.rect(0, 0, ...size, ground.page);
-    painted(painter);
+    mapPixels(painter);
     canvas.toBlob((blob) => keep(`${name}.png`, blob), "image/png");
   }
 
@@ -362,7 +362,7 @@ export class SentenceView {
 }
 
 // The same painter, with another origin.
-class Moved {
+class ShiftedPainter {
   constructor(painter, x, y) { Object.assign(this, { painter, x, y }); }
   rect(x, y, ...rest) { this.painter.rect(x + this.x, y + this.y, ...rest); }
   text(x, y, ...rest) { this.painter.text(x + this.x, y + this.y, ...rest); }

@@ -1,21 +1,21 @@
 // Slides: deep zoom, and what is chosen on them. The slides of a hierarchy are gone into region by region (regions.js), others
 // tile by tile: the tiles that are like the one clicked, and its patches.
 
-import { floats, json } from "./ask.js";
+import { floats, json } from "./server_api.js";
 import { el, field, replace, say, select } from "./dom.js";
-import { Inside } from "./inside.js";
-import { looked, unreadWords } from "./looked.js";
-import { compact, range } from "./maps.js";
-import { newest } from "./newest.js";
-import { Regions } from "./regions.js";
-import { heatOf, Stage } from "./stage.js";
-import { begin } from "./waiting.js";
+import { TileView } from "./tile_view.js";
+import { waitForSlide, unreadableNote } from "./slide_progress.js";
+import { compact, range } from "./patch_maps.js";
+import { latest } from "./latest_request.js";
+import { Regions } from "./slide_regions.js";
+import { heatmapOf, SlideViewer } from "./slide_viewer.js";
+import { showLoading } from "./loading.js";
 
 const HEADING = "From the slide to the patch";
 
 export async function show(root, context) {
   const { signal } = context;
-  begin(root, HEADING, "Opening the slides of all runs and looking for tissue on them. The first time takes a while.");
+  showLoading(root, HEADING, "Opening the slides of all runs and looking for tissue on them. The first time takes a while.");
   const [{ slides: listed, missing }, models] = await Promise.all([json("slides", {}, signal), json("attention/models", {}, signal)]);
   const slides = listed.map((one) => ({ ...one, title: `${one.name} · ${one.run_name}` }));
   const title = el("h1", null, HEADING), lost = absent(missing);
@@ -24,10 +24,10 @@ export async function show(root, context) {
       " makes one; ", el("code", null, "saccade view RUN"), " shows it."));
     return;
   }
-  await Stage.load();
+  await SlideViewer.load();
   const place = el("div"), planar = models.filter(({ axes }) => axes === 2);
   const names = slides.map((one) => ({ value: one.id, text: one.title }));
-  const openings = newest();
+  const openings = latest();
   let view = null, own = null;
   async function open(id) {
     const slide = slides.find((one) => one.id === id), still = openings();
@@ -60,9 +60,9 @@ function absent(missing) {
 class Tiles {
   constructor(pick, signal, models) {
     Object.assign(this, { kind: "tiles", signal, models, tile: null, model: null,
-      openings: newest(), looks: newest(), questions: newest() });
-    this.stage = new Stage(signal, "Slide: drag to move, plus and minus to zoom, click a tile", { click: (x, y) => this.click(x, y) });
-    this.inside = new Inside(signal);
+      openings: latest(), looks: latest(), questions: latest() });
+    this.stage = new SlideViewer(signal, "Slide: drag to move, plus and minus to zoom, click a tile", { click: (x, y) => this.click(x, y) });
+    this.inside = new TileView(signal);
     this.words = el("p", { class: "words", role: "status" });
     this.scale = el("div", { class: "scale" });
     this.modelPlace = el("div");
@@ -103,7 +103,7 @@ class Tiles {
     const still = this.looks();
     this.questions();
     this.stage.show(null, []);
-    await looked(`slides/${this.slide.id}/looks`, { model: this.model }, this.signal, (words) => { if (still()) replace(this.words, words); });
+    await waitForSlide(`slides/${this.slide.id}/features`, { model: this.model }, this.signal, (words) => { if (still()) replace(this.words, words); });
     if (still() && !this.signal.aborted) await this.ask(this.tile);
   }
 
@@ -116,18 +116,18 @@ class Tiles {
   async ask(tile) {
     const still = this.questions();
     this.tile = tile;
-    const scores = await floats(`slides/${this.slide.id}/likeness`, { model: this.model, tile }, this.signal).catch((error) => {
+    const scores = await floats(`slides/${this.slide.id}/similarity`, { model: this.model, tile }, this.signal).catch((error) => {
       if (still() && !this.signal.aborted) this.complain(error);
     });
     if (!scores || !still()) return;
     const { low, high } = range(scores), limits = { low: tile === null ? low : Math.max(-0.2, low), high };
     const { cells, step_px: [down, across] } = this.about;
     const marks = tile === null ? [] : [{ box: [cells[tile][1] * across, cells[tile][0] * down, across, down] }];
-    this.stage.show(heatOf(cells, this.about.step_px, scores, limits), marks);
+    this.stage.show(heatmapOf(cells, this.about.step_px, scores, limits), marks);
     replace(this.scale, el("span", null, compact(limits.low)), el("span", { class: "ramp" }), el("span", null, compact(limits.high)));
     const what = tile === null ? `How like the mean of all ${scores.length.toLocaleString("en")} tiles each one is (cosine).`
       : `How like the marked tile each of ${scores.length.toLocaleString("en")} is (cosine, less what all share).`;
-    const words = what + unreadWords(scores.reduce((count, score) => count + Number.isNaN(score), 0), this.slide.name);
+    const words = what + unreadableNote(scores.reduce((count, score) => count + Number.isNaN(score), 0), this.slide.name);
     replace(this.words, words);
     say(words);
     if (tile !== null) await this.inside.open(this.slide.id, this.about, tile, this.model);

@@ -10,7 +10,7 @@ export function themes(button) {
     name();
     document.dispatchEvent(new Event("theme"));
   });
-  // Pictures that are painted in the colours of a dark page are turned over on paper (style.css): nothing can be painted
+  // Pictures that are painted in the colours of a dark page are turned over on paper (style.css): explainNothing can be painted
   // anew before the printer asks.
   addEventListener("beforeprint", () => { document.documentElement.dataset.paper = shown(); });
   addEventListener("afterprint", () => { delete document.documentElement.dataset.paper; });

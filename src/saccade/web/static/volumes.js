@@ -1,20 +1,20 @@
 // Volumes: three planes that go through one voxel, the attention of its patch over them, and the whole in 3D.
 
-import { json } from "./ask.js";
-import { chooser } from "./chooser.js";
+import { json } from "./server_api.js";
+import { chooser } from "./image_chooser.js";
 import { el, field, redraw, replace, select } from "./dom.js";
-import { Look } from "./look.js";
-import { newest } from "./newest.js";
-import { explain, nothing } from "./pair.js";
-import { Solid } from "./solid.js";
-import { volumeSaver } from "./volume_save.js";
-import { VolumeSide } from "./volume_side.js";
-import { begin, waiting } from "./waiting.js";
+import { ModelView } from "./model_view.js";
+import { latest } from "./latest_request.js";
+import { explain, explainNothing } from "./query_key_value.js";
+import { Volume3D } from "./volume_3d.js";
+import { volumeSaver } from "./save_volume.js";
+import { VolumePanel } from "./volume_panel.js";
+import { showLoading, loadingText } from "./loading.js";
 
 const HEADING = "Where does this voxel look?";
 
 export async function show(root, context) {
-  begin(root, HEADING, "Asking which models and runs of volumes there are.");
+  showLoading(root, HEADING, "Asking which models and runs of volumes there are.");
   const [models, runs] = await Promise.all([json("attention/models", {}, context.signal), json("runs", {}, context.signal)]);
   const volumes = models.filter((model) => model.axes === 3);
   if (!volumes.length) {
@@ -33,10 +33,10 @@ export async function show(root, context) {
 class Volumes {
   constructor(root, context, models) {
     Object.assign(this, { root, models, signal: context.signal, layer: null, head: "mean", kind: "attention", keep: 1, smooth: true,
-      image: null, mm: null, asked: null, of: null, solid: null, openings: newest(), drawings: newest() });
+      image: null, mm: null, asked: null, of: null, solid: null, openings: latest(), drawings: latest() });
     const events = { pick: (side, voxel) => this.pick(side, voxel), turn: (side, axis, by) => this.move(side, axis, by),
       key: (side, event, plane) => this.key(side, event, plane) };
-    this.sides = ["A", "B"].map((letter) => new VolumeSide(letter, events));
+    this.sides = ["A", "B"].map((letter) => new VolumePanel(letter, events));
     this.sides[0].model = models[0].id;
     this.sides[1].model = "";
   }
@@ -58,7 +58,7 @@ class Volumes {
     this.signal.addEventListener("abort", () => this.solid?.close());
     for (const side of this.sides) side.pictures.hidden = side.caption.hidden = true;
     this.views = el("div");
-    replace(this.root, el("h1", null, HEADING), el("div", { class: "explorer-grid" }, images,
+    replace(this.root, el("h1", null, HEADING), el("div", { class: "attention-grid" }, images,
       el("div", { class: "work" }, this.tools, this.trouble, this.wait, this.views, el("p", { class: "soft noprint" },
         "Click a voxel: its patch asks. Arrow keys move the voxel by a patch, Page up and Page down through the planes; C: the class token asks.")),
       this.explained));
@@ -100,8 +100,8 @@ class Volumes {
     const still = this.openings();
     this.image = image;
     this.root.setAttribute("aria-busy", "true");
-    if (!this.seen.length) replace(this.wait, waiting("The network is looking at the volume."));
-    const ask = ({ model }) => (model === "" ? null : Look.volume({ model, image: image.id }, this.signal));
+    if (!this.seen.length) replace(this.wait, loadingText("The network is looking at the volume."));
+    const ask = ({ model }) => (model === "" ? null : ModelView.volume({ model, image: image.id }, this.signal));
     const answers = await Promise.allSettled(this.sides.map(ask));
     if (!still() || this.signal.aborted) return;
     this.trouble.hidden = true;
@@ -129,7 +129,7 @@ class Volumes {
       else if (reason) { side.refuse(reason); side.caption.hidden = !this.two; side.caption.textContent = side.title; } else side.clear();
     });
     const { leading } = this;
-    if (!leading) { nothing(this.explained, "Nothing is shown that could be explained."); return; }
+    if (!leading) { explainNothing(this.explained, "Nothing is shown that could be explained."); return; }
     if (leading.kind === "attention") {
       this.layer = Math.min(this.layer ?? leading.depth - 1, leading.depth - 1);
       if (this.head !== "mean" && this.head >= leading.heads) this.head = "mean";
@@ -148,7 +148,7 @@ class Volumes {
     const canvas = el("canvas", { width: 384, height: 384, role: "img", "aria-label": "3D view, drag to turn" });
     replace(this.solidPlace, canvas);
     try {
-      const solid = await Solid.open(canvas, side.look.cube, side.look.size_px, side.look.grid);
+      const solid = await Volume3D.open(canvas, side.look.cube, side.look.size_px, side.look.grid);
       if (!still() || this.signal.aborted) { solid.close(); return; }
       this.solid = solid;
       if (side.map) this.solid.show(side.map, side.inside);
@@ -232,7 +232,7 @@ class Volumes {
   async explainPair(side, still) {
     const { look, rows, view: { kind, layer, head } } = side;
     if (kind !== "attention") {
-      nothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own." : "This network has no queries and keys.");
+      explainNothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own." : "This network has no queries and keys.");
       return;
     }
     const query = side.token(side.asked), key = look.prefix + side.map.indexOf(side.limits.high);

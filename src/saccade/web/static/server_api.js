@@ -1,8 +1,8 @@
-// Questions to the server. Errors carry what the command line would say. embedded_ask.js answers where there is none.
+// Questions to the server. Errors carry what the command line would say. embedded_api.js answers where there is none.
 
 export const live = true;
 
-export class Refused extends Error {
+export class ServerError extends Error {
   constructor(status, said) {
     super(said.what ?? `the server answered ${status}`);
     this.status = status;
@@ -17,7 +17,7 @@ async function checked(response) {
     const body = await response.json();
     said = body.what ? body : { what: typeof body.detail === "string" ? body.detail : undefined };
   } catch { /* no JSON: the status must do */ }
-  throw new Refused(response.status, said);
+  throw new ServerError(response.status, said);
 }
 
 function address(path, query) {

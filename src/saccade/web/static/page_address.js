@@ -1,8 +1,8 @@
 // The address of what the attention page shows, and back: the image that it names is in its run, was opened from a file, or is no
 // longer there, which is said rather than passed over.
 
-import { json } from "./ask.js";
-import { A_PAGE } from "./chooser.js";
+import { json } from "./server_api.js";
+import { A_PAGE } from "./image_chooser.js";
 
 // What the chooser begins with: {image, run, start}, {image, held} of one that is in no run of the list, or {lost}: why not.
 export async function firstImage(query, runs, signal) {

@@ -24,7 +24,7 @@ export async function unpacked({ codes, largest, smallest }) {
 
 // The weights of row `from` (counted over all heads) into `values` at `to`: 254 even steps of the logarithm between the
 // row's smallest and largest, and 0.
-export function unrow({ codes, largest, smallest }, from, width, values, to) {
+export function dequantiseRow({ codes, largest, smallest }, from, width, values, to) {
   const low = smallest[from], step = Math.log(largest[from] / low) / 254;
   for (let i = 0; i < width; i++) {
     const code = codes[from * width + i];
@@ -34,6 +34,6 @@ export function unrow({ codes, largest, smallest }, from, width, values, to) {
 
 export async function weights(packed, width) {
   const layer = await unpacked(packed), values = new Float32Array(layer.codes.length);
-  for (let row = 0; row < values.length / width; row++) unrow(layer, row, width, values, row * width);
+  for (let row = 0; row < values.length / width; row++) dequantiseRow(layer, row, width, values, row * width);
   return values;
 }

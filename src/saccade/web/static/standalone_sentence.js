@@ -1,7 +1,7 @@
 // A sentence that was kept with its numbers: the same view as in saccade view, without a server.
 
 import { el } from "./dom.js";
-import { block, weights } from "./embedded.js";
+import { block, weights } from "./embedded_data.js";
 import { SentenceView } from "./sentence_view.js";
 import { themes } from "./theme.js";
 
@@ -28,7 +28,7 @@ const source = {
 
 const root = document.getElementById("page"), button = el("button", { type: "button", class: "quiet noprint" });
 themes(button);
-const view = el("div", { class: "page words" });
+const view = el("div", { class: "page page-sentences" });
 root.append(el("header", { class: "row standalone" }, el("h1", null, "Which words does a word look at?"), button),
   el("p", { class: "said-text", dir: "auto" }, info.text), view);
 const sentence = new SentenceView(view, signal);

@@ -1,13 +1,13 @@
 // What is like one image: its neighbours, the label they vote for, filters, a file to ask with.
 
-import { json, link, post, upload } from "./ask.js";
-import { named } from "./atlas_legend.js";
+import { json, link, post, upload } from "./server_api.js";
+import { named } from "./embedding_map_legend.js";
 import { el, field, replace, say, select } from "./dom.js";
-import { newest } from "./newest.js";
+import { latest } from "./latest_request.js";
 
 const KS = [5, 10, 20, 50, 100];
 
-export class Near {
+export class Neighbours {
   // page: {table, signal, columns, describe(hit), go(row), marked(row, rows)}
   constructor(page) {
     this.page = page;
@@ -15,8 +15,8 @@ export class Near {
     this.apart = page.about.columns.includes("group") && page.grouped;
     this.where = [];
     this.asked = null;
-    this.questions = newest();
-    this.columns = newest();
+    this.questions = latest();
+    this.columns = latest();
     this.list = el("ol", { class: "hits" });
     this.head = el("p", { class: "soft" }, "Click a point, or press Enter on it, to see which images the model finds most like it.");
     this.votes = el("div", { class: "votes" });
@@ -36,7 +36,7 @@ export class Near {
     const value = el("select");
     const fill = async () => {
       const still = this.columns();
-      const values = await json(`atlas/${page.table}/values`, { name: column.value }, page.signal);
+      const values = await json(`map/${page.table}/values`, { name: column.value }, page.signal);
       if (still()) replace(value, values.slice(0, 500).map((one) => el("option", { value: one }, named(one))));
     };
     const put = (negated) => {
@@ -77,7 +77,7 @@ export class Near {
       if (asked.file && !asked.upload) asked.upload = (await upload(asked.file, page.signal)).id;
       const known = asked.row === undefined ? null : (await page.known([asked.row]))[0];
       const question = { row: asked.row ?? null, upload: asked.upload ?? null, k: this.k, where: this.conditions(known) };
-      const found = await post(`atlas/${page.table}/neighbours`, question, page.signal);
+      const found = await post(`map/${page.table}/neighbours`, question, page.signal);
       if (!still()) return;
       this.show(asked, known, found);
     } catch (error) { if (still()) this.complain(error); } finally {
@@ -111,7 +111,7 @@ export class Near {
 
   thumb(row, side) {
     return this.page.pictures
-      ? el("img", { src: link(`atlas/${this.page.table}/thumb/${row}`, { side: 128, written: this.page.about.written }), alt: "", width: side, height: side, loading: "lazy" })
+      ? el("img", { src: link(`map/${this.page.table}/thumb/${row}`, { side: 128, written: this.page.about.written }), alt: "", width: side, height: side, loading: "lazy" })
       : el("span", { class: "no-picture", "aria-hidden": "true" });
   }
 

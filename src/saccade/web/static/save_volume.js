@@ -1,9 +1,9 @@
 // What is shown of a volume, as a file: PNG (the planes as they are), CSV (a line a patch), NIfTI (the map at every voxel of the
 // volume, which the server writes as `saccade attend` does).
 
-import { blob } from "./ask.js";
-import { compact, painted, percent } from "./maps.js";
-import { cell, fileName, hand, saveButtons } from "./save.js";
+import { blob } from "./server_api.js";
+import { compact, mapPixels, percent } from "./patch_maps.js";
+import { cell, fileName, download, saveButtons } from "./save_map.js";
 
 const GAP = 16, LINE = 22, RAMP = 256;
 
@@ -15,13 +15,13 @@ export function volumeSaver(page, complain) {
 async function save(page, kind) {
   const shown = page.sides.filter((side) => side.map);
   if (!shown.length) return;
-  if (kind === "csv") hand(new Blob([table(shown)], { type: "text/csv" }), fileName(page.of, "csv"));
-  else if (kind === "png") hand(await picture(shown, page.of), fileName(page.of, "png"));
+  if (kind === "csv") download(new Blob([table(shown)], { type: "text/csv" }), fileName(page.of, "csv"));
+  else if (kind === "png") download(await picture(shown, page.of), fileName(page.of, "png"));
   else for (const side of shown) {
     const { view, look } = side, beside = shown.length > 1 ? `-${side.letter}` : "";
     const query = { ...look.query, token: side.token(side.asked), layer: view.layer, rollout: view.kind === "rollout",
       head: view.head === "mean" ? undefined : view.head, keep: view.keep < 1 ? view.keep : undefined };
-    hand(await blob("attention/nifti", query), fileName(page.of, "nii.gz", beside));
+    download(await blob("attention/nifti", query), fileName(page.of, "nii.gz", beside));
   }
 }
 
@@ -54,7 +54,7 @@ function picture(shown, image) {
       context.drawImage(plane.canvas, left, top + 2 * LINE);
     });
     const { low, high: most } = one.limits, say = one.view.kind === "similarity" ? compact : percent;
-    const ramp = painted(Float32Array.from({ length: RAMP }, (_, i) => i / (RAMP - 1)), { low: 0, high: 1 });
+    const ramp = mapPixels(Float32Array.from({ length: RAMP }, (_, i) => i / (RAMP - 1)), { low: 0, high: 1 });
     for (let i = 0; i < RAMP; i++) {
       context.fillStyle = `rgb(${ramp[4 * i]} ${ramp[4 * i + 1]} ${ramp[4 * i + 2]})`;
       context.fillRect(GAP + i, foot - 10, 1, 10);

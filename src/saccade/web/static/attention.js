@@ -1,17 +1,17 @@
 // The attention explorer: where does this patch look, in which layer, which head, of which model.
 
-import { json, live } from "./ask.js";
-import { addressOf, firstImage } from "./addressed.js";
-import { chooser } from "./chooser.js";
-import { difference } from "./difference.js";
+import { json, live } from "./server_api.js";
+import { addressOf, firstImage } from "./page_address.js";
+import { chooser } from "./image_chooser.js";
+import { difference } from "./map_difference.js";
 import { el, field, redraw, replace, say, select } from "./dom.js";
-import { choose, Look } from "./look.js";
-import { range, where } from "./maps.js";
-import { newest } from "./newest.js";
-import { explain, nothing } from "./pair.js";
-import { Overview, Panel } from "./panel.js";
-import { saver } from "./save.js";
-import { begin, waiting } from "./waiting.js";
+import { selectHead, ModelView } from "./model_view.js";
+import { range, where } from "./patch_maps.js";
+import { latest } from "./latest_request.js";
+import { explain, explainNothing } from "./query_key_value.js";
+import { Overview, Panel } from "./map_panel.js";
+import { saver } from "./save_map.js";
+import { showLoading, loadingText } from "./loading.js";
 
 const SEED = 1, HEADING = "Where does this patch look?";
 const rolls = (look) => look.wholeDepth === look.depth; // a page of one file may keep some layers only
@@ -21,7 +21,7 @@ const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token as
 
 export async function show(root, context) {
   const { signal, query } = context;
-  begin(root, HEADING, "Asking which models and runs there are.");
+  showLoading(root, HEADING, "Asking which models and runs there are.");
   const [allModels, allRuns] = await Promise.all([json("attention/models", {}, signal), json("runs", {}, signal)]);
   const [models, runs] = [allModels.filter(planar), allRuns.filter(planar)];
   const page = new Explorer(root, context, models);
@@ -55,7 +55,7 @@ class Explorer {
     this.hovered = null;
     this.answer = null;
     this.image = null;
-    Object.assign(this, { openings: newest(), drawings: newest() });
+    Object.assign(this, { openings: latest(), drawings: latest() });
   }
 
   get two() { return this.sides[1].model !== ""; }
@@ -85,9 +85,9 @@ class Explorer {
       el("dl", null, HELP.map(([key, what]) => el("div", null, el("dt", { class: "code" }, key), el("dd", null, what)))));
     this.work = el("div", { class: "work" }, this.toolbar, this.trouble, this.wait, this.boxes, this.difference, this.all, help);
     replace(this.root, el("h1", null, HEADING),
-      el("div", { class: "explorer-grid" }, images, this.work, this.explained));
+      el("div", { class: "attention-grid" }, images, this.work, this.explained));
     for (const panel of this.panels) panel.canvas.addEventListener("keydown", (event) => this.key(event));
-    nothing(this.explained, "Choose an image, then click a patch.");
+    explainNothing(this.explained, "Choose an image, then click a patch.");
     this.tools();
   }
 
@@ -171,8 +171,8 @@ class Explorer {
     const still = this.openings(), { image } = this;
     this.boxes.setAttribute("aria-busy", "true");
     // The first answer loads the network; later ones keep the picture before until they are there.
-    if (!this.leading) replace(this.wait, waiting("The network is looking at the image."));
-    const answers = await Promise.allSettled(this.sides.map((side) => side.model === "" ? null : Look.open({
+    if (!this.leading) replace(this.wait, loadingText("The network is looking at the image."));
+    const answers = await Promise.allSettled(this.sides.map((side) => side.model === "" ? null : ModelView.open({
       model: side.model, image: image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
       positions: side.positions }, this.signal)));
     if (!still() || this.signal.aborted) return;
@@ -215,7 +215,7 @@ class Explorer {
     if (first) return;
     this.all.hidden = true;
     replace(this.difference);
-    nothing(this.explained, "Nothing is shown that could be explained.");
+    explainNothing(this.explained, "Nothing is shown that could be explained.");
     this.remember();
   }
 
@@ -306,7 +306,7 @@ class Explorer {
     if (!still() || this.signal.aborted) return;
     this.painted = controls;
     if (!light) this.trouble.hidden = true;
-    const maps = asked.map(({ look, kind }, i) => choose(rows[i], look.tokens, look.prefix, this.headOf(look, kind)));
+    const maps = asked.map(({ look, kind }, i) => selectHead(rows[i], look.tokens, look.prefix, this.headOf(look, kind)));
     const limits = this.view.same && maps.length === 2 && asked[0].kind === asked[1].kind ? range([...maps[0], ...maps[1]]) : null;
     asked.forEach(({ look, place, kind, layer }, i) => {
       const pointed = this.answer === null ? null : this.placeOf(look, this.answer);
@@ -329,12 +329,12 @@ class Explorer {
 
   async explainPair({ look, place, kind, layer }, rows, still) {
     if (kind !== "attention") {
-      nothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own. Choose the attention of a layer."
+      explainNothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own. Choose the attention of a layer."
         : "This network has no queries and keys.");
       return;
     }
     if (this.answer === null && !this.pinned && place !== null) {
-      nothing(this.explained, "Click a patch: it keeps asking. Then point at another one, and every number between the two is here.");
+      explainNothing(this.explained, "Click a patch: it keeps asking. Then point at another one, and every number between the two is here.");
       return;
     }
     const [query, key] = [this.token(look, place), this.answer === null ? this.strongest(look, rows) : this.token(look, this.placeOf(look, this.answer))];
@@ -346,12 +346,12 @@ class Explorer {
       const name = (token) => token < look.prefix ? "the class token" : `the patch in ${where(token - look.prefix, look.grid[1])}`;
       explain(this.explained, pair, { query: name(query), key: name(key), layer: look.layerName(layer), head }, note);
     } catch (error) {
-      if (!this.signal.aborted && still()) nothing(this.explained, error.message);
+      if (!this.signal.aborted && still()) explainNothing(this.explained, error.message);
     }
   }
 
   strongest(look, rows) {
-    const map = choose(rows, look.tokens, look.prefix, this.headOf(look, "attention"));
+    const map = selectHead(rows, look.tokens, look.prefix, this.headOf(look, "attention"));
     return look.prefix + map.indexOf(range(map).high);
   }
 
@@ -359,7 +359,7 @@ class Explorer {
     this.all.hidden = kind !== "attention";
     this.allName.textContent = `All layers and heads${this.two ? ` of ${"AB"[this.looks.indexOf(look)]}` : ""}`;
     if (kind !== "attention" || !this.all.open) return;
-    const values = await look.fan(this.token(look, place), this.signal).catch((error) => { this.all.hidden ||= still(); throw error; });
+    const values = await look.allLayers(this.token(look, place), this.signal).catch((error) => { this.all.hidden ||= still(); throw error; });
     if (still()) this.overview.draw(values, look, { layer: this.layer, head: this.headOf(look, kind) });
   }
 
@@ -392,6 +392,6 @@ class Explorer {
   // The address names what is shown, so that it can be opened again; ids hold while the server runs.
   remember() {
     if (!live) return;
-    history.replaceState(null, "", `${location.pathname}#/explorer?${addressOf(this)}`);
+    history.replaceState(null, "", `${location.pathname}#/attention?${addressOf(this)}`);
   }
 }

@@ -15,7 +15,7 @@ function rgb(hex) {
   return [1, 3, 5].map((at) => parseInt(full.slice(at, at + 2), 16));
 }
 
-export class Plot {
+export class MapPlot {
   // events: hover(row | -1), pick(row), lasso(rows), card(row) -> what the card beside the pointer says
   constructor(signal, events) {
     this.scatter = new Scatter();

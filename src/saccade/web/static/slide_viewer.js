@@ -1,16 +1,16 @@
 // A slide to zoom into (OpenSeadragon, BSD-3) under a heatmap over cells of its lattice, with outlines of what is chosen.
 
-import { link } from "./ask.js";
+import { link } from "./server_api.js";
 import { el, replace } from "./dom.js";
-import { painted, range } from "./maps.js";
+import { mapPixels, range } from "./patch_maps.js";
 
 // The heat over cells [[row, column], ...] of sides [down, across] in pixels of level 0; NaN is not painted.
-export function heatOf(cells, step, values, limits) {
+export function heatmapOf(cells, step, values, limits) {
   const kept = cells.map((cell, i) => [cell, i]).filter(([, i]) => Number.isFinite(values[i]));
   if (!kept.length) return null;
   const down = range(kept.map(([[row]]) => row)), over = range(kept.map(([[, column]]) => column)); // too many for Math.min(...)
   const top = down.low, left = over.low, rows = down.high - top + 1, columns = over.high - left + 1;
-  const data = painted(values, limits), pixels = new Uint8ClampedArray(4 * rows * columns);
+  const data = mapPixels(values, limits), pixels = new Uint8ClampedArray(4 * rows * columns);
   for (const [[row, column], i] of kept) {
     const at = 4 * ((row - top) * columns + column - left);
     pixels.set(data.subarray(4 * i, 4 * i + 3), at);
@@ -23,7 +23,7 @@ export function heatOf(cells, step, values, limits) {
   return { small, box: [left * step[1], top * step[0], columns * step[1], rows * step[0]] };
 }
 
-export class Stage {
+export class SlideViewer {
   // events: {click(x, y), hover(x, y) | hover(null), key(event) -> whether it was taken}; x, y in pixels of level 0
   constructor(signal, label, events) {
     this.node = el("div", { class: "stage", role: "application", "aria-label": label, tabindex: "0" });

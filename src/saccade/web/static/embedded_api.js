@@ -1,10 +1,10 @@
-// In the place of ask.js where there is no server: the same questions about images, answered from the page's own block.
+// In the place of server_api.js where there is no server: the same questions about images, answered from the page's own block.
 
-import { block, bytes, inflated, unpacked, unrow } from "./embedded.js";
+import { block, bytes, inflated, unpacked, dequantiseRow } from "./embedded_data.js";
 
 export const live = false;
 
-export class Refused extends Error {
+export class ServerError extends Error {
   constructor(status, said) {
     super(said.what);
     this.status = status;
@@ -16,7 +16,7 @@ const { models, images, looks, note } = block();
 export const said = note;
 
 function refuse(what, hint) {
-  throw new Refused(400, { what, hint });
+  throw new ServerError(400, { what, hint });
 }
 
 const opened = new Map();
@@ -41,13 +41,13 @@ function rows(found, layer, first, count) {
   }
   for (let head = 0; head < heads; head++) {
     for (let row = 0; row < count; row++) {
-      unrow(found.layers[layer], head * width + first + row, width, values, (head * count + row) * width);
+      dequantiseRow(found.layers[layer], head * width + first + row, width, values, (head * count + row) * width);
     }
   }
   return values;
 }
 
-function fan(found, token) {
+function allLayers(found, token) {
   if (found.signed) return rows(found, 0, token, 1);
   const size = found.about.heads * found.width, values = new Float32Array(found.layers.length * size);
   found.layers.forEach((_, layer) => values.set(rows(found, layer, token, 1), layer * size));
@@ -77,7 +77,7 @@ export async function json(path, query) {
   if (path === "attention/models") return models.map((model) => ({ run: null, fresh: false, ...model }));
   if (path === "runs") return [{ id: "page", name: "this page" }];
   if (path === "images") return { total: images.length, images: images.slice(query.start, query.start + query.count) };
-  if (path === "attention/look") return (await look(query)).about;
+  if (path === "attention/view") return (await look(query)).about;
   if (path === "attention/pair") return refuse("This page keeps the weights, not the vectors behind them: saccade view shows query, key and value.");
   return refuse(`this page cannot answer ${path}`);
 }
@@ -85,7 +85,7 @@ export async function json(path, query) {
 export async function floats(path, query) {
   const found = await look(query);
   if (path === "attention/rows") return rows(found, query.layer, query.first, query.count);
-  if (path === "attention/fan") return fan(found, query.token);
+  if (path === "attention/all-layers") return allLayers(found, query.token);
   return rollout(found, query.first, query.count);
 }
 

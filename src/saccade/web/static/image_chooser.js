@@ -2,9 +2,9 @@
 // chosen: {run, start, image} to begin with, and held: that image where it is in no run; lost: none is chosen to begin with;
 // files: false where none can be opened, accept: which (images unless given)
 
-import { json, link, live, upload } from "./ask.js";
+import { json, link, live, upload } from "./server_api.js";
 import { el, field, replace, say, select } from "./dom.js";
-import { newest } from "./newest.js";
+import { latest } from "./latest_request.js";
 
 export const A_PAGE = 24;
 
@@ -15,7 +15,7 @@ export function chooser(context, runs, chosen, onchoose) {
   const trouble = el("p", { class: "note", role: "alert", hidden: true });
   const earlier = el("button", { type: "button", "aria-label": "Earlier images", onclick: () => turn(-A_PAGE) }, "‹");
   const later = el("button", { type: "button", "aria-label": "Later images", onclick: () => turn(A_PAGE) }, "›");
-  const pages = newest();
+  const pages = latest();
   const state = { run: chosen.run ?? runs[0]?.id, start: chosen.start ?? 0, total: 0, image: chosen.image, uploads: chosen.held ? [chosen.held] : [] };
 
   const file = el("input", { type: "file", class: "visually-hidden", accept: chosen.accept ?? "image/*,.tif,.tiff", tabindex: "-1",

@@ -1,6 +1,6 @@
 // The 3D view: NiiVue (BSD-2) with the volume and, over it, the map of the asking patch. Loaded only when it is opened.
 
-import { range } from "./maps.js";
+import { range } from "./patch_maps.js";
 
 // NiiVue reads files, so it is given one: a NIfTI-1 header and numbers, x fastest. Voxels are cubes; the grid of patches
 // covers the same space with larger ones.
@@ -27,13 +27,13 @@ function nifti(values, [z, y, x], voxel, kind) {
 
 let able = null; // whether the browser has WebGL 2: asking takes a context, of which there are few
 
-export class Solid {
+export class Volume3D {
   // On a canvas of its own; `close` lets go of it. Throws where the browser has no WebGL 2.
   static async open(canvas, cube, size, grid) {
     able ??= Boolean(document.createElement("canvas").getContext("webgl2"));
     if (!able) throw new Error("This browser has no WebGL 2: the planes remain.");
     const { Niivue } = await import("./vendor/niivue/niivue.js");
-    const solid = new Solid();
+    const solid = new Volume3D();
     const view = new Niivue({ dragAndDropEnabled: false, loadingText: "", backColor: [0.04, 0.05, 0.06, 1], show3Dcrosshair: false,
       isOrientCube: true, logLevel: "error" });
     await view.attachToCanvas(canvas);

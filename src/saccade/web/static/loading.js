@@ -3,11 +3,11 @@
 import { el, replace, say } from "./dom.js";
 
 // A line that says what is waited for; whoever waits takes it away, or draws over it.
-export function waiting(words) {
+export function loadingText(words) {
   say(words);
   return el("span", { class: "soft waiting", role: "status" }, words);
 }
 
-export function begin(root, heading, words) {
-  replace(root, el("h1", null, heading), el("p", null, waiting(words)));
+export function showLoading(root, heading, words) {
+  replace(root, el("h1", null, heading), el("p", null, loadingText(words)));
 }

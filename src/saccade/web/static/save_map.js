@@ -1,7 +1,7 @@
 // Exactly what is shown, as a file: SVG (one rectangle a patch), PNG (that drawing) or CSV (its numbers).
 
 import { el, say } from "./dom.js";
-import { colour, cover, percent, compact } from "./maps.js";
+import { colour, cover, percent, compact } from "./patch_maps.js";
 
 const GAP = 24, HEAD = 64, FOOT = 56;
 
@@ -20,7 +20,7 @@ export function fileName(image, ending, beside = "") {
   return `${image.name.replace(/[^A-Za-z0-9._-]+/g, "-").replace(/(\.nii)?\.[a-z]+$/i, "")}-attention${beside}.${ending}`;
 }
 
-export function hand(data, name) {
+export function download(data, name) {
   const url = URL.createObjectURL(data);
   el("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
@@ -32,7 +32,7 @@ async function save(page, kind) {
   if (!shown.length) return;
   const data = kind === "csv" ? new Blob([csv(page, shown)], { type: "text/csv" })
     : kind === "svg" ? new Blob([drawing(shown)], { type: "image/svg+xml" }) : await picture(shown);
-  hand(data, fileName(shown[0].shown.view.image, kind));
+  download(data, fileName(shown[0].shown.view.image, kind));
 }
 
 export function cell(text) {

@@ -1,14 +1,14 @@
 // A slide of a hierarchy: down from the slide to a region, to one of its tiles, and to the patches of that tile; and up again.
 
-import { floats, json } from "./ask.js";
+import { floats, json } from "./server_api.js";
 import { el, field, redraw, replace, say, select } from "./dom.js";
-import { Inside } from "./inside.js";
-import { choose, Look } from "./look.js";
-import { looked, unreadWords } from "./looked.js";
-import { compact, percent, range } from "./maps.js";
-import { newest } from "./newest.js";
-import { Panel } from "./panel.js";
-import { heatOf, Stage } from "./stage.js";
+import { TileView } from "./tile_view.js";
+import { selectHead, ModelView } from "./model_view.js";
+import { waitForSlide, unreadableNote } from "./slide_progress.js";
+import { compact, percent, range } from "./patch_maps.js";
+import { latest } from "./latest_request.js";
+import { Panel } from "./map_panel.js";
+import { heatmapOf, SlideViewer } from "./slide_viewer.js";
 
 const KEYS = [["arrow keys", "the region or tile beside it"], ["Enter", "go into it"], ["Escape", "up again"], ["+ and −", "zoom"],
   ["[ ]", "layer before, after"], [", .", "head before, after"], ["M", "mean of all heads"]];
@@ -19,13 +19,13 @@ const named = (what, [row, column]) => `${what} row ${row}, column ${column}`;
 
 export class Regions {
   constructor(pick, signal) {
-    // map: what is shown of the whole slide; wish: which of them was chosen by hand; region, tile: where one is; cursor: what Enter would go into; asks: whether the tile asks in its region, or the class token
+    // map: what is shown of the whole slide; wish: which of them was chosen by download; region, tile: where one is; cursor: what Enter would go into; asks: whether the tile asks in its region, or the class token
     Object.assign(this, { kind: "regions", signal, map: "regions", wish: null, region: null, tile: null, cursor: null, layer: null, head: "mean", asks: true,
-      openings: newest(), drawings: newest(), pointings: newest() });
-    this.stage = new Stage(signal, "Slide: arrow keys choose, Enter goes into a region or tile, Escape goes up, plus and minus zoom", {
+      openings: latest(), drawings: latest(), pointings: latest() });
+    this.stage = new SlideViewer(signal, "Slide: arrow keys choose, Enter goes into a region or tile, Escape goes up, plus and minus zoom", {
       click: (x, y) => this.click(x, y), hover: (x, y) => this.hover(x, y), key: (event) => this.key(event),
     });
-    this.inside = new Inside(signal);
+    this.inside = new TileView(signal);
     this.panel = new Panel("Attention inside the region", {
       hover: (place) => this.point(place), head: (head) => this.set({ head: this.head === head ? "mean" : head }),
       where: (place) => this.named(place), pick: (place) => { const tile = this.tileAtPlace(place); if (tile !== undefined) this.go(this.region, tile); },
@@ -71,7 +71,7 @@ export class Regions {
     this.drawCrumbs();
     this.stage.open(slide.id, this.about);
     this.stage.show(null, []);
-    await looked(`regions/${slide.id}/looks`, {}, this.signal, (words) => { if (still()) replace(this.words, words); });
+    await waitForSlide(`regions/${slide.id}/attention`, {}, this.signal, (words) => { if (still()) replace(this.words, words); });
     if (!still() || this.signal.aborted) return;
     const path = `regions/${slide.id}`;
     const [found, weights, tiles, composed] = await Promise.all([json(path, {}, this.signal), floats(`${path}/weights`, {}, this.signal),
@@ -107,7 +107,7 @@ export class Regions {
     if (moved || !this.look) {
       this.stage.goTo(this.boxOf(region));
       try {
-        const look = await Look.open({}, this.signal, `regions/${slide.id}/${region}`);
+        const look = await ModelView.open({}, this.signal, `regions/${slide.id}/${region}`);
         if (this.region !== region || this.slide !== slide) return undefined;
         this.look = look;
         this.panel.setLook(look, "Point at a tile: it asks; click it to go in");
@@ -270,7 +270,7 @@ export class Regions {
       this.values = { regions: this.weights, tiles: this.tiles, composed: this.composed }[this.map];
       words = { regions: `How much each region counts in the slide, weighed by ${found.who}.`,
         tiles: "How much each region's class token takes from each of its tiles.",
-        composed: "The weight of the region times its attention to the tile." }[this.map] + unreadWords(found.unread.length, this.slide.name);
+        composed: "The weight of the region times its attention to the tile." }[this.map] + unreadableNote(found.unread.length, this.slide.name);
     } else {
       const rows = await this.look.rows("attention", this.layer, this.asking(), this.signal);
       if (!still()) return;
@@ -280,7 +280,7 @@ export class Regions {
       this.drawPanel(rows, this.asking() === 0 ? null : this.asking() - this.look.prefix);
     }
     const limits = range(this.values.filter(Number.isFinite));
-    this.stage.heat = heatOf(cells, step, this.values, limits.high > limits.low ? limits : { low: limits.low - 1, high: limits.high + 1 });
+    this.stage.heat = heatmapOf(cells, step, this.values, limits.high > limits.low ? limits : { low: limits.low - 1, high: limits.high + 1 });
     this.drawMarks();
     replace(this.scale, el("span", null, compact(limits.low)), el("span", { class: "ramp" }), el("span", null, compact(limits.high)), el("span", null, "times an even share"));
     replace(this.words, words);
@@ -312,20 +312,20 @@ export class Regions {
 
   // Of every tile of the slide, NaN outside the region: what it gets of what goes to tiles, 1 is an even share.
   shares(rows) {
-    const map = choose(rows, this.look.tokens, this.look.prefix, this.head), own = this.found.region_of;
+    const map = selectHead(rows, this.look.tokens, this.look.prefix, this.head), own = this.found.region_of;
     const total = map.reduce((sum, value) => sum + value, 0), count = own.filter((one) => one === this.region).length;
     return Float32Array.from(own, (one, tile) => (one === this.region ? (count * map[this.placeOf(tile)]) / total : NaN));
   }
 
   drawPanel(rows, place) {
-    const map = choose(rows, this.look.tokens, this.look.prefix, this.head).filter((_, i) => this.look.there[i]);
+    const map = selectHead(rows, this.look.tokens, this.look.prefix, this.head).filter((_, i) => this.look.has_tile[i]);
     this.panel.draw(rows, "attention", { layer: this.layer, head: this.head, keep: 1, smooth: false, colour: false, place, pointed: null, limits: range(map) });
   }
 
   // A tile under the pointer in the small picture asks for as long as it is there.
   async point(place) {
     if (!this.look || this.region === null) return;
-    const there = place !== null && this.look.there[place], still = this.pointings(), look = this.look;
+    const there = place !== null && this.look.has_tile[place], still = this.pointings(), look = this.look;
     const rows = await look.rows("attention", this.layer, there ? look.prefix + place : this.asking(), this.signal);
     if (still() && look === this.look) this.drawPanel(rows, there ? place : this.asking() === 0 ? null : this.asking() - look.prefix);
   }

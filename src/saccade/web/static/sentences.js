@@ -1,29 +1,29 @@
 // Sentences: type one, choose a word, see which words it looks at.
 
-import { floats, json, post } from "./ask.js";
+import { floats, json, post } from "./server_api.js";
 import { el, field, replace, select } from "./dom.js";
-import { newest } from "./newest.js";
+import { latest } from "./latest_request.js";
 import { SentenceView } from "./sentence_view.js";
-import { begin, waiting } from "./waiting.js";
+import { showLoading, loadingText } from "./loading.js";
 
 const LECTURE = "This GitHub page contains all the general information about the course and the study materials.";
 
 // A reading on the server, as sentence_view.js wants it.
 function server(info, model, signal) {
-  const of = (what, query) => [`words/${info.id}/${what}`, query, signal];
+  const of = (what, query) => [`sentences/${info.id}/${what}`, query, signal];
   return {
     info,
     layer: (layer) => floats(...of("weights", { layer })),
     head: (layer, head) => floats(...of("weights", { layer, head })),
     pair: (layer, head, query, answer) => json(...of("pair", { layer, head, query, answer })),
-    lookUp: (token) => json("words/look-up", { model, token }, signal),
+    lookUp: (token) => json("sentences/look-up", { model, token }, signal),
     order: (seed) => json(...of("order", { seed })),
   };
 }
 
 export async function show(root, { query, signal }) {
-  begin(root, "Sentences", "Asking which models of text there are.");
-  const models = await json("words/models", {}, signal);
+  showLoading(root, "Sentences", "Asking which models of text there are.");
+  const models = await json("sentences/models", {}, signal);
   const chosen = { model: models[0].id, positions: true };
   const text = el("textarea", { rows: 2, spellcheck: "false", dir: "auto", class: "sentence-text" });
   text.value = query.get("text") ?? LECTURE;
@@ -33,13 +33,13 @@ export async function show(root, { query, signal }) {
   // Of the built-in model the second layer is the one in which words of one phrase find each other.
   Object.assign(view.state, { layer: 1, wanted: query.get("word") ?? "course" });
 
-  const readings = newest();
+  const readings = latest();
   async function read() {
     const still = readings();
     if (!text.value.trim()) { replace(trouble, el("div", { class: "note" }, "Type a sentence.")); place.hidden = true; return; }
     try {
-      if (!view.source) replace(wait, waiting("The model is reading the text. The first time it has to be loaded."));
-      const info = await post("words", { ...chosen, text: text.value }, signal);
+      if (!view.source) replace(wait, loadingText("The model is reading the text. The first time it has to be loaded."));
+      const info = await post("sentences", { ...chosen, text: text.value }, signal);
       if (signal.aborted || !still()) return;
       replace(trouble);
       place.hidden = false;

@@ -2,7 +2,7 @@
 // Only layout and drawing; numbers and clicks are sentence_view.js.
 
 import { rgb, widthOf } from "./painter.js";
-import { directionOf, fromTheLeft } from "./reading.js";
+import { directionOf, fromTheLeft } from "./text_direction.js";
 
 const SIZE = 15, SPACE = 7, PAD = 4, MOST_LABELS = 48, THIN = 0.6, THICK = 7;
 export const DRAWN_FROM = 0.02; // of the largest: thinner arcs would be dust
@@ -45,7 +45,7 @@ export function largest(values) {
 
 // Where every word stands: {boxes: [{x, y, wide}], tall, room}. Few lines have high arcs, many have low ones. Words run in the
 // order of reading; direction: of the text.
-export function setInLines(names, wide, direction) {
+export function layoutWords(names, wide, direction) {
   const widths = names.map((name) => widthOf(name, SIZE));
   const total = widths.reduce((sum, w) => sum + w + SPACE, 0);
   const few = total < 2.5 * wide;

@@ -1,13 +1,13 @@
 // The map of embeddings: images that a model finds alike lie together.
 
-import { floats, json, link, post } from "./ask.js";
-import { legend, looks, named, NAMED } from "./atlas_legend.js";
-import { Near } from "./atlas_near.js";
-import { Plot } from "./atlas_plot.js";
-import { csv, download, drawing, picture } from "./atlas_save.js";
+import { floats, json, link, post } from "./server_api.js";
+import { legend, looks, named, NAMED } from "./embedding_map_legend.js";
+import { Neighbours } from "./embedding_map_neighbours.js";
+import { MapPlot } from "./embedding_map_plot.js";
+import { csv, download, drawing, picture } from "./embedding_map_save.js";
 import { el, field, replace, say, select } from "./dom.js";
-import { newest } from "./newest.js";
-import { begin, waiting } from "./waiting.js";
+import { latest } from "./latest_request.js";
+import { showLoading, loadingText } from "./loading.js";
 
 const KINDS = { pca: "PCA", tsne: "t-SNE", umap: "UMAP" };
 const GONE = "is no longer there: its folder was moved or deleted.";
@@ -15,8 +15,8 @@ const LISTED = 48, POLL = 400;
 
 export async function show(root, context) {
   const { signal, query } = context;
-  begin(root, "Map", "Asking which feature tables there are.");
-  const tables = await json("atlas", {}, signal);
+  showLoading(root, "Map", "Asking which feature tables there are.");
+  const tables = await json("map", {}, signal);
   replace(root, el("h1", null, "Map"));
   const ready = tables.filter((table) => table.id);
   const page = el("div");
@@ -24,13 +24,13 @@ export async function show(root, context) {
     const first = ready.find((table) => table.id === query.get("table")) ?? ready.find((table) => table.run && table.run === query.get("run")) ?? ready[0];
     const open = async (id) => {
       const table = ready.find((one) => one.id === id);
-      replace(page, waiting(`Reading ${table.name} and working out its map.`));
-      const about = await json(`atlas/${id}`, {}, signal);
-      await new Atlas(page, signal, table, about, query).start();
+      replace(page, loadingText(`Reading ${table.name} and working out its map.`));
+      const about = await json(`map/${id}`, {}, signal);
+      await new EmbeddingMap(page, signal, table, about, query).start();
     };
     if (ready.length > 1) {
       root.append(el("div", { class: "row" }, field("Table", select(ready.map((one) => ({ value: one.id, text: one.name })), first.id,
-        (id) => context.go("atlas", { table: id })))));
+        (id) => context.go("map", { table: id })))));
     }
     root.append(page);
     await open(first.id);
@@ -51,7 +51,7 @@ function missing(tables, some, context) {
 
 // The button that computes the vectors of a run; then how far they are, also where the page is opened again meanwhile.
 function maker(table, context) {
-  const place = el("div", { class: "job", role: "status" }), asked = `atlas/made/${table.run}`;
+  const place = el("div", { class: "job", role: "status" }), asked = `map/embed/${table.run}`;
   const begin = el("button", { type: "button", onclick: async () => {
     begin.disabled = true;
     try { await post(asked, {}, context.signal); await followed(); } catch (error) { stopped(error.message); }
@@ -60,7 +60,7 @@ function maker(table, context) {
   const followed = async () => {
     const stop = el("button", { type: "button", onclick: () => post(`${asked}/stop`, {}, context.signal) }, "Stop");
     const state = await follow(place, el("strong", null, "Vectors are being computed"), stop, () => json(asked, {}, context.signal));
-    if (state.state === "done") context.go("atlas", { run: table.run });
+    if (state.state === "done") context.go("map", { run: table.run });
     else stopped(state.state === "failed" ? state.text : "");
   };
   replace(place, begin);
@@ -81,7 +81,7 @@ async function follow(place, name, stop, ask) {
   }
 }
 
-class Atlas {
+class EmbeddingMap {
   constructor(root, signal, table, about, query) {
     Object.assign(this, { root, signal, name: table.name, table: table.id, about });
     this.kind = "pca";
@@ -93,24 +93,24 @@ class Atlas {
     this.values = [];
     this.known_ = new Map();
     this.selected = [];
-    Object.assign(this, { wishes: newest(), colourings: newest() });
+    Object.assign(this, { wishes: latest(), colourings: latest() });
     this.pictures = !about.pictures;
   }
 
   async start() {
     const { about, signal, table } = this;
-    this.plot = new Plot(signal, { hover: (i) => this.hover(i), pick: (i) => this.pick(i), lasso: (rows) => this.choose(rows), card: (i) => this.card(i) });
-    const groups = about.columns.includes("group") ? await json(`atlas/${table}/values`, { name: "group" }, signal) : [];
+    this.plot = new MapPlot(signal, { hover: (i) => this.hover(i), pick: (i) => this.pick(i), lasso: (rows) => this.choose(rows), card: (i) => this.card(i) });
+    const groups = about.columns.includes("group") ? await json(`map/${table}/values`, { name: "group" }, signal) : [];
     this.grouped = groups.some((name) => name !== "");
-    this.near = new Near(this);
+    this.near = new Neighbours(this);
     this.legend = el("div");
     this.selection = el("section", { class: "card", "aria-label": "Selection" });
     this.job = el("div", { class: "job", role: "status", hidden: true });
     this.fault = el("div");
-    this.words = el("p", { class: "soft words" }, waiting("Placing the points."));
-    const side = el("div", { class: "atlas-side" },
+    this.words = el("p", { class: "soft words" }, loadingText("Placing the points."));
+    const side = el("div", { class: "map-side" },
       el("section", { class: "card", "aria-label": "Legend" }, el("h2", null, "Legend"), this.legend), this.near.node, this.selection);
-    replace(this.root, this.tools(), this.fault, this.job, el("div", { class: "atlas-grid" }, el("div", null, this.plot.node, this.words), side));
+    replace(this.root, this.tools(), this.fault, this.job, el("div", { class: "map-grid" }, el("div", null, this.plot.node, this.words), side));
     if (about.pictures) this.root.append(el("p", { class: "note" }, `The images of the table cannot be shown: ${about.pictures}.`));
     await this.setKind("pca");
     await this.setColumn(this.column);
@@ -155,24 +155,24 @@ class Atlas {
     if (missing) { this.complain({ message: missing }); return; }
     replace(this.fault);
     try {
-      const state = kind === "pca" ? { state: "done" } : await json(`atlas/${this.table}/job`, { kind }, this.signal);
+      const state = kind === "pca" ? { state: "done" } : await json(`map/${this.table}/job`, { kind }, this.signal);
       if (state.state === "done") {
         this.wanted = kind;
         await this.setKind(kind);
         return;
       }
       // Where another map is being made, this is refused, and that one is still what is waited for.
-      await post(`atlas/${this.table}/job`, { kind }, this.signal);
+      await post(`map/${this.table}/job`, { kind }, this.signal);
       this.wanted = kind;
       if (this.following !== kind) await this.follow(kind);
     } catch (error) { this.complain(error); }
   }
 
   async follow(kind) {
-    const stop = el("button", { type: "button", onclick: () => post(`atlas/${this.table}/cancel`, { kind }, this.signal) }, "Cancel");
+    const stop = el("button", { type: "button", onclick: () => post(`map/${this.table}/cancel`, { kind }, this.signal) }, "Cancel");
     this.job.hidden = false;
     this.following = kind;
-    const state = await follow(this.job, el("strong", null, `${KINDS[kind]} is being made`), stop, () => json(`atlas/${this.table}/job`, { kind }, this.signal));
+    const state = await follow(this.job, el("strong", null, `${KINDS[kind]} is being made`), stop, () => json(`map/${this.table}/job`, { kind }, this.signal));
     this.job.hidden = true;
     this.following = null;
     if (state.state === "done" && this.wanted !== kind) say(`${KINDS[kind]} is ready`);
@@ -183,7 +183,7 @@ class Atlas {
 
   async setKind(kind) {
     const still = this.wishes();
-    const places = await floats(`atlas/${this.table}/places`, { kind }, this.signal);
+    const places = await floats(`map/${this.table}/places`, { kind }, this.signal);
     if (!still()) return;
     this.kind = kind;
     for (const node of this.kinds.children) node.setAttribute("aria-pressed", String(node.dataset.kind === kind));
@@ -199,9 +199,9 @@ class Atlas {
 
   // The values of a column, and which of them each row has.
   read(name) {
-    if (name === this.about.cluster && this.most < 2) return [["all"], new Float32Array(this.most)]; // nothing to tell apart
+    if (name === this.about.cluster && this.most < 2) return [["all"], new Float32Array(this.most)]; // one cluster
     const asked = { name, clusters: name === this.about.cluster ? this.clusters : null };
-    return Promise.all([json(`atlas/${this.table}/values`, asked, this.signal), floats(`atlas/${this.table}/codes`, asked, this.signal)]);
+    return Promise.all([json(`map/${this.table}/values`, asked, this.signal), floats(`map/${this.table}/codes`, asked, this.signal)]);
   }
 
   async setColumn(name) {
@@ -251,7 +251,7 @@ class Atlas {
   async known(rows) {
     const missing = rows.filter((row) => !this.known_.has(row));
     if (missing.length) {
-      for (const one of await post(`atlas/${this.table}/rows`, { numbers: missing }, this.signal)) this.known_.set(one.row, one);
+      for (const one of await post(`map/${this.table}/rows`, { numbers: missing }, this.signal)) this.known_.set(one.row, one);
     }
     return rows.map((row) => this.known_.get(row));
   }
@@ -260,7 +260,7 @@ class Atlas {
     const known = this.known_.get(i);
     const words = [[this.column, named(this.values[this.codes[i]] ?? "")]];
     for (const name of ["label", "group", "split"]) if (known?.[name] && name !== this.column) words.push([name, known[name]]);
-    return [this.pictures ? el("img", { src: link(`atlas/${this.table}/thumb/${i}`, { side: 128, written: this.about.written }), alt: "", width: 112, height: 112 }) : null,
+    return [this.pictures ? el("img", { src: link(`map/${this.table}/thumb/${i}`, { side: 128, written: this.about.written }), alt: "", width: 112, height: 112 }) : null,
       el("div", null, words.map(([name, value]) => el("div", null, el("span", { class: "soft" }, `${name} `), value)), known ? el("small", null, known.id) : null)];
   }
 

@@ -1,8 +1,8 @@
 // One look on the screen: the picture with the map of the asking patch, its scale in words, and a small map of every head.
 
 import { el, replace } from "./dom.js";
-import { choose, elsewhere } from "./look.js";
-import { compact, lay, mask, outline, painted, percent, range, where } from "./maps.js";
+import { selectHead, prefixMass } from "./model_view.js";
+import { compact, drawMap, mask, outline, mapPixels, percent, range, where } from "./patch_maps.js";
 
 const SIDE = 448, SMALL = 72;
 
@@ -70,11 +70,11 @@ export class Panel {
   draw(values, kind, view) {
     const { look } = this;
     const head = kind === "attention" ? view.head : "mean";
-    const map = choose(values, look.tokens, look.prefix, head);
+    const map = selectHead(values, look.tokens, look.prefix, head);
     // Of a region, places without a tile have nothing to show.
-    const own = range(look.there ? map.filter((_, i) => look.there[i]) : map), limits = view.limits ?? own;
+    const own = range(look.has_tile ? map.filter((_, i) => look.has_tile[i]) : map), limits = view.limits ?? own;
     const inside = view.keep < 1 ? mask(map, view.keep) : null;
-    const data = painted(map, limits, inside ?? look.there);
+    const data = mapPixels(map, limits, inside ?? look.has_tile);
     this.shown = { map, data, limits, inside, kind, head, place: view.place, view };
     this.paint(view);
     this.drawHeads(values, kind, view);
@@ -86,7 +86,7 @@ export class Panel {
     const box = { x: 0, y: 0, width: this.width, height: this.height };
     context.clearRect(0, 0, this.width, this.height);
     context.drawImage(view.colour ? this.look.picture : this.look.greyPicture, 0, 0, this.width, this.height);
-    lay(context, this.shown.data, this.look.grid, box, view.smooth);
+    drawMap(context, this.shown.data, this.look.grid, box, view.smooth);
     const line = 2 * (devicePixelRatio || 1);
     if (view.place !== null) outline(context, this.look.grid, view.place, box, ["#ffffff", "#000000"], line);
     if (view.pointed !== null && view.pointed !== view.place) {
@@ -100,11 +100,11 @@ export class Panel {
     this.heads.hidden = kind !== "attention";
     if (this.heads.hidden) return;
     this.smalls.forEach((canvas, head) => {
-      const map = choose(values, look.tokens, look.prefix, head);
+      const map = selectHead(values, look.tokens, look.prefix, head);
       const context = canvas.getContext("2d");
       context.drawImage(look.greyPicture, 0, 0, SMALL, SMALL);
-      const inside = view.keep < 1 ? mask(map, view.keep) : look.there;
-      lay(context, painted(map, range(map), inside), look.grid, { x: 0, y: 0, width: SMALL, height: SMALL }, view.smooth);
+      const inside = view.keep < 1 ? mask(map, view.keep) : look.has_tile;
+      drawMap(context, mapPixels(map, range(map), inside), look.grid, { x: 0, y: 0, width: SMALL, height: SMALL }, view.smooth);
       this.buttons[head].setAttribute("aria-pressed", view.head === head);
     });
   }
@@ -118,7 +118,7 @@ export class Panel {
     const most = map.indexOf(own.high);
     const words = [alike ? "Most alike: " : "Most: ", el("strong", null, this.events.where(most, columns)), ` with ${number(own.high)}`];
     if (!alike) {
-      const away = elsewhere(values, look.tokens, look.prefix, head);
+      const away = prefixMass(values, look.tokens, look.prefix, head);
       const token = view.place === null ? 0 : look.prefix + view.place;
       words.push(` (an even share is ${percent(look.evenShare(kind, view.layer, token))}). Class token`,
         look.prefix > 1 ? " and registers take " : " takes ", percent(away), ".");
@@ -137,7 +137,7 @@ export class Panel {
 // Layers x heads, all maps of one query on one canvas; a click chooses layer and head.
 export class Overview {
   constructor(onchoose) {
-    this.canvas = el("canvas", { class: "fan", role: "img", "aria-label": "Maps of all layers and heads" });
+    this.canvas = el("canvas", { class: "all-layers", role: "img", "aria-label": "Maps of all layers and heads" });
     this.onchoose = onchoose;
     this.canvas.addEventListener("click", (event) => {
       const box = this.canvas.getBoundingClientRect();
@@ -157,11 +157,11 @@ export class Overview {
     for (let layer = 0; layer < look.depth; layer++) {
       const part = values.subarray(layer * size, (layer + 1) * size);
       for (let head = 0; head < look.heads; head++) {
-        const map = choose(part, look.tokens, look.prefix, head);
-        const data = painted(map, range(map));
+        const map = selectHead(part, look.tokens, look.prefix, head);
+        const data = mapPixels(map, range(map));
         for (let i = 3; i < data.length; i += 4) data[i] = 255;
         const box = { x: head * (cell + gap) + gap / 2, y: layer * (cell + gap) + gap / 2, width: cell, height: cell };
-        lay(context, data, look.grid, box, false);
+        drawMap(context, data, look.grid, box, false);
         if (layer === view.layer && (head === view.head || view.head === "mean")) {
           context.strokeStyle = "#4fd1ff";
           context.lineWidth = 2;

@@ -1,7 +1,7 @@
 // A line chart of several runs: axes with whole steps, lines told apart by colour and by dashes, a reading under the pointer.
 
 import { el, svg } from "./dom.js";
-import { compact } from "./maps.js";
+import { compact } from "./patch_maps.js";
 
 const WIDTH = 420, HEIGHT = 210, LEFT = 48, RIGHT = 10, TOP = 10, BOTTOM = 26, MOST = 600;
 export const DASHES = ["", "7 4", "2 3", "10 3 2 3", "1 5", "14 4"];

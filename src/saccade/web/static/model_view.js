@@ -1,10 +1,10 @@
 // One image as one network sees it: asks the server, keeps what came, answers from memory where it can.
 
-import { blob, floats, json } from "./ask.js";
+import { blob, floats, json } from "./server_api.js";
 
 const WHOLE = 2 ** 20; // numbers of one layer that are fetched at once, so that moving the mouse asks nobody
 
-export class Look {
+export class ModelView {
   // query: {model, image, size, shuffle, positions} as the server takes them; base: whom it is asked of
   constructor(query, about, picture, grey, base = "attention") {
     Object.assign(this, about);
@@ -18,15 +18,15 @@ export class Look {
   }
 
   static async open(query, signal, base = "attention") {
-    const about = await json(`${base}/look`, query, signal);
+    const about = await json(`${base}/view`, query, signal);
     const picture = await createImageBitmap(await blob(`${base}/picture`, query, signal));
-    return new Look(query, about, picture, greyed(picture), base);
+    return new ModelView(query, about, picture, greyed(picture), base);
   }
 
   // A volume: its voxels as bytes, z slowest, instead of a picture.
   static async volume(query, signal) {
-    const about = await json("attention/look", query, signal);
-    const look = new Look(query, about, null, null);
+    const about = await json("attention/view", query, signal);
+    const look = new ModelView(query, about, null, null);
     look.cube = new Uint8Array(await (await blob("attention/cube", query, signal)).arrayBuffer());
     return look;
   }
@@ -66,11 +66,11 @@ export class Look {
 
   // An even share of what a query gives away in a layer: each of the keys that it sees has as much. Rollout sees all.
   evenShare(kind, layer, token) {
-    return this.even ?? 1 / ((kind === "attention" && this.seen?.[this.layerName(layer)]?.[token]) || this.tokens);
+    return this.even ?? 1 / ((kind === "attention" && this.visible?.[this.layerName(layer)]?.[token]) || this.tokens);
   }
 
-  fan(token, signal) {
-    return floats("attention/fan", { ...this.query, token }, signal);
+  allLayers(token, signal) {
+    return floats("attention/all-layers", { ...this.query, token }, signal);
   }
 
   pair(layer, head, query, key, signal) {
@@ -107,7 +107,7 @@ function greyed(picture) {
 }
 
 // Values [heads, tokens] to one map over the patches: a head, or the mean of all.
-export function choose(values, tokens, prefix, head) {
+export function selectHead(values, tokens, prefix, head) {
   const count = tokens - prefix, heads = values.length / tokens;
   if (head !== "mean") return values.slice(head * tokens + prefix, (head + 1) * tokens);
   const found = new Float32Array(count);
@@ -116,7 +116,7 @@ export function choose(values, tokens, prefix, head) {
 }
 
 // What does not go to patches, but to class and register tokens.
-export function elsewhere(values, tokens, prefix, head) {
+export function prefixMass(values, tokens, prefix, head) {
   const heads = values.length / tokens;
   let sum = 0;
   for (let h = 0; h < heads; h++) {

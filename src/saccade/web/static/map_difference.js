@@ -1,9 +1,9 @@
 // Two maps of one image, in numbers and words.
 
 import { el } from "./dom.js";
-import { compact, correlation, percent } from "./maps.js";
+import { compact, correlation, percent } from "./patch_maps.js";
 
-// Two maps of one size, patch by patch of the whole image, however they are laid out; nothing where there are not two.
+// Two maps of one size, patch by patch of the whole image, however they are laid out; nothing where there is only one.
 // asked: [{look, kind}, ...]
 export function difference(asked, maps, sameModel) {
   const [a, b] = asked;

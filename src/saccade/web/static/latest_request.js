@@ -1,7 +1,7 @@
 // Answers can overtake one another: only what was asked last may be painted.
 
-// const ask = newest(); const still = ask(); … await …; if (!still()) return;
-export function newest() {
+// const ask = latest(); const still = ask(); … await …; if (!still()) return;
+export function latest() {
   let last = 0;
   return () => {
     const mine = ++last;

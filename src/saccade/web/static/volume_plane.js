@@ -4,7 +4,7 @@
 // radiologist expects it, and the two others have the head on top.
 
 import { el } from "./dom.js";
-import { lay, painted } from "./maps.js";
+import { drawMap, mapPixels } from "./patch_maps.js";
 
 export const PLANES = [
   { name: "Axial", normal: 0, down: 1, across: 2, flip: false },
@@ -50,9 +50,9 @@ export class Plane {
     }
     context.clearRect(0, 0, SIDE, SIDE);
     const whole = { x: 0, y: 0, width: SIDE, height: SIDE };
-    lay(context, grey, [rows, columns], whole, true);
+    drawMap(context, grey, [rows, columns], whole, true);
     const [part, shown] = this.cut(map, grid, size, at, inside);
-    lay(context, painted(part, limits, shown), [grid[this.down], grid[this.across]], whole, smooth);
+    drawMap(context, mapPixels(part, limits, shown), [grid[this.down], grid[this.across]], whole, smooth);
     this.cross(context, size, at, grid, asked);
   }
 

@@ -1,7 +1,7 @@
 // Query, key and value in words, with every number between one asking patch and one answering patch.
 
 import { el, replace, svg } from "./dom.js";
-import { compact, percent } from "./maps.js";
+import { compact, percent } from "./patch_maps.js";
 
 // The numbers of a vector as bars around a line; all strips of one figure share a scale where they can be compared.
 function strip(values, name, scale) {
@@ -24,7 +24,7 @@ function line(word, meaning, drawing, number) {
     drawing, number ? el("div", { class: "code" }, number) : null);
 }
 
-export function nothing(root, text) {
+export function explainNothing(root, text) {
   replace(root, el("h2", null, "Query, key, value"), el("p", { class: "soft" }, text));
 }
 
@@ -44,12 +44,12 @@ export function explain(root, pair, names, note) {
       el("li", null, "Divided by the root of the width, so that long vectors do not shout: ",
         el("span", { class: "code", "data-step": "score" },
           `q·k/√d = ${compact(pair.dot)} / √${width} = ${compact(pair.score)}`)),
-      el("li", null, `Softmax over ${pair.seen < pair.tokens ? `the ${pair.seen} keys that this query sees` : `all ${pair.tokens} keys`} (largest score ${compact(pair.largest)}): `,
+      el("li", null, `Softmax over ${pair.visible < pair.tokens ? `the ${pair.visible} keys that this query sees` : `all ${pair.tokens} keys`} (largest score ${compact(pair.largest)}): `,
         el("span", { class: "code", "data-step": "weight" },
           `e^(${compact(pair.score)} − ${compact(pair.largest)}) / ${compact(pair.total)} = ${compact(pair.weight)}`)),
       el("li", null, el("strong", null, percent(pair.weight)),
         ` of what this query takes; ${pair.rank === 0 ? "no key has more" : pair.rank === 1 ? "1 key has more" : `${pair.rank} keys have more`}. `,
-        `An even share would be ${percent(1 / pair.seen)}.`)),
+        `An even share would be ${percent(1 / pair.visible)}.`)),
     line("Value", `what ${names.key} hands over, times ${compact(pair.weight)}`, strip(pair.value, "value"),
       `length ${compact(long)} × ${compact(pair.weight)} = ${compact(long * pair.weight)}`));
 }

@@ -1,11 +1,11 @@
 // A volume as one model sees it: three planes with its map over them, the scale and what is most in words.
 
 import { el, replace, say } from "./dom.js";
-import { choose, elsewhere } from "./look.js";
-import { compact, mask, percent, range } from "./maps.js";
-import { Plane, PLANES } from "./plane.js";
+import { selectHead, prefixMass } from "./model_view.js";
+import { compact, mask, percent, range } from "./patch_maps.js";
+import { Plane, PLANES } from "./volume_plane.js";
 
-export class VolumeSide {
+export class VolumePanel {
   // events: {pick(side, voxel), turn(side, axis, by), key(side, event, plane)}; voxels of this side's own cube
   constructor(letter, events) {
     this.letter = letter;
@@ -46,7 +46,7 @@ export class VolumeSide {
 
   // rows [heads, tokens]; view: {kind, head, keep, smooth}; asked: the asking patch, or null for the class token
   set(rows, view, asked) {
-    this.map = choose(rows, this.look.tokens, this.look.prefix, view.head);
+    this.map = selectHead(rows, this.look.tokens, this.look.prefix, view.head);
     this.limits = range(this.map);
     this.inside = view.keep < 1 ? mask(this.map, view.keep) : null;
     Object.assign(this, { rows, view, asked });
@@ -74,7 +74,7 @@ export class VolumeSide {
     const most = this.map.indexOf(this.limits.high), here = this.map[this.placeOf(this.patchOf(at))];
     replace(this.scale, el("span", null, number(this.limits.low)), el("span", { class: "ramp" }), el("span", null, number(this.limits.high)));
     replace(this.words, `${this.who} asks. Most: `, el("strong", null, this.name(most)), ` with ${number(this.limits.high)}`,
-      alike ? "." : ` (an even share is ${percent(look.evenShare(this.view.kind, this.view.layer, this.token(this.asked)))}); the class token takes ${percent(elsewhere(this.rows, look.tokens, look.prefix, this.view.head))}.`,
+      alike ? "." : ` (an even share is ${percent(look.evenShare(this.view.kind, this.view.layer, this.token(this.asked)))}); the class token takes ${percent(prefixMass(this.rows, look.tokens, look.prefix, this.view.head))}.`,
       ` Under the cross: ${number(here)}.`);
     if (this.letter === "A") say(`${this.who}: most in ${this.name(most)}`);
   }

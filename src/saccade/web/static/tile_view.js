@@ -1,15 +1,15 @@
 // Inside one tile of a slide: its patches and their attention, as the explorer has them.
 
-import { json } from "./ask.js";
+import { json } from "./server_api.js";
 import { el, replace } from "./dom.js";
-import { choose, Look } from "./look.js";
-import { compact, range, where } from "./maps.js";
-import { newest } from "./newest.js";
-import { Panel } from "./panel.js";
+import { selectHead, ModelView } from "./model_view.js";
+import { compact, range, where } from "./patch_maps.js";
+import { latest } from "./latest_request.js";
+import { Panel } from "./map_panel.js";
 
-export class Inside {
+export class TileView {
   constructor(signal) {
-    Object.assign(this, { signal, tile: null, asked: null, place: null, head: "mean", layer: null, drawings: newest() });
+    Object.assign(this, { signal, tile: null, asked: null, place: null, head: "mean", layer: null, drawings: latest() });
     this.node = el("section", { class: "card", "aria-label": "Inside the tile" });
     this.panel = new Panel("Attention inside the tile", {
       where: (place, columns) => `patch ${where(place, columns)}`,
@@ -32,7 +32,7 @@ export class Inside {
     delete this.node.dataset.drawn;
     try {
       const image = await json(`slides/${slide}/tile`, { number }, this.signal);
-      const look = await Look.open({ model, image: image.id }, this.signal);
+      const look = await ModelView.open({ model, image: image.id }, this.signal);
       if (this.tile !== tile || this.signal.aborted) return;
       const attentive = look.kind === "attention";
       this.asked = this.place = null;
@@ -41,7 +41,7 @@ export class Inside {
       this.panel.setLook(look, attentive ? "Where the class token looks, or the patch under the pointer" : "How alike its places are");
       replace(this.node, el("h2", null, "Inside the tile"), el("p", { class: "soft" }, `${about.tile_px} pixels at ${compact(about.mpp)} µm`), this.panel.node,
         el("p", { class: "soft" }, attentive ? `Layer ${this.layer} of 0 to ${this.layer}.` : `${look.name} has no attention that could be read.`),
-        el("a", { href: `#/explorer?${new URLSearchParams({ image: image.id, a: model })}` }, "Every layer and head"));
+        el("a", { href: `#/attention?${new URLSearchParams({ image: image.id, a: model })}` }, "Every layer and head"));
       await this.draw();
     } catch (error) {
       if (!this.signal.aborted && this.tile === tile) replace(this.node, el("h2", null, "Inside the tile"), el("p", { class: "note", role: "alert" }, error.message));
@@ -53,7 +53,7 @@ export class Inside {
     const head = kind === "attention" ? this.head : "mean";
     const rows = await look.rows(kind, kind === "attention" ? this.layer : 0, place === null ? 0 : look.prefix + place, this.signal);
     if (!still()) return;
-    const limits = range(choose(rows, look.tokens, look.prefix, head));
+    const limits = range(selectHead(rows, look.tokens, look.prefix, head));
     this.panel.draw(rows, kind, { layer: this.layer, head, keep: 1, smooth: false, colour: false, place, pointed: null, limits });
     this.node.dataset.drawn = "yes";
   }

@@ -43,7 +43,7 @@ export function mask(values, keep) {
 }
 
 // Colours and covers of one map, one a patch. `shown` null shows all.
-export function painted(values, { low, high }, shown = null) {
+export function mapPixels(values, { low, high }, shown = null) {
   const data = new Uint8ClampedArray(4 * values.length);
   const width = high > low ? high - low : 1;
   for (let i = 0; i < values.length; i++) {
@@ -57,7 +57,7 @@ export function painted(values, { low, high }, shown = null) {
 const scratch = document.createElement("canvas");
 
 // One map over the rectangle of a canvas; crisp patches, or smooth between their centres.
-export function lay(context, data, [rows, columns], { x, y, width, height }, smooth) {
+export function drawMap(context, data, [rows, columns], { x, y, width, height }, smooth) {
   scratch.width = columns;
   scratch.height = rows;
   scratch.getContext("2d").putImageData(new ImageData(data, columns, rows), 0, 0);
