@@ -63,7 +63,7 @@ def test_a_live_k_nn_that_is_never_right_is_nowhere(tmp_path):
         page = write_report(folder).read_text(encoding="utf-8")
         said = ("k-NN accuracy, live probe", "live k-NN accuracy", "k-NN in %")
         assert [words in page for words in said] == [right > 0] * 3
-        assert "Effective rank" in page and "agreement of two views" in page
+        assert "Effective rank" in page and "cosine similarity of two views" in page
 
 
 # --- the whole page ------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_report_needs_no_torch(run):
 
 
 def test_numbers_of_the_run_are_there(text):
-    for words in ("2,651", "224 × 224 px", "image file is truncated", "flat answer, ln K = 8.318", "8.4 min"):
+    for words in ("2,651", "224 × 224 px", "image file is truncated", "uniform output, ln K = 8.318", "8.4 min"):
         assert words in text
     assert "saccade pretrain lc25000-lung-224.zip" in text
 
@@ -118,7 +118,7 @@ def test_numbers_of_the_run_are_there(text):
 def test_finding_speaks_of_the_smallest_clear_fraction():
     found = read_evaluation(fake_run.evaluation())
     words = finding(found)
-    assert words.startswith("With 1 % of the labels (27 images), dino vit_tiny_patch8 names 76.0 %")
+    assert words.startswith("With 1 % of the labels (27 images), dino vit_tiny_patch8 classifies 76.0 %")
     assert "12.2 points more than colour histogram" in words
 
 
@@ -180,7 +180,7 @@ def test_overlap_marks_every_number(run, tmp_path):
     values = fake_run.evaluation()
     values["protocol"]["overlap"] = True
     text = report_of(tmp_path, {"evaluation.json": json.dumps(values)})
-    assert "seen in pretraining" in text
+    assert "used in pretraining" in text
     table = text[text.index('<table class="scores"') : text.index("</table>")]
     assert table.count("†") == 24
 

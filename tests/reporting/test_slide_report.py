@@ -52,6 +52,6 @@ def test_few_patients_are_told_beside_every_figure():
     assert page.count("(0.800 to 0.950) ?") == 4 and page.count("(+0.200 to +0.600) ?") == 4
     assert "? The test part is 4 patients: an interval over so few means nothing." in page
     assert page.count("mean and 95 % interval, over 4 patients only") == 2
-    assert finding(few).count("The interval rests on 4 patients and means nothing.") == 1
+    assert finding(few).count("The interval rests on 4 patients: too few to conclude.") == 1
     assert to_text(few).count("[0.800, 0.950] ?") == 2 and "? The test part is 4 patients" in to_text(few)
     assert to_markdown(few).count("[0.800, 0.950] ?") == 2 and "? The test part is 4 patients" in to_markdown(few)

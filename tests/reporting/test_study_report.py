@@ -100,7 +100,7 @@ def test_numbers_have_units_and_agree(study, text):
     for row in study["summary"]["points"]:
         span = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
         assert f"{100 * row['mean']:.1f}{span}" in words
-    for unit in ("accuracy in %", "percent points", "10⁹ operations", "MiB", "images/s", "degrees", "labelled images"):
+    for unit in ("accuracy in %", "percentage points", "10⁹ operations", "MiB", "images/s", "degrees", "labelled images"):
         assert unit in words
     assert "2.79" in words and "1.6 times (resnet18_c4)" in words
     table = study["summary"]["table"]["blocks"][0]["mean"]["difference"]
@@ -147,10 +147,10 @@ def test_the_markdown_has_whole_tables(study, folder):
     text = (folder / "study.md").read_text(encoding="utf-8")
     assert text.startswith("# Which inductive bias pays?")
     for title in (
-        "What follows",
+        "Conclusions",
         "Learning curves",
         "Two side by side",
-        "Changed test images",
+        "Corrupted test images",
         "Costs",
         "Augmentation",
     ):
