@@ -100,6 +100,7 @@ def test_numbers_have_units_and_agree(study, text):
     for row in study["summary"]["points"]:
         span = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
         assert f"{100 * row['mean']:.1f}{span}" in words
+    assert "accuracy in %" in words
     for unit in ("percentage points", "10⁹ operations", "MiB", "images/s", "degrees", "labelled images"):
         assert unit in words
     assert "2.79" in words and "1.6 times (resnet18_c4)" in words

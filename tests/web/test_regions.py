@@ -165,7 +165,7 @@ def test_a_head_and_the_class_token_are_chosen(page, site, hierarchy):
 
 def test_the_numbers_are_those_of_attend(page, site, hierarchy, drawn):
     found, key = regions_of(site, hierarchy), slide_key(site, hierarchy)
-    name = site.catalog.slides(hierarchy).named[0].record.id
+    name = site.catalog.slides(hierarchy).entries[0].record.id
     wanted = api.attend_hierarchy(hierarchy.folder, drawn / name)
     tile, composed = (one.heat.scores for one in wanted)  # nobody weighs the regions: there is no map of them
     weights = np.frombuffer(raw_request(site, f"/api/regions/{key}/weights")[2], "<f4")
