@@ -42,7 +42,7 @@ def pick_device(name: str | None = None) -> torch.device:
 def gains_from_bf16(device: torch.device) -> bool:
     """True where bf16 products run on hardware: Ampere or newer, or a CPU with AVX512-BF16 or AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     flags = torch.backends.cpu.get_cpu_capability()

@@ -40,7 +40,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64 (Steele et al. 2014): every input bit moves every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def uniforms(seed: int, step: int, items: np.ndarray, count: int, stream: str) -> np.ndarray:

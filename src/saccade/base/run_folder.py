@@ -58,9 +58,9 @@ class Metrics:
         """
         if not self.path.exists():
             return 0.0
-        kept = [line for line in read_metrics(self.path) if line["step"] < step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        return float(kept[-1]["seconds"]) if kept else 0.0
+        earlier = [line for line in read_metrics(self.path) if line["step"] < step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
+        return float(earlier[-1]["seconds"]) if earlier else 0.0
 
     def append(self, line: Mapping[str, Any]) -> str | None:
         """Add a line; returns a message the first time the disk refuses it."""
@@ -86,8 +86,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def not_a_run(folder: Path) -> UsageError:
-    """Says what a folder is instead, where its files tell: a folder of runs, for example a hierarchy."""
-    inside = [place.name for place in sorted(folder.glob("*")) if (place / "config.yaml").exists()]
+    """The error for a folder without config.yaml; names the runs inside, for example those of a hierarchy."""
+    inside = [path.name for path in sorted(folder.glob("*")) if (path / "config.yaml").exists()]
     hint = f"it holds runs: {', '.join(str(folder / name) for name in inside[:4])}" if inside else None
     return UsageError("not a run folder", got=folder, expected="a folder with config.yaml", hint=hint)
 
@@ -121,8 +121,9 @@ def data_record(model: str | Path) -> dict[str, Any] | None:
     path = Path(model)
     if not path.exists():
         return None
-    for place in (path, *path.absolute().parents[:2]):
-        whole = any((place / name).is_file() for name in ("config.yaml", HIERARCHY))
-        if whole and (place / "data.json").is_file():
-            return read_json(place / "data.json")
+    for folder in (path, *path.absolute().parents[:2]):
+        is_run = any((folder / name).is_file() for name in ("config.yaml", HIERARCHY))
+        if is_run and (folder / "data.json").is_file():
+            record: dict[str, Any] = read_json(folder / "data.json")
+            return record
     return None

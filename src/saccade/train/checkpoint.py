@@ -63,14 +63,16 @@ def load_named(run: Path, name: str) -> dict[str, Any] | None:
 
 def available(run: Path) -> list[int]:
     """Steps with a checkpoint, oldest first."""
-    found = ((re.fullmatch(r"step-(\d+)", p.name), p) for p in (run / "checkpoints").glob("step-*"))
-    return sorted(int(match[1]) for match, path in found if match and (path / FILE).exists())
+    folders = (run / "checkpoints").glob("step-*")
+    matches = (re.fullmatch(r"step-(\d+)", folder.name) for folder in folders if (folder / FILE).exists())
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def drop_from(run: Path, step: int) -> None:
-    """Remove the checkpoints of this step and later: what led to them is not to be continued."""
-    for later in (found for found in available(run) if found >= step):
-        shutil.rmtree(folder_of(run, later), ignore_errors=True)
+    """Remove the checkpoints of this step and later ones."""
+    for later in available(run):
+        if later >= step:
+            shutil.rmtree(folder_of(run, later), ignore_errors=True)
 
 
 def load_newest(run: Path) -> tuple[dict[str, Any], list[str]]:

@@ -36,8 +36,8 @@ class Classifier:
     def scores(self, cache: ImageCache, indices: np.ndarray, device: torch.device, precision: str) -> np.ndarray:
         """Probabilities [N K] float32 of the images at ``indices``, brought to 0..1 by the range of the model."""
         network = self.network.to(device)
-        shown = whole(dataclasses.replace(cache, offset=self.spec.offset, scale=self.spec.scale), self.spec)
-        answers = answers_to(shown, network, network.classify, indices, device=device, precision=precision)
+        view = whole(dataclasses.replace(cache, offset=self.spec.offset, scale=self.spec.scale), self.spec)
+        answers = answers_to(view, network, network.classify, indices, device=device, precision=precision)
         return torch.softmax(torch.from_numpy(answers), dim=1).numpy()
 
 
@@ -52,7 +52,7 @@ def save_classifier(folder: Path, method: Supervised) -> None:
 
 def load_classifier(run: str | Path) -> Classifier:
     """The classifier of a run of ``finetune``: its run folder or model folder. ModelError where there is none."""
-    folder = next((place for place in (Path(run) / "model", Path(run)) if (place / FILE).exists()), None)
+    folder = next((path for path in (Path(run) / "model", Path(run)) if (path / FILE).exists()), None)
     if folder is None:
         raise ModelError(f"no classifier in {run}", expected=f"model/{FILE}", hint="saccade finetune makes one")
     loaded = load_model(folder)

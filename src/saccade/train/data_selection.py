@@ -1,4 +1,4 @@
-"""The part of the data that a run learns from, and what it writes down about it."""
+"""The images a run learns from, and their record in data.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from saccade.train.settings import ALL_BUT_TEST, NO_TILES, DataConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataSubset:
-    """The images a run may learn from, and the ids of those that were drawn as test part and left out."""
+    """The images a run may learn from, and the ids of those held out as test part."""
 
     source: Source
     held_out: list[str]
@@ -36,9 +36,14 @@ class DataSubset:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedData:
-    """A part, decoded. ``name`` and ``images``: of the source, damaged files included.
+    """A subset, decoded.
 
-    slides   the slides it is cut from and the numbers of those with tiles in it; None for other images
+    Parameters
+    ----------
+    name, images
+        Of the source, damaged files included.
+    slides
+        The slides it is cut from and the numbers of those with tiles in it; None for other images.
     """
 
     name: str
@@ -50,7 +55,7 @@ class LoadedData:
 
 @dataclasses.dataclass(frozen=True)
 class TrainValSplit:
-    """What a run learns from, and what it judges itself by (None: nothing was kept apart for that)."""
+    """Training images of a run, and its validation images, where there are any."""
 
     train: ImageCache
     validation: ImageCache | None
@@ -68,8 +73,8 @@ class TrainValSplit:
 
 def open_all(data: DataConfig, weights: str) -> Source:
     """All images that the settings name. Slides are cut as these say, or else as the run was that made ``weights``."""
-    named = dataclasses.asdict(data)
-    return open_data(named, as_trained(weights, tiling_in(named)) if weights and data.tile_px != 0 else None)
+    settings = dataclasses.asdict(data)
+    return open_data(settings, as_trained(weights, tiling_in(settings)) if weights and data.tile_px != 0 else None)
 
 
 def open_subset(data: DataConfig, weights: str) -> DataSubset:
@@ -93,16 +98,16 @@ def subset_of(source: Source, data: DataConfig) -> DataSubset:
     drawn: set[int] = set()
     if labels_in(source) and all(records[i].label is None for i in left_out):
         drawn = set(draw_test(records, [hash_of(source, i) for i in range(len(source))], seed=0))
-    kept = [i for i in range(len(records)) if i not in left_out | drawn]
+    selected = [i for i in range(len(records)) if i not in left_out | drawn]
     held_out = [records[i].id for i in sorted(drawn)]
-    return DataSubset(select(source, kept), held_out) if len(kept) < len(records) else DataSubset(source, held_out)
+    return DataSubset(select(source, selected) if len(selected) < len(records) else source, held_out)
 
 
 def resolve_tiles(data: DataConfig, source: Source) -> DataConfig:
-    """The data settings with how slides were cut. Raises UsageError for settings without effect."""
-    found = tiles_in(source)
-    if found is not None:
-        tiling = found[0].tiling
+    """Decide how slides are cut. Raises UsageError for settings without effect."""
+    slide_tiles = tiles_in(source)
+    if slide_tiles is not None:
+        tiling = slide_tiles[0].tiling
         return dataclasses.replace(data, mpp=tiling.mpp, tile_px=tiling.tile_px, tissue=tiling.min_tissue)
     for name in ("stream", "workers"):
         if getattr(data, name):
@@ -112,12 +117,15 @@ def resolve_tiles(data: DataConfig, source: Source) -> DataConfig:
 
 def slides_of(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
     """The slides that a source is cut from, and the numbers of those with tiles in it; None for other images."""
-    found = tiles_in(source)
-    return None if found is None else (found[0], np.unique(found[0].slide_of[found[1]]))
+    slide_tiles = tiles_in(source)
+    if slide_tiles is None:
+        return None
+    tiles, indices = slide_tiles
+    return tiles, np.unique(tiles.slide_of[indices])
 
 
 def resolve_intensity(data: DataConfig, source: Source) -> DataConfig:
-    """The data settings with what volumes are brought to 0..1 by. Raises UsageError for settings without effect."""
+    """Decide how volumes are scaled to 0..1. Raises UsageError for settings without effect."""
     if source.axes == 2:
         for name in ("intensity", "window", "size_mm"):
             if getattr(data, name):
@@ -132,18 +140,18 @@ def resolve_intensity(data: DataConfig, source: Source) -> DataConfig:
 
 
 def draw_nested(records: Sequence[Record], candidates: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """``count`` of the candidates, every class in its share and at least once; a smaller draw lies inside a larger one.
+    """``count`` of the candidates, stratified by class, each class at least once; smaller draws lie inside larger ones.
 
     Images are drawn one by one, not by whole groups: the number of images is what a learning curve counts.
     """
     order = candidates[numpy_generator(seed, "limit").permutation(len(candidates))]
     total = Counter(records[int(i)].label for i in candidates)
-    seen: Counter[str | None] = Counter()
+    drawn: Counter[str | None] = Counter()
     keys = []
     for index in order:
         label = records[int(index)].label
-        keys.append((seen[label] + 0.5) / total[label] if seen[label] else 0.0)
-        seen[label] += 1
+        keys.append((drawn[label] + 0.5) / total[label] if drawn[label] else 0.0)
+        drawn[label] += 1
     return np.sort(order[np.argsort(keys, kind="stable")[:count]])
 
 
@@ -186,16 +194,16 @@ def hash_of(source: Source, index: int) -> str | None:
         return None
 
 
-def files_of(shares: TrainValSplit) -> list[dict[str, str | None]]:
+def files_of(split: TrainValSplit) -> list[dict[str, str | None]]:
     """Id, hash and group of every image a run has seen; of tiles, those of their slides, each once."""
-    found: dict[str, dict[str, str | None]] = {}
-    for part in (shares.train, shares.validation):
+    files: dict[str, dict[str, str | None]] = {}
+    for part in (split.train, split.validation):
         if part is None:
             continue
         for record, digest in zip(part.records, part.hashes):
             name = record.id.rpartition("#")[0] if isinstance(part.records, TileRecords) else record.id
-            found.setdefault(name, {"id": name, "sha256": digest, "group": record.group})
-    return list(found.values())
+            files.setdefault(name, {"id": name, "sha256": digest, "group": record.group})
+    return list(files.values())
 
 
 def describe_data(loaded: LoadedData, split: TrainValSplit, run: ResolvedRun) -> dict[str, Any]:

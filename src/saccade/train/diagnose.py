@@ -23,9 +23,14 @@ WORSE_THAN_START = "features worse than at the start"
 def failure_modes(method: str) -> tuple[FailureMode, ...]:
     """Of a run by this method, the most severe first."""
     diverged, same_vector, *others = FAILURE_MODES
-    own = card_of(method).failure_modes
-    fatal = (diverged, same_vector, *(mode for mode in own if mode.fatal), *(mode for mode in others if mode.fatal))
-    return fatal + tuple(mode for mode in (*own, *others) if not mode.fatal)
+    specific = card_of(method).failure_modes
+    fatal = (
+        diverged,
+        same_vector,
+        *(mode for mode in specific if mode.fatal),
+        *(mode for mode in others if mode.fatal),
+    )
+    return fatal + tuple(mode for mode in (*specific, *others) if not mode.fatal)
 
 
 def examine(lines: Sequence[Line], settings: Settings) -> list[Diagnosis]:

@@ -35,8 +35,8 @@ class Validation:
 
     def __call__(self, step: int) -> dict[str, float]:
         plan, method, everything = self.plan, self.method, np.arange(len(self.images))
-        shown, precision = whole(self.images, plan.spec), plan.train.precision
-        scores = answers_to(shown, method, method.classify, everything, device=plan.device, precision=precision)
+        view, precision = whole(self.images, plan.spec), plan.train.precision
+        scores = answers_to(view, method, method.classify, everything, device=plan.device, precision=precision)
         labels = self.images.labels
         assert labels is not None
         loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.from_numpy(labels)))

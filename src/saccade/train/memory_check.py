@@ -1,4 +1,4 @@
-"""Does a run fit into this machine? Asked before the first step, answered by arithmetic (see ``pricing``)."""
+"""Whether a run fits into the memory of this machine, checked before the first step."""
 
 from __future__ import annotations
 
@@ -40,33 +40,36 @@ def workload(run: ResolvedRun, device: torch.device, *, image_item: int = 1) -> 
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a run can still take: of the card, or of the machine and its control group; None: nobody says."""
+    """Free bytes on the card, or on the machine within its control group; None where they are not reported."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return system_memory.available() if device.type == "cpu" else None
 
 
 def check_memory(load: Workload, device: torch.device, free: int | None = None) -> None:
-    """Raise MemoryShort, with what could be done instead, where a step cannot fit. ``free``: None asks the machine.
+    """Raise MemoryShort, with settings that would fit, where a step does not fit.
 
-    Several processes on one machine share its memory; each asks for its own part.
+    Parameters
+    ----------
+    free
+        Bytes; None asks the machine. Processes on one machine share its memory.
     """
     free = free_memory(device) if free is None else free
     if free is None:
         return
-    found = price(load)
-    together = 1 if device.type == "cuda" else runtime.world_size()
-    if found.peak * together > free:
-        raise refusal(load, found, free // together, "free on the card" if device.type == "cuda" else "available")
+    cost = price(load)
+    processes = 1 if device.type == "cuda" else runtime.world_size()
+    if cost.peak * processes > free:
+        raise refusal(load, cost, free // processes, "free on the card" if device.type == "cuda" else "available")
 
 
-def refusal(load: Workload, found: Price, free: int, where: str) -> MemoryShort:
-    """What is wanted, what is there, what dominates, and what would fit, the cheapest first."""
+def refusal(load: Workload, cost: Price, free: int, where: str) -> MemoryShort:
+    """The error: what is needed, what is free, what dominates, and what would fit, the cheapest first."""
     lines: list[str] = []
-    for one in alternatives(load):
-        if one.price.peak <= free and len(lines) < OFFERED:
-            ratio = one.price.total_flops / max(1, found.total_flops)
-            lines.append(f"{one.how}  ({system_memory.said(one.price.peak)}, {ratio:.2g} times the operations)")
+    for option in alternatives(load):
+        if option.price.peak <= free and len(lines) < OFFERED:
+            ratio = option.price.total_flops / max(1, cost.total_flops)
+            lines.append(f"{option.how}  ({system_memory.said(option.price.peak)}, {ratio:.2g} times the operations)")
     batch = largest_batch(load, free)
     if batch:
         lines.append(f"--batch {batch}  (the largest that fits)")
@@ -76,7 +79,7 @@ def refusal(load: Workload, found: Price, free: int, where: str) -> MemoryShort:
     hint = "what fits instead:\n        " + "\n        ".join(lines) if lines else "a smaller network or --size"
     return MemoryShort(
         "this run does not fit into memory",
-        got=f"{system_memory.said(found.peak)} for one step; most of it: {sentence(found, load)}",
+        got=f"{system_memory.said(cost.peak)} for one step; most of it: {sentence(cost, load)}",
         expected=f"at most {system_memory.said(free)}, which is {where}",
         hint=f"{hint}\n        saccade plan shows the price of every setting",
     )

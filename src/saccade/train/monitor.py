@@ -54,9 +54,9 @@ class LiveProbe:
             self.labelled = len(set(unit_names([r.group for r in chosen]))) > 1
         if self.labelled:
             self.train, self.test = grouped_split(chosen, 1 / 3, seed)
-            shown = np.unique(self.labels[self.train])
-            self.test = self.test[np.isin(self.labels[self.test], shown)]
-            self.labelled = len(shown) > 1 and len(self.test) > 0
+            classes = np.unique(self.labels[self.train])
+            self.test = self.test[np.isin(self.labels[self.test], classes)]
+            self.labelled = len(classes) > 1 and len(self.test) > 0
             if not self.labelled:
                 self.note = "live k-NN off: too few classes remain when groups are kept apart"
 
@@ -84,18 +84,19 @@ class LiveProbe:
         views = dataclasses.replace(plan.views, global_count=2, local_count=0)
 
         def vectors(network: torch.nn.Module, number: int) -> np.ndarray:
-            def shown(items: np.ndarray) -> torch.Tensor:
+            def view(items: np.ndarray) -> torch.Tensor:
                 # The same two views at every evaluation, so that figures differ by what was learned alone.
                 made = make_views(self.cache.batch(items), views, plan.spec, seed=plan.train.seed, step=EXAM)
                 return made[number].pixels
 
             precision = plan.train.precision
-            found = answers_to(
-                shown, network, lambda x: network(x).cls, indices, device=plan.device, precision=precision
+            features = answers_to(
+                view, network, lambda x: network(x).cls, indices, device=plan.device, precision=precision
             )
-            found -= found.mean(axis=0)  # what all images share says nothing of which one it is
-            return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+            features -= features.mean(axis=0)  # what all images have in common does not identify one
+            unit: np.ndarray = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+            return unit
 
-        alike = vectors(method.student_network, 0) @ vectors(method.backbone, 1).T
-        own = np.diagonal(alike)[:, None]
-        return float(((alike < own).sum(axis=1) / (len(indices) - 1)).mean())
+        similarity = vectors(method.student_network, 0) @ vectors(method.backbone, 1).T
+        same_image = np.diagonal(similarity)[:, None]
+        return float(((similarity < same_image).sum(axis=1) / (len(indices) - 1)).mean())

@@ -55,9 +55,9 @@ def make_optimizer(method: Method, config: ResolvedOptim, device: torch.device) 
             continue
         layer, matrix = layers.get(p, NEW), p.ndim > 1
         rate = 1.0 if layer == NEW else config.layer_decay ** (deepest - layer)
-        place = (NEW if layer == NEW else 0) if config.layer_decay == 1.0 else layer
+        key = (NEW if layer == NEW else 0) if config.layer_decay == 1.0 else layer
         start = {"params": [], "decay": matrix, "rate": rate, "new": layer == NEW}
-        groups.setdefault((place, matrix), start)["params"].append(p)
+        groups.setdefault((key, matrix), start)["params"].append(p)
     return torch.optim.AdamW(list(groups.values()), lr=0.0, weight_decay=0.0, fused=device.type in ("cpu", "cuda"))
 
 

@@ -98,8 +98,8 @@ def settings_table(run: ResolvedRun, images: int) -> str:
     """Every setting, one line per section; printed before the first step."""
     lines = [f"settings, resolved for {images:,} images"]
     for name, values in config.to_dict(run).items():
-        shown = ", ".join(f"{key}={_short(value)}" for key, value in values.items() if value not in ("", None, []))
-        lines.append(f"  {name:7s} {shown}")
+        text = ", ".join(f"{key}={_short(value)}" for key, value in values.items() if value not in ("", None, []))
+        lines.append(f"  {name:7s} {text}")
     return "\n".join(lines)
 
 

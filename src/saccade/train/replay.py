@@ -1,4 +1,4 @@
-"""The batch of a step that was left out, once more: which images, which figures, which precision."""
+"""Run a skipped step again: which images, which values, which precision made it non-finite."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from saccade.train.run_config import load_config
 
 
 def replay(run: Path) -> dict[str, Any]:
-    """Do the last step of skipped.jsonl again, with the weights that met it, in the run's precision and in float32.
+    """Run the last step of skipped.jsonl again with the weights it had, in the run's precision and in float32.
 
     Returns the step, the images whose pixels or vectors are not finite, and loss and gradient norm by precision.
-    Raises UsageError where nothing was skipped.
+    Raises UsageError where no step was skipped.
     """
     run_folder.require_run(run)
     skipped = run / "skipped.jsonl"
     state = checkpoint.load_named(run, checkpoint.SKIPPED)
     if not skipped.exists() or state is None:
-        raise UsageError("this run has left out no step", got=run, expected="skipped.jsonl and checkpoints/skipped")
+        raise UsageError("this run has skipped no step", got=run, expected="skipped.jsonl and checkpoints/skipped")
     settings = load_config(run)
     train = settings.train
     device = runtime.pick_device(train.device)
@@ -43,7 +43,7 @@ def replay(run: Path) -> dict[str, Any]:
     names = [split.train.records[int(i)].id for i in indices]
     batch = split.train.batch(indices)
     views = make_views(batch, plan.views, plan.spec, seed=train.seed, step=step, device=device)
-    found: dict[str, Any] = {"step": step, "images": len(names), "bad_pixels": _bad_pixels(views, names)}
+    report: dict[str, Any] = {"step": step, "images": len(names), "bad_pixels": _bad_pixels(views, names)}
     for precision in dict.fromkeys((str(train.precision), "fp32")):
         # Afresh: running statistics take in what they see, numbers or not.
         method.load_state_dict(state["method"])
@@ -53,12 +53,12 @@ def replay(run: Path) -> dict[str, Any]:
             output = method.step(views, progress)
         output.loss.backward()
         gradients = [p.grad for _, p in method.parameters_to_train() if p.grad is not None]
-        found[precision] = {
+        report[precision] = {
             "loss": float(output.loss.detach()),
             "grad_norm": float(torch.nn.utils.get_total_norm(gradients)),
             "bad_vectors": bad,
         }
-    return found
+    return report
 
 
 def _bad_pixels(views: list[View], names: list[str]) -> list[str]:
@@ -76,21 +76,22 @@ def _bad_vectors(network: Any, view: View, names: list[str], device: torch.devic
     return [name for name, is_bad in zip(names, bad.tolist()) if is_bad]
 
 
-def to_text(found: dict[str, Any]) -> str:
+def to_text(report: dict[str, Any]) -> str:
     """What the replay shows, and what to do about it."""
-    lines = [f"step {found['step']} again, {found['images']} images"]
-    kinds = [key for key in found if key in ("bf16", "fp32")]
-    for key in kinds:
-        one = found[key]
-        lines.append(f"  {key}: loss {one['loss']:g}, gradient {one['grad_norm']:g}")
-    broken = {key: not (math.isfinite(found[key]["loss"]) and math.isfinite(found[key]["grad_norm"])) for key in kinds}
-    if found["bad_pixels"]:
-        shown = ", ".join(found["bad_pixels"][:5])
-        lines.append(f"  cause: pixels that are not finite in {shown}; mend or remove these images")
+    lines = [f"step {report['step']} again, {report['images']} images"]
+    precisions = [key for key in report if key in ("bf16", "fp32")]
+    broken = {}
+    for precision in precisions:
+        loss, norm = report[precision]["loss"], report[precision]["grad_norm"]
+        lines.append(f"  {precision}: loss {loss:g}, gradient {norm:g}")
+        broken[precision] = not (math.isfinite(loss) and math.isfinite(norm))
+    if report["bad_pixels"]:
+        names = ", ".join(report["bad_pixels"][:5])
+        lines.append(f"  cause: pixels that are not finite in {names}; repair or remove these images")
     elif broken.get("bf16") and not broken["fp32"]:
-        lines.append("  cause: the precision; go on with --resume --set train.precision=fp32")
+        lines.append("  cause: the precision; continue with --resume --set train.precision=fp32")
     elif broken["fp32"]:
-        lines.append("  cause: the weights or the loss; go on from a checkpoint with --resume and a lower optim.lr")
+        lines.append("  cause: the weights or the loss; continue from a checkpoint with --resume and a lower optim.lr")
     else:
-        lines.append("  it is finite now: the cause was not in the batch alone")
+        lines.append("  the step is finite now: its batch alone is not the cause")
     return "\n".join(lines)

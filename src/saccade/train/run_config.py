@@ -111,17 +111,14 @@ def load_config(folder: Path) -> ResolvedRun:
 
 
 def run_from_dict(values: Mapping[str, Mapping[str, Any]]) -> ResolvedRun:
-    """The inverse of ``base.config.to_dict``. The section of the method may have an old name of the method."""
-    name = str(values["train"]["method"])
-    run = default_config(name)
-    by_section = dict(values) | {"train": dict(values["train"]) | {"method": run.train.method}}
-    by_section[run.train.method] = by_section.pop(name)
-    for section in by_section:
+    """The inverse of ``base.config.to_dict``, of values under their names of today (see ``base.config.load``)."""
+    run = default_config(str(values["train"]["method"]))
+    for section in values:
         if section not in run.sections:
             raise unknown("section", section, run.sections)
 
     def read(section: str) -> Any:
-        return section_from_dict(section, type(run.sections[section]), by_section.get(section, {}))
+        return section_from_dict(section, type(run.sections[section]), values.get(section, {}))
 
     return ResolvedRun(
         data=resolve_section(ResolvedData, read("data")),
