@@ -76,6 +76,7 @@ def show(
     data: str | Path,
     *,
     group: str | None = None,
+    keep_na: bool = False,
     max_bad: float = 0.05,
     sheet: Path | None = None,
     tiling: Tiling | None = None,
@@ -88,6 +89,8 @@ def show(
         Images, volumes, slides or feature grids; see ``open_source``.
     group : str, optional
         Column with the patient, slide or source tile.
+    keep_na : bool
+        Classes and groups may be called n/a, NA or nan; by default these stand for no value.
     max_bad : float
         Largest fraction of damaged files that is tolerated.
     sheet : Path, optional
@@ -113,7 +116,7 @@ def show(
     """
     if sheet is not None:
         check_writable(sheet)
-    return show_source(open_source(data, group=group, tiling=tiling), max_bad=max_bad, sheet=sheet)
+    return show_source(open_source(data, group=group, keep_na=keep_na, tiling=tiling), max_bad=max_bad, sheet=sheet)
 
 
 def plan(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saccade.cli.options import AllowOverlap, Grey, Json, LabelFlags, MaxBad, TilingFlags, split_floats
+from saccade.cli.options import AllowOverlap, Grey, Json, KeepNa, LabelFlags, MaxBad, TilingFlags, split_floats
 from saccade.cli.progress import ProgressBar, print_json
 from saccade.errors import UsageError
 
@@ -24,6 +24,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for evaluation.json, .csv and .md (default: the run's own).")
     ] = None,
+    keep_na: KeepNa = False,
     grey: Grey = False,
     baselines: Annotated[
         bool,
@@ -50,6 +51,7 @@ def evaluate(
         labels=labels.labels,
         label=labels.label,
         group=labels.group,
+        keep_na=keep_na,
         grey=grey,
         baselines=baselines,
         allow_overlap=allow_overlap,

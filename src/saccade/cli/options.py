@@ -34,6 +34,9 @@ NewRun = Annotated[Path, typer.Option("--out", help="New folder for the run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Grey = Annotated[bool, typer.Option("--grey", help="Convert the images to greyscale.")]
 Group = Annotated[str | None, typer.Option("--group", help="Column with the patient, slide or source tile.")]
+KeepNa = Annotated[
+    bool, typer.Option("--keep-na", help="Classes and groups may be called n/a, NA or nan (default: no value).")
+]
 MaxBad = Annotated[float, typer.Option("--max-bad", help="Largest fraction of damaged files that is tolerated.")]
 AllowOverlap = Annotated[
     bool,

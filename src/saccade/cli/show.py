@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from saccade.cli.options import Data, Group, Json, MaxBad, TilingFlags
+from saccade.cli.options import Data, Group, Json, KeepNa, MaxBad, TilingFlags
 from saccade.cli.progress import print_json
 
 
@@ -15,6 +15,7 @@ def show(
     data: Data,
     tiling: TilingFlags,
     group: Group = None,
+    keep_na: KeepNa = False,
     max_bad: MaxBad = 0.05,
     sheet: Annotated[Path | None, typer.Option("--sheet", help="Write a contact sheet (PNG) to this file.")] = None,
     as_json: Json = False,
@@ -24,7 +25,7 @@ def show(
     from saccade.api import show as run
     from saccade.data.audit.images import Audit, render
 
-    audit = run(data, group=group, max_bad=max_bad, sheet=sheet, tiling=tiling.tiling())
+    audit = run(data, group=group, keep_na=keep_na, max_bad=max_bad, sheet=sheet, tiling=tiling.tiling())
     if as_json:
         print_json(audit.to_dict())
     else:

@@ -190,7 +190,9 @@ def holds_features(folder: Path) -> bool:
     return any_features
 
 
-def open_features(folder: Path, *, manifest: Path | None, label: str | None, group: str | None) -> GridSource:
+def open_features(
+    folder: Path, *, manifest: Path | None, label: str | None, group: str | None, keep_na: bool = False
+) -> GridSource:
     """The regions of the slides whose features lie in ``folder``, a file a slide: 16 x 16 tiles, a quarter of them
     there. A ``grids.json`` in the folder names others.
 
@@ -209,5 +211,6 @@ def open_features(folder: Path, *, manifest: Path | None, label: str | None, gro
     def find(path: str) -> str | None:
         return stems.get(PurePosixPath(path.replace("\\", "/")).stem)
 
-    records = {Path(record.id): record for record in records_from_rows(table, find, label=label, group=group)}
+    rows = records_from_rows(table, find, label=label, group=group, keep_na=keep_na)
+    records = {Path(record.id): record for record in rows}
     return GridSource(str(folder), list(records), side=SIDE, min_fraction=MIN_FRACTION, known=records)

@@ -43,7 +43,7 @@ class Format:
         - volume: ``(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume``; ``beside`` reads another
           file of the same folder
         - slide: ``(path: Path) -> Reader`` (``saccade.data.slides.reader``)
-        - archive: ``(path: Path, *, manifest, label, group) -> Source``
+        - archive: ``(path: Path, *, manifest, label, group, keep_na) -> Source``
         - array: ``(path: Path) -> Source``; one file with many images or volumes
         - table: ``(data: bytes, name: str) -> list[dict[str, str]]``; column names in lower case
         - features: ``(path: Path) -> SlideFeatures``

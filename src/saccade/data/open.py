@@ -30,6 +30,7 @@ def open_source(
     manifest: str | Path | None = None,
     label: str | None = None,
     group: str | None = None,
+    keep_na: bool = False,
     tiling: Tiling | None = None,
 ) -> Source:
     """Open images, volumes, slides or feature grids, whatever ``path`` is; docs/guides/data.md lists the layouts.
@@ -43,6 +44,8 @@ def open_source(
         CSV or Parquet table (columns path, label, split, group) for images of another folder.
     label, group : str, optional
         Columns of the table with the class and with the patient, slide or source tile.
+    keep_na : bool
+        Classes and groups may be called n/a, NA or nan; by default these stand for no value.
     tiling : Tiling, optional
         How slides are cut into tiles; an error for other images.
 
@@ -83,23 +86,23 @@ def open_source(
             raise UsageError("feature grids have the labels and groups of their slides", got=path)
         return feature_grids.open_grids(path)
     if path.is_dir() and feature_grids.holds_features(path):
-        return feature_grids.open_features(path, manifest=manifest, label=label, group=group)
+        return feature_grids.open_features(path, manifest=manifest, label=label, group=group, keep_na=keep_na)
     tiling = tiling or Tiling()
-    slides = find_slides(path, manifest=manifest, label=label, group=group, tiling=tiling)
+    slides = find_slides(path, manifest=manifest, label=label, group=group, keep_na=keep_na, tiling=tiling)
     if slides is not None:
         return slides
     if tiling.asked:
         raise UsageError("--mpp, --tile, --tissue and --slide-mpp are for slides; these are other images", got=path)
     if path.is_dir():
-        return FolderSource(path, manifest=manifest, label=label, group=group)
-    return _open_file(path, manifest=manifest, label=label, group=group)
+        return FolderSource(path, manifest=manifest, label=label, group=group, keep_na=keep_na)
+    return _open_file(path, manifest=manifest, label=label, group=group, keep_na=keep_na)
 
 
-def _open_file(path: Path, *, manifest: Path | None, label: str | None, group: str | None) -> Source:
+def _open_file(path: Path, *, manifest: Path | None, label: str | None, group: str | None, keep_na: bool) -> Source:
     """One file that is not a slide."""
     archive, array = by_name(path.name, "archive"), by_name(path.name, "array")
     if archive is not None:
-        source: Source = archive.load()(path, manifest=manifest, label=label, group=group)
+        source: Source = archive.load()(path, manifest=manifest, label=label, group=group, keep_na=keep_na)
         return source
     if array is not None:
         if manifest or label or group:
@@ -109,7 +112,7 @@ def _open_file(path: Path, *, manifest: Path | None, label: str | None, group: s
     if has_suffix(path.name, "table"):
         if manifest:
             raise UsageError("two tables were named", got=f"{path} and {manifest}", hint="DATA is then the folder")
-        return FolderSource(path.parent, manifest=path, label=label, group=group)
+        return FolderSource(path.parent, manifest=path, label=label, group=group, keep_na=keep_na)
     volume = by_name(path.name, "volume")
     if volume is not None and (volume.name != "TIFF stack" or is_stack(path.read_bytes())):
         if manifest or label or group:
@@ -131,7 +134,8 @@ def open_data(data: Mapping[str, Any], tiling: Tiling | None = None) -> Source:
     Raises like ``open_source``.
     """
     columns = {name: data.get(name) or None for name in ("manifest", "label", "group")}
-    return open_source(data["source"], tiling=tiling or tiling_in(data), **columns)
+    keep_na = bool(data.get("keep_na"))
+    return open_source(data["source"], tiling=tiling or tiling_in(data), keep_na=keep_na, **columns)
 
 
 def left_aside(source: Source) -> str:

@@ -52,6 +52,8 @@ class EvaluateOptions:
         CSV or Parquet table with labels; ``label`` and ``group`` name its columns.
     label, group : str, optional
         Column with the class; column with the patient, slide or source tile.
+    keep_na : bool
+        Classes and groups may be called n/a, NA or nan; by default these stand for no value.
     grey : bool
         Convert the images to greyscale.
     baselines : bool
@@ -69,6 +71,7 @@ class EvaluateOptions:
     labels: Path | None = None
     label: str | None = None
     group: str | None = None
+    keep_na: bool = False
     grey: bool = False
     baselines: bool = True
     allow_overlap: bool = False
@@ -128,7 +131,14 @@ def evaluate(
     if folder is not None:
         check_writable(folder)
     tiling = as_trained(names[0], options.tiling)
-    source = open_source(data, manifest=options.labels, label=options.label, group=options.group, tiling=tiling)
+    source = open_source(
+        data,
+        manifest=options.labels,
+        label=options.label,
+        group=options.group,
+        keep_na=options.keep_na,
+        tiling=tiling,
+    )
     if note := left_aside(source):
         console.say(note)
     decoded = embed_images.Decoded(source, max_bad=options.max_bad, report=None)

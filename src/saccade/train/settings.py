@@ -23,6 +23,8 @@ class DataConfig:
     manifest: str = ""
     label: str = ""
     group: str = ""
+    keep_na: bool = False
+    """Classes and groups may be called n/a, NA or nan; by default these stand for no value."""
     split: str | None = None
     """Which part of the source to use, or ``all``; decided: everything but the test part."""
     grey: bool = False

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from saccade.data.open import open_source
+from saccade.api import show
+from saccade.data.open import open_data, open_source
 from saccade.errors import DataError
 
 
@@ -24,6 +25,16 @@ def test_missing_values_are_no_class_and_no_patient(tmp_path, missing):
     records = open_source(folder).records
     assert [record.label for record in records] == [None, "b", "a", "b"]
     assert [record.group for record in records] == ["s0", None, "s2", None]
+
+
+def test_a_class_that_is_called_na_is_kept_where_asked(tmp_path):
+    folder = folder_of(tmp_path, 2)
+    (folder / "labels.csv").write_text("path,label,group\n0.png,NA,s0\n1.png,,n/a\n")
+    records = open_source(folder, keep_na=True).records
+    assert [(record.label, record.group) for record in records] == [("NA", "s0"), (None, "n/a")]
+    settings = {"source": str(folder), "keep_na": True}
+    assert open_data(settings).records[0].label == "NA" and show(folder, keep_na=True).labels == {"NA": 1}
+    assert open_data(settings | {"keep_na": False}).records[0].label is None and show(folder).labels == {}
 
 
 def test_floats_of_a_column_of_whole_numbers_are_their_numbers(tmp_path):

@@ -18,6 +18,7 @@ from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiff_reader import CUT_OFF, listening
 from saccade.data.slides.tiling import Tiling
 from saccade.data.sources.folder import files_below
+from saccade.data.sources.names import by_normal_name
 from saccade.data.sources.source import (
     Table,
     finder,
@@ -64,6 +65,7 @@ def find_slides(
     manifest: Path | None = None,
     label: str | None = None,
     group: str | None = None,
+    keep_na: bool = False,
     tiling: Tiling,
 ) -> SlideTiles | None:
     """The tiles of ``path`` where it is a slide, a folder or a table of slides; None for other data.
@@ -81,7 +83,9 @@ def find_slides(
         table_path = table_in(path)
         table = read_table(table_path) if table_path else None
     if table is not None and table.path_column and _lists_slides(table, root, tiling):
-        return open_slides(root, files_below(root), table, tiling=tiling, label=label, group=group, name=str(path))
+        return open_slides(
+            root, files_below(root), table, tiling=tiling, label=label, group=group, name=str(path), keep_na=keep_na
+        )
     if explicit:
         return None
     files = files_below(root)
@@ -148,10 +152,12 @@ def open_slides(
     label: str | None,
     group: str | None,
     name: str,
+    keep_na: bool = False,
 ) -> SlideTiles:
     """The tiles of the slides in a folder, or of those that a table lists (``path,mpp,label,patient,split``)."""
     files = [name for name in names if (is_slide_name(name) or _has_tiff_suffix(name)) and _seen(name)]
     files += series_in(root, names)
+    stored = by_normal_name(files)
     beside: list[str] = []
     if table is not None:
         near = Path(table.name).parent
@@ -160,19 +166,19 @@ def open_slides(
             file = near / path
             return Path(os.path.relpath(file, root)).as_posix() if path and file.is_file() else None
 
-        find = finder(table, files, locate)
+        find = finder(table, stored, locate)
         group = group or table.patient_column
-        records = records_from_rows(table, find, label=label, group=group)
+        records = records_from_rows(table, find, label=label, group=group, keep_na=keep_na)
     elif label or group:
         raise DataError(f"{name} has no table of columns", got=f"--label or --group {label or group}")
     else:
-        records = records_from_names(files)
+        records = records_from_names(stored)
         beside = _beside(root, names, files)
     if not records:
         raise DataError(
             f"{name}: no slides found", got=f"{len(names):,} files", expected=", ".join(suffixes("slide", shared=False))
         )
-    entries = [SlideEntry(root / record.id, record, _mpp(record, table)) for record in records]
+    entries = [SlideEntry(root / stored.get(record.id, record.id), record, _mpp(record, table)) for record in records]
     return SlideTiles(name, entries, tiling, beside=beside)
 
 

@@ -106,7 +106,15 @@ class ArchiveSource:
     A table is also found in the one top folder that many archives have.
     """
 
-    def __init__(self, path: Path, *, manifest: Path | None = None, label: str | None = None, group: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        manifest: Path | None = None,
+        label: str | None = None,
+        group: str | None = None,
+        keep_na: bool = False,
+    ):
         self.name = str(path)
         self._members = _open(path)
         self._refuse_escapes()
@@ -118,6 +126,7 @@ class ArchiveSource:
             locate=lambda _: None,
             label=label,
             group=group,
+            keep_na=keep_na,
         )
         self.records, self.unlisted, self.aside = chosen.records, chosen.unlisted, chosen.aside
         self.image_masks, self.others = self._contents.image_masks, self._contents.others

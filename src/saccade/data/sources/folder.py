@@ -18,7 +18,7 @@ class FolderSource:
 
     only      names of files to look at, relative to ``root``; None looks at all
     manifest  a table whose paths are relative to ``root`` or to its own folder; None uses one that lies in ``root``
-    label, group  columns of the table to use
+    label, group  columns of the table to use; ``keep_na`` as in ``open_source``
     ``image_masks`` has the mask of each image that has one, ``others`` the files in formats that are not read,
     ``unlisted`` counts the images that lie there but are not in the table; ``aside`` says why a table that lies in
     ``root`` is not used.
@@ -32,6 +32,7 @@ class FolderSource:
         manifest: Path | None = None,
         label: str | None = None,
         group: str | None = None,
+        keep_na: bool = False,
     ):
         self.name = str(root)
         self.root = root
@@ -51,6 +52,7 @@ class FolderSource:
             locate=locate,
             label=label,
             group=group,
+            keep_na=keep_na,
         )
         self.records, self.unlisted, self.aside = chosen.records, chosen.unlisted, chosen.aside
         self.image_masks, self.others = self._contents.image_masks, self._contents.others

@@ -285,6 +285,7 @@ def choose_records(
     locate: Locate,
     label: str | None,
     group: str | None,
+    keep_na: bool = False,
 ) -> Chosen:
     """Records from a fitting manifest, else from the folders.
 
@@ -298,7 +299,7 @@ def choose_records(
         find = finder(table, names, locate)
         aside = "" if explicit or label or group else _misfit(table, find)
         if not aside:
-            records = records_from_rows(table, find, label=label, group=group)
+            records = records_from_rows(table, find, label=label, group=group, keep_na=keep_na)
             return Chosen(records, len(set(names) - {record.id for record in records}))
     if not names:
         raise _no_images(contents.files, source)
