@@ -80,7 +80,7 @@ def test_one_table_has_every_tile(folder, tmp_path, tiles):
     api.embed("random:resnet10_w8", folder, out=tmp_path / "all.parquet", tiling=CUT)
     table = load_table(tmp_path / "all.parquet")
     assert table.ids == [record.id for record in tiles.records] and len(set(table.hashes)) == 3
-    with pytest.raises(UsageError, match="go to files"):
+    with pytest.raises(UsageError, match="need an output file"):
         api.embed("random:resnet10_w8", folder, tiling=CUT)
 
 
@@ -112,7 +112,7 @@ def test_a_table_that_is_there_is_left_until_something_else_is_asked_for(folder,
         patched.setattr(Embedder, "features", lambda *_: pytest.fail("tiles were embedded again"))
         again = embedded()
     assert (again.skipped, again.tiles, again.width) == (3, first.tiles, first.width) and first.skipped == 0
-    assert console.messages == [f"{place} has these tiles by these weights already, and is left as it is"]
+    assert console.messages == [f"{place} is up to date and is skipped"]
     assert embedded(tiling=dataclasses.replace(CUT, min_tissue=0.9)).skipped == 0  # other tiles
     assert embedded().skipped == 0 and embedded().skipped == 3
     assert embedded("random:vit_micro_patch16").skipped == 0  # other weights
@@ -283,9 +283,9 @@ def test_a_damaged_spot_is_left_out_and_every_vector_stands_at_its_own_place(hol
         api.embed(model, holed[1], out=out, tiling=FINE)
     found = api.embed(model, holed[1], out=out, tiling=FINE, max_bad=0.1, console=console)
     assert isinstance(found, EmbeddedSlides) and found.tiles == 136
-    (line,) = (line for line in console.messages if "left out" in line)
+    (line,) = (line for line in console.messages if "skipped" in line)
     assert line.startswith(
-        "holed.tif: 8 of 144 tiles cannot be read and are left out; the first: cannot be read at 0, 0"
+        "holed.tif: 8 of 144 tiles cannot be read and are skipped; the first: cannot be read at 0, 0"
     )
     api.embed(model, holed[0], out=out, tiling=FINE)
     whole, rest = load_h5(out / "whole.h5"), load_h5(out / "holed.h5")

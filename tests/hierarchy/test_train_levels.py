@@ -509,7 +509,7 @@ def test_a_slide_finds_itself_among_slides(hierarchy, slide_table, tmp_path):
         found.neighbours.hits[0]["id"] == "slide2.tif" and found.neighbours.similarities[0] > 0.9999 and found.same[0]
     )
     assert found.save_sheet(tmp_path / "like.png") == [] and (tmp_path / "like.png").stat().st_size > 0
-    with pytest.raises(UsageError, match="asked with a slide"):
+    with pytest.raises(UsageError, match="hierarchy takes a slide"):
         api.search(hierarchy, tmp_path / "like.png", store=place)
     with pytest.raises(ModelError, match="whole slides"):
         api.search("random:vit_micro_patch8", tmp_path / "like.png", store=place)

@@ -150,7 +150,7 @@ def test_an_interrupted_table_is_the_one_before_or_none(tmp_path, monkeypatch, l
                 lancedb_store.save_lance_from(tmp_path / name, parquet)
     assert np.array_equal(stores.open_store(tmp_path / "old.lance").load().features, before.features)
     assert stores.open_store(tmp_path / "old.lance").nearest_rows(before.features[0], 3, approximate=True).recall
-    assert stores.said_of(tmp_path / "new.lance") is None
+    assert stores.read_metadata(tmp_path / "new.lance") is None
     with pytest.raises(DataError, match="is not a feature table"):
         stores.open_store(tmp_path / "new.lance")
     # All rows are there, the index is not: it is made when the table is asked for again.
@@ -213,10 +213,10 @@ def test_as_many_cells_as_the_goal_asks_for(tmp_path, monkeypatch, lancedb):
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("label=class 1", "made of conditions"),
+        ("label=class 1", "cannot parse the filter"),
         ("lable='class 1'", "unknown column"),
         ("label='class 9'", "no image has label=class 9"),
-        ("label='open", "made of conditions"),
+        ("label='open", "cannot parse the filter"),
     ],
 )
 def test_filters_that_fit_nothing_are_errors(where, said):
@@ -268,7 +268,7 @@ def test_an_image_finds_itself_and_its_filters(parquet, tiles, tmp_path):
 def test_the_command_prints_a_table_or_json(parquet, tiles, tmp_path):
     words = ["search", MODEL, str(tiles / "03.png"), "--in", str(parquet), "--k", "3", "--where", "split=train"]
     shown = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert shown.exit_code == 0 and "(the image itself)" in shown.output and "; exact" in shown.output
+    assert shown.exit_code == 0 and "(the query itself)" in shown.output and "; exact" in shown.output
     sheet = str(tmp_path / "s.png")
     result = json.loads(CliRunner().invoke(app, [*words, "--json", "--out", sheet], catch_exceptions=False).output)
     assert [hit["rank"] for hit in result["hits"]] == [1, 2, 3] and result["exact"] and result["sheet"] == sheet
@@ -296,7 +296,7 @@ def test_images_that_moved_or_changed_are_said(parquet, tiles, tmp_path):
     about = table.about | {"data": str(tmp_path / "gone")}
     gone = Pictures(about)
     assert "no such file" in gone.missing()
-    with pytest.raises(DataError, match="not there"):
+    with pytest.raises(DataError, match="cannot open the images"):
         gone.pixels(table.ids[0], table.hashes[0])
     there = Pictures(about, data=moved)
     assert there.missing() is None and there.pixels(table.ids[0], table.hashes[0]).shape == (3, 32, 32)
@@ -321,6 +321,6 @@ def test_a_missing_extra_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lancedb", None)
     with pytest.raises(MissingDependency, match=r'pip install "saccade\[search\]"'):
         stores.write(tmp_path / "f.lance", random_table(10))
-    with pytest.raises(DataError, match="no such feature table"):
+    with pytest.raises(DataError, match="feature table not found"):
         stores.open_store(tmp_path / "nothing.parquet")
     assert not list(tmp_path.iterdir())

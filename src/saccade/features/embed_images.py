@@ -1,6 +1,6 @@
-"""Frozen backbone over a source: one feature vector an image, in a table (see store.py).
+"""Features of a frozen backbone: one vector per image of a source, in a table (see table.py).
 
-Every model of a comparison sees the same decoded images; sources are decoded once for each input size.
+All models of a comparison get the same decoded images; a source is decoded once per input size.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from saccade.models.backbones.weights import LoadedModel
 
 PIXELS, HISTOGRAM, MEAN = "pixels", "colour histogram", "mean of the vectors"
 Report = Callable[[int, int], None]
-Shown = Callable[[np.ndarray], torch.Tensor]  # numbers of images -> their pixels [B C S S], normalised
+View = Callable[[np.ndarray], torch.Tensor]  # indices of images -> their pixels [B C S S], normalised
 
 
 def embed_cached(
@@ -42,8 +42,8 @@ def embed_cached(
     report: Report | None = None,
 ) -> np.ndarray:
     """Features [N D] float32 of the images at ``indices``: the whole image, evaluation mode."""
-    return answers_to(
-        whole(cache, spec),
+    return predict_view(
+        full_view(cache, spec),
         network,
         lambda x: network(x).cls,
         indices,
@@ -54,16 +54,16 @@ def embed_cached(
     )
 
 
-def whole(cache: ImageCache, spec: InputSpec) -> Shown:
-    """Every image whole, as the network is used to it."""
+def full_view(cache: ImageCache, spec: InputSpec) -> View:
+    """Every image uncropped, at the input size and normalization of the network."""
     return lambda items: plain_view(cache.batch(items), spec)
 
 
 @torch.no_grad()
-def answers_to(
-    shown: Shown,
+def predict_view(
+    view: View,
     network: torch.nn.Module,
-    answer: Callable[[torch.Tensor], torch.Tensor],
+    output: Callable[[torch.Tensor], torch.Tensor],
     indices: np.ndarray,
     *,
     device: torch.device,
@@ -71,14 +71,14 @@ def answers_to(
     batch: int = 128,
     report: Report | None = None,
 ) -> np.ndarray:
-    """What ``answer`` says of the images at ``indices``, float32 [N D], with ``network`` in evaluation mode."""
+    """``output`` of the images at ``indices``, float32 [N D], with ``network`` in evaluation mode."""
     was_training = network.training
     network.eval()
     rows = []
     for start in range(0, len(indices), batch):
-        pixels = shown(indices[start : start + batch]).to(device)
+        pixels = view(indices[start : start + batch]).to(device)
         with runtime.autocast(device, precision):
-            rows.append(answer(pixels).float().cpu())
+            rows.append(output(pixels).float().cpu())
         if report is not None:
             report(min(start + batch, len(indices)), len(indices))
     network.train(was_training)
@@ -100,7 +100,7 @@ def _table(cache: ImageCache, features: np.ndarray, model: str, about: dict[str,
 
 
 def _extra_columns(cache: ImageCache) -> list[str]:
-    """Other columns of the manifest, but for those that a table has a place for."""
+    """Further columns of the manifest, besides those of every table."""
     return sorted({name for record in cache.records for name in record.extra} - {*COLUMNS, FEATURES})
 
 
@@ -110,7 +110,7 @@ def random_twin(model: LoadedModel, seed: int) -> LoadedModel:
 
 
 class Decoded:
-    """A source, decoded once for each size and number of channels asked for."""
+    """A source, decoded once for each requested size and number of channels."""
 
     def __init__(self, source: Source, *, max_bad: float, report: Report | None):
         self.source, self.max_bad, self.report = source, max_bad, report
@@ -118,7 +118,7 @@ class Decoded:
 
     @cached_property
     def channels(self) -> int:
-        """Number of channels most images have."""
+        """The most frequent number of channels."""
         return usual_channels(self.source)
 
     @cached_property
@@ -127,7 +127,7 @@ class Decoded:
         return typical_px(self.source)
 
     def at(self, size_px: int, channels: int | None = None, like: InputSpec | None = None) -> ImageCache:
-        """The cache of one size; volumes as the model with the input ``like`` is used to (None: decided from them)."""
+        """The cache of one size; intensity and scale of volumes as in the input ``like`` (None: from the data)."""
         channels = channels or self.channels
         intensity, size_mm = (intensity_of(like), like.size_mm) if like is not None else (None, 0.0)
         key = (size_px, channels, intensity, size_mm)
@@ -145,10 +145,10 @@ class Decoded:
 
 
 def fit_input(model: LoadedModel, decoded: Decoded) -> tuple[LoadedModel, str | None]:
-    """The model with the input it gets from these data, and a sentence where that is not what it was trained with.
+    """The model with its input range adapted to these data, and a message where that differs from its training.
 
-    Random weights take range and statistics of the data. A model trained on 8-bit images that meets deeper ones,
-    or the other way round, takes their range: dividing 16-bit values by 255 would blind it without a word.
+    Random weights use range and statistics of the data. A model of 8-bit images uses the range of deeper ones, and
+    the other way round: 16-bit values divided by 255 would silently saturate.
     """
     spec = model.spec
     if spec.axes != decoded.source.axes:
@@ -162,11 +162,11 @@ def fit_input(model: LoadedModel, decoded: Decoded) -> tuple[LoadedModel, str | 
     fitted = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
     if fitted == spec:
         return model, None
-    said = (
+    message = (
         f"{model.name} was trained on {'8-bit' if spec.eight_bit else 'deeper than 8-bit'} images and these are "
         f"{cache.flat.dtype}: they are scaled by their own range, {cache.offset:g} to {cache.offset + cache.scale:g}"
     )
-    return dataclasses.replace(model, spec=fitted), said
+    return dataclasses.replace(model, spec=fitted), message
 
 
 def embed_model(
@@ -178,7 +178,7 @@ def embed_model(
     grey: bool = False,
     report: Report | None = None,
 ) -> FeatureTable:
-    """The feature table of one model. ``grey``: show the images to it as luminance."""
+    """The feature table of one model. ``grey``: convert the images to luminance."""
     spec = model.spec
     cache = decoded.at(spec.size_px, spec.channels, spec)
     cache = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale)
@@ -196,7 +196,7 @@ def embed_model(
 
 
 class OneImage:
-    """A source of one image or volume that is already decoded; satisfies contracts.Source."""
+    """A source of one decoded image or volume; satisfies contracts.Source."""
 
     def __init__(self, sample: Sample):
         self.sample, self.name, self.records = sample, sample.record.id, [sample.record]
@@ -215,11 +215,11 @@ class OneImage:
 def embed_one(
     model: LoadedModel, spec: InputSpec, sample: Sample, *, device: torch.device, precision: str
 ) -> np.ndarray:
-    """The vector [D] of one image or volume, shown as ``spec`` says, in the way those of a table are."""
+    """The vector [D] of one image or volume, embedded as those of a table with the input ``spec``."""
     source = OneImage(sample)
     if source.axes != spec.axes:
         words = {2: "an image", 3: "a volume"}
-        raise ModelError(f"{model.name} looks at {words[spec.axes]}", got=f"{words[source.axes]}: {source.name}")
+        raise ModelError(f"{model.name} takes {words[spec.axes]}", got=f"{words[source.axes]}: {source.name}")
     decoded = Decoded(source, max_bad=0, report=None)
     cache = decoded.at(spec.size_px, spec.channels, spec)
     spec = fit_range(spec, cache.flat.dtype, cache.offset, cache.offset + cache.scale)
@@ -229,17 +229,17 @@ def embed_one(
 
 
 def _mean_vectors(cache: ImageCache) -> np.ndarray:
-    """[N D] of grids [N D+1 Y X]: the mean over the places that are there, which the last channel says."""
-    found = []
+    """[N D] of grids [N D+1 Y X]: the mean over the positions that are present according to the last channel."""
+    means = []
     for start in range(0, len(cache), 512):
         grids = cache.batch(np.arange(start, min(start + 512, len(cache)))).pixels.float()
-        there = (grids[:, -1:] > 0.5).float()
-        found.append(((grids[:, :-1] * there).sum((2, 3)) / there.sum((2, 3)).clamp(min=1)).numpy())
-    return np.concatenate(found)
+        present = (grids[:, -1:] > 0.5).float()
+        means.append(((grids[:, :-1] * present).sum((2, 3)) / present.sum((2, 3)).clamp(min=1)).numpy())
+    return np.concatenate(means)
 
 
 def embed_baselines(decoded: Decoded, size_px: int, *, grey: bool) -> Mapping[str, FeatureTable]:
-    """Raw pixels and the colour (or grey) histogram of the same images at the same size; of grids the mean vector."""
+    """Raw pixels and color (or grey) histogram of the same images at the same size; for grids the mean vector."""
     cache = decoded.at(size_px)
     if cache.grid:
         return {MEAN: _table(cache, _mean_vectors(cache), MEAN, {})}
@@ -263,7 +263,7 @@ def embed_baselines(decoded: Decoded, size_px: int, *, grey: bool) -> Mapping[st
 def split_tables(
     tables: Mapping[str, FeatureTable], train: np.ndarray, test: np.ndarray
 ) -> dict[str, tuple[FeatureTable, FeatureTable]]:
-    """Every table cut into the same training and test part."""
+    """Every table divided into the same training and test split."""
     return {name: (t.select(train), t.select(test)) for name, t in tables.items()}
 
 

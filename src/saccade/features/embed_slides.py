@@ -1,7 +1,7 @@
-"""Frozen backbone over the tiles of slides, slide by slide: one file of features a slide, or one table of all.
+"""Features of the tiles of slides, slide by slide: one file per slide, or one table of all tiles.
 
-Tiles are read by worker processes while the network computes; no more than a few batches are in memory. A slide whose
-file still holds (see slide_files) is left out: embedding twice is free, and a stopped pass goes on.
+Worker processes read tiles while the network computes; only a few batches are in memory. A slide whose file is up to
+date (see slide_files) is skipped, so that an interrupted pass continues.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from saccade.data.slides.streaming import TileStore
 from saccade.data.slides.tiling import Tiling
 from saccade.errors import ModelError, UsageError
 from saccade.features import stores
-from saccade.features.embed_images import answers_to
+from saccade.features.embed_images import predict_view
 from saccade.features.lancedb_store import complete, save_lance_from
-from saccade.features.slide_files import name_files, note_known, what_holds
+from saccade.features.slide_files import name_files, read_if_current, update_labels
 from saccade.features.table import COLUMNS, FeatureTable, TableWriter, storable
 from saccade.models.backbones.weights import LoadedModel, fingerprint, load_model
 
@@ -56,12 +56,12 @@ class EmbeddedSlides:
 
 
 class Embedder:
-    """A model and the tiles of slides. Processes start with the first slide that is asked for.
+    """A model and the tiles of slides; worker processes start with the first slide.
 
-    Tiles that cannot be read are left out and named once for each slide; more of them than the share ``max_bad`` of a
-    slide raise TooManyDamaged.
+    Tiles that cannot be read are skipped and reported once per slide; more than the fraction ``max_bad`` of a slide
+    raises TooManyDamaged.
 
-    as_before   the input of an earlier pass, which this one must be like; None: the model's own (random ones have none)
+    as_before   input settings of an earlier pass to reproduce; None: those of the model (random weights have none)
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Embedder:
         self._cache: ImageCache | None = None
 
     def cache(self) -> ImageCache:
-        """The tiles, read as they are wanted, at the size the model is used to."""
+        """The tiles, read on demand at the input size of the model."""
         if self._cache is None:
             spec = self.model.spec
             cache = stream_tiles(
@@ -104,23 +104,23 @@ class Embedder:
 
     @cached_property
     def input(self) -> dict[str, Any]:
-        """What decides how the pixels of a tile become the network's input, known before one is read.
+        """How pixels of a tile become the input of the network; known before a tile is read.
 
-        Range and statistics are the model's own (``offset``, ``scale``, ``mean``, ``std``); or they follow the tiles
-        of all slides of this pass (random weights, slides of another depth than the model's), named by a hash: ``of``.
+        Range and statistics are the model's own (``offset``, ``scale``, ``mean``, ``std``); or they are
+        computed from the tiles of this pass (random weights, or another bit depth), identified by the hash ``of``.
         """
         spec = self._given
-        said = {"size_px": spec.size_px, "grey": spec.grey}
+        values = {"size_px": spec.size_px, "grey": spec.grey}
         eight = self.tiles.slides[int(self.tiles.slide_of[0])].dtype == np.uint8
         if self._has_input and spec.eight_bit == eight:
-            return said | {"offset": spec.offset, "scale": spec.scale, "mean": [*spec.mean], "std": [*spec.std]}
+            return values | {"offset": spec.offset, "scale": spec.scale, "mean": [*spec.mean], "std": [*spec.std]}
         digest = hashlib.sha256()
         for slide, cut in zip(self.tiles.hashes, self.tiles.tilings):
             digest.update(f"{slide} {cut.grid.step_px}".encode() + cut.grid.coords.tobytes())
-        return said | {"of": digest.hexdigest()}
+        return values | {"of": digest.hexdigest()}
 
     def about(self, number: int) -> dict[str, Any]:
-        """What a file of features says of one slide."""
+        """Metadata in the feature file of one slide."""
         tiles, record = self.tiles, self.tiles.entries[number].record
         grid, slide = tiles.grid(number), tiles.slides[number]
         return {
@@ -142,12 +142,12 @@ class Embedder:
         }
 
     def about_table(self) -> dict[str, Any]:
-        """What a table of the tiles of all slides says of them: how to cut them again, and how to embed one more."""
+        """Metadata of a table of all tiles: how to cut them again, and how to embed another one."""
         self.cache()  # settles the input
         return self.asked() | {"spec": dataclasses.asdict(self.model.spec)}
 
     def asked(self) -> dict[str, Any]:
-        """That part of ``about_table`` which is known before a tile is read."""
+        """The part of ``about_table`` that is known before a tile is read."""
         return {
             "rows": "tiles",
             "tiling": dataclasses.asdict(self.tiles.tiling),
@@ -156,26 +156,26 @@ class Embedder:
         }
 
     def readable(self, number: int) -> np.ndarray:
-        """[n] bool: which tiles of one slide could be read, after they were asked for. Names the others."""
+        """bool [n]: which tiles of one slide could be read; reports the others."""
         store, indices = self.cache().flat, self.tiles.tiles_of(number)
         assert isinstance(store, TileStore)
         failed = [store.failed[int(index)] for index in indices if int(index) in store.failed]
         if failed:
-            one = self.tiles.entries[number]
-            reason = failed[0].removeprefix(f"{one.path}: ")
+            slide = self.tiles.entries[number]
+            reason = failed[0].removeprefix(f"{slide.path}: ")
             self.say(
-                f"{one.record.id}: {len(failed):,} of {len(indices):,} tiles cannot be read and are left out; "
+                f"{slide.record.id}: {len(failed):,} of {len(indices):,} tiles cannot be read and are skipped; "
                 f"the first: {reason}"
             )
         return np.array([int(index) not in store.failed for index in indices])
 
     def features(self, number: int, done: Callable[[int], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """[k D] float32 of those tiles of one slide that can be read, in the order of its grid; and which these are,
+        """Features [k D] float32 of the readable tiles of one slide in the order of its grid, and which these are,
         bool [n]."""
         cache, indices = self.cache(), self.tiles.tiles_of(number)
         at = 0
 
-        def shown(items: np.ndarray) -> torch.Tensor:
+        def view(items: np.ndarray) -> torch.Tensor:
             nonlocal at
             at += len(items)
             batch = cache.batch(items)
@@ -185,8 +185,8 @@ class Embedder:
             return plain_view(batch, self.model.spec)
 
         network = self.model.backbone.to(self.device)
-        found = answers_to(
-            shown,
+        vectors = predict_view(
+            view,
             network,
             lambda x: network(x).cls,
             indices,
@@ -194,32 +194,34 @@ class Embedder:
             precision=runtime.usual_precision(self.device),
             batch=BATCH,
         )
-        there = self.readable(number)
-        return found[there], there
+        readable = self.readable(number)
+        return vectors[readable], readable
 
     def slide(self, number: int, done: Callable[[int], None] | None = None) -> SlideFeatures:
         grid = self.tiles.grid(number)
         if not len(grid):
             width = self.model.backbone.dim
             return SlideFeatures(grid.coords, np.zeros((0, width), np.float32), self.about(number))
-        features, there = self.features(number, done)
-        left_out = {} if there.all() else {"left_out": int((~there).sum())}
-        return SlideFeatures(grid.coords[there], features, self.about(number) | left_out)
+        features, readable = self.features(number, done)
+        left_out = {} if readable.all() else {"left_out": int((~readable).sum())}
+        return SlideFeatures(grid.coords[readable], features, self.about(number) | left_out)
 
 
-def as_trained(model: str | Path, asked: Tiling | None) -> Tiling:
-    """How to cut slides for a model: what was asked for, the rest as the run that made it had them.
+def as_trained(model: str | Path, requested: Tiling | None) -> Tiling:
+    """How to cut slides for a model: as requested, otherwise as in the run that trained it.
 
-    What it was told of slides that do not say their resolution holds for those slides, and for no others.
+    A resolution that the run assumed for slides without one applies to those slides only.
     """
-    asked = asked or Tiling()
+    requested = requested or Tiling()
     settings = Path(model) / "config.yaml"
     data = config.load(settings)["data"] if settings.is_file() else {}
     if not data.get("tile_px"):
-        return asked
-    mpp, tile_px = asked.mpp or data["mpp"], asked.tile_px or data["tile_px"]
-    tissue = data["tissue"] if asked.min_tissue is None else asked.min_tissue
-    return Tiling(mpp, tile_px, tissue, asked.slide_mpp, told_to(model, data["slide_mpp"]), from_model=not asked.asked)
+        return requested
+    mpp, tile_px = requested.mpp or data["mpp"], requested.tile_px or data["tile_px"]
+    tissue = data["tissue"] if requested.min_tissue is None else requested.min_tissue
+    return Tiling(
+        mpp, tile_px, tissue, requested.slide_mpp, told_to(model, data["slide_mpp"]), from_model=not requested.asked
+    )
 
 
 def told_to(run: str | Path, slide_mpp: float | None) -> tuple[float, frozenset[str]] | None:
@@ -229,16 +231,16 @@ def told_to(run: str | Path, slide_mpp: float | None) -> tuple[float, frozenset[
 
 
 def load_for_tiles(name: str | Path, tiles: SlideTiles) -> LoadedModel:
-    """A model for the tiles of these slides; one without a size of its own takes the side of the tiles.
+    """A model for the tiles of these slides; without an input size, that of the tiles is used.
 
-    Raises ModelError for a model that reads anything but flat images.
+    Raises ModelError for models of volumes and of grids of vectors.
     """
     loaded = load_model(name, channels=len(tiles.sample().pixels), size_px=min(224, tiles.tile_px))
     if loaded.spec.axes != 2:
         raise ModelError(
             f"{name} reads volumes, and {tiles.name} is cut into flat tiles",
             expected="a model of images",
-            hint="take a run that was trained on slides or images, or try random:vit_micro_patch8",
+            hint="use a model of slides or images, or try random:vit_micro_patch8",
         )
     if loaded.spec.grid:
         raise ModelError(
@@ -250,21 +252,21 @@ def load_for_tiles(name: str | Path, tiles: SlideTiles) -> LoadedModel:
 
 
 def _below_a_grid(model: Path) -> str:
-    """What to take instead of a level that reads vectors."""
-    whole = next(
+    """Hint for a level that reads vectors: the model to use instead."""
+    hierarchy = next(
         (folder for folder in (model.parent, model.parent.parent) if (folder / run_folder.HIERARCHY).exists()), None
     )
-    if whole is None:
-        return "take the hierarchy it belongs to, or that hierarchy's tile level"
-    return f"take the hierarchy: {whole}" + (
-        f", or its tile level: {tile}" if (tile := whole / "tile").exists() else ""
+    if hierarchy is None:
+        return "use its hierarchy, or the tile level of that hierarchy"
+    return f"use the hierarchy: {hierarchy}" + (
+        f", or its tile level: {tile}" if (tile := hierarchy / "tile").exists() else ""
     )
 
 
 def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: Report | None = None) -> EmbeddedSlides:
-    """Write the features of every slide into the folder ``out``, a file each; up-to-date files are skipped."""
+    """Write one feature file per slide into the folder ``out``; up-to-date files are skipped."""
     tiles = embedder.tiles
-    files = name_files(out, suffix, [one.record.id for one in tiles.entries], tiles.hashes)
+    files = name_files(out, suffix, [slide.record.id for slide in tiles.entries], tiles.hashes)
     skipped = done = left_out = 0
 
     def more(count: int) -> None:
@@ -275,26 +277,26 @@ def embed_slides(embedder: Embedder, out: Path, *, suffix: str = ".h5", report: 
 
     for number, path in enumerate(files):
         about = embedder.about(number)
-        there = what_holds(path, about, embedder.max_bad)
-        if there is not None:
-            note_known(path, there, about)
+        stored = read_if_current(path, about, embedder.max_bad)
+        if stored is not None:
+            update_labels(path, stored, about)
             skipped += 1
             more(about["tiles"])
         else:
             check_writable(path)
-            made = embedder.slide(number, more)
-            there = made.about
-            save_features(path, made)
-        left_out += there.get("left_out", 0)
+            features = embedder.slide(number, more)
+            stored = features.about
+            save_features(path, features)
+        left_out += stored.get("left_out", 0)
     return EmbeddedSlides(files, len(tiles.entries), skipped, len(tiles) - left_out, embedder.model.backbone.dim)
 
 
 def embed_table(
     embedder: Embedder, out: Path, *, origin: Mapping[str, str | None], report: Report | None = None
 ) -> EmbeddedSlides:
-    """Write one feature table (see store) with a row a tile, slide by slide.
+    """Write one feature table with one row per tile, slide by slide.
 
-    origin   where the slides lie (``data``, ``labels``) and who ``made_by``, for the table's ``about``
+    origin   ``data``, ``labels`` and ``made_by`` for the metadata of the table
     """
     tiles = embedder.tiles
     about = embedder.about_table() | dict(origin)
@@ -304,9 +306,9 @@ def embed_table(
             indices = tiles.tiles_of(number)
             if not len(indices):
                 continue
-            features, there = embedder.features(number)
-            records = list(tiles.records.take(indices[there]))
-            found = FeatureTable(
+            features, readable = embedder.features(number)
+            records = list(tiles.records.take(indices[readable]))
+            rows_of_slide = FeatureTable(
                 features=features,
                 ids=[r.id for r in records],
                 labels=[r.label for r in records],
@@ -316,7 +318,7 @@ def embed_table(
                 model=embedder.model.name,
                 about=about,
             )
-            writer.add(found)
+            writer.add(rows_of_slide)
             rows, done = rows + len(records), done + len(indices)
             if report is not None:
                 report(done, len(tiles))
@@ -324,19 +326,19 @@ def embed_table(
 
 
 def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | None]) -> int | None:
-    """How many rows the table ``out`` has, if they are what ``embed_table`` would write now; else None.
+    """Number of rows of the table ``out`` if it is up to date, otherwise None.
 
-    They are where weights, input, tiling and origin are the same, and so are the slides' contents and all that is
-    known of them. Tiles that could not be read have no row: up to ``max_bad`` of a slide's.
+    It is when weights, input, tiling, origin, the contents of the slides and their labels are the same. Tiles that
+    could not be read have no row, up to the fraction ``max_bad`` of a slide.
     """
-    found = stores.said_of(out)
-    if found is None:
+    metadata = stores.read_metadata(out)
+    if metadata is None:
         return None
-    said, columns = found
-    about, spec = dict(said.get("about", {})), embedder.model.spec
+    stored, columns = metadata
+    about, spec = dict(stored.get("about", {})), embedder.model.spec
     had = about.pop("spec", {})
-    wanted = json.loads(json.dumps({"model": embedder.model.name, "about": embedder.asked() | dict(origin)}))
-    if {"model": said.get("model"), "about": about} != wanted:
+    expected = json.loads(json.dumps({"model": embedder.model.name, "about": embedder.asked() | dict(origin)}))
+    if {"model": stored.get("model"), "about": about} != expected:
         return None
     if (had.get("grey"), had.get("size_px")) != (spec.grey, spec.size_px):
         return None
@@ -344,9 +346,9 @@ def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | N
     for number in range(len(tiles.entries)):
         missing = 0
         for record in tiles.records.take(tiles.tiles_of(number)):
-            known = (record.id, record.label, record.group, record.split, tiles.hashes[number])
-            there = at < len(rows) and rows[at] == tuple(map(storable, known))
-            at, missing = at + there, missing + (not there)
+            fields = (record.id, record.label, record.group, record.split, tiles.hashes[number])
+            is_stored = at < len(rows) and rows[at] == tuple(map(storable, fields))
+            at, missing = at + is_stored, missing + (not is_stored)
         if missing > embedder.max_bad * len(tiles.grid(number)):
             return None
     return at if at == len(rows) else None
@@ -355,43 +357,43 @@ def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | N
 def write_features(
     embedder: Embedder, out: str | Path | None, *, origin: Mapping[str, str | None], report: Report
 ) -> EmbeddedSlides:
-    """Write the features of every tile where and as ``out`` says: FILE.parquet or DATABASE/NAME.lance, a row a tile,
-    FOLDER.h5, or another folder (Parquet), with a file a slide. A table for LanceDB is made whole in a file of its own
-    first (TMPDIR says where), and goes from there in batches. What has these features already is left as it is.
+    """Write the features of every tile to FILE.parquet or DATABASE/NAME.lance (one row per tile), to FOLDER.h5 or to
+    another folder (Parquet; one file per slide). Up-to-date features are skipped.
 
-    Raises UsageError where ``out`` is missing, TooManyDamaged, StorageError.
+    A table for LanceDB is first completed in a temporary file (in TMPDIR) and copied from there in batches.
+    Raises UsageError when ``out`` is missing, TooManyDamaged, StorageError.
     """
     if out is None:
         raise UsageError(
-            "features of slides go to files", expected="out=FILE.parquet, DATABASE/NAME.lance, FOLDER.h5 or a folder"
+            "features of slides need an output file",
+            expected="out=FILE.parquet, DATABASE/NAME.lance, FOLDER.h5 or a folder",
         )
-    place, tiles = Path(out), embedder.tiles
+    path, tiles = Path(out), embedder.tiles
     check_unreadable(tiles, embedder.max_bad, embedder.say)
-    if stores.is_lance(out) or place.suffix == ".parquet":
+    if stores.is_lance(out) or path.suffix == ".parquet":
         rows = rows_there(embedder, out, origin)
         if rows is not None:
-            embedder.say(f"{out} has these tiles by these weights already, and is left as it is")
+            embedder.say(f"{out} is up to date and is skipped")
             if stores.is_lance(out):
                 complete(out)
-            return EmbeddedSlides([place], len(tiles.entries), len(tiles.entries), rows, embedder.model.backbone.dim)
+            return EmbeddedSlides([path], len(tiles.entries), len(tiles.entries), rows, embedder.model.backbone.dim)
         stores.check_writable(out)
     if stores.is_lance(out):
         with tempfile.TemporaryDirectory(prefix="saccade-tiles-") as folder:
-            found = embed_table(embedder, Path(folder) / "tiles.parquet", origin=origin, report=report)
-            save_lance_from(out, found.files[0])
-        return dataclasses.replace(found, files=[place])
-    if place.suffix == ".parquet":
-        return embed_table(embedder, place, origin=origin, report=report)
-    return embed_slides(embedder, place, suffix=".h5" if place.suffix == ".h5" else ".parquet", report=report)
+            result = embed_table(embedder, Path(folder) / "tiles.parquet", origin=origin, report=report)
+            save_lance_from(out, result.files[0])
+        return dataclasses.replace(result, files=[path])
+    if path.suffix == ".parquet":
+        return embed_table(embedder, path, origin=origin, report=report)
+    return embed_slides(embedder, path, suffix=".h5" if path.suffix == ".h5" else ".parquet", report=report)
 
 
 def check_unreadable(tiles: SlideTiles, max_bad: float, say: Say) -> None:
-    """Name the slides that cannot be read, and those told to be oddly coarse. Raises TooManyDamaged above the share
-    ``max_bad``."""
+    """Report unreadable slides and implausibly coarse ones. Raises TooManyDamaged above the fraction ``max_bad``."""
     bad = tiles.unreadable
     check_damage(tiles.name, bad, len(bad) + len(tiles.entries), max_bad, what="slides")
     if bad:
-        say("slides that cannot be read are left out:\n" + "\n".join(f"  {name}: {why}" for name, why in bad[:20]))
-    coarse = [one.record.id for one in tiles.entries if one.mpp is not None and one.mpp > COARSE_UM]
+        say("unreadable slides are skipped:\n" + "\n".join(f"  {name}: {why}" for name, why in bad[:20]))
+    coarse = [slide.record.id for slide in tiles.entries if slide.mpp is not None and slide.mpp > COARSE_UM]
     if coarse:
-        say(f"more than {COARSE_UM:g} micrometres a pixel, by the table: {some_of(coarse)}. Is that the right number?")
+        say(f"more than {COARSE_UM:g} µm per pixel according to the table: {some_of(coarse)}; check this value")

@@ -2,9 +2,9 @@
 
 ``DATABASE/NAME.lance`` is the table NAME of the database DATABASE, a folder or a URL such as ``s3://bucket/db``.
 Exact search reads every vector. A table of more than INDEX_ROWS rows also gets an inverted-file index (IVF, Sivic
-and Zisserman 2003): vectors lie in as many cells as the square root of their number, and a search looks into the
-nearest few of them. What that loses is measured: neighbours of rows of the table itself, against exact search, at
-the same k and under the same filter. The measurement is kept beside the table, in ``NAME-recall.lance``.
+and Zisserman 2003): vectors are grouped into as many cells as the square root of their number, and a search reads
+the nearest few of them. The loss is measured: neighbours of rows of the table, against exact search, for the same k
+and filter. The measurement is stored next to the table, in ``NAME-recall.lance``.
 """
 
 from __future__ import annotations
@@ -29,68 +29,70 @@ from saccade.features.table import FEATURES, FeatureTable, Neighbours, Recall, f
 SUFFIX = ".lance"
 INDEX_ROWS = 10_000  # below, exact search takes a few milliseconds
 CHUNK = 65_536
-PART = 8_192  # rows of a file that are in memory at once
+PART = 8_192  # rows of a file in memory at once
 SAMPLE = 100  # rows of the table whose neighbours are compared
-GOAL_K, GOAL = 10, 0.99  # as many cells are looked into as this recall asks for
+GOAL_K, GOAL = 10, 0.99  # cells are added until this recall is reached
 CELLS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def is_lance(place: str | Path) -> bool:
-    return str(place).rstrip("/").endswith(SUFFIX)
+def is_lance(location: str | Path) -> bool:
+    return str(location).rstrip("/").endswith(SUFFIX)
 
 
-def _connect(place: str | Path, *, write: bool) -> tuple[Any, str]:
+def _connect(location: str | Path, *, write: bool) -> tuple[Any, str]:
     """The database and the name of the table in it."""
     # The library reports the making of a table as a warning; it reads this once, on import.
     os.environ.setdefault("LANCEDB_LOG", "error")
     lancedb = require("lancedb", "search", "a table in LanceDB")
-    base, _, name = str(place).rstrip("/").rpartition("/")
+    base, _, name = str(location).rstrip("/").rpartition("/")
     name = name.removesuffix(SUFFIX)
     if not re.fullmatch(r"[\w-]+", name):
-        raise DataError("a table has a name of letters, digits, - and _", got=name, expected="DATABASE/NAME.lance")
-    if not write and "://" not in base and not Path(place).exists():  # connecting would make the folder
-        raise DataError("no such feature table", got=place, hint="saccade embed MODEL DATA --out DATABASE/NAME.lance")
+        raise DataError("a table name consists of letters, digits, - and _", got=name, expected="DATABASE/NAME.lance")
+    if not write and "://" not in base and not Path(location).exists():  # connecting would make the folder
+        raise DataError(
+            "feature table not found", got=location, hint="saccade embed MODEL DATA --out DATABASE/NAME.lance"
+        )
     return lancedb.connect(base or "."), name
 
 
-def save_lance(place: str | Path, table: FeatureTable) -> None:
-    """Write the table, as a new version where there is one already; index it when it is large.
+def save_lance(location: str | Path, table: FeatureTable) -> None:
+    """Write the table, as a new version of an existing one; index it when it is large.
 
-    Raises StorageError when the disk or the object store refuses: what was there before stays.
+    Raises StorageError on a write error; the previous version is kept.
     """
     arrow = to_arrow(table)
-    _write(place, arrow.schema, arrow.to_batches(CHUNK))
-    complete(place)
+    _write(location, arrow.schema, arrow.to_batches(CHUNK))
+    complete(location)
 
 
-def save_lance_from(place: str | Path, parquet: Path) -> None:
-    """Write the table that ``store.TableWriter`` wrote into a Parquet file, in batches: never all rows in memory.
+def save_lance_from(location: str | Path, parquet: Path) -> None:
+    """Copy the table of a Parquet file by ``table.TableWriter`` in batches, never with all rows in memory.
 
-    The new version is there when the last batch is; until then there is the old one, or none. Raises StorageError.
+    The new version is visible after the last batch. Raises StorageError.
     """
     with pq.ParquetFile(parquet) as file:
-        # One group of rows (a slide) after another: iter_batches keeps what it has read in memory until the end.
+        # Row group by row group (a slide each): iter_batches would hold all that it has read in memory.
         groups = (file.read_row_group(number) for number in range(file.num_row_groups))
-        _write(place, file.schema_arrow, (batch for group in groups for batch in group.to_batches(PART)))
-    complete(place)
+        _write(location, file.schema_arrow, (batch for group in groups for batch in group.to_batches(PART)))
+    complete(location)
 
 
-def _write(place: str | Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+def _write(location: str | Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     stored = _stored_names(schema.names)
-    said = {"saccade": schema.metadata[b"saccade"], "columns": json.dumps(stored)}
-    renamed = pa.schema([field.with_name(stored[field.name]) for field in schema], said)
+    metadata = {"saccade": schema.metadata[b"saccade"], "columns": json.dumps(stored)}
+    renamed = pa.schema([field.with_name(stored[field.name]) for field in schema], metadata)
     parts = (pa.RecordBatch.from_arrays(batch.columns, schema=renamed) for batch in batches)
     try:
-        database, name = _connect(place, write=True)
-        if f"{name}-recall" in database.list_tables().tables:  # first: it is of the version that is replaced
+        database, name = _connect(location, write=True)
+        if f"{name}-recall" in database.list_tables().tables:  # first: it describes the version that is replaced
             database.drop_table(f"{name}-recall")
         database.create_table(name, pa.RecordBatchReader.from_batches(renamed, parts), mode="overwrite")
     except (OSError, ValueError, RuntimeError) as error:
-        raise StorageError(f"cannot write the feature table {place}", got=first_line(error)) from error
+        raise StorageError(f"cannot write the feature table {location}", got=first_line(error)) from error
 
 
 def _stored_names(names: Sequence[str]) -> dict[str, str]:
-    """Lance takes letters, digits and _ in names of columns: every other character becomes _, doubles a number."""
+    """Column names for Lance: characters other than letters, digits and _ become _; duplicates get more of them."""
     stored: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"\W", "_", name)
@@ -101,19 +103,19 @@ def _stored_names(names: Sequence[str]) -> dict[str, str]:
 
 
 class LanceStore:
-    """A table in LanceDB that is there; satisfies store.Store."""
+    """An existing table in LanceDB; satisfies table.Store."""
 
-    def __init__(self, place: str | Path):
-        self.place = str(place)
+    def __init__(self, location: str | Path):
+        self.place = str(location)
         try:
-            self._database, self._name = _connect(place, write=False)
+            self._database, self._name = _connect(location, write=False)
             self._table = self._database.open_table(self._name)
             metadata = self._table.schema.metadata or {}
             about = json.loads(metadata[b"saccade"])
             self._stored: dict[str, str] = json.loads(metadata[b"columns"])
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise DataError(
-                f"{place} is not a feature table",
+                f"{location} is not a feature table",
                 got=first_line(error),
                 hint="saccade embed MODEL DATA --out DATABASE/NAME.lance",
             ) from error
@@ -126,7 +128,7 @@ class LanceStore:
         self._known = self._read_recalls()
 
     def load(self, rows: Sequence[int] | None = None) -> FeatureTable:
-        """The table in memory, or the rows named, in ascending order."""
+        """The table in memory, or the given rows in ascending order."""
         back = {stored: name for name, stored in self._stored.items()}
         query = None if rows is None else self._table.take_offsets(sorted(int(row) for row in rows))
         arrow = self._table.to_arrow() if query is None else query.to_arrow()
@@ -134,7 +136,7 @@ class LanceStore:
         return from_arrow(arrow.replace_schema_metadata(self._table.schema.metadata))
 
     def values(self, column: str) -> list[str]:
-        """What the column holds, sorted; "" where something is not known."""
+        """Distinct values of the column, sorted; "" for missing ones."""
         if column not in self._values:
             stored = self._stored[column]
             batches = self._table.search().select([stored]).to_arrow()[stored]
@@ -142,25 +144,25 @@ class LanceStore:
         return self._values[column]
 
     def columns_of(self, names: Sequence[str]) -> dict[str, list[str | None]]:
-        """Some columns of all rows, in their order. Raises KeyError for one that is not there."""
+        """Some columns of all rows, in order. Raises KeyError for a missing one."""
         arrow = self._table.search().select([self._stored[name] for name in names]).to_arrow()
         return {name: arrow[self._stored[name]].to_pylist() for name in names}
 
     def nearest_rows(
         self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
     ) -> Neighbours:
-        """The k rows most like ``query`` [D]; an approximate answer comes with its recall. See store.Store."""
+        """The k rows most similar to ``query`` [D]; an approximate result has its recall. See table.Store."""
         sql = self._sql(conditions)
         names = [self._stored[name] for name in self.columns]
         recall = self._recall(k, sql) if approximate else None
-        found = self._found(query[None], k, sql, names, cells=recall.cells if recall else None)
-        hits = [{name: row[self._stored[name]] for name in self.columns} for row in found.to_pylist()]
-        return Neighbours(hits, 1 - np.asarray(found["_distance"], dtype=np.float32), recall)
+        rows = self._found(query[None], k, sql, names, cells=recall.cells if recall else None)
+        hits = [{name: row[self._stored[name]] for name in self.columns} for row in rows.to_pylist()]
+        return Neighbours(hits, 1 - np.asarray(rows["_distance"], dtype=np.float32), recall)
 
     def _sql(self, conditions: Sequence[Condition]) -> str:
         sql = to_sql(conditions, {name: f"`{self._stored[name]}`" for name in self.columns})
-        for one in conditions:
-            check_values(one, self.values(one.column))
+        for condition in conditions:
+            check_values(condition, self.values(condition.column))
         return sql
 
     def _found(self, queries: np.ndarray, k: int, sql: str, names: list[str], *, cells: int | None) -> pa.Table:
@@ -177,12 +179,12 @@ class LanceStore:
         return [Recall(**row) for row in self._database.open_table(f"{self._name}-recall").to_arrow().to_pylist()]
 
     def _recall(self, k: int, sql: str) -> Recall:
-        """The recall of approximate answers for this k and filter: known, or measured now and kept."""
-        for known in self._known:
-            if (known.k, known.filter) == (k, sql):
-                return known
-        queries, own = self.sample()
-        return self.settle(queries, own, k, sql, self._lists(queries, own, k, sql, None))
+        """The recall of approximate search for this k and filter: stored, or measured now and stored."""
+        for recall in self._known:
+            if (recall.k, recall.filter) == (k, sql):
+                return recall
+        queries, row_ids = self.sample()
+        return self.choose_cells(queries, row_ids, k, sql, self._lists(queries, row_ids, k, sql, None))
 
     def sample(self) -> tuple[np.ndarray, list[int]]:
         """Vectors [S D] and row ids of up to SAMPLE rows, drawn evenly with a fixed seed."""
@@ -191,13 +193,13 @@ class LanceStore:
         flat = np.asarray(table[FEATURES].combine_chunks().flatten(), dtype=np.float32)
         return flat.reshape(len(table), self.width), table["_rowid"].to_pylist()
 
-    def settle(self, queries: np.ndarray, own: list[int], k: int, sql: str, exact: list[set[int]]) -> Recall:
-        """Look into more cells until GOAL is reached; the recall is kept, on disk too unless that may only be read.
+    def choose_cells(self, queries: np.ndarray, row_ids: list[int], k: int, sql: str, exact: list[set[int]]) -> Recall:
+        """Read more cells until GOAL is reached; the recall is stored, on disk too unless that is read-only.
 
-        A filter that leaves out the cells around a query needs more of them: found by this, not assumed.
+        A filter that excludes the cells around a query needs more of them.
         """
         for cells in CELLS:
-            recall = self._measured(queries, own, k, sql, exact, cells)
+            recall = self._measured(queries, row_ids, k, sql, exact, cells)
             if recall.mean >= GOAL or cells >= _cells(self.rows):
                 break
         self._known.append(recall)
@@ -213,19 +215,19 @@ class LanceStore:
         return recall
 
     def _measured(
-        self, queries: np.ndarray, own: list[int], k: int, sql: str, exact: list[set[int]], cells: int
+        self, queries: np.ndarray, row_ids: list[int], k: int, sql: str, exact: list[set[int]], cells: int
     ) -> Recall:
-        """Share of the exact neighbours of sampled rows that an approximate search names, itself left out."""
-        found = self._lists(queries, own, k, sql, cells)
-        shares = np.array([len(a & b) / len(b) for a, b in zip(found, exact) if b] or [1.0])
-        error, mean = float(1.96 * shares.std() / math.sqrt(len(shares))), float(shares.mean())
-        return Recall(k, sql, cells, mean, max(0.0, mean - error), min(1.0, mean + error), len(shares))
+        """Recall of the exact neighbours of sampled rows, the row itself excluded."""
+        approximate = self._lists(queries, row_ids, k, sql, cells)
+        recalls = np.array([len(a & b) / len(b) for a, b in zip(approximate, exact) if b] or [1.0])
+        error, mean = float(1.96 * recalls.std() / math.sqrt(len(recalls))), float(recalls.mean())
+        return Recall(k, sql, cells, mean, max(0.0, mean - error), min(1.0, mean + error), len(recalls))
 
-    def _lists(self, queries: np.ndarray, own: list[int], k: int, sql: str, cells: int | None) -> list[set[int]]:
-        found = self._found(queries, k + 1, sql, [], cells=cells)
+    def _lists(self, queries: np.ndarray, row_ids: list[int], k: int, sql: str, cells: int | None) -> list[set[int]]:
+        rows = self._found(queries, k + 1, sql, [], cells=cells)
         lists: list[list[int]] = [[] for _ in queries]
-        for query, row in zip(found["query_index"].to_pylist(), found["_rowid"].to_pylist()):
-            if row != own[query]:
+        for query, row in zip(rows["query_index"].to_pylist(), rows["_rowid"].to_pylist()):
+            if row != row_ids[query]:
                 lists[query].append(row)
         return [set(rows[:k]) for rows in lists]
 
@@ -247,16 +249,16 @@ def _cells(rows: int) -> int:
     return round(math.sqrt(rows))
 
 
-def complete(place: str | Path) -> None:
-    """Index a table of many rows that has none, because it is new or its writing was interrupted there.
+def complete(location: str | Path) -> None:
+    """Index a large table without an index: it is new, or indexing was interrupted.
 
-    Its recall is measured against an exact search of the table itself, in the ids that it gives its rows: they are
-    not row numbers where a table was replaced, nor beyond the first million rows.
+    Recall is measured against exact search by the row ids of the table, which are not row numbers after a table was
+    replaced, nor beyond the first million rows.
     """
-    store = LanceStore(place)
+    store = LanceStore(location)
     if store.rows <= INDEX_ROWS or store.indexed:
         return
     from lancedb.index import IvfFlat
 
     store._table.create_index(FEATURES, config=IvfFlat(distance_type="cosine", num_partitions=_cells(store.rows)))
-    LanceStore(place)._recall(GOAL_K, "")
+    LanceStore(location)._recall(GOAL_K, "")

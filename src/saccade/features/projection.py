@@ -1,8 +1,8 @@
-"""Maps of a feature table: its rows as points of a plane, and groups among them.
+"""Two-dimensional embeddings of a feature table, and clusters.
 
-PCA is exact and there at once. t-SNE (van der Maaten and Hinton 2008, by openTSNE) and UMAP (McInnes et al. 2018,
-by umap-learn) bring neighbours together; distances between far points mean nothing in them. They take minutes, so
-``begin`` makes them in a process of their own, which says how far it is and can be ended at any time.
+PCA is exact and immediate. t-SNE (van der Maaten and Hinton 2008, by openTSNE) and UMAP (McInnes et al. 2018,
+by umap-learn) preserve neighbourhoods; distances between far points have no meaning. They take minutes, so
+``begin`` runs them in a separate process, which reports progress and can be stopped.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from saccade.errors import MissingDependency, UsageError, require, unknown
 from saccade.features.table import l2_normalize
 
 KINDS = {"tsne": ("openTSNE", "map"), "umap": ("umap", "umap")}  # module, extra
-WIDTH = 50  # principal components that t-SNE and UMAP begin from
-FITTED = 20_000  # rows that k-means looks for its centres in
+WIDTH = 50  # principal components that t-SNE and UMAP start from
+FITTED = 20_000  # rows that k-means is fitted on
 ITERATIONS = (250, 500)  # of t-SNE: with exaggeration, without
 
 
@@ -28,10 +28,10 @@ ITERATIONS = (250, 500)  # of t-SNE: with exaggeration, without
 
 
 def pca(features: np.ndarray, width: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Principal components of the rows at unit length: scores [N width] and the share of variance [width] of each.
+    """Principal components of the rows at unit length: scores [N width] and explained variance ratio [width].
 
-    The same as scikit-learn's full PCA; the sign of each component is the one that makes its largest loading
-    positive, so that a map does not flip between two runs. Columns beyond the rank are zero.
+    Equals scikit-learn's full PCA; the largest loading of each component is positive, so that a map does not flip
+    between two runs. Columns beyond the rank are zero.
     """
     x = l2_normalize(features).astype(np.float64)
     x -= x.mean(axis=0)
@@ -42,37 +42,39 @@ def pca(features: np.ndarray, width: int = 2) -> tuple[np.ndarray, np.ndarray]:
     vectors = vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
     scores = np.zeros((len(x), width), np.float32)
     scores[:, : vectors.shape[1]] = x @ vectors
-    shares = np.zeros(width)
-    shares[: vectors.shape[1]] = values[:width] / max(float(values.sum()), 1e-30)
-    return scores, shares
+    explained = np.zeros(width)
+    explained[: vectors.shape[1]] = values[:width] / max(float(values.sum()), 1e-30)
+    return scores, explained
 
 
 def clusters(features: np.ndarray, count: int) -> np.ndarray:
     """k-means on rows of unit length (cosine), int [N], the largest cluster first; fixed seed.
 
-    Centres are found in at most FITTED rows, drawn at random, and all rows go to the nearest.
+    Centres are fitted on at most FITTED random rows; every row is assigned to the nearest.
     """
     from sklearn.cluster import KMeans
 
     if not 2 <= count <= min(50, len(features)):
         raise UsageError(
-            "number of clusters", got=count, expected=f"2 to {min(50, len(features))} for {len(features)} rows"
+            "the number of clusters is out of range",
+            got=count,
+            expected=f"2 to {min(50, len(features))} for {len(features)} rows",
         )
     x = l2_normalize(features)
     chosen = numpy_generator(0, "clusters").permutation(len(x))[:FITTED]
     with threadpool_limits(1):
-        found = KMeans(count, n_init=4, random_state=0).fit(x[chosen]).predict(x)
-    order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
+        labels = KMeans(count, n_init=4, random_state=0).fit(x[chosen]).predict(x)
+    order = np.argsort(-np.bincount(labels, minlength=count), kind="stable")
     rank = np.empty(count, dtype=np.int64)
     rank[order] = np.arange(count)
-    return rank[found]
+    return rank[labels]
 
 
 # --- in the background --------------------------------------------------------------------------
 
 
 def missing(kind: str) -> str | None:
-    """The message with the install command when a kind of map cannot be made, else None."""
+    """The message with the install command when a package of a kind of map is missing, else None."""
     if kind not in KINDS:
         raise unknown("kind of map", kind, ("pca", *KINDS))
     module, extra = KINDS[kind]
@@ -84,7 +86,7 @@ def missing(kind: str) -> str | None:
 
 
 def tsne(features: np.ndarray, report: Report) -> np.ndarray:
-    """t-SNE [N 2] from the first 50 principal components, begun from the first two; fixed seed."""
+    """t-SNE [N 2] from the first 50 principal components, initialized with the first two; fixed seed."""
     import openTSNE
 
     done = 0
@@ -95,7 +97,7 @@ def tsne(features: np.ndarray, report: Report) -> np.ndarray:
 
     x = pca(features, min(WIDTH, features.shape[1]))[0]
     perplexity = max(1.0, min(30.0, (len(x) - 1) / 3))
-    report(0.0, "looking for neighbours")
+    report(0.0, "searching neighbours")
     affinities = openTSNE.affinity.PerplexityBasedNN(x, perplexity=perplexity, metric="euclidean", random_state=0)
     start = openTSNE.initialization.rescale(x[:, :2].astype(np.float64))
     places = openTSNE.TSNEEmbedding(start, affinities, random_state=0, n_jobs=1)
@@ -114,9 +116,9 @@ class _Epochs:
         self.report = report
 
     def write(self, text: str) -> int:
-        found = re.search(r"(\d+)/(\d+)", text)
-        if found:
-            self.report(int(found[1]) / int(found[2]), f"epoch {found[1]} of {found[2]}")
+        match = re.search(r"(\d+)/(\d+)", text)
+        if match:
+            self.report(int(match[1]) / int(match[2]), f"epoch {match[1]} of {match[2]}")
         return len(text)
 
     def flush(self) -> None:
@@ -128,7 +130,7 @@ def umap(features: np.ndarray, report: Report) -> np.ndarray:
     from umap import UMAP
 
     x = pca(features, min(WIDTH, features.shape[1]))[0]
-    report(0.0, "looking for neighbours")
+    report(0.0, "searching neighbours")
     model = UMAP(
         n_neighbors=max(2, min(15, len(x) - 1)),
         random_state=0,
@@ -141,13 +143,13 @@ def umap(features: np.ndarray, report: Report) -> np.ndarray:
 
 
 def _make(report: Report, kind: str, features: np.ndarray) -> np.ndarray:
-    """In a process of its own. umap-learn prints what it does."""
+    """Runs in a separate process. umap-learn prints to stdout."""
     with contextlib.redirect_stdout(None):
         return {"tsne": tsne, "umap": umap}[kind](features, report)
 
 
 def begin(kind: str, features: np.ndarray) -> Job:
-    """Begin to make a map; its result is [N 2]. Raises MissingDependency at the start, not later, and UsageError."""
+    """Start a map in a separate process; its result is [N 2]. Raises MissingDependency and UsageError at once."""
     if kind not in KINDS:
         raise unknown("kind of map", kind, ("pca", *KINDS))
     require(*KINDS[kind], f"a map by {kind}")

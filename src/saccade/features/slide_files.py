@@ -1,7 +1,6 @@
-"""The files of features in a folder, one a slide: which of them still hold, and what each is called. No torch here.
+"""Feature files in a folder, one per slide: which are up to date, and their names. No torch here.
 
-A file holds where everything is the same that its vectors were computed from: slide, weights, how the slide was cut,
-and how pixels became the network's input. What is only known of the slide (its label) is written anew into it.
+A file is up to date when slide, weights, tiling and network input are the same. Labels are updated in place.
 """
 
 from __future__ import annotations
@@ -19,52 +18,54 @@ CUT = ("mpp", "tile_px", "tile_px_level0", "tile_px_level0_y", "tissue", "tiles"
 SAME = ("slide_sha256", "model_sha256", *CUT, "input")
 """What the vectors of a slide depend on, by its name in ``about``."""
 KNOWN = ("slide", "label", "group", "split")
-"""What is known of a slide, and changes nothing in its vectors."""
+"""Fields of a slide that its vectors do not depend on."""
 
 
-def what_holds(path: Path, about: Mapping[str, Any], max_bad: float) -> dict[str, Any] | None:
-    """What a file says of itself, if it has the vectors that ``about`` asks for; else None.
+def read_if_current(path: Path, about: Mapping[str, Any], max_bad: float) -> dict[str, Any] | None:
+    """Metadata of a file if it is up to date with ``about``, otherwise None.
 
-    max_bad   share of the tiles that may have been left out of it because they could not be read
+    max_bad   largest fraction of unreadable tiles that may be missing in it
     """
-    there = read_about(path) if path.is_file() else {}
-    if any(there.get(key) != about.get(key) for key in SAME) or there.get("left_out", 0) > max_bad * about["tiles"]:
+    stored = read_about(path) if path.is_file() else {}
+    if any(stored.get(key) != about.get(key) for key in SAME) or stored.get("left_out", 0) > max_bad * about["tiles"]:
         return None
-    return there
+    return stored
 
 
-def note_known(path: Path, there: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write into a file what is known of its slide now, where that is something else than it says (``there``).
+def update_labels(path: Path, stored: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Update label, group and split in a file where they differ from its metadata ``stored``.
 
     Raises StorageError, DataError.
     """
-    if any(there.get(key) != about[key] for key in KNOWN):
-        found = load_features(path)
-        known = {key: about[key] for key in KNOWN}
-        save_features(path, SlideFeatures(found.coords, found.features, found.about | known))
+    if any(stored.get(key) != about[key] for key in KNOWN):
+        features = load_features(path)
+        fields = {key: about[key] for key in KNOWN}
+        save_features(path, SlideFeatures(features.coords, features.features, features.about | fields))
 
 
 def name_files(folder: Path, suffix: str, slides: Sequence[str], hashes: Sequence[str]) -> list[Path]:
-    """A file in ``folder`` for every slide: its stem, or with its folders (A__x.tif) where two of them share a stem.
+    """File in ``folder`` of every slide: its stem, or with its folders (A__x.tif) where two slides share a stem.
 
-    A slide that has a file there under any of its names keeps it, whatever other slides it is embedded with: what is
-    embedded alone, and later among others, is not there twice.
+    A slide that has a file under any of its names keeps it, so that embedding it alone and later with others does not
+    write it twice.
 
     slides, hashes   ids and content hashes      suffix   of the files, with the dot
-    Raises UsageError, with their ids, where two slides would have one file.
+    Raises UsageError where two slides would have the same file.
     """
-    files = {place.stem for place in folder.glob(f"*{suffix}")} if folder.is_dir() else set()
+    files = {path.stem for path in folder.glob(f"*{suffix}")} if folder.is_dir() else set()
     stems = [_stem(slide) for slide in slides]
     shared = Counter(stems)
     usual = [_with_folders(slide) if shared[stem] > 1 else stem for slide, stem in zip(slides, stems)]
     owners: dict[str, int] = {}
 
     def keeps(number: int, name: str) -> bool:
-        """Whether a slide takes a file for its own, which nobody has and which holds this very slide."""
-        own = name not in owners and read_about(folder / f"{name}{suffix}").get("slide_sha256") == hashes[number]
-        if own:
+        """Claim a file for a slide if it holds that slide and is not claimed yet."""
+        is_free_and_same = (
+            name not in owners and read_about(folder / f"{name}{suffix}").get("slide_sha256") == hashes[number]
+        )
+        if is_free_and_same:
             owners[name] = number
-        return own
+        return is_free_and_same
 
     rest = [k for k, name in enumerate(usual) if name not in files or not keeps(k, name)]
     rest = [k for k in rest if not any(keeps(k, name) for name in sorted(files) if _may_be(name, slides[k]))]
@@ -90,11 +91,11 @@ def _with_folders(slide: str) -> str:
 
 
 def _written(slide: str) -> str:
-    """An id as it can be written: bytes that are no text are spelt out."""
+    """An id as text: undecodable bytes are escaped."""
     return str(storable(slide))
 
 
 def _may_be(name: str, slide: str) -> bool:
-    """Whether a file may be that of a slide, by its name."""
-    own = PurePosixPath(_written(slide)).name
-    return name in (_stem(slide), own) or name.endswith(f"__{own}")
+    """Whether a file name is one of the names of a slide."""
+    file_name = PurePosixPath(_written(slide)).name
+    return name in (_stem(slide), file_name) or name.endswith(f"__{file_name}")

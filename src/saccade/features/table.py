@@ -1,6 +1,6 @@
-"""The feature table: one vector an image with what is known of it, in Parquet; exact search in it.
+"""The feature table: one vector per image with its labels, in Parquet; exact search.
 
-A table of many rows may lie in LanceDB instead, see lance.py.
+Large tables may be stored in LanceDB instead, see lancedb_store.py.
 """
 
 from __future__ import annotations
@@ -35,11 +35,20 @@ FEATURES = "features"
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """features [N D] float32; the lists have N entries.
+    """Feature vectors with ids, labels, groups, splits and content hashes.
 
-    model   name of what made the features
-    about   how: ``spec`` (the input), ``weights`` (their hash), ``data`` (where the images lay), ``precision``
-    extras  every other column of the images' manifest, as text
+    Attributes
+    ----------
+    features : float32 array [N D]
+        One vector per row.
+    ids, labels, groups, splits, hashes : list
+        N entries each; None where missing.
+    model : str
+        Name of the model.
+    about : dict
+        ``spec`` (the input), ``weights`` (their hash), ``data`` (location of the images), ``precision``.
+    extras : dict
+        Further columns of the manifest, as text.
     """
 
     features: np.ndarray
@@ -57,9 +66,9 @@ class FeatureTable:
 
     @property
     def columns(self) -> dict[str, list[str | None]]:
-        """Everything known of the images, by name of the column."""
-        known: list[Any] = [self.ids, self.labels, self.groups, self.splits, self.hashes]
-        return dict(zip(COLUMNS, known)) | self.extras
+        """All columns but the features, by name."""
+        fixed: list[Any] = [self.ids, self.labels, self.groups, self.splits, self.hashes]
+        return dict(zip(COLUMNS, fixed)) | self.extras
 
     def wide(self) -> dict[str, Any]:
         """All columns, and one per feature: ``feature_0``, ``feature_1``, ..."""
@@ -79,8 +88,8 @@ class FeatureTable:
     def select(self, indices: Iterable[int]) -> FeatureTable:
         """The rows at ``indices``, in that order."""
         chosen = [int(i) for i in indices]
-        known = {name: [values[i] for i in chosen] for name, values in self.columns.items()}
-        return table_of(self.features[chosen], known, self.model, self.about)
+        columns = {name: [values[i] for i in chosen] for name, values in self.columns.items()}
+        return table_of(self.features[chosen], columns, self.model, self.about)
 
 
 def table_of(
@@ -93,12 +102,12 @@ def table_of(
 
 
 def storable(text: str | None) -> str | None:
-    """File names may hold bytes that are no text; a table cannot, so they are spelt out: ``\\udcff``."""
+    """Escape undecodable bytes of file names, which a table cannot store: ``\\udcff``."""
     return text if text is None else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def to_arrow(table: FeatureTable) -> pa.Table:
-    """Columns of text and one fixed-size list column ``features``; what is said of all rows is in the metadata."""
+    """Text columns and one fixed-size list column ``features``; model and ``about`` are in the metadata."""
     flat = pa.array(np.ascontiguousarray(table.features, dtype=np.float32).reshape(-1))
     data = {name: pa.array(map(storable, values), pa.string()) for name, values in table.columns.items()}
     data[FEATURES] = pa.FixedSizeListArray.from_arrays(flat, table.features.shape[1])
@@ -107,7 +116,7 @@ def to_arrow(table: FeatureTable) -> pa.Table:
 
 
 def from_arrow(arrow: pa.Table) -> FeatureTable:
-    """The table that to_arrow wrote. Raises KeyError for others."""
+    """The inverse of to_arrow. Raises KeyError for other tables."""
     about = json.loads((arrow.schema.metadata or {})[b"saccade"])
     lists = arrow[FEATURES].combine_chunks()
     width = lists.type.list_size
@@ -117,12 +126,12 @@ def from_arrow(arrow: pa.Table) -> FeatureTable:
 
 
 def save_table(path: Path, table: FeatureTable) -> None:
-    """Write Parquet, under a temporary name first. Raises StorageError."""
+    """Write Parquet atomically. Raises StorageError."""
     write_file(path, lambda temporary: pq.write_table(to_arrow(table), temporary))
 
 
 class TableWriter:
-    """Writes a table part by part, under a temporary name until it is whole; for tables that do not fit memory."""
+    """Writes a table part by part, under a temporary name until it is complete; for tables larger than memory."""
 
     def __init__(self, path: Path):
         self.path, self.temporary = path, temporary_name(path)
@@ -149,14 +158,14 @@ class TableWriter:
             if kind is None and self._writer is not None:
                 replace_file(self.temporary, self.path)
         except OSError as error:
-            if kind is None:  # else that says more
+            if kind is None:  # otherwise the first error says more
                 raise cannot_write(self.path, error) from error
         finally:
             discard(self.temporary)
 
 
 def load_table(path: Path) -> FeatureTable:
-    """Read what save_table wrote. Raises DataError for other files."""
+    """Read a feature table from a Parquet file. Raises DataError for other files."""
     try:
         return from_arrow(pq.read_table(path))
     except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
@@ -172,11 +181,11 @@ def load_table(path: Path) -> FeatureTable:
 
 @dataclass(frozen=True)
 class Recall:
-    """How much of the truth approximate answers hold, measured on rows of the table (see lance.py).
+    """Recall of approximate search, measured on rows of the table (see lancedb_store.py).
 
-    k, filter   of the search that was measured
-    cells       parts of the index that are looked into
-    mean        share of the k exact neighbours that were found; low and high: its 95 % interval
+    k, filter   of the measured search
+    cells       cells of the index that are read
+    mean        fraction of the k exact neighbours that were returned; low and high: its 95 % interval
     queries     rows whose neighbours were compared
     """
 
@@ -190,14 +199,14 @@ class Recall:
 
     def text(self) -> str:
         return (
-            f"approximate: {self.mean:.1%} of the {self.k} exact neighbours are found "
+            f"approximate: recall {self.mean:.1%} of the {self.k} exact neighbours "
             f"({self.low:.1%} to {self.high:.1%}, measured on {self.queries} rows of the table)"
         )
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Neighbours, nearest first: what is known of each, and its cosine similarity [k]; recall None means exact."""
+    """Neighbours, nearest first: their columns and cosine similarities [k]; recall None means exact."""
 
     hits: list[dict[str, str | None]]
     similarities: np.ndarray
@@ -205,7 +214,7 @@ class Neighbours:
 
 
 class Store(Protocol):
-    """A feature table that can be searched, wherever it lies."""
+    """A feature table that can be searched, in memory or in a database."""
 
     place: str
     model: str
@@ -216,27 +225,27 @@ class Store(Protocol):
     indexed: bool
 
     def load(self, rows: Sequence[int] | None = None) -> FeatureTable:
-        """The table in memory, or the rows named, in ascending order."""
+        """The table in memory, or the given rows in ascending order."""
         ...
 
     def values(self, column: str) -> list[str]:
-        """What the column holds, sorted; "" where something is not known."""
+        """Distinct values of the column, sorted; "" for missing ones."""
         ...
 
     def nearest_rows(
         self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
     ) -> Neighbours:
-        """The k rows most like ``query`` [D] among those that fulfil the conditions."""
+        """The k rows most similar to ``query`` [D] among those that fulfil the conditions."""
         ...
 
 
 class MemoryStore:
-    """A table in memory; satisfies Store. Its answers are always exact."""
+    """A table in memory; satisfies Store. Search is exact."""
 
     indexed = False
 
-    def __init__(self, place: str | Path, table: FeatureTable):
-        self.place, self.table = str(place), table
+    def __init__(self, location: str | Path, table: FeatureTable):
+        self.place, self.table = str(location), table
         self.model, self.about = table.model, table.about
         self.rows, self.width = table.features.shape
         self.columns = tuple(table.columns)
@@ -250,16 +259,16 @@ class MemoryStore:
     def nearest_rows(
         self, query: np.ndarray, k: int, conditions: Sequence[Condition] = (), *, approximate: bool = False
     ) -> Neighbours:
-        features, kept = self.table.features, None
+        features, candidates = self.table.features, None
         if conditions:
-            kept = np.flatnonzero(mask(conditions, self.table.columns, self.rows))
-            features = features[kept]
+            candidates = np.flatnonzero(mask(conditions, self.table.columns, self.rows))
+            features = features[candidates]
         if not len(features):
             return Neighbours([], np.zeros(0, np.float32))
-        similar, found = nearest(features, query[None], k)
-        rows = found[0] if kept is None else kept[found[0]]
-        known = self.table.columns
-        return Neighbours([{name: known[name][int(row)] for name in self.columns} for row in rows], similar[0])
+        similar, indices = nearest(features, query[None], k)
+        rows = indices[0] if candidates is None else candidates[indices[0]]
+        columns = self.table.columns
+        return Neighbours([{name: columns[name][int(row)] for name in self.columns} for row in rows], similar[0])
 
 
 def l2_normalize(x: np.ndarray) -> np.ndarray:
@@ -271,16 +280,16 @@ def l2_normalize(x: np.ndarray) -> np.ndarray:
 def nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Exact cosine neighbours of ``queries`` [Q D] among ``rows`` [N D], nearest first.
 
-    Returns similarities [Q k] float32 and indices [Q k], k capped by N. The queries are shared out over the cores;
-    no more than a few megabytes of similarities exist at a time, so N may be in the millions.
+    Returns similarities [Q k] float32 and indices [Q k], k capped by N. The queries are divided between the
+    cores; only a few megabytes of similarities exist at a time, so N may be in the millions.
     """
     k = min(k, len(rows))
     queries = l2_normalize(queries)
-    shares = np.array_split(queries, max(1, min(usable_cores(), len(queries) // 64)))
-    # One thread a product: many products side by side leave no core waiting.
-    with threadpool_limits(1), ThreadPoolExecutor(len(shares)) as pool:
-        found = list(pool.map(lambda share: _nearest(rows, share, k), shares))
-    return np.concatenate([scores for scores, _ in found]), np.concatenate([indices for _, indices in found])
+    parts = np.array_split(queries, max(1, min(usable_cores(), len(queries) // 64)))
+    # One thread per product: the products themselves run in parallel.
+    with threadpool_limits(1), ThreadPoolExecutor(len(parts)) as pool:
+        results = list(pool.map(lambda part: _nearest(rows, part, k), parts))
+    return np.concatenate([scores for scores, _ in results]), np.concatenate([indices for _, indices in results])
 
 
 def _nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -298,34 +307,34 @@ def _nearest(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray,
 def _keep_best(similar: np.ndarray, start: int, best: np.ndarray, where: np.ndarray) -> None:
     """Merge similarities [q n] of the rows from ``start`` on into the best k of each query, in place.
 
-    Nearly all blocks hold nearly nothing new, which the largest value of each group of columns tells: they are
-    compared with the worst of the best, and only what is above it is looked at.
+    Most blocks hold few new neighbours. The maximum of each group of columns is compared with the worst of the best,
+    and only groups above it are read.
     """
     (count, width), k = similar.shape, best.shape[1]
-    if start == 0:  # nothing to compare with yet
+    if start == 0:  # no best values yet
         most = min(k, width)
         top = np.argpartition(-similar, most - 1, axis=1)[:, :most]
         best[:, :most], where[:, :most] = np.take_along_axis(similar, top, 1), top
         return
-    whole = width // GROUP * GROUP
-    groups = similar[:, :whole].reshape(count, GROUP, -1)  # of every n / GROUP-th column
+    grouped = width // GROUP * GROUP
+    groups = similar[:, :grouped].reshape(count, GROUP, -1)  # of every n / GROUP-th column
     worst = best.min(axis=1, keepdims=True)
-    query, group = np.nonzero(groups.max(axis=1) > worst) if whole else (np.zeros(0, np.int64),) * 2
+    query, group = np.nonzero(groups.max(axis=1) > worst) if grouped else (np.zeros(0, np.int64),) * 2
     values = groups[query, :, group]
     hit, member = np.nonzero(values > worst[query])
-    rest_query, rest_column = np.nonzero(similar[:, whole:] > worst)
+    rest_query, rest_column = np.nonzero(similar[:, grouped:] > worst)
     hits = np.concatenate([query[hit], rest_query])
-    columns = np.concatenate([member * groups.shape[2] + group[hit], whole + rest_column])
+    columns = np.concatenate([member * groups.shape[2] + group[hit], grouped + rest_column])
     if not len(hits):
         return
     order = np.argsort(hits, kind="stable")
     hits, columns = hits[order], columns[order]
     touched, begin, counts = np.unique(hits, return_index=True, return_counts=True)
-    place = np.arange(len(hits)) - np.repeat(begin, counts)
+    rank = np.arange(len(hits)) - np.repeat(begin, counts)
     row = np.repeat(np.arange(len(touched)), counts)
     values = np.full((len(touched), k + counts.max()), -np.inf, np.float32)
     numbers = np.zeros(values.shape, np.int64)
     values[:, :k], numbers[:, :k] = best[touched], where[touched]
-    values[row, k + place], numbers[row, k + place] = similar[hits, columns], start + columns
+    values[row, k + rank], numbers[row, k + rank] = similar[hits, columns], start + columns
     top = np.argpartition(-values, k - 1, axis=1)[:, :k]
     best[touched], where[touched] = np.take_along_axis(values, top, 1), np.take_along_axis(numbers, top, 1)

@@ -1,4 +1,4 @@
-"""The images behind a feature table: found again where the table says they lay, and checked by their content."""
+"""The images of a feature table, read from their stored location and verified by content hash."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from saccade.data.slides.tiling import Tiling
 from saccade.errors import DataError, SaccadeError, first_line
 from saccade.features.table import storable
 
-SLIDES = "slides"  # what the rows of a table are, where not images or tiles
+SLIDES = "slides"  # ``rows`` of a table of whole slides
 SLIDE_PX = 512
 
 
 class WholeSlides:
-    """Slides as images, each seen from afar; satisfies contracts.Source."""
+    """Slides as thumbnails; satisfies contracts.Source."""
 
     def __init__(self, tiles: SlideTiles):
         self.name, self.axes, self._tiles = tiles.name, 2, tiles
-        self.records = [one.record for one in tiles.entries]
+        self.records = [entry.record for entry in tiles.entries]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -40,12 +40,12 @@ class WholeSlides:
 
 
 class Pictures:
-    """Images by the ids of a table, 8-bit for the eye.
+    """Images by the ids of a table, as 8-bit RGB.
 
-    about   of the table: ``data``, ``labels`` and ``tiling`` say what to open, ``spec`` which range the pixels have
-    data    where the images lie now, when they have moved
-            ``rows`` whether they are whole slides
-    An image that is missing or has other bytes than those that were embedded is not shown.
+    about   metadata of the table: ``data``, ``labels`` and ``tiling`` locate the images, ``spec`` holds their value
+            range, ``rows`` whether they are whole slides
+    data    current location of the images, if moved
+    A missing image, and one that has changed since it was embedded, is an error.
     """
 
     def __init__(self, about: Mapping[str, Any], *, data: str | Path | None = None):
@@ -57,9 +57,9 @@ class Pictures:
 
     @cached_property
     def _source(self) -> Source | str:
-        """The source, or why there is none."""
+        """The source, or the reason why it cannot be opened."""
         if not self.place:
-            return "the table does not say where its images are"
+            return "the table does not state the location of its images"
         try:
             tiling = Tiling(**self._about.get("tiling", {}))
             source = open_source(self.place, manifest=None if self._moved else self._about.get("labels"), tiling=tiling)
@@ -76,16 +76,16 @@ class Pictures:
         return {str(storable(record.id)): i for i, record in enumerate(self._source.records)}
 
     def missing(self) -> str | None:
-        """Why no image can be shown, or None when the source is there."""
+        """The reason why images cannot be read, or None."""
         return self._source if isinstance(self._source, str) else None
 
     def pixels(self, name: str, sha256: str | None) -> np.ndarray:
-        """uint8 [3 Y X] of the image ``name``. Raises DataError when it is not there or not the same any more."""
+        """uint8 [3 Y X] of the image ``name``. Raises DataError when it is missing or has changed."""
         source = self._source
         if isinstance(source, str):
-            raise DataError("the images of the table are not there", got=source, hint="name their place with --data")
+            raise DataError("cannot open the images of the table", got=source, hint="give their location with --data")
         if name not in self._index:
-            raise DataError("an image of the table is not there", got=name, expected=f"in {self.place}")
+            raise DataError("an image of the table is missing", got=name, expected=f"in {self.place}")
         index = self._index[name]
         if sha256 is not None and source.content_hash(index) != sha256:
             raise DataError("an image has changed since it was embedded", got=name, hint="embed the images again")
@@ -102,7 +102,7 @@ class Pictures:
     def eight_bit(self, pixels: np.ndarray) -> np.ndarray:
         """[C Y X], or the middle slice of [C T Y X], to uint8 [3 Y X].
 
-        Deeper images are shown by the range of the table's model, not by clipping; volumes by their own.
+        Deeper images are scaled by the value range of the table's model, volumes by their own.
         """
         low, scale = float(pixels.min()), float(pixels.max()) - float(pixels.min())
         spec = self._about.get("spec", {})
@@ -111,6 +111,6 @@ class Pictures:
         elif spec:
             low, scale = float(spec["offset"]), float(spec["scale"])
         if pixels.dtype != np.uint8:
-            shown = (pixels.astype(np.float32) - low) / (scale or 1.0) * 255
-            pixels = shown.round().clip(0, 255).astype(np.uint8)
+            scaled = (pixels.astype(np.float32) - low) / (scale or 1.0) * 255
+            pixels = scaled.round().clip(0, 255).astype(np.uint8)
         return pixels if len(pixels) == 3 else np.repeat(pixels[:1], 3, axis=0)

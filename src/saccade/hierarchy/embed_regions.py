@@ -20,7 +20,7 @@ from saccade.augment.views import normalise
 from saccade.data.feature_grids import Block, cells_of, cut_blocks, fill
 from saccade.data.slide_features import SlideFeatures, about_step, load_parquet, read_about, save_parquet, step_of
 from saccade.errors import DataError, ModelError
-from saccade.features.slide_files import KNOWN, note_known
+from saccade.features.slide_files import KNOWN, update_labels
 from saccade.models.backbones.weights import LoadedModel, file_fingerprint, load_model
 from saccade.train.loop import Console
 
@@ -62,7 +62,7 @@ def embed_grids(
         below = load_parquet(file)
         about = _about(below, reader, side, least)
         if (there := _what_holds(target, about)) is not None:
-            note_known(target, there, about)
+            update_labels(target, there, about)
         else:
             blocks = cut_blocks(file, cells_of(below), side, least)
             if not blocks:

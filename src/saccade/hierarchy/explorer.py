@@ -20,7 +20,7 @@ from saccade.data.feature_grids import Block, cells_of, fill
 from saccade.data.slide_features import SlideFeatures, load_parquet
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import out_of_range
-from saccade.features.slide_files import what_holds
+from saccade.features.slide_files import read_if_current
 from saccade.hierarchy.attend import Weights, as_input, weigh
 from saccade.hierarchy.embed_regions import grid_vectors
 from saccade.hierarchy.head_io import load_head
@@ -147,7 +147,9 @@ def look(hierarchy: Hierarchy, asked: SlideRequest, done: TilesDone) -> Regions:
     tiles, number, folder = asked.tiles, asked.number, hierarchy.run / "features"
     embedder = tile_embedder(hierarchy.tile, tiles, folder / "tile", say=lambda _: None, max_bad=1.0)
     file = folder / "tile" / tile_file(tiles, number)
-    kept = what_holds(file, embedder.about(number), max_bad=1.0) is not None  # whoever embedded it took it as it is
+    kept = (
+        read_if_current(file, embedder.about(number), max_bad=1.0) is not None
+    )  # whoever embedded it took it as it is
     below = load_parquet(file) if kept else embedder.slide(number, done)
     blocks, regions = grid_vectors(
         hierarchy.region, below, file, folder / "region", side=hierarchy.side, least=hierarchy.least

@@ -27,7 +27,7 @@ from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import DataError, TrainingError, UsageError
 from saccade.evaluation.contamination import seen_in_pretraining
 from saccade.features.embed_slides import Embedder, Say, check_unreadable, load_for_tiles
-from saccade.features.slide_files import note_known, what_holds
+from saccade.features.slide_files import read_if_current, update_labels
 from saccade.features.table import storable
 from saccade.hierarchy.embed_regions import Reader, embed_grids, reader_of
 from saccade.hierarchy.settings import FILE, LEVELS, HiptConfig, Level, Wanted, read_wanted, settings_of, share_out
@@ -209,9 +209,9 @@ def embed_tiles(model: str, tiles: SlideTiles, folder: Path, console: Console, *
     for number in range(len(tiles.entries)):
         file = folder / tile_file(tiles, number)
         about = embedder.about(number)
-        there = what_holds(file, about, max_bad)
+        there = read_if_current(file, about, max_bad)
         if there is not None:
-            note_known(file, there, about)
+            update_labels(file, there, about)
             kept += 1
         else:
             save_parquet(file, embedder.slide(number))

@@ -23,7 +23,7 @@ from saccade.augment.views import normalise, plain_view
 from saccade.base.contracts import InputSpec
 from saccade.base.random import uniforms
 from saccade.data.cache.image_cache import ImageCache
-from saccade.features.embed_images import Shown, whole
+from saccade.features.embed_images import View, full_view
 
 CONDITIONS = ("plain", "turned", "turn 90", "stain", "blur")
 ANGLES = tuple(range(0, 360, 15))
@@ -61,10 +61,10 @@ def changed(x: Float[Tensor, "B C S S"], condition: str, items: np.ndarray) -> F
     return color.blur_(x.clone(), color.draw_blur(sigma, x.shape[-1]))
 
 
-def under(condition: str, cache: ImageCache, spec: InputSpec, device: torch.device) -> Shown:
+def under(condition: str, cache: ImageCache, spec: InputSpec, device: torch.device) -> View:
     """The images of the cache under one condition."""
     mean, std = (0.0,) * spec.channels, (1.0,) * spec.channels
-    unnormalised = whole(cache, dataclasses.replace(spec, mean=mean, std=std, grey=False))
+    unnormalised = full_view(cache, dataclasses.replace(spec, mean=mean, std=std, grey=False))
 
     def view(items: np.ndarray) -> Tensor:
         x = changed(unnormalised(items).to(device), condition, items)

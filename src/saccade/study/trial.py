@@ -24,7 +24,7 @@ from saccade.errors import TrainingError
 from saccade.evaluation.knn import knn_scores
 from saccade.evaluation.metrics import accuracy, balanced_accuracy
 from saccade.evaluation.probes import logistic_scores
-from saccade.features.embed_images import answers_to, embed_cached
+from saccade.features.embed_images import embed_cached, predict_view
 from saccade.models.backbones.weights import load_model
 from saccade.study.conditions import ANGLES, conditions_of, drift, under
 from saccade.study.design import StudyConfig, Trial, settings_of, training_steps
@@ -105,7 +105,9 @@ class TrialRun:
         for condition in conditions_of(spec):
             view = under(condition, test, spec, self.device)
             indices = np.arange(len(test))
-            scores[condition] = answers_to(view, network, output, indices, device=self.device, precision=self.precision)
+            scores[condition] = predict_view(
+                view, network, output, indices, device=self.device, precision=self.precision
+            )
         return scores
 
     def dino(self) -> tuple[Path, RunConfig]:

@@ -1,7 +1,7 @@
-"""Training with labels as one job: start from a model or from random weights, stop early, measure on the test part.
+"""``saccade finetune``: supervised training from a model or from random weights, with early stopping and a test split.
 
-The run is a run like any other (settings, checkpoints, metrics, model, report); ``classifier.json`` holds the test
-figures and ``predictions.csv`` the answer for every test image.
+The run is an ordinary run (settings, checkpoints, metrics, model, report); ``classifier.json`` holds the test metrics
+and ``predictions.csv`` the predicted probabilities of every test image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PLAIN = {
     "views.solarise_prob": 0.0,
 }
 AUGMENT: dict[str, dict[str, Any]] = {
-    # The whole image, always alike.
+    # The full image, without augmentation.
     "none": PLAIN
     | {
         "views.global_scale": (1.0, 1.0),
@@ -57,7 +57,7 @@ AUGMENT: dict[str, dict[str, Any]] = {
         "views.vflip": False,
         "views.turn90": False,
     },
-    # Where and how it lies: crops, and the flips and quarter turns that the recipe allows.
+    # Geometry: crops, and the flips and rotations by 90 degrees that the recipe allows.
     "weak": PLAIN | {"views.global_scale": (0.6, 1.0)},
     # As DINO's global views, with colour, blur and free rotation.
     "strong": {
@@ -68,7 +68,7 @@ AUGMENT: dict[str, dict[str, Any]] = {
         "views.blur_prob": (0.2, 0.2, 0.2),
     },
 }
-"""Views of supervised training, by strength; the recipe's own settings come before."""
+"""Views of supervised training, by strength; they override those of the recipe."""
 
 USUAL: dict[str, Any] = {
     "optim.weight_decay": 0.05,
@@ -80,7 +80,19 @@ USUAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How a supervised run differs from its usual form."""
+    """Options of ``finetune``.
+
+    Parameters
+    ----------
+    augment : {"none", "weak", "strong"}
+        Augmentation: none; crops and flips; also color, blur and rotation.
+    frozen : bool
+        Train only the classifier.
+    recipe : str
+        Augmentation recipes, separated by commas.
+    allow_overlap : bool
+        Continue although test images were seen in pretraining; all results are marked.
+    """
 
     augment: str = "weak"
     frozen: bool = False
@@ -91,9 +103,9 @@ class FinetuneOptions:
 def supervised_config(
     backbone: str, options: FinetuneOptions, settings: Mapping[str, Any], usual: Mapping[str, Any] = USUAL
 ) -> RunConfig:
-    """The settings of a supervised run; UsageError for an unknown strength of augmentation."""
+    """The settings of a supervised run. Raises UsageError for an unknown augmentation."""
     if options.augment not in get_args(Augment):
-        raise unknown("strength of augmentation", options.augment, get_args(Augment))
+        raise unknown("augmentation", options.augment, get_args(Augment))
     run = apply_recipe(default_config("supervised"), options.recipe)
     run = config.override(run, AUGMENT[options.augment] | dict(usual))
     run = config.override(run, {"model.backbone": backbone, "supervised.frozen": options.frozen})
@@ -101,32 +113,32 @@ def supervised_config(
 
 
 def named_model(model: str | Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that MODEL stands for: a backbone with random weights, or weights with the input they are used to."""
+    """Settings of MODEL: a backbone with random weights, or pretrained weights with their input settings."""
     kind, sign, name = str(model).partition(":")
     if sign and kind == "random":
         return {"model.backbone": name}
     loaded = load_model(model)
     slices = {"model.slices": count} if (count := loaded.backbone.config().get("slices")) else {}
-    place = str(model) if str(model).startswith("timm:") else str(Path(model).resolve())
-    # A model of grey images wants grey; one of coloured images can be shown either.
+    location = str(model) if str(model).startswith("timm:") else str(Path(model).resolve())
+    # A model of grey images needs grey images; a model of color images takes both.
     grey = {"data.grey": True} if loaded.spec.grey else {}
-    return {"model.backbone": loaded.backbone.name, "model.weights": place} | grey | slices
+    return {"model.backbone": loaded.backbone.name, "model.weights": location} | grey | slices
 
 
 def finetune(
     model: str | Path, out: Path, options: FinetuneOptions, settings: Mapping[str, Any], console: Console
 ) -> dict[str, Any]:
-    """Train with labels and measure on the test part. Returns what ``classifier.json`` holds.
+    """Train with labels and measure on the test split. Returns the content of ``classifier.json``.
 
-    settings   dotted keys, ``data.source`` among them
+    settings   by dotted key, including ``data.source``
     """
     settings = named_model(model, settings) | dict(settings)
     run = absolute_paths(supervised_config(str(settings["model.backbone"]), options, settings))
     if run.frozen and not run.model.weights:
-        raise UsageError("a frozen backbone with random weights learns nothing", hint="name a trained MODEL")
+        raise UsageError("--frozen has no effect with random weights", hint="start from a pretrained MODEL")
     if not run.data.validation:
         run = config.override(run, {"train.patience": 0})
-    check_writable(out)  # the images are all read next
+    check_writable(out)  # before all images are read
     with training.lock_run(out):
         _guard_before(run.data, run.model.weights, options.allow_overlap)
         training.begin(run, out, console)
@@ -139,35 +151,35 @@ def _parts(source: Source, held_out: set[str]) -> tuple[Parts, list[str]]:
 
 
 def _guard_before(data: DataConfig, weights: str, allow: bool) -> None:
-    """Refuse a test part that the training part or the weights share images with, before an hour is spent."""
+    """Refuse test images that are training or pretraining images, before the training starts."""
     if data.split == "all":
         return
     source = open_all(data, weights)
     if not labels_in(source):
-        return  # said by what looks for classes
+        return  # reported later, when classes are looked up
     part = subset_of(source, data)
     parts, hashes = _parts(source, set(part.held_out))
     refuse_shared(source.records, hashes, parts.train.tolist(), parts.test.tolist(), allow=allow)
     learned = {record.id for record in part.source.records}
-    own = [(r, digest) for r, digest in zip(source.records, hashes) if r.id in learned and r.label is not None]
-    files = [{"sha256": digest, "group": r.group} for r, digest in own]
+    training = [(r, digest) for r, digest in zip(source.records, hashes) if r.id in learned and r.label is not None]
+    files = [{"sha256": digest, "group": r.group} for r, digest in training]
     _refuse_learned(check_overlap(files, source.records, hashes, parts.test.tolist()), data, allow)
     record = run_folder.data_record(weights) if weights else None
     refuse_overlap(
         check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist()),
         allow=allow,
-        where=f"{weights} has seen part of the test part",
-        hint="pretrain with a table whose split column names the test part, and with the same --group",
+        where=f"{weights} was pretrained on part of the test split",
+        hint="pretrain with a table whose split column marks the test images, and with the same --group",
     )
 
 
 def _refuse_learned(overlap: Overlap, data: DataConfig, allow: bool) -> bool:
-    """Raise ContaminationError where the run learns from images it would be measured on; else whether to mark it."""
+    """Raise ContaminationError where test images are training images; returns whether results must be marked."""
     return refuse_overlap(
         overlap,
         allow=allow,
-        where=f"{data.source}: the run learns from images or groups of the test part",
-        hint="name the test part, whole groups, in a split column; --set data.split=all learns without measuring",
+        where=f"{data.source}: images or groups of the test split are also training data",
+        hint="mark the test images, by group, in a split column; --set data.split=all trains without a test split",
     )
 
 
@@ -175,19 +187,19 @@ def _refuse_learned(overlap: Overlap, data: DataConfig, allow: bool) -> bool:
 
 
 def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, Any]:
-    """Test figures of a finished run, written to ``classifier.json`` and ``predictions.csv``.
+    """Test metrics of a finished run, written to ``classifier.json`` and ``predictions.csv``.
 
-    Raises ContaminationError where the run has learned from images of the test part, unless ``allow`` marks that.
+    Raises ContaminationError where test images were training images, unless ``allow`` marks the results.
     """
     settings = load_config(run)
     data, record = settings.data, run_folder.read_json(run / "data.json")
     if data.split == "all":
-        console.say("the run learned from all images (data.split=all): there is no test part to measure on")
+        console.say("trained on all images (data.split=all): no test split to measure on")
         return {}
     source = open_all(data, "")
     parts, hashes = _parts(source, set(record["held_out"]))
-    seen = check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist())
-    overlap = _refuse_learned(seen, data, allow)
+    learned = check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist())
+    overlap = _refuse_learned(learned, data, allow)
     classifier = load_classifier(run)
     test = select(source, parts.test.tolist())
     cache = build_cache(
@@ -200,28 +212,28 @@ def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, An
     )
     device = runtime.pick_device(settings.train.device)
     scores = classifier.scores(cache, np.arange(len(cache)), device, settings.train.precision)
-    found = score_report(scores, [str(r.label) for r in cache.records], [r.group for r in cache.records], classifier)
-    found["protocol"] = {"split": parts.text, "overlap": overlap, "text": _text(found, parts, overlap)}
-    run_folder.write_json(run / "classifier.json", found)
+    report = score_report(scores, [str(r.label) for r in cache.records], [r.group for r in cache.records], classifier)
+    report["protocol"] = {"split": parts.text, "overlap": overlap, "text": _text(report, parts, overlap)}
+    run_folder.write_json(run / "classifier.json", report)
     write_text(run / "predictions.csv", _predictions(scores, cache.records, classifier.classes))
-    return found
+    return report
 
 
 def score_report(
     scores: np.ndarray, labels: list[str], groups: list[str | None], classifier: Classifier
 ) -> dict[str, Any]:
-    """Accuracy, balanced accuracy and AUROC with 95 % intervals over groups, and the confusion of classes."""
+    """Accuracy, balanced accuracy and AUROC with 95 % intervals over groups, and the confusion matrix."""
     unseen = sorted(set(labels) - set(classifier.classes))
     if unseen:
-        raise UsageError("the test part has classes that training did not show", got=", ".join(unseen[:5]))
+        raise UsageError("the test split has classes that the training split lacks", got=", ".join(unseen[:5]))
     number = {name: i for i, name in enumerate(classifier.classes)}
     truth = np.array([number[label] for label in labels])
     weights = resampling_weights(groups, 1000, 0)
-    one = np.ones((1, len(truth)))
+    unit_weights = np.ones((1, len(truth)))
     rows = []
     for metric, function in METRICS.items():
         low, high = interval(function(scores, truth, weights[:200] if metric == "auroc" else weights))
-        mean = figure(function(scores, truth, one)[0])
+        mean = figure(function(scores, truth, unit_weights)[0])
         rows.append({"metric": metric, "mean": mean, "low": figure(low), "high": figure(high)})
     confusion = np.zeros((len(number), len(number)), np.int64)
     np.add.at(confusion, (truth, scores.argmax(axis=1)), 1)
@@ -235,17 +247,17 @@ def score_report(
     }
 
 
-def _text(found: Mapping[str, Any], parts: Parts, overlap: bool) -> str:
-    words = [f"Test part: {parts.text}; {found['n_test']:,} images, {len(found['classes'])} classes."]
-    units = found["units_test"]
+def _text(report: Mapping[str, Any], parts: Parts, overlap: bool) -> str:
+    words = [f"Test split: {parts.text}; {report['n_test']:,} images, {len(report['classes'])} classes."]
+    units = report["units_test"]
     words.append(f"95 % intervals by bootstrap over {units} groups or images.")
     if units < FEW_UNITS:
-        words.append("With so few of them the intervals mean nothing." if units > 1 else "One has no interval.")
-    words.append(f"Always answering the most frequent class gives {100 * found['majority']:.1f} % accuracy.")
-    if any(row["mean"] is None for row in found["rows"]):
-        words.append("All of them are of one class: there is no AUROC, which needs two.")
+        words.append("So few of them give unreliable intervals." if units > 1 else "A single one has no interval.")
+    words.append(f"Predicting the most frequent class gives {100 * report['majority']:.1f} % accuracy.")
+    if any(row["mean"] is None for row in report["rows"]):
+        words.append("All of them are of one class, so that AUROC is undefined.")
     if overlap:
-        words.append("WARNING: part of the test part was seen in training or pretraining.")
+        words.append("WARNING: part of the test split was used in training or pretraining.")
     return " ".join(words)
 
 
@@ -258,16 +270,18 @@ def _predictions(scores: np.ndarray, records: Sequence[Any], classes: tuple[str,
     return file.getvalue()
 
 
-def to_text(found: Mapping[str, Any]) -> str:
-    """The test figures for a terminal."""
-    if not found:
+def to_text(report: Mapping[str, Any]) -> str:
+    """The test metrics as text."""
+    if not report:
         return ""
-    lines = [found["protocol"]["text"], ""]
-    for row in found["rows"]:
+    lines = [report["protocol"]["text"], ""]
+    for row in report["rows"]:
         name = str(row["metric"]).replace("_", " ")
         if row["mean"] is None:
             lines.append(f"{name:18s}     –")
             continue
-        between = f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{mark(found)}" if found["units_test"] > 1 else ""
+        between = (
+            f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{mark(report)}" if report["units_test"] > 1 else ""
+        )
         lines.append(f"{name:18s} {100 * row['mean']:5.1f} %{between}")
-    return "\n".join([*lines, *filter(None, [few_words(found)])])
+    return "\n".join([*lines, *filter(None, [few_words(report)])])

@@ -76,8 +76,8 @@ def pretrain(
     """
     console = console or Quiet()
     if backbone == hierarchy_settings.NAME:
-        wanted = hierarchy_settings.share_out(str(absolute(data)), method, recipe, settings or {})
-        return train_levels.start(wanted, Path(out), console)
+        request = hierarchy_settings.share_out(str(absolute(data)), method, recipe, settings or {})
+        return train_levels.start(request, Path(out), console)
     explicit = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
     if weights := str(explicit.pop("model.weights", "")):
         explicit = finetuning.named_model(weights, explicit) | explicit

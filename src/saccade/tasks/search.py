@@ -1,7 +1,7 @@
-"""Which images of a feature table are most like this one? (``saccade search``)
+"""``saccade search``: the images of a feature table that are most similar to a query image.
 
-The image is embedded as those of the table were: by the same weights, which are compared by their hash, at the
-same size and in the same range. Another model would answer in another space, and its answers would look as good.
+The query is embedded as the images of the table were: by the same weights (verified by their hash), at the same size
+and in the same value range. Vectors of different models cannot be compared.
 """
 
 from __future__ import annotations
@@ -37,12 +37,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-    """How to search.
+    """Options of ``search``.
 
-    k            neighbours
-    where        conditions on what is known of the images, see filters.py; "" takes all
-    approximate  use the index of a table in LanceDB; None: only above a million rows
-    data         where the images of the table lie now, when they have moved
+    Parameters
+    ----------
+    k : int
+        Number of neighbours.
+    where : str
+        Filter, e.g. ``label=a,b split=train``; "" takes all rows.
+    approximate : bool, optional
+        Use the index of a table in LanceDB; None: only above a million rows.
+    data : Path, optional
+        Current location of the images, if moved.
     """
 
     k: int = 10
@@ -52,7 +58,7 @@ class SearchOptions:
 
 
 class Searcher:
-    """A model and a table that it made: images in, vectors of the table's space out."""
+    """A model and a table that it made; embeds queries for the table."""
 
     def __init__(self, model: str | Path, store: Store):
         self.store = store
@@ -64,34 +70,34 @@ class Searcher:
                 f"the rows of {store.place} are whole slides",
                 got=model,
                 expected=store.model,
-                hint="ask with that hierarchy and a slide: saccade search HIERARCHY SLIDE",
+                hint="search with that hierarchy and a slide: saccade search HIERARCHY SLIDE",
             )
         if not values or "weights" not in store.about:
             raise DataError(
-                f"{store.place} does not say which weights made it",
-                hint="it is of an older saccade: saccade embed MODEL DATA --out FILE writes it again",
+                f"{store.place} does not state which weights made it",
+                hint="it was written by an older version; write it again: saccade embed MODEL DATA --out FILE",
             )
         self.spec = InputSpec(**values)
         self.model: LoadedModel = load_model(model, channels=self.spec.channels, size_px=self.spec.size_px)
-        found, expected = fingerprint(self.model.backbone), store.about["weights"]
-        if found != expected:
+        weights, expected = fingerprint(self.model.backbone), store.about["weights"]
+        if weights != expected:
             raise ModelError(
                 f"{store.place} was made by another model",
-                got=f"{self.model.name}, weights {found}",
+                got=f"{self.model.name}, weights {weights}",
                 expected=f"{store.model}, weights {expected}",
                 hint="search with that model, or embed the images again with this one",
             )
         self.device = runtime.pick_device()
 
     def vector(self, sample: Sample) -> np.ndarray:
-        """The vector [D] of an image or volume. Raises ModelError where the table has none of that kind."""
+        """The vector [D] of an image or volume. Raises ModelError for an image where the table holds volumes."""
         precision = str(self.store.about.get("precision") or runtime.usual_precision(self.device))
         return embed_one(self.model, self.spec, sample, device=self.device, precision=precision)
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """What is asked with: its name, its pixels [C Y X] or [C T Y X], and the hash of its content."""
+    """The query: its name, its pixels [C Y X] or [C T Y X], and the hash of its content."""
 
     name: str
     pixels: np.ndarray
@@ -100,10 +106,20 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """The answer to one image.
+    """The neighbours of one query.
 
-    same    whether each hit is the very file that was asked with; such a hit has no vote
-    guess   the label that the others vote for, None where they have none
+    Attributes
+    ----------
+    query : str
+        Name of the query.
+    pixels : uint8 array [3 Y X]
+        The query as 8-bit RGB.
+    neighbours : Neighbours
+        Rows of the table, most similar first.
+    same : list of bool
+        Whether a neighbour is the query file itself; such a neighbour does not vote.
+    guess : Guess, optional
+        The label predicted by the vote; None without labels.
     """
 
     query: str
@@ -117,14 +133,14 @@ class SearchResult:
 
     def text(self) -> str:
         """A table for the terminal."""
-        shown = [name for name in ("label", "group", "split") if any(hit[name] for hit in self.neighbours.hits)]
+        columns = [name for name in ("label", "group", "split") if any(hit[name] for hit in self.neighbours.hits)]
         if not self.neighbours.hits:
-            return f"nothing in {self.store.place} fits {self.options.where}"
-        rows = [["", "similarity", *shown, "image"]]
-        for place, hit in enumerate(self.neighbours.hits):
-            known = [hit[name] or "" for name in shown]
-            note = " (the image itself)" if self.same[place] else ""
-            rows.append([str(place + 1), f"{self.neighbours.similarities[place]:.4f}", *known, f"{hit['id']}{note}"])
+            return f"no row of {self.store.place} matches {self.options.where}"
+        rows = [["", "similarity", *columns, "image"]]
+        for index, hit in enumerate(self.neighbours.hits):
+            values = [hit[name] or "" for name in columns]
+            note = " (the query itself)" if self.same[index] else ""
+            rows.append([str(index + 1), f"{self.neighbours.similarities[index]:.4f}", *values, f"{hit['id']}{note}"])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows]
         filtered = f", {self.options.where}" if self.options.where else ""
@@ -167,25 +183,25 @@ class SearchResult:
         return frames.to_html(f"Most similar to {self.query}", frames.columns_of(self.rows()))
 
     def save_sheet(self, path: Path) -> list[str]:
-        """Write a contact sheet (PNG): the image asked with, then the hits. Returns why some are not shown."""
+        """Write a contact sheet (PNG) of the query and its neighbours. Returns a message for each missing image."""
         if path.suffix.lower() != ".png":
-            raise UsageError("a contact sheet is a PNG", got=path)
-        shown, faults = [], []
+            raise UsageError("a contact sheet must be a PNG file", got=path)
+        neighbours, faults = [], []
         for hit, score in zip(self.neighbours.hits, self.neighbours.similarities):
             try:
                 pixels = self.pictures.pixels(str(hit["id"]), hit["sha256"])
             except DataError as error:
                 faults.append(str(error))
                 pixels = np.zeros((3, 1, 1), np.uint8)
-            shown.append(Neighbour(pixels, hit["label"], float(score)))
-        if shown and len(faults) == len(shown):
-            raise DataError("none of the images found is there to be shown", got=faults[0])
-        write_bytes(path, hits_panel(self.pixels, shown))
+            neighbours.append(Neighbour(pixels, hit["label"], float(score)))
+        if neighbours and len(faults) == len(neighbours):
+            raise DataError("all images of the neighbours are missing", got=faults[0])
+        write_bytes(path, hits_panel(self.pixels, neighbours))
         return faults
 
 
 def read_query(path: Path) -> tuple[Sample, str]:
-    """The image or volume that is asked with, and the hash of its file."""
+    """The query image or volume, and the hash of its file."""
     if not path.exists():
         raise DataError("image file not found", got=path)
     if path.is_file() and has_suffix(path.name, "image"):
@@ -193,26 +209,30 @@ def read_query(path: Path) -> tuple[Sample, str]:
         return Sample(decode(data, str(path)), Record(str(path))), hashlib.sha256(data).hexdigest()
     source = open_source(path)
     if len(source) != 1:
-        raise UsageError("a search asks with one image", got=f"{len(source):,} in {path}")
+        raise UsageError("search takes one image", got=f"{len(source):,} in {path}")
     return source.read(0), source.content_hash(0)
 
 
-def search(model: str | Path, image: str | Path, place: str | Path, options: SearchOptions) -> SearchResult:
+def search(model: str | Path, image: str | Path, location: str | Path, options: SearchOptions) -> SearchResult:
     """The nearest neighbours of an image file in a feature table; see SearchOptions."""
-    store = open_store(place)
+    store = open_store(location)
     sample, digest = read_query(Path(image))
     vector = Searcher(model, store).vector(sample)
     return find_neighbours(store, vector, Query(str(image), sample.pixels, digest), options)
 
 
 def find_neighbours(store: Store, vector: np.ndarray, query: Query, options: SearchOptions) -> SearchResult:
-    """The nearest neighbours of a vector [D] in a feature table, and what they vote for."""
+    """The nearest neighbours of a vector [D] in a feature table, and the label they vote for."""
     if options.k < 1:
-        raise UsageError("--k is at least 1", got=options.k)
+        raise UsageError("--k must be 1 or more", got=options.k)
     approximate = approximates(store, options.approximate)
-    found = store.nearest_rows(vector, options.k, parse(options.where), approximate=approximate)
-    same = [hit["sha256"] == query.sha256 for hit in found.hits]
-    voters = [(hit["label"], float(s)) for hit, s, own in zip(found.hits, found.similarities, same) if not own]
+    neighbours = store.nearest_rows(vector, options.k, parse(options.where), approximate=approximate)
+    same = [hit["sha256"] == query.sha256 for hit in neighbours.hits]
+    voters = [
+        (hit["label"], float(s))
+        for hit, s, is_query in zip(neighbours.hits, neighbours.similarities, same)
+        if not is_query
+    ]
     pictures = Pictures(store.about, data=options.data)
-    shown = pictures.eight_bit(query.pixels)
-    return SearchResult(query.name, shown, store, options, found, same, vote_label(voters), pictures)
+    pixels = pictures.eight_bit(query.pixels)
+    return SearchResult(query.name, pixels, store, options, neighbours, same, vote_label(voters), pictures)

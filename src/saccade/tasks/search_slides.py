@@ -1,4 +1,4 @@
-"""Which slides are most like this one? (``saccade search HIERARCHY SLIDE``)"""
+"""``saccade search HIERARCHY SLIDE``: the slides of a feature table that are most similar to a query slide."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from saccade.tasks.search import Query, SearchOptions, SearchResult, find_neighb
 from saccade.train.loop import Console
 
 
-def search(run: Path, slide: str | Path, place: str | Path, options: SearchOptions, console: Console) -> SearchResult:
+def search(
+    run: Path, slide: str | Path, location: str | Path, options: SearchOptions, console: Console
+) -> SearchResult:
     """The nearest neighbours of one slide in a table of slides that the hierarchy in ``run`` made.
 
-    Raises ModelError when another hierarchy, or no hierarchy at all, made the table.
+    Raises ModelError when another model made the table.
     """
     if Path(slide).is_file() and not is_slide(Path(slide), asked=True):
-        raise UsageError("a hierarchy is asked with a slide", got=slide)
-    store = open_store(place)
+        raise UsageError("search with a hierarchy takes a slide", got=slide)
+    store = open_store(location)
     tiles = slides_of(run, str(slide), {})
     if len(tiles.entries) != 1:
-        raise UsageError("a search asks with one slide", got=f"{len(tiles.entries):,} in {slide}")
+        raise UsageError("search takes one slide", got=f"{len(tiles.entries):,} in {slide}")
     table = embed(run, tiles, console)
     if table.about["weights"] != store.about.get("weights"):
         raise ModelError(
-            f"{place} was made by another model",
+            f"{location} was made by another model",
             got=table.model,
             expected=store.model,
             hint="search with that model, or embed the slides again with this hierarchy",

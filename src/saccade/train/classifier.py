@@ -18,7 +18,7 @@ from saccade.base.contracts import InputSpec
 from saccade.base.files import write_bytes
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import ModelError
-from saccade.features.embed_images import answers_to, whole
+from saccade.features.embed_images import full_view, predict_view
 from saccade.methods.supervised import Supervised, SupervisedConfig
 from saccade.models.backbones.weights import load_model
 
@@ -36,8 +36,8 @@ class Classifier:
     def scores(self, cache: ImageCache, indices: np.ndarray, device: torch.device, precision: str) -> np.ndarray:
         """Probabilities [N K] float32 of the images at ``indices``, brought to 0..1 by the range of the model."""
         network = self.network.to(device)
-        view = whole(dataclasses.replace(cache, offset=self.spec.offset, scale=self.spec.scale), self.spec)
-        answers = answers_to(view, network, network.classify, indices, device=device, precision=precision)
+        view = full_view(dataclasses.replace(cache, offset=self.spec.offset, scale=self.spec.scale), self.spec)
+        answers = predict_view(view, network, network.classify, indices, device=device, precision=precision)
         return torch.softmax(torch.from_numpy(answers), dim=1).numpy()
 
 

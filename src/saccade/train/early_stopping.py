@@ -11,7 +11,7 @@ from saccade import runtime
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import StorageError
 from saccade.evaluation.metrics import balanced_accuracy
-from saccade.features.embed_images import answers_to, whole
+from saccade.features.embed_images import full_view, predict_view
 from saccade.methods.supervised import Supervised
 from saccade.train import checkpoint
 from saccade.train.loop import Plan
@@ -35,8 +35,8 @@ class Validation:
 
     def __call__(self, step: int) -> dict[str, float]:
         plan, method, everything = self.plan, self.method, np.arange(len(self.images))
-        view, precision = whole(self.images, plan.spec), plan.train.precision
-        scores = answers_to(view, method, method.classify, everything, device=plan.device, precision=precision)
+        view, precision = full_view(self.images, plan.spec), plan.train.precision
+        scores = predict_view(view, method, method.classify, everything, device=plan.device, precision=precision)
         labels = self.images.labels
         assert labels is not None
         loss = float(torch.nn.functional.cross_entropy(torch.from_numpy(scores), torch.from_numpy(labels)))

@@ -12,7 +12,7 @@ from saccade.base.random import numpy_generator
 from saccade.data.cache.image_cache import ImageCache
 from saccade.data.splits import grouped_split, unit_names
 from saccade.evaluation.knn import knn_scores
-from saccade.features.embed_images import answers_to, embed_cached
+from saccade.features.embed_images import embed_cached, predict_view
 from saccade.methods.base import Method
 from saccade.methods.registry import card_of
 from saccade.train.health import effective_rank
@@ -90,7 +90,7 @@ class LiveProbe:
                 return made[number].pixels
 
             precision = plan.train.precision
-            features = answers_to(
+            features = predict_view(
                 view, network, lambda x: network(x).cls, indices, device=plan.device, precision=precision
             )
             features -= features.mean(axis=0)  # what all images have in common does not identify one
