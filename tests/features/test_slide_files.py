@@ -182,5 +182,5 @@ def test_a_name_that_is_no_text_is_spelt_out(slide, tmp_path, out, monkeypatch):
 def test_a_folder_whose_name_is_no_text_is_no_traceback(tmp_path, suffix):
     place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/n\xff")) / f"a{suffix}"
     empty = SlideFeatures(np.zeros((0, 2), np.int64), np.zeros((0, 4), np.float32))
-    with pytest.raises(StorageError, match="no text in UTF-8"):
+    with pytest.raises(StorageError, match="cannot be encoded as UTF-8"):
         save_features(place, empty)

@@ -283,7 +283,7 @@ def test_another_model_is_refused(parquet, tiles):
 def test_an_older_table_says_what_to_do(tmp_path, tiles):
     table = saccade.embed(MODEL, tiles)
     store.save_table(tmp_path / "old.parquet", FeatureTable(table.features, *list(table.columns.values())[:5]))
-    with pytest.raises(DataError, match="does not say which weights"):
+    with pytest.raises(DataError, match="does not state which weights"):
         saccade.search(MODEL, tiles / "03.png", store=tmp_path / "old.parquet")
 
 
