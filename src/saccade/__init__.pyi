@@ -29,13 +29,16 @@ from saccade.attention.slide import SlideOptions as SlideOptions
 from saccade.attention.text import TextAttention as TextAttention
 from saccade.attention.text_lessons import order_test as order_test
 from saccade.attention.volume import VolumeAttention as VolumeAttention
+from saccade.base.contracts import Features as Features
 from saccade.base.contracts import Record as Record
 from saccade.base.contracts import Sample as Sample
 from saccade.base.contracts import Source as Source
+from saccade.base.contracts import StepOutput as StepOutput
 from saccade.cost.plan_report import Planned as Planned
 from saccade.data.audit.grids import GridAudit as GridAudit
 from saccade.data.audit.images import Audit as Audit
 from saccade.data.audit.slides import SlideAudit as SlideAudit
+from saccade.data.formats import Format as Format
 from saccade.data.slide_features import SlideFeatures as SlideFeatures
 from saccade.data.slide_features import load_features as load_features
 from saccade.data.slides.tiling import Tiling as Tiling
@@ -61,6 +64,9 @@ from saccade.features.table import FeatureTable as FeatureTable
 from saccade.features.table import Neighbours as Neighbours
 from saccade.features.table import load_table as load_table
 from saccade.hierarchy.evaluate_slides import HeadOptions as HeadOptions
+from saccade.methods.base import Method as Method
+from saccade.methods.base import MethodCard as MethodCard
+from saccade.methods.base import PeakLR as PeakLR
 from saccade.methods.diagnosis import Diagnosis as Diagnosis
 from saccade.methods.dino import dino_loss as dino_loss
 from saccade.methods.lejepa import sigreg as sigreg
@@ -68,6 +74,8 @@ from saccade.methods.moco_v3 import info_nce as info_nce
 from saccade.models.backbones.text import load_text_model as load_text_model
 from saccade.models.backbones.weights import load_model as load_model
 from saccade.models.nn.attention import attention_rows as attention_rows
+from saccade.models.nn.network import Network as Network
+from saccade.models.settings import Capabilities as Capabilities
 from saccade.models.text_tokens import TextOptions as TextOptions
 from saccade.study.design import CompareOptions as CompareOptions
 from saccade.study.design import StudyConfig as StudyConfig

@@ -50,7 +50,7 @@ def test_an_explicit_recipe_replaces_the_views_of_the_file(write):
     values = {"train": {"method": "contrast"}, "data": {"source": "images", "grey": True}, "views": {"hue": 0.0}}
     flags = SettingsFlags(write(values))
     from_file = request_run(None, None, None, None, flags, {})
-    assert (from_file.data, from_file.method) == ("images", "contrast")
+    assert (from_file.data, from_file.method) == ("images", "moco_v3")
     assert from_file.settings == {"data.grey": True, "views.hue": 0.0}
     changed = request_run("others", "dino", "resnet10", "natural", flags, {})
     assert (changed.data, changed.method, changed.recipe, changed.settings) == ("others", "dino", "natural", {})
