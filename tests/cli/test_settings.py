@@ -32,6 +32,11 @@ def test_sections_and_dotted_keys_are_the_same(write):
     assert read_config(dotted) == {"train.batch": 8}
 
 
+def test_names_of_version_0_1_are_read(write):
+    path = write({"train": {"method": "masked"}, "masked": {"share": 0.75}})
+    assert read_config(path) == {"train.method": "mae", "mae.mask_ratio": 0.75}
+
+
 def test_options_win_over_the_file_and_set_over_options(write):
     flags = SettingsFlags(write({"train": {"batch": 1, "seed": 1, "keep": 1}}), ["train.batch=3"])
     merged = merge_settings(flags, {"train.batch": 2, "train.seed": 2, "data.label": None})
@@ -123,7 +128,7 @@ def test_compare_takes_the_settings_of_a_study(write, monkeypatch):
     calls = []
     monkeypatch.setattr("saccade.api.compare", lambda data, **options: calls.append((data, options["options"].study)))
     stored = StudyConfig(data=DATA, size_px=48, steps=7, recipe="grey", settings=("dino.out_dim=32",))
-    values = config.to_dict({"study": stored})
+    values = {"study": config.section_to_dict(stored)}
     call = ["compare", "--out", "x", "--config", str(write(values)), "--flops", "1e9", "--set", "train.keep=1"]
     result = CliRunner().invoke(app.app, call, catch_exceptions=False)
     assert result.exit_code == 0, result.output

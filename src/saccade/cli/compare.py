@@ -18,7 +18,7 @@ from saccade.cli.options import (
     split_words,
 )
 from saccade.cli.progress import ProgressBar
-from saccade.errors import UsageError, unknown
+from saccade.errors import UsageError
 
 if TYPE_CHECKING:
     from saccade.study.design import StudyConfig
@@ -108,11 +108,7 @@ def _study(flags: SettingsFlags, options: dict[str, Any]) -> StudyConfig:
     if flags.config is not None:
         from saccade.cli.settings import read_config
 
-        values = read_config(flags.config)
-        foreign = sorted(key for key in values if not key.startswith("study."))
-        if foreign:
-            raise unknown("setting of a study", foreign[0], [f"study.{f.name}" for f in dataclasses.fields(study)])
-        study = config.override_section("study", study, values)
+        study = config.override_section("study", study, read_config(flags.config))
     if "size" in options:
         options["size_px"] = options.pop("size")
     if "steps" in options or "flops" in options:

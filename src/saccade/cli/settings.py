@@ -33,6 +33,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    from saccade.base.version_0_1 import with_current_names
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -43,6 +45,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} holds no settings", expected="sections with KEY: VALUE, as in the config.yaml of a run"
         )
+    values = with_current_names(values)
     return _hierarchy(values) if "levels" in values else _flatten(values)
 
 
