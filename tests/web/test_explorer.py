@@ -365,7 +365,7 @@ def test_a_file_has_the_name_of_its_image_while_another_is_on_its_way(explorer):
             explorer.locator("[data-save=csv]").click()
         return download.value.suggested_filename
 
-    before, look = named(), Held(explorer, "**/attention/look?*")
+    before, look = named(), Held(explorer, "**/attention/view?*")
     explorer.locator(".thumbs button").nth(1).click()
     until(explorer, "document.querySelector('[aria-busy]')")
     assert named() == before

@@ -65,7 +65,7 @@ def test_every_list_holds_such_names(site, umlauts):
     models = asked("attention/models")
     assert any(one["name"] == "runM\\udcfcller" and one["run"] == umlauts.id for one in models)
     model = next(one for one in models if one["name"] == "short")
-    assert asked(f"attention/look?model={model['id']}&image={images['images'][0]['id']}")["grid"]
+    assert asked(f"attention/view?model={model['id']}&image={images['images'][0]['id']}")["grid"]
     assert any(one["name"] == "runM\\udcfcller" for one in asked("map"))
     asked("slides")
 

@@ -78,13 +78,13 @@ def test_what_is_neither_run_nor_model_is_refused(small_runs, tmp_path, monkeypa
     for name in ("one", "two b"):
         shutil.copytree(small_runs[0], tmp_path / "runs" / name, ignore=shutil.ignore_patterns("checkpoints"))
     with pytest.raises(
-        UsageError, match=r"no run\n  got: +runs, a folder.*\n  expected: a run .config.yaml"
+        UsageError, match=r"not a run\n  got: +runs, a folder.*\n  expected: a run .config.yaml"
     ) as refused:
         catalog_of_names(["runs"])
     assert refused.value.hint == "its runs: saccade view runs/one 'runs/two b'"
     (tmp_path / "empty").mkdir()
     (tmp_path / "table.csv").write_text("path,label\n")
-    for name, said in (("empty", "an empty folder"), ("table.csv", "no model"), ("nothing", "no such run")):
+    for name, said in (("empty", "an empty folder"), ("table.csv", "not a model"), ("nothing", "no such run")):
         with pytest.raises(UsageError, match=said):
             catalog_of_names([name])
     (tmp_path / "weights.pth").write_bytes(b"")

@@ -224,7 +224,7 @@ def test_numbers_that_do_not_come_are_said_and_the_controls_go_back(page, refusa
 
 
 def test_a_file_has_the_name_of_its_volume_while_another_is_on_its_way(page):
-    before, look = saved(page, "csv"), Held(page, "**/attention/look?*")
+    before, look = saved(page, "csv"), Held(page, "**/attention/view?*")
     page.locator(".thumbs button").nth(1).click()
     until(page, "document.querySelector('[aria-busy]')")
     assert saved(page, "csv") == before

@@ -342,13 +342,13 @@ export class SentenceView {
     };
     if (kind === "SVG") {
       const painter = new SvgPainter(...size, ground.page, `${this.title.textContent}: ${info.text}`);
-      mapPixels(painter);
+      painted(painter);
       keep(`${name}.svg`, painter.toString(), "image/svg+xml");
       return;
     }
     const canvas = document.createElement("canvas"), painter = new CanvasPainter(canvas, ...size, 3);
     painter.rect(0, 0, ...size, ground.page);
-    mapPixels(painter);
+    painted(painter);
     canvas.toBlob((blob) => keep(`${name}.png`, blob), "image/png");
   }
 
