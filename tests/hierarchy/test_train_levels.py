@@ -19,7 +19,7 @@ from feature_files import features
 from made_slides import on_glass, texture, write_slide
 from saccade import api
 from saccade.base import run_folder
-from saccade.base.config import Text, load
+from saccade.base.config import TypedText, load
 from saccade.base.contracts import Record
 from saccade.cli import app
 from saccade.data.slide_features import load_parquet, read_about, save_parquet
@@ -61,9 +61,9 @@ def test_settings_go_to_their_level():
     assert all(found.levels[level]["train.seed"] == 3 for level in found.levels)
     assert found.levels["tile"]["data.mpp"] == 0.5 and "data.mpp" not in found.levels["region"]
     assert found.levels["region"]["dino.out_dim"] == 64 and found.levels["region"]["model.backbone"] == "grid_tiny"
-    own = share_out("S", "dino", "short", {"train.minutes": 10, "region.train.steps": Text("5")})
+    own = share_out("S", "dino", "short", {"train.minutes": 10, "region.train.steps": TypedText("5")})
     assert "train.minutes" not in own.levels["region"]
-    assert settings_of(own.levels["region"])["train.steps"] == Text("5")
+    assert settings_of(own.levels["region"])["train.steps"] == TypedText("5")
 
 
 @pytest.mark.parametrize(

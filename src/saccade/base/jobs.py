@@ -1,4 +1,4 @@
-"""A piece of work in a process of its own: how far it is, what came of it, and a way to end it at any time."""
+"""A job in a separate process: its progress, its result, and a way to cancel it at any time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ from typing import Any
 from saccade.errors import SaccadeError
 
 Report = Callable[[float, str], None]
-"""Hears which share is done, and what is being done."""
+"""Called with the fraction that is done, 0..1, and a text on what is being done."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a job stands: "running", "done", "failed" or "cancelled"; share 0..1, text for people, seconds spent."""
+    """The state of a job: "none", "running", "done", "failed" or "cancelled".
+
+    Parameters
+    ----------
+    share
+        Fraction that is done, 0..1.
+    text
+        What is being done, or the error.
+    seconds
+        Time since the start.
+    """
 
     state: str
     share: float
@@ -28,39 +38,39 @@ class State:
 
 
 NONE = State("none", 0.0, "", 0.0)
-"""Of a job that nobody has begun."""
+"""Of a job that has not been started."""
 
 
-def _serve(pipe: Connection, work: Callable[..., Any], given: tuple[Any, ...]) -> None:
-    """In the child: do the work, say how far it is, hand over what came of it."""
+def _serve(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """In the child: do the work, report its progress, send its result."""
 
     def report(share: float, text: str) -> None:
         pipe.send(("progress", share, text))
 
     try:
-        pipe.send(("done", work(report, *given), ""))
+        pipe.send(("done", work(report, *arguments), ""))
     except SaccadeError as error:
         pipe.send(("failed", str(error), ""))
-    except Exception as error:  # whatever libraries raise belongs to the one who asked
+    except Exception as error:  # whatever a library raises is reported to the parent
         pipe.send(("failed", f"{type(error).__name__}: {error}", traceback.format_exc()))
 
 
 class Job:
-    """``work(report, *given)`` in a process of its own. ``result``: what it returned, None until it is done.
+    """``work(report, *arguments)`` in a separate process. ``result`` is what it returned, None until then.
 
-    work and what it is given go there by pickle: a function of a module, and plain values
+    The function and its arguments are pickled: a function of a module, and plain values.
     """
 
-    def __init__(self, work: Callable[..., Any], *given: Any):
+    def __init__(self, work: Callable[..., Any], *arguments: Any):
         self.result: Any = None
         self._began = time.monotonic()
         self._state = State("running", 0.0, "starting", 0.0)
         self._lock = threading.Lock()
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        self._pipe, there = context.Pipe(duplex=False)
-        self._process = context.Process(target=_serve, args=(there, work, given), daemon=True)
+        self._pipe, sender = context.Pipe(duplex=False)
+        self._process = context.Process(target=_serve, args=(sender, work, arguments), daemon=True)
         self._process.start()
-        there.close()
+        sender.close()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -80,7 +90,7 @@ class Job:
         self._process.join()
 
     def _settle(self, state: str, share: float, text: str) -> None:
-        """What ended stays as it ended."""
+        """Set the state, unless the job has ended."""
         with self._lock:
             if self._state.state == "running":
                 self._state = State(state, share, text, round(time.monotonic() - self._began, 1))
@@ -92,13 +102,13 @@ class Job:
             return replace(self._state, seconds=round(time.monotonic() - self._began, 1))
 
     def cancel(self) -> None:
-        """End the process; what is done stays."""
+        """End the process. A finished job stays finished."""
         self._settle("cancelled", 0.0, "cancelled")
         if self._process.is_alive():
             self._process.terminate()
 
     def wait(self, seconds: float) -> State:
-        """Until it has ended, or the time is over."""
+        """The state at the end of the job, or after so many seconds."""
         end = time.monotonic() + seconds
         while self._state.state == "running" and time.monotonic() < end:
             time.sleep(0.05)

@@ -16,10 +16,10 @@ NO_TILES: dict[str, Any] = {"mpp": 0.0, "tile_px": 0, "tissue": 0.0, "stream": F
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images a run learns from, and how they are held."""
+    """The images a run learns from, and how they are decoded."""
 
     source: str = ""
-    """What was given as DATA; the manifest and its columns beside it, where named."""
+    """DATA of the command line; manifest, label and group are its table and columns."""
     manifest: str = ""
     label: str = ""
     group: str = ""
@@ -34,37 +34,38 @@ class DataConfig:
     """2 for images, 3 for volumes; decided: what the data are."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    """Each channel is normalised with these, after scaling to 0..1; decided: as ``model.weights`` are used to, where
+    """Mean and standard deviation of each channel after scaling to 0..1; decided: those of ``model.weights`` where
     range and channels agree, else those of the images."""
     cache_px: int | None = None
-    """Shorter side of the decoded images that are kept; decided: 1.5 times the largest crop."""
+    """Shorter side of the decoded images in pixels; decided: 1.5 times the input size, at most that of the images."""
     cache_mib: int = 8192
     """Above this size the cache is a memory-mapped file instead of memory."""
     intensity: Literal["", "range", "window", "robust"] | None = None
-    """How volumes are brought to 0..1: as 8 bits are, by ``window``, or by quantiles of each; decided: window for CT,
-    range for 8 bits, else robust. Empty for images."""
+    """How volumes are scaled to 0..1: by their 8-bit range, by ``window``, or by quantiles of each volume (robust);
+    decided: window for CT, range for 8 bits, else robust. Empty for images."""
     window: tuple[float, ...] | None = None
     """Low and high of ``intensity=window`` in HU; decided: -1000 and 1000."""
     size_mm: float = 0.0
-    """Side of the cube of a volume that a global view is taken from; 0: the whole volume."""
+    """Edge length in mm of the cube that each global view is cropped from; 0: the whole volume."""
     mpp: float | None = None
-    """Micrometres a pixel of the tiles of slides; decided: 0.5, or the coarsest slide's own. 0: these are no slides."""
+    """Tile resolution in µm per pixel; decided: 0.5, or that of the coarsest slide. 0: not slides."""
     tile_px: int | None = None
-    """Side of the tiles of slides in pixels; decided: 256. 0: these are no slides."""
+    """Side of the tiles of slides in pixels; decided: 256. 0: not slides."""
     tissue: float | None = None
-    """Least share of usable tissue in a tile; decided: 0.5."""
+    """Minimum tissue fraction of a tile; decided: 0.5."""
     slide_mpp: float = 0.0
-    """Micrometres a pixel of level 0, for slides that do not say; 0: then it is an error."""
+    """Resolution of level 0 in µm per pixel for slides without one; 0: such slides are an error."""
     stream: bool | None = None
-    """Read tiles from their slides when they are wanted; decided: where they would take more than 1 GiB decoded."""
+    """Read tiles from their slides when they are needed; decided: where they would take more than 1 GiB decoded."""
     workers: int | None = None
-    """Processes that read tiles; decided: one a core, at most eight. 0: tiles are decoded once, or these are images."""
+    """Processes that read tiles; decided: one per core, at most eight. 0: tiles are decoded once, or not slides."""
     max_bad: float = 0.05
     limit: int = 0
-    """Learn from so many images only, drawn class by class; smaller draws lie inside larger ones. 0: all."""
+    """Number of images to learn from, stratified by class; smaller draws lie inside larger ones. 0: all."""
     limit_seed: int = 0
     validation: float = 0.0
-    """Share of the images, whole groups, that a supervised run stops early by; a ``val`` split goes before. 0: none."""
+    """Fraction of the images, in whole groups, for early stopping of a supervised run; a ``val`` split of the data
+    overrides it. 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,9 @@ class ModelConfig:
     attention: str = ""
     """full, window:K, neighbourhood:K, axial or strided:K; empty: as the name of the backbone says."""
     pool: Literal["", "cls", "mean"] = ""
-    """The image's vector of a ViT: its class token or the mean of its patches; empty: as the method learns it."""
+    """Image vector of a ViT: class token or mean of the patches; empty: as the method trains it."""
     slices: int = 0
-    """Show so many slices of a volume to a network for images, whose vectors are averaged; 0: a network for volumes."""
+    """Number of slices of a volume for a network for images, whose vectors are averaged; 0: a network for volumes."""
     stem: str = ""
     """First layers of a CNN: imagenet, small or cifar; empty: by ``size_px``, or as in ``weights``."""
 
@@ -124,7 +125,7 @@ class OptimConfig:
     """AdamW with a warm-up and a cosine for the learning rate, and a cosine for weight decay."""
 
     lr: float | None = None
-    """Peak rate at the run's own batch; decided: by backbone family, scaled with the batch."""
+    """Peak learning rate at the batch of the run; decided: by method and backbone family, scaled with the batch."""
     lr_end: float = 1e-6
     warmup_fraction: float | None = None
     weight_decay: float = 0.04
@@ -135,8 +136,8 @@ class OptimConfig:
     """Factor of the learning rate from each layer of the backbone to the one before; decided: 0.75 for transformers
     that start from weights, else 1."""
     freeze_fraction: float | None = None
-    """Share of the run in which the backbone rests and only what is new learns (head warm-up); decided: 0.1 for runs
-    without labels that start from weights, else 0."""
+    """Fraction of the run in which the backbone is frozen and only new layers learn (head warm-up); decided: 0.1 for
+    runs without labels that start from weights, else 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,15 +156,15 @@ class TrainConfig:
 
     method: str = "dino"
     batch: int | None = None
-    """Images a micro-batch, over all processes."""
+    """Images per micro-batch, over all processes."""
     accumulate: int = 1
-    """Micro-batches an optimiser step."""
+    """Micro-batches per optimiser step."""
     steps: int | None = None
     """Optimiser steps; decided from ``epochs``, or from ``minutes`` by a short measurement."""
     epochs: float | None = None
     """Passes over the images; decided: 100 unless steps or minutes are given."""
     minutes: float = 0.0
-    """Length by the clock; 0: not limited by time. Turned into steps once, so a resumed run ends alike."""
+    """Training time in minutes, converted to steps at the start, so that a resumed run ends alike; 0: not limited."""
     seed: int = 0
     device: str | None = None
     precision: Literal["bf16", "fp32"] | None = None
@@ -171,16 +172,17 @@ class TrainConfig:
     evaluate_every: int | None = None
     save_every: int | None = None
     patience: int = 0
-    """Evaluations without a better validation after which a supervised run ends; 0: it runs to its end."""
+    """Evaluations without improvement on the validation images after which a supervised run stops; 0: never."""
     checkpointing: bool = False
-    """Keep one tensor a block of a transformer for the gradients, compute the others again: less memory, more time."""
+    """Activation checkpointing: keep one tensor per transformer block, compute the others again; less memory, more
+    time."""
     on_collapse: Literal["warn", "stop", "repair"] | None = None
-    """When the doctor finds that a run learns nothing any more: say so, end it, or go back and change what is wrong.
-    Decided: repair for runs that start from weights, else warn."""
+    """What happens at a fatal failure mode: a warning, the end of the run, or a return to an earlier checkpoint with
+    the proposed change. Decided: repair for runs that start from weights, else warn."""
     choose: Literal["best", "last"] | None = None
     """Which checkpoint becomes the model; decided: best, by figures without labels, for runs without labels."""
     keep: int = 2
-    """Checkpoints kept; older ones are removed."""
+    """Number of checkpoints on disk; older ones are removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
