@@ -1,4 +1,4 @@
-"""One door to all images and volumes: ``open_source``."""
+"""Opening data of every kind: ``open_source``."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _open_file(path: Path, *, manifest: Path | None, label: str | None, group: s
     volume = by_name(path.name, "volume")
     if volume is not None and (volume.name != "TIFF stack" or is_stack(path.read_bytes())):
         if manifest or label or group:
-            raise UsageError("a single volume has no table", got=path, hint="give the folder it lies in")
+            raise UsageError("a single volume has no table", got=path, hint="give its folder")
         return FolderSource(path.parent, only=[path.name])
     raise _unknown_format(path)
 
@@ -164,9 +164,7 @@ def _synthetic(text: str, tiling: Tiling) -> Source:
 
 def _unknown_format(path: Path) -> DataError:
     if has_suffix(path.name, "image"):
-        return DataError(
-            f"{path} is a single image", hint="give the folder it lies in; one image goes to saccade attend"
-        )
+        return DataError(f"{path} is a single image", hint="give its folder; single images are for saccade attend")
     return DataError(
         f"{path}: unknown file format",
         expected="a folder, " + ", ".join(suffixes("archive", "array", "table", "volume", "slide", shared=False)),

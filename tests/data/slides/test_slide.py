@@ -238,7 +238,7 @@ def test_what_lies_beside_slides_is_named(tmp_path, uneven):
         (folder / name).write_bytes(uneven[0].read_bytes() if name == "a.tif" else b"x,y\n1,2\n")
     found = api.show(folder, tiling=Tiling(tile_px=64, min_tissue=0))
     assert found.to_dict()["not_taken"] == ["log.csv", "notes.txt", "tile.png"]
-    assert "3 files that are no slides: log.csv, notes.txt, ..." in found.text()
+    assert "3 files are not slides: log.csv, notes.txt, ..." in found.text()
     assert "pen marks" not in found.text()
     (folder / "manifest.csv").write_text("path,mpp\na.tif,25\n")  # whoever wrote it has chosen
     found = api.show(folder, tiling=Tiling(tile_px=8, min_tissue=0))

@@ -1,4 +1,4 @@
-"""What is in a set of slides: files, resolutions, tissue, tiles; and a sheet that shows what was found on them."""
+"""Audit of a set of slides: files, resolutions, tissue, tiles; and a sheet with the outlines of their masks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLOURS = {"tissue": (20, 150, 60), "pen": (230, 0, 200), "out of focus": (240, 
 
 @dataclass(frozen=True)
 class SlideLine:
-    """One slide. ``size_px`` rows and columns, ``spacing_um`` of level 0; shares as in mask.Tissue."""
+    """One slide. ``size_px`` rows and columns, ``spacing_um`` of level 0; fractions as in tissue_mask.Tissue."""
 
     id: str
     vendor: str
@@ -110,26 +110,26 @@ class SlideAudit:
                 f"  {slide.id:{width}s}  {slide.vendor:12s} {slide.levels:6d}  {size:>14s}  {slide.spacing_um:<6.4g}  "
                 f"{slide.mode:10s}  {slide.tissue:6.1%}  {slide.tiles:,}"
             )
-            pen = f"pen marks on {_share(slide.pen)} of it" if slide.pen else ""
-            blur = f"{_share(slide.blur)} of its tissue out of focus" if slide.blur else ""
+            pen = f"pen marks on {_percent(slide.pen)} of it" if slide.pen else ""
+            blur = f"{_percent(slide.blur)} of its tissue out of focus" if slide.blur else ""
             defects = ", ".join(filter(None, (pen, blur)))
             lines += [f"  {'':{width}s}  {line}" for line in (defects, slide.note) if line]
         lines += [f"  UNREADABLE  {name}: {reason}" for name, reason in self.unreadable[:20]]
         return "\n".join(lines)
 
 
-def _share(value: float) -> str:
+def _percent(value: float) -> str:
     return f"{value:.1%}" if value >= 0.0005 else "less than 0.1%"
 
 
 def _counted(names: list[str]) -> str:
-    """How many files are no slides, and two of them."""
+    """The number of files that are not slides, and two of them."""
     count, examples = len(names), ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
-    return f"{count:,} {'files that are' if count > 1 else 'file that is'} no slide{'s' * (count > 1)}: {examples}"
+    return f"{count:,} {'files are not slides' if count > 1 else 'file is not a slide'}: {examples}"
 
 
 def line_of(tiles: SlideTiles, number: int) -> SlideLine:
-    """What is known of one slide."""
+    """The line of one slide."""
     record, cut, slide = tiles.entries[number].record, tiles.tilings[number], tiles.slides[number]
     return SlideLine(
         id=record.id,
@@ -150,7 +150,7 @@ def line_of(tiles: SlideTiles, number: int) -> SlideLine:
 
 
 def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
-    """Look at every slide. Raises TooManyDamaged, with the files named, above the share ``max_bad``."""
+    """Look at every slide. Raises TooManyDamaged, with the files named, above the fraction ``max_bad``."""
     check_damage(tiles.name, tiles.unreadable, len(tiles.unreadable) + len(tiles.entries), max_bad, what="slides")
     lines = [line_of(tiles, number) for number in range(len(tiles.entries))]
     by_hash: dict[str, list[str]] = {}
@@ -207,7 +207,7 @@ def slide_sheet(tiles: SlideTiles, path: Path, numbers: Sequence[int] | None = N
 
 
 def describe_slides(tiles: SlideTiles, numbers: Sequence[int], run: Path) -> dict[str, Any]:
-    """What data.json of a run says of the slides it learns from; a few of them are drawn to ``runs.SLIDES_PNG``.
+    """What data.json of a run says of the slides it learns from; a few of them are drawn to ``run_folder.SLIDES_PNG``.
 
     Returns ``mpp`` and ``tile_px`` of the tiles, ``slides`` (a SlideLine each) and ``unreadable`` (id and reason).
     """

@@ -25,7 +25,7 @@ from saccade.errors import DamagedFile, DataError, UsageError
 
 FINER = 0.9  # of the asked resolution: a level may be coarser than asked by a tenth, no more
 NEAR = 1.01  # a level that is coarser by up to 1 % is the level asked for
-SAME, SAME_PX = 0.0025, 1.0  # a level is the one asked for up to this share, and up to one pixel at the far end
+SAME, SAME_PX = 0.0025, 1.0  # relative difference of a matching level, and pixels at its far end
 BRIGHT, DARK = "bright", "dark"
 PLAUSIBLE_UM = (0.02, 50.0)  # a pixel of a microscope; 72 dpi, the default of many programs, is 353 micrometres
 COARSE_UM = 20.0  # no scanner's full resolution; may be the size of a pixel of an overview
@@ -196,7 +196,7 @@ class Slide:
     ) -> tuple[np.ndarray, np.ndarray]:
         """For pictures: like ``reduced``, but what cannot be read is background; also where that is, bool [Y X].
 
-        Raises DamagedFile where that is the share ``most`` of the picture; without ``most`` never.
+        Raises DamagedFile where that is more than the fraction ``most`` of the picture; without ``most`` never.
         """
         with contextlib.suppress(DamagedFile):
             return self._scaled(x, y, factors, size_px, self.background), np.zeros(size_px, bool)

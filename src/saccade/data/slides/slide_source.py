@@ -35,7 +35,7 @@ def tiles_in(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
 
 @dataclass(frozen=True)
 class TilingResult:
-    """What one slide gave: its tiles, its mode (bright or dark), the shares of mask.Tissue, content hash and note."""
+    """Tiles of one slide, its mode (bright or dark), the fractions of tissue_mask.Tissue, content hash and note."""
 
     grid: TileGrid
     mode: str
@@ -151,7 +151,7 @@ class SlideTiles:
 
 
 def _resolution(entry: SlideEntry, slide_mpp: float | None) -> float | str:
-    """Micrometres a pixel of level 0, 0 where nobody says, or why the slide cannot be opened."""
+    """Micrometres per pixel of level 0, 0 where it is unknown, or why the slide cannot be opened."""
     try:
         return max(open_entry(entry, slide_mpp).spacing_um or (0.0,))
     except DamagedFile as error:
@@ -166,7 +166,7 @@ def _with_assumed_mpp(entry: SlideEntry, mpp: float, slides: frozenset[str]) -> 
 
 
 def _reason(entry: SlideEntry, error: DataError) -> str:
-    """What is wrong with a slide, without its name: that is said beside it."""
+    """The error of a slide without its name, which is listed beside it."""
     return error.in_one_line().removeprefix(f"{entry.path}: ")
 
 

@@ -1,7 +1,7 @@
-"""Tiles that are read when they are wanted, by processes that work ahead; nothing else of a slide is ever in memory.
+"""Tiles that are read on demand by child processes that work ahead; no whole slide is ever in memory.
 
-The processes are plain children that speak lines and bytes, so they need no guard in a user's script and share no lock
-with the training. What they read is what they are told: the order stays a function of (seed, step) alone.
+The children exchange lines and bytes over pipes, so they need no ``__main__`` guard in a script and share no lock with
+the training. They read only what is requested: the order stays a function of (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PIPE_BYTES = 2**20  # the usual 64 KiB hold a third of a tile: the process would
 
 @dataclass(frozen=True)
 class TileSpec:
-    """What tiles are read as: side in pixels after reduction, channels, number type."""
+    """Format of the tiles: side in pixels after reduction, channels, number type."""
 
     size_px: int
     channels: int
@@ -50,7 +50,7 @@ class _Child:
 
 
 class _ReadyTiles:
-    """What the children have read so far, shared by the threads that listen to them; the oldest make room."""
+    """Tiles that the children have read, shared by the threads that listen to them; the oldest are dropped first."""
 
     def __init__(self) -> None:
         self.ready: OrderedDict[int, np.ndarray | str] = OrderedDict()
@@ -80,10 +80,10 @@ class _ReadyTiles:
 class TileStore:
     """Tiles of slides, read by ``workers`` processes, each with handles of its own.
 
-    max_bad    share of the tiles that may fail
-    leave_out  False, for training: a tile that fails is named, and another of the same request stands for it.
-               True: its pixels are 0, whoever asks leaves it out (``failed``) and names it; ``max_bad`` is then of
-               the tiles of each slide
+    max_bad    fraction of the tiles that may fail
+    leave_out  False, for training: a tile that fails is reported and replaced by another of the same request.
+               True: its pixels are 0, and the caller leaves it out (``failed``) and reports it; ``max_bad`` then
+               applies to each slide
     """
 
     def __init__(

@@ -1,8 +1,7 @@
-"""A process that reads tiles: ``python -m saccade.data.slides.worker``, for stream.TileStore.
+"""A process that reads tiles: ``python -m saccade.data.slides.tile_worker``, started by streaming.TileStore.
 
-The first line on stdin is JSON: slides (path, resolution as told, dark), ``slide_mpp``, resolution and side of a tile;
-slides are opened as in the process that asks, so their pixels are as long and as wide. Each further line is
-``slide x y``. The answer is one byte, 0 and the pixels [C Y X], or 1 and a line of text that says what is wrong.
+The first line on stdin is JSON: slides (path, given resolution, dark), ``slide_mpp``, resolution and side of a tile.
+Each further line is ``slide x y``. The answer is one byte, 0 and the pixels [C Y X], or 1 and a line with the error.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ LONGEST_PX = 1024
 SATURATION = (0.04, 0.15)  # bounds of the threshold; glass and paper lie below, stained tissue above
 DARKNESS = (0.05, 0.2)  # the same where there are no colours: by how much darker than glass
 GREY = 2  # of 255: channels that differ by no more show no colour
-SMALLEST = 2e-4  # share of the grid below which a piece is dirt
+SMALLEST = 2e-4  # fraction of the grid below which a piece is dirt
 FOCUS_UM, FOCUS_PX, FOCUS_PLACES = 1.0, 96, 120
 FAINT = 0.4  # of log brightness: half as bright again as the darkest places
 BLURRED = 0.1  # of the energy of structures of 4 pixels, what is left in those of 1 pixel; sharp tissue: 0.2 to 1
@@ -33,7 +33,7 @@ class Tissue:
     pen      ink on the glass; ``blur`` tissue that is out of focus
     mode     bright or dark background
     unread   places that could not be read when looking for blur
-    hidden   share of the slide that could not be read at all; it counts as tissue, so that its tiles are asked for
+    hidden   fraction of the slide that could not be read at all; it counts as tissue, so that its tiles are asked for
     """
 
     tissue: np.ndarray
@@ -49,7 +49,7 @@ class Tissue:
         return self.tissue & ~self.pen & ~self.blur
 
     def fractions(self) -> dict[str, float]:
-        """Share of the slide with tissue, with pen, and of the tissue that is blurred."""
+        """Fractions of the slide with tissue and with pen marks, and of the tissue that is blurred."""
         tissue = max(int(self.tissue.sum()), 1)
         return {
             "tissue": float(self.tissue.mean()),
@@ -58,7 +58,7 @@ class Tissue:
         }
 
     def tissue_fraction(self, x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
-        """[n] share of usable tissue in rectangles of level 0; what lies outside the slide has none."""
+        """[n] fraction of usable tissue in rectangles of level 0; outside of the slide there is none."""
         table = np.zeros((self.tissue.shape[0] + 1, self.tissue.shape[1] + 1))
         table[1:, 1:] = self.usable.cumsum(axis=0).cumsum(axis=1)
         down, across = self.downsample

@@ -109,7 +109,7 @@ class Table:
 
     @property
     def patient_column(self) -> str | None:
-        """The column that groups slides where nobody says which, and none is called group."""
+        """The column that groups slides by default: patient, where there is no column group."""
         return "patient" if "patient" in self.rows[0] and "group" not in self.rows[0] else None
 
 
@@ -122,7 +122,7 @@ def read_table(path: Path) -> Table:
 
 
 def table_in(folder: Path) -> Path | None:
-    """The table of a folder that nobody needs to name, by its usual names."""
+    """The table of a folder under one of the names MANIFESTS; None where there is none."""
     return next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
 
 
@@ -332,12 +332,12 @@ def _with_patients(records: list[Record], contents: Contents) -> list[Record]:
 
 
 def no_paths(table: Table) -> str:
-    """Why a table that nobody named is left aside, where no column says what its rows are of."""
+    """Why a table that was not given by the user is ignored: it has no column with paths."""
     return f"{table.name} is ignored: it has no column {' or '.join(PATHS)}, but {', '.join(table.rows[0])}"
 
 
 def _misfit(table: Table, find: Locate) -> str:
-    """Why a table that nobody named is not of these images; "" where it is."""
+    """Why a table that was not given by the user is ignored; "" where it fits the images."""
     key = table.path_column
     if key is None:
         return no_paths(table)

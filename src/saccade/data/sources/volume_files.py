@@ -1,4 +1,4 @@
-"""What lies in a folder or archive: images, or volumes with the files each consists of, and their masks.
+"""The files of a folder or archive: images, or volumes with the files each consists of, and their masks.
 
 A volume may have a mask of the same name in a folder beside it: ``images/`` and ``labels/``, or ``imagesTr/`` and
 ``labelsTr/`` as in the Medical Segmentation Decathlon.
@@ -106,7 +106,7 @@ class Contents:
 
     @property
     def names(self) -> list[str]:
-        """What records can be made of."""
+        """Ids of all images and volumes."""
         return [*self.images, *self.cases]
 
     def axes(self, records: Sequence[Record]) -> int:
@@ -127,7 +127,7 @@ class Contents:
         return name in self.cases or has_suffix(name, "volume", shared=False)
 
     def group(self, name: str) -> str | None:
-        """The patient of a DICOM series, under a name that says nothing of him."""
+        """The anonymous group of the patient of a DICOM series."""
         return self._case(name).group
 
     def _case(self, name: str) -> Case:

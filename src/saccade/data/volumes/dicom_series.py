@@ -51,7 +51,7 @@ PICTURES = {  # SOP classes of PS3.4 B.5 that hold one projection or photograph
     "1.2.840.10008.5.1.4.1.1.77.1.5.2",
     "1.2.840.10008.5.1.4.1.1.481.1",  # RT image
 }
-Fetch = Callable[..., bytes]  # contracts of data/cases.py
+Fetch = Callable[..., bytes]  # sources/volume_files.Fetch
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _number(text: str) -> tuple[float, str]:
 
 
 def _patients(heads: Sequence[_Head], fetch: Fetch) -> dict[str, str]:
-    """A name for each patient that says nothing of him: from the content of his first file."""
+    """An anonymous name for each patient, from the content of the first file."""
     first: dict[str, str] = {}
     for head in sorted(heads, key=lambda head: head.file):
         first.setdefault(head.patient, head.file)
