@@ -25,7 +25,7 @@ from typing import Any
 import harness
 
 SIDES = {2: (16, 32, 64, 128, 256), 3: (8, 16, 32, 64)}
-SMOKE_SIDES = {2: (4, 8), 3: (4,)}
+SMOKE_SIDES = {2: (8, 16), 3: (8,)}
 KINDS: dict[str, dict[Any, str]] = {
     "full, fused": {},
     "full, written out": {},

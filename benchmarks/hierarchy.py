@@ -31,7 +31,7 @@ import harness
 from saccade import api
 from saccade.data.synthetic.slides import Drawing, draw_slides
 from saccade.evaluation.nested_cv import NestedConfig
-from saccade.hierarchy.evaluate_slides import OWN, HeadOptions, to_markdown
+from saccade.hierarchy.evaluate_slides import HIERARCHY, HeadOptions, to_markdown
 from saccade.hierarchy.settings import FILE
 from saccade.hierarchy.train_levels import finished
 
@@ -155,8 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         results[label] = result["rows"]
         lines.append(f"\n## {label}\n\n{to_markdown(result)}")
     rows = [row for row in next(iter(results.values())) if row["metric"] == "auroc" and row["fraction"] == 1.0]
-    ours = max(row["mean"] for row in rows if row["model"].startswith(OWN))
-    peer = max(row["mean"] for row in rows if not row["model"].startswith(OWN))
+    ours = max(row["mean"] for row in rows if row["model"].startswith(HIERARCHY))
+    peer = max(row["mean"] for row in rows if not row["model"].startswith(HIERARCHY))
     summary = {"ours": round(ours, 4), "peer": round(peer, 4), "ratio": round(ours / max(peer, 1e-9), 3)}
     harness.finish(options, summary | {"rows": results}, lines)
 

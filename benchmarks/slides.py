@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="random:resnet10_w16", help="for the network pass over the drawn slide")
     options = harness.parse(parser, SMOKE, argv)
     if options.smoke:
-        draw_slides(Drawing(n=1, size=1024), options.folder)
+        draw_slides(Drawing(n=1, size=512, region=64), options.folder)
         options.slides = [str(options.folder / "slide-0000.tif")]
     if not options.slides:
         parser.error("missing: SLIDE")

@@ -41,8 +41,8 @@ NAIVE: dict[str, Any] = {
 RECIPE = "grey,short"
 FACTORS = (4, 16)
 SMOKE = {
-    "source": "synthetic:tissue?n=80&size=32&seed=1",
-    "target": "synthetic:tissue?n=80&size=32",
+    "source": "synthetic:tissue?n=120&size=32&seed=1",
+    "target": "synthetic:tissue?n=120&size=32",
     "backbones": "resnet10_w8",
     "first_steps": 2,
     "steps": 2,

@@ -8,9 +8,9 @@ from saccade.base.contracts import InputSpec
 from saccade.errors import EvaluationError
 from saccade.evaluation.nested_cv import Cohort, NestedConfig, draws, inner_folds, nested, outer_folds
 from saccade.hierarchy.embed_regions import Reader
-from saccade.hierarchy.end_to_end import Regions, fit_together, vectors_as_grids
+from saccade.hierarchy.end_to_end import Regions, fit_end_to_end, vectors_as_grids
 from saccade.hierarchy.heads import KINDS, Bags, GatedAttention, HeadConfig, fit_head, pad_bags
-from saccade.hierarchy.learners import HeadLearner, MeanLearner, TogetherLearner
+from saccade.hierarchy.learners import EndToEndLearner, HeadLearner, MeanLearner
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import LoadedModel
 
@@ -251,7 +251,7 @@ def test_the_region_level_moves_only_where_it_is_asked_to(kind):
     before = state_of(reader.model.backbone)
     config, chance = HeadConfig(kind=kind, steps=3), torch.random.get_rng_state()
     moved, again, resting = (
-        fit_together(reader, slides, labels, 2, config, region_lr=rate, seed=0) for rate in (1e-3, 1e-3, 0.0)
+        fit_end_to_end(reader, slides, labels, 2, config, region_lr=rate, seed=0) for rate in (1e-3, 1e-3, 0.0)
     )
     after = state_of(reader.model.backbone)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -266,7 +266,7 @@ def test_trained_on_it_learns_an_arrangement_inside_regions():
     reader, slides, labels = regions(60)
     train, test = np.arange(40), np.arange(40, 60)
     config = HeadConfig(kind="abmil", steps=120)
-    learner = TogetherLearner("t", reader, slides, 2, config)
+    learner = EndToEndLearner("t", reader, slides, 2, config)
     right = learner.scores(train, labels[train], test, choice=1e-3, seed=0).argmax(axis=1) == labels[test]
     assert right.mean() > 0.9
     means = np.concatenate([one.grids.mean(dim=(0, 2, 3), keepdim=True)[:, :, 0, 0].numpy() for one in slides])

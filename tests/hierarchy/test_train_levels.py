@@ -32,7 +32,7 @@ from saccade.hierarchy.end_to_end import regions_of, vectors_as_grids
 from saccade.hierarchy.evaluate_slides import HeadOptions, cohort_of
 from saccade.hierarchy.head_io import load_head
 from saccade.hierarchy.heads import HeadConfig
-from saccade.hierarchy.settings import HiptConfig, is_hierarchy, read_wanted, settings_of, share_out
+from saccade.hierarchy.settings import HiptConfig, is_hierarchy, read_request, settings_of, split_settings
 from saccade.tasks.plan import PlanOptions
 from saccade.train.loop import Quiet
 
@@ -54,14 +54,14 @@ QUICK = HeadConfig(steps=2)
 
 
 def test_settings_go_to_their_level():
-    found = share_out(
+    found = split_settings(
         "S", "dino", "short", {"train.minutes": 10, "train.seed": 3, "data.mpp": 0.5, "region.dino.out_dim": 64}
     )
     assert [found.levels[level]["train.minutes"] for level in ("tile", "region", "slide")] == [6, 3, 1]
     assert all(found.levels[level]["train.seed"] == 3 for level in found.levels)
     assert found.levels["tile"]["data.mpp"] == 0.5 and "data.mpp" not in found.levels["region"]
     assert found.levels["region"]["dino.out_dim"] == 64 and found.levels["region"]["model.backbone"] == "grid_tiny"
-    own = share_out("S", "dino", "short", {"train.minutes": 10, "region.train.steps": TypedText("5")})
+    own = split_settings("S", "dino", "short", {"train.minutes": 10, "region.train.steps": TypedText("5")})
     assert "train.minutes" not in own.levels["region"]
     assert settings_of(own.levels["region"])["train.steps"] == TypedText("5")
 
@@ -71,12 +71,12 @@ def test_settings_go_to_their_level():
     [
         ({"hipt.nothing": 1}, "hipt.nothing"),
         ({"hipt.tile": "M", "tile.model.backbone": "resnet10"}, "no effect"),
-        ({"hipt.least": 2.0}, "share"),
+        ({"hipt.min_tissue": 2.0}, "share"),
     ],
 )
 def test_settings_that_cannot_be_meant(settings, words):
     with pytest.raises(UsageError, match=words):
-        share_out("S", "dino", "microscopy", settings)
+        split_settings("S", "dino", "microscopy", settings)
 
 
 def test_tiles_divide_the_region():
@@ -115,21 +115,22 @@ def counted(monkeypatch) -> list[str]:
 def test_embedding_twice_is_free(tmp_path, reader, monkeypatch):
     files = [features(tmp_path / f"s{i}.parquet", seed=i)[0] for i in range(3)]
     asked, out = counted(monkeypatch), tmp_path / "out"
-    first = embed_regions.embed_grids(reader, files, out, side=4, least=0.5, console=Quiet())
+    first = embed_regions.embed_grids(reader, files, out, side=4, min_tissue=0.5, console=Quiet())
     held = [load_parquet(file).features for file in first]
     assert asked == ["s0", "s1", "s2"]
     assert (
-        embed_regions.embed_grids(reader, files, out, side=4, least=0.5, console=Quiet()) == first and len(asked) == 3
+        embed_regions.embed_grids(reader, files, out, side=4, min_tissue=0.5, console=Quiet()) == first
+        and len(asked) == 3
     )
     # Another network, other tiles or another side are not the same.
     embed_regions.embed_grids(
-        embed_regions.Reader(reader.model, "other"), files, out, side=4, least=0.5, console=Quiet()
+        embed_regions.Reader(reader.model, "other"), files, out, side=4, min_tissue=0.5, console=Quiet()
     )
     assert len(asked) == 6
-    again = embed_regions.embed_grids(reader, files, out, side=4, least=0.5, console=Quiet())
+    again = embed_regions.embed_grids(reader, files, out, side=4, min_tissue=0.5, console=Quiet())
     assert len(asked) == 9 and all(np.array_equal(a, load_parquet(f).features) for a, f in zip(held, again))
     features(tmp_path / "s1.parquet", seed=7)
-    embed_regions.embed_grids(reader, files, out, side=4, least=0.5, console=Quiet())
+    embed_regions.embed_grids(reader, files, out, side=4, min_tissue=0.5, console=Quiet())
     assert asked[9:] == ["s1"]
 
 
@@ -141,7 +142,7 @@ def test_fewer_tiles_of_the_same_slide_are_other_regions(tmp_path, reader, monke
     asked = counted(monkeypatch)
 
     def found(out):
-        return load_parquet(embed_regions.embed_grids(reader, [file], out, side=4, least=0.5, console=Quiet())[0])
+        return load_parquet(embed_regions.embed_grids(reader, [file], out, side=4, min_tissue=0.5, console=Quiet())[0])
 
     found(tmp_path / "out")
     save_parquet(file, fewer)
@@ -153,11 +154,11 @@ def test_fewer_tiles_of_the_same_slide_are_other_regions(tmp_path, reader, monke
 
 def test_a_label_that_comes_later_is_in_the_vectors_above(tmp_path, reader, monkeypatch):
     file, _ = features(tmp_path / "s.parquet")
-    (out,) = embed_regions.embed_grids(reader, [file], tmp_path / "out", side=4, least=0.5, console=Quiet())
+    (out,) = embed_regions.embed_grids(reader, [file], tmp_path / "out", side=4, min_tissue=0.5, console=Quiet())
     held, known = load_parquet(out).features, load_parquet(file)
     save_parquet(file, dataclasses.replace(known, about=known.about | {"label": "late", "group": "P9"}))
     asked = counted(monkeypatch)
-    embed_regions.embed_grids(reader, [file], tmp_path / "out", side=4, least=0.5, console=Quiet())
+    embed_regions.embed_grids(reader, [file], tmp_path / "out", side=4, min_tissue=0.5, console=Quiet())
     again = load_parquet(out)
     assert (again.about["label"], again.about["group"]) == ("late", "P9")
     assert asked == [] and np.array_equal(again.features, held)
@@ -175,15 +176,15 @@ def test_a_pass_goes_on_with_the_next_slide(tmp_path, reader, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(embed_regions, "save_parquet", cut)
         with pytest.raises(KeyboardInterrupt):
-            embed_regions.embed_grids(reader, files, tmp_path / "out", side=4, least=0.5, console=Quiet())
+            embed_regions.embed_grids(reader, files, tmp_path / "out", side=4, min_tissue=0.5, console=Quiet())
     asked = counted(monkeypatch)
-    assert len(embed_regions.embed_grids(reader, files, tmp_path / "out", side=4, least=0.5, console=Quiet())) == 3
+    assert len(embed_regions.embed_grids(reader, files, tmp_path / "out", side=4, min_tissue=0.5, console=Quiet())) == 3
     assert asked == ["s1", "s2"]
 
 
 def test_a_region_says_the_same_alone_and_among_others(tmp_path, reader):
     file, _ = features(tmp_path / "s.parquet")
-    (out,) = embed_regions.embed_grids(reader, [file], tmp_path / "out", side=4, least=0.5, console=Quiet())
+    (out,) = embed_regions.embed_grids(reader, [file], tmp_path / "out", side=4, min_tissue=0.5, console=Quiet())
     found = load_parquet(out)
     assert found.about["tile_px_level0"] == 4 * 100.5 and found.about["tile_px"] == 4 * 64
     assert found.features.shape == (len(found.coords), 32)
@@ -192,7 +193,7 @@ def test_a_region_says_the_same_alone_and_among_others(tmp_path, reader):
 def test_vectors_of_another_width_are_refused(tmp_path, reader):
     file, _ = features(tmp_path / "s.parquet", width=7)
     with pytest.raises(ModelError, match="does not fit"):
-        embed_regions.embed_grids(reader, [file], tmp_path / "out", side=4, least=0.5, console=Quiet())
+        embed_regions.embed_grids(reader, [file], tmp_path / "out", side=4, min_tissue=0.5, console=Quiet())
 
 
 # --- whole runs ----------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def test_slides_that_are_called_alike_are_kept_apart(hierarchy, tmp_path):
 
 
 def test_a_hierarchy_is_ordinary_runs(hierarchy):
-    assert is_hierarchy(hierarchy) and read_wanted(hierarchy).hipt.region_px == 128
+    assert is_hierarchy(hierarchy) and read_request(hierarchy).hipt.region_px == 128
     assert (hierarchy / "region" / "report.html").exists() and train_levels.finished(hierarchy / "region")
     assert not (hierarchy / "slide").exists()  # four slides are too few
     assert Path(load(hierarchy / "region" / "config.yaml")["data"]["source"]).is_absolute()
@@ -368,7 +369,7 @@ def test_the_region_level_trained_on_stands_beside_the_resting_one(hierarchy, sl
     kept = (hierarchy / "region" / "model" / "model.safetensors").read_bytes()
     found = api.finetune_slides(hierarchy, slide_table, out=tmp_path / "out", options=options, console=console)
     names = list(dict.fromkeys(row["model"] for row in found["rows"]))
-    assert names == ["hierarchy, abmil", "hierarchy, mean", "hierarchy, region level trained on, abmil"]
+    assert names == ["hierarchy, abmil", "hierarchy, mean", "hierarchy, region level fine-tuned, abmil"]
     assert (hierarchy / "region" / "model" / "model.safetensors").read_bytes() == kept
     assert [line for line in console.messages if "learning" in line] == [f"learning: {name}" for name in names]
     folds = [(step, total) for step, total, logs in console.seen if "folds" in logs]
@@ -377,7 +378,7 @@ def test_the_region_level_trained_on_stands_beside_the_resting_one(hierarchy, sl
     assert steps[:2] == [(1, 2), (2, 2)] and len(steps) >= 2 * 2  # each training of each fold
     # Before anything is learned, the regions are those that embedding wrote.
     loaded, (tile_file, region_file) = train_levels.load(hierarchy), files_of(hierarchy, "slide0")
-    regions = regions_of(loaded.region, tile_file, side=loaded.side, least=loaded.least)
+    regions = regions_of(loaded.region, tile_file, side=loaded.side, min_tissue=loaded.min_tissue)
     with torch.inference_mode():
         grid = vectors_as_grids(loaded.region.model.backbone.eval().cpu(), [regions])[0, :-1]
     held = load_parquet(region_file)
@@ -418,7 +419,7 @@ def test_heatmaps_at_each_level(hierarchy, finetuned):
         maps = attend_slide(loaded, *files_of(hierarchy, "slide0"), head)  # type: ignore[call-arg]
         assert len(maps.tile.coords) == len(maps.composed.scores)
         if head is None:  # all regions would be 1: no result
-            assert maps.region is None and "nobody weighs them" in maps.text and "tile" in maps.named()
+            assert maps.region is None and "no attention over regions" in maps.text and "tile" in maps.named()
         else:
             assert maps.tile.side_px * 4 == maps.region.side_px and "weighed by the trained head" in maps.text
             assert maps.region.scores.mean() == pytest.approx(1, abs=1e-4)
@@ -435,7 +436,7 @@ def test_maps_become_files(hierarchy, finetuned, slide_table, tmp_path):
     assert len(regions.heat.scores) == len(load_parquet(files_of(hierarchy, "slide0")[1]).coords)
     found = api.attend_hierarchy(hierarchy, slide_table / "slide0.tif")
     assert [one.options.level for one in found] == ["tile", "composed"]
-    with pytest.raises(UsageError, match=r"no map of regions[\s\S]*saccade finetune"):
+    with pytest.raises(UsageError, match=r"no attention over regions[\s\S]*saccade finetune"):
         api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="region")
     with pytest.raises(UsageError, match="no attention"):
         api.attend_hierarchy(hierarchy, slide_table / "slide0.tif", level="patch")
@@ -451,10 +452,10 @@ def test_what_is_left_out_and_what_was_there_is_said(hierarchy, tmp_path):
     found = api.attend_hierarchy(hierarchy, tmp_path / "uneven.tif", level="tile", console=first)
     total = len(load_parquet(files_of(hierarchy, "uneven")[0]))
     left = total - len(found[0].heat.scores)
-    assert left > 0 and f"{left} of {total} tiles lie in regions with too little tissue" in first.messages[-1]
-    assert not any("used again" in line for line in first.messages)
+    assert left > 0 and f"{left} of {total} tiles are in regions with too little tissue" in first.messages[-1]
+    assert not any("reused" in line for line in first.messages)
     api.attend_hierarchy(hierarchy, tmp_path / "uneven.tif", level="tile", console=second)
-    assert [line.split(":")[0] for line in second.messages if "used again" in line] == ["tile level", "region level"]
+    assert [line.split(":")[0] for line in second.messages if "reused" in line] == ["tile level", "region level"]
 
 
 def test_a_patient_is_known_by_any_slide_and_copies_stay_together(tmp_path):
@@ -477,7 +478,7 @@ def test_a_patient_is_known_by_any_slide_and_copies_stay_together(tmp_path):
 def test_slides_that_were_learned_from_are_not_tested_on(slide_table, tmp_path):
     run = api.pretrain(slide_table, out=tmp_path / "run", backbone="hipt", settings=SETTINGS)
     nested = NestedConfig(folds=2, inner=2, fractions=(1.0,), bootstrap=20)
-    with pytest.raises(ContaminationError, match="learned from all"):
+    with pytest.raises(ContaminationError, match="pretrained on all"):
         api.finetune_slides(run, slide_table, out=tmp_path / "a", options=HeadOptions(nested=nested))
     options = HeadOptions(heads=("abmil",), head=QUICK, nested=nested, allow_overlap=True, baselines=False)
     found = api.finetune_slides(run, slide_table, out=tmp_path / "b", options=options)
@@ -524,7 +525,7 @@ def test_a_slide_finds_itself_among_slides(hierarchy, slide_table, tmp_path):
 
 def test_the_plan_counts_what_the_hierarchy_then_has(hierarchy, slide_table):
     """The price of each level is that of the run it becomes, on as many regions."""
-    data = read_wanted(hierarchy).data
+    data = read_request(hierarchy).data
     found = api.plan(data, backbone="hipt", settings=SETTINGS, options=PlanOptions(measure=False))
     record = run_folder.read_json(hierarchy / "data.json")["slides"]["slides"]
     region = run_folder.read_json(hierarchy / "region" / "data.json")

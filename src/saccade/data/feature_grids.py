@@ -120,7 +120,7 @@ class GridSource:
                 f"{name}: no grids",
                 got=f"{len(files)} files of features",
                 expected=f"blocks of {side} x {side} tiles, {min_fraction:.0%} of them there",
-                hint=f"smaller regions or a lower share of tissue: hipt.region_px, hipt.least; side, least in {FILE}",
+                hint=f"smaller regions or less tissue: hipt.region_px, hipt.min_tissue; side, least in {FILE}",
             )
 
     def __len__(self) -> int:

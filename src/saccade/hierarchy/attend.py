@@ -33,14 +33,24 @@ from saccade.viz.heatmap import TileScores
 
 CLS = torch.tensor([0])
 LEVELS = ("region", "tile", "composed", "patch")
-NOBODY = "nobody weighs them: there is neither a slide level nor a trained head"
+UNWEIGHTED = "no attention over regions: this hierarchy has no slide level and no trained head"
 
 
 @dataclass(frozen=True)
 class SlideMaps:
-    """The maps of one slide. 1 is what an even share would be: of the slide for a region, of its region for a tile.
+    """Attention maps of one slide, in multiples of uniform attention: over the slide for regions, over its region for
+    tiles.
 
-    region   None where nobody weighs the regions: all would be 1      text   what was weighed, and by whom
+    Parameters
+    ----------
+    region : TileScores or None
+        Weight of each region; None without a slide level or a trained head.
+    tile : TileScores
+        Attention to each tile within its region.
+    composed : TileScores
+        Weight of the region times attention to the tile.
+    text : str
+        What the maps show, for people.
     """
 
     region: TileScores | None
@@ -49,40 +59,40 @@ class SlideMaps:
     text: str
 
     def named(self) -> dict[Level, TileScores]:
-        """The maps by their level, without those that say nothing."""
-        found: dict[Level, TileScores] = {} if self.region is None else {"region": self.region}
-        return found | {"tile": self.tile, "composed": self.composed}
+        """The maps by level, without that of regions where it would be uniform."""
+        maps: dict[Level, TileScores] = {} if self.region is None else {"region": self.region}
+        return maps | {"tile": self.tile, "composed": self.composed}
 
 
 def as_input(reader: Reader, grids: np.ndarray) -> torch.Tensor:
-    """Grids [B D+1 Y X] as the network is given them, on its device, and the network ready to answer."""
+    """Grids [B D+1 Y X] as input of the network, on its device; puts the network into evaluation mode."""
     device = runtime.pick_device()
     reader.model.backbone.to(device).eval()
     return reader.as_input(grids).to(device)
 
 
-def shares(reader: Reader, grids: np.ndarray) -> np.ndarray:
-    """[B Y X]: what the class token takes from every tile in the last layer, mean over heads; sum 1 over the tiles."""
+def attention_fractions(reader: Reader, grids: np.ndarray) -> np.ndarray:
+    """Attention of the class token to each tile in the last layer [B Y X], mean over heads, summing to 1 per grid."""
     x, network = as_input(reader, grids), reader.model.backbone
     assert has_attention(network)
     with torch.inference_mode():
         rows = network.attention(x, layer=-1, rows=CLS)[:, :, 0, network.prefix :].mean(dim=1)
-    found = rows.float().cpu().numpy().reshape(len(grids), *grids.shape[2:])
-    return found / np.maximum(found.sum(axis=(1, 2), keepdims=True), 1e-12)
+    fractions = rows.float().cpu().numpy().reshape(len(grids), *grids.shape[2:])
+    return fractions / np.maximum(fractions.sum(axis=(1, 2), keepdims=True), 1e-12)
 
 
-def tile_shares(hierarchy: Hierarchy, tiles: SlideFeatures, blocks: list[Block]) -> list[np.ndarray]:
-    """For every region the share of each of its tiles, in the order of ``block.rows``."""
-    cells, found = cells_of(tiles), []
+def tile_fractions(hierarchy: Hierarchy, tiles: SlideFeatures, blocks: list[Block]) -> list[np.ndarray]:
+    """For every region the attention to each of its tiles, in the order of ``block.rows``."""
+    cells, fractions = cells_of(tiles), []
     for block in blocks:
-        share = shares(hierarchy.region, fill(tiles, cells, block)[None])[0]
+        share = attention_fractions(hierarchy.region, fill(tiles, cells, block)[None])[0]
         y, x = cells[block.rows, 0] - block.top, cells[block.rows, 1] - block.left
-        found.append(share[y, x])
-    return found
+        fractions.append(share[y, x])
+    return fractions
 
 
-def region_shares(hierarchy: Hierarchy, regions: SlideFeatures, head: FittedHead | None) -> tuple[np.ndarray, str]:
-    """The share of every region of the slide, and by whom: a trained head, the slide level, or nobody (all alike)."""
+def region_fractions(hierarchy: Hierarchy, regions: SlideFeatures, head: FittedHead | None) -> tuple[np.ndarray, str]:
+    """Weight of every region of the slide [R], summing to 1, and its source (head, slide level, or uniform)."""
     cells = cells_of(regions)
     block = cut_blocks(Path("slide"), cells, 0, 0.0)[0]
     grid = fill(regions, cells, block)
@@ -90,18 +100,25 @@ def region_shares(hierarchy: Hierarchy, regions: SlideFeatures, head: FittedHead
     if head is not None:
         return head.weights(Bags(grid[None]))[0][y, x], "the trained head"
     if hierarchy.slide is not None:
-        return shares(hierarchy.slide, grid[None])[0][y, x], "the slide level"
+        return attention_fractions(hierarchy.slide, grid[None])[0][y, x], "the slide level"
     even = np.full(len(cells), 1 / len(cells), np.float32)
-    return even, "nobody: there is neither slide level nor head, all count alike"
+    return even, "uniform weights (no slide level, no trained head)"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How much everything on one slide counts. 1 is what an even share would be.
+    """Weights of regions and tiles of one slide, in multiples of uniform weight.
 
-    who       weighs the regions, in words      region [R]
-    rows      [n] of the slide's tiles that lie in a region, region after region
-    tile      [n] each of them within its region, ``composed`` [n] within the slide
+    Parameters
+    ----------
+    who : str
+        Source of the region weights.
+    region : ndarray [R]
+        Weight of each region.
+    rows : ndarray [n]
+        Indices of the tiles that are in a region, region after region.
+    tile, composed : ndarray [n]
+        Weight of each of these tiles within its region, and within the slide.
     """
 
     who: str
@@ -115,19 +132,19 @@ def weigh(
     hierarchy: Hierarchy, tiles: SlideFeatures, regions: SlideFeatures, blocks: list[Block], head: FittedHead | None
 ) -> Weights:
     """The weights of the regions of one slide and of their tiles."""
-    by_region, who = region_shares(hierarchy, regions, head)
-    by_tile = tile_shares(hierarchy, tiles, blocks)
+    by_region, who = region_fractions(hierarchy, regions, head)
+    by_tile = tile_fractions(hierarchy, tiles, blocks)
     rows = np.concatenate([block.rows for block in blocks])
     inside = np.concatenate([share * len(share) for share in by_tile])
-    whole = np.concatenate([share * weight for share, weight in zip(by_tile, by_region)]) * len(rows)
-    return Weights(who, by_region * len(blocks), rows, inside, whole)
+    composed = np.concatenate([share * weight for share, weight in zip(by_tile, by_region)]) * len(rows)
+    return Weights(who, by_region * len(blocks), rows, inside, composed)
 
 
 def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head: FittedHead | None) -> SlideMaps:
-    """The maps of one slide from its two files of vectors. DataError where the files do not belong together."""
+    """Maps of one slide from its files of tile and region vectors. Raises DataError where these do not match."""
     tiles, regions = load_parquet(tile_file), load_parquet(region_file)
     down, across = step_of(tiles.about)
-    blocks = cut_blocks(tile_file, cells_of(tiles), hierarchy.side, hierarchy.least)
+    blocks = cut_blocks(tile_file, cells_of(tiles), hierarchy.side, hierarchy.min_tissue)
     if len(blocks) != len(regions.coords):
         raise DataError(
             f"{region_file} does not belong to {tile_file}",
@@ -135,39 +152,52 @@ def attend_slide(hierarchy: Hierarchy, tile_file: Path, region_file: Path, head:
             expected=f"{len(blocks)}",
             hint="remove it, and embed the slide again",
         )
-    found = weigh(hierarchy, tiles, regions, blocks, head)
-    coords, side = tiles.coords[found.rows], hierarchy.side
-    tile = TileScores("attention of each region over its tiles", coords, across, found.tile, down)
+    weights = weigh(hierarchy, tiles, regions, blocks, head)
+    coords, side = tiles.coords[weights.rows], hierarchy.side
+    tile = TileScores("attention of each region over its tiles", coords, across, weights.tile, down)
     text, left_out = f"{len(blocks):,} regions of {side} x {side} tiles", len(tiles) - len(coords)
     if is_weighed(hierarchy, head):
         region = TileScores(
-            f"weight of each region, by {found.who}", regions.coords, across * side, found.region, down * side
+            f"weight of each region, by {weights.who}", regions.coords, across * side, weights.region, down * side
         )
-        composed = TileScores("weight of the region times attention to the tile", coords, across, found.composed, down)
-        text += f", weighed by {found.who}"
+        composed = TileScores("weight of the region x attention to the tile", coords, across, weights.composed, down)
+        text += f", weighed by {weights.who}"
     else:
         region = None
-        composed = TileScores("attention to the tile, all regions counting alike", coords, across, found.composed, down)
-        text += f"; {NOBODY}, so there is no map of regions"
+        composed = TileScores("attention to the tile, regions weighted equally", coords, across, weights.composed, down)
+        text += f"; {UNWEIGHTED}"
     if left_out:
-        text += f"\n{left_out:,} of {len(tiles):,} tiles lie in regions with too little tissue and are left out"
+        text += f"\n{left_out:,} of {len(tiles):,} tiles are in regions with too little tissue and are skipped"
     return SlideMaps(region, tile, composed, text)
 
 
 def is_weighed(hierarchy: Hierarchy, head: FittedHead | None) -> bool:
-    """Whether anything tells the regions of a slide apart."""
+    """Whether regions have weights: from a slide level or a trained head."""
     return head is not None or hierarchy.slide is not None
 
 
 def attend(
     model: Path, slide: str, level: str | None, tiling: Mapping[str, Any], console: Console, *, max_bad: float = 0.05
 ) -> list[SlideAttention]:
-    """The map of one level of a slide, or with None those of all three; without that of regions where nobody weighs
-    them. Raises UsageError where that is the one asked for.
+    """Attention maps of one slide.
 
-    model    a hierarchy, or a run of ``finetune`` on one, whose head then weighs the regions
-    tiling   ``data.slide_mpp``: resolution of a slide that does not say
-    max_bad  share of its tiles that may be unreadable; they are left out
+    Parameters
+    ----------
+    model : Path
+        A hierarchy, or a run of ``finetune`` on one, whose head then gives the weights of regions.
+    slide : str
+        The slide.
+    level : {"region", "tile", "composed", "patch"} or None
+        The map to make; None makes all but ``patch``, and leaves out ``region`` where regions have no weights.
+    tiling : mapping
+        ``data.slide_mpp``: resolution of a slide whose file has none.
+    max_bad : float
+        Fraction of the tiles that may be unreadable; they are skipped.
+
+    Raises
+    ------
+    UsageError
+        Unknown level, ``region`` without weights of regions, or more than one slide.
     """
     head = load_head(model) if not is_hierarchy(model) else None
     hierarchy = load(model if head is None else head.hierarchy)
@@ -175,23 +205,23 @@ def attend(
         raise unknown("level", str(level), LEVELS)
     if level == "region" and not is_weighed(hierarchy, None if head is None else head.head):
         raise UsageError(
-            f"there is no map of regions by {model}: {NOBODY}",
+            f"{model}: {UNWEIGHTED}",
             expected="--level tile, composed or patch",
             hint=f"saccade finetune {model} SLIDES --out HEADS trains a head, saccade attend HEADS shows its weights",
         )
     tiles = slides_of(hierarchy.run, slide, tiling)
     if len(tiles.entries) != 1:
-        raise UsageError("attend looks at one slide", got=f"{len(tiles.entries)} slides")
+        raise UsageError("attend takes one slide", got=f"{len(tiles.entries)} slides")
     if level == "patch":
         folder = hierarchy.run / "features" / "tile"
         embedder = tile_embedder(hierarchy.tile, tiles, folder, say=console.say, max_bad=max_bad)
         return [look_at_slide(embedder, SlideOptions(level="patch"), lambda a, b: console.progress(a, b, {}))]
-    found = embed_levels(hierarchy, tiles, console, max_bad=max_bad)
-    maps = attend_slide(hierarchy, found.tiles[0], found.regions[0], None if head is None else head.head)
+    embedded = embed_levels(hierarchy, tiles, console, max_bad=max_bad)
+    maps = attend_slide(hierarchy, embedded.tiles[0], embedded.regions[0], None if head is None else head.head)
     console.say(maps.text)
     name = f"{hierarchy.run.name} (hierarchy)"
     return [
-        SlideAttention(tiles.slides[0], heat, name, SlideOptions(level=own))
-        for own, heat in maps.named().items()
-        if level in (None, own)
+        SlideAttention(tiles.slides[0], heat, name, SlideOptions(level=map_level))
+        for map_level, heat in maps.named().items()
+        if level in (None, map_level)
     ]

@@ -1,7 +1,7 @@
-"""Region network and head trained on together from the labels of slides: from grids of tile vectors to the label.
+"""Fine-tune the region network together with a head on labels of slides; the tile level stays frozen.
 
-What HIPT found wanting (Chen et al. 2022, table 2, "pretrained, trained on"), so that it can be tested on other slides.
-The tile level rests. A step sees a few slides and a few regions of each, so memory does not grow with the slides.
+In HIPT (Chen et al. 2022, table 2) this was worse than a frozen region level; here it can be tested on other slides.
+A step uses a few slides and a few regions of each, so memory does not grow with the number of slides.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from saccade.base.random import numpy_generator
 from saccade.data.feature_grids import cells_of, cut_blocks, fill
 from saccade.data.slide_features import load_parquet
 from saccade.hierarchy.embed_regions import Reader
-from saccade.hierarchy.heads import Bags, FittedHead, HeadConfig, new_head, pace, statistics
+from saccade.hierarchy.heads import Bags, FittedHead, HeadConfig, lr_factor, new_head, statistics
 from saccade.models.nn.network import Network
 
 SLIDES, REGIONS = 8, 32
-"""Slides a step, and regions of each of them; drawn anew at every step."""
+"""Slides per step and regions per slide, drawn anew at every step."""
 
 Progress = Callable[[int, int, dict[str, float]], None]
-"""Takes steps done, steps in all, and figures: ``train.loop.Console.progress``."""
+"""Takes the number of steps done, of all steps, and logged figures, as ``train.loop.Console.progress``."""
 
 
-def untold(step: int, total: int, logs: dict[str, float]) -> None:
-    """Nobody is told."""
+def no_progress(step: int, total: int, logs: dict[str, float]) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of one slide: ``grids`` [R D+1 Y X] as the region network is given them, and ``cells`` [R 2], their
-    (row, column) on the lattice of the slide's regions."""
+    """The regions of one slide: ``grids`` [R D+1 Y X], input of the region network, and ``cells`` [R 2], the (row,
+    column) of each region."""
 
     grids: Tensor
     cells: np.ndarray
@@ -47,22 +47,22 @@ class Regions:
         return Regions(self.grids[torch.from_numpy(rows)], self.cells[rows])
 
 
-def regions_of(reader: Reader, file: Path, *, side: int, least: float) -> Regions:
-    """The regions in a file of tile vectors, cut as ``vectors.embed_grids`` cuts them."""
+def regions_of(reader: Reader, file: Path, *, side: int, min_tissue: float) -> Regions:
+    """The regions in a file of tile vectors, as in ``embed_regions.embed_grids``."""
     below = load_parquet(file)
     cells = cells_of(below)
-    blocks = cut_blocks(file, cells, side, least)
+    blocks = cut_blocks(file, cells, side, min_tissue)
     grids = np.stack([fill(below, cells, block) for block in blocks])
     corners = np.array([(block.top // side, block.left // side) for block in blocks], np.int64)
     return Regions(reader.as_input(grids), corners - corners.min(axis=0))
 
 
 def vectors_as_grids(network: Network, slides: Sequence[Regions]) -> Float[Tensor, "S C Y X"]:
-    """What ``network`` says of every region, laid out as the heads read it: the last channel says what is there."""
-    vectors = network(torch.cat([one.grids for one in slides])).cls.float()
+    """Vectors of all regions as grids, the input of heads; the last channel marks cells that have a region."""
+    vectors = network(torch.cat([slide.grids for slide in slides])).cls.float()
     vectors = torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=1)
-    number = np.repeat(np.arange(len(slides)), [len(one.cells) for one in slides])
-    cells = np.concatenate([one.cells for one in slides])
+    number = np.repeat(np.arange(len(slides)), [len(slide.cells) for slide in slides])
+    cells = np.concatenate([slide.cells for slide in slides])
     rows, columns = cells.max(axis=0) + 1
     places = torch.from_numpy((number * rows + cells[:, 0]) * columns + cells[:, 1])
     flat = vectors.new_zeros(len(slides) * rows * columns, vectors.shape[1]).index_copy(0, places, vectors)
@@ -70,15 +70,15 @@ def vectors_as_grids(network: Network, slides: Sequence[Regions]) -> Float[Tenso
 
 
 @dataclass(frozen=True)
-class Together:
-    """A region network that was trained on, and the head that reads what it says."""
+class EndToEndModel:
+    """A fine-tuned region network and its head."""
 
     network: Network
     head: FittedHead
 
     def scores(self, slides: Sequence[Regions]) -> np.ndarray:
-        """Probabilities [S K], slide by slide."""
-        return np.concatenate([self.head.scores(_bags(self.network, [one])) for one in slides])
+        """Class probabilities of each slide [S K]."""
+        return np.concatenate([self.head.scores(_bags(self.network, [slide])) for slide in slides])
 
 
 def _bags(network: Network, slides: Sequence[Regions]) -> Bags:
@@ -86,7 +86,7 @@ def _bags(network: Network, slides: Sequence[Regions]) -> Bags:
         return Bags(vectors_as_grids(network.eval(), slides).numpy())
 
 
-def fit_together(
+def fit_end_to_end(
     reader: Reader,
     slides: Sequence[Regions],
     labels: np.ndarray,
@@ -95,12 +95,28 @@ def fit_together(
     *,
     region_lr: float,
     seed: int,
-    progress: Progress = untold,
-) -> Together:
-    """Train a copy of the region network and a new head on these slides; ``reader`` stays as it is.
+    progress: Progress = no_progress,
+) -> EndToEndModel:
+    """Train a copy of the region network together with a new head.
 
-    The head begins as ``heads.fit_head`` would begin it, and sees vectors normalised as the resting network gave them.
-    ``progress`` is called after each step with steps done, steps in all, and the loss.
+    Parameters
+    ----------
+    reader : Reader
+        The pretrained region network; it is not changed.
+    slides : sequence of Regions
+        Training slides.
+    labels : ndarray [S]
+        Class index of each slide.
+    classes : int
+        Number of classes.
+    config : HeadConfig
+        Training of the head, initialised as in ``heads.fit_head``.
+    region_lr : float
+        Peak learning rate of the region network.
+    seed : int
+        Seed of the head and of the draws.
+    progress : callable
+        Called after each step with steps done, all steps and the loss.
     """
     network = copy.deepcopy(reader.model.backbone).cpu().requires_grad_(True)
     mean, std = _statistics(network, slides)
@@ -116,7 +132,7 @@ def fit_together(
         network.train()
         for step in range(config.steps):
             for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate * pace(step, config.steps)
+                group["lr"] = rate * lr_factor(step, config.steps)
             chosen = _drawn(slides, step, seed)
             grids = vectors_as_grids(network, [part for _, part in chosen])
             there = grids[:, -1:]
@@ -126,24 +142,24 @@ def fit_together(
             loss.backward()
             optimizer.step()
             progress(step + 1, config.steps, {"loss": loss.item()})
-    return Together(network.eval(), FittedHead(head.eval(), mean, std))
+    return EndToEndModel(network.eval(), FittedHead(head.eval(), mean, std))
 
 
 def _statistics(network: Network, slides: Sequence[Regions]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [D] of the vectors of all regions, before anything is learned from labels."""
+    """Mean and standard deviation [D] of the vectors of all regions, before fine-tuning."""
     rows = []
-    for one in slides:
-        grids = _bags(network, [one]).grids
+    for slide in slides:
+        grids = _bags(network, [slide]).grids
         rows.append(grids[0][:, grids[0, -1] > 0.5])
     return statistics(Bags(np.concatenate(rows, axis=1)[None, :, None]))
 
 
 def _drawn(slides: Sequence[Regions], step: int, seed: int) -> list[tuple[int, Regions]]:
-    """The slides of one step with some regions of each: a function of (seed, step) alone."""
+    """Slides of one step and some regions of each, a function of (seed, step)."""
     rng = numpy_generator(seed, "together", step)
-    found = []
+    drawn = []
     for s in rng.permutation(len(slides))[:SLIDES]:
         count = len(slides[s].cells)
         rows = np.sort(rng.permutation(count)[:REGIONS])
-        found.append((int(s), slides[s].some(rows)))
-    return found
+        drawn.append((int(s), slides[s].some(rows)))
+    return drawn

@@ -1,7 +1,7 @@
-"""What a hierarchy sees on a slide, for the page: how much its regions count, and where any tile of a region looks.
+"""A hierarchy on one slide, for the local page: weights of regions, and attention between the tiles of a region.
 
-Vectors of tiles and regions are taken from the hierarchy's own files where they are there, and are made in the
-background otherwise. They stay in memory: a page that is looked at writes nothing.
+Vectors come from the hierarchy's files where these are up to date, and are computed in the background otherwise. They
+stay in memory: viewing a page writes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REGION_PX = 512
 
 @dataclass(frozen=True)
 class SlideRequest:
-    """A slide of a hierarchy. ``key`` stands for both; ``number`` is the slide's among ``tiles``."""
+    """A slide of a hierarchy. ``key`` identifies both; ``number`` is the index of the slide in ``tiles``."""
 
     key: str
     folder: Path
@@ -44,11 +44,24 @@ class SlideRequest:
 
 @dataclass(frozen=True)
 class Regions:
-    """What is kept of a slide.
+    """The regions of one slide in memory.
 
-    tiles    their vectors, in the order of the slide's grid      cells   [n 2] (row, column) of each
-    places   [n] number of each in that grid, which has ``count`` tiles: those that cannot be read have no vector
-    blocks   the R regions                                        weights of both
+    Parameters
+    ----------
+    hierarchy : Hierarchy
+        The hierarchy.
+    tiles : SlideFeatures
+        Vectors of the n readable tiles.
+    cells : ndarray [n 2]
+        (row, column) of each of them.
+    places : ndarray [n]
+        Index of each of them among all ``count`` tiles of the slide.
+    count : int
+        Number of tiles, with unreadable ones.
+    blocks : list of Block
+        The R regions.
+    weights : Weights
+        Weights of regions and tiles.
     """
 
     hierarchy: Hierarchy
@@ -64,7 +77,7 @@ class Regions:
         return self.tiles.features.nbytes + self.cells.nbytes + 4 * 16 * len(self.cells)
 
     def about(self) -> dict[str, Any]:
-        """What the page must know: which regions there are (row, column among regions), and in which each tile lies."""
+        """Summary for the page: (row, column) of each region, and the region of each tile."""
         of = np.full(self.count, -1)
         for number, block in enumerate(self.blocks):
             of[self.places[block.rows]] = number
@@ -81,17 +94,17 @@ class Regions:
         }
 
     def tile_weights(self, *, composed: bool) -> np.ndarray:
-        """[count] of every tile of the grid: of its region, or with ``composed`` of the slide.
+        """Weight of every tile [count] within its region, or with ``composed`` within the slide.
 
-        NaN for tiles outside all regions, and for those that cannot be read.
+        NaN for tiles outside all regions and for unreadable ones.
         """
-        found = np.full(self.count, np.nan, np.float32)
-        found[self.places[self.weights.rows]] = self.weights.composed if composed else self.weights.tile
-        return found
+        weights = np.full(self.count, np.nan, np.float32)
+        weights[self.places[self.weights.rows]] = self.weights.composed if composed else self.weights.tile
+        return weights
 
 
 class RegionViews:
-    """Slides that were looked at by hierarchies, the newest ones. One is worked on at a time."""
+    """The most recently viewed slides of hierarchies. One is computed at a time."""
 
     def __init__(self, slides_bytes: int = SLIDES_BYTES, looks_bytes: int = LOOKS_BYTES):
         self._slides: SlideJobs[str, Regions] = SlideJobs("regions", slides_bytes)
@@ -99,38 +112,38 @@ class RegionViews:
         self._hierarchies: dict[Path, Hierarchy] = {}
 
     def start(self, asked: SlideRequest) -> SlideProgress:
-        """Begin with a slide unless it is there or on its way; how far it is, in tiles."""
+        """Start to compute a slide, unless it is computed or in progress. Returns its progress in tiles."""
         total = len(asked.tiles.grid(asked.number))
         return self._slides.start(asked.key, total, lambda done: self._make(asked, done))
 
     def state(self, key: str) -> SlideProgress | None:
-        """None where nobody has asked, or where the slide had to make room."""
+        """Progress of a slide; None where it was not requested or has been evicted."""
         return self._slides.state(key)
 
     def regions(self, key: str) -> Regions:
-        """Raises UsageError for a slide that has not been looked at."""
+        """The computed slide. Raises UsageError where it is not computed."""
         return self._slides.result(key)
 
     def view(self, asked: SlideRequest, region: int) -> ModelView:
-        """What the region network compares inside one region, and the region as it looks.
+        """Queries and keys of the region network inside one region, and a picture of the region.
 
-        Raises UsageError for a region that is not there.
+        Raises UsageError for a region number out of range.
         """
-        found = self.regions(asked.key)
-        if not 0 <= region < len(found.blocks):
-            raise out_of_range("region", region, len(found.blocks) - 1)
-        seen = self._looks.get((asked.key, region))
-        if seen is None:
-            seen = _seen(found, asked, found.blocks[region])
-            self._looks.put((asked.key, region), seen, seen.nbytes)
-        return seen
+        regions = self.regions(asked.key)
+        if not 0 <= region < len(regions.blocks):
+            raise out_of_range("region", region, len(regions.blocks) - 1)
+        view = self._looks.get((asked.key, region))
+        if view is None:
+            view = _seen(regions, asked, regions.blocks[region])
+            self._looks.put((asked.key, region), view, view.nbytes)
+        return view
 
     def has_tile(self, key: str, region: int) -> list[bool]:
-        """[N] which places of a region have a tile."""
-        found = self.regions(key)
-        block = found.blocks[region]
+        """Which cells of a region have a tile [N]."""
+        regions = self.regions(key)
+        block = regions.blocks[region]
         there = np.zeros(block.size, bool)
-        there[tuple((found.cells[block.rows] - (block.top, block.left)).T)] = True
+        there[tuple((regions.cells[block.rows] - (block.top, block.left)).T)] = True
         return there.reshape(-1).tolist()
 
     def _make(self, asked: SlideRequest, done: TilesDone) -> Regions:
@@ -140,35 +153,35 @@ class RegionViews:
 
 
 def look(hierarchy: Hierarchy, asked: SlideRequest, done: TilesDone) -> Regions:
-    """Vectors and weights of one slide; ``done`` hears how many tiles more have been looked at. Raises SaccadeError.
+    """Compute vectors and weights of one slide; ``done`` is called with the number of further tiles embedded.
 
-    Tiles that cannot be read are left out, however many: the page shows what there is, and says how much is missing.
+    Unreadable tiles are skipped, however many; the page says how many. Raises SaccadeError.
     """
     tiles, number, folder = asked.tiles, asked.number, hierarchy.run / "features"
     embedder = tile_embedder(hierarchy.tile, tiles, folder / "tile", say=lambda _: None, max_bad=1.0)
     file = folder / "tile" / tile_file(tiles, number)
-    kept = (
+    is_embedded = (
         read_if_current(file, embedder.about(number), max_bad=1.0) is not None
     )  # whoever embedded it took it as it is
-    below = load_parquet(file) if kept else embedder.slide(number, done)
+    below = load_parquet(file) if is_embedded else embedder.slide(number, done)
     blocks, regions = grid_vectors(
-        hierarchy.region, below, file, folder / "region", side=hierarchy.side, least=hierarchy.least
+        hierarchy.region, below, file, folder / "region", side=hierarchy.side, min_tissue=hierarchy.min_tissue
     )
     head = load_head(asked.head).head if asked.head is not None else None
-    cells, known = cells_of(below), {tuple(cell): i for i, cell in enumerate(tiles.grid(number).cells.tolist())}
-    places = np.array([known[tuple(cell)] for cell in cells.tolist()], np.int64)
+    cells, number_of = cells_of(below), {tuple(cell): i for i, cell in enumerate(tiles.grid(number).cells.tolist())}
+    places = np.array([number_of[tuple(cell)] for cell in cells.tolist()], np.int64)
     weights = weigh(hierarchy, below, regions, blocks, head)
-    return Regions(hierarchy, below, cells, places, len(known), blocks, weights)
+    return Regions(hierarchy, below, cells, places, len(number_of), blocks, weights)
 
 
-def _seen(found: Regions, asked: SlideRequest, block: Block) -> ModelView:
-    reader = found.hierarchy.region
+def _seen(regions: Regions, asked: SlideRequest, block: Block) -> ModelView:
+    reader = regions.hierarchy.region
     network = reader.model.backbone
     assert has_attention(network)
     with torch.inference_mode():
-        qkv, grid = record(network, as_input(reader, fill(found.tiles, found.cells, block)[None]))
+        qkv, grid = record(network, as_input(reader, fill(regions.tiles, regions.cells, block)[None]))
     step_y, step_x = asked.tiles.grid(asked.number).step_px
-    slide, side = asked.tiles.slides[asked.number], found.hierarchy.side
+    slide, side = asked.tiles.slides[asked.number], regions.hierarchy.side
     factor = max(1.0, max(step_y, step_x) * side / REGION_PX)
     size = (max(1, round(step_y * side / factor)), max(1, round(step_x * side / factor)))
     picture, unread = slide.around_damage(block.left * step_x, block.top * step_y, (factor, factor), size)

@@ -1,4 +1,4 @@
-"""A head on disk: weights in safetensors, everything else in JSON; loads without running code."""
+"""Save and load heads: weights as safetensors, the rest as JSON; loading runs no code from the files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CONFIG, WEIGHTS = "head.json", "head.safetensors"
 
 
 @dataclass(frozen=True)
-class KeptHead:
-    """A head, its classes in the order of its answers, and the folder of the hierarchy whose regions it reads."""
+class SavedHead:
+    """A head, its classes in the order of its outputs, and the folder of its hierarchy."""
 
     head: FittedHead
     classes: tuple[str, ...]
@@ -37,9 +37,10 @@ def save_head(
     hierarchy: Path,
     slides: Mapping[str, str],
 ) -> None:
-    """Write ``folder``. Raises StorageError when the disk refuses.
+    """Save a head in ``folder``.
 
-    slides   ``data.source`` and other settings that name the labelled slides, so that they can be shown with the head
+    ``slides`` holds the settings that name the labelled slides (``data.source`` and others), so that the local page can
+    show them with the head. Raises StorageError when writing fails.
     """
     state = {f"network.{key}": value.detach().contiguous() for key, value in head.network.state_dict().items()}
     state |= {"mean": torch.from_numpy(head.mean), "std": torch.from_numpy(head.std)}
@@ -49,8 +50,8 @@ def save_head(
     run_folder.write_json(folder / CONFIG, about)
 
 
-def load_head(run: Path) -> KeptHead:
-    """The head of a run of ``finetune`` on slides. ModelError where there is none."""
+def load_head(run: Path) -> SavedHead:
+    """Load the head of a run of ``finetune`` on slides. Raises ModelError where there is none."""
     folder = run / "head"
     if not (folder / CONFIG).is_file():
         raise ModelError(f"no head of slides in {run}", expected="head/head.json", hint="saccade finetune makes one")
@@ -60,4 +61,4 @@ def load_head(run: Path) -> KeptHead:
     config, classes = HeadConfig(**about["config"]), tuple(about["classes"])
     network = HEADS[config.kind](len(mean), len(classes), config)
     network.load_state_dict({key.removeprefix("network."): value for key, value in state.items()})
-    return KeptHead(FittedHead(network.eval(), mean, std), classes, about["hierarchy"])
+    return SavedHead(FittedHead(network.eval(), mean, std), classes, about["hierarchy"])

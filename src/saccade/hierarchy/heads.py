@@ -1,7 +1,7 @@
-"""Heads from the vectors of a slide's regions to its label: gated attention pooling, and a small transformer.
+"""Heads from region vectors to the label of a slide: gated attention pooling, and a small transformer.
 
 Gated attention is Ilse et al. 2018, "Attention-based deep multiple instance learning" (arXiv:1802.04712), equation 9;
-the transformer is the third level of HIPT (Chen et al. 2022, arXiv:2206.02647): it sees where the regions lie.
+the transformer is the third level of HIPT (Chen et al. 2022, arXiv:2206.02647) and uses the positions of regions.
 Few slides, many regions: all slides of a training part are one padded batch.
 """
 
@@ -28,7 +28,7 @@ WARMUP = 0.1
 
 @dataclass(frozen=True)
 class Bags:
-    """Grids of vectors of S slides, padded: ``grids`` [S D+1 Y X] float32, the last channel says what is there."""
+    """Padded grids of vectors of S slides: [S D+1 Y X] float32; the last channel marks cells that have a vector."""
 
     grids: np.ndarray
 
@@ -43,13 +43,13 @@ class Bags:
         return Bags(self.grids[rows])
 
     def means(self) -> np.ndarray:
-        """[S D] mean of the vectors that are there: the pooling that knows no arrangement and no weights."""
+        """Mean of the vectors of each slide [S D]."""
         there = self.grids[:, -1:]
         return (self.grids[:, :-1] * there).sum(axis=(2, 3)) / np.maximum(there.sum(axis=(2, 3)), 1)
 
 
 def pad_bags(grids: list[np.ndarray]) -> Bags:
-    """Grids [D+1 Y X] of several sizes as one batch."""
+    """Pad grids [D+1 Y X] of several sizes to one batch."""
     rows, columns = (max(g.shape[a] for g in grids) for a in (1, 2))
     out = np.zeros((len(grids), grids[0].shape[0], rows, columns), np.float32)
     for s, grid in enumerate(grids):
@@ -59,7 +59,7 @@ def pad_bags(grids: list[np.ndarray]) -> Bags:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """How a head is trained. ``weight_decay`` is what nested cross-validation chooses (see ``crossval``)."""
+    """Training of a head. Nested cross-validation chooses ``weight_decay`` (evaluation/nested_cv.py)."""
 
     kind: Kind = "abmil"
     hidden: int = 64
@@ -70,7 +70,7 @@ class HeadConfig:
 
 
 class GatedAttention(nn.Module):
-    """Ilse et al. 2018: weights softmax(w (tanh(V h) * sigmoid(U h))), then a linear answer to the weighted mean."""
+    """Ilse et al. 2018: weights softmax(w (tanh(V h) * sigmoid(U h))), a linear classifier on the weighted mean."""
 
     def __init__(self, dim: int, classes: int, config: HeadConfig):
         super().__init__()
@@ -82,7 +82,7 @@ class GatedAttention(nn.Module):
     def weights(
         self, vectors: Float[Tensor, "S R D"], there: Bool[Tensor, "S R"]
     ) -> tuple[Float[Tensor, "S R"], Float[Tensor, "S R H"]]:
-        """How much each region counts (sum 1 over what is there), and the vectors that are weighted."""
+        """Attention weight of each region, summing to 1 per slide, and the vectors they apply to."""
         hidden = self.squeeze(vectors)
         scores = self.score(torch.tanh(self.value(hidden)) * torch.sigmoid(self.gate(hidden)))[..., 0]
         return torch.softmax(scores.masked_fill(~there, -1e9), dim=1) * there, hidden
@@ -94,7 +94,7 @@ class GatedAttention(nn.Module):
 
 
 class GridTransformer(nn.Module):
-    """Two layers over the grid of regions, with positions; the class token answers."""
+    """Two transformer layers over the grid of regions, with positions; the class token is classified."""
 
     def __init__(self, dim: int, classes: int, config: HeadConfig):
         super().__init__()
@@ -122,29 +122,29 @@ HEADS: dict[str, type[GatedAttention] | type[GridTransformer]] = {
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A trained head with what its input is normalised by: [D] mean and std of the training part's vectors."""
+    """A trained head with the mean and standard deviation [D] that its input is normalised by."""
 
     network: Head
     mean: np.ndarray
     std: np.ndarray
 
     def scores(self, bags: Bags) -> np.ndarray:
-        """Probabilities [S K]."""
+        """Class probabilities [S K]."""
         with torch.inference_mode():
             return torch.softmax(self.network(_normalised(bags, self.mean, self.std)), dim=1).numpy()
 
     def weights(self, bags: Bags) -> np.ndarray:
-        """[S Y X] how much each region counts; 0 where none is."""
+        """Weight of each region [S Y X]; 0 where there is none."""
         x = _normalised(bags, self.mean, self.std)
         with torch.inference_mode():
             if isinstance(self.network, GatedAttention):
-                found = self.network.weights(*_as_bag(x))[0]
+                attention = self.network.weights(*_as_bag(x))[0]
             else:
                 encoder = self.network.encoder
                 rows = encoder.attention(x, layer=-1, rows=torch.tensor([0]))[:, :, 0, encoder.prefix :]
-                found = rows.mean(dim=1)
-                found = found / found.sum(dim=1, keepdim=True).clamp_min(1e-12)
-        return found.reshape(len(bags), *bags.grids.shape[2:]).numpy()
+                attention = rows.mean(dim=1)
+                attention = attention / attention.sum(dim=1, keepdim=True).clamp_min(1e-12)
+        return attention.reshape(len(bags), *bags.grids.shape[2:]).numpy()
 
 
 def _normalised(bags: Bags, mean: np.ndarray, std: np.ndarray) -> Tensor:
@@ -153,24 +153,38 @@ def _normalised(bags: Bags, mean: np.ndarray, std: np.ndarray) -> Tensor:
 
 
 def statistics(bags: Bags) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [D] of the vectors that are there."""
+    """Mean and standard deviation [D] of all vectors."""
     vectors = bags.grids[:, :-1].transpose(1, 0, 2, 3)[:, bags.grids[:, -1] > 0.5]
     return vectors.mean(axis=1), np.maximum(vectors.std(axis=1), 1e-6)
 
 
 def new_head(config: HeadConfig, dim: int, classes: int, seed: int) -> Head:
-    """A head with random weights; torch's generator goes on from there (keep it apart with ``fork_rng``)."""
+    """A head with random weights; sets torch's global generator (call it inside ``fork_rng``)."""
     torch.default_generator.manual_seed(seed_number(seed, "head"))
     return HEADS[config.kind](dim, classes, config)
 
 
-def pace(step: int, steps: int) -> float:
-    """The share of the learning rate at one step: a short rise, then half a cosine."""
+def lr_factor(step: int, steps: int) -> float:
+    """Factor of the learning rate: linear warm-up, then half a cosine."""
     return min(1.0, (step + 1) / (WARMUP * steps)) * cosine_schedule(1.0, 0.0, step / steps)
 
 
 def fit_head(bags: Bags, labels: np.ndarray, classes: int, config: HeadConfig, *, seed: int) -> FittedHead:
-    """Train one head on all slides at once; classes count alike, however many slides they have."""
+    """Train one head on all slides as one batch, with the loss balanced over classes.
+
+    Parameters
+    ----------
+    bags : Bags
+        Region vectors of S slides.
+    labels : ndarray [S]
+        Class index of each slide.
+    classes : int
+        Number of classes.
+    config : HeadConfig
+        Kind and training of the head.
+    seed : int
+        Seed of its weights and of dropout.
+    """
     mean, std = statistics(bags)
     x, y = _normalised(bags, mean, std), torch.from_numpy(labels)
     with torch.random.fork_rng(devices=[]):
@@ -179,7 +193,7 @@ def fit_head(bags: Bags, labels: np.ndarray, classes: int, config: HeadConfig, *
         counts = torch.bincount(y, minlength=classes).clamp_min(1)
         network.train()
         for step in range(config.steps):
-            optimizer.param_groups[0]["lr"] = config.lr * pace(step, config.steps)
+            optimizer.param_groups[0]["lr"] = config.lr * lr_factor(step, config.steps)
             loss = F.cross_entropy(network(x), y, weight=len(y) / (classes * counts))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

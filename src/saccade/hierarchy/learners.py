@@ -1,7 +1,7 @@
-"""What is compared on slides: heads on vectors of regions or tiles, the region network trained on with its head, and
-logistic regression on the mean of vectors.
+"""The learners compared on slides: heads on frozen vectors, a head with the region network fine-tuned, and logistic
+regression on one vector per slide.
 
-Each satisfies ``evaluation.nested.Learner``; ``choices`` is what nested cross-validation may choose from.
+Each satisfies ``evaluation.nested_cv.Learner``; nested cross-validation selects from ``choices``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from threadpoolctl import threadpool_limits
 
 from saccade.evaluation.probes import C_GRID, standardise, to_row_space
 from saccade.hierarchy.embed_regions import Reader
-from saccade.hierarchy.end_to_end import Progress, Regions, fit_together, untold
+from saccade.hierarchy.end_to_end import Progress, Regions, fit_end_to_end, no_progress
 from saccade.hierarchy.heads import Bags, FittedHead, HeadConfig, fit_head
 
 DECAYS = (0.3, 0.01)  # weight decay of AdamW
-RATES = (1e-5, 1e-4)  # learning rate of a region network that is trained on; the head's own is 3e-3
+RATES = (1e-5, 1e-4)  # peak learning rate of a fine-tuned region network; that of the head is 3e-3
 
 
 @dataclass(frozen=True)
 class HeadLearner:
-    """A head (see ``heads``) on the grids of vectors of slides, frozen as they are."""
+    """A head on frozen grids of region vectors; ``choices`` are weight decays."""
 
     name: str
     bags: Bags
@@ -44,10 +44,10 @@ class HeadLearner:
 
 
 @dataclass(frozen=True)
-class TogetherLearner:
+class EndToEndLearner:
     """A head and the region network below it, trained on together (see ``together``), a new copy for every fold.
 
-    progress   as in ``together.fit_together``: one training can take minutes
+    progress   as in ``together.fit_end_to_end``: one training can take minutes
     """
 
     name: str
@@ -55,14 +55,14 @@ class TogetherLearner:
     slides: Sequence[Regions]
     classes: int
     config: HeadConfig
-    progress: Progress = untold
+    progress: Progress = no_progress
     choices: Sequence[float] = RATES
 
     def scores(
         self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, choice: float, seed: int
     ) -> np.ndarray:
         slides = [self.slides[i] for i in train]
-        fitted = fit_together(
+        fitted = fit_end_to_end(
             self.reader,
             slides,
             labels,
@@ -77,7 +77,7 @@ class TogetherLearner:
 
 @dataclass(frozen=True)
 class MeanLearner:
-    """Logistic regression on one vector a slide [S D]: the mean of its tiles, of its regions, or a slide's own."""
+    """Logistic regression on one vector per slide [S D]: the mean of tiles or regions, or from the slide level."""
 
     name: str
     vectors: np.ndarray
@@ -88,8 +88,8 @@ class MeanLearner:
         self, train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, choice: float, seed: int
     ) -> np.ndarray:
         x, z = to_row_space(*standardise(self.vectors[train], self.vectors[test]))
-        found = np.zeros((len(test), self.classes))
+        probabilities = np.zeros((len(test), self.classes))
         with threadpool_limits(1):
             model = LogisticRegression(C=choice, max_iter=500, class_weight="balanced").fit(x, labels)
-        found[:, model.classes_] = model.predict_proba(z)
-        return found
+        probabilities[:, model.classes_] = model.predict_proba(z)
+        return probabilities

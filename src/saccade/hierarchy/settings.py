@@ -1,8 +1,8 @@
-"""What a hierarchy is made of: its settings, how they are shared out over the levels, and the files of its folder.
+"""Settings of a hierarchy, how they are split over its levels, and the files in its folder.
 
-RUN/hierarchy.yaml   what was asked for          RUN/data.json   slides that it learned from, for the guard
-RUN/tile, region, slide   one ordinary run each  RUN/grids       blocks that the upper levels read
-RUN/features/LEVEL   one file of vectors a slide
+RUN/hierarchy.yaml        settings                RUN/data.json   training slides, for the contamination guard
+RUN/tile, region, slide   one training run each   RUN/grids       regions, the input of the upper levels
+RUN/features/LEVEL        one file of vectors per slide
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ FILE = run_folder.HIERARCHY
 Level = Literal["tile", "region", "slide"]
 LEVELS: tuple[Level, ...] = ("tile", "region", "slide")
 MINUTES: dict[Level, float] = {"tile": 0.6, "region": 0.3, "slide": 0.1}
-"""How the minutes of a hierarchy are shared out."""
+"""Fraction of the training time that each level gets."""
 EVERY = ("train.steps", "train.epochs", "train.seed", "train.device", "train.precision", "train.on_collapse")
-"""Settings that every level gets; others without the name of a level are those of the tile level."""
+"""Settings for every level; other settings without the name of a level are for the tile level."""
 
 
 @dataclass(frozen=True)
 class HiptConfig:
-    """The hierarchy itself. The tile's side and resolution are ``data.tile_px`` and ``data.mpp``."""
+    """Settings of the hierarchy itself. Size and resolution of tiles are ``data.tile_px`` and ``data.mpp``."""
 
     region_px: int = 4096
-    """Side of a region, in pixels at the resolution of the tiles; a multiple of the tile's side."""
-    least: float = 0.25
-    """Share of a region's tiles that must be tissue."""
+    """Side of a region in pixels at the resolution of the tiles; a multiple of the tile size."""
+    min_tissue: float = 0.25
+    """Minimum fraction of a region's tiles that are tissue."""
     tile: str = ""
-    """MODEL of the tile level that is there already: it is used as it is, and no tile level is trained."""
+    """MODEL to use as the tile level, unchanged; empty: train one."""
     region: str = ""
-    """The same for the region level."""
+    """MODEL to use as the region level; empty: train one."""
     slide: str = ""
-    """The same for the slide level; ``none``: there is none, and a slide is the mean of its regions."""
+    """MODEL to use as the slide level; empty: train one; ``none``: represent a slide by the mean of its regions."""
     method: str = "dino"
-    """How the upper levels learn."""
+    """Pretext task of the region and slide levels."""
 
     def side(self, tile_px: int) -> int:
-        """Tiles along a region. UsageError where tiles do not divide it."""
+        """Number of tiles along the side of a region. Raises UsageError where tiles do not divide it."""
         if self.region_px % tile_px or self.region_px < 2 * tile_px:
             near = max(2, round(self.region_px / tile_px)) * tile_px
             raise UsageError(
@@ -56,11 +56,19 @@ class HiptConfig:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a hierarchy was asked for.
+class HierarchyRequest:
+    """Everything that defines the training of a hierarchy.
 
-    data     the slides            recipe, method   of the tile level
-    levels   dotted settings of each level
+    Parameters
+    ----------
+    data : str
+        The slides.
+    method, recipe : str
+        Pretext task and augmentation recipe of the tile level.
+    hipt : HiptConfig
+        Settings of the hierarchy itself.
+    levels : dict
+        Settings of each level, by dotted key.
     """
 
     data: str
@@ -73,26 +81,40 @@ class Wanted:
         return dataclasses.asdict(self)
 
 
-def share_out(
+def split_settings(
     data: str, method: str, recipe: str, settings: Mapping[str, Any], *, backbone: str | None = None
-) -> Wanted:
-    """Settings by level: ``tile.KEY``, ``region.KEY``, ``slide.KEY``; ``hipt.KEY`` is of the hierarchy itself.
+) -> HierarchyRequest:
+    """Split the settings of a hierarchy over its levels.
 
-    Minutes are shared out; steps, epochs, seed, device and precision go to every level; the rest is the tile's.
+    Parameters
+    ----------
+    data, method, recipe : str
+        The slides, and pretext task and recipe of the tile level.
+    settings : mapping
+        Dotted keys. ``tile.KEY``, ``region.KEY`` and ``slide.KEY`` are for one level, ``hipt.KEY`` for the hierarchy
+        itself. ``train.minutes`` is divided between the levels; the keys in ``EVERY`` go to each of them; all others
+        go to the tile level.
+    backbone : str, optional
+        Backbone of the tile level.
+
+    Raises
+    ------
+    UsageError
+        An unknown key, a value out of range, or settings of a level that is not trained.
     """
     levels: dict[str, dict[str, Any]] = {level: {} for level in LEVELS}
     levels["region"]["model.backbone"] = "grid_tiny"
     levels["slide"]["model.backbone"] = "grid_micro"
     if backbone is not None:
         levels["tile"]["model.backbone"] = backbone
-    own: dict[str, Any] = {}
-    named: dict[str, dict[str, Any]] = {level: {} for level in LEVELS}
+    hipt_values: dict[str, Any] = {}
+    explicit: dict[str, dict[str, Any]] = {level: {} for level in LEVELS}
     for key, value in settings.items():
         first, _, rest = key.partition(".")
         if first in LEVELS and rest:
-            named[first][rest] = value
+            explicit[first][rest] = value
         elif first == NAME:
-            own[key] = value
+            hipt_values[key] = value
         elif key == "train.minutes":
             for level, share in MINUTES.items():
                 levels[level][key] = _minutes(value) * share
@@ -101,43 +123,45 @@ def share_out(
                 levels[level][key] = value
         else:
             levels["tile"][key] = value
-    hipt = config.override_section(NAME, HiptConfig(), own)
+    hipt = config.override_section(NAME, HiptConfig(), hipt_values)
     for level in LEVELS:
-        found = levels[level] | named[level]
-        if any(key in named[level] for key in ("train.steps", "train.epochs", "train.minutes")):
-            found = {
-                k: v for k, v in found.items() if k in named[level] or not k.endswith(("steps", "epochs", "minutes"))
+        merged = levels[level] | explicit[level]
+        if any(key in explicit[level] for key in ("train.steps", "train.epochs", "train.minutes")):
+            merged = {
+                k: v
+                for k, v in merged.items()
+                if k in explicit[level] or not k.endswith(("steps", "epochs", "minutes"))
             }
-        levels[level] = {key: _plain(value) for key, value in found.items()}
+        levels[level] = {key: _plain(value) for key, value in merged.items()}
     for level in LEVELS:
         given = getattr(hipt, level)
-        if given and named[level]:
+        if given and explicit[level]:
             raise UsageError(
                 f"settings of the {level} level have no effect",
                 got=f"hipt.{level}={given}",
                 hint="leave out one of them",
             )
-    if not 0 <= hipt.least <= 1:
-        raise UsageError("hipt.least is a share", got=hipt.least, expected="0 to 1")
-    return Wanted(data, method, recipe, hipt, levels)
+    if not 0 <= hipt.min_tissue <= 1:
+        raise UsageError("hipt.min_tissue must be a fraction between 0 and 1", got=hipt.min_tissue)
+    return HierarchyRequest(data, method, recipe, hipt, levels)
 
 
 def _minutes(value: Any) -> float:
     try:
         return float(value)
     except ValueError:
-        raise UsageError("train.minutes is a number", got=repr(value)) from None
+        raise UsageError("train.minutes must be a number", got=repr(value)) from None
 
 
 def _plain(value: Any) -> Any:
-    """As YAML keeps it; what was typed stays text until the level's own settings read it."""
+    """A value as YAML stores it; text from the command line is parsed when the level reads it."""
     if isinstance(value, config.TypedText):
         return {"typed": str(value)}
     return list(value) if isinstance(value, tuple) else value
 
 
 def settings_of(levels: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of what ``hierarchy.yaml`` keeps of one level."""
+    """Settings of one level as stored in ``hierarchy.yaml``."""
     return {k: config.TypedText(v["typed"]) if isinstance(v, Mapping) else v for k, v in levels.items()}
 
 
@@ -146,12 +170,14 @@ def is_hierarchy(model: str | Path) -> bool:
     return (Path(model) / FILE).is_file()
 
 
-def read_wanted(run: Path) -> Wanted:
-    """What the hierarchy in ``run`` was asked for. Raises UsageError where there is none."""
+def read_request(run: Path) -> HierarchyRequest:
+    """Read ``hierarchy.yaml``. Raises UsageError where ``run`` is not a hierarchy."""
     if not is_hierarchy(run):
         raise UsageError("not the folder of a hierarchy", got=run, expected=f"{FILE} in it")
     values = config.load(run / FILE)
+    if "least" in values["hipt"]:  # the name in version 0.1
+        values["hipt"]["min_tissue"] = values["hipt"].pop("least")
     for name in values["hipt"]:
         if name not in {field.name for field in dataclasses.fields(HiptConfig)}:
             raise unknown("setting", f"hipt.{name}", [f"hipt.{f.name}" for f in dataclasses.fields(HiptConfig)])
-    return Wanted(**(values | {"hipt": HiptConfig(**values["hipt"])}))
+    return HierarchyRequest(**(values | {"hipt": HiptConfig(**values["hipt"])}))

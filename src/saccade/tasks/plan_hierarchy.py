@@ -18,7 +18,7 @@ from saccade.cost.plan_report import Planned, said_operations, said_time
 from saccade.data.feature_grids import cut_blocks
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import UsageError
-from saccade.hierarchy.settings import HiptConfig, Level, Wanted, settings_of, share_out
+from saccade.hierarchy.settings import HierarchyRequest, HiptConfig, Level, settings_of, split_settings
 from saccade.hierarchy.train_levels import FEWEST_REGIONS, FEWEST_SLIDES, config_of, count_regions, open_tiles
 from saccade.models.backbones.weights import load_model
 from saccade.tasks import plan
@@ -76,10 +76,10 @@ def plan_hierarchy(
     options = options or PlanOptions()
     if data is None or options.attention:
         raise UsageError("the plan of a hierarchy needs slides, and takes no --attention", hint="saccade plan SLIDES")
-    wanted = share_out(str(data), method, recipe, settings)
+    wanted = split_settings(str(data), method, recipe, settings)
     tiles = open_tiles(wanted.data, settings_of(wanted.levels["tile"]))
     hipt, side = wanted.hipt, wanted.hipt.side(tiles.tile_px)
-    regions, slides = count_regions(tiles, side, hipt.least), len(tiles.entries)
+    regions, slides = count_regions(tiles, side, hipt.min_tissue), len(tiles.entries)
     found: dict[Level, Planned] = {}
     if not hipt.tile:
         run = config.override(config_of("tile", wanted, wanted.data), {"data.split": "all"})
@@ -100,7 +100,9 @@ def plan_hierarchy(
     return PlannedHierarchy(slides, len(tiles), regions, found, flops, None if speed is None else flops / speed.rate)
 
 
-def _upper(level: Level, wanted: Wanted, count: int, channels: int, side: int, options: PlanOptions) -> Planned:
+def _upper(
+    level: Level, wanted: HierarchyRequest, count: int, channels: int, side: int, options: PlanOptions
+) -> Planned:
     """The price of a level over grids of vectors, ``side`` of them across."""
     run = config_of(level, wanted, "")
     device = runtime.pick_device(run.train.device)
@@ -112,7 +114,7 @@ def _typical_side(tiles: SlideTiles, side: int, hipt: HiptConfig) -> int:
     """Median over slides of the regions across, along the shorter side."""
     found = []
     for cut in tiles.tilings:
-        corners = np.array([(b.top, b.left) for b in cut_blocks(Path(), cut.grid.cells, side, hipt.least)]) // side
+        corners = np.array([(b.top, b.left) for b in cut_blocks(Path(), cut.grid.cells, side, hipt.min_tissue)]) // side
         if len(corners):
             found.append(int((np.ptp(corners, axis=0) + 1).min()))
     return max(1, round(float(np.median(found)))) if found else 1

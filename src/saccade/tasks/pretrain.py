@@ -76,7 +76,7 @@ def pretrain(
     """
     console = console or Quiet()
     if backbone == hierarchy_settings.NAME:
-        request = hierarchy_settings.share_out(str(absolute(data)), method, recipe, settings or {})
+        request = hierarchy_settings.split_settings(str(absolute(data)), method, recipe, settings or {})
         return train_levels.start(request, Path(out), console)
     explicit = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
     if weights := str(explicit.pop("model.weights", "")):

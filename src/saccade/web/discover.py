@@ -24,7 +24,7 @@ from saccade.data.open import open_data
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import SaccadeError, UsageError
 from saccade.features.table import storable
-from saccade.hierarchy.settings import FILE, LEVELS, is_hierarchy, read_wanted, settings_of
+from saccade.hierarchy.settings import FILE, LEVELS, is_hierarchy, read_request, settings_of
 from saccade.reporting.run_files import RunFiles, read_run
 from saccade.train.settings import DataConfig
 
@@ -86,7 +86,7 @@ def read_layered(folder: Path) -> HierarchyFolder:
                 f"the hierarchy that the head in {folder.name} reads is gone", got=root.name, expected=f"{FILE} in it"
             )
     try:
-        hipt = read_wanted(root).hipt
+        hipt = read_request(root).hipt
     except (OSError, TypeError, KeyError, yaml.YAMLError) as error:
         raise UsageError(f"{root.name}/{FILE} cannot be read", got=str(error)) from error
     models = [getattr(hipt, level) or str(root / level) for level in LEVELS if getattr(hipt, level) != "none"]
@@ -99,7 +99,7 @@ def open_layered(folder: Path, head: Path | None = None) -> SlideTiles:
 
     Raises DataError, UsageError.
     """
-    settings = read_wanted(folder)
+    settings = read_request(folder)
     overrides = {key: value for key, value in settings_of(settings.levels["tile"]).items() if key.startswith("data.")}
     overrides["data.source"] = settings.data
     if head is not None:
