@@ -71,7 +71,7 @@ def test_settings_go_to_their_level():
     [
         ({"hipt.nothing": 1}, "hipt.nothing"),
         ({"hipt.tile": "M", "tile.model.backbone": "resnet10"}, "no effect"),
-        ({"hipt.min_tissue": 2.0}, "share"),
+        ({"hipt.min_tissue": 2.0}, "fraction"),
     ],
 )
 def test_settings_that_cannot_be_meant(settings, words):

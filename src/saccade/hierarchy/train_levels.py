@@ -190,11 +190,13 @@ def count_regions(tiles: SlideTiles, side: int, min_tissue: float) -> int:
     return sum(len(cut_blocks(Path(), cut.grid.cells, side, min_tissue)) for cut in tiles.tilings) if side > 1 else 0
 
 
-def open_tiles(data: str, settings: Mapping[str, Any], told: tuple[float, frozenset[str]] | None = None) -> SlideTiles:
-    """The tiles of the slides in ``data``, tiled by the settings of the tile level; ``told`` as in ``Tiling``."""
+def open_tiles(
+    data: str, settings: Mapping[str, Any], assumed_mpp: tuple[float, frozenset[str]] | None = None
+) -> SlideTiles:
+    """The tiles of the slides in ``data``, tiled by the settings of the tile level."""
     values = {key: value for key, value in settings.items() if key.startswith("data.")} | {"data.source": data}
     data_settings = dataclasses.asdict(config.override_section("data", DataConfig(), values))
-    source: Source = open_data(data_settings, dataclasses.replace(tiling_in(data_settings), assumed_mpp=told))
+    source: Source = open_data(data_settings, dataclasses.replace(tiling_in(data_settings), assumed_mpp=assumed_mpp))
     if not isinstance(source, SlideTiles):
         raise DataError(f"{data}: a hierarchy needs slides", expected="a slide, a folder or a table of slides")
     return source
