@@ -12,20 +12,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "saccade"
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-FUNCTION_LINES, FILE_LINES = 60, 400
-LONGER_FUNCTIONS = {"train/loop.py": 150, "tasks/pretrain.py": 62}
-"""The training loop is read as one piece; the others are to be shortened."""
-LONGER_FILES = {"data/cache/image_cache.py": 401}
-"""To be shortened."""
+FUNCTION_LINES, FILE_LINES = 60, 400  # without docstrings
+LONGER_FUNCTIONS = {"train/loop.py": 150}
+"""The training loop is read as one piece."""
 
 VAGUE = {
     "found", "one", "own", "place", "seen", "known", "shown", "kept", "whole", "wanted", "named", "said", "told"
 }  # fmt: skip
 """Local names that say what happened to a value instead of what it holds."""
-VAGUE_FUNCTIONS = 573
+VAGUE_FUNCTIONS = 94
 """Functions that still use them; lower this with every room that is cleaned. The goal is 60."""
 
-AWKWARD_MESSAGES = 17
+AWKWARD_MESSAGES = 0
 """Messages of the form "X is no Y" that are left; lower this with every room that is cleaned."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -47,11 +45,21 @@ def nodes_of(function: Function) -> Iterator[ast.AST]:
             stack.extend(ast.iter_child_nodes(node))
 
 
+def height(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def docstring_lines(node: ast.AST) -> int:
+    """Lines of the docstring; numpydoc sections are no reason to split a function."""
+    if isinstance(node, ast.Module | ast.ClassDef | Function) and ast.get_docstring(node, clean=False) is not None:
+        return height(node.body[0])
+    return 0
+
+
 def own_lines(function: Function) -> int:
-    """Lines of a function without those of functions inside it, such as the routes of a web router."""
-    assert function.end_lineno is not None
+    """Lines of a function without its docstring and the functions inside it, such as the routes of a web router."""
     inner = (node for node in nodes_of(function) if isinstance(node, Function))
-    return function.end_lineno - function.lineno + 1 - sum(f.end_lineno - f.lineno + 1 for f in inner if f.end_lineno)
+    return height(function) - docstring_lines(function) - sum(map(height, inner))
 
 
 def local_names(function: Function) -> set[str]:
@@ -65,8 +73,9 @@ def room_of(module: str) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SOURCE).as_posix())
 def test_functions_and_files_are_short(path):
     name = path.relative_to(SOURCE).as_posix()
-    lines = path.read_text(encoding="utf-8").count("\n")
-    assert lines <= LONGER_FILES.get(name, FILE_LINES), f"{name} has {lines} lines"
+    text = path.read_text(encoding="utf-8")
+    lines = text.count("\n") - sum(map(docstring_lines, ast.walk(ast.parse(text))))
+    assert lines <= FILE_LINES, f"{name} has {lines} lines"
     limit = LONGER_FUNCTIONS.get(name, FUNCTION_LINES)
     long = {f.name: own_lines(f) for f in functions(path) if own_lines(f) > limit}
     assert not long, f"{name}: {long}"
