@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.cli.options import SettingsFlags
-from saccade.errors import UsageError
+from saccade.errors import UsageError, first_line
 
 LENGTH = ("train.epochs", "train.steps", "train.minutes")
 """A run has one length: an explicit one replaces that of the file."""
@@ -40,7 +40,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError("cannot read the settings", got=f"{path}: {error.strerror}", expected="a YAML file") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is not a YAML file", got=str(error).splitlines()[0]) from None
+        raise UsageError(f"{path} is not a YAML file", got=first_line(error)) from None
     if not isinstance(values, Mapping):
         raise UsageError(
             f"{path} holds no settings", expected="sections with KEY: VALUE, as in the config.yaml of a run"

@@ -97,7 +97,7 @@ def start(request: HierarchyRequest, out: Path, console: Console) -> Path:
         if (out / FILE).exists():
             raise UsageError("this folder already holds a hierarchy", got=out, hint="--resume continues it")
         run_folder.prepare(out, resume=False)
-        tiles = _open_checked(request, console)  # before anything is written: what is refused leaves an empty folder
+        tiles = _open_checked(request, console)  # before anything is written: what is refused leaves no folder
         write_text(out / FILE, config.to_yaml(request.to_dict()))
         return train(out, request, tiles, console)
 
