@@ -101,7 +101,7 @@ def test_pictures_of_a_table_that_was_written_again_have_another_address(window,
         window.goto("about:blank")
         window.goto(f"{site.origin}/#/map?table={site.catalog.id_of('table', str(table))}")
         window.wait_for_selector(".page-map[data-ready] .legend li")
-        window.get_by_role("button", name="Select what is in view").click()
+        window.get_by_role("button", name="Select visible").click()
         window.wait_for_selector(".chosen img")
         return set(window.locator(".chosen img").evaluate_all("images => images.map(one => one.src)"))
 

@@ -76,8 +76,8 @@ def test_the_vectors_of_a_run_are_computed_when_asked(window, site):
     before = everything_in(site.run.parent)
     open_map(window)
     short = window.locator(".commands li").filter(has_text="short")
-    short.get_by_role("button", name="Compute them now").click()
-    short.get_by_text("Vectors are being computed").wait_for()
+    short.get_by_role("button", name="Compute now").click()
+    short.get_by_text("Computing features").wait_for()
     window.goto(f"{site.origin}/#/runs")  # going elsewhere stops nothing
     open_map(window)
     try:
@@ -92,11 +92,11 @@ def test_the_vectors_of_a_run_are_computed_when_asked(window, site):
 def test_computing_vectors_can_be_stopped_and_says_what_went_wrong(window, site):
     open_map(window)
     short, long = (window.locator(".commands li").filter(has_text=name) for name in ("short", "long"))
-    short.get_by_role("button", name="Compute them now").click()
+    short.get_by_role("button", name="Compute now").click()
     short.get_by_role("button", name="Stop").click()
-    short.get_by_role("button", name="Compute them now").wait_for()
+    short.get_by_role("button", name="Compute now").wait_for()
     assert not (site.run / "features.parquet").exists()
-    long.get_by_role("button", name="Compute them now").click()  # its images are invented
+    long.get_by_role("button", name="Compute now").click()  # its images are invented
     assert "no such file" in long.get_by_role("alert").inner_text(timeout=120_000)
 
 
@@ -152,7 +152,7 @@ def test_hostile_names_are_shown_not_run(window, tables):
     assert len(shown) == len(HOSTILE)
     assert {text.strip() for text in HOSTILE[:6]} <= {text.strip() for text in shown}
     ask_the_first_point(window)
-    window.get_by_role("button", name="Select what is in view").click()
+    window.get_by_role("button", name="Select visible").click()
     window.wait_for_selector(".chosen button")
     with window.expect_download() as saved:
         window.locator("[data-save=svg]").click()

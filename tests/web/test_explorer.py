@@ -132,13 +132,13 @@ def test_every_control_has_a_name(explorer):
 
 def test_the_order_question_with_and_without_positions(explorer):
     choose_model(explorer, "random:vit_micro_patch8")
-    explorer.get_by_role("button", name="The order question").click()
+    explorer.get_by_role("button", name="Shuffle patches").click()
     until(explorer, "document.querySelectorAll('.panel:not([hidden])').length === 2")
     explorer.wait_for_selector(".difference [data-most]")
     for box in explorer.get_by_label("no positions").all():
         box.check()
         until(explorer, DRAWN)
-    until(explorer, "document.querySelector('.difference').innerText.includes('Only the order has changed')")
+    until(explorer, "document.querySelector('.difference').innerText.includes('The map is the same up to the order')")
     rows = table(explorer)
     a = {row["patch"]: float(row["value"]) for row in rows if row["panel"] == "A"}
     b = {row["patch"]: float(row["value"]) for row in rows if row["panel"] == "B"}
@@ -147,7 +147,7 @@ def test_the_order_question_with_and_without_positions(explorer):
 
 
 def test_two_models_side_by_side(explorer):
-    choose_model(explorer, "short, random weights", side="B, beside it")
+    choose_model(explorer, "short, random weights", side="Compare with")
     explorer.wait_for_selector(".difference [data-most]")
     rows = table(explorer)
     assert {row["panel"] for row in rows} == {"A", "B"}
@@ -163,16 +163,16 @@ def test_a_cnn_says_that_it_has_no_attention(explorer):
 
 def test_rollout_can_be_left_while_a_cnn_stands_beside_it(explorer):
     """A has no rollout, B has: the switch stays for B, A says what it shows instead, and the numbers beside are B's."""
-    choose_model(explorer, "random:vit_micro_patch8", side="B, beside it")
+    choose_model(explorer, "random:vit_micro_patch8", side="Compare with")
     until(explorer, "document.querySelectorAll('.panel:not([hidden]) .words strong').length === 2")
-    explorer.get_by_label("Shown").select_option("rollout")
+    explorer.get_by_label("Method").select_option("rollout")
     until(explorer, f"{EXPLAINED}.includes('Rollout multiplies')")
     choose_model(explorer, "random:resnet10_w16")
     until(explorer, "document.querySelector('.tools').innerText.includes('resnet10_w16 has no attention')")
     assert {(row["panel"], row["kind"]) for row in table(explorer)} == {("A", "similarity"), ("B", "rollout")}
-    assert explorer.get_by_label("Shown").input_value() == "rollout"
+    assert explorer.get_by_label("Method").input_value() == "rollout"
     until(explorer, f"{EXPLAINED}.includes('Rollout multiplies')")
-    explorer.get_by_label("Shown").select_option("attention")
+    explorer.get_by_label("Method").select_option("attention")
     until(explorer, f"{EXPLAINED}.includes('what the class token asks')")
     assert {(row["panel"], row["kind"]) for row in table(explorer)} == {("A", "similarity"), ("B", "attention")}
     assert explorer.locator(".all summary").inner_text() == "All layers and heads of B"
@@ -202,7 +202,7 @@ def test_a_refused_model_leaves_no_map_of_another(explorer, site, five_channels,
     assert explorer.locator(".panel figcaption").first.inner_text() == "five channels"
     assert not explorer.locator(".map:visible, .words strong, .heads button, .all:visible, .vector").count()
     until(explorer, f"location.hash.includes('a={site.catalog.model_id(str(five_channels.folder))}')")
-    explorer.get_by_label("B, beside it").select_option(label="short")
+    explorer.get_by_label("Compare with").select_option(label="short")
     until(explorer, "document.querySelectorAll('.panel .words strong').length === 1")
     assert reason.is_visible() and explorer.locator(".map:visible").count() == 1  # the other one is not held back
     assert {row["panel"] for row in table(explorer)} == {"B"}
@@ -241,7 +241,7 @@ def test_layers_stay_where_a_cnn_is_looked_at(explorer):
     for _ in range(2):
         explorer.keyboard.press("[")
     until(explorer, "document.querySelector('.slider output').textContent.startsWith('3 of')")
-    choose_model(explorer, "random:vit_micro_patch8", side="B, beside it")
+    choose_model(explorer, "random:vit_micro_patch8", side="Compare with")
     choose_model(explorer, "random:resnet10_w16")
     until(explorer, "document.querySelector('.slider output').textContent.startsWith('3 of')")
     assert explorer.evaluate("document.activeElement.labels?.[0].textContent") != ""
@@ -250,7 +250,7 @@ def test_layers_stay_where_a_cnn_is_looked_at(explorer):
 
 
 def test_an_address_opens_the_same_view(explorer, site):
-    explorer.get_by_label("Keep the share").fill("50")
+    explorer.get_by_label("Top attention mass").fill("50")
     explorer.get_by_label("smooth").check()
     explorer.get_by_label("Size").focus()
     explorer.get_by_label("Size").select_option("448")
@@ -273,7 +273,7 @@ def test_an_address_opens_the_same_view(explorer, site):
 def test_an_answer_after_the_page_was_left_keeps_the_address_of_the_next_one(explorer):
     pair = Held(explorer, "**/attention/pair?*")
     with explorer.expect_response("**/attention/all-layers?*"):
-        explorer.get_by_role("button", name="Class token asks").click()
+        explorer.get_by_role("button", name="Query: class token").click()
     while not pair.kept:
         explorer.wait_for_timeout(20)
     explorer.evaluate("location.hash = '/volumes'")
@@ -283,9 +283,9 @@ def test_an_answer_after_the_page_was_left_keeps_the_address_of_the_next_one(exp
 
 
 def test_rollout_and_the_kept_share(explorer, site):
-    explorer.get_by_label("Shown").select_option("rollout")
+    explorer.get_by_label("Method").select_option("rollout")
     until(explorer, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
-    explorer.get_by_label("Keep the share").fill("60")
+    explorer.get_by_label("Top attention mass").fill("60")
     until(explorer, "document.querySelector('.words').innerText.includes('patches hold')")
     rows = table(explorer)
     sample = first_image(site)
@@ -300,9 +300,9 @@ def test_rollout_of_a_network_with_several_heads(explorer, site):
     """The numbers under both pictures are rollout's, and stay so when another model is chosen; then attention again."""
     sample = first_image(site)
     choose_model(explorer, "random:vit_micro_patch8")
-    choose_model(explorer, "short", side="B, beside it")
+    choose_model(explorer, "short", side="Compare with")
     until(explorer, "document.querySelectorAll('.panel:not([hidden]) .words strong').length === 2")
-    explorer.get_by_label("Shown").select_option("rollout")
+    explorer.get_by_label("Method").select_option("rollout")
     until(explorer, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
     wanted = {
         "A": Explorer().view(ViewRequest("random:vit_micro_patch8", "image"), sample).qkv.rollout(0)[0],
@@ -311,11 +311,11 @@ def test_rollout_of_a_network_with_several_heads(explorer, site):
     check_rollout(explorer, wanted)
     assert explorer.locator(".heads button:visible").count() == 0
     choose_model(explorer, "short, random weights")
-    choose_model(explorer, "random:vit_micro_patch8", side="B, beside it")
+    choose_model(explorer, "random:vit_micro_patch8", side="Compare with")
     until(explorer, "document.querySelectorAll('.panel')[1].innerText.startsWith('B: random:vit_micro')")
     fresh = Explorer().view(ViewRequest(str(site.run), "image", True), sample).qkv.rollout(0)[0]
     check_rollout(explorer, {"A": fresh, "B": wanted["A"]})
-    explorer.get_by_label("Shown").select_option("attention")
+    explorer.get_by_label("Method").select_option("attention")
     until(explorer, "document.querySelectorAll('.panel')[1].querySelectorAll('.heads button').length === 4")
     until(explorer, "document.querySelectorAll('.heads:not([hidden])').length === 2")
     assert {row["kind"] for row in table(explorer)} == {"attention"}
@@ -452,7 +452,7 @@ def test_nothing_is_wider_than_a_tablet(explorer, scheme):
     explorer.set_viewport_size(TABLET)
     explorer.wait_for_timeout(100)
     assert explorer.evaluate("document.documentElement.scrollWidth") <= TABLET["width"]
-    choose_model(explorer, "random:vit_micro_patch8", side="B, beside it")
+    choose_model(explorer, "random:vit_micro_patch8", side="Compare with")
     assert explorer.evaluate("document.documentElement.scrollWidth") <= TABLET["width"]
 
 

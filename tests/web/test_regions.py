@@ -159,7 +159,7 @@ def test_a_head_and_the_class_token_are_chosen(page, site, hierarchy):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     page.wait_for_selector(".stage[data-level=tile]")
-    page.get_by_label("Who asks").select_option("class")
+    page.get_by_label("Query").select_option("class")
     until(page, "document.querySelector('.words').innerText.includes('the class token')")
 
 

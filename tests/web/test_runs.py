@@ -70,7 +70,7 @@ def test_one_group_has_no_interval(window, site, copied):
     (copied / "classifier.json").write_text(json.dumps(about))
     show(window, site, copied)
     said = window.locator(".card", has_text="copied").inner_text().replace("\xa0", " ")
-    assert "46.9 % of 32 test images rightly (one group: no interval)" in said
+    assert "46.9 % of 32 test images correctly (no interval: one group)" in said
 
 
 def test_a_k_nn_that_could_never_be_right_is_no_curve(window, site, copied):
@@ -99,7 +99,7 @@ def test_other_data_that_it_was_measured_on_are_named(window, site, copied):
         card = window.locator(".card", has_text="copied").inner_text()
         assert ("Measured on" in card) == (data != source)
         if shown:
-            assert f"Measured on {shown}, not on what it learned from." in card
+            assert f"Measured on {shown}, not on the training data." in card
             assert f"Measured on {shown}; it learned from" in window.locator("main").inner_text()
 
 
@@ -178,14 +178,14 @@ def test_the_card_follows_a_run_to_its_end(window, site, growing):
         for step in range(900, 1200, 6):
             file.write(json.dumps(json.loads(lines[99]) | {"step": step, "grad_norm": 900.0}) + "\n")
     until(window, f"{CARD}.includes('The doctor: diverged since step')")
-    window.locator("main").get_by_text("has not been measured:").wait_for()
+    window.locator("main").get_by_text("has not been evaluated:").wait_for()
     window.get_by_label("Show growing").focus()
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")
     (folder / "evaluation.json").write_bytes(measured)
     (folder / "report.html").write_text("<h1>growing</h1>")
     until(window, f"{CARD}.includes('finished') && !{CARD}.includes('running') && {CARD}.includes('Report')")
-    assert "has not been measured" not in window.evaluate(CARD)
+    assert "has not been evaluated" not in window.evaluate(CARD)
     window.wait_for_selector("h2:has-text('growing: with few labels')")
     assert window.evaluate("document.activeElement.ariaLabel") == "Show growing"  # the keyboard keeps its place
 

@@ -175,7 +175,7 @@ def test_chosen_images_open_from_a_file_with_the_numbers_of_the_network(kept, op
     shown = table(page)
     assert np.abs(shown - wanted).max() <= 1.1 * absolute / 100
     assert np.abs(shown / wanted - 1).max() <= 1.1 * relative / 100
-    page.get_by_label("Shown").select_option("rollout")
+    page.get_by_label("Method").select_option("rollout")
     until(page, "document.querySelector('.words').innerText.includes('Class token')")
     np.testing.assert_allclose(table(page), seen.qkv.rollout(0)[0, seen.prefix :], rtol=0.02)
 
@@ -197,7 +197,7 @@ def test_random_weights_stand_beside_it_and_a_click_asks_a_patch(kept, opened, s
     wanted = seen.qkv.rows(seen.qkv.depth - 1, query)[0, 0, seen.prefix :]
     np.testing.assert_allclose(table(page), wanted, rtol=0.03)
     assert page.locator("main script, .thumbs img[src=x]").count() == 0
-    assert page.get_by_role("button", name="The order question").count() == 0
+    assert page.get_by_role("button", name="Shuffle patches").count() == 0
 
 
 def test_without_images_a_few_of_the_run_are_taken(small_runs, opened, tmp_path):
@@ -234,9 +234,9 @@ def test_rollout_of_several_heads_in_a_page_of_one_file(small_runs, opened, pict
     save_model(run / "model", loaded.backbone, loaded.spec, about={})
     page = opened(saccade.report_interactive(run, tmp_path / "four.html", images=pictures[:1])[0])
     until(page, DRAWN)
-    page.get_by_label("B, beside it").select_option(index=2)
+    page.get_by_label("Compare with").select_option(index=2)
     page.wait_for_selector(".difference [data-most]")
-    page.get_by_label("Shown").select_option("rollout")
+    page.get_by_label("Method").select_option("rollout")
     until(page, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
     wanted = exact(run, pictures[0]).qkv.rollout(0)[0, 1:]
     shown = table(page)

@@ -115,7 +115,7 @@ def test_without_positions_order_does_not_matter(words):
     words.wait_for_selector(".sentence-order table")
     assert "attention sees a set of words, not a sentence" in words.locator(".sentence-order").inner_text()
     words.get_by_label("Positions").uncheck()
-    wait(words, ".page-sentences", "Read without positions")
+    wait(words, ".page-sentences", "Without positions")
 
 
 def test_look_up_against_projection(words):

@@ -105,7 +105,7 @@ def test_the_map_of_a_voxel_is_kept_as_attend_writes_it(page, site, volumes, tmp
     for head, keep in ((None, None), (0, 0.6)):
         page.get_by_label("Head", exact=True).select_option("mean" if head is None else str(head))
         if keep:
-            page.get_by_label("Keep the share").fill(f"{100 * keep:g}")
+            page.get_by_label("Top attention mass").fill(f"{100 * keep:g}")
         options = AttendOptions(query="16,7,12", head="mean" if head is None else str(head), threshold=keep)
         found = attend(volumes.folder, tmp_path / "head.nii.gz", options=options)
         assert found.found.amap.query_box[:3] == (8, 4, 8)  # the patch that asks on the page: planes of 4 voxels
@@ -119,7 +119,7 @@ def test_the_map_of_a_voxel_is_kept_as_attend_writes_it(page, site, volumes, tmp
 
 
 def test_the_planes_and_the_weights_are_kept_as_they_are_shown(page, site, volumes):
-    page.get_by_label("Keep the share").fill("60")
+    page.get_by_label("Top attention mass").fill("60")
     box = page.get_by_label("Axial plane").bounding_box()
     page.get_by_label("Axial plane").click(position={"x": 0.6 * box["width"], "y": 0.3 * box["height"]})
     until(page, "document.querySelector('.words').innerText.includes('plane 2, row 1, column 2 asks')")
@@ -145,7 +145,7 @@ def test_the_planes_and_the_weights_are_kept_as_they_are_shown(page, site, volum
 def test_two_models_of_a_volume_are_asked_at_one_place(page, site, coarse, volumes):
     page.reload()
     until(page, DRAWN)
-    page.get_by_label("B, beside it").select_option(label="coarse")
+    page.get_by_label("Compare with").select_option(label="coarse")
     until(page, "document.querySelectorAll('.words strong').length === 2 && !document.querySelector('[aria-busy]')")
     assert page.locator("section h2:visible").all_inner_texts()[:2] == ["A: cubes", "B: coarse"]
     canvas = page.get_by_label("Axial plane, B")
@@ -155,7 +155,7 @@ def test_two_models_of_a_volume_are_asked_at_one_place(page, site, coarse, volum
     until(page, f"{says} === 'The patch in plane 2, row 3, column 3,The patch in plane 1, row 1, column 1'")
     rows = list(csv.DictReader(io.StringIO(saved(page, "csv")[1].decode())))
     assert [row["panel"] for row in rows] == ["A"] * 64 + ["B"] * 8
-    page.get_by_label("B, beside it").select_option(label="nothing")
+    page.get_by_label("Compare with").select_option(label="nothing")
     until(page, "document.querySelectorAll('.words').length === 1 && !document.querySelector('[aria-busy]')")
 
 
@@ -271,7 +271,7 @@ def test_planes_are_linked_and_move_by_keys(page):
 
 def test_the_head_is_on_top_of_the_upright_planes(page, site, volumes):
     """The top left pixel of the coronal plane is the highest z and the lowest x."""
-    page.get_by_label("Keep the share").fill("5")
+    page.get_by_label("Top attention mass").fill("5")
     picture = seen(site, volumes).picture
     shown = page.evaluate(
         """() => [[2, 2], [2, 380], [380, 2]].map(([x, y]) =>

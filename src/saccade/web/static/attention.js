@@ -13,7 +13,7 @@ import { Overview, Panel } from "./map_panel.js";
 import { saver } from "./save_map.js";
 import { showLoading, loadingText } from "./loading.js";
 
-const SEED = 1, HEADING = "Where does this patch look?";
+const SEED = 1, HEADING = "Attention explorer";
 const rolls = (look) => look.wholeDepth === look.depth; // a page of one file may keep some layers only
 const planar = ({ axes }) => (axes ?? 2) === 2; // neither volumes nor grids of vectors
 const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token asks"], ["[ ]", "layer before, after"],
@@ -21,7 +21,7 @@ const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token as
 
 export async function show(root, context) {
   const { signal, query } = context;
-  showLoading(root, HEADING, "Asking which models and runs there are.");
+  showLoading(root, HEADING, "Loading models and runs.");
   const [allModels, allRuns] = await Promise.all([json("attention/models", {}, signal), json("runs", {}, signal)]);
   const [models, runs] = [allModels.filter(planar), allRuns.filter(planar)];
   const page = new Explorer(root, context, models);
@@ -94,7 +94,7 @@ class Explorer {
   tools() {
     const names = this.models.map((model) => ({ value: model.id, text: model.name }));
     const sides = this.sides.map((side, i) => el("div", { class: "side" },
-      field(i ? "B, beside it" : "Model", select(i ? [{ value: "", text: "nothing" }, ...names] : names, side.model,
+      field(i ? "Compare with" : "Model", select(i ? [{ value: "", text: "nothing" }, ...names] : names, side.model,
         (model) => { side.model = model; this.reopen(); })),
       !live || (i && !this.two) ? null : this.check("shuffled", side.shuffle, (on) => { side.shuffle = on; this.reopen(); }),
       !live || (i && !this.two) ? null : this.check("no positions", !side.positions, (on) => { side.positions = !on; this.reopen(); })));
@@ -119,22 +119,22 @@ class Explorer {
     const sizes = [{ value: "", text: "the model's own" }, ...[224, 336, 448, 672].map((px) => ({ value: String(px), text: `${px} px` }))];
     redraw(this.toolbar, () => replace(this.toolbar,
       el("div", { class: "row" }, sides,
-        live ? el("button", { type: "button", onclick: () => this.orderQuestion() }, "The order question") : null),
+        live ? el("button", { type: "button", onclick: () => this.orderQuestion() }, "Shuffle patches") : null),
       el("div", { class: "row" },
-        attention ? field("Shown", this.kindInput) : null,
+        attention ? field("Method", this.kindInput) : null,
         attention && this.kind === "attention" ? field("Layer", el("span", { class: "slider" }, this.layerInput, this.layerName)) : null,
         attention && this.kind === "attention" ? field("Head", this.headInput) : null,
-        el("button", { type: "button", onclick: () => this.ask(null) }, attention ? "Class token asks" : "Whole image asks"),
+        el("button", { type: "button", onclick: () => this.ask(null) }, attention ? "Query: class token" : "Query: whole image"),
         saver(this)),
       el("div", { class: "row" },
-        field("Keep the share", el("span", { class: "slider" }, keep, el("output", null, `${Math.round(100 * this.view.keep)} %`))),
+        field("Top attention mass", el("span", { class: "slider" }, keep, el("output", null, `${Math.round(100 * this.view.keep)} %`))),
         live && field("Size", select(sizes, this.view.size ? String(this.view.size) : "", (px) => { this.view.size = px ? Number(px) : null; this.reopen(); })),
         this.check("smooth", this.view.smooth, (on) => { this.view.smooth = on; this.refresh(); }),
         this.check("colours of the image", this.view.colour, (on) => { this.view.colour = on; this.refresh(); }),
         this.two ? this.check("one scale", this.view.same, (on) => { this.view.same = on; this.refresh(); }) : null),
       this.looks.filter((look) => look?.kind === "similarity").map(({ name }) => el("p", { class: "soft" },
-        `${name} has no attention that could be read: shown is how alike its own places are, as the cosine of their vectors. ` +
-        "It is not where the network looks."))));
+        `${name} has no attention: the map shows the cosine similarity of its tokens. ` +
+        "It does not show where the network looks."))));
     this.named();
   }
 
@@ -171,7 +171,7 @@ class Explorer {
     const still = this.openings(), { image } = this;
     this.boxes.setAttribute("aria-busy", "true");
     // The first answer loads the network; later ones keep the picture before until they are there.
-    if (!this.leading) replace(this.wait, loadingText("The network is looking at the image."));
+    if (!this.leading) replace(this.wait, loadingText("Running the network on the image."));
     const answers = await Promise.allSettled(this.sides.map((side) => side.model === "" ? null : ModelView.open({
       model: side.model, image: image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
       positions: side.positions }, this.signal)));
@@ -215,7 +215,7 @@ class Explorer {
     if (first) return;
     this.all.hidden = true;
     replace(this.difference);
-    explainNothing(this.explained, "Nothing is shown that could be explained.");
+    explainNothing(this.explained, "No map is shown.");
     this.remember();
   }
 
@@ -329,17 +329,17 @@ class Explorer {
 
   async explainPair({ look, place, kind, layer }, rows, still) {
     if (kind !== "attention") {
-      explainNothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own. Choose the attention of a layer."
+      explainNothing(this.explained, kind === "rollout" ? "Rollout combines all layers and has no single query and key. Choose the attention of a layer."
         : "This network has no queries and keys.");
       return;
     }
     if (this.answer === null && !this.pinned && place !== null) {
-      explainNothing(this.explained, "Click a patch: it keeps asking. Then point at another one, and every number between the two is here.");
+      explainNothing(this.explained, "Click a patch to fix the query, then point at another to see every number between the two.");
       return;
     }
     const [query, key] = [this.token(look, place), this.answer === null ? this.strongest(look, rows) : this.token(look, this.placeOf(look, this.answer))];
     const head = this.head !== "mean" && this.head < look.heads ? this.head : look.headOf(rows, key);
-    const note = this.head === "mean" ? "The mean has no score of its own: this is the head in which this key has most." : "";
+    const note = this.head === "mean" ? "The mean over heads has no score; this is the head in which this key has the largest weight." : "";
     try {
       const pair = await look.pair(layer, head, query, key, this.signal);
       if (!still() || this.signal.aborted) return;

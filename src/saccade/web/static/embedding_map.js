@@ -15,7 +15,7 @@ const LISTED = 48, POLL = 400;
 
 export async function show(root, context) {
   const { signal, query } = context;
-  showLoading(root, "Map", "Asking which feature tables there are.");
+  showLoading(root, "Map", "Loading feature tables.");
   const tables = await json("map", {}, signal);
   replace(root, el("h1", null, "Map"));
   const ready = tables.filter((table) => table.id);
@@ -55,11 +55,11 @@ function maker(table, context) {
   const begin = el("button", { type: "button", onclick: async () => {
     begin.disabled = true;
     try { await post(asked, {}, context.signal); await followed(); } catch (error) { stopped(error.message); }
-  } }, "Compute them now");
+  } }, "Compute now");
   const stopped = (text) => { begin.disabled = false; if (!context.signal.aborted) replace(place, begin, text ? el("span", { class: "note", role: "alert" }, text) : null); };
   const followed = async () => {
     const stop = el("button", { type: "button", onclick: () => post(`${asked}/stop`, {}, context.signal) }, "Stop");
-    const state = await follow(place, el("strong", null, "Vectors are being computed"), stop, () => json(asked, {}, context.signal));
+    const state = await follow(place, el("strong", null, "Computing features"), stop, () => json(asked, {}, context.signal));
     if (state.state === "done") context.go("map", { run: table.run });
     else stopped(state.state === "failed" ? state.text : "");
   };
@@ -139,7 +139,7 @@ class EmbeddingMap {
       part("Map", this.kinds), field("Colour and shape by", select(colours, this.column, (name) => this.setColumn(name))), this.countField,
       part("Drag to", el("div", { class: "group", role: "group", "aria-label": "What dragging does" }, modes)),
       part("Zoom", el("div", { class: "group" }, zooms.map(([text, label, act]) => el("button", { type: "button", "aria-label": label, onclick: act }, text)))),
-      el("button", { type: "button", onclick: () => this.choose(this.visible()) }, "Select what is in view"),
+      el("button", { type: "button", onclick: () => this.choose(this.visible()) }, "Select visible"),
       part("Save", el("div", { class: "group" }, ["png", "svg", "csv"].map((kind) => el("button", { type: "button", "data-save": kind, onclick: () => this.save(kind) }, kind.toUpperCase())))));
   }
 
@@ -190,7 +190,7 @@ class EmbeddingMap {
     this.plot.scatter.setPlaces(places);
     this.repaint();
     const { shown, rows, unit, model, kinds } = this.about, [first, second] = kinds[0].shares.map((share) => `${(100 * share).toFixed(1)} %`);
-    const means = kind === "pca" ? `PCA: across ${first}, up ${second} of the variance` : `${KINDS[kind]}: near points are alike, distances between far ones mean nothing`;
+    const means = kind === "pca" ? `PCA: across ${first}, up ${second} of the variance` : `${KINDS[kind]}: near points are similar; distances between far points are not meaningful`;
     this.foot = `${shown < rows ? `${shown.toLocaleString("en")} of ${rows.toLocaleString("en")}` : rows.toLocaleString("en")} ${unit}, ${model}. ${means}.`;
     replace(this.words, this.foot);
   }

@@ -23,10 +23,10 @@ export class Neighbours {
     this.chips = el("div", { class: "chips" });
     const file = el("input", { type: "file", class: "visually-hidden", accept: "image/*,.tif,.tiff", tabindex: "-1" });
     file.addEventListener("change", () => { if (file.files[0]) this.ask({ file: file.files[0] }); file.value = ""; });
-    this.node = el("section", { class: "card near", "aria-label": "Neighbours" }, el("h2", null, "Most alike"),
+    this.node = el("section", { class: "card near", "aria-label": "Neighbours" }, el("h2", null, "Nearest neighbours"),
       el("div", { class: "row noprint" },
         field("Neighbours", select(KS.map((k) => ({ value: String(k), text: String(k) })), "10", (k) => { this.k = Number(k); this.again(); })),
-        el("button", { type: "button", onclick: () => file.click() }, "Ask with a file …"), file),
+        el("button", { type: "button", onclick: () => file.click() }, "Query with a file …"), file),
       this.filters(), this.chips, this.head, this.votes, this.list);
   }
 
@@ -50,7 +50,7 @@ export class Neighbours {
       el("button", { type: "button", onclick: () => put(false) }, "Only these"),
       el("button", { type: "button", onclick: () => put(true) }, "Not these")));
     more.addEventListener("toggle", () => { if (more.open && !value.options.length) fill().catch((error) => this.complain(error)); });
-    return [page.grouped ? el("label", { class: "check noprint" }, apart, "not from the same group") : null, page.about.columns.length ? more : null];
+    return [page.grouped ? el("label", { class: "check noprint" }, apart, "exclude the same group") : null, page.about.columns.length ? more : null];
   }
 
   filtered() {

@@ -15,7 +15,8 @@ export function difference(asked, maps, sameModel) {
   return ["Patch by patch, put back in order, A and B differ by at most ",
     el("strong", { "data-most": most }, same ? percent(most) : compact(most)), "; their correlation is ",
     el("strong", null, compact(correlation(ordered[0], ordered[1]))), ".",
-    most < 1e-5 && (a.look.order || b.look.order) ? " Only the order has changed: this network does not know where a patch lies." : "",
+    most < 1e-5 && (a.look.order || b.look.order) ? " The map is the same up to the order: this network does not use patch positions." : "",
     most >= 1e-5 && Boolean(a.look.order) !== Boolean(b.look.order) && sameModel
-      ? " The same patches in another order are not the same to this network: positions tell it." : ""];
+      ? (a.look.kind === "attention" ? " The order of the patches matters to this network: it uses their positions."
+        : " The order of the patches matters to this network: its layers mix neighbouring patches.") : ""];
 }

@@ -41,7 +41,7 @@ export function explain(root, pair, names, note) {
     line("Query × key", "number by number; their sum is the dot product", strip(pair.products, "products"),
       `q·k = ${compact(pair.dot)}`),
     el("ol", { class: "steps" },
-      el("li", null, "Divided by the root of the width, so that long vectors do not shout: ",
+      el("li", null, "Divided by the square root of the width: ",
         el("span", { class: "code", "data-step": "score" },
           `q·k/√d = ${compact(pair.dot)} / √${width} = ${compact(pair.score)}`)),
       el("li", null, `Softmax over ${pair.visible < pair.tokens ? `the ${pair.visible} keys that this query sees` : `all ${pair.tokens} keys`} (largest score ${compact(pair.largest)}): `,

@@ -9,19 +9,19 @@ import { showLoading } from "./loading.js";
 
 // Figures in the order in which they tell most; what is not named here follows by name.
 const TITLES = {
-  loss: "Loss", knn: "k-NN accuracy, live probe", rank: "Effective rank of the features", agreement: "Agreement of two views",
-  teacher_entropy: "Entropy of the teacher, nats", kl: "Student from teacher, nats", feature_std: "Standard deviation of the features", spread: "Standard deviation of the features",
-  grad_norm: "Length of the gradient", koleo: "KoLeo term", marginal_entropy: "Entropy of the mean answer, nats", center_norm: "Length of the centre",
-  invariance: "Distance of the views of an image", sigreg: "Distance from a normal distribution", accuracy: "Right answers", found: "The right image is first",
-  lr: "Learning rate", images_per_second: "Images a second", wait: "Share of waiting",
+  loss: "Loss", knn: "k-NN accuracy, live probe", rank: "Effective rank of the features", agreement: "Cosine similarity of two views",
+  teacher_entropy: "Entropy of the teacher, nats", kl: "KL(teacher ‖ student), nats", feature_std: "Standard deviation of the features", spread: "Standard deviation of the features",
+  grad_norm: "Gradient norm", koleo: "KoLeo term", marginal_entropy: "Entropy of the mean output, nats", center_norm: "Centre norm",
+  invariance: "Distance between views of an image", sigreg: "SIGReg: distance from a normal distribution", accuracy: "Accuracy", found: "Positive ranked first",
+  lr: "Learning rate", images_per_second: "Images per second", wait: "Data-loading wait",
 };
 const LEFT_OUT = new Set(["step", "epoch", "seconds", "images", "weight_decay", "momentum", "student_entropy"]);
 
 export async function show(root, context) {
-  showLoading(root, "Runs", "Asking which runs there are.");
+  showLoading(root, "Runs", "Loading runs.");
   const runs = await json("runs", {}, context.signal);
   if (!runs.length) {
-    replace(root, el("h1", null, "Runs"), el("p", null, "No run here yet. ", el("code", null, "saccade pretrain DATA --out RUN"), " makes one."));
+    replace(root, el("h1", null, "Runs"), el("p", null, "No runs yet. ", el("code", null, "saccade pretrain DATA --out RUN"), " makes one."));
     return;
   }
   new Runs(root, context, runs).build();
@@ -67,7 +67,7 @@ class Runs {
     const ill = this.doctor.get(run.id)?.at(-1);
     redraw(place, () => replace(place,
       el("p", { class: "soft" }, `${run.title} · ${run.data}`),
-      el("p", null, run.headline, run.measured_on ? [" Measured on ", el("strong", null, run.measured_on), ", not on what it learned from."] : null),
+      el("p", null, run.headline, run.measured_on ? [" Measured on ", el("strong", null, run.measured_on), ", not on the training data."] : null),
       ill ? el("p", { class: "ill" }, "The doctor: ", el("strong", null, ill.name), ` since step ${ill.since.toLocaleString("en")}`) : null,
       el("p", { class: "soft progress" }, state ? el("strong", null, state) : null, state && steps ? " · " : null, steps),
       run.report ? el("a", { href: link(`runs/${run.id}/report`), target: "_blank", rel: "noopener" }, "Report") : null));
@@ -171,7 +171,7 @@ const points = (value) => (value === null || value === undefined ? "–" : (100 
 function cellOf(evaluation, model, probe, fraction) {
   const row = evaluation.rows.find((one) => one.model === model && one.probe === probe && one.fraction === fraction);
   if (!row) return el("td", { class: "number" }, "–");
-  const interval = evaluation.one_group ? "one group: no interval" : `${points(row.low)} to ${points(row.high)}${evaluation.few ? ` over ${evaluation.few} only: means nothing` : ""}`;
+  const interval = evaluation.one_group ? "one group: no interval" : `${points(row.low)} to ${points(row.high)}${evaluation.few ? ` over ${evaluation.few} only: too few to conclude` : ""}`;
   return el("td", { class: "number" }, points(row.mean), el("small", null, ` ${interval}`));
 }
 
@@ -195,17 +195,17 @@ function sideBySide(found) {
 
 function fullTable(one) {
   const evaluation = one.evaluation;
-  if (!evaluation) return el("p", { class: "soft" }, `${one.name} has not been measured: `, el("code", null, one.evaluate),
-    one.evaluate.endsWith(" DATA") ? " takes labelled images that it has not learned from for DATA." : null);
-  return el("section", null, el("h2", null, `${one.name}: with few labels`),
+  if (!evaluation) return el("p", { class: "soft" }, `${one.name} has not been evaluated: `, el("code", null, one.evaluate),
+    one.evaluate.endsWith(" DATA") ? " needs labelled images outside the training data as DATA." : null);
+  return el("section", null, el("h2", null, `${one.name}: few-label evaluation`),
     one.measured_on ? el("p", { class: "soft" }, `Measured on ${one.measured_on}; it learned from ${one.data}.`) : null,
-    evaluation.overlap ? el("p", { class: "note" }, "Measured on images that were seen in pretraining.") : null,
+    evaluation.overlap ? el("p", { class: "note" }, "Evaluated on images used in pretraining.") : null,
     evaluation.probes.map((probe) => el("div", { class: "scroll" }, el("table", null,
       el("thead", null, el("tr", null, el("th", null, `${PROBES[probe] ?? probe}, ${evaluation.metric.replace("_", " ")}, %`),
         evaluation.fractions.map((fraction) => el("th", { class: "number" }, `${share(fraction)} of labels`)))),
       el("tbody", null, evaluation.models.map((model) => el("tr", null, el("th", { scope: "row" }, model),
         evaluation.fractions.map((fraction) => cellOf(evaluation, model, probe, fraction)))))))),
-    evaluation.protocol ? el("details", null, el("summary", null, "How it was measured"), evaluation.protocol.split("\n\n").map((text) => el("p", null, text))) : null);
+    evaluation.protocol ? el("details", null, el("summary", null, "Evaluation protocol"), evaluation.protocol.split("\n\n").map((text) => el("p", null, text))) : null);
 }
 
 function differences(found) {

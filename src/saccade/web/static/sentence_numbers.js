@@ -73,7 +73,7 @@ export class SentenceNumbers {
   }
 
   showLookUp(token, found) {
-    const title = el("h2", null, "Looked up, or projected");
+    const title = el("h2", null, "Embedding table and patch projection");
     if (!found) { this.look.hidden = true; return; }
     this.look.hidden = false;
     const digits = Math.floor(found.patch_values_log10);
@@ -94,17 +94,17 @@ export class SentenceNumbers {
     const result = found && [
       el("p", null, "In another order: ", el("em", { dir: "auto" }, found.shuffled)),
       el("table", null,
-        el("thead", null, el("tr", null, el("th", { scope: "col" }, "how much a word's output changes, at most"), el("th", { scope: "col", class: "number" }, ""))),
+        el("thead", null, el("tr", null, el("th", { scope: "col" }, "largest change of a word's output"), el("th", { scope: "col", class: "number" }, ""))),
         el("tbody", null,
           el("tr", null, el("th", { scope: "row" }, "with positions"), el("td", { class: "number" }, found.with_positions.toPrecision(3))),
           el("tr", null, el("th", { scope: "row" }, "without positions"), el("td", { class: "number" }, found.without.toPrecision(2))),
-          el("tr", null, el("th", { scope: "row" }, "a usual output, to compare"), el("td", { class: "number" }, found.typical.toPrecision(3))))),
-      el("p", null, found.causal ? "This model hides later words from earlier ones; that alone tells it the order."
+          el("tr", null, el("th", { scope: "row" }, "typical output, for comparison"), el("td", { class: "number" }, found.typical.toPrecision(3))))),
+      el("p", null, found.causal ? "This model masks later words, which alone makes it depend on the order."
         : found.without < 1e-3 * found.typical ? "Without positions the same outputs come back in the new order: attention sees a set of words, not a sentence."
-          : "Even without positions the outputs differ: something else in this model tells the order."),
+          : "Even without positions the outputs differ: another part of this model depends on the order."),
     ];
-    replace(this.order, el("h2", null, "What order means"),
-      el("p", null, "Attention itself does not know where a word stands. Only the position that is added to every token does."), button, result);
+    replace(this.order, el("h2", null, "Word order"),
+      el("p", null, "Attention itself is independent of word order. Only the position embedding added to every token depends on it."), button, result);
   }
 
   async shuffle(button) {
@@ -114,7 +114,7 @@ export class SentenceNumbers {
       const found = await source.order(this.seed++);
       if (!signal.aborted && source === this.view.source) this.showOrder(found);
     } catch (error) {
-      if (!signal.aborted && source === this.view.source) replace(this.order, el("h2", null, "What order means"), el("p", { role: "alert" }, error.message));
+      if (!signal.aborted && source === this.view.source) replace(this.order, el("h2", null, "Word order"), el("p", { role: "alert" }, error.message));
     }
   }
 }

@@ -38,9 +38,9 @@ export class SentenceView {
     this.numbers = new SentenceNumbers(this);
     root.append(this.controls, this.trouble, this.title, el("div", { class: "sentence-wide" }, this.lines), this.note,
       el("div", { class: "sentence-two" },
-        el("section", { class: "card" }, el("h2", null, "Who looks at whom"),
-          el("p", { class: "soft" }, "Rows ask, columns answer; every row sums to 100 %."), this.matrix),
-        el("section", { class: "card" }, this.headsTitle = el("h2", null, "Every head by itself"), this.heads, this.found)),
+        el("section", { class: "card" }, el("h2", null, "Attention matrix"),
+          el("p", { class: "soft" }, "Rows are queries, columns are keys. With special tokens every row sums to 100 %."), this.matrix),
+        el("section", { class: "card" }, this.headsTitle = el("h2", null, "Heads"), this.heads, this.found)),
       this.numbers.root);
     this.listen();
   }
@@ -210,8 +210,8 @@ export class SentenceView {
     const unseen = 1 - row.reduce((sum, share) => sum + share, 0);
     const left = [...new Set(units.filter((u, i) => !this.shown.includes(i)).map((u) => u.text))].join(" and ");
     const notes = [left ? `${percent(unseen)} goes to ${left}, not drawn.` : "", this.cut(), this.source.note ?? "",
-      info.positions === "constant" ? "Read without positions: the model cannot know the order of the words." : "",
-      info.causal ? "This model hides later words from earlier ones." : ""];
+      info.positions === "constant" ? "Without positions: the model is independent of word order." : "",
+      info.causal ? "This model masks later words." : ""];
     this.note.textContent = notes.filter(Boolean).join(" ");
     const best = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 8);
     replace(this.found, el("h2", null, `“${asks}” looks most at`), el("ol", { class: "sentence-best" }, best.map((i) =>
@@ -224,7 +224,7 @@ export class SentenceView {
 
   cut() {
     const { info } = this.source;
-    return info.left_out ? `The model reads ${info.tokens.length} tokens at once: the last ${info.left_out} words were left out.` : "";
+    return info.left_out ? `The model takes ${info.tokens.length} tokens: the last ${info.left_out} words were left out.` : "";
   }
 
   // --- choosing --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ function server(info, model, signal) {
 }
 
 export async function show(root, { query, signal }) {
-  showLoading(root, "Sentences", "Asking which models of text there are.");
+  showLoading(root, "Sentences", "Loading text models.");
   const models = await json("sentences/models", {}, signal);
   const chosen = { model: models[0].id, positions: true };
   const text = el("textarea", { rows: 2, spellcheck: "false", dir: "auto", class: "sentence-text" });
@@ -57,7 +57,7 @@ export async function show(root, { query, signal }) {
   signal.addEventListener("abort", () => clearTimeout(typing));
   const positions = el("input", { type: "checkbox", checked: true, onchange: () => { chosen.positions = positions.checked; read(); } });
   replace(root, el("h1", null, "Sentences"),
-    el("p", { class: "soft" }, "Which words does a word look at? Click one, or use the arrow keys. Nothing you type leaves this machine."),
+    el("p", { class: "soft" }, "Attention between words: click one, or use the arrow keys. Nothing you type leaves this machine."),
     el("div", { class: "row noprint" }, field("Text", text),
       models.length > 1 ? field("Model", select(models.map(({ id, name }) => ({ value: id, text: name })), chosen.model, (id) => { chosen.model = id; read(); })) : null,
       el("label", { class: "tick" }, positions, " Positions")),

@@ -9,7 +9,7 @@ export async function waitForSlide(path, query, signal, working) {
   const asked = new URLSearchParams(query).toString();
   let state = await post(`${path}${asked ? `?${asked}` : ""}`, {}, signal);
   while (!state.ready && !state.error) {
-    working(`Looking at the tiles: ${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")}`);
+    working(`Computing tile features: ${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")}`);
     await new Promise((done) => setTimeout(done, POLL));
     if (signal.aborted) return;
     state = await json(path, query, signal);

@@ -132,7 +132,7 @@ export class Regions {
     if (!this.found) return;
     const { region, tile, blank } = this.at(x, y);
     if (blank && (region === undefined || region === this.region)) replace(this.words, `This tile cannot be read in ${this.slide.name}.`);
-    else if (region === undefined) replace(this.words, tile === undefined ? "There is no tile: too little tissue." : "This tile lies in no region: too little tissue around it.");
+    else if (region === undefined) replace(this.words, tile === undefined ? "No tile here: too little tissue." : "This tile lies in no region: too little tissue around it.");
     else if (this.region !== region) this.go(region, null);
     else if (tile !== undefined) this.go(region, tile);
   }
@@ -225,7 +225,7 @@ export class Regions {
       field("Layer", select(count(this.found.depth, "layer"), String(this.layer), (layer) => this.set({ layer: Number(layer) }))),
       field("Head", select([{ value: "mean", text: "mean of all" }, ...count(this.found.heads, "head")], String(this.head),
         (head) => this.set({ head: head === "mean" ? head : Number(head) }))),
-      this.tile === null ? null : field("Who asks", select([{ value: "tile", text: "the marked tile" }, { value: "class", text: "the class token" }],
+      this.tile === null ? null : field("Query", select([{ value: "tile", text: "marked tile" }, { value: "class", text: "the class token" }],
         this.asks ? "tile" : "class", (who) => this.set({ asks: who === "tile" })))));
   }
 

@@ -11,7 +11,7 @@ import { Regions } from "./slide_regions.js";
 import { heatmapOf, SlideViewer } from "./slide_viewer.js";
 import { showLoading } from "./loading.js";
 
-const HEADING = "From the slide to the patch";
+const HEADING = "Slides";
 
 export async function show(root, context) {
   const { signal } = context;
@@ -20,8 +20,8 @@ export async function show(root, context) {
   const slides = listed.map((one) => ({ ...one, title: `${one.name} · ${one.run_name}` }));
   const title = el("h1", null, HEADING), lost = absent(missing);
   if (!slides.length) {
-    replace(root, title, lost, el("p", null, "No run on slides is on the desk. ", el("code", null, "saccade pretrain SLIDES --out RUN"),
-      " makes one; ", el("code", null, "saccade view RUN"), " shows it."));
+    replace(root, title, lost, el("p", null, "No slide models found. ", el("code", null, "saccade pretrain SLIDES --out RUN"),
+      " creates one; ", el("code", null, "saccade view RUN"), " opens it."));
     return;
   }
   await SlideViewer.load();
@@ -67,7 +67,7 @@ class Tiles {
     this.scale = el("div", { class: "scale" });
     this.modelPlace = el("div");
     const tools = el("div", { class: "tools noprint" }, el("div", { class: "row" }, pick, this.modelPlace,
-      el("button", { type: "button", onclick: () => this.ask(null) }, "Like the mean of all"),
+      el("button", { type: "button", onclick: () => this.ask(null) }, "Similarity to slide average"),
       field("Heatmap", el("input", { type: "range", min: 0, max: 100, step: 5, value: 100 * this.stage.opacity,
         oninput: (event) => this.stage.fade(Number(event.target.value) / 100) }))));
     this.node = el("div", { class: "slides-grid" }, el("div", null, tools, this.stage.node, this.scale, this.words), this.inside.node);
@@ -109,7 +109,7 @@ class Tiles {
 
   click(x, y) {
     const [down, across] = this.about.step_px, tile = this.index.get(`${Math.floor(y / down)}/${Math.floor(x / across)}`);
-    if (tile === undefined) replace(this.words, "There is no tile: too little tissue.");
+    if (tile === undefined) replace(this.words, "No tile here: too little tissue.");
     else this.ask(tile);
   }
 

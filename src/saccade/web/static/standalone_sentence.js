@@ -29,7 +29,7 @@ const source = {
 const root = document.getElementById("page"), button = el("button", { type: "button", class: "quiet noprint" });
 themes(button);
 const view = el("div", { class: "page page-sentences" });
-root.append(el("header", { class: "row standalone" }, el("h1", null, "Which words does a word look at?"), button),
+root.append(el("header", { class: "row standalone" }, el("h1", null, "Attention between words"), button),
   el("p", { class: "said-text", dir: "auto" }, info.text), view);
 const sentence = new SentenceView(view, signal);
 Object.assign(sentence.state, asked);

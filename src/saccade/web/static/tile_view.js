@@ -38,9 +38,9 @@ export class TileView {
       this.asked = this.place = null;
       this.layer = look.depth - 1;
       if (this.head !== "mean" && this.head >= look.heads) this.head = "mean";
-      this.panel.setLook(look, attentive ? "Where the class token looks, or the patch under the pointer" : "How alike its places are");
+      this.panel.setLook(look, attentive ? "Attention of the class token, or of the patch under the pointer" : "Similarity of its patches");
       replace(this.node, el("h2", null, "Inside the tile"), el("p", { class: "soft" }, `${about.tile_px} pixels at ${compact(about.mpp)} µm`), this.panel.node,
-        el("p", { class: "soft" }, attentive ? `Layer ${this.layer} of 0 to ${this.layer}.` : `${look.name} has no attention that could be read.`),
+        el("p", { class: "soft" }, attentive ? `Layer ${this.layer} of 0 to ${this.layer}.` : `${look.name} has no attention.`),
         el("a", { href: `#/attention?${new URLSearchParams({ image: image.id, a: model })}` }, "Every layer and head"));
       await this.draw();
     } catch (error) {

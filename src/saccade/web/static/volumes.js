@@ -11,15 +11,15 @@ import { volumeSaver } from "./save_volume.js";
 import { VolumePanel } from "./volume_panel.js";
 import { showLoading, loadingText } from "./loading.js";
 
-const HEADING = "Where does this voxel look?";
+const HEADING = "Volume attention";
 
 export async function show(root, context) {
-  showLoading(root, HEADING, "Asking which models and runs of volumes there are.");
+  showLoading(root, HEADING, "Loading models and runs.");
   const [models, runs] = await Promise.all([json("attention/models", {}, context.signal), json("runs", {}, context.signal)]);
   const volumes = models.filter((model) => model.axes === 3);
   if (!volumes.length) {
-    replace(root, el("h1", null, HEADING), el("p", null, "No model of volumes is on the desk. ",
-      el("code", null, "saccade pretrain VOLUMES --out RUN"), " makes one; ", el("code", null, "saccade view RUN"), " shows it."));
+    replace(root, el("h1", null, HEADING), el("p", null, "No volume models found. ",
+      el("code", null, "saccade pretrain VOLUMES --out RUN"), " creates one; ", el("code", null, "saccade view RUN"), " opens it."));
     return;
   }
   const page = new Volumes(root, context, volumes);
@@ -74,16 +74,16 @@ class Volumes {
     this.layerName = el("output", null, `${this.layer ?? depth - 1} of 0 to ${depth - 1}`);
     redraw(this.tools, () => replace(this.tools, el("div", { class: "row" },
       field("Model", model(this.sides[0], names)),
-      field("B, beside it", model(this.sides[1], [{ value: "", text: "nothing" }, ...names])),
-      attention ? field("Shown", select([{ value: "attention", text: "attention of a layer" }, { value: "rollout", text: "rollout, all layers" }], this.kind,
+      field("Compare with", model(this.sides[1], [{ value: "", text: "nothing" }, ...names])),
+      attention ? field("Method", select([{ value: "attention", text: "attention of a layer" }, { value: "rollout", text: "rollout, all layers" }], this.kind,
         (kind) => again(() => { this.kind = kind; }))) : null,
       attention ? field("Layer", el("span", { class: "slider" }, el("input", { type: "range", min: 0, max: depth - 1, value: this.layer ?? depth - 1,
         oninput: (event) => again(() => { this.layer = Number(event.target.value); this.layerName.textContent = `${event.target.value} of 0 to ${depth - 1}`; }) }), this.layerName)) : null,
       attention ? field("Head", select([{ value: "mean", text: "mean of all" }, ...Array.from({ length: heads }, (_, h) => ({ value: String(h), text: `head ${h}` }))],
         String(this.head), (head) => again(() => { this.head = head === "mean" ? head : Number(head); }))) : null,
-      field("Keep the share", el("input", { type: "range", min: 5, max: 100, step: 5, value: 100 * this.keep,
+      field("Top attention mass", el("input", { type: "range", min: 5, max: 100, step: 5, value: 100 * this.keep,
         oninput: (event) => again(() => { this.keep = Number(event.target.value) / 100; }) })),
-      el("button", { type: "button", onclick: () => again(() => { this.asked = null; }) }, attention ? "Class token asks" : "Whole volume asks"),
+      el("button", { type: "button", onclick: () => again(() => { this.asked = null; }) }, attention ? "Query: class token" : "Query: whole volume"),
       el("label", { class: "check" }, el("input", { type: "checkbox", checked: this.smooth,
         onchange: (event) => again(() => { this.smooth = event.target.checked; }) }), "smooth"),
       volumeSaver(this, (error) => this.complain(error)))));
@@ -100,7 +100,7 @@ class Volumes {
     const still = this.openings();
     this.image = image;
     this.root.setAttribute("aria-busy", "true");
-    if (!this.seen.length) replace(this.wait, loadingText("The network is looking at the volume."));
+    if (!this.seen.length) replace(this.wait, loadingText("Running the network on the volume."));
     const ask = ({ model }) => (model === "" ? null : ModelView.volume({ model, image: image.id }, this.signal));
     const answers = await Promise.allSettled(this.sides.map(ask));
     if (!still() || this.signal.aborted) return;
@@ -129,7 +129,7 @@ class Volumes {
       else if (reason) { side.refuse(reason); side.caption.hidden = !this.two; side.caption.textContent = side.title; } else side.clear();
     });
     const { leading } = this;
-    if (!leading) { explainNothing(this.explained, "Nothing is shown that could be explained."); return; }
+    if (!leading) { explainNothing(this.explained, "No map is shown."); return; }
     if (leading.kind === "attention") {
       this.layer = Math.min(this.layer ?? leading.depth - 1, leading.depth - 1);
       if (this.head !== "mean" && this.head >= leading.heads) this.head = "mean";
@@ -232,7 +232,7 @@ class Volumes {
   async explainPair(side, still) {
     const { look, rows, view: { kind, layer, head } } = side;
     if (kind !== "attention") {
-      explainNothing(this.explained, kind === "rollout" ? "Rollout multiplies the layers: it has no query and key of its own." : "This network has no queries and keys.");
+      explainNothing(this.explained, kind === "rollout" ? "Rollout combines all layers and has no single query and key." : "This network has no queries and keys.");
       return;
     }
     const query = side.token(side.asked), key = look.prefix + side.map.indexOf(side.limits.high);
@@ -241,6 +241,6 @@ class Volumes {
     if (!pair || !still()) return;
     const name = (token) => (token < look.prefix ? "the class token" : `the patch in ${side.name(token - look.prefix)}`);
     explain(this.explained, pair, { query: name(query), key: name(key), layer, head: chosen },
-      head === "mean" ? "The mean has no score of its own: this is the head in which this key has most." : "");
+      head === "mean" ? "The mean over heads has no score; this is the head in which this key has the largest weight." : "");
   }
 }
