@@ -238,7 +238,7 @@ def test_the_report_of_a_run_shows_what_was_found(marked, tmp_path):
     write_json(run / "data.json", {"source": str(folder), "slides": record})
     page = write_report(run).read_text(encoding="utf-8")
     assert "tiles of 64 px at 0.5 µm per pixel" in page and page.count("data:image/png") == 1
-    line, unreadable = page.split("Slides, one by one (1)")[1].split("Slides that cannot be read, left out (1)")
+    line, unreadable = page.split("Slides (1)")[1].split("Slides that cannot be read, left out (1)")
     pen = f"{100 * record['slides'][0]['pen']:.1f}".rstrip("0").rstrip(".")
     assert f"{pen}\u00a0%" in line and "broken.<wbr>svs" in unreadable
 
