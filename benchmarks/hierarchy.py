@@ -112,6 +112,8 @@ def hierarchy(out: Path, options: argparse.Namespace, console: TimedConsole) -> 
     learned = slides(out, "slides-unlabelled", options.unlabelled, options.size, SETS["arrangement"] | {"seed": 1})
     settings = SETTINGS | {"region.train.steps": options.region_steps, "train.seed": options.seed}
     settings["region.model.positions"] = options.positions
+    if options.smoke:
+        settings["region.train.batch"] = 4
     if options.tile:
         settings["hipt.tile"] = str(Path(options.tile).resolve())
     else:

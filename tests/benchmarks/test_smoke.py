@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2] / "benchmarks"
 SHARED = {"harness", "peer", "attention_figure"}  # imported by the others
-SLOW = {"hierarchy", "startup"}
+SLOW = {"collapse", "hierarchy", "methods", "startup", "volumes", "weights"}
 SCRIPTS = sorted({path.stem for path in ROOT.glob("*.py")} - SHARED)
 
 

@@ -281,7 +281,7 @@ def taken(site, tmp_path):
     nothing = [None] * 12
     features = rng.standard_normal((12, 8)).astype(np.float32)
     ids = [f"{i}.png" for i in range(12)]
-    save_table(tmp_path / "taken.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}, taken))
+    save_table(tmp_path / "taken.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}, taken))  # type: ignore[call-arg]
     before, site.catalog.tables = site.catalog.tables, (str(tmp_path / "taken.parquet"),)
     yield own
     site.catalog.tables = before
@@ -291,7 +291,7 @@ def taken(site, tmp_path):
 def test_few_images_without_labels_are_shown(window, site, tmp_path, monkeypatch, count, legend):
     nothing, ids = [None] * count, [f"{i}.png" for i in range(count)]
     features = np.eye(8, dtype=np.float32)[:count]
-    save_table(tmp_path / "few.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}))
+    save_table(tmp_path / "few.parquet", FeatureTable(features, ids, *[nothing] * 4, "m", {}))  # type: ignore[call-arg]
     monkeypatch.setattr(site.catalog, "tables", (str(tmp_path / "few.parquet"),))
     open_map(window)
     assert window.locator(".legend .name").all_inner_texts() == legend
