@@ -271,7 +271,7 @@ def test_one_page_has_the_slides_and_every_level(hierarchy):
     regions = run_folder.read_json(hierarchy / "region" / "data.json")["used"]
     for words in (
         "A hierarchy over 4 slides, without labels",
-        f"learned from {regions} regions",
+        f"trained on {regions} regions",
         f"<dd>{tiles}</dd>",
         f"The tile level is <code>{TILE}</code>",
         "Tissue masks of the slides.",
@@ -371,7 +371,7 @@ def test_the_region_level_trained_on_stands_beside_the_resting_one(hierarchy, sl
     names = list(dict.fromkeys(row["model"] for row in found["rows"]))
     assert names == ["hierarchy, abmil", "hierarchy, mean", "hierarchy, region level fine-tuned, abmil"]
     assert (hierarchy / "region" / "model" / "model.safetensors").read_bytes() == kept
-    assert [line for line in console.messages if "learning" in line] == [f"learning: {name}" for name in names]
+    assert [line for line in console.messages if line.startswith("training ")] == [f"training {name}" for name in names]
     folds = [(step, total) for step, total, logs in console.seen if "folds" in logs]
     assert folds[0] == (0, 6) and folds[-1] == (6, 6) and [step for step, _ in folds] == sorted(s for s, _ in folds)
     steps = [(step, total) for step, total, logs in console.seen if "loss" in logs]
@@ -466,7 +466,7 @@ def test_a_patient_is_known_by_any_slide_and_copies_stay_together(tmp_path):
     rows = [("a1", "a"), ("a2", "a"), ("b1", "b"), ("c1", "c"), ("copy of b1", None), ("d1", "d"), ("e1", "e")]
     records = [Record(f"{name}.svs", label="xy"[k % 2], group=group) for k, (name, group) in enumerate(rows)]
     hashes = ["h0", "h1", "h2", "h3", "h2", "h5", "h6"]
-    tiles = SimpleNamespace(named=[SimpleNamespace(record=record) for record in records], hashes=hashes)
+    tiles = SimpleNamespace(entries=[SimpleNamespace(record=record) for record in records], hashes=hashes)
     found, places, marked = cohort_of(tiles, list(range(7)), tmp_path, False)
     assert found.testable.tolist() == [False, False, True, True, True, True, True] and not marked
     assert places.tolist() == list(range(7))
