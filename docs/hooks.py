@@ -25,8 +25,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def public_names() -> str:
+    """One mkdocstrings block for each name that saccade exports, functions first."""
+    lines = (ROOT / "src/saccade/__init__.pyi").read_text(encoding="utf-8").splitlines()
+    imports = [line.split() for line in lines if line.startswith("from ")]
+    names = sorted((name[0].isupper(), name.lower(), f"{module}.{name}") for _, module, _, name, *_ in imports)
+    return "\n\n".join(f"::: {path}\n    options:\n      heading_level: 2" for _, _, path in names)
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point relative links at the places that pages have in the site."""
+    if page.file.src_uri == "reference/api.md":
+        return markdown.replace("[PUBLIC NAMES]", public_names())
     if page.file.src_uri in PAGES:
         return markdown.replace("](docs/", "](")
     return markdown.replace("](../../benchmarks/", "](../benchmarks/")

@@ -275,7 +275,7 @@ def test_one_page_has_the_slides_and_every_level(hierarchy):
         f"<dd>{tiles}</dd>",
         f"The tile level is <code>{TILE}</code>",
         "Tissue masks of the slides.",
-        "While the region level learned",
+        "Training of the region level",
         'href="region/report.html"',
         "a slide is the mean of its regions",
     ):
