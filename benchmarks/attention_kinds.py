@@ -170,7 +170,7 @@ def settings(kind: str, axes: int, side: int) -> Any:
 
 def counted(axes: int, sides: Sequence[int]) -> dict[str, Any]:
     """Operations and memory of a training step by arithmetic; without the heap's gaps, as the measurement is."""
-    from saccade.cost.step_memory import GAPS, Workload, price
+    from saccade.cost.step import FRAGMENTATION, Workload, price
 
     out: dict[str, Any] = {}
     for kind in KINDS:
@@ -184,7 +184,7 @@ def counted(axes: int, sides: Sequence[int]) -> dict[str, Any]:
             load = Workload(network, "supervised", config, (1, side * PATCH), (0, 0), 1, explicit=explicit, axes=axes)
             step = price(load)
             points["gflop"][side**axes] = round(step.total_flops / 1e9, 2)
-            points["mib"][side**axes] = round((step.peak - step.memory.get(GAPS, 0)) / 2**20, 1)
+            points["mib"][side**axes] = round((step.peak - step.memory.get(FRAGMENTATION, 0)) / 2**20, 1)
         if points["mib"]:
             slopes = {"slope_work": slope(points["gflop"]), "slope_memory": slope(points["mib"])}
             out[kind] = {"train": points | slopes}

@@ -85,7 +85,7 @@ def prepared(setting: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 def predict(setting: dict[str, Any]) -> dict[str, Any]:
     """What ``saccade plan`` says, and after it the operations of real steps by torch's counter."""
-    from saccade.cost.step_memory import price
+    from saccade.cost.step import price
     from saccade.tasks import plan
 
     run, load, device = prepared(setting)

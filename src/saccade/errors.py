@@ -9,6 +9,7 @@ The tree::
         DamagedFile             one file that cannot be decoded; skipped, counted, named
         TooManyDamaged          more damaged files than --max-bad allows
       ModelError                a model, checkpoint or weights file that does not fit
+       UnknownCost             a method or network whose training step cannot be traced
       TrainingError             a run that had to stop; the message names the last good checkpoint
         NonFiniteLoss
         StorageError            a full disk or an unwritable folder
@@ -76,6 +77,10 @@ class TooManyDamaged(DataError):
 
 
 class ModelError(SaccadeError):
+    pass
+
+
+class UnknownCost(ModelError):
     pass
 
 

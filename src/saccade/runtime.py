@@ -8,6 +8,7 @@ import importlib
 import os
 import platform
 from collections.abc import Iterator
+from contextvars import ContextVar
 from importlib import metadata
 from typing import Any, Literal
 
@@ -98,8 +99,25 @@ def torch_generator(*words: int | str) -> torch.Generator:
 # --- processes ---------------------------------------------------------------------------------
 
 
+_single: ContextVar[bool] = ContextVar("single_process", default=False)
+
+
+@contextlib.contextmanager
+def single_process() -> Iterator[None]:
+    """Inside, this process computes as if it were the only one: nothing is exchanged with the others."""
+    token = _single.set(True)
+    try:
+        yield
+    finally:
+        _single.reset(token)
+
+
+def _distributed() -> bool:
+    return dist.is_initialized() and not _single.get()
+
+
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _distributed() else 0
 
 
 def launched_rank() -> int:
@@ -108,7 +126,7 @@ def launched_rank() -> int:
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _distributed() else 1
 
 
 @contextlib.contextmanager

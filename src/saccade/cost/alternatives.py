@@ -1,6 +1,6 @@
-"""Cheaper ways to the same end, each with its price, the cheapest first; the largest batch and smallest patch that fit.
+"""Cheaper settings for the same run, each with its price; the largest batch and the smallest patch that fit.
 
-Arithmetic, no torch. Where a method or a network has no use for a change, it is not offered.
+What is offered depends on the cards of the method and the backbone, not on their names.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from saccade.cost.step_memory import Price, Workload, price
+from saccade.cost.step import BatchPrices, Price, Workload, price
 from saccade.errors import SaccadeError
 from saccade.methods.registry import card_of
-from saccade.models.backbones.vit import ViTSettings
 from saccade.models.registry import configured, for_axes
 from saccade.models.settings import Settings
 
 MOST_IMAGES = 65536
+MOST_TOKENS = 2**21
+"""Of a view: more are not worth a look."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ class Alternative:
 
 def _changed(network: Any, **changes: object) -> Settings:
     """The same network with other settings, of those that its family has."""
-    found: Settings = dataclasses.replace(network, **changes)
-    return found
+    changed: Settings = dataclasses.replace(network, **changes)
+    return changed
 
 
 def _renamed(load: Workload, base: str) -> Workload:
     """The same run with another network of about the same size and patch, attention fused."""
     old = load.network
     new = configured(base, channels=old.channels, size_px=old.size_px, axes=old.axes)
-    kept = {n: getattr(old, n) for n in ("positions", "registers") if n in new.options and n in old.options}
-    return load.with_(network=_changed(new, **kept), explicit=None)
+    shared = {n: getattr(old, n) for n in ("positions", "registers") if n in new.options and n in old.options}
+    return load.with_(network=_changed(new, **shared), explicit=None)
 
 
 def _fitting(load: Workload, patch: int) -> Workload:
@@ -59,36 +60,35 @@ def _size_of(network: Settings) -> str:
 
 
 def _candidates(load: Workload) -> list[tuple[str, str, Callable[[], Workload]]]:
-    s, patch = load.network, load.network.capabilities.patch_px
-    found: list[tuple[str, str, Callable[[], Workload]]] = []
+    network, ability = load.network, load.network.capabilities
+    patch = ability.patch_px
+    changes: list[tuple[str, str, Callable[[], Workload]]] = []
     if load.explicit:
-        found.append(("fused attention", "what saccade does by itself", lambda: load.with_(explicit=None)))
-    if isinstance(s, ViTSettings) and not s.capabilities.reads_grids:
-        size = _size_of(s)
-        if not card_of(load.method).needs_masking:
-            reach = 7 if s.axes == 2 else 4
-            for name, pattern in (("window attention", f"window:{reach}"), ("axial attention", "axial")):
-                if s.attention != pattern:
-                    found.append((name, f"--set model.attention={pattern}", _with_attention(load, pattern)))
+        changes.append(("fused attention", "the default", lambda: load.with_(explicit=None)))
+    if not card_of(load.method).needs_masking:
+        if "attention" in network.options and not ability.reads_grids:
+            radius = 7 if network.axes == 2 else 4
+            for name, pattern in (("window attention", f"window:{radius}"), ("axial attention", "axial")):
+                changes.append((name, f"--set model.attention={pattern}", _with_attention(load, pattern)))
+        if ability.has_attention and ability.any_patch and not ability.batch_norm:
+            size = _size_of(network)
             for name, base in (
                 ("pooled tokens (HVT)", f"hvt_{size}_patch{patch}"),
                 ("hybrid: a CNN first", f"hybrid_{size}_patch{patch}"),
             ):
-                if s.stem == "linear":
-                    found.append((name, f"--backbone {base}", _with_base(load, base)))
-    if patch and not s.capabilities.reads_grids:
-        twice = 2 * patch
-        name = s.name.replace(f"patch{patch}", f"patch{twice}")
-        found.append((f"patches of {twice}", f"--backbone {name}", lambda: _fitting(load, twice)))
-    if s.capabilities.checkpointing and not load.recompute:
-        found.append(
-            ("activations computed twice", "--set train.checkpointing=true", lambda: load.with_(recompute=True))
-        )
+                changes.append((name, f"--backbone {base}", _with_base(load, base)))
+    if patch and not ability.reads_grids:
+        coarser = 2 * patch
+        name = network.name.replace(f"patch{patch}", f"patch{coarser}")
+        changes.append((f"patches of {coarser}", f"--backbone {name}", lambda: _fitting(load, coarser)))
+    if ability.checkpointing and not load.recompute:
+        how = "--set train.checkpointing=true"
+        changes.append(("recomputed activations", how, lambda: load.with_(recompute=True)))
     if load.batch % 2 == 0 and load.batch > 2:
         half = load.batch // 2
         how = f"--batch {half} --set train.accumulate={2 * load.accumulate}"
-        found.append(("two half batches a step", how, lambda: load.with_(batch=half, accumulate=2 * load.accumulate)))
-    return found
+        changes.append(("two half batches a step", how, lambda: load.with_(batch=half, accumulate=2 * load.accumulate)))
+    return changes
 
 
 def _with_attention(load: Workload, pattern: str) -> Callable[[], Workload]:
@@ -101,71 +101,65 @@ def _with_base(load: Workload, base: str) -> Callable[[], Workload]:
 
 def alternatives(load: Workload) -> list[Alternative]:
     """Every change that is possible here, ordered by operations, then by memory."""
-    found = []
+    result = []
     for name, how, change in _candidates(load):
         try:
             changed = change()
+            if changed == load:
+                continue
             if changed.global_views[1] % changed.network.unit_px or (
                 changed.local_views[0] and changed.local_views[1] % changed.network.unit_px
             ):
                 continue
             for_axes(changed.network, load.network.axes)
-            found.append(Alternative(name, how, changed, price(changed)))
+            result.append(Alternative(name, how, changed, price(changed)))
         except SaccadeError:  # no such network, or not at this size
             continue
-    return sorted(found, key=lambda a: (a.price.total_flops, a.price.peak))
+    return sorted(result, key=lambda a: (a.price.total_flops, a.price.peak))
 
 
 def largest_batch(load: Workload, limit: int) -> int:
-    """The most images of a micro-batch whose step stays within ``limit`` bytes; 0: not even the least fits."""
+    """The most images of a micro-batch whose step stays within ``limit`` bytes; 0: not even the smallest fits."""
+    prices = BatchPrices(load)
 
     def fits(batch: int) -> bool:
-        return price(load.with_(batch=batch)).peak <= limit
+        return prices(batch).peak <= limit
 
-    least = card_of(load.method).min_batch
-    if not fits(least):
+    smallest = card_of(load.method).min_batch
+    if not fits(smallest):
         return 0
-    low, high = least, 2 * least
+    low, high = smallest, 2 * smallest
     while high <= MOST_IMAGES and fits(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
+    while low > smallest and price(load.with_(batch=low)).peak > limit:  # fragmentation is not linear
+        low = max(smallest, low - max(1, low // 32))
     return low
 
 
 def smallest_patch(load: Workload, limit: int) -> int | None:
     """The finest patch with which a step fits; None where the network has no patches or none fits."""
-    s = load.network
-    if not s.capabilities.patch_px or s.capabilities.reads_grids:
+    ability, side = load.network.capabilities, load.global_views[1]
+    if not ability.patch_px or ability.reads_grids:
         return None
-    side = load.global_views[1]
-    plain = s.capabilities.any_patch
-    choices = [p for p in range(1, side + 1) if side % p == 0 and (plain or p & (p - 1) == 0)]
-    for patch in sorted(choices):
-        try:
-            changed = _fitting(load, patch)
-            if side % changed.network.unit_px or too_many(changed):
-                continue
-            if price(changed).peak <= limit:
-                return patch
-        except SaccadeError:
-            continue
-    return None
-
-
-def too_many(load: Workload) -> bool:
-    """More tokens than are worth playing through: a view of a million."""
-    side = load.global_views[1] // max(1, load.network.capabilities.patch_px)
-    return side**load.network.axes > 2**21
+    patches = [p for p in range(1, side + 1) if side % p == 0 and (ability.any_patch or p & (p - 1) == 0)]
+    loads = [(patch, _fitting(load, patch)) for patch in patches if (side // patch) ** load.network.axes <= MOST_TOKENS]
+    loads = [(patch, changed) for patch, changed in loads if side % changed.network.unit_px == 0]
+    low, high = 0, len(loads)
+    while low < high:  # finer patches need more memory
+        middle = (low + high) // 2
+        low, high = (low, middle) if price(loads[middle][1]).peak <= limit else (middle + 1, high)
+    return loads[low][0] if low < len(loads) else None
 
 
 def accumulated(load: Workload, limit: int) -> Workload | None:
     """The same step in micro-batches that fit; None where not even the smallest does."""
+    prices = BatchPrices(load.with_(accumulate=2))
     for parts in (2**power for power in range(1, 20)):
-        if load.batch % parts or load.batch // parts < 1:
+        if load.batch % parts or load.batch // parts < card_of(load.method).min_batch:
             return None
-        changed = load.with_(batch=load.batch // parts, accumulate=load.accumulate * parts)
-        if price(changed).peak <= limit:
-            return changed
+        if prices(load.batch // parts).peak <= limit:
+            return load.with_(batch=load.batch // parts, accumulate=load.accumulate * parts)
     return None

@@ -9,7 +9,7 @@ from saccade.base import frames
 from saccade.cost import system_memory
 from saccade.cost.alternatives import Alternative
 from saccade.cost.explain import sentence
-from saccade.cost.step_memory import Price, Workload
+from saccade.cost.step import Price, Workload
 from saccade.cost.worked_examples import lookup
 
 if TYPE_CHECKING:

@@ -1,12 +1,12 @@
-"""Two figures worth knowing: a flat ViT on a region of a slide, and a look-up table for patches. No torch."""
+"""Two worked examples: a flat ViT on a region of a slide, and a look-up table for patches."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from saccade.cost.autograd_tape import FP32
-from saccade.cost.step_memory import GAPS, Price, Workload, price
+from saccade.cost.step import FP32, FRAGMENTATION, Price, Workload, price
+from saccade.methods.supervised import SupervisedConfig
 from saccade.models.attention_patterns import computed_pairs, parse_pattern
 from saccade.models.backbones.vit import ViTSettings
 from saccade.models.registry import configured
@@ -16,8 +16,19 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Row:
-    """One way to look at a region: bytes of the attention matrices of one layer that are there at a time, bytes of one
-    training step beyond the bare process (gaps between tensors not counted), operations of the step."""
+    """One way to process a region.
+
+    Parameters
+    ----------
+    name : str
+        What is done.
+    matrices : int
+        Bytes of the attention matrices of one layer.
+    peak : int
+        Bytes of all tensors at the peak of one training step; memory fragmentation is not counted.
+    flops : int
+        Floating-point operations of the step.
+    """
 
     name: str
     matrices: int
@@ -33,7 +44,7 @@ def region(size_px: int = 4096, batch: int = 4, backbone: str = "vit_small_patch
     """
     network = configured(backbone, size_px=size_px)
     assert isinstance(network, ViTSettings)
-    config = {"classes": ("a", "b"), "frozen": False}
+    config = SupervisedConfig(classes=("a", "b"))
     flat = Workload(network, "supervised", config, (1, size_px), (0, 0), batch, image_px=size_px)
     rows = []
     for name, load in (
@@ -41,8 +52,8 @@ def region(size_px: int = 4096, batch: int = 4, backbone: str = "vit_small_patch
         ("flat, fused attention", flat.with_(explicit=False)),
         ("flat, windows of 7", flat.with_(network=configured(f"{backbone}_window7", size_px=size_px))),
     ):
-        found = price(load)
-        rows.append(Row(name, written(load), _tensors(found), found.total_flops))
+        cost = price(load)
+        rows.append(Row(name, written(load), _tensors(cost), cost.total_flops))
     tiles = (size_px // tile_px) ** 2
     tile = flat.with_(network=configured(backbone, size_px=tile_px), global_views=(1, tile_px), image_px=tile_px)
     grid = flat.with_(
@@ -63,8 +74,8 @@ def region(size_px: int = 4096, batch: int = 4, backbone: str = "vit_small_patch
     return rows
 
 
-def _tensors(found: Price) -> int:
-    return found.peak - found.memory.get(GAPS, 0)
+def _tensors(cost: Price) -> int:
+    return cost.peak - cost.memory.get(FRAGMENTATION, 0)
 
 
 def written(load: Workload) -> int:

@@ -24,7 +24,7 @@ from saccade.base.contracts import Record
 from saccade.cost import system_memory
 from saccade.cost.alternatives import alternatives, largest_batch, smallest_patch
 from saccade.cost.plan_report import Planned, Speed
-from saccade.cost.step_memory import Workload, price
+from saccade.cost.step import Workload, price
 from saccade.data.cache.image_cache import ImageCache, input_spec
 from saccade.data.probe import first_sample, usual_channels
 from saccade.errors import UsageError

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 
 import torch
 
 from saccade import runtime
+from saccade.base.contracts import InputSpec
 from saccade.cost import system_memory
 from saccade.cost.alternatives import accumulated, alternatives, largest_batch
 from saccade.cost.explain import sentence
-from saccade.cost.step_memory import Price, Workload, price
-from saccade.errors import MemoryShort
+from saccade.cost.step import Price, Step, Workload, price
+from saccade.errors import MemoryShort, UnknownCost
+from saccade.methods.base import Method
+from saccade.train.loop import Plan, update
+from saccade.train.optim import make_optimizer
 from saccade.train.prepare import network_settings
 from saccade.train.run_config import ResolvedRun
 
@@ -24,7 +30,7 @@ def workload(run: ResolvedRun, device: torch.device, *, image_item: int = 1) -> 
     return Workload(
         network_settings(run),
         train.method,
-        dataclasses.asdict(run.method),
+        run.method,
         (views.global_count, views.global_px),
         (views.local_count, views.local_px),
         train.batch // runtime.world_size(),
@@ -36,7 +42,19 @@ def workload(run: ResolvedRun, device: torch.device, *, image_item: int = 1) -> 
         image_px=run.data.cache_px,
         image_item=image_item,
         axes=run.data.axes,
+        make_step=functools.partial(_loop_step, run),
     )
+
+
+def _loop_step(run: ResolvedRun, load: Workload, method: Method) -> Step:
+    """The step of the training loop, with the optimizer of a run."""
+    device = torch.device(load.device)
+    train = dataclasses.replace(run.train, batch=load.batch, accumulate=load.accumulate)
+    values = (0.5,) * load.network.channels
+    spec = InputSpec(load.network.channels, load.network.size_px, 0.0, 255.0, values, values, axes=load.axes)
+    plan = Plan(Path(), train, run.optim, run.views, spec, device)
+    optimizer = make_optimizer(method, run.optim, device)
+    return lambda batches, progress: update(plan, method, optimizer, batches, progress)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -57,7 +75,10 @@ def check_memory(load: Workload, device: torch.device, free: int | None = None) 
     free = free_memory(device) if free is None else free
     if free is None:
         return
-    cost = price(load)
+    try:
+        cost = price(load)
+    except UnknownCost:  # no reason not to train
+        return
     processes = 1 if device.type == "cuda" else runtime.world_size()
     if cost.peak * processes > free:
         raise refusal(load, cost, free // processes, "free on the card" if device.type == "cuda" else "available")

@@ -8,7 +8,9 @@ attention can be read is an ``AttentiveNetwork``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal, TypeGuard, get_args
 
 import torch
@@ -33,6 +35,22 @@ Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values of one layer, [B H N Dk] each."""
 HeadFusion = Literal["mean", "max", "min"]
 CHUNK_ELEMENTS = 2**24  # attention weights that rollout holds at a time: 64 MiB in float32
+
+
+_path: ContextVar[bool | None] = ContextVar("attention_path", default=None)
+
+
+@contextmanager
+def attention_path(explicit: bool | None) -> Iterator[None]:
+    """Inside, ``attend`` takes the explicit path (True), the fused one (False), or the faster of the two (None).
+
+    The results are equal; what they cost is not.
+    """
+    token = _path.set(explicit)
+    try:
+        yield
+    finally:
+        _path.reset(token)
 
 
 def attend(
@@ -75,6 +93,8 @@ def attend(
     torch.Size([1, 1, 2, 5])
     """
     _check_shapes(query, key, value)
+    if explicit is None:
+        explicit = _path.get()
     if explicit is None:
         explicit = _explicit_is_faster(query, key)
     if not explicit:
