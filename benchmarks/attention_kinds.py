@@ -56,10 +56,10 @@ def make(kind: str, axes: int, side: int) -> tuple[Any, Any]:
     common: dict[str, Any] = {"patch": PATCH, "channels": 1, "size_px": size, "axes": axes}
     pixels = torch.randn(1, 1, *(size,) * axes)
     if kind == "pooling (HVT)":
-        return HVT(HVTSettings("hvt", DIM, DEPTH, HEADS, (1,), **common)), pixels
+        return HVT(HVTSettings("hvt_micro_patch4", DIM, DEPTH, HEADS, (1,), **common)), pixels
     if kind == "hybrid stem":  # the stem halves twice more: a quarter of the tokens along each axis
         more = common | {"patch": 4 * PATCH}
-        return ViT(ViTSettings("hybrid", DIM, DEPTH, HEADS, stem="stages", **more)), pixels
+        return ViT(ViTSettings("hybrid_micro_patch16", DIM, DEPTH, HEADS, stem="stages", **more)), pixels
     if kind == "MONAI ViT":
         from monai.networks.nets import ViT as Peer
 
@@ -77,7 +77,7 @@ def make(kind: str, axes: int, side: int) -> tuple[Any, Any]:
         pixels = torch.randn(1, 1, *(2 * side,) * axes)
         return SwinTransformer(1, 24, (7,) * axes, (2,) * axes, (2, 2, 2, 2), (3, 6, 12, 24), spatial_dims=axes), pixels
     attention = KINDS[kind].get(axes, "full")
-    return ViT(ViTSettings("vit", DIM, DEPTH, HEADS, attention=attention, **common)), pixels
+    return ViT(ViTSettings("vit_micro_patch4", DIM, DEPTH, HEADS, attention=attention, **common)), pixels
 
 
 def measure(kind: str, axes: int, side: int, backward: bool, threads: int) -> tuple[float, float]:
@@ -161,16 +161,17 @@ def settings(kind: str, axes: int, side: int) -> Any:
     if kind.startswith("MONAI"):
         return None
     if kind == "pooling (HVT)":
-        return HVTSettings("hvt", DIM, DEPTH, HEADS, (1,), **common)
+        return HVTSettings("hvt_micro_patch4", DIM, DEPTH, HEADS, (1,), **common)
     if kind == "hybrid stem":
-        return ViTSettings("hybrid", DIM, DEPTH, HEADS, stem="stages", **(common | {"patch": 4 * PATCH}))
+        return ViTSettings("hybrid_micro_patch16", DIM, DEPTH, HEADS, stem="stages", **(common | {"patch": 4 * PATCH}))
     attention = KINDS[kind].get(axes, "full")
-    return ViTSettings("vit", DIM, DEPTH, HEADS, attention=attention, **common)
+    return ViTSettings("vit_micro_patch4", DIM, DEPTH, HEADS, attention=attention, **common)
 
 
 def counted(axes: int, sides: Sequence[int]) -> dict[str, Any]:
-    """Operations and memory of a training step by arithmetic; without the heap's gaps, as the measurement is."""
+    """Operations and memory of a traced training step; without fragmentation, as in the measurement."""
     from saccade.cost.step import FRAGMENTATION, Workload, price
+    from saccade.methods.supervised import SupervisedConfig
 
     out: dict[str, Any] = {}
     for kind in KINDS:
@@ -179,7 +180,7 @@ def counted(axes: int, sides: Sequence[int]) -> dict[str, Any]:
             network = settings(kind, axes, side)
             if network is None:
                 continue
-            config = {"classes": ("a", "b"), "frozen": False}
+            config = SupervisedConfig(classes=("a", "b"))
             explicit = {"full, fused": False, "full, written out": True}.get(kind)
             load = Workload(network, "supervised", config, (1, side * PATCH), (0, 0), 1, explicit=explicit, axes=axes)
             step = price(load)
