@@ -228,7 +228,9 @@ def test_a_third_partys_method_and_backbone_have_a_price(third_party):
     # Backward twice the forward; the projection needs no gradient of the pixels.
     assert cost.total_flops == pytest.approx(3 * forward - 2 * rows * tokens * 3 * 64 * dim, rel=0.02)
     assert cost.tokens == (16, 0) and cost.learned == cost.parameters + 33 * 64
-    assert "activations of TwoLayers" in cost.memory and cost.memory[OPTIMIZER] == 8 * cost.learned
+    assert "activations of TwoLayers" in cost.memory and cost.memory[OPTIMIZER] == pytest.approx(
+        8 * cost.learned, rel=0.01
+    )
 
 
 def test_what_cannot_be_traced_can_be_trained(third_party):
