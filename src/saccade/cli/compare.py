@@ -11,6 +11,7 @@ import typer
 from saccade.cli.options import (
     AllowOverlap,
     Grey,
+    KeepNa,
     LabelFlags,
     OptionalData,
     SettingsFlags,
@@ -66,6 +67,7 @@ def compare(
         str,
         typer.Option("--match", help="params or flops: scale every backbone's width to the first one's value."),
     ] = "",
+    keep_na: KeepNa = False,
     grey: Grey = False,
     workers: Annotated[int, typer.Option("--workers", help="Trials that run in parallel.")] = 1,
     allow_overlap: AllowOverlap = False,
@@ -78,6 +80,7 @@ def compare(
 
     options = {name: value for name, value in vars(budget).items() if value is not None}
     options |= {"grey": True} if grey else {}
+    options |= {"keep_na": True} if keep_na else {}
     options |= {"allow_overlap": True} if allow_overlap else {}
     if labels.labels is not None:
         options["manifest"] = str(labels.labels.resolve())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from saccade.cli.options import Data, Grey, LabelFlags, MaxBad, Model, TilingFlags
+from saccade.cli.options import Data, Grey, KeepNa, LabelFlags, MaxBad, Model, TilingFlags
 from saccade.cli.progress import ProgressBar
 
 
@@ -18,6 +18,7 @@ def embed(
     ],
     labels: LabelFlags,
     tiling: TilingFlags,
+    keep_na: KeepNa = False,
     grey: Grey = False,
     max_bad: MaxBad = 0.05,
 ) -> None:
@@ -30,7 +31,7 @@ def embed(
     from saccade.features.embed_slides import EmbeddedSlides
     from saccade.tasks.embed import LabelOptions
 
-    columns = LabelOptions(labels=labels.labels, label=labels.label, group=labels.group)
+    columns = LabelOptions(labels=labels.labels, label=labels.label, group=labels.group, keep_na=keep_na)
     with ProgressBar() as bar:
         table = api.embed(
             model,

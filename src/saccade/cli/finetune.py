@@ -38,6 +38,8 @@ SLIDE_SETTINGS = (
     "data.tile_px",
     "data.tissue",
     "data.slide_mpp",
+    "data.skip_unknown_mpp",
+    "data.keep_na",
     "train.seed",
 )
 

@@ -74,11 +74,14 @@ class TilingFlags:
         float | None,
         typer.Option("--slide-mpp", help="Slides: µm per pixel at full resolution, where the file does not state it."),
     ] = None
+    skip_unknown_mpp: Annotated[
+        bool, typer.Option("--skip-unknown-mpp", help="Slides: leave out those without a resolution.")
+    ] = False
 
     def tiling(self) -> Tiling:
         from saccade.data.slides.tiling import Tiling
 
-        return Tiling(self.mpp, self.tile, self.tissue, self.slide_mpp)
+        return Tiling(self.mpp, self.tile, self.tissue, self.slide_mpp, skip_unknown_mpp=self.skip_unknown_mpp)
 
     def settings(self) -> dict[str, object]:
         return {
@@ -86,10 +89,17 @@ class TilingFlags:
             "data.tile_px": self.tile,
             "data.tissue": self.tissue,
             "data.slide_mpp": self.slide_mpp,
+            "data.skip_unknown_mpp": self.skip_unknown_mpp or None,
         }
 
     def by_option(self) -> dict[str, object]:
-        return {"--mpp": self.mpp, "--tile": self.tile, "--tissue": self.tissue, "--slide-mpp": self.slide_mpp}
+        return {
+            "--mpp": self.mpp,
+            "--tile": self.tile,
+            "--tissue": self.tissue,
+            "--slide-mpp": self.slide_mpp,
+            "--skip-unknown-mpp": self.skip_unknown_mpp or None,
+        }
 
 
 @dataclasses.dataclass(frozen=True)

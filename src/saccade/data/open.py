@@ -18,6 +18,8 @@ from saccade.data.sources.source import Selection
 from saccade.data.volumes.tiff_stack import is_stack
 from saccade.errors import DataError, UsageError, unknown
 
+FOR_SLIDES = "--mpp, --tile, --tissue, --slide-mpp and --skip-unknown-mpp are for slides; these are other images"
+
 
 def absolute(path: str | Path) -> str | Path:
     """The absolute path of data; ``synthetic:`` names stay as they are."""
@@ -92,7 +94,7 @@ def open_source(
     if slides is not None:
         return slides
     if tiling.asked:
-        raise UsageError("--mpp, --tile, --tissue and --slide-mpp are for slides; these are other images", got=path)
+        raise UsageError(FOR_SLIDES, got=path)
     if path.is_dir():
         return FolderSource(path, manifest=manifest, label=label, group=group, keep_na=keep_na)
     return _open_file(path, manifest=manifest, label=label, group=group, keep_na=keep_na)
@@ -125,7 +127,13 @@ def tiling_in(data: Mapping[str, Any]) -> Tiling:
     """The tiling in the ``data`` settings of a run; ``tile_px`` is 0 in runs on other images than slides."""
     if data.get("tile_px") == 0:
         return Tiling()
-    return Tiling(data.get("mpp") or None, data.get("tile_px"), data.get("tissue"), data.get("slide_mpp") or None)
+    return Tiling(
+        data.get("mpp") or None,
+        data.get("tile_px"),
+        data.get("tissue"),
+        data.get("slide_mpp") or None,
+        skip_unknown_mpp=bool(data.get("skip_unknown_mpp")),
+    )
 
 
 def open_data(data: Mapping[str, Any], tiling: Tiling | None = None) -> Source:
@@ -158,7 +166,7 @@ def _synthetic(text: str, tiling: Tiling) -> Source:
     if kind not in kinds:
         raise unknown("synthetic data", kind, [*kinds, "slide"])
     if tiling.asked:
-        raise UsageError("--mpp, --tile, --tissue and --slide-mpp are for slides; these are other images", got=text)
+        raise UsageError(FOR_SLIDES, got=text)
     return kinds[kind](pairs)
 
 

@@ -28,7 +28,7 @@ from saccade.data.cache.image_cache import ImageCache, check_damage, fit_range, 
 from saccade.data.cache.slide_cache import stream_tiles, usual_workers
 from saccade.data.slide_features import SlideFeatures, about_step, save_features
 from saccade.data.slides.slide import COARSE_UM, some_of
-from saccade.data.slides.slide_source import SlideTiles
+from saccade.data.slides.slide_source import SlideTiles, skipped_note
 from saccade.data.slides.streaming import TileStore
 from saccade.data.slides.tiling import Tiling
 from saccade.errors import ModelError, UsageError
@@ -150,7 +150,7 @@ class Embedder:
         """The part of ``about_table`` that is known before a tile is read."""
         return {
             "rows": "tiles",
-            "tiling": dataclasses.asdict(self.tiles.tiling),
+            "tiling": _recorded(self.tiles.tiling),
             "weights": self.model_sha256,
             "precision": runtime.usual_precision(self.device),
         }
@@ -220,8 +220,19 @@ def as_trained(model: str | Path, requested: Tiling | None) -> Tiling:
     mpp, tile_px = requested.mpp or data["mpp"], requested.tile_px or data["tile_px"]
     tissue = data["tissue"] if requested.min_tissue is None else requested.min_tissue
     return Tiling(
-        mpp, tile_px, tissue, requested.slide_mpp, told_to(model, data["slide_mpp"]), from_model=not requested.asked
+        mpp,
+        tile_px,
+        tissue,
+        requested.slide_mpp,
+        told_to(model, data["slide_mpp"]),
+        from_model=not requested.asked,
+        skip_unknown_mpp=requested.skip_unknown_mpp,
     )
+
+
+def _recorded(tiling: Tiling) -> dict[str, Any]:
+    """The tiling as tables store it; a table without ``skip_unknown_mpp``, as of version 0.1, left no slide out."""
+    return {key: value for key, value in dataclasses.asdict(tiling).items() if value or key != "skip_unknown_mpp"}
 
 
 def told_to(run: str | Path, slide_mpp: float | None) -> tuple[float, frozenset[str]] | None:
@@ -394,6 +405,8 @@ def check_unreadable(tiles: SlideTiles, max_bad: float, say: Say) -> None:
     check_damage(tiles.name, bad, len(bad) + len(tiles.entries), max_bad, what="slides")
     if bad:
         say("unreadable slides are skipped:\n" + "\n".join(f"  {name}: {why}" for name, why in bad[:20]))
+    if note := skipped_note(tiles):
+        say(note)
     coarse = [slide.record.id for slide in tiles.entries if slide.mpp is not None and slide.mpp > COARSE_UM]
     if coarse:
         say(f"more than {COARSE_UM:g} µm per pixel according to the table: {some_of(coarse)}; check this value")

@@ -104,6 +104,11 @@ def slide_blocks(run: RunFiles) -> list[object]:
         rows = [[breakable(d.get("id")), str(d.get("reason"))] for d in unreadable[:SHOWN_DAMAGED]]
         body = table("slides that cannot be read", ["slide", "reason"], rows)
         blocks.append(details(f"Slides that cannot be read, left out ({len(unreadable)})", body))
+    skipped = [str(name) for name in sequence(record.get("without_resolution"))]
+    if skipped:
+        rows = [[breakable(name)] for name in skipped[:SHOWN_DAMAGED]]
+        body = table("slides without a resolution", ["slide"], rows)
+        blocks.append(details(f"Slides without a resolution, left out ({len(skipped)})", body))
     return blocks
 
 

@@ -42,6 +42,8 @@ class StudyConfig:
     manifest: str = ""
     label: str = ""
     group: str = ""
+    keep_na: bool = False
+    """Classes and groups may be called n/a, NA or nan; by default these stand for no value."""
     grey: bool = False
     size_px: int = 64
     batch: int = 64

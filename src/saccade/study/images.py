@@ -46,7 +46,9 @@ def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -
     folder = out / "data"
     if (folder / "images.json").exists():
         return
-    source = open_source(study.data, manifest=study.manifest, label=study.label, group=study.group)
+    source = open_source(
+        study.data, manifest=study.manifest, label=study.label, group=study.group, keep_na=study.keep_na
+    )
     cache = build_cache(source, cache_px=round(1.5 * study.size_px), report=report)
     parts = choose_parts(cache.records, cache.hashes, seed=0)
     labels = {cache.records[int(i)].label for i in parts.train}

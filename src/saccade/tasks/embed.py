@@ -31,6 +31,8 @@ class LabelOptions:
     labels: Path | None = None
     label: str | None = None
     group: str | None = None
+    keep_na: bool = False
+    """Classes and groups may be called n/a, NA or nan; by default these stand for no value."""
 
 
 TABLES = "FILE.parquet or DATABASE/NAME.lance"
@@ -71,6 +73,7 @@ def _embed_hierarchy(
     columns = {"data.manifest": where.labels, "data.label": where.label, "data.group": where.group}
     settings: dict[str, Any] = {key: str(value) for key, value in columns.items() if value is not None}
     settings |= {} if tiling.slide_mpp is None else {"data.slide_mpp": tiling.slide_mpp}
+    settings |= {"data.skip_unknown_mpp": tiling.skip_unknown_mpp, "data.keep_na": where.keep_na}
     table = evaluate_slides.embed(
         run, evaluate_slides.slides_of(run, str(absolute(data)), settings), console, max_bad=max_bad
     )
@@ -181,7 +184,12 @@ def _embed(
     _check_name(out, "features", folders=True)
     device = runtime.pick_device()
     source = open_source(
-        data, manifest=where.labels, label=where.label, group=where.group, tiling=as_trained(model, tiling)
+        data,
+        manifest=where.labels,
+        label=where.label,
+        group=where.group,
+        keep_na=where.keep_na,
+        tiling=as_trained(model, tiling),
     )
     if isinstance(source, SlideTiles):
         embedder = _slide_embedder(model, source, grey=grey, max_bad=max_bad, console=console)

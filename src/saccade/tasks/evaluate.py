@@ -13,6 +13,7 @@ from saccade.base import config, run_folder
 from saccade.base.files import check_writable, make_folder, write_text
 from saccade.data.cache.image_cache import ImageCache
 from saccade.data.open import left_aside, open_source
+from saccade.data.slides.slide_source import skipped_note
 from saccade.data.slides.tiling import Tiling
 from saccade.data.splits import Parts, choose_parts
 from saccade.errors import UsageError
@@ -139,7 +140,7 @@ def evaluate(
         keep_na=options.keep_na,
         tiling=tiling,
     )
-    if note := left_aside(source):
+    for note in filter(None, (left_aside(source), skipped_note(source))):
         console.say(note)
     decoded = embed_images.Decoded(source, max_bad=options.max_bad, report=None)
     loaded: dict[str, LoadedModel] = {}

@@ -13,7 +13,7 @@ from saccade.data.cache.image_cache import ImageCache, build_cache, check_damage
 from saccade.data.cache.slide_cache import must_stream, stream_tiles, usual_workers
 from saccade.data.open import left_aside
 from saccade.data.probe import typical_px
-from saccade.data.slides.slide_source import tiles_in
+from saccade.data.slides.slide_source import skipped_note, tiles_in
 from saccade.data.volumes.intensity import make_intensity
 from saccade.errors import UsageError
 from saccade.methods.base import Method
@@ -54,6 +54,8 @@ def _decode(source: Source, data: DataConfig, console: Console) -> ImageCache:
         check_damage(slide_tiles[0].name, unreadable, total, data.max_bad, what="slides")
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in unreadable[:20])
         console.say(f"slides that cannot be read are left out:\n{reasons}")
+    if note := skipped_note(source):
+        console.say(note)
     if data.stream:
         workers = int(data.workers or 0)
         return stream_tiles(source, cache_px=cache_px, workers=workers, max_bad=data.max_bad, say=console.say)

@@ -55,6 +55,8 @@ class DataConfig:
     """Minimum tissue fraction of a tile; decided: 0.5."""
     slide_mpp: float = 0.0
     """Resolution of level 0 in µm per pixel for slides without one; 0: such slides are an error."""
+    skip_unknown_mpp: bool = False
+    """Leave out slides without a resolution instead of failing."""
     stream: bool | None = None
     """Read tiles from their slides when they are needed; decided: where they would take more than 1 GiB decoded."""
     workers: int | None = None

@@ -1,5 +1,7 @@
 """Reading slides: places and resolutions against level 0, two readers, files that are broken."""
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
@@ -16,6 +18,7 @@ from saccade.data.slides.slide import Slide, open_slide
 from saccade.data.slides.tiff_reader import TiffReader
 from saccade.data.slides.tiling import Tiling
 from saccade.errors import DamagedFile, DataError, TooManyDamaged, UsageError
+from saccade.train.loop import Quiet
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +180,36 @@ def test_a_slide_without_resolution_names_three_ways(tmp_path):
     source = open_source(tmp_path / "slides.csv", tiling=Tiling(tile_px=64))
     assert source.slides[0].spacing_um == (0.25, 0.25)
     assert {(r.label, r.group) for r in source.records} == {("tumour", "p1")}
+
+
+def test_slides_without_resolution_are_left_out_when_asked_for(tmp_path):
+    write_slide(tmp_path / "good.tif", texture(300, 400), level_px=((150, 200),))
+    write_slide(tmp_path / "mute.tif", texture(300, 400, seed=1), um=None, level_px=((150, 200),))
+    with pytest.raises(DataError, match=r"mute\.tif[\s\S]*--skip-unknown-mpp to use the other 1 slide"):
+        open_source(tmp_path, tiling=Tiling(tile_px=64))
+    tiling = Tiling(tile_px=64, skip_unknown_mpp=True)
+    report = api.show(tmp_path, tiling=tiling)
+    assert [line.id for line in report.slides] == ["good.tif"] and report.skipped == ["mute.tif"]
+    assert "left out    1 without a resolution: mute.tif" in report.text()
+    messages = Quiet()
+    api.embed("random:resnet10_w8", tmp_path, out=tmp_path / "tiles.parquet", tiling=tiling, console=messages)
+    assert any("1 slide without a resolution left out: mute.tif" in line for line in messages.messages)
+    with pytest.raises(DataError, match=r"resolution unknown: mute\.tif"):  # nothing would be left
+        open_source(tmp_path / "mute.tif", tiling=tiling)
+    with pytest.raises(UsageError, match="--skip-unknown-mpp are for slides"):
+        open_source("synthetic:tissue?n=4&size=32", tiling=tiling)
+
+
+def test_a_training_leaves_out_slides_without_resolution(tmp_path):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    write_slide(folder / "good.tif", texture(300, 400), level_px=((150, 200),))
+    write_slide(folder / "mute.tif", texture(300, 400, seed=1), um=None, level_px=((150, 200),))
+    settings = {"data.skip_unknown_mpp": True, "data.tile_px": 64, "train.steps": 1, "train.batch": 2}
+    settings |= {"model.backbone": "resnet10_w8", "model.size_px": 32}
+    api.pretrain(str(folder), out=tmp_path / "run", method="dino", settings=settings)
+    record = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert record["slides"]["without_resolution"] == ["mute.tif"]
 
 
 def test_72_dpi_is_no_resolution(tmp_path):

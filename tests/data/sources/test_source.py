@@ -1,14 +1,20 @@
 """Tables as spreadsheets, pandas, R and BIDS write them."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from saccade.api import show
+from saccade.cli.app import app
 from saccade.data.open import open_data, open_source
 from saccade.errors import DataError
+from saccade.study.design import StudyConfig
+from saccade.study.images import prepare
 
 
 def folder_of(tmp_path, count: int):
@@ -35,6 +41,22 @@ def test_a_class_that_is_called_na_is_kept_where_asked(tmp_path):
     settings = {"source": str(folder), "keep_na": True}
     assert open_data(settings).records[0].label == "NA" and show(folder, keep_na=True).labels == {"NA": 1}
     assert open_data(settings | {"keep_na": False}).records[0].label is None and show(folder).labels == {}
+
+
+def test_embed_and_compare_keep_na_too(tmp_path):
+    folder = folder_of(tmp_path, 4)
+    (folder / "labels.csv").write_text("path,label\n0.png,NA\n1.png,b\n2.png,NA\n3.png,b\n")
+    for keep_na, labels in ((False, [None, "b", None, "b"]), (True, ["NA", "b", "NA", "b"])):
+        out = tmp_path / f"{keep_na}.parquet"
+        command = ["embed", "random:resnet10_w8", str(folder), "--out", str(out), *(["--keep-na"] if keep_na else [])]
+        assert CliRunner().invoke(app, command).exit_code == 0
+        assert pq.read_table(out)["label"].to_pylist() == labels
+    study = StudyConfig(data=str(folder), keep_na=True, size_px=16)
+    prepare(tmp_path / "study", study, lambda done, total: None)
+    assert {record["label"] for record in json.loads((tmp_path / "study/data/images.json").read_text())["records"]} == {
+        "NA",
+        "b",
+    }
 
 
 def test_floats_of_a_column_of_whole_numbers_are_their_numbers(tmp_path):

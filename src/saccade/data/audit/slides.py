@@ -16,7 +16,7 @@ from scipy import ndimage
 from saccade.base import frames, run_folder
 from saccade.base.files import write_file
 from saccade.data.cache.image_cache import check_damage
-from saccade.data.slides.slide import Slide
+from saccade.data.slides.slide import Slide, some_of
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tissue_mask import Tissue, find_tissue
 
@@ -54,6 +54,7 @@ class SlideLine:
 class SlideAudit:
     """What ``saccade show`` prints of slides, and of the tiles that a training would see.
 
+    skipped     slides without a resolution that are left out
     not_taken   files of the folder that are no slides; ``aside`` says why a table among them is not used
     """
 
@@ -69,6 +70,7 @@ class SlideAudit:
     copies: list[list[str]]
     not_taken: list[str] = dataclasses.field(default_factory=list)
     aside: str = ""
+    skipped: list[str] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -98,6 +100,8 @@ class SlideAudit:
                 lines.append(f"  {kind:11s} " + ", ".join(f"{name}: {n:,}" for name, n in counts.items()) + " (slides)")
         lines.append(f"  groups      {self.groups:,}")
         lines += [f"  COPIES      {', '.join(ids)} are the same file" for ids in self.copies]
+        if self.skipped:
+            lines.append(f"  left out    {len(self.skipped):,} without a resolution: {some_of(self.skipped)}")
         if self.not_taken:
             lines.append(f"  not taken   {_counted(self.not_taken)}")
         if self.aside:
@@ -169,6 +173,7 @@ def audit_slides(tiles: SlideTiles, *, max_bad: float = 0.05) -> SlideAudit:
         copies=[ids for ids in by_hash.values() if len(ids) > 1],
         not_taken=tiles.beside,
         aside=tiles.aside,
+        skipped=tiles.skipped,
     )
 
 
@@ -209,7 +214,8 @@ def slide_sheet(tiles: SlideTiles, path: Path, numbers: Sequence[int] | None = N
 def describe_slides(tiles: SlideTiles, numbers: Sequence[int], run: Path) -> dict[str, Any]:
     """What data.json of a run says of the slides it learns from; a few of them are drawn to ``run_folder.SLIDES_PNG``.
 
-    Returns ``mpp`` and ``tile_px`` of the tiles, ``slides`` (a SlideLine each) and ``unreadable`` (id and reason).
+    Returns ``mpp`` and ``tile_px`` of the tiles, ``slides`` (a SlideLine each), ``unreadable`` (id and
+    reason) and ``without_resolution`` (ids of slides that were left out).
     """
     sheet = run / run_folder.SLIDES_PNG
     if not sheet.exists():  # a hierarchy that is resumed has learned from the same slides
@@ -220,6 +226,7 @@ def describe_slides(tiles: SlideTiles, numbers: Sequence[int], run: Path) -> dic
         "tile_px": tiles.tile_px,
         "slides": [dataclasses.asdict(line_of(tiles, int(number))) for number in numbers],
         "unreadable": [{"id": name, "reason": reason} for name, reason in tiles.unreadable],
+        "without_resolution": tiles.skipped,
     }
 
 

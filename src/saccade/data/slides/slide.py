@@ -344,14 +344,18 @@ def _take(digest: hashlib._Hash, path: Path) -> None:
             digest.update(file.read(2**16))
 
 
-def no_resolution(names: Sequence[str], broken: Sequence[str] = ()) -> DataError:
-    """The error for slides that do not say how large a pixel is; ``broken`` are those that cannot be opened either."""
+def no_resolution(names: Sequence[str], broken: Sequence[str] = (), *, others: int = 0) -> DataError:
+    """The error for slides without a resolution.
+
+    ``broken`` are those that cannot be opened either; ``others`` counts slides that could be used without them.
+    """
+    skip = f"; or --skip-unknown-mpp to use the other {others:,} {'slide' if others == 1 else 'slides'}"
     return DataError(
         f"resolution unknown: {some_of(names)}",
         got=f"slides that cannot be opened: {some_of(broken)}" if broken else None,
         expected="micrometres a pixel of the largest level",
         hint="one of: a column mpp in the table of slides; --slide-mpp VALUE; the tags XResolution, YResolution and "
-        "ResolutionUnit in the file. It is never guessed",
+        "ResolutionUnit in the file. It is never guessed" + (skip if others else ""),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from saccade.base.contracts import Sample, Source
 from saccade.base.machine import usable_cores
-from saccade.data.slides.slide import DARK, FINER, no_resolution, open_slide
+from saccade.data.slides.slide import DARK, FINER, no_resolution, open_slide, some_of
 from saccade.data.slides.slide_pool import SlideEntry, SlidePool, open_entry
 from saccade.data.slides.tiling import TILE_PX, TISSUE, TileGrid, Tiling, tile_grid
 from saccade.data.slides.tissue_mask import find_tissue
@@ -33,6 +33,15 @@ def tiles_in(source: Source) -> tuple[SlideTiles, np.ndarray] | None:
     return None
 
 
+def skipped_note(source: Source) -> str:
+    """The slides that ``Tiling.skip_unknown_mpp`` left out, as a sentence; "" for none and for other images."""
+    tiles = tiles_in(source)
+    if tiles is None or not tiles[0].skipped:
+        return ""
+    names = tiles[0].skipped
+    return f"{len(names):,} {'slide' if len(names) == 1 else 'slides'} without a resolution left out: {some_of(names)}"
+
+
 @dataclass(frozen=True)
 class TilingResult:
     """Tiles of one slide, its mode (bright or dark), the fractions of tissue_mask.Tissue, content hash and note."""
@@ -48,6 +57,7 @@ class SlideTiles:
     """Tiles of slides; satisfies contracts.Source.
 
     entries     the slides that can be read; ``unreadable`` (id, reason) those that cannot
+    skipped     slides without a resolution that are left out (``Tiling.skip_unknown_mpp``)
     slides      ``slides[k]`` opens the k-th, ``tilings[k]`` has its tiles and their statistics
     slide_of    [n] number of each tile's slide; ``coords`` [n 2] (x, y) in pixels of level 0
     tiling      resolved: resolution, side and minimum tissue
@@ -63,10 +73,12 @@ class SlideTiles:
         resolutions = _in_threads(lambda entry: _resolution(entry, tiling.slide_mpp), entries)
         readable = {entry.record.id: um for entry, um in zip(entries, resolutions) if not isinstance(um, str)}
         without = [slide for slide, um in readable.items() if um == 0]
-        if without:
-            raise no_resolution(
-                without, [entry.record.id for entry, um in zip(entries, resolutions) if isinstance(um, str)]
-            )
+        if without and not (tiling.skip_unknown_mpp and any(readable.values())):
+            broken = [entry.record.id for entry, um in zip(entries, resolutions) if isinstance(um, str)]
+            raise no_resolution(without, broken, others=len(readable) - len(without))
+        self.skipped = without
+        entries, resolutions = zip(*((entry, um) for entry, um in zip(entries, resolutions) if um != 0))
+        readable = {slide: um for slide, um in readable.items() if um}
         self.tiling = _resolve(tiling, readable) if readable else tiling
         results = _in_threads(
             lambda both: both[1] if isinstance(both[1], str) else self._look(both[0]), zip(entries, resolutions)

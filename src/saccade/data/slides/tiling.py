@@ -30,6 +30,8 @@ class Tiling:
     assumed_mpp : tuple of float and frozenset of str, optional
         The ``slide_mpp`` that was given to a run, and the content hashes of the slides it was used for:
         it is used for no others.
+    skip_unknown_mpp : bool
+        Leave out slides without a resolution instead of failing; they are listed in ``SlideTiles.skipped``.
     from_model : bool
         These are the settings of a model, not of the user: on other images than slides they have no effect.
 
@@ -45,6 +47,7 @@ class Tiling:
     slide_mpp: float | None = None
     assumed_mpp: tuple[float, frozenset[str]] | None = None
     from_model: bool = False
+    skip_unknown_mpp: bool = False
 
     @property
     def asked(self) -> bool:
