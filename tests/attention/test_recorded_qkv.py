@@ -1,4 +1,4 @@
-"""What is read from queries and keys in numpy is what the network computes."""
+"""Rows and rollout of recorded queries and keys are what the network computes."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_rollout_is_that_of_the_network(model, pixels, monkeypatch):
         wanted = model.rollout(pixels, 4)[0].numpy()
     np.testing.assert_allclose(found.rollout(4)[0], wanted, atol=1e-6)
     monkeypatch.setattr("saccade.attention.recorded_qkv.ROLLED_TOKENS", 1)
-    monkeypatch.setattr("saccade.attention.recorded_qkv.CHUNK_ELEMENTS", 200)
+    monkeypatch.setattr("saccade.models.nn.attention.CHUNK_ELEMENTS", 200)
     np.testing.assert_allclose(recorded(model, pixels).rollout(4)[0], wanted, atol=1e-6)
 
 

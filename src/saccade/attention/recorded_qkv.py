@@ -1,7 +1,7 @@
-"""Queries, keys and values of every layer for one input, and the attention that follows from them. numpy, no torch.
+"""Queries, keys and values of every layer for one input, and the attention that follows from them.
 
-Equation 1 of Vaswani et al. 2017 (arXiv:1706.03762), row by row: a click on a patch costs one product of a query with
-all keys. Rollout is Abnar and Zuidema 2020 (arXiv:2005.00928). The same for images, volumes and sentences.
+The equations are those of ``models/nn/attention.py``, row by row: a click on a patch costs one product of a query with
+all keys. The same for images, volumes and sentences.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from saccade.errors import UsageError, out_of_range
+from saccade.models.nn.attention import attention_rows, attention_scores, rollout
 
 ROLLED_TOKENS = 1100  # up to so many tokens the whole rollout is cached: 4.8 MiB
-CHUNK_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,13 @@ class RecordedQKV:
         return self.queries.nbytes + self.keys.nbytes + self.values.nbytes + sum(masks.values()) + rolled
 
     def visible_counts(self, layer: int) -> np.ndarray | None:
-        """How many keys each query of a layer sees [N]; None where each sees all. Raises UsageError as ``scores``."""
+        """How many keys each query of a layer sees [N]; None where each sees all. Raises UsageError as ``rows``."""
         self._check(layer, 0, 1)
         visible = self.visible[layer] if self.visible else None
         return None if visible is None else visible.sum(axis=1)
 
-    def scores(self, layer: int, first: int, count: int = 1) -> np.ndarray:
-        """q k / sqrt(Dk) of ``count`` queries from ``first`` on, float32 [H R N]; -inf where a key is not visible.
+    def rows(self, layer: int, first: int, count: int = 1) -> np.ndarray:
+        """Attention weights of ``count`` queries from ``first`` on, float32 [H R N]; each row sums to 1.
 
         Raises
         ------
@@ -103,17 +105,9 @@ class RecordedQKV:
             A layer or token does not exist.
         """
         self._check(layer, first, count)
-        query = self.queries[layer, :, first : first + count] * np.float32(self.queries.shape[-1] ** -0.5)
-        scores = query @ self.keys[layer].swapaxes(-1, -2)
-        visible = self.visible[layer] if self.visible else None
-        return scores if visible is None else np.where(visible[first : first + count], scores, np.float32(-np.inf))
-
-    def rows(self, layer: int, first: int, count: int = 1) -> np.ndarray:
-        """Attention weights float32 [H R N]; each row sums to 1. Raises UsageError as ``scores``."""
-        weights = self.scores(layer, first, count)
-        weights -= weights.max(axis=-1, keepdims=True)
-        np.exp(weights, out=weights)
-        weights /= weights.sum(axis=-1, keepdims=True)
+        rows = torch.arange(first, first + count)
+        query, key = self._heads(self.queries, layer), self._heads(self.keys, layer)
+        weights: np.ndarray = attention_rows(query, key, rows, self._mask(layer, rows))[0].numpy()
         return weights
 
     def all_layers(self, token: int) -> np.ndarray:
@@ -130,9 +124,9 @@ class RecordedQKV:
         """
         self._check(0, first, count)
         if self.tokens > ROLLED_TOKENS:
-            return self._through(np.eye(self.tokens, dtype=np.float32)[first : first + count])
+            return self._rollout(first, count)
         if not self._rolled:
-            self._rolled.append(self._through(np.eye(self.tokens, dtype=np.float32)))
+            self._rolled.append(self._rollout(0, self.tokens))
         return self._rolled[0][first : first + count]
 
     def pair(self, layer: int, head: int, query: int, key: int) -> QueryKeyPair:
@@ -146,7 +140,11 @@ class RecordedQKV:
         self._check(layer, key, 1)
         if not 0 <= head < self.heads:
             raise out_of_range("head", head, self.heads - 1)
-        scores = self.scores(layer, query)[head, 0].astype(np.float64)
+        self._check(layer, query, 1)
+        rows = torch.tensor([query])
+        queries, keys = self._heads(self.queries, layer)[:, head : head + 1], self._heads(self.keys, layer)
+        scores = attention_scores(queries[:, :, rows], keys[:, head : head + 1], self._mask(layer, rows))
+        scores = scores[0, 0, 0].numpy().astype(np.float64)
         if not np.isfinite(scores[key]):
             raise UsageError(
                 "this key is not visible to the query", got=f"{query} and {key}", hint="this layer attends locally"
@@ -167,16 +165,21 @@ class RecordedQKV:
             rank=int((raised > raised[key]).sum()),
         )
 
-    def _through(self, weights: np.ndarray) -> np.ndarray:
-        """``weights`` [R N] times all layers, last first; each layer's matrix is computed some rows at a time."""
-        size = max(1, CHUNK_ELEMENTS // (self.heads * self.tokens))
-        for layer in reversed(range(self.depth)):
-            total = np.zeros_like(weights)
-            for start in range(0, self.tokens, size):
-                count = min(size, self.tokens - start)
-                total += weights[:, start : start + count] @ self.rows(layer, start, count).mean(axis=0)
-            weights = 0.5 * weights + 0.5 * total
-        return weights
+    def _heads(self, values: np.ndarray, layer: int) -> Tensor:
+        """[1 H N D] of one layer."""
+        return torch.from_numpy(values[layer])[None]
+
+    def _mask(self, layer: int, rows: Tensor) -> Tensor | None:
+        """[R N], True where these queries see a key; None where they see all."""
+        visible = self.visible[layer] if self.visible else None
+        return None if visible is None else torch.tensor(visible[rows.numpy()])
+
+    def _rollout(self, first: int, count: int) -> np.ndarray:
+        queries = [self._heads(self.queries, layer) for layer in range(self.depth)]
+        keys = [self._heads(self.keys, layer) for layer in range(self.depth)]
+        weights = rollout(queries, keys, torch.arange(first, first + count), mask=self._mask)
+        rows: np.ndarray = weights[0].numpy()
+        return rows
 
     def _check(self, layer: int, first: int, count: int) -> None:
         if not 0 <= layer < self.depth:

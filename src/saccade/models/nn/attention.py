@@ -99,7 +99,7 @@ def attend(
         explicit = _explicit_is_faster(query, key)
     if not explicit:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return torch.softmax(_scores(query, key, mask), dim=-1).to(value.dtype) @ value
+    return torch.softmax(attention_scores(query, key, mask), dim=-1).to(value.dtype) @ value
 
 
 def attention_rows(
@@ -138,7 +138,7 @@ def attention_rows(
     _check_shapes(query, key, key)
     dtype = torch.promote_types(query.dtype, torch.float32)
     chosen = query.index_select(2, rows.to(query.device)).to(dtype)
-    return torch.softmax(_scores(chosen, key.to(dtype), mask), dim=-1)
+    return torch.softmax(attention_scores(chosen, key.to(dtype), mask), dim=-1)
 
 
 def rollout(
@@ -245,7 +245,8 @@ def _explicit_is_faster(query: Tensor, key: Tensor) -> bool:
     return query.requires_grad and key.shape[-2] <= EXPLICIT_TOKENS_FP32
 
 
-def _scores(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+def attention_scores(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Q K^T / sqrt(Dk), [B H N M]; -inf where a boolean mask hides a key."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if mask is None:
         return scores
