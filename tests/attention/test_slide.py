@@ -202,7 +202,7 @@ def test_what_cannot_be_is_refused_before_the_slide_is_opened(slide, tmp_path, m
     table.write_text(f"path,mpp\n{slide.path},0.5\n")
     model, path = "random:resnet10_w8", str(slide.path)
     for call, words in (
-        ([path, "--out", "a.svg"], r"cannot be written as a\.svg[\s\S]*\.png, \.tif, \.geojson, \.csv, or a name"),
+        ([path, "--out", "a.svg"], r"slide map: a\.svg[\s\S]*\.png, \.tif, \.geojson, \.csv, or a name"),
         ([path, "--query", "abc"], "Y,X in pixels"),
         ([str(table)], r"one slide or image, and \S+slides\.csv is a table[\s\S]*--slide-mpp"),
         ([str(slide.path.parent)], "is a folder of slides"),

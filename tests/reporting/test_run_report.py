@@ -143,7 +143,41 @@ def test_losses_are_claimed_as_well():
         if d["against"] == "colour histogram":
             d |= {"difference": -0.05, "low": -0.08, "high": -0.02}
 
-    assert "but 5.0 points fewer than colour histogram" in finding(read_evaluation(shifted(lose)))
+    words = finding(read_evaluation(shifted(lose)))
+    assert "but 5.0 points fewer than colour histogram" in words
+    assert words.startswith(
+        "Colour histogram is better by 5.0 points [2.0 to 8.0] by k-NN with 10 % of the labels (79.4 %"
+    )
+
+
+def test_a_loss_that_is_not_clear_does_not_lead_the_headline():
+    def lose(d):
+        if d["against"] == "colour histogram":
+            d |= {"difference": -0.05, "low": -0.12, "high": 0.02}
+
+    assert "is better by" not in finding(read_evaluation(shifted(lose)))
+
+
+def test_findings_of_the_doctor_are_badges_of_head_and_table(tmp_path):
+    folder = fake_run.write_fake_run(tmp_path / "run", figures=False)
+    assert 'class="badge"' not in write_report(folder).read_text(encoding="utf-8")
+    record = json.loads((folder / "doctor.json").read_text())
+    keys = {"evidence": "rank 1", "cause": "c", "change": {}, "advice": "a"}
+    record["diagnoses"] = [{"name": "dimensional collapse", "since": 12, "step": 60} | keys]
+    (folder / "doctor.json").write_text(json.dumps(record))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert page.count('<span class="badge">dimensional collapse since step 12</span>') == 2
+    (folder / "doctor.json").write_text(json.dumps(record | {"step": 3}))  # of an earlier state of the run
+    assert 'class="badge"' not in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_drawn_images_are_called_drawn_in_the_first_lines(tmp_path, text):
+    assert "Drawn, not real" not in text
+    folder = fake_run.write_fake_run(tmp_path / "run", figures=False)
+    data = json.loads((folder / "data.json").read_text()) | {"source": "synthetic:tissue?n=60&size=64"}
+    (folder / "data.json").write_text(json.dumps(data))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert page.index("Drawn, not real") < page.index('class="finding"')
 
 
 def test_a_larger_fraction_speaks_when_the_smallest_is_silent():

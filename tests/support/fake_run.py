@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from saccade.train.diagnose import save_diagnoses
 from saccade.viz.overlays import Neighbour, attention_panel, neighbours_panel, overlay_svg
 from saccade.viz.patch_maps import AttentionMap
 
@@ -208,6 +209,7 @@ def write_fake_run(folder: Path, *, figures: bool = True) -> Path:
         (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
     lines = [json.dumps(line) for line in metric_lines()]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 1200, "lo', encoding="utf-8")
+    save_diagnoses(folder)
     if figures:
         write_figures(folder / "figures")
     return folder

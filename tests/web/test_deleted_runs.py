@@ -30,7 +30,7 @@ def test_all_questions_are_answered_and_name_no_folder(site, gone):
     assert [one["name"] for one in json.loads(ask(site, "/api/runs")[1]) if one.get("gone")] == ["deleted"]
     for path in (f"runs/{gone.id}", f"images?run={gone.id}"):
         status, text = ask(site, f"/api/{path}")
-        assert status == 400 and "the run deleted is no longer there" in text and str(gone.folder.parent) not in text
+        assert status == 400 and "the run deleted no longer exists" in text and str(gone.folder.parent) not in text
 
 
 def test_the_pages_show_the_other_runs(window, site, gone, refusals):

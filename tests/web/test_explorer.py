@@ -166,12 +166,12 @@ def test_rollout_can_be_left_while_a_cnn_stands_beside_it(explorer):
     choose_model(explorer, "random:vit_micro_patch8", side="Compare with")
     until(explorer, "document.querySelectorAll('.panel:not([hidden]) .words strong').length === 2")
     explorer.get_by_label("Method").select_option("rollout")
-    until(explorer, f"{EXPLAINED}.includes('Rollout multiplies')")
+    until(explorer, f"{EXPLAINED}.includes('Rollout combines')")
     choose_model(explorer, "random:resnet10_w16")
     until(explorer, "document.querySelector('.tools').innerText.includes('resnet10_w16 has no attention')")
     assert {(row["panel"], row["kind"]) for row in table(explorer)} == {("A", "similarity"), ("B", "rollout")}
     assert explorer.get_by_label("Method").input_value() == "rollout"
-    until(explorer, f"{EXPLAINED}.includes('Rollout multiplies')")
+    until(explorer, f"{EXPLAINED}.includes('Rollout combines')")
     explorer.get_by_label("Method").select_option("attention")
     until(explorer, f"{EXPLAINED}.includes('what the class token asks')")
     assert {(row["panel"], row["kind"]) for row in table(explorer)} == {("A", "similarity"), ("B", "attention")}
@@ -284,7 +284,7 @@ def test_an_answer_after_the_page_was_left_keeps_the_address_of_the_next_one(exp
 
 def test_rollout_and_the_kept_share(explorer, site):
     explorer.get_by_label("Method").select_option("rollout")
-    until(explorer, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
+    until(explorer, "document.querySelector('.explained').innerText.includes('Rollout combines')")
     explorer.get_by_label("Top attention mass").fill("60")
     until(explorer, "document.querySelector('.words').innerText.includes('patches hold')")
     rows = table(explorer)
@@ -303,7 +303,7 @@ def test_rollout_of_a_network_with_several_heads(explorer, site):
     choose_model(explorer, "short", side="Compare with")
     until(explorer, "document.querySelectorAll('.panel:not([hidden]) .words strong').length === 2")
     explorer.get_by_label("Method").select_option("rollout")
-    until(explorer, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
+    until(explorer, "document.querySelector('.explained').innerText.includes('Rollout combines')")
     wanted = {
         "A": Explorer().view(ViewRequest("random:vit_micro_patch8", "image"), sample).qkv.rollout(0)[0],
         "B": Explorer().view(ViewRequest(str(site.run), "image"), sample).qkv.rollout(0)[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from saccade.base.run_folder import not_a_run
 from saccade.base.version_0_1 import with_current_names
 from saccade.reporting.html import number, sequence
 from saccade.reporting.section_evaluation import Evaluation, read_evaluation
+from saccade.train.diagnose import DIAGNOSES
 
 FILES = ("config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.json", run_folder.HIERARCHY)
 
@@ -37,6 +39,7 @@ class RunFiles:
     evaluation: Evaluation | None
     evaluation_grey: Evaluation | None
     figures: Sequence[Mapping[str, Any]]
+    doctor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def setting(self, group: str, key: str) -> Any:
         values = self.config.get(group)
@@ -72,6 +75,7 @@ def read_run(folder: Path) -> RunFiles:
         evaluation=read_evaluation(_json(folder / "evaluation.json")),
         evaluation_grey=read_evaluation(_json(folder / "evaluation-grey.json")),
         figures=[f for f in sequence(listed) if isinstance(f, Mapping)],
+        doctor=mapping(_json(folder / DIAGNOSES)),
     )
 
 

@@ -28,6 +28,7 @@ from saccade.reporting.html import (
     paragraphs,
     percent,
     section,
+    sequence,
 )
 from saccade.reporting.run_files import RunFiles, last, mapping
 from saccade.reporting.section_classifier import classifier_finding, classifier_numbers, classifier_section
@@ -70,7 +71,7 @@ def warnings(run: RunFiles) -> list[str]:
     loss = number(run.metrics[-1].get("loss")) if run.metrics else math.nan
     if run.metrics and "loss" in run.metrics[-1] and not math.isfinite(loss):
         texts.append("The last logged loss is not finite.")
-    texts += [entry.text().replace("\n", " ") for entry in illnesses(run)]
+    texts += [entry.text().replace("\n", " ") for entry in diagnoses(run)]
     for entry in run.repairs:
         changes = ", ".join(f"{key}={value}" for key, value in mapping(entry.get("change")).items())
         words = (
@@ -80,8 +81,16 @@ def warnings(run: RunFiles) -> list[str]:
     return texts
 
 
-def illnesses(run: RunFiles) -> list[Diagnosis]:
-    """The doctor's findings in the logged figures; none where settings are missing."""
+def diagnoses(run: RunFiles) -> list[Diagnosis]:
+    """The doctor's findings in the logged figures; none where settings are missing.
+
+    A finished run has recorded them; else the figures are examined, which loads the method and torch.
+    """
+    if run.doctor and number(run.doctor.get("step")) == last(run, "step"):
+        try:
+            return [Diagnosis(**entry) for entry in sequence(run.doctor.get("diagnoses"))]
+        except TypeError:  # written by another version
+            pass
     method = run.setting("train", "method")
     if not all(isinstance(run.config.get(name), Mapping) for name in ("train", "optim", method)):
         return []
@@ -91,6 +100,14 @@ def illnesses(run: RunFiles) -> list[Diagnosis]:
         return []
     records = ({key: number(value) for key, value in line.items()} for line in run.metrics)
     return [diagnosis for line in records for diagnosis in watch.look(line)]
+
+
+def badges(entries: Sequence[Diagnosis]) -> Html | None:
+    """The doctor's findings as badges, for the head of a page and above tables."""
+    if not entries:
+        return None
+    names = [h("span", {"class": "badge"}, f"{entry.name} since step {entry.since:,}") for entry in entries]
+    return h("p", {"class": "doctor"}, "Doctor: ", names)
 
 
 def key_numbers(run: RunFiles) -> list[tuple[object, object]]:
@@ -128,13 +145,27 @@ def _percent(value: Any) -> str:
     return text if text == "–" else f"{text} %"
 
 
+def origin(run: RunFiles) -> Html | None:
+    """Says of images that saccade draws itself that they are not real."""
+    source = str(run.data.get("source") or run.setting("data", "source") or "")
+    if not source.startswith("synthetic:"):
+        return None
+    kind = source.removeprefix("synthetic:").partition("?")[0]
+    return note(
+        h("strong", None, "Drawn, not real. "),
+        f"These images ({kind}) are drawn by saccade: no figure on this page says anything about real data.",
+    )
+
+
 def head_blocks(run: RunFiles, sections: Sequence[tuple[str, str]]) -> list[object]:
     source = run.data.get("source") or run.setting("data", "source")
     links = [h("a", {"href": f"#{key}"}, name) for key, name in sections]
     return [
         h("p", {"class": "eyebrow"}, "saccade", h("span", None, f" · {source}") if source else None),
         h("h1", None, breakable(title_of(run))),
+        origin(run),
         h("p", {"class": "finding"}, headline(run)),
+        badges(diagnoses(run)),
         h(
             "p",
             {"class": "rule"},
@@ -163,7 +194,7 @@ def low_labels(run: RunFiles) -> Html:
             )
         ]
     else:
-        blocks = evaluation_blocks(run.evaluation)
+        blocks = [badges(diagnoses(run)), *evaluation_blocks(run.evaluation)]
     if run.evaluation_grey is not None:
         blocks.append(h("h3", None, "Without colour"))
         blocks.append(h("p", None, "The same images in grey: accuracy without colour information."))

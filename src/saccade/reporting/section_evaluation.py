@@ -140,10 +140,29 @@ def points(value: float, *, sign: bool = False) -> str:
 
 
 def finding(evaluation: Evaluation) -> str:
-    """One sentence: the clear differences at the smallest fraction of the labels that has any."""
-    return ("Evaluated on images used in pretraining: " if evaluation.protocol.get("overlap") else "") + _finding(
-        evaluation
-    )
+    """The clear differences at the smallest fraction of the labels that has any; first a model that wins by k-NN."""
+    start = "Evaluated on images used in pretraining: " if evaluation.protocol.get("overlap") else ""
+    text, winner = _finding(evaluation), _winner(evaluation)
+    return start + (text if winner is None else f"{winner}; {text[0].lower()}{text[1:]}")
+
+
+def _winner(evaluation: Evaluation) -> str | None:
+    """The model that beats the evaluated one most by k-NN, at the largest fraction of the labels that has one."""
+    for fraction in evaluation.fractions:
+        losses = [d for d in _main(evaluation) if d["probe"] == "knn" and number(d["fraction"]) == fraction]
+        losses = [d for d in losses if clear(d) and number(d.get("difference")) < 0]
+        if losses:
+            worst = min(losses, key=lambda d: number(d["difference"]))
+            name, labels = str(worst["against"]), percent(fraction)
+            rows = [evaluation.row(model, "knn", fraction) for model in (name, evaluation.primary)]
+            means = [points(number(row.get("mean"))) if row else "–" for row in rows]
+            low, high = (points(-number(worst[key])) for key in ("high", "low"))
+            gain = points(-number(worst["difference"]))
+            return (
+                f"{name[0].upper()}{name[1:]} is better by {gain} points [{low} to {high}] by k-NN with {labels} "
+                f"of the labels ({means[0]} % against {means[1]} % for {evaluation.primary})"
+            )
+    return None
 
 
 def _finding(evaluation: Evaluation) -> str:

@@ -119,6 +119,17 @@ def settings_of(values: Mapping[str, Mapping[str, Any]], images: int) -> Setting
     return Settings(**settings)
 
 
+DIAGNOSES = "doctor.json"
+
+
+def save_diagnoses(run: Path) -> None:
+    """Write RUN/doctor.json at the end of a training: readers then need neither the method nor torch."""
+    metrics = run / "metrics.jsonl"
+    lines = run_folder.read_metrics(metrics) if metrics.exists() else []
+    diagnoses = [dataclasses.asdict(diagnosis) for diagnosis in examine_run(run)]
+    run_folder.write_json(run / DIAGNOSES, {"step": lines[-1]["step"] if lines else None, "diagnoses": diagnoses})
+
+
 def examine_run(run: Path) -> list[Diagnosis]:
     """What the doctor would have said of the logged figures of a run. Raises UsageError when the folder holds none."""
     run_folder.require_run(run)

@@ -36,7 +36,7 @@ from saccade.train import checkpoint
 from saccade.train.checkpoint_selection import CheckpointSelector
 from saccade.train.classifier import save_classifier
 from saccade.train.data_selection import LoadedData, TrainValSplit, describe_data, files_of
-from saccade.train.diagnose import Doctor, settings_of
+from saccade.train.diagnose import Doctor, save_diagnoses, settings_of
 from saccade.train.early_stopping import Validation
 from saccade.train.loop import Console, Plan, Quiet, fit, train_step
 from saccade.train.memory_check import check_memory, workload
@@ -221,6 +221,7 @@ def _train(
         save_model(out / "model", method.backbone, plan.spec, about=about)
         if isinstance(method, Supervised):
             save_classifier(out / "model", method)
+        save_diagnoses(out)
     return out
 
 

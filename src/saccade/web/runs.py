@@ -16,11 +16,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from saccade.base.cache import LruCache
 from saccade.errors import UsageError
 from saccade.evaluation.small_samples import few_units
 from saccade.reporting.html import number
 from saccade.reporting.run_files import RunFiles, last, mapping
-from saccade.reporting.run_report import headline, title_of
+from saccade.reporting.run_report import diagnoses, headline, title_of
 from saccade.reporting.section_evaluation import Evaluation
 from saccade.web import discover
 from saccade.web.catalog import Catalog, CatalogRun
@@ -33,18 +34,39 @@ AT_ONCE = 8
 CARD_FILES = ("config.yaml", "data.json", "evaluation.json", "classifier.json", "model/config.json", "report.html")
 
 
+class Findings:
+    """The doctor's findings by run; a run's figures are examined once for each state of its metrics.jsonl."""
+
+    def __init__(self) -> None:
+        self._findings: LruCache[tuple[Path, tuple[int, int] | None], list[dict[str, Any]]] = LruCache(256)
+
+    def of(self, run: CatalogRun, files: RunFiles | None) -> list[dict[str, Any]]:
+        key = run.folder, discover.stamp(run.folder / "metrics.jsonl")
+        findings = self._findings.get(key)
+        if findings is None:
+            findings = [] if files is None else [said(diagnosis) for diagnosis in diagnoses(files)]
+            self._findings.put(key, findings)
+        return findings
+
+
 def router(catalog: Catalog) -> APIRouter:
-    api = APIRouter()
+    api, findings = APIRouter(), Findings()
 
     @api.get("/runs")
     def listed() -> list[dict[str, Any]]:
-        return [discover.encodable(card_of(run, _read(run))) for run in catalog.runs]
+        """The cards, with the doctor's findings as ``doctor``."""
+        cards = []
+        for run in catalog.runs:
+            files = _read(run)
+            cards.append(discover.encodable(card_of(run, files) | {"doctor": findings.of(run, files)}))
+        return cards
 
     @api.get("/runs/{key}")
     def one(key: str) -> dict[str, Any]:
         run = catalog.run(key)
         files = discover.files_of(run.folder)
         about = summary(run, files) | {
+            "doctor": findings.of(run, files),
             "evaluate": evaluate_command(run.folder),
             "settings": flat(files.config),
             "evaluation": _evaluation(files.evaluation),

@@ -64,11 +64,10 @@ class Runs {
     if (run.gone) { replace(place, el("p", { class: "soft" }, "No longer there: its folder was moved or deleted.")); return; }
     const steps = run.steps ? `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")} steps` : "";
     const state = run.running ? "running" : run.finished ? "finished" : "";
-    const ill = this.doctor.get(run.id)?.at(-1);
     redraw(place, () => replace(place,
       el("p", { class: "soft" }, `${run.title} · ${run.data}`),
       el("p", null, run.headline, run.measured_on ? [" Measured on ", el("strong", null, run.measured_on), ", not on the training data."] : null),
-      ill ? el("p", { class: "ill" }, "The doctor: ", el("strong", null, ill.name), ` since step ${ill.since.toLocaleString("en")}`) : null,
+      badges(this.doctorOf(run)),
       el("p", { class: "soft progress" }, state ? el("strong", null, state) : null, state && steps ? " · " : null, steps),
       run.report ? el("a", { href: link(`runs/${run.id}/report`), target: "_blank", rel: "noopener" }, "Report") : null));
   }
@@ -112,12 +111,15 @@ class Runs {
     this.stream.addEventListener("open", () => { this.lines.clear(); this.doctor.clear(); });
   }
 
+  // What was heard while the page is open, else what the list of runs said.
+  doctorOf(run) { return this.doctor.get(run.id)?.length ? this.doctor.get(run.id) : this.lines.has(run.id) ? [] : run.doctor ?? []; }
+
   name(id) { return this.runs.find((run) => run.id === id).name; }
 
   // A card that has changed. At its end, or once it is measured, a run has more to show than its curves.
   hear(card) {
     const at = this.runs.findIndex((run) => run.id === card.id), before = this.runs[at];
-    this.runs[at] = card;
+    this.runs[at] = { doctor: before.doctor, ...card };
     this.tell(card);
     if (card.finished && !before.finished) say(`${card.name}: finished`);
     if (this.chosen.has(card.id) && (card.measured !== before.measured || (card.measured && card.headline !== before.headline))) {
@@ -165,6 +167,12 @@ class Runs {
   }
 }
 
+// The doctor's findings, on every card and over every table of a run.
+function badges(found) {
+  return found?.length ? el("p", { class: "ill" }, "Doctor: ", found.map((one) =>
+    el("span", { class: "badge", title: one.evidence }, `${one.name} since step ${one.since.toLocaleString("en")}`))) : null;
+}
+
 const share = (fraction) => `${compact(100 * fraction)} %`;
 const points = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(1));
 
@@ -187,7 +195,7 @@ function sideBySide(found) {
   return el("section", null, el("h2", null, "Side by side"),
     el("p", { class: "soft" }, "Each run as its own evaluation measured it, with 95 % intervals. Runs measured on different data or splits cannot be compared by these numbers."),
     el("div", { class: "scroll" }, el("table", null,
-      el("thead", null, el("tr", null, el("th", null, `${same[0].evaluation.metric.replace("_", " ")}, %`), same.map((one) => el("th", { class: "number" }, one.name)))),
+      el("thead", null, el("tr", null, el("th", null, `${same[0].evaluation.metric.replace("_", " ")}, %`), same.map((one) => el("th", { class: "number" }, one.name, badges(one.doctor))))),
       el("tbody", null, probes.flatMap((probe) => fractions.map((fraction) => el("tr", null,
         el("th", { scope: "row" }, `${PROBES[probe] ?? probe}, ${share(fraction)} of labels`),
         same.map((one) => cellOf(one.evaluation, one.evaluation.primary, probe, fraction)))))))));
@@ -198,6 +206,7 @@ function fullTable(one) {
   if (!evaluation) return el("p", { class: "soft" }, `${one.name} has not been evaluated: `, el("code", null, one.evaluate),
     one.evaluate.endsWith(" DATA") ? " needs labelled images outside the training data as DATA." : null);
   return el("section", null, el("h2", null, `${one.name}: few-label evaluation`),
+    badges(one.doctor),
     one.measured_on ? el("p", { class: "soft" }, `Measured on ${one.measured_on}; it learned from ${one.data}.`) : null,
     evaluation.overlap ? el("p", { class: "note" }, "Evaluated on images used in pretraining.") : null,
     evaluation.probes.map((probe) => el("div", { class: "scroll" }, el("table", null,
