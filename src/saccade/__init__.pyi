@@ -35,6 +35,8 @@ from saccade.base.contracts import Sample as Sample
 from saccade.base.contracts import Source as Source
 from saccade.base.contracts import StepOutput as StepOutput
 from saccade.cost.plan_report import Planned as Planned
+from saccade.cost.worked_examples import lookup_table_size as lookup_table_size
+from saccade.cost.worked_examples import region_costs as region_costs
 from saccade.data.audit.grids import GridAudit as GridAudit
 from saccade.data.audit.images import Audit as Audit
 from saccade.data.audit.slides import SlideAudit as SlideAudit

@@ -20,7 +20,7 @@ from saccade.cost.allocator import PIECE, Heap, sums_in_place
 from saccade.cost.alternatives import alternatives, largest_batch, smallest_patch
 from saccade.cost.recorder import ATTENTION, FLOPS, IN_FLIGHT, OPTIMIZER, Block
 from saccade.cost.step import FRAGMENTATION, BatchPrices, Workload, make_method, price, trace
-from saccade.cost.worked_examples import lookup, region
+from saccade.cost.worked_examples import lookup_table_size, region_costs
 from saccade.errors import MemoryShort, UnknownCost, UsageError
 from saccade.methods.base import Method
 from saccade.methods.registry import card_of, method_names
@@ -273,7 +273,7 @@ def test_other_batches_are_extrapolated_exactly():
 
 def test_the_known_case():
     """A flat ViT-S/16 on 4096 x 4096, batch 4, float32: 384.01 GiB for the attention matrices of a layer."""
-    flat, fused, windows, hierarchy = region()
+    flat, fused, windows, hierarchy = region_costs()
     assert flat.matrices == 4 * 6 * 65537**2 * 4
     assert f"{flat.matrices / 2**30:.2f}" == "384.01"
     assert fused.matrices == 0 and fused.peak < flat.peak / 50
@@ -287,7 +287,7 @@ def test_the_known_case():
 
 
 def test_look_up_table_and_projection():
-    text = lookup(16, 3, 384)
+    text = lookup_table_size(16, 3, 384)
     assert "256^768 = 2^6144" in text and f"{len(str(2**6144)):,} digits" in text
     assert f"{768 * 384 + 384:,} parameters" in text
 

@@ -10,7 +10,7 @@ from saccade.cost import system_memory
 from saccade.cost.alternatives import Alternative
 from saccade.cost.explain import sentence
 from saccade.cost.step import Price, Workload
-from saccade.cost.worked_examples import lookup
+from saccade.cost.worked_examples import lookup_table_size
 
 if TYPE_CHECKING:
     import pandas
@@ -179,7 +179,10 @@ class Planned:
         lines += [f"  {system_memory.said(count):>9s}  {name}" for name, count in self._parts()]
         lines += ["", f"Most of a step's memory: {sentence(found, load)}.", *self._limits(), "", *self._others()]
         if network.capabilities.any_patch:
-            lines += ["", lookup(network.capabilities.patch_px, network.channels, network.width, network.axes)]
+            lines += [
+                "",
+                lookup_table_size(network.capabilities.patch_px, network.channels, network.width, network.axes),
+            ]
         return "\n".join(lines)
 
     def _parts(self) -> list[tuple[str, int]]:

@@ -36,7 +36,9 @@ class Row:
     flops: int
 
 
-def region(size_px: int = 4096, batch: int = 4, backbone: str = "vit_small_patch16", tile_px: int = 256) -> list[Row]:
+def region_costs(
+    size_px: int = 4096, batch: int = 4, backbone: str = "vit_small_patch16", tile_px: int = 256
+) -> list[Row]:
     """What a training step with labels costs in float32 on regions of this size: flat, with windows, as a hierarchy.
 
     HIPT (Chen et al. 2022) looks at every tile by itself, and at the grid of their vectors with a second ViT; its
@@ -94,7 +96,7 @@ def table_rows(patch: int, channels: int, axes: int = 2) -> tuple[int, int]:
     return bits, math.floor(bits * math.log10(2)) + 1
 
 
-def lookup(patch: int, channels: int, dim: int, axes: int = 2) -> str:
+def lookup_table_size(patch: int, channels: int, dim: int, axes: int = 2) -> str:
     """The lecture's comparison: words are looked up in a table, patches are projected."""
     numbers = channels * patch**axes
     bits, digits = table_rows(patch, channels, axes)
