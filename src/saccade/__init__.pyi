@@ -57,6 +57,7 @@ from saccade.errors import SaccadeError as SaccadeError
 from saccade.errors import StorageError as StorageError
 from saccade.errors import TooManyDamaged as TooManyDamaged
 from saccade.errors import TrainingError as TrainingError
+from saccade.errors import UnknownCost as UnknownCost
 from saccade.errors import UsageError as UsageError
 from saccade.evaluation.nested_cv import NestedConfig as NestedConfig
 from saccade.evaluation.protocol import EvalReport as EvalReport
