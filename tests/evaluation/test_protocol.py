@@ -217,7 +217,8 @@ def test_bootstrap_covers_the_truth():
         correct = np.random.default_rng(seed).random(150) < 0.7
         scores = np.stack([correct, ~correct], axis=1).astype(float)
         weights = metrics.resampling_weights([None] * 150, 400, seed=seed)
-        low, high = metrics.interval(metrics.accuracy(scores, np.zeros(150, int), weights))
+        resampled = metrics.accuracy(scores, np.zeros(150, int), weights)
+        low, high = metrics.interval(correct.mean(), resampled, 150)
         hits += low <= 0.7 <= high
     assert 0.88 < hits / 200 < 0.99
 

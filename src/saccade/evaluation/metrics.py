@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from saccade.base.random import numpy_generator
 from saccade.data.splits import unit_names
+from saccade.evaluation.small_samples import FEW_UNITS
 
 Metric = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -96,17 +98,46 @@ def figure(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of resampled values; NaN where all of them are.
+def interval(
+    mean: float, resampled: np.ndarray, units: int, bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float]:
+    """95 % interval of a metric by Student's t and the standard error of a bootstrap over groups.
+
+    A percentile interval is too narrow for few groups: a bootstrap of G groups has (G - 1)/G of the variance, and its
+    tails are those of a normal distribution. The standard error is therefore multiplied by sqrt(G / (G - 1)), and the
+    quantile is that of Student's t with G - 1 degrees of freedom.
+
+    Parameters
+    ----------
+    mean : float
+        Value on the test part itself.
+    resampled : ndarray of shape (R,)
+        Value in every resample; NaN where it is undefined.
+    units : int
+        Number of resampled groups.
+    bounds : tuple of float, default (0, 1)
+        Range of the metric; the limits are clipped to it.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper limit; NaN where the metric is undefined.
+
+    References
+    ----------
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 12.
 
     Examples
     --------
-    >>> interval(np.arange(101.0))
-    (2.5, 97.5)
+    >>> low, high = interval(0.5, np.linspace(0.4, 0.6, 1001), units=20)
+    >>> round(low, 3), round(high, 3)
+    (0.376, 0.624)
     """
-    if np.isnan(values).all():
+    if np.isnan(resampled).all() or math.isnan(mean):
         return math.nan, math.nan
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    freedom = max(1, units - 1)
+    half = float(stdtrit(freedom, 0.975) * np.nanstd(resampled) * math.sqrt(units / freedom))
+    low, high = np.clip([mean - half, mean + half], *bounds)
     return float(low), float(high)
 
 
@@ -147,7 +178,7 @@ Row = dict[str, Any]
 
 
 def summarise_models(
-    estimates: Mapping[str, Resampled], about: Mapping[str, Any], *, enough_units: bool
+    estimates: Mapping[str, Resampled], about: Mapping[str, Any], *, units: int
 ) -> tuple[list[Row], list[Row]]:
     """Rows of all models and paired differences between the first and each other, with 95 % intervals.
 
@@ -155,20 +186,21 @@ def summarise_models(
     ----------
     about
         What the estimates have in common: fraction, metric and so on.
-    enough_units
-        False: the test part has too few groups for any difference to be called clear.
+    units
+        Number of resampled groups; with too few of them no difference is called clear.
     """
     rows: list[Row] = []
     differences: list[Row] = []
     first_name, first = next(iter(estimates.items()))
     for name, estimate in estimates.items():
-        low, high = interval(estimate.resampled)
+        low, high = interval(estimate.mean, estimate.resampled, units)
         rows.append({"model": name, **about, "mean": figure(estimate.mean), "low": figure(low), "high": figure(high)})
         if name == first_name:
             continue
-        low, high = interval(first.resampled - estimate.resampled)
-        difference = figure(first.mean - estimate.mean)
-        clear = bool(low > 0 or high < 0) and enough_units
+        mean = first.mean - estimate.mean
+        low, high = interval(mean, first.resampled - estimate.resampled, units, (-1.0, 1.0))
+        difference = figure(mean)
+        clear = bool(low > 0 or high < 0) and units >= FEW_UNITS
         differences.append(
             {"model": first_name, "against": name, **about}
             | {"difference": difference, "low": figure(low), "high": figure(high), "clear": clear}

@@ -283,7 +283,7 @@ def summarise(
                 for name, by_draw in scores.items()
             }
             about = {"fraction": fraction, "metric": metric, "n_train": n_train}
-            new_rows, new_differences = summarise_models(estimates, about, enough_units=units >= FEW_UNITS)
+            new_rows, new_differences = summarise_models(estimates, about, units=units)
             rows += new_rows
             differences += new_differences
     protocol = dataclasses.asdict(config) | {

@@ -237,7 +237,7 @@ def evaluate(
             fallbacks += fixed
         if progress is not None:
             progress(done + 1, len(models))
-    rows, differences = _summarise(scores, truth, draws, weights, config, enough_units=units >= FEW_UNITS)
+    rows, differences = _summarise(scores, truth, draws, weights, config, units)
     return EvalReport(_protocol(config, draws, first_test, classes, fallbacks, units), rows, differences)
 
 
@@ -264,8 +264,7 @@ def _summarise(
     draws: Sequence[_Draw],
     weights: np.ndarray,
     config: ProtocolConfig,
-    *,
-    enough_units: bool,
+    units: int,
 ) -> tuple[list[Row], list[Row]]:
     rows: list[Row] = []
     differences: list[Row] = []
@@ -284,7 +283,7 @@ def _summarise(
                 model: bootstrap(partial(_measure, measure, by_draw, (probe, k), truth), members, picks, used)
                 for model, by_draw in scores.items()
             }
-            new_rows, new_differences = summarise_models(estimates, about, enough_units=enough_units)
+            new_rows, new_differences = summarise_models(estimates, about, units=units)
             rows += new_rows
             differences += new_differences
     return rows, differences
@@ -314,7 +313,8 @@ def _protocol(
     broken = sorted({d.fraction for d in below if not d.whole_groups}, reverse=True)
     over = f"{units} groups" if groups else f"{units} images (no groups are known)"
     words = [
-        f"{len(classes)} classes, {len(test):,} test images; 95 % intervals by bootstrap over {over}, "
+        f"{len(classes)} classes, {len(test):,} test images; 95 % intervals by Student's t and a bootstrap over "
+        f"{over}, "
         f"{config.bootstrap} resamples (AUROC {config.bootstrap // 5}).",
         f"k-NN: cosine similarity, votes exp(s/{config.temperature}), k = {config.headline_k} "
         "(capped by the training size).",
@@ -325,8 +325,6 @@ def _protocol(
         words.append(f"All test images are of class {test.labels[0]}: there is no AUROC, which needs two.")
     if units < FEW_UNITS:
         words.append(f"With only {units} of them the intervals mean nothing and no difference is called clear.")
-    elif groups and units < 20:
-        words.append("Few groups: the intervals are too narrow.")
     if below:
         words.append(
             f"Below 100 % of the labels: {config.repeats} stratified draws, mean over draws; "

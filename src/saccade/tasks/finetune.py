@@ -229,18 +229,19 @@ def score_report(
     number = {name: i for i, name in enumerate(classifier.classes)}
     truth = np.array([number[label] for label in labels])
     weights = resampling_weights(groups, 1000, 0)
+    units = len(set(unit_names(groups)))
     unit_weights = np.ones((1, len(truth)))
     rows = []
     for metric, function in METRICS.items():
-        low, high = interval(function(scores, truth, weights[:200] if metric == "auroc" else weights))
-        mean = figure(function(scores, truth, unit_weights)[0])
-        rows.append({"metric": metric, "mean": mean, "low": figure(low), "high": figure(high)})
+        mean = float(function(scores, truth, unit_weights)[0])
+        low, high = interval(mean, function(scores, truth, weights[:200] if metric == "auroc" else weights), units)
+        rows.append({"metric": metric, "mean": figure(mean), "low": figure(low), "high": figure(high)})
     confusion = np.zeros((len(number), len(number)), np.int64)
     np.add.at(confusion, (truth, scores.argmax(axis=1)), 1)
     return {
         "classes": list(classifier.classes),
         "n_test": len(truth),
-        "units_test": len(set(unit_names(groups))),
+        "units_test": units,
         "majority": float(np.bincount(truth).max() / len(truth)),
         "rows": rows,
         "confusion": confusion.tolist(),
