@@ -139,7 +139,6 @@ def real_peak(load) -> int:
         ("lejepa", "hybrid_micro_patch8", 64, {}),
         ("moco_v3", "swin_micro_patch4_window7", 64, {}),
         ("mae", "vit_micro_patch8", 96, {}),
-        ("ijepa", "vit_micro_patch8", 96, {}),
         ("dinov2", "vit_micro_patch8", 64, {}),
     ],
 )
@@ -234,7 +233,7 @@ def test_a_third_partys_method_and_backbone_have_a_price(third_party):
 
 
 def test_what_cannot_be_traced_can_be_trained(third_party):
-    load = third_party(Undecided)
+    load = third_party(Undecided).with_(batch=6)  # the trace of equal workloads is kept
     with pytest.raises(UnknownCost, match="norm with resnet10_w8"):
         price(load)
     check_memory(load, CPU, free=1)
