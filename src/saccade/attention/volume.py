@@ -210,7 +210,7 @@ def attend(model: str | Path, path: str | Path, options: AttendOptions) -> Volum
     volume = volume_map(
         loaded.backbone, cache.batch(np.array([0])), spec, query=query, layer=layer, rollout=options.rollout
     )
-    unit = _for_the_eye(to_unit(sample.pixels, how, sample.record.id))
+    unit = _for_the_eye(to_unit(sample.pixels, how, sample.record.id, sample.padding))
     scores = {} if options.mask is None else _mask_agreement(volume, sample, options)
     return VolumeAttention(sample, unit, volume, options, loaded.name, scores)
 

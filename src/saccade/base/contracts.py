@@ -50,6 +50,7 @@ class Sample:
     affine      [4 4] float64 from voxel (x, y, z, 1) to millimetres in RAS, as NIfTI has it; None likewise
     modality    of a volume as DICOM spells it (CT, MR, PT), where the file says
     stored_as   where the file's own axes point, e.g. RAS or PIL; None where it does not say
+    padding     lowest and highest value that the header calls padding, of a volume: not measured
     grid: the "pixels" are vectors of tiles that another network made, float32; the last channel is 1 where a tile is
     there and 0 where it is not (background, or beyond the slide). Grids are never resized.
     """
@@ -62,6 +63,7 @@ class Sample:
     affine: np.ndarray | None = None
     modality: str | None = None
     stored_as: str | None = None
+    padding: tuple[float, float] | None = None
     grid: bool = False
 
 

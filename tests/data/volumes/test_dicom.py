@@ -6,9 +6,10 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
-from saccade.data.audit.images import audit
+from saccade.data.audit.images import audit, render
 from saccade.data.images.decode import decode
 from saccade.data.open import open_source
+from saccade.data.volumes.intensity import quantiles
 from saccade.errors import DamagedFile, TooManyDamaged
 from volume_files import counted, set_pixels, slice_header, write_series
 
@@ -42,6 +43,33 @@ def test_a_meta_header_without_transfer_syntax(tmp_path):
         del data.file_meta.TransferSyntaxUID
         data.save_as(path, implicit_vr=False, little_endian=True, enforce_file_format=False)
     assert np.array_equal(open_source(tmp_path).read(0).pixels[0], EXPECTED)
+
+
+@pytest.mark.parametrize(("stored", "tag"), [(-2000, -2000), (-2000, 63536)])
+def test_padding_of_the_header_is_left_out_of_the_quantiles(tmp_path, stored, tag):
+    values = np.random.default_rng(0).integers(-900, 900, (24, 24, 8)).astype(np.int16)
+    values[:, :3] = stored
+    folder = write_series(tmp_path / "scan", values, AFFINE)
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        data.add_new("PixelPaddingValue", "SS" if tag < 0 else "US", tag)
+        data.save_as(path)
+    sample = open_source(tmp_path).read(0)
+    assert sample.padding == (-2000.0, -2000.0)
+    measured = values[values > stored]
+    expected = np.quantile(measured.astype(np.float32), [0.005, 0.995])
+    assert np.allclose(quantiles(sample.pixels, sample.padding), expected)
+    assert "padding     -2000: 1" in render(audit(open_source(tmp_path)))
+
+
+def test_a_range_of_padding_is_rescaled_with_the_pixels(tmp_path):
+    folder = write_series(tmp_path / "scan", VALUES, AFFINE, PixelPaddingValue=0, PixelPaddingRangeLimit=9)
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        data.RescaleSlope, data.RescaleIntercept = 2, -100
+        data.save_as(path)
+    sample = open_source(tmp_path).read(0)
+    assert sample.padding == (-100.0, -82.0) and quantiles(sample.pixels, sample.padding)[0] > -82
 
 
 def frames_file(path, values=VALUES, **tags) -> Dataset:

@@ -9,7 +9,7 @@ import pytest
 from saccade.base.contracts import Record, Sample
 from saccade.data.audit.images import audit, render
 from saccade.data.open import open_source
-from saccade.data.volumes.intensity import likely_kind, padding_of, quantiles
+from saccade.data.volumes.intensity import constant_rim, likely_kind, padding_of, quantiles
 from saccade.data.volumes.nifti import read_nifti
 from saccade.errors import DamagedFile
 from volume_files import counted, write_nifti
@@ -89,6 +89,18 @@ def test_padding_outside_the_field_of_a_ct_does_not_change_the_rule(tmp_path):
     write_nifti(tmp_path / "a.nii", values, np.eye(4))
     text = render(audit(open_source(tmp_path)))
     assert "padding     -32768: 1" in text and "16 bits used" in text and "window -1000 to 1000 HU" in text
+
+
+def test_constant_outer_planes_are_left_out_of_the_quantiles_and_shown(tmp_path):
+    inside = np.random.default_rng(0).integers(100, 1500, (12, 12, 8)).astype(np.int16)
+    values = np.pad(inside, ((4, 4), (0, 6), (2, 0)))
+    values[6, 6, 4] = 0  # inside, the same value counts
+    inside = values[4:-4, :-6, 2:]
+    assert constant_rim(values) == (0.0, (slice(4, 16), slice(0, 12), slice(2, 10)))
+    assert quantiles(values) == quantiles(inside) and constant_rim(inside) is None
+    write_nifti(tmp_path / "a.nii", values, np.eye(4))
+    assert "rim         0: 1 (value of constant outer planes" in render(audit(open_source(tmp_path)))
+    assert constant_rim(np.zeros((4, 4, 4))) is None
 
 
 @pytest.mark.parametrize("values", [padded_ct(-2000), np.array([0, 1000]), np.array([-5000, 9000, 9001, -4000])])

@@ -19,7 +19,7 @@ from saccade.data.cache.image_cache import check_damage
 from saccade.data.open import left_aside
 from saccade.data.sources.archive import ArchiveSource
 from saccade.data.sources.folder import FolderSource
-from saccade.data.volumes.intensity import likely_kind, padding_of, quantiles, usual_intensity
+from saccade.data.volumes.intensity import constant_rim, likely_kind, padding_of, quantiles, usual_intensity
 from saccade.data.volumes.orientation import tilt_degrees
 from saccade.errors import DamagedFile, UsageError
 
@@ -33,7 +33,7 @@ class VolumeFacts:
     largest_tilt  angle to the patient's axes in degrees, of the most oblique volume
     quantiles     the lowest and the highest 0.5 %, and the lowest and the highest 99.5 % quantile of any volume
     intensity     the rule that brings them to 0..1 (decided), as a text
-    padding       value that fills what was not measured, by number of volumes
+    padding       value that fills what was not measured, by number of volumes; ``rims`` value of constant outer planes
     masks         how many volumes have one; ``classes`` in how many masks each number is found
     """
 
@@ -48,6 +48,7 @@ class VolumeFacts:
     masks: int
     classes: dict[str, int]
     padding: dict[str, int] = dataclasses.field(default_factory=dict)
+    rims: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class _Volume:
     tilt: float
     modality: str | None
     quantiles: tuple[float, float]
-    padding: float | None
+    padding: str | None
+    rim: str | None
     kind: str
     classes: tuple[int, ...] | None
 
@@ -140,14 +142,25 @@ def _look(source: Source, index: int) -> _ImageFacts | str:
         return error.in_one_line()
 
 
+def _padding(sample: Sample) -> str | None:
+    """The values that the header calls padding where there are any, or else a value beyond any Hounsfield unit."""
+    if sample.padding is not None:
+        low, high = sample.padding
+        return _range(low, high) if ((sample.pixels >= low) & (sample.pixels <= high)).any() else None
+    lowest = padding_of(sample.pixels)
+    return None if lowest is None else f"{lowest:g}"
+
+
 def _volume(sample: Sample) -> _Volume:
+    rim = constant_rim(sample.pixels)
     return _Volume(
         sample.spacing_mm,
         sample.stored_as or "unknown",
         0.0 if sample.affine is None else tilt_degrees(sample.affine),
         sample.modality,
-        quantiles(sample.pixels),
-        padding_of(sample.pixels),
+        quantiles(sample.pixels, sample.padding),
+        _padding(sample),
+        None if rim is None else f"{rim[0]:g}",
         likely_kind(sample),
         None if sample.mask is None else tuple(np.unique(sample.mask).tolist()),
     )
@@ -170,7 +183,8 @@ def _volume_facts(images: Sequence[_ImageFacts]) -> VolumeFacts | None:
         quantiles=(*ends.min(axis=0).tolist(), *ends.max(axis=0).tolist()),
         intensity=usual_intensity(volume.kind for volume in volumes).text(),
         masks=sum(volume.classes is not None for volume in volumes),
-        padding=dict(Counter(f"{volume.padding:g}" for volume in volumes if volume.padding is not None)),
+        padding=dict(Counter(volume.padding for volume in volumes if volume.padding is not None)),
+        rims=dict(Counter(volume.rim for volume in volumes if volume.rim is not None)),
         classes=dict(sorted(Counter(str(c) for volume in volumes for c in volume.classes or ()).items())),
     )
 
@@ -354,6 +368,8 @@ def _volume_rows(facts: VolumeFacts) -> list[tuple[str, str]]:
         rows.append(("modality", _counted(facts.modalities)))
     if facts.padding:
         rows.append(("padding", f"{_counted(facts.padding)} (value: volumes; left out of the quantiles)"))
+    if facts.rims:
+        rows.append(("rim", f"{_counted(facts.rims)} (value of constant outer planes; left out of the quantiles)"))
     first, second, third, fourth = facts.quantiles
     rows.append(("dark end", f"{_range(first, third)} (0.5 % quantile of a volume)"))
     rows.append(("bright end", f"{_range(second, fourth)} (99.5 %)"))

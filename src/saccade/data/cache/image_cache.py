@@ -202,7 +202,7 @@ def _volume(sample: Sample, rules: _Rules, intensity: Intensity) -> tuple[np.nda
     spacing = sample.spacing_mm or (1.0, 1.0, 1.0)
     span = rules.size_mm or min(n * mm for n, mm in zip(shape, spacing))
     sides = even_sides(shape, spacing, span / rules.cache_px)
-    pixels = shrink_volume(to_unit(sample.pixels, intensity, name), sides)
+    pixels = shrink_volume(to_unit(sample.pixels, intensity, name, sample.padding), sides)
     return pixels, tuple(mm * n / side for mm, n, side in zip(spacing, shape, sides))
 
 

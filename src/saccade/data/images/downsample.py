@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from saccade.errors import DamagedFile
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+MAX_ASPECT = 8  # a batch is padded to its largest rows and columns: one wide and one tall image fill it with padding
 SLAB = 16  # slices reduced at a time, so that no float copy of a whole volume is held
 
 
@@ -49,12 +50,14 @@ def to_supported_dtype(pixels: np.ndarray) -> np.ndarray:
 
 
 def shrink(pixels: np.ndarray, shorter_px: int) -> np.ndarray:
-    """[C Y X] shrunk (never enlarged) so that the shorter side is ``shorter_px``; same number type."""
+    """[C Y X] shrunk (never enlarged) so that the shorter side is ``shorter_px``; same number type.
+
+    The longer side is at most MAX_ASPECT times ``shorter_px``; of longer images it alone is reduced.
+    """
     rows, columns = pixels.shape[-2:]
-    factor = shorter_px / min(rows, columns)
-    if factor >= 1:
-        return np.ascontiguousarray(pixels)
-    return _planes(pixels, (max(1, round(rows * factor)), max(1, round(columns * factor))))
+    factor = min(1.0, shorter_px / min(rows, columns))
+    sides = [min(max(1, round(side * factor)), MAX_ASPECT * shorter_px) for side in (rows, columns)]
+    return _planes(pixels, (sides[0], sides[1]))
 
 
 def even_sides(shape: Sequence[int], spacing_mm: Sequence[float], voxel_mm: float) -> tuple[int, ...]:

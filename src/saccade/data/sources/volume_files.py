@@ -163,6 +163,7 @@ class Contents:
             affine=volume.affine,
             modality=volume.modality,
             stored_as=volume.stored_as,
+            padding=volume.padding,
         )
 
     def content_hash(self, record: Record) -> str:

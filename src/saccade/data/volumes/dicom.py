@@ -7,6 +7,7 @@ intensity are read; names, dates and identifiers never enter memory.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import posixpath
 from collections import Counter
@@ -51,6 +52,8 @@ TAGS = [
     "DoseGridScaling",
     "ModalityLUTSequence",
     "ImagerPixelSpacing",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
     "PixelData",
 ]
 PARTED_BY = (
@@ -75,6 +78,7 @@ OWN_DECODERS = {  # of imagecodecs, where pydicom has no plugin: scanners' usual
 class Plane:
     """One slice. Directions and position in millimetres, LPS; ``spacing`` between rows, between columns.
 
+    padding  lowest and highest rescaled value that the header calls padding
     part   b-value, echo or time of a frame; frames of different parts may have the same position
     """
 
@@ -87,6 +91,7 @@ class Plane:
     intercept: float
     stored: np.ndarray
     part: str = ""
+    padding: tuple[float, float] | None = None
 
     @property
     def normal(self) -> np.ndarray:
@@ -136,7 +141,9 @@ def read_series(files: Sequence[str], fetch: Callable[[str], bytes], name: str) 
     check_gaps(parts[0], name)
     stacks = [_rescaled(part).transpose(2, 1, 0) for part in parts]
     values = stacks[0] if len(stacks) == 1 else np.stack(stacks, axis=-1)
-    return to_lps(values, _affine(parts[0]), name, modality)
+    declared = {plane.padding for plane in planes}
+    volume = to_lps(values, _affine(parts[0]), name, modality)
+    return dataclasses.replace(volume, padding=declared.pop() if len(declared) == 1 else None)
 
 
 def _parts(planes: Sequence[Plane]) -> list[list[Plane]]:
@@ -311,7 +318,26 @@ def _plane(levels: tuple[Dataset, ...], file: str, stored: np.ndarray) -> Plane:
         0.0 if intercept is None else float(intercept),
         stored,
         _part_of(levels[-1]),
+        _padding(levels[0], 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
     )
+
+
+def _padding(data: Dataset, slope: float, intercept: float) -> tuple[float, float] | None:
+    """Lowest and highest rescaled value of PixelPaddingValue and PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2).
+
+    The sign of the tag is that of the pixels: some files write -2000 as 63536 or the other way round.
+    """
+    value, limit = data.get("PixelPaddingValue"), data.get("PixelPaddingRangeLimit")
+    if not isinstance(value, int) or data.get("ModalityLUTSequence"):
+        return None
+    limit = limit if isinstance(limit, int) else value
+    signed, turns = data.get("PixelRepresentation") == 1, 2 ** int(data.BitsAllocated)
+    ends = np.array([value, limit]) % turns
+    ends = np.where(signed & (ends >= turns // 2), ends - turns, ends)
+    if data.get("PhotometricInterpretation") == "MONOCHROME1":
+        ends = ~ends if signed else (2 ** int(data.BitsStored) - 1) - ends
+    low, high = sorted(float(end) * slope + intercept for end in ends)
+    return low, high
 
 
 def _first(data: Dataset, group: str) -> Dataset:

@@ -93,7 +93,7 @@ def likely_kind(sample: Sample) -> Kind:
         return "range"
     if sample.modality is not None:
         return "window" if sample.modality == "CT" else "robust"
-    low, high = quantiles(sample.pixels)
+    low, high = quantiles(sample.pixels, sample.padding)
     is_integer = sample.pixels.dtype.kind in "iu" or bool((spread(sample.pixels) % 1 == 0).all())
     return "window" if is_integer and AIR_HU[0] <= low <= AIR_HU[1] and high > 0 else "robust"
 
@@ -120,16 +120,56 @@ def padding_of(pixels: np.ndarray) -> float | None:
     return lowest if low - lowest > high - low else None
 
 
-def quantiles(pixels: np.ndarray) -> tuple[float, float]:
-    """The 0.5 and 99.5 % quantile of a volume without its padding."""
-    values, padding = spread(pixels), padding_of(pixels)
+def constant_rim(pixels: np.ndarray) -> tuple[float, tuple[slice, ...]] | None:
+    """The value of outer planes that hold nothing else, as zero-filling leaves them, and the box inside them.
+
+    None where there are no such planes, or nothing inside them. ``pixels`` is [T Y X] or [C T Y X].
+    """
+    if pixels.ndim < 3:
+        return None
+    value = pixels[(0,) * pixels.ndim]
+    if (pixels[..., -1, -1, -1] != value).any() or (pixels[..., 0, 0, 0] != value).any():
+        return None
+    box = []
+    for axis in (-3, -2, -1):
+        others = tuple(other for other in range(-pixels.ndim, 0) if other != axis)
+        inside = np.flatnonzero((pixels != value).any(axis=others))
+        if not inside.size:
+            return None
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    if all(part.stop - part.start == side for part, side in zip(box, pixels.shape[-3:])):
+        return None
+    return float(value), tuple(box)
+
+
+def quantiles(pixels: np.ndarray, padding: tuple[float, float] | None = None) -> tuple[float, float]:
+    """The 0.5 and 99.5 % quantile of a volume without what was not measured.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        [T Y X] or [C T Y X].
+    padding : tuple of float, optional
+        Lowest and highest value that the header calls padding.
+
+    Returns
+    -------
+    tuple of float
+        Left out are values of ``padding``, constant outer planes (``constant_rim``), and ``padding_of``.
+    """
+    rim = constant_rim(pixels)
+    values = spread(pixels if rim is None else pixels[(..., *rim[1])])
     if padding is not None:
-        values = values[values > padding]
+        measured = values[(values < padding[0]) | (values > padding[1])]
+        values = measured if measured.size else values
+    lowest = padding_of(values)
+    if lowest is not None:
+        values = values[values > lowest]
     low, high = np.quantile(values.astype(np.float32), QUANTILES)
     return float(low), float(high)
 
 
-def to_unit(pixels: np.ndarray, how: Intensity, name: str) -> np.ndarray:
+def to_unit(pixels: np.ndarray, how: Intensity, name: str, padding: tuple[float, float] | None = None) -> np.ndarray:
     """Bring a volume to 0..1 by a rule.
 
     Parameters
@@ -140,6 +180,8 @@ def to_unit(pixels: np.ndarray, how: Intensity, name: str) -> np.ndarray:
         The rule.
     name : str
         File name for messages.
+    padding : tuple of float, optional
+        Lowest and highest value that the header calls padding; left out of the quantiles.
 
     Returns
     -------
@@ -167,7 +209,7 @@ def to_unit(pixels: np.ndarray, how: Intensity, name: str) -> np.ndarray:
     for channel, values in enumerate(pixels):
         if not np.isfinite(values).all():
             raise DamagedFile(f"{name}: contains NaN or infinite values")
-        low, high = how.window if how.kind == "window" else quantiles(values)
+        low, high = how.window if how.kind == "window" else quantiles(values, padding)
         if high <= low:  # nearly all voxels alike, as in a mask
             low, high = float(values.min()), float(values.max())
         unit = values.astype(np.float32)

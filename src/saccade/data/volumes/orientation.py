@@ -26,6 +26,7 @@ class Volume:
     affine: np.ndarray | None = None
     modality: str | None = None
     stored_as: str | None = None
+    padding: tuple[float, float] | None = None
 
 
 def to_lps(values: np.ndarray, affine: np.ndarray, name: str, modality: str | None = None) -> Volume:

@@ -32,7 +32,7 @@ def pictures(sample: Sample, how: Intensity, side_px: int) -> list[Image.Image]:
     does not say how it lies, rows run downwards as they are stored. Classes of a mask are drawn as outlines.
     """
     point = through(sample)
-    unit = to_unit(sample.pixels, how, sample.record.id)
+    unit = to_unit(sample.pixels, how, sample.record.id, sample.padding)
     spacing = sample.spacing_mm or (1.0, 1.0, 1.0)
     scale = side_px / max(n * mm for n, mm in zip(unit.shape[1:], spacing))
     planes = []
