@@ -12,24 +12,33 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from fake_run import write_fake_run
 from web_requests import WIDE
 
+if TYPE_CHECKING:
+    from saccade.web.security import Keys
+
 
 @dataclass(frozen=True)
 class Site:
-    """A served page: ``url`` lets a browser in; ``catalog`` is what it shows."""
+    """A served page: ``keys`` let a browser in; ``token`` is that of the cookie; ``catalog`` is what it shows."""
 
-    url: str
+    keys: Keys
     origin: str
     token: str
     port: int
     catalog: object
     run: Path
     second: Path
+
+    @property
+    def url(self) -> str:
+        """An address that lets in one browser."""
+        return self.keys.new_url()
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +68,7 @@ def site(small_runs) -> Iterator[Site]:
     thread.start()
     while not running.started:
         time.sleep(0.01)
-    yield Site(keys.url, keys.origin, keys.token, keys.port, catalog, *small_runs)
+    yield Site(keys, keys.origin, keys.session, keys.port, catalog, *small_runs)
     running.should_exit = True
     thread.join(timeout=10)
 

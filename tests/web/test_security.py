@@ -6,7 +6,9 @@ import io
 import itertools
 import json
 import threading
-from urllib.parse import quote
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -72,8 +74,71 @@ def test_only_the_token_lets_in(site):
     assert raw_request(site, path, headers={"Cookie": f"saccade-{site.port}=x"})[0] == 403
     assert raw_request(site, "/static/main.js", headers={"Cookie": ""})[0] == 403
     assert raw_request(site, "/?token=wrong", headers={"Cookie": "", "Origin": ""})[0] == 403
-    status, headers, _ = raw_request(site, f"/?token={site.token}", headers={"Cookie": "", "Origin": ""})
+    entry = site.url.removeprefix(site.origin)
+    status, headers, _ = raw_request(site, entry, headers={"Cookie": "", "Origin": ""})
     assert status == 200 and "HttpOnly" in headers["set-cookie"] and "SameSite=Strict" in headers["set-cookie"]
+    assert entry.removeprefix("/?token=") not in headers["set-cookie"]
+
+
+def test_a_token_is_valid_once(site):
+    entry = site.url.removeprefix(site.origin)
+    refused = raw_request(site, entry, headers={"Cookie": "", "Origin": "http://evil.example"})
+    assert refused[0] == 403  # and the token is not used up by others
+    assert raw_request(site, entry, headers={"Cookie": "", "Origin": ""})[0] == 200
+    status, headers, text = raw_request(site, entry, headers={"Cookie": "", "Origin": ""})
+    assert status == 403 and "set-cookie" not in headers and b"last address that saccade view printed" in text
+    assert raw_request(site, entry)[0] == 200  # a reload: the cookie is there
+    assert raw_request(site, f"/?token={site.token}", headers={"Cookie": ""})[0] == 403  # the cookie is no token
+
+
+def test_the_next_address_is_announced_when_the_last_is_used():
+    lines = []
+    keys = Keys("127.0.0.1", 8420, announce=lines.append)
+    printed, opened = (keys.new_url().partition("=")[2] for _ in range(2))
+    keys.use(opened)
+    assert not lines and keys.valid(printed) and not keys.valid(opened)
+    keys.use(printed)
+    assert len(lines) == 1 and keys.valid(lines[0].partition("=")[2]) and not keys.valid(printed)
+    assert printed not in repr(keys) and keys.session not in repr(keys)
+
+
+def test_the_browser_gets_a_file_without_the_token_in_its_name(monkeypatch, capsys):
+    opened, contents = threading.Event(), []
+
+    def browser(url: str) -> None:
+        path = Path(url2pathname(urlsplit(url).path))
+        contents.extend([url, path.stat().st_mode & 0o777, path.read_text("utf-8")])
+        opened.set()
+
+    monkeypatch.setattr(start.webbrowser, "open", browser)
+    monkeypatch.setattr(start, "serve", lambda app, sock: opened.wait(20) and sock.close())
+    view(["random:vit_micro_patch8"], host="127.0.0.1", port=None, no_open=False)
+    url, mode, text = contents
+    assert url.startswith("file:///") and "token" not in url and mode == 0o600
+    token = text.partition("?token=")[2].partition('"')[0]
+    assert len(token) > 20 and token not in url and token not in capsys.readouterr().out
+    assert not Path(url2pathname(urlsplit(url).path)).exists()
+
+
+def test_another_port_gets_the_remedy(site):
+    status, _, text = raw_request(site, "/", headers={"Host": "127.0.0.1:1"})
+    assert status == 421 and f"ssh -L {site.port}:127.0.0.1:{site.port}".encode() in text and b"names port 1." in text
+    status, _, text = raw_request(site, "/", headers={"Host": "evil.example:1"})
+    assert status == 421 and b"ssh" not in text
+
+
+def test_a_browser_gets_in_by_the_file_and_stays(browser, site):
+    """From a file to the page; a reload and a second tab work with the cookie."""
+    context = browser.new_context()
+    with start.redirect_file(site.url) as path:
+        page = context.new_page()
+        page.goto(path.as_uri())
+        page.wait_for_url(f"{site.origin}/**")
+        page.wait_for_selector("[data-ready]")
+    assert page.reload().status == 200
+    page.wait_for_selector("[data-ready]")
+    assert context.new_page().goto(site.origin).status == 200
+    context.close()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +146,7 @@ def test_only_the_token_lets_in(site):
     [
         ({"Host": "evil.example"}, 421),
         ({"Host": "evil.example:{port}"}, 421),  # a name that was made to point here: DNS rebinding
-        ({"Host": "127.0.0.1:1"}, 421),
+        ({"Host": "127.0.0.1:1"}, 421),  # a tunnel with another port
         ({"Host": "localhost:{port}"}, 200),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),

@@ -1,8 +1,9 @@
 """The gate in front of the page: authentication, request limits and the content security policy.
 
 Against other web pages in the same browser: Host must be ours (DNS rebinding), Origin and Sec-Fetch-Site must be ours
-(forms, scripts and pictures of other sites). Against other users of the machine: a random token, which becomes a
-cookie. Against hostile names in the data: a content security policy that runs only our own files.
+(forms, scripts and pictures of other sites). Against other users of the machine: a random token that is valid once
+and is replaced by a cookie; the browser gets it in a file that only its owner can read. Against hostile names in the
+data: a content security policy that runs only our own files.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hmac
 import ipaddress
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
@@ -40,11 +42,21 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Keys:
-    """The address and the token of the page; ``host`` is the listening address."""
+    """The address of the page, the secret of its cookie and the tokens that are exchanged for it, each once.
+
+    Parameters
+    ----------
+    host, port
+        Listening address.
+    announce
+        Receives a new address once the last one has been used.
+    """
 
     host: str
     port: int
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+    announce: Callable[[str], None] | None = None
+    session: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    _tokens: set[str] = field(default_factory=set, repr=False)
 
     @property
     def cookie(self) -> str:
@@ -64,9 +76,33 @@ class Keys:
         host = socket.gethostname() if address is not None and address.is_unspecified else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
-    @property
-    def url(self) -> str:
-        return f"{self.origin}/?token={self.token}"
+    def new_url(self) -> str:
+        """An address with a token that lets one browser in."""
+        token = secrets.token_urlsafe(24)
+        self._tokens.add(token)
+        return f"{self.origin}/?token={token}"
+
+    def valid(self, given: str) -> bool:
+        """Whether a token was issued and not used."""
+        return any(_equal(given, token) for token in self._tokens)
+
+    def use(self, token: str) -> None:
+        """End a token, whose bearer gets the cookie."""
+        self._tokens.discard(token)
+        if self.announce is not None and not self._tokens:
+            self.announce(self.new_url())
+
+    def misdirected(self, authority: str) -> str:
+        """The answer to a request for another name or port."""
+        host, _, port = authority.rpartition(":")
+        if port.isdigit() and self.ours(f"{host}:{self.port}"):
+            return (
+                f"This page has port {self.port}, the request names port {port}. Through a tunnel use the same port on "
+                f"both sides: ssh -L {self.port}:127.0.0.1:{self.port} MACHINE, then open "
+                f"http://127.0.0.1:{self.port} with the token that saccade view printed. Is {self.port} taken there, "
+                "start saccade view with --port and another number."
+            )
+        return "this page is not served under that name"
 
     def ours(self, authority: str) -> bool:
         """Whether ``name:port`` is this page. Names can be pointed at us by others (DNS rebinding), numbers cannot."""
@@ -104,7 +140,10 @@ class Gate:
         headers = Headers(scope=scope)
         token = _token(scope) if scope["path"] == "/" else None
         refusal = self._refusal(scope, headers, token)
-        guarded = _with_headers(send, self.keys if refusal is None and token is not None else None)
+        entering = refusal is None and token is not None and self.keys.valid(token)
+        if entering and token is not None:
+            self.keys.use(token)
+        guarded = _with_headers(send, self.keys if entering else None)
         if refusal is not None:
             await refusal(scope, receive, guarded)
             return
@@ -118,15 +157,17 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: Headers, token: str | None) -> PlainTextResponse | None:
         if not self.keys.ours(headers.get("host", "")):
-            return PlainTextResponse("this page is not served under that name", 421)
+            return PlainTextResponse(self.keys.misdirected(headers.get("host", "")), 421)
         if not self._same_site(scope["method"], headers, token is not None):
             return PlainTextResponse("request from another site", 403)
-        if token is not None and _equal(token, self.keys.token):
+        if token is not None and self.keys.valid(token):
             return None
-        if _equal(_cookie(headers, self.keys.cookie), self.keys.token):
+        if _equal(_cookie(headers, self.keys.cookie), self.keys.session):
             return None
         return PlainTextResponse(
-            "open the address that saccade view printed: it carries the token of this session", 403
+            "open the last address that saccade view printed: each lets in one browser, once; "
+            "the next one is printed when it has been used",
+            403,
         )
 
     def _same_site(self, method: str, headers: Headers, entering: bool) -> bool:
@@ -185,7 +226,7 @@ def _with_headers(send: Send, entering: Keys | None) -> Send:
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
             if entering is not None:
-                headers.append("set-cookie", f"{entering.cookie}={entering.token}; Path=/; HttpOnly; SameSite=Strict")
+                headers.append("set-cookie", f"{entering.cookie}={entering.session}; Path=/; HttpOnly; SameSite=Strict")
         await send(message)
 
     return sent

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import html
+import os
 import shlex
+import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from saccade.errors import UsageError
@@ -18,6 +22,11 @@ from saccade.web.server import create_app, listen, serve
 ALWAYS = ("random:vit_small_patch16",)
 WEIGHTS = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt"})
 NAMED = 6  # runs below a folder, in a hint
+REDIRECT = """\
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>saccade</title>
+<meta http-equiv="refresh" content="0;url={url}"></head><body><a href="{url}">saccade view</a></body></html>
+"""
 OPEN_TO_OTHERS = """\
 This page is reachable by others: anyone on the network of {host} who has the address below sees the images, names and
 results of these runs and can run computations on this machine. It is not encrypted. Safer: leave out --host and use
@@ -55,14 +64,32 @@ def view(
     """
     catalog = catalog_of_names(names, stores)
     sock = listen(host, port)
-    keys = Keys(host, sock.getsockname()[1])
+    keys = Keys(host, sock.getsockname()[1], announce=lambda url: say(f"for another browser: {url}"))
     if not keys.local:
         say(OPEN_TO_OTHERS.format(host=host, port=keys.port))
-    say(keys.url)
-    if open_browser:
-        # Opened once the server answers: the socket listens already, so the browser waits for it.
-        threading.Thread(target=webbrowser.open, args=[keys.url], daemon=True).start()
-    serve(create_app(catalog, keys), sock)
+    say(keys.new_url())
+    with contextlib.ExitStack() as stack:
+        if open_browser:
+            page = stack.enter_context(redirect_file(keys.new_url()))
+            # Opened once the server answers: the socket listens already, so the browser waits for it.
+            threading.Thread(target=webbrowser.open, args=[page.as_uri()], daemon=True).start()
+        serve(create_app(catalog, keys), sock)
+
+
+@contextlib.contextmanager
+def redirect_file(url: str) -> Iterator[Path]:
+    """A page that leads to ``url`` and that only its owner can read (mode 0600); removed at the end.
+
+    The command line of a browser is in the list of processes, for every user of the machine. It gets the name of this
+    file instead of an address with a token.
+    """
+    descriptor, name = tempfile.mkstemp(prefix="saccade-", suffix=".html")  # 0600 from the start
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(REDIRECT.format(url=html.escape(url, quote=True)))
+    try:
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def catalog_of_names(names: Sequence[str], stores: Sequence[str] = ()) -> Catalog:
