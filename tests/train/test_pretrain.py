@@ -394,11 +394,11 @@ def test_foreign_bytes_and_copies_among_checkpoints(tmp_path):
 def test_what_is_written_after_a_fall_back_stays(tmp_path, keep):
     """Damaged later checkpoints are not newer than the one that was just written."""
     for step in (4, 8, 12):
-        checkpoint.save(tmp_path, step, {"step": step}, keep=3)
+        checkpoint.save(tmp_path, step, {"step": step, "method": {}, "optimizer": {}}, keep=3)
     for step in (8, 12):
         (checkpoint.folder_of(tmp_path, step) / "state.pt").write_bytes(b"damaged")
     assert checkpoint.load_newest(tmp_path)[0]["step"] == 4
-    assert checkpoint.save(tmp_path, 6, {"step": 6}, keep=keep).exists()
+    assert checkpoint.save(tmp_path, 6, {"step": 6, "method": {}, "optimizer": {}}, keep=keep).exists()
     assert checkpoint.available(tmp_path) == [4, 6][-keep:] and checkpoint.load_newest(tmp_path)[0]["step"] == 6
 
 

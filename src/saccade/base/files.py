@@ -177,10 +177,11 @@ def check_writable(path: str | Path) -> None:
 def cannot_write(path: Path, error: Exception) -> StorageError:
     """The error for a path that cannot be written: why not, and how much space is free there."""
     reason = (error.strerror if isinstance(error, OSError) else "the name cannot be encoded as UTF-8") or str(error)
-    return StorageError(f"cannot write {path}", got=reason, hint=_free_space(path))
+    return StorageError(f"cannot write {path}", got=reason, hint=free_space(path))
 
 
-def _free_space(path: Path) -> str:
+def free_space(path: Path) -> str:
+    """A hint for a full disk: how much is free where ``path`` is to be written."""
     folder = next((parent for parent in path.absolute().parents if parent.is_dir()), path)
     with contextlib.suppress(OSError):
         usage = shutil.disk_usage(folder)

@@ -60,7 +60,7 @@ class CheckpointSelector:
         self, probe: Evaluator, method: Method, plan: Plan, start: int, *, images: int, say: Callable[[str], None]
     ):
         self.probe, self.backbone, self.plan, self.images, self.say = probe, method.backbone, plan, images, say
-        saved = checkpoint.load_named(plan.run, checkpoint.BEST) if start else None
+        saved = checkpoint.load_named(plan.run, checkpoint.BEST, say) if start else None
         best, first = (None, None) if saved is None else (dict(saved["figures"]), dict(saved["first"]))
         self.best: dict[str, float] | None = best if best and best["step"] <= start else None
         self.first: dict[str, float] | None = first if first and first["step"] <= start else None
@@ -97,7 +97,7 @@ class CheckpointSelector:
             return None
         chosen = self.last
         if self.best is not None and (not self._allowed(self.last) or better(self.best, self.last, self.images)):
-            saved = checkpoint.load_named(self.plan.run, checkpoint.BEST)
+            saved = checkpoint.load_named(self.plan.run, checkpoint.BEST, self.say)
             if saved is not None:
                 chosen = dict(saved["figures"])
                 self.backbone.load_state_dict(saved["backbone"])

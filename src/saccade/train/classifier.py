@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from saccade.base.contracts import InputSpec
+from saccade.base.digests import write_digests
 from saccade.base.files import write_bytes
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import ModelError
@@ -48,6 +49,7 @@ def save_classifier(folder: Path, method: Supervised) -> None:
     metadata = {"classes": json.dumps(method.config.classes), "frozen": json.dumps(method.config.frozen)}
     plain = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     write_bytes(folder / FILE, safetensors.torch.save(plain, metadata=metadata))
+    write_digests(folder)
 
 
 def load_classifier(run: str | Path) -> Classifier:

@@ -29,7 +29,7 @@ class Validation:
         self.stop_reason: str | None = None
         self.best: tuple[float, float] = (-1.0, 0.0)
         self.best_step = -1
-        saved = checkpoint.load_named(plan.run, checkpoint.BEST)
+        saved = checkpoint.load_named(plan.run, checkpoint.BEST, say)
         if saved is not None and saved["step"] <= start:
             self.best, self.best_step = tuple(saved["score"]), int(saved["step"])
 
@@ -63,7 +63,7 @@ class Validation:
 
     def restore_best(self) -> int:
         """Put the best weights back; returns their step."""
-        saved = checkpoint.load_named(self.plan.run, checkpoint.BEST)
+        saved = checkpoint.load_named(self.plan.run, checkpoint.BEST, self.say)
         if saved is None:
             return -1
         self.method.load_state_dict(saved["method"])

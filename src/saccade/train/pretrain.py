@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import shlex
 import statistics
 import subprocess
@@ -85,7 +86,8 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _environment(device: torch.device, seed: int) -> dict[str, Any]:
-    return runtime.environment(device) | {"seed": seed, "command": _command(sys.argv), "git": _git_commit()}
+    facts = {"id": secrets.token_hex(8), "seed": seed, "command": _command(sys.argv), "git": _git_commit()}
+    return runtime.environment(device) | facts
 
 
 def _short(value: object) -> str:
@@ -143,13 +145,11 @@ def _ready(
     optimizer = make_optimizer(method, plan.optim, plan.device)
     if begin is not None:
         return method, optimizer, begin
-    state, messages = checkpoint.load_newest(plan.run)
+    step, messages = checkpoint.restore(plan.run, method, optimizer)
     for message in messages:
         console.say(message)
-    method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    console.say(f"continuing from step {state['step']} of {plan.train.steps}")
-    return method, optimizer, int(state["step"])
+    console.say(f"continuing from step {step} of {plan.train.steps}")
+    return method, optimizer, step
 
 
 def _doctor(out: Path, run: ResolvedRun, images: int, step: int) -> Doctor:
@@ -355,8 +355,10 @@ def _continue(out: Path, console: Console, changes: Mapping[str, Any]) -> Path:
         split = reopen(run, console)
         _check_same_images(out, split)
         console.say(str(run_folder.read_json(out / "env.json").get("start", "")))
-        has_checkpoint = len(checkpoint.available(out)) > 0
-        return _train(out, run, split, device, console, begin=None if has_checkpoint else 0)
+        if not checkpoint.available(out):
+            checkpoint.check_never_saved(out, run.train.save_every)
+            console.say("the run ended before its first checkpoint; starting again from step 0")
+        return _train(out, run, split, device, console, begin=None if checkpoint.available(out) else 0)
 
 
 def _check_same_images(out: Path, split: TrainValSplit) -> None:

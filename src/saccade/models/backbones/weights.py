@@ -20,9 +20,11 @@ import safetensors.torch
 import torch
 
 from saccade.base.contracts import InputSpec
-from saccade.base.files import atomic_folder, write_text
+from saccade.base.digests import FILE as DIGESTS
+from saccade.base.digests import damaged_files, read_digests, write_digests
+from saccade.base.files import atomic_folder, free_space, write_text
 from saccade.base.run_folder import HIERARCHY, read_json, write_json
-from saccade.errors import ModelError, StorageError, UsageError, first_line, unknown
+from saccade.errors import DamagedFile, ModelError, StorageError, UsageError, first_line, unknown
 from saccade.models.backbones.build import build
 from saccade.models.backbones.model_card import model_card
 from saccade.models.backbones.weight_formats import (
@@ -60,6 +62,7 @@ TIMM_EXAMPLES = (
 )
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FORMAT = 1
+RESTORE = f"restore the folder from a copy; if you changed it on purpose, delete {DIGESTS}"
 OURS_IN_TIMM = re.compile(
     r"(vit_(?:tiny|small|base|large)_patch\d+)_(?:224|384|dinov2|reg4_dinov2)"
     r"|(swin_(?:tiny|small|base)_patch4_window\d+)_(?:224|384)|(resnet(?:18|50))"
@@ -191,6 +194,24 @@ def _is_saved(folder: Path) -> bool:
     return "saccade_format" in read_json(folder / CONFIG)
 
 
+def check_digests(folder: Path) -> None:
+    """Raise ModelError where a file of a model folder is not as it was written; a model card may be edited."""
+    try:
+        digests = read_digests(folder)
+    except DamagedFile as error:
+        raise ModelError(error.what, got=error.got, hint=RESTORE) from error
+    if digests is None:  # version 0.1
+        return
+    damaged = [path.name for path in damaged_files(folder, digests) if path.name != CARD]
+    if damaged:
+        raise ModelError(
+            f"{folder} is damaged: {', '.join(damaged)}",
+            got="another SHA-256, or a missing file",
+            expected=f"as recorded in {folder / DIGESTS}",
+            hint=RESTORE,
+        )
+
+
 def _saved(folder: Path) -> LoadedModel:
     if not _is_saved(folder):
         raise ModelError(
@@ -204,6 +225,7 @@ def _saved(folder: Path) -> LoadedModel:
             expected=f"format {FORMAT} or older",
             hint="pip install --upgrade saccade",
         )
+    check_digests(folder)
     spec: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config["input"].items()}
     backbone = build(**config["backbone"])
     state = read_state(folder / WEIGHTS)
@@ -328,9 +350,11 @@ def save_model(folder: Path, backbone: Network, spec: InputSpec, *, about: Mappi
             (temporary / WEIGHTS).write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
             write_json(temporary / CONFIG, config)
             write_text(temporary / CARD, model_card(label, backbone, spec, about))
+            write_digests(temporary)
     except StorageError as error:
+        resumable = any((folder.parent / "checkpoints").glob("step-*/state.pt"))
         raise StorageError(
             f"cannot write the model to {folder}",
             got=error.got,
-            hint="free some space; the last checkpoint is intact, so --resume continues and saves the model",
+            hint=free_space(folder) + ("; --resume continues and saves the model" if resumable else ""),
         ) from error
