@@ -22,6 +22,7 @@ from saccade.api import report_interactive as report_interactive
 from saccade.api import resume as resume
 from saccade.api import search as search
 from saccade.api import show as show
+from saccade.api import verify as verify
 from saccade.attention.image import ImageAttention as ImageAttention
 from saccade.attention.options import AttendOptions as AttendOptions
 from saccade.attention.slide import SlideAttention as SlideAttention

@@ -41,6 +41,7 @@ from saccade.tasks.plan_hierarchy import PlannedHierarchy, plan_hierarchy
 from saccade.tasks.pretrain import pretrain, resume, write_report_once
 from saccade.tasks.quickstart import quickstart
 from saccade.tasks.search import SearchOptions, SearchResult
+from saccade.tasks.verify import verify
 from saccade.train.loop import Console, Quiet
 from saccade.train.replay import replay as replay_step
 
@@ -69,6 +70,7 @@ __all__ = [
     "resume",
     "search",
     "show",
+    "verify",
 ]
 
 

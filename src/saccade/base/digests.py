@@ -26,7 +26,9 @@ class Digests:
     about: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        return json.dumps({"about": self.about, "sha256": self.files}, indent=1, sort_keys=True) + "\n"
+        values = {"about": self.about, "sha256": self.files}
+        own = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return json.dumps(values | {"sha256 of this record": own}, indent=1, sort_keys=True) + "\n"
 
 
 def sha256_of(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from saccade.base.files import make_folder, remove_leftovers, write_text
 from saccade.base.locks import is_lock
-from saccade.errors import UsageError
+from saccade.errors import UsageError, first_line
 
 HIERARCHY = "hierarchy.yaml"
 """What a hierarchy was asked for; where this file is, the folder holds one (hierarchy/settings)."""
@@ -40,8 +40,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError("file of a run not found", got=path, hint="is this a saccade run folder?") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} is not valid JSON", got=str(error)) from error
+    except (OSError, ValueError, RecursionError) as error:  # also bytes that are not UTF-8
+        raise UsageError(f"{path} is not valid JSON", got=first_line(error)) from error
 
 
 class Metrics:

@@ -28,6 +28,7 @@ from saccade.cli.quickstart import quickstart
 from saccade.cli.report import report
 from saccade.cli.search import search
 from saccade.cli.show import show
+from saccade.cli.verify import verify
 from saccade.cli.view import view
 from saccade.errors import SaccadeError
 from saccade.methods.registry import describe, method_names
@@ -46,6 +47,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     export,
     report,
     view,
+    verify,
     doctor,
 )
 METHOD_TABLE = "\b\nMethods:\n" + "\n".join(f"  {name:18s} {describe(name)}" for name in method_names())

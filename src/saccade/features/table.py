@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
-from saccade.base import frames
-from saccade.base.files import cannot_write, discard, make_folder, replace_file, temporary_name, write_file
+from saccade.base import frames, parquet_seal
+from saccade.base.files import cannot_write, discard, make_folder, replace_file, temporary_name
 from saccade.base.machine import usable_cores
-from saccade.errors import DataError, first_line
+from saccade.errors import DamagedFile, DataError, first_line
 from saccade.features.filters import Condition, mask
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def to_arrow(table: FeatureTable) -> pa.Table:
     flat = pa.array(np.ascontiguousarray(table.features, dtype=np.float32).reshape(-1))
     data = {name: pa.array(map(storable, values), pa.string()) for name, values in table.columns.items()}
     data[FEATURES] = pa.FixedSizeListArray.from_arrays(flat, table.features.shape[1])
-    about = {"model": table.model, "about": table.about}
+    about = {"model": table.model, "about": table.about, "sealed": True}
     return pa.table(data).replace_schema_metadata({"saccade": json.dumps(about)})
 
 
@@ -127,7 +127,8 @@ def from_arrow(arrow: pa.Table) -> FeatureTable:
 
 def save_table(path: Path, table: FeatureTable) -> None:
     """Write Parquet atomically. Raises StorageError."""
-    write_file(path, lambda temporary: pq.write_table(to_arrow(table), temporary))
+    with TableWriter(path) as writer:
+        writer.add(table)
 
 
 class TableWriter:
@@ -148,27 +149,47 @@ class TableWriter:
             if self._writer is None:
                 self._writer = pq.ParquetWriter(self.temporary, arrow.schema)
             self._writer.write_table(arrow)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:
             raise cannot_write(self.path, error) from error
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if self._writer is not None:
+                self._writer.add_key_value_metadata({parquet_seal.KEY: parquet_seal.EMPTY})
                 self._writer.close()
+                parquet_seal.write(self.temporary)
             if kind is None and self._writer is not None:
                 replace_file(self.temporary, self.path)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:
             if kind is None:  # otherwise the first error says more
                 raise cannot_write(self.path, error) from error
         finally:
             discard(self.temporary)
 
 
+def check_table(path: Path) -> bool:
+    """Compare a feature table with the SHA-256 inside it; False where it has none, as in version 0.1.
+
+    Raises
+    ------
+    DamagedFile
+        The file is not as it was written.
+    """
+    sealed = parquet_seal.check(path)
+    if sealed is None:
+        about = (pq.read_schema(path).metadata or {}).get(b"saccade", b"{}")
+        sealed = False if json.loads(about).get("sealed") else None
+    if sealed is False:
+        raise DamagedFile(f"{path} is damaged", got="another SHA-256 than it was written with", hint="embed again")
+    return sealed is True
+
+
 def load_table(path: Path) -> FeatureTable:
-    """Read a feature table from a Parquet file. Raises DataError for other files."""
+    """Read a feature table from a Parquet file. Raises DataError for other files and damaged ones."""
     try:
+        check_table(path)
         return from_arrow(pq.read_table(path))
-    except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
+    except (OSError, pa.ArrowException, KeyError, AttributeError, ValueError, TypeError) as error:
         raise DataError(
             f"{path} is not a feature table",
             got=first_line(error),

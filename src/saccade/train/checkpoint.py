@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from saccade.base.digests import FILE as DIGESTS
 from saccade.base.digests import damaged_files, read_digests, write_digests
 from saccade.base.files import atomic_folder, free_space
 from saccade.base.run_folder import read_json, read_metrics
@@ -164,7 +165,7 @@ def load_newest(
         except Exception as error:  # torch raises nearly anything on foreign bytes
             messages.append(f"checkpoint of step {step} is damaged ({_in_short(error)}); using the one before")
             continue
-        if read_digests(folder) is None:
+        if not (folder / DIGESTS).exists():
             messages.append(f"checkpoint of step {step} has no SHA-256 (it was written by version 0.1)")
         return state, messages
     raise TrainingError(

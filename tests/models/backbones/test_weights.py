@@ -93,6 +93,7 @@ def test_damaged_foreign_and_newer_folders_are_named(tmp_path):
     run_folder.write_json(folder / "config.json", config | {"saccade_format": 99})
     with pytest.raises(ModelError, match="newer"):
         load_model(folder)
+    (folder / "digests.json").unlink()
     wrong = config["backbone"] | {"name": "resnet10_w16"}
     run_folder.write_json(folder / "config.json", config | {"backbone": wrong})
     with pytest.raises(ModelError, match=r"conv1.weight \(8, 2, 3, 3\) instead of \(16, 2, 3, 3\)"):
