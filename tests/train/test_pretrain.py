@@ -278,7 +278,7 @@ def test_no_batch_holds_an_image_twice_and_all_images_are_seen(images, batch):
 
 def test_a_run_without_skipped_steps_has_nothing_to_replay(tmp_path):
     run = small_run(tmp_path / "run", train__steps=2)
-    with pytest.raises(UsageError, match="left out no step"):
+    with pytest.raises(UsageError, match="skipped no step"):
         saccade.replay(run)
 
 

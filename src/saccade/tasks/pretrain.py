@@ -72,7 +72,7 @@ def pretrain(
     ...         "synthetic:tissue?n=32&size=32", out=f"{folder}/run", backbone="resnet10_w8", settings=small
     ...     )
     ...     sorted(path.name for path in (run / "model").iterdir())
-    ['README.md', 'config.json', 'model.safetensors']
+    ['README.md', 'config.json', 'digests.json', 'model.safetensors']
     """
     console = console or Quiet()
     if backbone == hierarchy_settings.NAME:

@@ -63,7 +63,7 @@ def test_saved_and_loaded_exactly(tmp_path, name, options):
         with torch.inference_mode():
             assert torch.equal(loaded.backbone(x).tokens, net(x).tokens)
     folder = tmp_path / "run" / "model"
-    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "digests.json", "model.safetensors"]
     assert run_folder.read_json(folder / "config.json")["about"] == about
     card = (folder / "README.md").read_text()
     assert name in card and "load_model" in card and "4000" in card and '"step": 7' in card
