@@ -22,7 +22,8 @@ from saccade.base.contracts import Record, Sample
 from saccade.base.run_folder import read_json, write_json
 from saccade.data.formats import TEXT_SUFFIXES, has_suffix, suffixes
 from saccade.data.slide_features import SlideFeatures, load_features, step_of
-from saccade.data.sources.source import read_table, records_from_rows, table_in
+from saccade.data.sources.source import records_from_rows
+from saccade.data.sources.tables import read_table, table_in
 from saccade.errors import DataError, UsageError
 
 FILE = "grids.json"
@@ -77,7 +78,7 @@ class GridSource:
 
     side    tiles along each side of a block; 0: every slide is one grid
     min_fraction   minimum fraction of a block's tiles
-    known   what a table says of the slides, by file; else what the files themselves say
+    records_by_file  what a table says of the slides, by file; None: what the files themselves say
     Label, group and split are those of the slide. ``files``: each file, also without a block, and its slide's record.
     ``places`` [N 2] int64: (x, y) of each block at level 0.
     """
@@ -89,7 +90,7 @@ class GridSource:
         *,
         side: int,
         min_fraction: float,
-        known: Mapping[Path, Record] | None = None,
+        records_by_file: Mapping[Path, Record] | None = None,
     ):
         self.name, self.axes, self.side, self.min_fraction = name, 2, side, min_fraction
         self.files: dict[Path, Record] = {}
@@ -101,8 +102,8 @@ class GridSource:
         for file in files:
             features = _features(file)
             about, (down, across) = dict(features.about), step_of(features.about)
-            if known is not None:
-                about |= {name: getattr(known[file], name) for name in ("label", "group", "split")}
+            if records_by_file is not None:
+                about |= {name: getattr(records_by_file[file], name) for name in ("label", "group", "split")}
             content = about.get("slide_sha256") or _sha256(file)
             self.files[file] = _record(str(about["slide"]), str(about["slide"]), about)
             for block in cut_blocks(file, cells_of(features), side, min_fraction):
@@ -213,4 +214,4 @@ def open_features(
 
     rows = records_from_rows(table, find, label=label, group=group, keep_na=keep_na)
     records = {Path(record.id): record for record in rows}
-    return GridSource(str(folder), list(records), side=SIDE, min_fraction=MIN_FRACTION, known=records)
+    return GridSource(str(folder), list(records), side=SIDE, min_fraction=MIN_FRACTION, records_by_file=records)

@@ -18,7 +18,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELo
 from saccade.data.audit.images import audit
 from saccade.data.cache.image_cache import build_cache
 from saccade.data.open import open_source
-from saccade.data.volumes import dicom
+from saccade.data.volumes import dicom_pixels
 from saccade.data.volumes.dicom import read_series
 from saccade.data.volumes.intensity import decide_intensity, make_intensity, to_unit
 from saccade.data.volumes.volume import read_volume
@@ -286,7 +286,7 @@ def test_packed_pixels(series, monkeypatch):
         data.save_as(file)
     np.testing.assert_array_equal(open_source(series).read(0).pixels, plain)
 
-    monkeypatch.setattr(dicom, "get_decoder", lambda _: Absent())
+    monkeypatch.setattr(dicom_pixels, "get_decoder", lambda _: Absent())
     refused(series, "RLE Lossless", 'pip install "saccade[dicom]"', kind=MissingDependency)
 
 
@@ -317,7 +317,7 @@ def test_usual_packing_is_read_without_plugins(series, monkeypatch, syntax, code
         data["PixelData"].VR = "OB"
         data.file_meta.TransferSyntaxUID = syntax
         data.save_as(file)
-    monkeypatch.setattr(dicom, "get_decoder", lambda _: Absent())
+    monkeypatch.setattr(dicom_pixels, "get_decoder", lambda _: Absent())
     np.testing.assert_array_equal(open_source(series).read(0).pixels, plain)
     name = in_order(series)[0]
     data = pydicom.dcmread(series / name)
@@ -339,7 +339,7 @@ def test_what_needs_a_package_stops_the_audit_too(series, monkeypatch):
         data.compress(RLELossless)
         data.save_as(file)
 
-    monkeypatch.setattr(dicom, "get_decoder", lambda _: Absent())
+    monkeypatch.setattr(dicom_pixels, "get_decoder", lambda _: Absent())
     with pytest.raises(MissingDependency):
         audit(open_source(series))
 

@@ -11,34 +11,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from saccade.base.contracts import Batch, InputSpec, Record, Sample, Source
-from saccade.base.machine import usable_cores
+from saccade.base.contracts import Batch, InputSpec, Record, Source
 from saccade.base.random import numpy_generator
+from saccade.data.cache.decoding import Decoded, Report, Rules, decode_all, with_channels
 from saccade.data.cache.growable_array import GrowingArray
 from saccade.data.images.downsample import (
     LUMINANCE,
-    convert_channels,
-    even_sides,
-    finite,
-    shrink,
-    shrink_volume,
-    to_supported_dtype,
 )
 from saccade.data.probe import usual_channels
 from saccade.data.slides.streaming import TileStore
 from saccade.data.sources.source import pick
-from saccade.data.volumes.intensity import STEPS, Intensity, decide_intensity, to_unit
+from saccade.data.volumes.intensity import STEPS, Intensity, decide_intensity
 from saccade.errors import DamagedFile, TooManyDamaged, UsageError
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -147,76 +138,6 @@ class ImageCache:
         return dataclasses.replace(self, labels=np.array([number[str(r.label)] for r in self.records], np.int64))
 
 
-@dataclass(frozen=True)
-class _Rules:
-    """How large the decoded images are kept; ``intensity`` and ``size_mm`` for volumes (None: images)."""
-
-    cache_px: int
-    intensity: Intensity | None = None
-    size_mm: float = 0.0
-
-
-@dataclass
-class _Decoded:
-    index: int
-    pixels: np.ndarray | None
-    original: tuple[int, ...] = (0, 0)
-    low: float = 0.0
-    high: float = 0.0
-    sha256: str = ""
-    reason: str = ""
-    spacing_mm: tuple[float, ...] = ()
-    grid: bool = False
-
-
-def _decode(source: Source, index: int, rules: _Rules) -> _Decoded:
-    try:
-        sample = source.read(index)
-        if sample.pixels.ndim != source.axes + 1:
-            raise DamagedFile(
-                f"{source.records[index].id}: {'images' if source.axes == 2 else 'volumes'} are expected here",
-                got=f"shape {sample.pixels.shape}",
-            )
-        if rules.intensity is not None:
-            pixels, spacing = _volume(sample, rules, rules.intensity)
-        else:
-            pixels, spacing = to_supported_dtype(sample.pixels), ()
-        finite(pixels, source.records[index].id)
-        low, high = float(pixels.min()), float(pixels.max())
-        if rules.intensity is None and not sample.grid:
-            pixels = shrink(pixels, rules.cache_px)
-        original, digest = sample.pixels.shape[1:], source.content_hash(index)
-        return _Decoded(index, pixels, original, low, high, digest, spacing_mm=spacing, grid=sample.grid)
-    except DamagedFile as error:
-        return _Decoded(index, None, reason=error.in_one_line())
-
-
-def _volume(sample: Sample, rules: _Rules, intensity: Intensity) -> tuple[np.ndarray, tuple[float, ...]]:
-    """[C T Y X] in 0..1 and reduced, with the spacing it then has.
-
-    The finest voxel that is kept is the one that puts ``cache_px`` of them along the shortest side, in millimetres.
-    """
-    name, shape = sample.record.id, sample.pixels.shape[1:]
-    if rules.size_mm and sample.spacing_mm is None:
-        raise DamagedFile(f"{name}: its spacing is unknown, so --size-mm has no meaning", hint="leave out --size-mm")
-    spacing = sample.spacing_mm or (1.0, 1.0, 1.0)
-    span = rules.size_mm or min(n * mm for n, mm in zip(shape, spacing))
-    sides = even_sides(shape, spacing, span / rules.cache_px)
-    pixels = shrink_volume(to_unit(sample.pixels, intensity, name, sample.padding), sides)
-    return pixels, tuple(mm * n / side for mm, n, side in zip(spacing, shape, sides))
-
-
-def _decode_all(source: Source, indices: Sequence[int], rules: _Rules, report: Report | None) -> Iterator[_Decoded]:
-    """Decode in threads (decoders release the interpreter lock), hand back in order. A whole volume in each of many
-    threads would not fit in memory."""
-    most = usable_cores()
-    with ThreadPoolExecutor(max_workers=most if rules.intensity is None else min(4, most)) as pool:
-        for done, item in enumerate(pool.map(lambda i: _decode(source, i, rules), indices), start=1):
-            if report is not None:
-                report(done, len(indices))
-            yield item
-
-
 def _intensity(source: Source, given: Intensity | None, size_mm: float) -> Intensity | None:
     """What brings volumes to 0..1; None for images, of which nothing of the kind may be asked (UsageError)."""
     if source.axes == 3:
@@ -226,7 +147,7 @@ def _intensity(source: Source, given: Intensity | None, size_mm: float) -> Inten
     return None
 
 
-def _range_of(decoded: Sequence[_Decoded], dtype: np.dtype, intensity: Intensity | None) -> tuple[float, float]:
+def _range_of(decoded: Sequence[Decoded], dtype: np.dtype, intensity: Intensity | None) -> tuple[float, float]:
     """(offset, scale) of all that was decoded; 0 and 1 of a volume mean what its rule says, reached or not."""
     if decoded[0].grid:
         return 0.0, 1.0
@@ -240,16 +161,6 @@ def _pixel_range(dtype: np.dtype, low: float, high: float) -> tuple[float, float
     if dtype == np.uint8:
         return 0.0, 255.0
     return low, (high - low) or 1.0
-
-
-def _alike(item: _Decoded, channels: int, dtype: np.dtype | None, name: str) -> np.ndarray:
-    """The pixels with this many channels. Raises DamagedFile where there are none, or not of ``kind`` (None: any)."""
-    if item.pixels is None:
-        raise DamagedFile(item.reason)
-    pixels = convert_channels(item.pixels, channels, name)
-    if dtype is not None and pixels.dtype != dtype:
-        raise DamagedFile(f"{name}: number type {pixels.dtype} differs from the rest of the data ({dtype})")
-    return pixels
 
 
 def build_cache(
@@ -296,15 +207,15 @@ def build_cache(
     """
     intensity = _intensity(source, intensity, size_mm)
     store = GrowingArray(memory_limit_mib)
-    decoded: list[_Decoded] = []
+    decoded: list[Decoded] = []
     shapes: list[tuple[int, ...]] = []
     damaged: list[tuple[str, str]] = []
     dtype: np.dtype | None = None
     channels = channels or usual_channels(source)
-    for item in _decode_all(source, range(len(source)), _Rules(cache_px, intensity, size_mm), report):
+    for item in decode_all(source, range(len(source)), Rules(cache_px, intensity, size_mm), report):
         name = source.records[item.index].id
         try:
-            pixels = _alike(item, channels, dtype, name)
+            pixels = with_channels(item, channels, dtype, name)
         except DamagedFile as error:
             damaged.append((name, error.in_one_line()))
             continue

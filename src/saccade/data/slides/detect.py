@@ -19,15 +19,8 @@ from saccade.data.slides.tiff_reader import CUT_OFF, listening
 from saccade.data.slides.tiling import Tiling
 from saccade.data.sources.folder import files_below
 from saccade.data.sources.names import by_normal_name
-from saccade.data.sources.source import (
-    Table,
-    finder,
-    no_paths,
-    read_table,
-    records_from_names,
-    records_from_rows,
-    table_in,
-)
+from saccade.data.sources.source import records_from_names, records_from_rows
+from saccade.data.sources.tables import Table, finder, no_paths, read_table, table_in
 from saccade.errors import DataError, UsageError
 
 PROBED = 3  # TIFF files of a folder that are opened to see what they are

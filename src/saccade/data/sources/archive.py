@@ -19,7 +19,8 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 
 from saccade.base.contracts import Sample
 from saccade.data.sources.names import by_normal_name
-from saccade.data.sources.source import MANIFESTS, Table, choose_records, read_rows, read_table
+from saccade.data.sources.source import choose_records
+from saccade.data.sources.tables import MANIFESTS, Table, read_rows, read_table
 from saccade.data.sources.volume_files import Contents, visible
 from saccade.errors import DamagedFile, DataError
 

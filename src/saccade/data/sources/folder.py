@@ -8,7 +8,8 @@ from pathlib import Path
 
 from saccade.base.contracts import Sample
 from saccade.data.sources.names import by_normal_name
-from saccade.data.sources.source import choose_records, read_table, table_in
+from saccade.data.sources.source import choose_records
+from saccade.data.sources.tables import read_table, table_in
 from saccade.data.sources.volume_files import Contents
 from saccade.errors import DamagedFile, DataError
 
