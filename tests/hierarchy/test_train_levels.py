@@ -425,6 +425,9 @@ def test_heatmaps_at_each_level(hierarchy, finetuned):
             assert maps.region.scores.mean() == pytest.approx(1, abs=1e-4)
         assert maps.tile.scores.mean() == pytest.approx(1, abs=1e-4)
         assert maps.composed.scores.mean() == pytest.approx(1, abs=1e-4)
+        if head is None:  # regions weighted equally: a tile's weight does not depend on the size of its region
+            ratio = maps.composed.scores / maps.tile.scores
+            np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
 
 
 def test_maps_become_files(hierarchy, finetuned, slide_table, tmp_path):

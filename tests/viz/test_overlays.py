@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import xml.etree.ElementTree as ET
 
@@ -20,6 +21,7 @@ from saccade.errors import UsageError
 from saccade.viz.overlays import (
     CELL_PX,
     GAP_PX,
+    LINE_PX,
     Neighbour,
     attention_panel,
     colours,
@@ -28,7 +30,7 @@ from saccade.viz.overlays import (
     overlay_svg,
     to_rgb,
 )
-from saccade.viz.patch_maps import jaccard, threshold_mask, upsample
+from saccade.viz.patch_maps import AttentionMap, colour_scales, jaccard, threshold_mask, upsample
 
 
 def test_threshold_keeps_the_smallest_set():
@@ -131,9 +133,48 @@ def test_the_mean_that_is_drawn_is_the_thresholded_mean():
     drawn = ET.fromstring(overlay_svg(tissue(2), every)).findall(".//{*}g/{*}rect")
     assert [float(rect.get("fill-opacity")) > 0.35 for rect in drawn] == kept.ravel().tolist()
     assert overlay_png(tissue(2), every) == overlay_png(tissue(2), mean)
-    panels = [Image.open(io.BytesIO(attention_panel(tissue(2), one))) for one in (every, mean)]
+    panels = [
+        Image.open(io.BytesIO(attention_panel(tissue(2), one, colour_scales([every])[0]))) for one in (every, mean)
+    ]
     second = (CELL_PX + GAP_PX, 0, 2 * CELL_PX + GAP_PX, CELL_PX)  # the cell beside the image
     assert panels[0].crop(second).tobytes() == panels[1].crop(second).tobytes()
+
+
+def near_uniform(most: float) -> AttentionMap:
+    """One head over 4 x 4 patches around the even share, the largest ``most`` times as much."""
+    values = np.full((1, 4, 4), 1 / 16, dtype=np.float32)
+    values[0, 0, 0] = most / 16
+    return AttentionMap(values, values[0], (4, 4), (32, 32), None, "attention", np.zeros(1, dtype=np.float32))
+
+
+def test_an_almost_uniform_map_looks_uniform_and_says_so():
+    uniform, decided = near_uniform(1.1), near_uniform(6.0)
+    [scale] = colour_scales([uniform])
+    assert (scale.low, scale.high) == (0, 2 / 16) and np.ptp(scale.strength(uniform.mean)) < 0.06
+    assert uniform.largest(uniform.mean) == "1.1 x even: almost uniform"
+    assert decided.largest(decided.mean) == "up to 37.5 %, 6.0 x even"
+    [stretched] = colour_scales([uniform], stretch=True)
+    assert np.ptp(stretched.strength(uniform.mean)) == 1
+
+
+def test_maps_side_by_side_share_one_scale_in_multiples_of_the_even_share():
+    wide = dataclasses.replace(near_uniform(3.0), n_keys=32)  # sees 32 keys: the same weights are twice the multiple
+    scales = colour_scales([near_uniform(1.1), wide])
+    assert [scale.high / scale.even for scale in scales] == pytest.approx([6, 6])
+    assert scales[0].label(scales[0].high) == scales[1].label(scales[1].high) == "6 x"
+    cosine = dataclasses.replace(near_uniform(8.0), kind="similarity")
+    assert (colour_scales([cosine])[0].low, colour_scales([cosine])[0].high) == (0, 1)
+
+
+def test_a_panel_has_a_colour_bar_with_a_tick_at_the_even_share():
+    amap = near_uniform(4.0)
+    panel = np.asarray(Image.open(io.BytesIO(attention_panel(tissue(0), amap))))
+    top = panel.shape[0] - LINE_PX - GAP_PX - 12 + GAP_PX // 2
+    wide = min(2 * CELL_PX, panel.shape[1])
+    bar = panel[top + 5, :wide, :3].astype(int)
+    assert np.abs(bar[0] - colours(np.array(0.0))).max() == 0 and np.abs(bar[-1] - colours(np.array(1.0))).max() == 0
+    jumps = np.flatnonzero(np.abs(np.diff(bar, axis=0)).max(axis=1) > 40)
+    assert abs(jumps.mean() - wide / 4) < 3  # 1 of 4
 
 
 def test_flat_maps_are_drawn():

@@ -17,7 +17,7 @@ from saccade.base.contracts import InputSpec, Sample
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import save_model
 from saccade.web.catalog import CatalogRun
-from web_requests import TABLET
+from web_requests import TABLET, raw_request
 from web_waiting import Held, Late, refused, until
 
 EXPLAINED = "document.querySelector('.explained').innerText"
@@ -330,8 +330,43 @@ def check_rollout(page, wanted: dict[str, np.ndarray]) -> None:
         words = page.locator(".panel .words").nth(number).inner_text()
         most, taken = (float(one) for one in re.search(r"with ([\d.]+) %.*takes ([\d.]+) %", words).groups())
         assert (most, taken) == pytest.approx((100 * row[1:].max(), 100 * row[0]), rel=0.05)
-        scale = page.locator(".panel .scale").nth(number).inner_text()
-        assert float(re.findall(r"[\d.]+", scale)[-1]) == most
+    # One scale, in multiples of the even share, from 0 to the largest of all.
+    rows_of = list(wanted.values())
+    most = max(2.0, *(row[1:].max() * len(row) for row in rows_of))
+    for number in range(len(rows_of)):
+        assert ends(page, number) == pytest.approx((0, most), rel=0.01)
+
+
+def ends(page, number: int) -> tuple[float, float]:
+    """The two ends of the colour bar of a panel."""
+    low, high = (
+        page.locator(".panel .scale")
+        .nth(number)
+        .locator(".ramp")
+        .evaluate("bar => [bar.previousSibling.textContent, bar.nextSibling.textContent]")
+    )
+    return tuple(float(text.replace("−", "-").split()[0]) for text in (low, high))
+
+
+def test_random_weights_look_uniform_until_stretched(explorer):
+    choose_model(explorer, "random:vit_micro_patch8")
+    share = np.array([float(row["times_even_share"]) for row in table(explorer)])
+    np.testing.assert_allclose(share, values(table(explorer)) * (1 + len(share)), rtol=1e-3)
+    assert share.max() < 2
+    assert ends(explorer, 0) == (0, 2)
+    assert explorer.locator(".scale .even-mark").first.get_attribute("style") == "left: 50%;"
+    assert "Almost uniform" in explorer.locator(".words").first.inner_text()
+    flat = set(re.findall(r'fill="(rgb[^"]*)" fill-opacity', saved(explorer, "svg").decode()))
+    explorer.get_by_label("stretch", exact=True).check()
+    until(explorer, "location.hash.includes('stretch=1')")
+    assert ends(explorer, 0) == pytest.approx((share.min(), share.max()), rel=0.01)
+    stretched = set(re.findall(r'fill="(rgb[^"]*)" fill-opacity', saved(explorer, "svg").decode()))
+
+    def spread(colours: set[str]) -> float:
+        reds = [float(text.removeprefix("rgb(").split(",")[0]) for text in colours]
+        return max(reds) - min(reds)
+
+    assert spread(stretched) > 200 and spread(flat) < spread(stretched)
 
 
 def test_what_is_saved_is_what_is_shown(explorer):
@@ -488,18 +523,16 @@ def test_a_late_page_of_images_does_not_replace_the_newer_one(window, site, tmp_
 
 
 def test_questions_that_make_no_sense_are_answered_in_words(site):
-    from test_web_security import ask
-
     model = site.catalog.choices()[0].id
     run = next(run for run in site.catalog.runs if run.folder == site.run)
     image = site.catalog.images(run, 0, 1)[1][0].id
     path = f"/api/attention/rows?model={model}&image={image}"
-    assert ask(site, f"{path}&layer=99&first=0")[0] == 400
-    assert ask(site, f"{path}&layer=0&first=0&count=99999")[0] == 400
-    assert ask(site, f"{path}&layer=x&first=0")[0] == 422
-    assert ask(site, f"/api/attention/view?model=nothing&image={image}")[0] == 404
-    assert ask(site, f"/api/attention/view?model={model}&image=nothing")[0] == 404
-    status, _, body = ask(site, f"/api/attention/nifti?model={model}&image={image}&token=0")
+    assert raw_request(site, f"{path}&layer=99&first=0")[0] == 400
+    assert raw_request(site, f"{path}&layer=0&first=0&count=99999")[0] == 400
+    assert raw_request(site, f"{path}&layer=x&first=0")[0] == 422
+    assert raw_request(site, f"/api/attention/view?model=nothing&image={image}")[0] == 404
+    assert raw_request(site, f"/api/attention/view?model={model}&image=nothing")[0] == 404
+    status, _, body = raw_request(site, f"/api/attention/nifti?model={model}&image={image}&token=0")
     assert status == 400 and "of volumes only" in json.loads(body)["what"]
-    status, _, body = ask(site, f"/api/attention/view?model={model}&image={image}&size=40&positions=false")
+    status, _, body = raw_request(site, f"/api/attention/view?model={model}&image={image}&size=40&positions=false")
     assert status == 200 and json.loads(body)["grid"] == [5, 5]

@@ -93,7 +93,7 @@ def crumbs(page):
 
 def test_down_to_the_patches_by_clicks_and_up_by_escape(page, site, hierarchy):
     found = regions_of(site, hierarchy)
-    assert "nobody" in page.locator(".levels").inner_text()
+    assert "uniform weights" in page.locator(".levels").inner_text()
     step = site.catalog.slides(hierarchy).grid(0).step_px
     block = found.blocks[0]
     page.mouse.click(*at(page, site, hierarchy, (block.top + 2) * step[0], (block.left + 2) * step[1]))
@@ -213,7 +213,7 @@ def test_ids_lead_nowhere_else(site, hierarchy, page):
     assert str(hierarchy.folder).encode() not in raw_request(site, "/api/slides")[2]
     other = slide_key(site, hierarchy, 1)
     status, _, body = raw_request(site, f"/api/regions/{other}")
-    assert status == 400 and b"not been looked at" in body
+    assert status == 400 and b"have not been computed" in body
 
 
 def test_the_levels_of_a_hierarchy_are_runs_of_their_own(site, hierarchy):

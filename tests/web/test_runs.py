@@ -177,7 +177,7 @@ def test_the_card_follows_a_run_to_its_end(window, site, growing):
     with (folder / "metrics.jsonl").open("a") as file:
         for step in range(900, 1200, 6):
             file.write(json.dumps(json.loads(lines[99]) | {"step": step, "grad_norm": 900.0}) + "\n")
-    until(window, f"{CARD}.includes('The doctor: diverged since step')")
+    until(window, f"{CARD}.includes('Doctor: diverged since step')")
     window.locator("main").get_by_text("has not been evaluated:").wait_for()
     window.get_by_label("Show growing").focus()
     (folder / "model").mkdir()

@@ -45,7 +45,7 @@ def test_the_first_answer_of_a_network_is_waited_for_in_words(window, site, name
     window.goto(f"{site.origin}/#/{name}")
     until(
         window,
-        "document.querySelector('.waiting')?.innerText.includes('network is looking') || "
+        "document.querySelector('.waiting')?.innerText.includes('Running the network') || "
         "document.querySelector('.waiting')?.innerText.includes('is reading the text')",
     )
     held.let_go()

@@ -237,7 +237,7 @@ def test_rollout_of_several_heads_in_a_page_of_one_file(small_runs, opened, pict
     page.get_by_label("Compare with").select_option(index=2)
     page.wait_for_selector(".difference [data-most]")
     page.get_by_label("Method").select_option("rollout")
-    until(page, "document.querySelector('.explained').innerText.includes('Rollout multiplies')")
+    until(page, "document.querySelector('.explained').innerText.includes('Rollout combines')")
     wanted = exact(run, pictures[0]).qkv.rollout(0)[0, 1:]
     shown = table(page)
     np.testing.assert_allclose(shown, wanted, rtol=0.02)

@@ -196,5 +196,5 @@ def test_likeness_needs_features_and_says_so(site, slides):
     from saccade.errors import UsageError
 
     looks = SlideSimilarity(Explorer())
-    with pytest.raises(UsageError, match="not been looked at"):
+    with pytest.raises(UsageError, match="have not been computed"):
         looks.similarity(ViewRequest("random:vit_micro_patch8_w32", "tiles"), "x", 0)

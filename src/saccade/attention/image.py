@@ -12,7 +12,7 @@ import torch
 
 from saccade.attention import volume
 from saccade.attention.maps import AttentionMap, Query, attention_map, jaccard, threshold_mask, upsample
-from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of
+from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of, words_of
 from saccade.augment.color import to_grey
 from saccade.augment.views import normalise
 from saccade.base import frames, run_folder
@@ -27,6 +27,7 @@ from saccade.features.table import FeatureTable, nearest
 from saccade.models.backbones.weights import LoadedModel, load_model
 from saccade.models.nn.attention import has_attention
 from saccade.viz.overlays import Neighbour, attention_panel, neighbours_panel, overlay_svg
+from saccade.viz.patch_maps import colour_scales
 from saccade.viz.save import map_csv, save_by_suffix
 
 if TYPE_CHECKING:
@@ -46,10 +47,7 @@ class ImageAttention:
 
     def text(self) -> str:
         """The result as text for a terminal."""
-        rows, columns = self.amap.grid
-        lines = [f"{self.model}: {self.amap.kind} of {self.options.query} over {rows} x {columns} patches"]
-        if self.amap.kind == "similarity":
-            lines.append("this network has no attention: the values are cosine similarities of its tokens")
+        lines = words_of(self.model, self.amap, self.options)
         lines += [f"Jaccard index with the mask, {name}: {value:.3f}" for name, value in self.jaccard.items()]
         return "\n".join(lines)
 
@@ -77,9 +75,10 @@ class ImageAttention:
             The suffix is none of these.
         """
         amap = self.selected()
+        scale, mean_scale = (colour_scales([one], stretch=self.options.stretch)[0] for one in (amap, amap.mean_only()))
         writers: dict[str, Callable[[Path], object]] = {
-            ".png": lambda target: write_bytes(target, attention_panel(self.image, amap)),
-            ".svg": lambda target: write_text(target, overlay_svg(self.image, amap)),
+            ".png": lambda target: write_bytes(target, attention_panel(self.image, amap, scale)),
+            ".svg": lambda target: write_text(target, overlay_svg(self.image, amap, scale=mean_scale)),
             ".csv": lambda target: write_text(target, map_csv(amap.values)),
         }
         return save_by_suffix(path, writers, "picture format")
@@ -260,8 +259,7 @@ def draw(
     entries = [_neighbours(folder, table, cache, train, chosen[:QUERIES])]
     twin = random_twin(model, seed=1)
     for index in chosen[:MAP_IMAGES]:
-        for loaded in (model, twin):
-            entries.append(_map_figure(folder, loaded, cache, table, index, trained=loaded is model))
+        entries += _map_figures(folder, (model, twin), cache, table, index)
     run_folder.write_json(folder / "index.json", entries)
 
 
@@ -305,34 +303,46 @@ def _neighbours(
     }
 
 
-def _map_figure(
-    folder: Path, model: LoadedModel, cache: ImageCache, table: FeatureTable, index: int, *, trained: bool
-) -> dict[str, str]:
+def _map_figures(
+    folder: Path, models: Sequence[LoadedModel], cache: ImageCache, table: FeatureTable, index: int
+) -> list[dict[str, str]]:
+    """Pictures of one image by the trained model and its twin with random weights, on one colour scale."""
     # A CNN has no class token; similarity to one patch says more than similarity to the mean.
-    attentive = has_attention(model.backbone)
-    draw_one = volume.panel_of_cached if cache.axes == 3 else _panel
-    who = "trained" if trained else "random weights"
-    file = f"map-{index:06d}-{'trained' if trained else 'random'}.png"
-    (folder / file).write_bytes(draw_one(model, cache, index))
+    attentive = has_attention(models[0].backbone)
     what = "attention of the class token" if attentive else "similarity of each patch to the middle patch"
-    return {
-        "file": file,
-        "kind": "attention",
-        "title": f"{table.labels[index] or table.ids[index]}, {who}",
-        "caption": f"{what.capitalize()}, {who}. {table.ids[index]}",
-        "alt": f"{what} over a test image of class {table.labels[index]}, {who}",
-    }
+    if cache.axes == 3:
+        volumes = [volume.CachedVolume(model, cache, index) for model in models]
+        scales = colour_scales([one.attention.amap for one in volumes])
+        pictures = [one.picture(scale) for one, scale in zip(volumes, scales)]
+    else:
+        maps = [_cached_map(model, cache, index) for model in models]
+        scales = colour_scales([amap for _, amap in maps])
+        pictures = [attention_panel(image, amap, scale) for (image, amap), scale in zip(maps, scales)]
+    entries = []
+    for picture, who in zip(pictures, ("trained", "random weights")):
+        file = f"map-{index:06d}-{who.split()[0]}.png"
+        (folder / file).write_bytes(picture)
+        entries.append(
+            {
+                "file": file,
+                "kind": "attention",
+                "title": f"{table.labels[index] or table.ids[index]}, {who}",
+                "caption": f"{what.capitalize()}, {who}, on one scale. {table.ids[index]}",
+                "alt": f"{what} over a test image of class {table.labels[index]}, {who}",
+            }
+        )
+    return entries
 
 
-def _panel(model: LoadedModel, cache: ImageCache, index: int) -> bytes:
+def _cached_map(model: LoadedModel, cache: ImageCache, index: int) -> tuple[np.ndarray, AttentionMap]:
+    """The input as a picture, and the map over it."""
     spec = model.spec
     pixels = cache.image(index).astype(np.float32)
     size_px = _fit(pixels, max(spec.size_px, 8 * _patch(model)), _patch(model))
     large = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=size_px, mode="bilinear")[0].numpy()
     x = normalised(large, spec)
     query: Query = "cls" if has_attention(model.backbone) else (size_px[0] // 2, size_px[1] // 2)
-    amap = attention_map(model.backbone.cpu().eval(), x, query=query)
-    return attention_panel(_displayed(x, spec), amap)
+    return _displayed(x, spec), attention_map(model.backbone.cpu().eval(), x, query=query)
 
 
 def _patch(model: LoadedModel) -> int:

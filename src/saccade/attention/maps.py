@@ -6,6 +6,7 @@ Attention of one query as in Caron et al. 2021 (DINO, arXiv:2104.14294), rollout
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -101,8 +102,10 @@ def attention_map(
             row = _token_row(backbone, patch)
             used = None if rollout else backbone.layer_index(layer)
             weights = backbone.rollout(pixels, row) if used is None else _rows(backbone, pixels, used, row)
+            n_keys = weights.shape[1] if used is None else _n_keys(backbone, pixels, grid, used, row)
             patches, first = weights[:, backbone.prefix :], weights[:, : backbone.prefix].sum(dim=1)
         else:
+            n_keys = None
             used, patches, first = None, token_similarity(features, patch)[None], torch.zeros(1)
     values = patches.float().cpu().numpy().reshape(-1, *grid).astype(np.float32)
     return AttentionMap(
@@ -114,7 +117,14 @@ def attention_map(
         kind="rollout" if rollout else "attention" if attentive else "similarity",
         prefix_share=first.float().cpu().numpy(),
         layer=used,
+        n_keys=n_keys,
     )
+
+
+def _n_keys(backbone: AttentiveNetwork, pixels: Tensor, grid: tuple[int, ...], layer: int, row: int) -> int:
+    """Number of keys that a query sees in a layer."""
+    mask = backbone.key_mask(pixels, grid, layer, torch.tensor([row], device=pixels.device))
+    return backbone.prefix + math.prod(grid) if mask is None else int(mask.reshape(-1, mask.shape[-1])[0].sum())
 
 
 def _rows(backbone: AttentiveNetwork, pixels: Tensor, layer: int, row: int) -> Float[Tensor, "H N_all"]:

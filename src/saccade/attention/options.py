@@ -33,6 +33,8 @@ class AttendOptions:
         Fraction of the attention mass to keep, such as 0.6; patches outside are hidden.
     mask : Path, optional
         File with the true mask (non-zero is inside) for the Jaccard index; the threshold is then 0.6 unless given.
+    stretch : bool
+        Colours from the smallest to the largest value, instead of multiples of the even share from 0.
     """
 
     query: str = "cls"
@@ -42,6 +44,7 @@ class AttendOptions:
     size_px: int | None = None
     threshold: float | None = None
     mask: Path | None = None
+    stretch: bool = False
 
 
 def check_options(options: AttendOptions, loaded: LoadedModel) -> None:
@@ -79,5 +82,18 @@ def facts_of(model: str, amap: AttentionMap, options: AttendOptions, jaccard: Ma
         "threshold": options.threshold,
         "grid": list(amap.grid),
         "heads": amap.values.shape[0],
+        "even_share": None if amap.kind == "similarity" else amap.even,
+        "largest": float(amap.mean.max()),
+        "almost_uniform": amap.almost_uniform(amap.mean),
         "jaccard": dict(jaccard),
     }
+
+
+def words_of(model: str, amap: AttentionMap, options: AttendOptions) -> list[str]:
+    """The lines of text common to maps of images and volumes."""
+    lines = [f"{model}: {amap.kind} of {options.query} over {' x '.join(map(str, amap.grid))} patches"]
+    if amap.kind == "similarity":
+        return [*lines, "this network has no attention: the values are cosine similarities of its tokens"]
+    times, even = float(amap.mean.max()) / amap.even, 100 * amap.even
+    uniform = ": almost uniform" if amap.almost_uniform(amap.mean) else ""
+    return [*lines, f"largest weight {times:.2f} times the even share of {even:.2g} %{uniform}"]

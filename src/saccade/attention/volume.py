@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 
 from saccade.attention.maps import AttentionMap
-from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of
+from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of, words_of
 from saccade.attention.volume_map import VolumeMap, volume_map
 from saccade.base import frames
 from saccade.base.contracts import InputSpec, Sample
@@ -24,7 +24,7 @@ from saccade.errors import ModelError, UsageError
 from saccade.models.backbones.weights import LoadedModel, load_model
 from saccade.models.nn.attention import has_attention
 from saccade.viz.orthoview import Scene, planes_panel
-from saccade.viz.patch_maps import jaccard, query_text, threshold_mask
+from saccade.viz.patch_maps import ColourScale, colour_scales, jaccard, query_text, threshold_mask
 from saccade.viz.save import map_csv, save_by_suffix
 
 if TYPE_CHECKING:
@@ -107,11 +107,8 @@ class VolumeAttention:
     def text(self) -> str:
         """The result as text for a terminal."""
         amap, point = self.amap, self.point
-        grid = " x ".join(map(str, amap.grid))
         where = "the query" if self.options.query != "cls" else "the largest value"
-        lines = [f"{self.model}: {amap.kind} of {self.options.query} over {grid} patches"]
-        if amap.kind == "similarity":
-            lines.append("this network has no attention: the values are cosine similarities of its tokens")
+        lines = words_of(self.model, amap, self.options)
         position = f"planes through {where}: voxel z, y, x = {point[0]}, {point[1]}, {point[2]}"
         if self.sample.affine is not None:
             position += " (x, y, z = {:.1f}, {:.1f}, {:.1f} mm, RAS)".format(*self.world())
@@ -151,7 +148,8 @@ class VolumeAttention:
         scene = Scene(
             self.unit, self.point, self.spacing_mm, self.sample.affine is not None, self.found.box(self.unit.shape)
         )
-        return panel(scene, self.amap, self.map(), {head: self.map(head) for head in heads})
+        [scale] = colour_scales([self.amap], stretch=self.options.stretch)
+        return panel(scene, self.amap, self.map(), {head: self.map(head) for head in heads}, scale)
 
     def columns(self) -> dict[str, np.ndarray]:
         """One row per head and patch: head, slice, row, column, weight."""
@@ -170,16 +168,15 @@ class VolumeAttention:
         return frames.text_to_html(self.text())
 
 
-def panel(scene: Scene, amap: AttentionMap, mean: np.ndarray, heads: dict[int, np.ndarray]) -> bytes:
-    """PNG: the volume, the mean map, and every given head, [T Y X] each."""
+def panel(
+    scene: Scene, amap: AttentionMap, mean: np.ndarray, heads: dict[int, np.ndarray], scale: ColourScale
+) -> bytes:
+    """PNG: the volume, the mean map, and every given head, [T Y X] each, on one colour scale."""
     several = len(heads) > 1
     maps = {f"mean of {len(heads)} heads" if several else amap.kind: mean}
     maps |= {f"head {head}": values for head, values in heads.items() if several}
-    if amap.kind == "similarity":
-        captions = [f"{values.min():.2f} to {values.max():.2f}" for values in maps.values()]
-    else:
-        captions = [f"up to {100 * float(values.max()):.1f} % a patch" for values in maps.values()]
-    return planes_panel(scene, maps, [query_text(amap), *captions])
+    captions = [amap.largest(values) for values in maps.values()]
+    return planes_panel(scene, maps, [query_text(amap), *captions], scale)
 
 
 def attend(model: str | Path, path: str | Path, options: AttendOptions) -> VolumeAttention:
@@ -261,17 +258,24 @@ def _mask_agreement(volume: VolumeMap, sample: Sample, options: AttendOptions) -
     return scores | ({f"best head ({int(np.argmax(heads))})": max(heads)} if len(heads) > 1 else {})
 
 
-def panel_of_cached(model: LoadedModel, cache: ImageCache, index: int) -> bytes:
-    """PNG for a report: class-token attention over a decoded volume, or similarity to its middle patch."""
-    network = model.backbone.cpu().eval()
-    batch = cache.batch(np.array([index]))
-    spacing = (1.0, 1.0, 1.0) if cache.spacing_mm is None else tuple(float(v) for v in cache.spacing_mm[index])
-    shape = cache.image(index).shape[1:]
-    middle: Any = tuple(side * mm / 2 for side, mm in zip(shape, spacing))
-    attention = volume_map(network, batch, model.spec, query="cls" if has_attention(network) else middle)
-    unit = (cache.image(index).astype(np.float32) - cache.offset) / cache.scale
-    volume = np.clip(unit.mean(axis=0) if len(unit) == 3 else unit[0], 0, 1)
-    mean = attention.cube.at_voxels(attention.amap.mean, shape)
-    z, y, x = (int(at) for at in np.unravel_index(mean.argmax(), shape))
-    scene = Scene(volume, (z, y, x), (spacing[0], spacing[1], spacing[2]), False, attention.box(shape))
-    return panel(scene, attention.amap, mean, {})
+class CachedVolume:
+    """Class-token attention over a decoded volume, or similarity to its middle patch, for a report."""
+
+    def __init__(self, model: LoadedModel, cache: ImageCache, index: int):
+        network = model.backbone.cpu().eval()
+        spacing = (1.0, 1.0, 1.0) if cache.spacing_mm is None else tuple(float(v) for v in cache.spacing_mm[index])
+        shape = cache.image(index).shape[1:]
+        middle: Any = tuple(side * mm / 2 for side, mm in zip(shape, spacing))
+        query = "cls" if has_attention(network) else middle
+        self.attention = volume_map(network, cache.batch(np.array([index])), model.spec, query=query)
+        unit = (cache.image(index).astype(np.float32) - cache.offset) / cache.scale
+        self.volume = np.clip(unit.mean(axis=0) if len(unit) == 3 else unit[0], 0, 1)
+        self.spacing = (spacing[0], spacing[1], spacing[2])
+
+    def picture(self, scale: ColourScale) -> bytes:
+        """PNG with three planes through the largest value."""
+        shape = self.volume.shape
+        mean = self.attention.cube.at_voxels(self.attention.amap.mean, shape)
+        z, y, x = (int(at) for at in np.unravel_index(mean.argmax(), shape))
+        scene = Scene(self.volume, (z, y, x), self.spacing, False, self.attention.box(shape))
+        return panel(scene, self.attention.amap, mean, {}, scale)

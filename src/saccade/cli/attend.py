@@ -49,8 +49,14 @@ class ImageFlags:
         Path | None, typer.Option("--mask", help="Ground-truth mask; prints the Jaccard index with the attention.")
     ] = None
 
+    stretch: Annotated[
+        bool,
+        typer.Option("--stretch", help="Colours from smallest to largest value, not in multiples of the even share."),
+    ] = False
+
     def by_option(self) -> dict[str, object]:
         return {
+            "--stretch": self.stretch or None,
             "--size": self.size,
             "--threshold": self.threshold,
             "--mask": self.mask,
@@ -153,6 +159,7 @@ def _attend_image(
         size_px=flags.size,
         threshold=flags.threshold,
         mask=flags.mask,
+        stretch=flags.stretch,
     )
     target = out or Path(f"{Path(image.name.removesuffix('.gz')).stem}-attention.png")
     check_writable(target)

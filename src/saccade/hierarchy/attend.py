@@ -136,7 +136,9 @@ def weigh(
     by_tile = tile_fractions(hierarchy, tiles, blocks)
     rows = np.concatenate([block.rows for block in blocks])
     inside = np.concatenate([share * len(share) for share in by_tile])
-    composed = np.concatenate([share * weight for share, weight in zip(by_tile, by_region)]) * len(rows)
+    # In multiples of the even share of the region: tiles are not raised because their region holds few of them.
+    composed = np.concatenate([share * len(share) * weight for share, weight in zip(by_tile, by_region)])
+    composed *= len(rows) / composed.sum()
     return Weights(who, by_region * len(blocks), rows, inside, composed)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from saccade.viz.overlays import CELL_PX, GAP_PX, INK, LINE_PX, TEXT_PX, colours, opacity, png_of
+from saccade.viz.overlays import CELL_PX, GAP_PX, INK, LINE_PX, TEXT_PX, colours, opacity, png_of, with_colour_bar
+from saccade.viz.patch_maps import ColourScale
 
 PLANES = ("axial", "coronal", "sagittal")
 AXES = "zyx"
@@ -78,10 +79,10 @@ class Scene:
         draw.rectangle((left, top, left + wide, top + tall), outline=BRIGHT)
 
 
-def planes_panel(scene: Scene, maps: Mapping[str, np.ndarray], captions: Sequence[str]) -> bytes:
+def planes_panel(scene: Scene, maps: Mapping[str, np.ndarray], captions: Sequence[str], scale: ColourScale) -> bytes:
     """PNG: a column with the volume, then one for every map [T Y X]; one row per plane.
 
-    All planes of a map have one colour scale. ``captions`` has one line for the volume and one for each map.
+    All maps have one colour scale. ``captions`` has one line for the volume and one for each map.
     """
     sizes = [scene.size(axis) for axis in range(3)]
     pitch = max(LETTERS_PX, *(wide for wide, _ in sizes)) + GAP_PX
@@ -92,7 +93,7 @@ def planes_panel(scene: Scene, maps: Mapping[str, np.ndarray], captions: Sequenc
     for column, (name, caption) in enumerate(zip(names, captions, strict=True)):
         for line, text in enumerate((name, caption)):
             draw.text((column * pitch, line * LINE_PX), text, fill=INK, font=font)
-    strengths = [_strength(values) for values in maps.values()]
+    strengths = [scale.strength(values) for values in maps.values()]
     top = head
     for axis, (_, high) in enumerate(sizes):
         pictures = [_grey(scene, axis), *(_overlay(scene, strength, axis) for strength in strengths)]
@@ -101,13 +102,7 @@ def planes_panel(scene: Scene, maps: Mapping[str, np.ndarray], captions: Sequenc
             sheet.paste(picture, (column * pitch, top))
         draw.text((0, top + high + 2), scene.name(axis), fill=INK, font=font)
         top += high + LINE_PX + GAP_PX
-    return png_of(sheet)
-
-
-def _strength(values: np.ndarray) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    scaled: np.ndarray = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return scaled
+    return png_of(with_colour_bar(sheet, scale))
 
 
 def _grey(scene: Scene, axis: int) -> Image.Image:

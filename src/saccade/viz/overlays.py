@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from saccade.errors import UsageError
-from saccade.viz.patch_maps import AttentionMap, Box, query_text
+from saccade.viz.patch_maps import AttentionMap, Box, ColourScale, colour_scales, query_text
 
 INFERNO = (
     "000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 "
@@ -36,19 +36,6 @@ def colours(values: np.ndarray) -> np.ndarray:
     at = np.clip(np.nan_to_num(values), 0, 1) * (len(table) - 1)
     channels = [np.interp(at, np.arange(len(table)), table[:, c]) for c in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-def unit_range(values: np.ndarray) -> np.ndarray:
-    """Values rescaled to 0..1 by their minimum and maximum; a constant map becomes 0.
-
-    Examples
-    --------
-    >>> unit_range(np.array([1.0, 3.0]))
-    array([0., 1.], dtype=float32)
-    """
-    values = np.nan_to_num(np.asarray(values, dtype=np.float32))
-    low, high = float(values.min()), float(values.max())
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
@@ -77,7 +64,9 @@ def opacity(strength: np.ndarray) -> np.ndarray:
 # --- one overlay ---------------------------------------------------------------------------------
 
 
-def blend(image: np.ndarray, values: np.ndarray, *, longest_px: int, box: Box | None = None) -> Image.Image:
+def blend(
+    image: np.ndarray, values: np.ndarray, scale: ColourScale, *, longest_px: int, box: Box | None = None
+) -> Image.Image:
     """The map [Y' X'] over the image [3 Y X], enlarged so that the longer side is ``longest_px``.
 
     The image is converted to grey so that its colours are not read as attention. ``box`` is the query patch in pixels
@@ -85,7 +74,7 @@ def blend(image: np.ndarray, values: np.ndarray, *, longest_px: int, box: Box | 
     """
     size = _fit(image.shape[1:], longest_px)
     picture = _enlarge(image, size).convert("L").convert("RGB")
-    fine = Image.fromarray(unit_range(values)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    fine = Image.fromarray(scale.strength(values)).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     strength = np.clip(np.asarray(fine), 0, 1)  # bicubic overshoots a little
     alpha = opacity(strength)[..., None]
     mixed = np.asarray(picture) * (1 - alpha) + colours(strength) * alpha
@@ -98,14 +87,19 @@ def blend(image: np.ndarray, values: np.ndarray, *, longest_px: int, box: Box | 
 def overlay_png(image: np.ndarray, amap: AttentionMap, path: Path | None = None, *, longest_px: int = 512) -> bytes:
     """PNG of the mean map over the image (uint8 [3 Y X], any size); also written to ``path`` if given."""
     box = _scaled_box(amap, image.shape[1:])
-    data = png_of(blend(image, amap.mean, longest_px=longest_px, box=box))
+    data = png_of(blend(image, amap.mean, colour_scales([amap.mean_only()])[0], longest_px=longest_px, box=box))
     if path is not None:
         path.write_bytes(data)
     return data
 
 
 def overlay_svg(
-    image: np.ndarray, amap: AttentionMap, *, title: str | None = None, description: str | None = None
+    image: np.ndarray,
+    amap: AttentionMap,
+    *,
+    title: str | None = None,
+    description: str | None = None,
+    scale: ColourScale | None = None,
 ) -> str:
     """Vector form for papers: the image once, and one translucent rectangle per patch above it.
 
@@ -117,10 +111,13 @@ def overlay_svg(
         Its mean is drawn.
     title, description : str, optional
         Texts of the SVG; None describes the map.
+    scale : ColourScale, optional
+        None is the scale of this map alone.
     """
     y_px, x_px = image.shape[1:]
     values = amap.mean
-    strength = unit_range(values)
+    scale = scale or colour_scales([amap.mean_only()])[0]
+    strength = scale.strength(values)
     rows, columns = strength.shape
     high, wide = y_px / rows, x_px / columns
     hexes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours(strength).reshape(-1, 3)]
@@ -131,7 +128,7 @@ def overlay_svg(
         for i in range(rows * columns)
     ]
     title = title or f"{amap.kind.capitalize()} over {rows} × {columns} patches"
-    description = description or f"{query_text(amap)}; {_extent(values, amap.kind)}."
+    description = description or f"{query_text(amap)}; {amap.largest(values)}."
     grey = Image.fromarray(to_rgb(image)).convert("L")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {x_px} {y_px}" role="img" '
@@ -170,11 +167,12 @@ class PanelCell:
     rule: bool = False
 
 
-def attention_panel(image: np.ndarray, amap: AttentionMap) -> bytes:
+def attention_panel(image: np.ndarray, amap: AttentionMap, scale: ColourScale | None = None) -> bytes:
     """PNG: the image, the mean map, then every head, each with its largest value below.
 
-    image : uint8 [3 Y X], any size.
+    image : uint8 [3 Y X], any size. All maps have one scale: of this map alone unless given.
     """
+    scale = scale or colour_scales([amap])[0]
     box = _scaled_box(amap, image.shape[1:])
     original = _enlarge(image, _fit(image.shape[1:], CELL_PX))
     if box is not None:
@@ -183,13 +181,13 @@ def attention_panel(image: np.ndarray, amap: AttentionMap) -> bytes:
     heads = len(amap.values)
     name = f"mean of {heads} heads" if heads > 1 else amap.kind
     mean = amap.mean
-    picture = blend(image, mean, longest_px=CELL_PX, box=box)
-    cells.append(PanelCell(picture, (name, _extent(mean, amap.kind))))
+    picture = blend(image, mean, scale, longest_px=CELL_PX, box=box)
+    cells.append(PanelCell(picture, (name, amap.largest(mean))))
     for head in range(heads if heads > 1 else 0):
         values = amap.values[head]
-        picture = blend(image, values, longest_px=CELL_PX, box=box)
-        cells.append(PanelCell(picture, (f"head {head}", _extent(values, amap.kind))))
-    return png_of(_sheet(cells, columns=_columns(len(cells))))
+        picture = blend(image, values, scale, longest_px=CELL_PX, box=box)
+        cells.append(PanelCell(picture, (f"head {head}", amap.largest(values))))
+    return png_of(with_colour_bar(_sheet(cells, columns=_columns(len(cells))), scale))
 
 
 @dataclass(frozen=True)
@@ -237,10 +235,25 @@ def hits_panel(query: np.ndarray, hits: Sequence[Neighbour], *, columns: int = 6
     return png_of(_sheet(cells, columns=min(columns, len(hits) or 1)))
 
 
-def _extent(values: np.ndarray, kind: str) -> str:
-    if kind == "similarity":
-        return f"{float(np.nanmin(values)):.2f} to {float(np.nanmax(values)):.2f}"
-    return f"up to {100 * float(np.nanmax(values)):.1f} % a patch"
+def with_colour_bar(sheet: Image.Image, scale: ColourScale) -> Image.Image:
+    """The sheet with the colours of its maps below it, and a tick at the even share."""
+    wide, tall = min(2 * CELL_PX, sheet.width), 12
+    result = Image.new("RGBA", (sheet.width, sheet.height + tall + LINE_PX + GAP_PX), (0, 0, 0, 0))
+    result.paste(sheet, (0, 0))
+    top = sheet.height + GAP_PX // 2
+    ramp = np.broadcast_to(colours(np.linspace(0, 1, wide)), (tall, wide, 3))
+    result.paste(Image.fromarray(np.ascontiguousarray(ramp)), (0, top))
+    draw, font = ImageDraw.Draw(result), ImageFont.load_default(TEXT_PX)
+    below, high = top + tall + 2, scale.label(scale.high)
+    draw.text((0, below), scale.label(scale.low), fill=INK, font=font)
+    draw.text((wide - font.getlength(high), below), high, fill=INK, font=font)
+    if scale.even is not None and scale.low < scale.even < scale.high:
+        x = round((scale.even - scale.low) / (scale.high - scale.low) * wide)
+        text = "1 x even share"
+        draw.rectangle((x - 1, top - 3, x, top + tall + 2), fill=INK, outline=(255, 255, 255))
+        left = min(max(x - font.getlength(text) / 2, 36), wide - font.getlength(high) - font.getlength(text) - 8)
+        draw.text((left, below), text, fill=INK, font=font)
+    return result
 
 
 def _columns(count: int) -> int:

@@ -6,7 +6,8 @@ the attention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -42,6 +43,8 @@ class AttentionMap:
         [H] float32, the fraction of the row on class and register tokens; 0 for similarity.
     layer : int, optional
         0-based layer of the rows; None for rollout and similarity.
+    n_keys : int, optional
+        Number of keys that the query sees, class and register tokens included; None counts the patches.
     """
 
     values: np.ndarray
@@ -52,6 +55,78 @@ class AttentionMap:
     kind: Kind
     prefix_share: np.ndarray
     layer: int | None = None
+    n_keys: int | None = None
+
+    @property
+    def even(self) -> float:
+        """The even share: the weight of each key if all had the same."""
+        return 1 / (self.n_keys or int(np.prod(self.grid)))
+
+    def mean_only(self) -> AttentionMap:
+        """This map without its heads."""
+        return replace(self, values=self.mean[None])
+
+    def almost_uniform(self, values: np.ndarray) -> bool:
+        """Whether no value of an attention map has twice the even share."""
+        return self.kind != "similarity" and float(np.nanmax(values)) < 2 * self.even
+
+    def largest(self, values: np.ndarray) -> str:
+        """The largest of some values of this map in words, for captions; of similarities both ends."""
+        high = float(np.nanmax(values))
+        if self.kind == "similarity":
+            return f"{float(np.nanmin(values)):.2f} to {high:.2f}"
+        times = f"{high / self.even:.1f} x even"
+        return f"{times}: almost uniform" if self.almost_uniform(values) else f"up to {100 * high:.1f} %, {times}"
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """The values at the two ends of the colours, and the even share between them; None for similarity."""
+
+    low: float
+    high: float
+    even: float | None
+
+    def strength(self, values: np.ndarray) -> np.ndarray:
+        """Values as float32 in 0..1 of the scale; NaN becomes 0.
+
+        Examples
+        --------
+        >>> ColourScale(0.0, 2.0, 1.0).strength(np.array([1.0, 3.0]))
+        array([0.5, 1. ], dtype=float32)
+        """
+        span = self.high - self.low if self.high > self.low else 1.0
+        scaled: np.ndarray = np.clip((np.nan_to_num(values, nan=self.low) - self.low) / span, 0, 1).astype(np.float32)
+        return scaled
+
+    def label(self, value: float) -> str:
+        """A value in multiples of the even share, or as a similarity."""
+        return f"{value:.2f}" if self.even is None else f"{value / self.even:.3g} x"
+
+
+def colour_scales(maps: Sequence[AttentionMap], *, stretch: bool = False) -> list[ColourScale]:
+    """One colour scale for maps of one kind, in multiples of the even share of each.
+
+    Attention goes from 0 to the largest weight of all, but at least to twice the even share, so that an almost uniform
+    map looks uniform. Cosine similarity goes from 0, or the smallest value, to 1.
+
+    Parameters
+    ----------
+    maps : sequence of AttentionMap
+        The maps to compare.
+    stretch : bool
+        From the smallest to the largest value instead.
+    """
+    lows = [min(float(np.nanmin(amap.values)), float(np.nanmin(amap.mean))) for amap in maps]
+    highs = [max(float(np.nanmax(amap.values)), float(np.nanmax(amap.mean))) for amap in maps]
+    evens = [None if amap.kind == "similarity" else amap.even for amap in maps]
+    if stretch:
+        return [ColourScale(min(lows), max(highs), even) for even in evens]
+    most = max([2.0, *(high / even for high, even in zip(highs, evens) if even is not None)])
+    return [
+        ColourScale(min(0.0, *lows), 1.0, None) if even is None else ColourScale(0.0, most * even, even)
+        for even in evens
+    ]
 
 
 def query_text(amap: AttentionMap) -> str:

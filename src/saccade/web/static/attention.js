@@ -6,7 +6,7 @@ import { chooser } from "./image_chooser.js";
 import { difference } from "./map_difference.js";
 import { el, field, redraw, replace, say, select } from "./dom.js";
 import { selectHead, ModelView } from "./model_view.js";
-import { range, where } from "./patch_maps.js";
+import { range, sharedLimits, where } from "./patch_maps.js";
 import { latest } from "./latest_request.js";
 import { explain, explainNothing } from "./query_key_value.js";
 import { Overview, Panel } from "./map_panel.js";
@@ -46,7 +46,7 @@ class Explorer {
     this.layer = words.has("layer") ? Number(words.get("layer")) : null;
     this.head = words.has("head") && words.get("head") !== "mean" ? Number(words.get("head")) : "mean";
     this.kind = words.get("kind") === "rollout" ? "rollout" : "attention";
-    this.view = { keep: Number(words.get("keep") ?? 1), smooth: words.has("smooth"), colour: words.has("colour"), same: words.has("same"),
+    this.view = { keep: Number(words.get("keep") ?? 1), smooth: words.has("smooth"), colour: words.has("colour"), same: !words.has("own"), stretch: words.has("stretch"),
       size: words.has("size") ? Number(words.get("size")) : null };
     // Where in the whole image the query lies, in 0..1; null: the class token. Shuffling moves the patch, not this.
     const [y, x] = (words.get("asked") ?? "").split(",").map(Number);
@@ -74,7 +74,7 @@ class Explorer {
     this.overview = new Overview((layer, head) => { this.layer = layer; this.setHead(head); });
     this.all = el("details", { class: "all noprint", open: true, ontoggle: () => this.refresh() },
       this.allName = el("summary", null, "All layers and heads"),
-      el("p", { class: "soft" }, "Rows are layers, first on top; columns are heads. Each map has a scale of its own."),
+      el("p", { class: "soft" }, "Rows are layers, first on top; columns are heads. Each map goes from 0 to its largest weight, or to twice the even share where that is more."),
       el("div", { class: "scroll" }, this.overview.canvas));
     this.trouble = el("div", { class: "note", role: "alert", hidden: true });
     this.toolbar = el("div", { class: "tools noprint" });
@@ -131,6 +131,7 @@ class Explorer {
         live && field("Size", select(sizes, this.view.size ? String(this.view.size) : "", (px) => { this.view.size = px ? Number(px) : null; this.reopen(); })),
         this.check("smooth", this.view.smooth, (on) => { this.view.smooth = on; this.refresh(); }),
         this.check("colours of the image", this.view.colour, (on) => { this.view.colour = on; this.refresh(); }),
+        this.check("stretch", this.view.stretch, (on) => { this.view.stretch = on; this.refresh(); }),
         this.two ? this.check("one scale", this.view.same, (on) => { this.view.same = on; this.refresh(); }) : null),
       this.looks.filter((look) => look?.kind === "similarity").map(({ name }) => el("p", { class: "soft" },
         `${name} has no attention: the map shows the cosine similarity of its tokens. ` +
@@ -307,10 +308,12 @@ class Explorer {
     this.painted = controls;
     if (!light) this.trouble.hidden = true;
     const maps = asked.map(({ look, kind }, i) => selectHead(rows[i], look.tokens, look.prefix, this.headOf(look, kind)));
-    const limits = this.view.same && maps.length === 2 && asked[0].kind === asked[1].kind ? range([...maps[0], ...maps[1]]) : null;
+    const parts = asked.map(({ place, kind, layer }, i) => ({ own: range(maps[i]), even: shown[i].even(kind, { layer, place }) }));
+    const limits = this.view.same && maps.length === 2 && asked[0].kind === asked[1].kind
+      ? sharedLimits(asked[0].kind, parts, this.view.stretch) : [];
     asked.forEach(({ look, place, kind, layer }, i) => {
       const pointed = this.answer === null ? null : this.placeOf(look, this.answer);
-      shown[i].draw(rows[i], kind, { ...this.view, image: this.of, layer, head: this.headOf(look, kind), place, pointed, limits });
+      shown[i].draw(rows[i], kind, { ...this.view, image: this.of, layer, head: this.headOf(look, kind), place, pointed, limits: limits[i] });
     });
     replace(this.difference, difference(asked, maps, this.sides[0].model === this.sides[1].model));
     if (!light) this.announce(asked[0], maps[0]);
@@ -360,7 +363,7 @@ class Explorer {
     this.allName.textContent = `All layers and heads${this.two ? ` of ${"AB"[this.looks.indexOf(look)]}` : ""}`;
     if (kind !== "attention" || !this.all.open) return;
     const values = await look.allLayers(this.token(look, place), this.signal).catch((error) => { this.all.hidden ||= still(); throw error; });
-    if (still()) this.overview.draw(values, look, { layer: this.layer, head: this.headOf(look, kind) });
+    if (still()) this.overview.draw(values, look, { layer: this.layer, head: this.headOf(look, kind), token: this.token(look, place), stretch: this.view.stretch });
   }
 
   // --- keys and the address -----------------------------------------------------------------------

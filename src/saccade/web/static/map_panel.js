@@ -2,7 +2,7 @@
 
 import { el, replace } from "./dom.js";
 import { selectHead, prefixMass } from "./model_view.js";
-import { compact, drawMap, mask, outline, mapPixels, percent, range, where } from "./patch_maps.js";
+import { almostUniform, compact, drawMap, mask, outline, mapPixels, percent, range, scaleBar, scaleLimits, where } from "./patch_maps.js";
 
 const SIDE = 448, SMALL = 72;
 
@@ -66,20 +66,24 @@ export class Panel {
     return row * columns + column;
   }
 
-  // values [heads, tokens]; view: {layer, head, keep, smooth, colour, place, pointed, limits}, and for what is saved {image}
+  // values [heads, tokens]; view: {layer, head, keep, smooth, colour, stretch, place, pointed, limits}, and for what is saved {image}
   draw(values, kind, view) {
     const { look } = this;
     const head = kind === "attention" ? view.head : "mean";
     const map = selectHead(values, look.tokens, look.prefix, head);
     // Of a region, places without a tile have nothing to show.
-    const own = range(look.has_tile ? map.filter((_, i) => look.has_tile[i]) : map), limits = view.limits ?? own;
+    const own = range(look.has_tile ? map.filter((_, i) => look.has_tile[i]) : map), even = this.even(kind, view);
+    const limits = view.limits ?? scaleLimits(kind, own, even, view.stretch);
     const inside = view.keep < 1 ? mask(map, view.keep) : null;
     const data = mapPixels(map, limits, inside ?? look.has_tile);
-    this.shown = { map, data, limits, inside, kind, head, place: view.place, view };
+    this.shown = { map, data, limits, even, inside, kind, head, place: view.place, view };
     this.paint(view);
     this.drawHeads(values, kind, view);
     this.say(map, values, kind, head, own, inside, view);
   }
+
+  // The even share of the query, of what all keys that it sees get together.
+  even(kind, { layer, place }) { return this.look.evenShare(kind, layer, place === null ? 0 : this.look.prefix + place); }
 
   paint(view) {
     const context = this.canvas.getContext("2d");
@@ -104,7 +108,8 @@ export class Panel {
       const context = canvas.getContext("2d");
       context.drawImage(look.greyPicture, 0, 0, SMALL, SMALL);
       const inside = view.keep < 1 ? mask(map, view.keep) : look.has_tile;
-      drawMap(context, mapPixels(map, range(map), inside), look.grid, { x: 0, y: 0, width: SMALL, height: SMALL }, view.smooth);
+      const limits = scaleLimits(kind, range(map), this.shown.even, view.stretch);
+      drawMap(context, mapPixels(map, limits, inside), look.grid, { x: 0, y: 0, width: SMALL, height: SMALL }, view.smooth);
       this.buttons[head].setAttribute("aria-pressed", view.head === head);
     });
   }
@@ -113,14 +118,14 @@ export class Panel {
     const { look } = this;
     const alike = kind === "similarity", columns = look.grid[1];
     const number = alike ? compact : percent;
-    replace(this.scale, el("span", null, number(this.shown.limits.low)), el("span", { class: "ramp" }),
-      el("span", null, number(this.shown.limits.high)));
+    const { even, limits } = this.shown;
+    replace(this.scale, scaleBar(kind, limits, even));
     const most = map.indexOf(own.high);
     const words = [alike ? "Most alike: " : "Most: ", el("strong", null, this.events.where(most, columns)), ` with ${number(own.high)}`];
     if (!alike) {
       const away = prefixMass(values, look.tokens, look.prefix, head);
-      const token = view.place === null ? 0 : look.prefix + view.place;
-      words.push(` (an even share is ${percent(look.evenShare(kind, view.layer, token))}). Class token`,
+      words.push(`, ${compact(own.high / even)} times the even share (an even share is ${percent(even)}). `,
+        almostUniform(kind, own, even) ? el("b", { class: "uniform" }, "Almost uniform: no patch has twice the even share. ") : "", "Class token",
         look.prefix > 1 ? " and registers take " : " takes ", percent(away), ".");
     } else words.push(".");
     if (view.pointed !== null) {
@@ -158,7 +163,7 @@ export class Overview {
       const part = values.subarray(layer * size, (layer + 1) * size);
       for (let head = 0; head < look.heads; head++) {
         const map = selectHead(part, look.tokens, look.prefix, head);
-        const data = mapPixels(map, range(map));
+        const data = mapPixels(map, scaleLimits("attention", range(map), look.evenShare("attention", layer, view.token), view.stretch));
         for (let i = 3; i < data.length; i += 4) data[i] = 255;
         const box = { x: head * (cell + gap) + gap / 2, y: layer * (cell + gap) + gap / 2, width: cell, height: cell };
         drawMap(context, data, look.grid, box, false);

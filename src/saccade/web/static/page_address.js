@@ -26,11 +26,11 @@ export function addressOf({ sides, image, layer, head, kind, view, asked }) {
   const words = { image: image.id, run: image.run ?? "", start: image.start ?? 0, a: a.model, layer, head, kind };
   if (image.upload) words.upload = 1;
   if (b.model) words.b = b.model;
-  const { keep, smooth, colour, same, size } = view;
+  const { keep, smooth, colour, stretch, same, size } = view;
   if (asked) words.asked = [asked.y, asked.x].map((value) => value.toFixed(4)).join(",");
   if (keep < 1) words.keep = keep;
   if (size) words.size = size;
-  for (const [name, on] of Object.entries({ smooth, colour, same })) if (on) words[name] = 1;
+  for (const [name, on] of Object.entries({ smooth, colour, stretch, own: !same })) if (on) words[name] = 1;
   for (const [name, on] of [["as", a.shuffle], ["ap", !a.positions], ["bs", b.model && b.shuffle], ["bp", b.model && !b.positions]]) {
     if (on) words[name] = 1;
   }

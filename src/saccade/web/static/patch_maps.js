@@ -1,6 +1,8 @@
 // Numbers over a grid of patches as colours, masks and words. The colours are those of saccade's figures: inferno (Smith
 // and van der Walt, CC0), readable in grey.
 
+import { el } from "./dom.js";
+
 const INFERNO = ("000004 0b0724 210c4a 3d0965 57106e 71196e 8a226a a32c61 bc3754 d24644 e45a31 f1731d f98e09 fcac11 " +
   "f9cb35 f2ea69 fcffa4").split(" ").map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
 
@@ -25,6 +27,44 @@ export function range(values) {
   let low = Infinity, high = -Infinity;
   for (const value of values) { if (value < low) low = value; if (value > high) high = value; }
   return { low, high };
+}
+
+// The scale of a map. Attention goes from 0 to its largest weight, but at least to twice the even share, so that an almost
+// uniform map looks uniform; cosine similarity goes to 1. `stretch` takes the range of the map itself.
+export function scaleLimits(kind, own, even, stretch) {
+  return sharedLimits(kind, [{ own, even }], stretch)[0];
+}
+
+// One scale for several maps of one kind, in multiples of the even share of each. parts: [{own, even}]
+export function sharedLimits(kind, parts, stretch) {
+  const low = Math.min(...parts.map(({ own }) => own.low)), high = Math.max(...parts.map(({ own }) => own.high));
+  if (stretch) return parts.map(() => ({ low, high }));
+  if (kind === "similarity") return parts.map(() => ({ low: Math.min(0, low), high: 1 }));
+  const most = Math.max(2, ...parts.map(({ own, even }) => own.high / even));
+  return parts.map(({ even }) => ({ low: 0, high: most * even }));
+}
+
+// The ends of a scale in words: cosines, or multiples of the even share.
+export function scaleEnds(kind, { low, high }, even) {
+  return [low, high].map((value) => (kind === "similarity" ? compact(value) : `${compact(value / even)} ×`));
+}
+
+export function evenText(even) { return `1 × is the even share, ${percent(even)}`; }
+
+export function almostUniform(kind, own, even) { return kind !== "similarity" && own.high < 2 * even; }
+
+// Where the even share lies on a scale, in 0..1; null where it lies outside.
+export function evenAt(kind, { low, high }, even) {
+  const at = (even - low) / (high - low);
+  return kind === "similarity" || !(at >= 0 && at <= 1) ? null : at;
+}
+
+// The colour bar below a map, with a tick at the even share.
+export function scaleBar(kind, limits, even) {
+  const [low, high] = scaleEnds(kind, limits, even), at = evenAt(kind, limits, even);
+  return [el("span", null, low),
+    el("span", { class: "ramp" }, at === null ? null : el("span", { class: "even-mark", style: { left: `${100 * at}%` } })),
+    el("span", null, high), kind === "similarity" ? null : el("span", { class: "even" }, evenText(even))];
 }
 
 // The smallest set of patches that holds the share `keep` of the mass (figures 3 and 4 of the DINO paper).

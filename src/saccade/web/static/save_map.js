@@ -1,9 +1,9 @@
 // Exactly what is shown, as a file: SVG (one rectangle a patch), PNG (that drawing) or CSV (its numbers).
 
 import { el, say } from "./dom.js";
-import { colour, cover, percent, compact } from "./patch_maps.js";
+import { colour, cover, evenAt, evenText, percent, scaleEnds } from "./patch_maps.js";
 
-const GAP = 24, HEAD = 64, FOOT = 56;
+const GAP = 24, HEAD = 64, FOOT = 56, BAR = 96;
 
 export function saver(page) {
   return saveButtons({ svg: "SVG", png: "PNG", csv: "CSV" }, (kind) => save(page, kind));
@@ -42,14 +42,15 @@ export function cell(text) {
 }
 
 function csv(page, shown) {
-  const lines = ["panel,model,kind,layer,head,row,column,patch,value,shown"];
+  const lines = ["panel,model,kind,layer,head,row,column,patch,value,shown,times_even_share"];
   shown.forEach((panel) => {
-    const { look, shown: { map, kind, head, inside, view } } = panel, side = page.panels.indexOf(panel);
+    const { look, shown: { map, kind, head, inside, view, even } } = panel, side = page.panels.indexOf(panel);
     const named = head === "mean" ? "mean" : head;
     const layer = kind === "attention" ? look.layerName(view.layer) : "all";
     map.forEach((value, place) => lines.push([
       "AB"[side], cell(look.name), kind, layer, named, Math.floor(place / look.grid[1]), place % look.grid[1],
-      look.patchAt(place), value.toPrecision(8), inside && !inside[place] ? 0 : 1].join(",")));
+      look.patchAt(place), value.toPrecision(8), inside && !inside[place] ? 0 : 1,
+      kind === "similarity" ? "" : (value / even).toPrecision(6)].join(",")));
   });
   return lines.join("\n") + "\n";
 }
@@ -101,6 +102,14 @@ function overlay(shown, look, box, x, y, smooth) {
   return `<g shape-rendering="crispEdges">${parts.join("")}</g>`;
 }
 
+// The colours from the low to the high end, with a tick at the even share.
+function colourBar({ kind, limits, even }, x, y) {
+  const steps = Array.from({ length: BAR / 3 }, (_, i) => `<rect x="${x + 3 * i}" y="${y}" width="3.2" height="12" ` +
+    `fill="rgb(${colour(i / (BAR / 3 - 1))})"/>`);
+  const at = evenAt(kind, limits, even);
+  return steps.join("") + (at === null ? "" : `<rect class="tick" x="${x + at * BAR - 1}" y="${y - 3}" width="2" height="18"/>`);
+}
+
 function drawing(shown) {
   const { boxes, width, height } = sizeOf(shown), { image: { name } } = shown[0].shown.view;
   let x = GAP;
@@ -108,7 +117,6 @@ function drawing(shown) {
     const { look, shown: one } = panel, { view } = one, box = boxes[side], at = x;
     x += box.width + GAP;
     const image = asPng(view.colour ? look.picture : look.greyPicture);
-    const number = one.kind === "similarity" ? compact : percent;
     const [rows, columns] = look.grid, wide = box.width / columns, high = box.height / rows;
     const mark = one.place === null ? "" : `<rect x="${at + (one.place % columns) * wide}" y="${HEAD + Math.floor(one.place / columns) * high}" ` +
       `width="${wide}" height="${high}" fill="none" stroke="#000" stroke-width="4"/><rect x="${at + (one.place % columns) * wide}" ` +
@@ -117,7 +125,8 @@ function drawing(shown) {
       `<text x="${at}" y="48" font-size="13">${escaped(asks(look, one))}</text>` +
       `<image x="${at}" y="${HEAD}" width="${box.width}" height="${box.height}" preserveAspectRatio="none" href="${image}"/>` +
       overlay(one, look, box, at, HEAD, view.smooth) + mark +
-      `<text x="${at}" y="${HEAD + box.height + 20}" font-size="12">${escaped(`${number(one.limits.low)} to ${number(one.limits.high)}`)}` +
+      colourBar(one, at, HEAD + box.height + 9) + `<text x="${at + BAR + 12}" y="${HEAD + box.height + 20}" font-size="12">` +
+      escaped(`${scaleEnds(one.kind, one.limits, one.even).join(" to ")}${one.kind === "similarity" ? "" : `; ${evenText(one.even)}`}`) +
       `${view.keep < 1 ? escaped(`; the patches that hold ${percent(view.keep)}`) : ""}</text>`;
   });
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}" ` +

@@ -2,7 +2,7 @@
 // volume, which the server writes as `saccade attend` does).
 
 import { blob } from "./server_api.js";
-import { compact, mapPixels, percent } from "./patch_maps.js";
+import { evenAt, evenText, mapPixels, percent, scaleEnds } from "./patch_maps.js";
 import { cell, fileName, download, saveButtons } from "./save_map.js";
 
 const GAP = 16, LINE = 22, RAMP = 256;
@@ -53,13 +53,15 @@ function picture(shown, image) {
       write(plane.caption.textContent, left, top + 2 * LINE - 8, "13px");
       context.drawImage(plane.canvas, left, top + 2 * LINE);
     });
-    const { low, high: most } = one.limits, say = one.view.kind === "similarity" ? compact : percent;
+    const { limits, even, view: { kind } } = one, at = evenAt(kind, limits, even);
     const ramp = mapPixels(Float32Array.from({ length: RAMP }, (_, i) => i / (RAMP - 1)), { low: 0, high: 1 });
     for (let i = 0; i < RAMP; i++) {
       context.fillStyle = `rgb(${ramp[4 * i]} ${ramp[4 * i + 1]} ${ramp[4 * i + 2]})`;
       context.fillRect(GAP + i, foot - 10, 1, 10);
     }
-    write(`${say(low)} to ${say(most)}${one.view.keep < 1 ? `; the patches that hold ${percent(one.view.keep)}` : ""}`, 2 * GAP + RAMP, foot, "12px");
+    context.fillStyle = "#1c1e21";
+    if (at !== null) context.fillRect(GAP + at * RAMP - 1, foot - 13, 2, 16);
+    write(`${scaleEnds(kind, limits, even).join(" to ")}${kind === "similarity" ? "" : `; ${evenText(even)}`}${one.view.keep < 1 ? `; the patches that hold ${percent(one.view.keep)}` : ""}`, 2 * GAP + RAMP, foot, "12px");
   });
   write(`${image.name} · saccade`, GAP, canvas.height - GAP, "12px", "#5c6167");
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));

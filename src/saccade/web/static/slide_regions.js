@@ -318,8 +318,7 @@ export class Regions {
   }
 
   drawPanel(rows, place) {
-    const map = selectHead(rows, this.look.tokens, this.look.prefix, this.head).filter((_, i) => this.look.has_tile[i]);
-    this.panel.draw(rows, "attention", { layer: this.layer, head: this.head, keep: 1, smooth: false, colour: false, place, pointed: null, limits: range(map) });
+    this.panel.draw(rows, "attention", { layer: this.layer, head: this.head, keep: 1, smooth: false, colour: false, place, pointed: null });
   }
 
   // A tile under the pointer in the small picture asks for as long as it is there.

@@ -2,8 +2,8 @@
 
 import { json } from "./server_api.js";
 import { el, replace } from "./dom.js";
-import { selectHead, ModelView } from "./model_view.js";
-import { compact, range, where } from "./patch_maps.js";
+import { ModelView } from "./model_view.js";
+import { compact, where } from "./patch_maps.js";
 import { latest } from "./latest_request.js";
 import { Panel } from "./map_panel.js";
 
@@ -53,8 +53,7 @@ export class TileView {
     const head = kind === "attention" ? this.head : "mean";
     const rows = await look.rows(kind, kind === "attention" ? this.layer : 0, place === null ? 0 : look.prefix + place, this.signal);
     if (!still()) return;
-    const limits = range(selectHead(rows, look.tokens, look.prefix, head));
-    this.panel.draw(rows, kind, { layer: this.layer, head, keep: 1, smooth: false, colour: false, place, pointed: null, limits });
+    this.panel.draw(rows, kind, { layer: this.layer, head, keep: 1, smooth: false, colour: false, place, pointed: null });
     this.node.dataset.drawn = "yes";
   }
 }

@@ -2,7 +2,7 @@
 
 import { el, replace, say } from "./dom.js";
 import { selectHead, prefixMass } from "./model_view.js";
-import { compact, mask, percent, range } from "./patch_maps.js";
+import { almostUniform, compact, mask, percent, range, scaleBar, scaleLimits } from "./patch_maps.js";
 import { Plane, PLANES } from "./volume_plane.js";
 
 export class VolumePanel {
@@ -47,7 +47,9 @@ export class VolumePanel {
   // rows [heads, tokens]; view: {kind, head, keep, smooth}; asked: the asking patch, or null for the class token
   set(rows, view, asked) {
     this.map = selectHead(rows, this.look.tokens, this.look.prefix, view.head);
-    this.limits = range(this.map);
+    this.own = range(this.map);
+    this.even = this.look.evenShare(view.kind, view.layer, this.token(asked));
+    this.limits = scaleLimits(view.kind, this.own, this.even, view.stretch);
     this.inside = view.keep < 1 ? mask(this.map, view.keep) : null;
     Object.assign(this, { rows, view, asked });
   }
@@ -71,10 +73,10 @@ export class VolumePanel {
   tell(at) {
     if (!this.map) return;
     const { look } = this, alike = this.view.kind === "similarity", number = alike ? compact : percent;
-    const most = this.map.indexOf(this.limits.high), here = this.map[this.placeOf(this.patchOf(at))];
-    replace(this.scale, el("span", null, number(this.limits.low)), el("span", { class: "ramp" }), el("span", null, number(this.limits.high)));
-    replace(this.words, `${this.who} asks. Most: `, el("strong", null, this.name(most)), ` with ${number(this.limits.high)}`,
-      alike ? "." : ` (an even share is ${percent(look.evenShare(this.view.kind, this.view.layer, this.token(this.asked)))}); the class token takes ${percent(prefixMass(this.rows, look.tokens, look.prefix, this.view.head))}.`,
+    const most = this.map.indexOf(this.own.high), here = this.map[this.placeOf(this.patchOf(at))];
+    replace(this.scale, scaleBar(this.view.kind, this.limits, this.even));
+    replace(this.words, `${this.who} asks. Most: `, el("strong", null, this.name(most)), ` with ${number(this.own.high)}`,
+      alike ? "." : `, ${compact(this.own.high / this.even)} times the even share (an even share is ${percent(this.even)})${almostUniform(this.view.kind, this.own, this.even) ? ": almost uniform" : ""}; the class token takes ${percent(prefixMass(this.rows, look.tokens, look.prefix, this.view.head))}.`,
       ` Under the cross: ${number(here)}.`);
     if (this.letter === "A") say(`${this.who}: most in ${this.name(most)}`);
   }

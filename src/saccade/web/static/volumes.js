@@ -4,6 +4,7 @@ import { json } from "./server_api.js";
 import { chooser } from "./image_chooser.js";
 import { el, field, redraw, replace, select } from "./dom.js";
 import { ModelView } from "./model_view.js";
+import { sharedLimits } from "./patch_maps.js";
 import { latest } from "./latest_request.js";
 import { explain, explainNothing } from "./query_key_value.js";
 import { Volume3D } from "./volume_3d.js";
@@ -32,7 +33,7 @@ export async function show(root, context) {
 
 class Volumes {
   constructor(root, context, models) {
-    Object.assign(this, { root, models, signal: context.signal, layer: null, head: "mean", kind: "attention", keep: 1, smooth: true,
+    Object.assign(this, { root, models, signal: context.signal, layer: null, head: "mean", kind: "attention", keep: 1, smooth: true, stretch: false,
       image: null, mm: null, asked: null, of: null, solid: null, openings: latest(), drawings: latest() });
     const events = { pick: (side, voxel) => this.pick(side, voxel), turn: (side, axis, by) => this.move(side, axis, by),
       key: (side, event, plane) => this.key(side, event, plane) };
@@ -86,6 +87,8 @@ class Volumes {
       el("button", { type: "button", onclick: () => again(() => { this.asked = null; }) }, attention ? "Query: class token" : "Query: whole volume"),
       el("label", { class: "check" }, el("input", { type: "checkbox", checked: this.smooth,
         onchange: (event) => again(() => { this.smooth = event.target.checked; }) }), "smooth"),
+      el("label", { class: "check" }, el("input", { type: "checkbox", checked: this.stretch,
+        onchange: (event) => again(() => { this.stretch = event.target.checked; }) }), "stretch"),
       volumeSaver(this, (error) => this.complain(error)))));
   }
 
@@ -190,7 +193,7 @@ class Volumes {
   viewOf({ look }) {
     const kind = look.kind === "similarity" ? "similarity" : this.kind;
     const head = kind !== "attention" || (this.head !== "mean" && this.head >= look.heads) ? "mean" : this.head;
-    return { kind, head, layer: kind === "similarity" ? 0 : Math.min(this.layer, look.depth - 1), keep: this.keep, smooth: this.smooth };
+    return { kind, head, layer: kind === "similarity" ? 0 : Math.min(this.layer, look.depth - 1), keep: this.keep, smooth: this.smooth, stretch: this.stretch };
   }
 
   // Where the numbers do not come, the reason is said and the controls go back to what is shown.
@@ -207,15 +210,18 @@ class Volumes {
   }
 
   async draw(still) {
-    const { seen, layer, head, kind, keep, smooth, asked: asking } = this;
+    const { seen, layer, head, kind, keep, smooth, stretch, asked: asking } = this;
     if (!seen.length) return;
     const asked = seen.map((side) => (this.asked === null ? null : side.patchOf(side.toVoxel(this.asked))));
     const views = seen.map((side) => this.viewOf(side));
     const rows = await Promise.all(seen.map((side, i) => side.look.rows(views[i].kind, views[i].layer, side.token(asked[i]), this.signal)));
     if (!still() || this.signal.aborted) return;
-    this.painted = { layer, head, kind, keep, smooth, asked: asking };
+    this.painted = { layer, head, kind, keep, smooth, stretch, asked: asking };
     this.trouble.hidden = true;
     seen.forEach((side, i) => side.set(rows[i], views[i], asked[i]));
+    if (new Set(views.map((view) => view.kind)).size === 1) { // pictures side by side have one scale
+      sharedLimits(views[0].kind, seen, stretch).forEach((limits, i) => { seen[i].limits = limits; });
+    }
     this.paint();
     const [first] = this.sides;
     if (first.map) this.solid?.show(first.map, first.inside);
@@ -235,7 +241,7 @@ class Volumes {
       explainNothing(this.explained, kind === "rollout" ? "Rollout combines all layers and has no single query and key." : "This network has no queries and keys.");
       return;
     }
-    const query = side.token(side.asked), key = look.prefix + side.map.indexOf(side.limits.high);
+    const query = side.token(side.asked), key = look.prefix + side.map.indexOf(side.own.high);
     const chosen = head === "mean" ? look.headOf(rows, key) : head;
     const pair = await look.pair(layer, chosen, query, key, this.signal).catch(() => null);
     if (!pair || !still()) return;
