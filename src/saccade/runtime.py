@@ -122,17 +122,43 @@ def rank() -> int:
 
 def launched_rank() -> int:
     """This process's number as torchrun gave it, also before and after the group exists."""
-    return int(os.environ.get("RANK", "0"))
+    number = os.environ.get("RANK", "0")
+    return int(number) if number.isdecimal() else 0  # ``processes`` refuses other values
 
 
 def world_size() -> int:
     return dist.get_world_size() if _distributed() else 1
 
 
+def _launched_size() -> int:
+    """WORLD_SIZE; UsageError where it or RANK was left over from another program."""
+    numbers = {}
+    for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")):
+        value = os.environ.get(name, default)
+        if not value.isdecimal():
+            raise UsageError(f"the environment variable {name} is not a number", got=repr(value), hint=f"unset {name}")
+        numbers[name] = int(value)
+    size, number = numbers["WORLD_SIZE"], numbers["RANK"]
+    if number >= max(1, size):
+        raise UsageError(
+            "the environment variable RANK does not fit WORLD_SIZE",
+            got=f"RANK={number}, WORLD_SIZE={os.environ.get('WORLD_SIZE', 'not set')}",
+            hint="for a single process: unset RANK WORLD_SIZE; for several: torchrun sets both",
+        )
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if size > 1 and missing:
+        raise UsageError(
+            f"the environment variable WORLD_SIZE={size} asks for {size} processes",
+            got=f"{', '.join(missing)} not set",
+            hint="for a single process: unset WORLD_SIZE; for several: start them with torchrun",
+        )
+    return size
+
+
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[None]:
     """Join the group that ``torchrun`` describes in the environment; a single process needs no port."""
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or dist.is_initialized():
+    if _launched_size() <= 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":

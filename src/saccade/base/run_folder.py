@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saccade.base.files import make_folder, remove_leftovers, write_text
+from saccade.base.files import check_writable, make_folder, remove_leftovers, write_text
 from saccade.base.locks import is_lock
 from saccade.errors import UsageError, first_line
 
@@ -111,6 +111,9 @@ def prepare(run: Path, *, resume: bool) -> None:
     if not resume and run.exists() and (not run.is_dir() or not all(map(is_lock, run.iterdir()))):
         raise UsageError("--out is not an empty folder", got=run, hint="choose a new folder")
     make_folder(run)
+    if resume:
+        for folder in (run, run / "checkpoints"):
+            check_writable(folder)
     for folder in (run, run / "checkpoints"):
         remove_leftovers(folder)
 

@@ -1,7 +1,8 @@
 """The command line: one module per command, with the same words as the Python functions.
 
-Results go to stdout, progress and messages to stderr. Exit code 0 is success, 1 a failure, 2 a wrong call. Commands
-import what they need when they run, so that ``saccade --help`` is quick.
+Results go to stdout, progress and messages to stderr. Exit code 0 is success, 1 a failure, 2 a wrong call, 130
+and 143 a run that SIGINT or SIGTERM interrupted. Commands import what they need when they run, so that
+``saccade --help`` is quick.
 """
 
 from __future__ import annotations

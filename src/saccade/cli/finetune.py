@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from saccade.cli.interruptions import Interruptions
 from saccade.cli.options import (
     AllowOverlap,
     Data,
@@ -189,13 +190,14 @@ def _finetune_network(
     finetuning = FinetuneOptions(
         network.augment or "weak", network.frozen, network.recipe or "microscopy", allow_overlap
     )
-    with ProgressBar() as bar:
+    with Interruptions() as interruptions, ProgressBar() as bar:
         if network.resume:
             api.resume(out, console=bar)
             result = run_folder.read_json(out / "classifier.json")
         else:
             result = api.finetune(model, data, out=out, options=finetuning, settings=settings, console=bar)
     print_json(result) if as_json else typer.echo(f"{to_text(result)}\n{out / 'report.html'}")
+    interruptions.check()
 
 
 def _slide_settings(flags: SettingsFlags, options: dict[str, object]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from saccade.cli.interruptions import Interruptions
 from saccade.cli.options import (
     Backbone,
     Group,
@@ -50,7 +51,10 @@ def pretrain(
         typer.Option("--max-bad", help="Largest fraction of damaged files that is tolerated (default 0.05)."),
     ] = None,
 ) -> None:
-    """Pretrain a backbone on images without labels. Settings left open are derived from the data and printed."""
+    """Pretrain a backbone on images without labels. Settings left open are derived from the data and printed.
+
+    SIGINT (Ctrl-C) and SIGTERM save and stop; the exit code is then 130 or 143. SIGUSR1 saves and training continues.
+    """
     from saccade import api
     from saccade.errors import UsageError
 
@@ -63,7 +67,7 @@ def pretrain(
         "data.max_bad": max_bad,
     }
     request = request_run(data, method, backbone, recipe, flags, options)
-    with ProgressBar() as bar:
+    with Interruptions() as interruptions, ProgressBar() as bar:
         if resume:
             settings = request.settings | ({} if backbone is None else {"model.backbone": backbone})
             folder = api.resume(out, data=request.data, settings=settings, console=bar)
@@ -80,7 +84,8 @@ def pretrain(
                 console=bar,
             )
     if is_first_process():
-        typer.echo(f"{folder}\nnext: {_next_command(folder)}")
+        typer.echo(str(folder) if interruptions.signals else f"{folder}\nnext: {_next_command(folder)}")
+    interruptions.check()
 
 
 def _next_command(run: Path) -> str:

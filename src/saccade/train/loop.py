@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -76,21 +77,32 @@ class Plan:
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag, so that a run saves before it ends."""
+    """Turns the first SIGINT or SIGTERM into a flag, so that a run saves before it ends, and SIGUSR1 into another."""
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self._save = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
+            if sys.platform != "win32":
+                self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note_save)
         return self
 
     def _note(self, number: int, _frame: Any) -> None:
         self.requested = signal.Signals(number).name
         signal.signal(number, self._previous[number])  # a second signal ends at once
+
+    def _note_save(self, _number: int, _frame: Any) -> None:
+        self._save = True
+
+    def take_save(self) -> bool:
+        """Whether a checkpoint was asked for since the last call."""
+        save, self._save = self._save, False
+        return save
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
@@ -242,7 +254,8 @@ def fit(
             # save
             stop_reason = evaluate.stop_reason or doctor.stop_reason
             stopping = runtime.any_rank(stop.requested is not None or stop_reason is not None)
-            should_save = step > start and (step % train.save_every == 0 or step == train.steps)
+            asked = runtime.any_rank(stop.take_save())
+            should_save = step > start and (step % train.save_every == 0 or step == train.steps or asked)
             if (should_save or stopping) and save_state(plan, method, optimizer, step, console):
                 last_saved = step
 
