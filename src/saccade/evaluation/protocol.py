@@ -107,14 +107,19 @@ class EvalReport:
     def _repr_html_(self) -> str:
         return frames.to_html("Evaluation", frames.columns_of(self.rows))
 
-    def with_context(self, *, data: str, split: str, overlap: bool, grey: bool) -> EvalReport:
+    def with_context(
+        self, *, data: str, split: str, overlap: bool, grey: bool, warnings: Sequence[str] = ()
+    ) -> EvalReport:
         """The same report, its protocol completed by data, split, overlap with pretraining and colour."""
         words = [f"Test part: {split}."]
         if grey:
             words.append("All images were shown without colour.")
         if overlap:
             words.append("WARNING: part of the test part was seen in pretraining.")
+        words += [f"WARNING: {warning}" for warning in warnings]
         protocol = self.protocol | {"data": data, "split": split, "overlap": overlap, "grey": grey}
+        if warnings:
+            protocol["warnings"] = list(warnings)
         protocol["text"] = " ".join([*words, self.protocol["text"]])
         mark = {"overlap": True} if overlap else {}
         return EvalReport(protocol, [r | mark for r in self.rows], [d | mark for d in self.differences])

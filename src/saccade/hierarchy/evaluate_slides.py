@@ -23,7 +23,7 @@ from saccade.data.slide_features import load_parquet, read_about
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.splits import patients_of
 from saccade.errors import ContaminationError, DataError, UsageError, unknown
-from saccade.evaluation.contamination import seen_in_pretraining
+from saccade.evaluation.contamination import canonical_id, seen_in_pretraining
 from saccade.evaluation.nested_cv import Cohort, Learner, NestedConfig, choose, nested
 from saccade.evaluation.small_samples import few_words, mark
 from saccade.features.embed_slides import told_to
@@ -206,12 +206,12 @@ def cohort_of(tiles: SlideTiles, slides: Sequence[int], run: Path, allow: bool) 
             hint="name a table with --labels CSV (columns path,label,patient)",
         )
     pretrained = seen_in_pretraining(run_folder.data_record(run))
-    hashes, groups = {item["sha256"] for item in pretrained}, {item["group"] for item in pretrained}
+    hashes, groups = {item["sha256"] for item in pretrained}, {canonical_id(str(item["group"])) for item in pretrained}
     owners = patients_of([entry.record for entry in tiles.entries], tiles.hashes)
     learned = {
         owner
         for owner, entry, digest in zip(owners, tiles.entries, tiles.hashes)
-        if digest in hashes or (entry.record.group or entry.record.id) in groups
+        if digest in hashes or canonical_id(entry.record.group or entry.record.id) in groups
     }
     owner_of_row = [owners[slides[i]] for i in rows]
     is_learned = np.array([owner in learned for owner in owner_of_row], dtype=bool)

@@ -19,6 +19,7 @@ from saccade.data.splits import Parts, choose_parts
 from saccade.errors import UsageError
 from saccade.evaluation.contamination import (
     check_overlap,
+    doubts,
     held_out_of,
     refuse_overlap,
     refuse_shared,
@@ -155,10 +156,15 @@ def evaluate(
     held_out = held_out_of(pretrained, cache.hashes)
     parts = choose_parts(cache.records, cache.hashes, seed=options.protocol.seed, held_out=held_out)
     overlap = _guard(pretrained, cache, parts, options.allow_overlap)
+    warnings = _doubts(pretrained, cache, parts)
+    for warning in warnings:
+        console.say(f"warning: {warning}")
     tables = _tables(loaded, decoded, options, console)
     console.say("fitting probes")
     report = run_protocol(embed_images.split_tables(tables, parts.train, parts.test), options.protocol)
-    report = report.with_context(data=_absolute_or_as_given(data), split=parts.text, overlap=overlap, grey=options.grey)
+    report = report.with_context(
+        data=_absolute_or_as_given(data), split=parts.text, overlap=overlap, grey=options.grey, warnings=warnings
+    )
     if folder is not None:
         _write_evaluation(folder, report, options.grey)
         if (folder / "config.yaml").exists():
@@ -217,10 +223,11 @@ def _names(models: Sequence[str]) -> dict[str, str]:
 
 def _guard(pretrained: Sequence[Mapping[str, Any]], cache: ImageCache, parts: Parts, allow: bool) -> bool:
     """Refuse, or mark, test images that are also training images or that a model was pretrained on."""
-    marked = refuse_shared(cache.records, cache.hashes, parts.train.tolist(), parts.test.tolist(), allow=allow)
+    train, test = parts.train.tolist(), parts.test.tolist()
+    marked = refuse_shared(cache.records, cache.hashes, train, test, allow=allow, pixels=cache.pixel_hashes)
     for record in pretrained:
         learned = seen_in_pretraining(record)
-        overlap = check_overlap(learned, cache.records, cache.hashes, parts.test.tolist())
+        overlap = check_overlap(learned, cache.records, cache.hashes, test, cache.pixel_hashes)
         marked |= refuse_overlap(
             overlap,
             allow=allow,
@@ -228,6 +235,25 @@ def _guard(pretrained: Sequence[Mapping[str, Any]], cache: ImageCache, parts: Pa
             hint="pretrain with a table whose split column marks the test images, and with the same --group",
         )
     return marked
+
+
+def _doubts(pretrained: Sequence[Mapping[str, Any]], cache: ImageCache, parts: Parts) -> list[str]:
+    """Sentences about test images and groups that are nearly those of pretraining or of the training part."""
+    test = parts.test.tolist()
+    learned = [file for record in pretrained for file in seen_in_pretraining(record)]
+    training = [
+        {
+            "id": cache.records[i].id,
+            "group": cache.records[i].group,
+            "perceptual": cache.perceptual[i] if cache.perceptual else "",
+        }
+        for i in parts.train.tolist()
+    ]
+    return [
+        sentence
+        for files, where in ((learned, "pretraining"), (training, "the training part"))
+        for sentence in doubts(files, cache.records, cache.perceptual, test, where=where)
+    ]
 
 
 def _run_folder(names: Sequence[str]) -> Path | None:

@@ -24,7 +24,14 @@ from saccade.data.sources.source import select
 from saccade.data.splits import Parts, choose_parts, unit_names
 from saccade.data.volumes.intensity import intensity_of
 from saccade.errors import UsageError, unknown
-from saccade.evaluation.contamination import Overlap, check_overlap, refuse_overlap, refuse_shared, seen_in_pretraining
+from saccade.evaluation.contamination import (
+    Overlap,
+    check_overlap,
+    doubts,
+    refuse_overlap,
+    refuse_shared,
+    seen_in_pretraining,
+)
 from saccade.evaluation.metrics import METRICS, figure, interval, resampling_weights
 from saccade.evaluation.small_samples import FEW_UNITS, few_words, mark
 from saccade.models.backbones.weights import load_model
@@ -210,10 +217,19 @@ def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, An
         intensity=intensity_of(classifier.spec),
         size_mm=classifier.spec.size_mm,
     )
+    everything = range(len(cache))
+    copies = check_overlap(
+        seen_in_pretraining(record), cache.records, cache.hashes, everything, pixels=cache.pixel_hashes
+    )
+    overlap |= _refuse_learned(copies, data, allow)
+    warnings = doubts(seen_in_pretraining(record), cache.records, cache.perceptual, everything, where="training")
+    for warning in warnings:
+        console.say(f"warning: {warning}")
     device = runtime.pick_device(settings.train.device)
     scores = classifier.scores(cache, np.arange(len(cache)), device, settings.train.precision)
     report = score_report(scores, [str(r.label) for r in cache.records], [r.group for r in cache.records], classifier)
-    report["protocol"] = {"split": parts.text, "overlap": overlap, "text": _text(report, parts, overlap)}
+    text = " ".join([*(f"WARNING: {warning}" for warning in warnings), _text(report, parts, overlap)])
+    report["protocol"] = {"split": parts.text, "overlap": overlap, "text": text}
     run_folder.write_json(run / "classifier.json", report)
     write_text(run / "predictions.csv", _predictions(scores, cache.records, classifier.classes))
     return report

@@ -195,14 +195,20 @@ def hash_of(source: Source, index: int) -> str | None:
 
 
 def files_of(split: TrainValSplit) -> list[dict[str, str | None]]:
-    """Id, hash and group of every image a run has seen; of tiles, those of their slides, each once."""
+    """Id, hashes and group of every image a run has seen; of tiles, those of their slides, each once."""
     files: dict[str, dict[str, str | None]] = {}
     for part in (split.train, split.validation):
         if part is None:
             continue
-        for record, digest in zip(part.records, part.hashes):
-            name = record.id.rpartition("#")[0] if isinstance(part.records, TileRecords) else record.id
-            files.setdefault(name, {"id": name, "sha256": digest, "group": record.group})
+        tiles = isinstance(part.records, TileRecords)
+        for i, (record, digest) in enumerate(zip(part.records, part.hashes)):
+            name = record.id.rpartition("#")[0] if tiles else record.id
+            file: dict[str, str | None] = {"id": name, "sha256": digest, "group": record.group}
+            if part.pixel_hashes and not tiles:
+                file["pixels_sha256"] = part.pixel_hashes[i]
+            if part.perceptual and not tiles and part.perceptual[i]:
+                file["perceptual"] = part.perceptual[i]
+            files.setdefault(name, file)
     return list(files.values())
 
 

@@ -18,10 +18,12 @@ from saccade.data.images.downsample import (
     shrink_volume,
     to_supported_dtype,
 )
+from saccade.data.images.fingerprint import perceptual_hash, pixel_hash
 from saccade.data.volumes.intensity import Intensity, to_unit
 from saccade.errors import DamagedFile
 
 Report = Callable[[int, int], None]
+HASHED_PX = 1024  # of larger images the perceptual hash is that of the reduced image: less memory
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Decoded:
     reason: str = ""
     spacing_mm: tuple[float, ...] = ()
     grid: bool = False
+    pixel_hash: str = ""
+    perceptual: str = ""
 
 
 def _decode(source: Source, index: int, rules: Rules) -> Decoded:
@@ -63,7 +67,12 @@ def _decode(source: Source, index: int, rules: Rules) -> Decoded:
         if rules.intensity is None and not sample.grid:
             pixels = shrink(pixels, rules.cache_px)
         original, digest = sample.pixels.shape[1:], source.content_hash(index)
-        return Decoded(index, pixels, original, low, high, digest, spacing_mm=spacing, grid=sample.grid)
+        result = Decoded(index, pixels, original, low, high, digest, spacing_mm=spacing, grid=sample.grid)
+        if not sample.grid:
+            result.pixel_hash = pixel_hash(sample.pixels)
+            if source.axes == 2:
+                result.perceptual = perceptual_hash(sample.pixels if max(original) <= HASHED_PX else pixels)
+        return result
     except DamagedFile as error:
         return Decoded(index, None, reason=error.in_one_line())
 

@@ -48,6 +48,8 @@ class ImageCache:
     spacing_mm  [N A] size of the voxels in ``flat``, of volumes; ones where a file does not say
     intensity, size_mm   what was done to volumes, and the cube they are seen through (see InputSpec)
     grid      the images are grids of vectors (see Sample)
+    pixel_hashes, perceptual   N fingerprints of the decoded images (data/images/fingerprint.py); empty for tiles
+              that are read when they are wanted, and for grids; ``perceptual`` also for volumes
     """
 
     flat: np.ndarray | TileStore
@@ -66,6 +68,8 @@ class ImageCache:
     intensity: Intensity | None = None
     size_mm: float = 0.0
     grid: bool = False
+    pixel_hashes: Sequence[str] = ()
+    perceptual: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -127,6 +131,8 @@ class ImageCache:
             starts=self.starts[chosen],
             records=pick(self.records, chosen),
             hashes=[self.hashes[int(i)] for i in chosen],
+            pixel_hashes=[self.pixel_hashes[int(i)] for i in chosen] if self.pixel_hashes else (),
+            perceptual=[self.perceptual[int(i)] for i in chosen] if self.perceptual else (),
             original_px=self.original_px[chosen],
             labels=None if self.labels is None else self.labels[chosen],
             spacing_mm=None if self.spacing_mm is None else self.spacing_mm[chosen],
@@ -243,6 +249,8 @@ def build_cache(
         intensity=intensity,
         size_mm=size_mm,
         grid=decoded[0].grid,
+        pixel_hashes=() if decoded[0].grid else [k.pixel_hash for k in decoded],
+        perceptual=[k.perceptual for k in decoded] if any(k.perceptual for k in decoded) else (),
     )
     return with_statistics(cache)
 
