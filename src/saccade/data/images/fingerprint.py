@@ -23,7 +23,7 @@ def pixel_hash(pixels: np.ndarray) -> str:
     False
     """
     digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype.newbyteorder('=')}".encode())
-    digest.update(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")))
+    digest.update(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")).data)
     return digest.hexdigest()
 
 
