@@ -70,6 +70,15 @@ def test_the_class_token_asks_first_and_the_numbers_are_the_networks(explorer, s
     wanted = seen.qkv.rows(last, 0)[:, 0, seen.prefix :].mean(axis=0)
     np.testing.assert_allclose(values(rows), wanted, rtol=1e-4)
     assert rows[0]["head"] == "mean" and rows[0]["layer"] == str(last)
+    name = f"{sample.record.id}, {sample.record.label}"
+    context = explorer.locator(".panel .context").first.inner_text()
+    assert context == f"{name} · the class token asks; layer {last}, mean of all heads"
+    assert (rows[0]["query"], rows[0]["image"]) == ("class token", sample.record.id)
+    assert rows[0]["label"] == sample.record.label
+    explorer.locator(".map").first.click(position=patch(explorer, 1, 2, of=4))
+    until(explorer, "document.querySelector('.context').innerText.includes('the patch in row 1, column 2 asks')")
+    assert table(explorer)[0]["query"] == "1/2"
+    assert f"{name} · saccade" in saved(explorer, "svg").decode()
 
 
 def test_a_click_asks_a_patch_and_pointing_explains_the_pair(explorer, site):

@@ -12,8 +12,10 @@ import yaml
 from PIL import Image
 
 from made_slides import texture, with_holes, write_slide
+from saccade import api
 from saccade.attention.explorer import Explorer, ViewRequest
 from saccade.attention.explorer_slides import SlideSimilarity
+from saccade.attention.slide import SlideOptions
 from saccade.base.contracts import InputSpec
 from saccade.models.backbones.build import build
 from saccade.models.backbones.weights import save_model
@@ -93,6 +95,8 @@ def test_a_tile_is_clicked_and_its_patches_are_there(page, site, slides):
     assert share == pytest.approx(100 * row.max(), rel=0.05)
     key = site.catalog.id_of("slide", f"{slides.id}/0")
     scores = site.catalog.slide_similarity.similarity(look, key, number)
+    exact = api.attend_slide(slides.folder, tiles.slides[0].path, options=SlideOptions(query="352,96"))
+    np.testing.assert_allclose(scores, exact.heat.scores, atol=1e-5)  # the page's scores are the command's
     left_half = tiles.grid(0).cells[:, 1] < 4
     assert scores[number] == pytest.approx(1, abs=1e-5) and scores[left_half].min() > scores[~left_half].max()
 
@@ -164,7 +168,7 @@ def test_a_damaged_spot_is_striped_and_the_rest_is_there(page, site, tmp_path, r
     shown = min(box["width"], box["height"])
     left, top = box["x"] + (box["width"] - shown) / 2, box["y"] + (box["height"] - shown) / 2
     page.mouse.click(left + shown * 160 / SIDE, top + shown * 160 / SIDE)
-    until(page, "document.querySelector('.words').innerText.includes('tile cannot be read in the file')")
+    until(page, "document.querySelector('.words').innerText.includes('tile cannot be read from the slide file')")
     page.mouse.click(left + shown * 30 / SIDE, top + shown * 30 / SIDE)
     page.wait_for_selector("[data-drawn=yes] .map")
     assert "4 tiles cannot be read in holed.tif" in page.locator(".words").first.inner_text()

@@ -5,19 +5,19 @@ The tile under a click is then compared with all others in one product, as ``sac
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
-import torch
 
 from saccade.attention.background_jobs import SlideJobs, SlideProgress, TilesDone
 from saccade.attention.explorer import Explorer, ViewRequest
-from saccade.attention.image import to_model_input
-from saccade.base.contracts import Sample
-from saccade.data.images.downsample import finite
+from saccade.data.images.downsample import convert_channels
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import DamagedFile, out_of_range
+from saccade.features.embed_slides import Embedder
 from saccade.features.table import l2_normalize
 
-BATCH = 32
 FEATURES_BYTES = 256 * 2**20
 
 
@@ -31,7 +31,7 @@ class SlideSimilarity:
     def start(self, look: ViewRequest, slide: str, tiles: SlideTiles, number: int) -> SlideProgress:
         """Start computing the features of one slide unless they are available or on their way; its progress."""
         indices = tiles.tiles_of(number)
-        return self._features.start((look, slide), len(indices), lambda done: self._make(look, tiles, indices, done))
+        return self._features.start((look, slide), len(indices), lambda done: self._make(look, tiles, number, done))
 
     def state(self, look: ViewRequest, slide: str) -> SlideProgress | None:
         """Progress; None if it was never started, or if the features were evicted."""
@@ -64,31 +64,20 @@ class SlideSimilarity:
         scores[readable] = centred @ centred[np.count_nonzero(readable[:tile])]
         return scores
 
-    def _make(self, look: ViewRequest, tiles: SlideTiles, indices: np.ndarray, done: TilesDone) -> np.ndarray:
-        """[n D], NaN for tiles that cannot be read. Raises DamagedFile where none can."""
-        features: np.ndarray | None = None
-        fault = DamagedFile("no tile of this slide can be read")
-        for start in range(0, len(indices), BATCH):
-            part, samples = indices[start : start + BATCH], {}
-            for row, index in enumerate(part, start):
-                try:
-                    sample = tiles.read(int(index))
-                    finite(sample.pixels, sample.record.id)
-                    samples[row] = sample
-                except DamagedFile as error:
-                    fault = error
-            if samples:
-                rows = self._batch(look, list(samples.values()))
-                if features is None:
-                    features = np.full((len(indices), rows.shape[1]), np.nan, np.float32)
-                features[list(samples)] = rows
-            done(len(part))
-        if features is None:
-            raise fault
-        return features
+    def _make(self, look: ViewRequest, tiles: SlideTiles, number: int, done: TilesDone) -> np.ndarray:
+        """[n D] as ``saccade attend`` and ``saccade embed`` compute them; NaN for tiles that cannot be read.
 
-    @torch.inference_mode()
-    def _batch(self, look: ViewRequest, samples: list[Sample]) -> np.ndarray:
-        loaded = self.explorer.model(look, samples[0].pixels.shape[0])
-        x = torch.cat([to_model_input(loaded, sample.pixels, sample.record.id).x for sample in samples])
-        return loaded.backbone(x).cls.float().numpy()
+        Raises DamagedFile where no tile can be read.
+        """
+        sample = tiles.sample()
+        loaded = self.explorer.model(look, sample.pixels.shape[0])
+        convert_channels(sample.pixels, loaded.spec.channels, sample.record.id)  # raises where they do not fit
+        # A copy: the embedder may move it to another device, and the explorer goes on using its own.
+        loaded = dataclasses.replace(loaded, backbone=copy.deepcopy(loaded.backbone))
+        embedder = Embedder(loaded, tiles, say=lambda _: None, max_bad=1.0)
+        readable_features, readable = embedder.features(number, done)
+        if not readable.any():
+            raise DamagedFile("no tile of this slide can be read")
+        features = np.full((len(readable), readable_features.shape[1]), np.nan, np.float32)
+        features[readable] = readable_features
+        return features

@@ -1,6 +1,7 @@
 // One look on the screen: the picture with the map of the asking patch, its scale in words, and a small map of every head.
 
 import { el, replace } from "./dom.js";
+import { asks, imageText } from "./save_map.js";
 import { selectHead, prefixMass } from "./model_view.js";
 import { almostUniform, compact, drawMap, mask, outline, mapPixels, percent, range, scaleBar, scaleLimits, where } from "./patch_maps.js";
 
@@ -15,8 +16,9 @@ export class Panel {
     this.words = el("p", { class: "words" });
     this.heads = el("div", { class: "heads", role: "group", "aria-label": "Heads" });
     this.caption = el("figcaption");
+    this.context = el("p", { class: "context soft" });
     this.trouble = el("div", { class: "note", role: "alert", hidden: true });
-    this.node = el("figure", { class: "panel" }, this.caption, this.trouble, this.canvas, this.scale, this.words, this.heads);
+    this.node = el("figure", { class: "panel" }, this.caption, this.context, this.trouble, this.canvas, this.scale, this.words, this.heads);
     this.canvas.addEventListener("pointermove", (event) => events.hover(this.placeUnder(event)));
     this.canvas.addEventListener("pointerleave", () => events.hover(null));
     this.canvas.addEventListener("click", (event) => events.pick(this.placeUnder(event)));
@@ -27,7 +29,7 @@ export class Panel {
   setLook(look, name) {
     this.look = look;
     this.shown = null; // the numbers are those of the look before
-    for (const part of [this.scale, this.words]) replace(part);
+    for (const part of [this.context, this.scale, this.words]) replace(part);
     this.trouble.hidden = true;
     this.canvas.hidden = false;
     const [height, width] = look.size_px;
@@ -53,7 +55,7 @@ export class Panel {
     this.trouble.hidden = false;
     replace(this.caption, name);
     replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
-    for (const part of [this.scale, this.words, this.heads]) replace(part);
+    for (const part of [this.context, this.scale, this.words, this.heads]) replace(part);
   }
 
   placeUnder(event) {
@@ -77,6 +79,7 @@ export class Panel {
     const inside = view.keep < 1 ? mask(map, view.keep) : null;
     const data = mapPixels(map, limits, inside ?? look.has_tile);
     this.shown = { map, data, limits, even, inside, kind, head, place: view.place, view };
+    replace(this.context, view.image ? `${imageText(view.image)} · ` : "", asks(look, this.shown));
     this.paint(view);
     this.drawHeads(values, kind, view);
     this.say(map, values, kind, head, own, inside, view);

@@ -42,15 +42,16 @@ export function cell(text) {
 }
 
 function csv(page, shown) {
-  const lines = ["panel,model,kind,layer,head,row,column,patch,value,shown,times_even_share"];
+  const lines = ["panel,model,kind,layer,head,row,column,patch,value,shown,times_even_share,query,image,label"];
   shown.forEach((panel) => {
-    const { look, shown: { map, kind, head, inside, view, even } } = panel, side = page.panels.indexOf(panel);
+    const { look, shown: { map, kind, head, inside, view, even, place: query } } = panel, side = page.panels.indexOf(panel);
     const named = head === "mean" ? "mean" : head;
     const layer = kind === "attention" ? look.layerName(view.layer) : "all";
     map.forEach((value, place) => lines.push([
       "AB"[side], cell(look.name), kind, layer, named, Math.floor(place / look.grid[1]), place % look.grid[1],
       look.patchAt(place), value.toPrecision(8), inside && !inside[place] ? 0 : 1,
-      kind === "similarity" ? "" : (value / even).toPrecision(6)].join(",")));
+      kind === "similarity" ? "" : (value / even).toPrecision(6), query === null ? (kind === "similarity" ? "whole image" : "class token") : `${Math.floor(query / look.grid[1])}/${query % look.grid[1]}`,
+      cell(view.image.name), cell(view.image.label ?? "")].join(",")));
   });
   return lines.join("\n") + "\n";
 }
@@ -74,7 +75,8 @@ function sizeOf(shown) {
   return { boxes, width, height: HEAD + Math.max(...boxes.map((box) => box.height)) + FOOT };
 }
 
-function asks(look, shown) {
+// The query, layer and head of a picture in words.
+export function asks(look, shown) {
   const who = shown.place === null ? (look.kind === "similarity" ? "the whole image" : "the class token")
     : `the patch in row ${Math.floor(shown.place / look.grid[1])}, column ${shown.place % look.grid[1]}`;
   if (shown.kind !== "attention") return `${shown.kind === "rollout" ? "rollout of" : "similarity to"} ${who}`;
@@ -110,8 +112,10 @@ function colourBar({ kind, limits, even }, x, y) {
   return steps.join("") + (at === null ? "" : `<rect class="tick" x="${x + at * BAR - 1}" y="${y - 3}" width="2" height="18"/>`);
 }
 
+export function imageText({ name, label }) { return label ? `${name}, ${label}` : name; }
+
 function drawing(shown) {
-  const { boxes, width, height } = sizeOf(shown), { image: { name } } = shown[0].shown.view;
+  const { boxes, width, height } = sizeOf(shown), name = imageText(shown[0].shown.view.image);
   let x = GAP;
   const parts = shown.map((panel, side) => {
     const { look, shown: one } = panel, { view } = one, box = boxes[side], at = x;

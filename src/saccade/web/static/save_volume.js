@@ -3,7 +3,7 @@
 
 import { blob } from "./server_api.js";
 import { evenAt, evenText, mapPixels, percent, scaleEnds } from "./patch_maps.js";
-import { cell, fileName, download, saveButtons } from "./save_map.js";
+import { cell, fileName, download, imageText, saveButtons } from "./save_map.js";
 
 const GAP = 16, LINE = 22, RAMP = 256;
 
@@ -47,7 +47,7 @@ function picture(shown, image) {
   const write = (text, x, y, font, colour = "#1c1e21") => { context.font = `${font} system-ui, sans-serif`; context.fillStyle = colour; context.fillText(text, x, y); };
   shown.forEach((one, number) => {
     const top = number * high + GAP, foot = top + 2 * LINE + side + LINE - 6;
-    write(one.title, GAP, top + LINE - 6, "600 15px");
+    write(`${one.title}: ${one.asks}`, GAP, top + LINE - 6, "600 15px");
     one.planes.forEach((plane, i) => {
       const left = GAP + i * (side + GAP);
       write(plane.caption.textContent, left, top + 2 * LINE - 8, "13px");
@@ -63,6 +63,6 @@ function picture(shown, image) {
     if (at !== null) context.fillRect(GAP + at * RAMP - 1, foot - 13, 2, 16);
     write(`${scaleEnds(kind, limits, even).join(" to ")}${kind === "similarity" ? "" : `; ${evenText(even)}`}${one.view.keep < 1 ? `; the patches that hold ${percent(one.view.keep)}` : ""}`, 2 * GAP + RAMP, foot, "12px");
   });
-  write(`${image.name} · saccade`, GAP, canvas.height - GAP, "12px", "#5c6167");
+  write(`${imageText(image)} · saccade`, GAP, canvas.height - GAP, "12px", "#5c6167");
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }

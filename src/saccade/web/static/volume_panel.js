@@ -70,12 +70,19 @@ export class VolumePanel {
     return view.kind === "similarity" ? "The whole volume" : "The class token";
   }
 
+  // The query, layer and head of the pictures in words.
+  get asks() {
+    const { kind, layer, head } = this.view;
+    if (kind !== "attention") return `${this.who}: ${kind}`;
+    return `${this.who} asks; layer ${layer}, ${head === "mean" ? "mean of all heads" : `head ${head}`}`;
+  }
+
   tell(at) {
     if (!this.map) return;
     const { look } = this, alike = this.view.kind === "similarity", number = alike ? compact : percent;
     const most = this.map.indexOf(this.own.high), here = this.map[this.placeOf(this.patchOf(at))];
     replace(this.scale, scaleBar(this.view.kind, this.limits, this.even));
-    replace(this.words, `${this.who} asks. Most: `, el("strong", null, this.name(most)), ` with ${number(this.own.high)}`,
+    replace(this.words, `${this.asks}. Most: `, el("strong", null, this.name(most)), ` with ${number(this.own.high)}`,
       alike ? "." : `, ${compact(this.own.high / this.even)} times the even share (an even share is ${percent(this.even)})${almostUniform(this.view.kind, this.own, this.even) ? ": almost uniform" : ""}; the class token takes ${percent(prefixMass(this.rows, look.tokens, look.prefix, this.view.head))}.`,
       ` Under the cross: ${number(here)}.`);
     if (this.letter === "A") say(`${this.who}: most in ${this.name(most)}`);
