@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -124,6 +125,7 @@ def test_points_neighbours_and_votes_by_keys(window, tables):
     assert window.locator(".hits li").count() == 10 and first in window.locator(".near .asked").inner_text()
     assert "exact; 24 images" in window.locator(".near").inner_text()
     assert "vote for" in window.locator(".votes h3").inner_text()
+    assert re.match(r"A vote of \d+ of \d+ \w+, with", window.locator(".votes p").inner_text())
     group = window.evaluate("document.querySelector('.point-card').innerText")
     assert "group" in group
     window.locator(".hits button").first.click()  # a neighbour becomes the question

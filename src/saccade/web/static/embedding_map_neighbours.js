@@ -79,7 +79,7 @@ export class Neighbours {
       const question = { row: asked.row ?? null, upload: asked.upload ?? null, k: this.k, where: this.conditions(known) };
       const found = await post(`map/${page.table}/neighbours`, question, page.signal);
       if (!still()) return;
-      this.show(asked, known, found);
+      this.show(asked, known, found, question.where);
     } catch (error) { if (still()) this.complain(error); } finally {
       if (still()) this.node.removeAttribute("aria-busy");
     }
@@ -94,11 +94,11 @@ export class Neighbours {
     this.page.marked(-1, []);
   }
 
-  show(asked, known, found) {
+  show(asked, known, found, where) {
     const name = known ? known.id : asked.file.name, { page } = this;
     replace(this.head, el("span", { class: "asked" }, known ? this.thumb(asked.row, 64) : null, el("span", null, el("strong", null, name), known?.label ? ` ${known.label}` : "",
       el("br"), `${found.recall ?? "exact"}; ${found.rows.toLocaleString("en")} ${page.about.unit}`)));
-    replace(this.votes, found.guess ? this.bars(found.guess) : null);
+    replace(this.votes, found.guess ? this.bars(found, where) : null);
     replace(this.list, found.hits.map((hit) => el("li", null, el("button", {
       type: "button", title: `${hit.id}: similarity ${hit.similarity.toFixed(4)}`, onclick: () => this.page.go(hit.row),
       onmouseenter: () => this.page.point(hit.row), onmouseleave: () => this.page.point(-1),
@@ -115,8 +115,13 @@ export class Neighbours {
       : el("span", { class: "no-picture", "aria-hidden": "true" });
   }
 
-  bars(guess) {
-    return [el("h3", null, `The neighbours vote for ${guess.label}`), el("ul", null, Object.entries(guess.fractions).slice(0, 6).map(([label, share]) =>
+  // where: the filters of the question, which limit who votes
+  bars({ guess, hits, rows }, where) {
+    const voters = hits.filter((hit) => !hit.same_file && hit.label).length;
+    const filters = where.map((one) => `${one.column} ${one.negated ? "is not" : "is"} ${named(one.values[0])}`).join(", ");
+    return [el("h3", null, `The neighbours vote for ${guess.label}`), el("p", { class: "soft" },
+      `A vote of ${voters} of ${rows.toLocaleString("en")} ${this.page.about.unit}${filters ? `, with a filter on: ${filters}` : ", without a filter"}.`),
+    el("ul", null, Object.entries(guess.fractions).slice(0, 6).map(([label, share]) =>
       el("li", null, el("span", { class: "what" }, label), el("span", { class: "share", "aria-hidden": "true" }, el("span", { style: { width: `${100 * share}%` } })),
         el("span", null, `${Math.round(100 * share)} % (${guess.counts[label]})`))))];
   }

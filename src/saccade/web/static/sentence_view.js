@@ -39,7 +39,7 @@ export class SentenceView {
     root.append(this.controls, this.trouble, this.title, el("div", { class: "sentence-wide" }, this.lines), this.note,
       el("div", { class: "sentence-two" },
         el("section", { class: "card" }, el("h2", null, "Attention matrix"),
-          el("p", { class: "soft" }, "Rows are queries, columns are keys. With special tokens every row sums to 100 %."), this.matrix),
+          el("p", { class: "soft" }, "Rows are queries, columns are keys. A row sums to 100 % only together with its weights on special tokens such as [CLS] and [SEP]."), this.matrix),
         el("section", { class: "card" }, this.headsTitle = el("h2", null, "Heads"), this.heads, this.found)),
       this.numbers.root);
     this.listen();
