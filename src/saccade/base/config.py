@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 import yaml
 
 from saccade.base.version_0_1 import with_current_names
-from saccade.errors import UsageError, unknown
+from saccade.errors import UsageError, first_line, unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance as Section
@@ -199,4 +199,13 @@ def load(path: Path) -> dict[str, Any]:
     """Values of a YAML file; names of saccade 0.1 become those of today."""
     if not path.exists():
         raise UsageError("configuration file not found", got=path, hint="is this a saccade run folder?")
-    return with_current_names(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(values, Mapping):
+            raise UsageError(f"{path} does not hold settings", got=type(values).__name__, expected="sections with keys")
+        return with_current_names(values)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UsageError(f"{path}{line} is not valid YAML", got=error.problem) from error
+    except (OSError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid YAML", got=first_line(error)) from error

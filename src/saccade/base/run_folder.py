@@ -40,6 +40,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError("file of a run not found", got=path, hint="is this a saccade run folder?") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}, line {error.lineno} is not valid JSON", got=error.msg) from error
     except (OSError, ValueError, RecursionError) as error:  # also bytes that are not UTF-8
         raise UsageError(f"{path} is not valid JSON", got=first_line(error)) from error
 
@@ -60,7 +62,8 @@ class Metrics:
             return 0.0
         earlier = [line for line in read_metrics(self.path) if line["step"] < step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
-        return float(earlier[-1]["seconds"]) if earlier else 0.0
+        seconds = earlier[-1].get("seconds") if earlier else 0.0
+        return float(seconds) if isinstance(seconds, (int, float)) else 0.0
 
     def append(self, line: Mapping[str, Any]) -> str | None:
         """Add a line; returns a message the first time the disk refuses it."""
@@ -75,13 +78,15 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines; a line cut off by a crash is left out."""
+    """All complete lines; damaged ones, such as one cut off by a crash, are left out."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
     return lines
 
 

@@ -362,7 +362,10 @@ def _continue(out: Path, console: Console, changes: Mapping[str, Any]) -> Path:
 
 
 def _check_same_images(out: Path, split: TrainValSplit) -> None:
-    recorded = [item["sha256"] for item in run_folder.read_json(out / "data.json")["files"]]
+    try:
+        recorded = [item["sha256"] for item in run_folder.read_json(out / "data.json")["files"]]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{out / 'data.json'} does not list the images of a run", got=repr(error)) from error
     hashes = [item["sha256"] for item in files_of(split)]
     if recorded != hashes:
         raise DataError(

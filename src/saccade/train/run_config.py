@@ -107,7 +107,14 @@ def save_config(folder: Path, run: ResolvedRun) -> None:
 
 def load_config(folder: Path) -> ResolvedRun:
     """The configuration of a run folder, also of version 0.1. Raises UsageError where it has none or a wrong one."""
-    return run_from_dict(config.load(folder / FILE))
+    path = folder / FILE
+    values = config.load(path)
+    try:
+        return run_from_dict(values)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error.what}", got=error.got, expected=error.expected, hint=error.hint) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(f"{path} is not the configuration of a run", got=repr(error)) from error
 
 
 def run_from_dict(values: Mapping[str, Mapping[str, Any]]) -> ResolvedRun:

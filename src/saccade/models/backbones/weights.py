@@ -191,7 +191,8 @@ def _usual_spec(
 def _is_saved(folder: Path) -> bool:
     if not (folder / CONFIG).exists():
         return False
-    return "saccade_format" in read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
+    return isinstance(config, Mapping) and isinstance(config.get("saccade_format"), int)
 
 
 def check_digests(folder: Path) -> None:
@@ -226,12 +227,15 @@ def _saved(folder: Path) -> LoadedModel:
             hint="pip install --upgrade saccade",
         )
     check_digests(folder)
-    spec: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in config["input"].items()}
-    backbone = build(**config["backbone"])
+    try:
+        spec = InputSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in config["input"].items()})
+        backbone, label = build(**config["backbone"]), str(config["label"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelError(f"{folder / CONFIG} does not describe a model", got=repr(error), hint=RESTORE) from error
     state = read_state(folder / WEIGHTS)
     check_keys(backbone.state_dict(), state, f"{backbone.name} as described in {folder / CONFIG}")
     backbone.load_state_dict(state)
-    return LoadedModel(backbone.eval(), InputSpec(**spec), config["label"])
+    return LoadedModel(backbone.eval(), spec, label)
 
 
 def read_state(path: Path) -> dict[str, Any]:
