@@ -228,8 +228,8 @@ def _saved(folder: Path) -> LoadedModel:
         )
     check_digests(folder)
     try:
-        spec = InputSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in config["input"].items()})
-        backbone, label = build(**config["backbone"]), str(config["label"])
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config["input"].items()}
+        spec, backbone, label = InputSpec(**values), build(**config["backbone"]), str(config["label"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(f"{folder / CONFIG} does not describe a model", got=repr(error), hint=RESTORE) from error
     state = read_state(folder / WEIGHTS)
