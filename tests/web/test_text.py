@@ -304,7 +304,7 @@ def test_words_without_a_direction_go_with_those_around_them(words):
 def test_512_tokens_stay_fluid(words):
     """Every move of the pointer is one frame: words, arcs and matrix drawn again, without elements for words."""
     read(words, "attention word study material " * 150)
-    wait(words, ".page-sentences", "The model reads 512 tokens at once")
+    wait(words, ".page-sentences", "The model takes 512 tokens")
     assert "the last 90 words were left out" in words.locator(".page-sentences").inner_text()
     box = words.locator(".sentence-lines").bounding_box()
     script = """async ([wide, tall]) => {
