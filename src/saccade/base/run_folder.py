@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,10 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that every reader takes; see ``finite``."""
-    write_text(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON that every reader takes; see ``finite``. Names that are not UTF-8 keep their bytes as escapes."""
+    text = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    escaped = re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+    write_text(path, escaped + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -26,5 +26,5 @@ def write_report(run: Path) -> Path:
         return write_slide_report(run)
     target = run / "report.html"
     text = hierarchy_report.render(run) if (run / run_folder.HIERARCHY).exists() else run_report.render(read_run(run))
-    write_text(target, text)
+    write_text(target, text.encode("utf-8", "replace").decode("utf-8"))  # names that are not UTF-8 show ?
     return target
