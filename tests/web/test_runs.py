@@ -186,7 +186,7 @@ def test_the_card_follows_a_run_to_its_end(window, site, growing):
     (folder / "report.html").write_text("<h1>growing</h1>")
     until(window, f"{CARD}.includes('finished') && !{CARD}.includes('running') && {CARD}.includes('Report')")
     assert "has not been evaluated" not in window.evaluate(CARD)
-    window.wait_for_selector("h2:has-text('growing: with few labels')")
+    window.wait_for_selector("h2:has-text('growing: few-label evaluation')")
     assert window.evaluate("document.activeElement.ariaLabel") == "Show growing"  # the keyboard keeps its place
 
 
