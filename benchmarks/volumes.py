@@ -157,7 +157,9 @@ def score(
     def figure(name: str, measure: Callable[[np.ndarray], float]) -> None:
         rows = [np.flatnonzero(where == unit) for unit in range(len(units))]
         mean = measure(np.arange(len(test)))
-        low, high = interval(np.array([measure(np.concatenate([rows[u] for u in draw])) for draw in draws]))
+        low, high = interval(
+            mean, np.array([measure(np.concatenate([rows[u] for u in draw])) for draw in draws]), len(units)
+        )
         figures[name] = [round(100 * float(v), 1) for v in (mean, low, high)]
 
     truth = classes[test]

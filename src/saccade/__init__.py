@@ -7,8 +7,13 @@ Pretrain without labels, evaluate with few labels, visualize attention. The publ
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any
+
+# OpenMP's threads spin at every barrier while the thread they wait for has no core: on a shared machine a step takes
+# many times as long (docs/concepts/speed.md). This has to be set before torch is imported; a user's own value stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -42,6 +42,7 @@ from saccade.tasks.pretrain import pretrain, resume, write_report_once
 from saccade.tasks.quickstart import quickstart
 from saccade.tasks.search import SearchOptions, SearchResult
 from saccade.tasks.verify import verify
+from saccade.train.auto import Names, choose
 from saccade.train.loop import Console, Quiet
 from saccade.train.replay import replay as replay_step
 
@@ -124,9 +125,9 @@ def show(
 def plan(
     data: str | Path | None = None,
     *,
-    method: str = "dino",
+    method: str = "auto",
     backbone: str | None = None,
-    recipe: str = "microscopy",
+    recipe: str = "auto",
     settings: Mapping[str, Any] | None = None,
     options: PlanOptions | None = None,
 ) -> Planned | PlannedHierarchy:
@@ -162,9 +163,14 @@ def plan(
     source = None if data is None else absolute(data)
     if backbone == hierarchy_settings.NAME:
         explicit = {key: value for key, value in (settings or {}).items() if key != "model.backbone"}
-        return plan_hierarchy(source, method, recipe, explicit, options)
+        return plan_hierarchy(source, *hierarchy_settings.method_and_recipe(method, recipe), explicit, options)
     explicit = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
-    return planning.plan(source, method, recipe, explicit, options)
+    axes = {"data.axes": options.axes} if options and source is None else {}
+    device = runtime.pick_device(explicit.get("train.device")).type
+    names = choose(Names(method, backbone, recipe), None if source is None else str(source), device, explicit | axes)
+    if names.backbone:
+        explicit = {"model.backbone": names.backbone} | explicit
+    return planning.plan(source, names.method, names.recipe, explicit, options)
 
 
 def finetune(

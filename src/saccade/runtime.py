@@ -260,6 +260,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "bf16": gains_from_bf16(device),
         "processes": world_size(),

@@ -14,6 +14,7 @@ from saccade.cli.app import app
 from saccade.data.audit.contact_sheet import contact_sheet
 from saccade.data.synthetic.images import TissueSource
 from saccade.study import runner
+from saccade.train.clock import StepClock
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs").glob("*/*.md")) + [ROOT / "README.md"]
@@ -86,6 +87,7 @@ def test_every_block_runs(page, tiles, measured_once, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "_ask_new_worker", measured_once)
     monkeypatch.setattr("saccade.train.pretrain.steps_in", lambda *_: 3)
+    monkeypatch.setattr("saccade.train.pretrain.clock_of", lambda train, *_: StepClock(train))
     scope: dict[str, object] = {}
     for language, text in blocks(page):
         if language == "python":

@@ -67,10 +67,10 @@ def test_a_run_that_was_cut_off_goes_on_exactly(method, whole_run, tmp_path, mon
     class Killed(BaseException):
         pass
 
-    def dies(plan, one, optimizer, cache, step):
+    def dies(plan, one, optimizer, cache, step, fraction):
         if step == 3:
             raise Killed
-        return real(plan, one, optimizer, cache, step)
+        return real(plan, one, optimizer, cache, step, fraction)
 
     monkeypatch.setattr(loop, "train_step", dies)
     with pytest.raises(Killed):
@@ -254,8 +254,8 @@ def test_features_that_get_worse_are_taken_back(learned, tmp_path, monkeypatch):
     """The live figures fall as long as the rate is high: back to before, a third of the rate, until they do not."""
     real = LiveProbe.__call__
 
-    def falling(self, step):
-        found = {key: value for key, value in real(self, step).items() if key != "knn"}
+    def falling(self, step, fraction):
+        found = {key: value for key, value in real(self, step, fraction).items() if key != "knn"}
         high = self.plan.optim.lr > 2e-3 and step >= 3
         return found | {"agreement": 0.6 if high else 0.95, "rank": 20.0}
 
@@ -272,7 +272,7 @@ def test_features_that_get_worse_are_taken_back(learned, tmp_path, monkeypatch):
 
 
 def test_the_start_is_kept_where_nothing_else_helps(learned, tmp_path, monkeypatch):
-    def falling(self, step):
+    def falling(self, step, fraction):
         return {"agreement": 0.95 if step == 0 else 0.5, "rank": 20.0}
 
     monkeypatch.setattr(LiveProbe, "__call__", falling)
@@ -305,13 +305,15 @@ def test_noise_is_no_fall():
 def test_the_best_checkpoint_becomes_the_model(tmp_path, monkeypatch):
     """Agreement peaks at step 3: those weights are the model, and the file says what the last would have given."""
     figures = {0: (0.55, 40.0), 3: (0.9, 30.0), 6: (0.7, 8.0)}
-    monkeypatch.setattr(LiveProbe, "__call__", lambda self, step: dict(zip(("agreement", "rank"), figures[step])))
+    monkeypatch.setattr(
+        LiveProbe, "__call__", lambda self, step, fraction: dict(zip(("agreement", "rank"), figures[step]))
+    )
     kept: dict[int, torch.Tensor] = {}
     real = CheckpointSelector.__call__
 
-    def noted(self, step):
+    def noted(self, step, fraction):
         kept[step] = self.backbone.state_dict()["conv1.weight"].clone()
-        return real(self, step)
+        return real(self, step, fraction)
 
     monkeypatch.setattr(CheckpointSelector, "__call__", noted)
     folder = run(tmp_path / "run", "dino", "resnet10_w8")
@@ -325,7 +327,9 @@ def test_the_best_checkpoint_becomes_the_model(tmp_path, monkeypatch):
 def test_random_weights_are_never_the_model(tmp_path, monkeypatch):
     """Their rank is the highest of a run, and where views differ little they match them: no sign of having learned."""
     figures = {0: (0.95, 40.0), 3: (0.9, 9.0), 6: (0.9, 10.0)}
-    monkeypatch.setattr(LiveProbe, "__call__", lambda self, step: dict(zip(("agreement", "rank"), figures[step])))
+    monkeypatch.setattr(
+        LiveProbe, "__call__", lambda self, step, fraction: dict(zip(("agreement", "rank"), figures[step]))
+    )
     chosen = run_folder.read_json(run(tmp_path / "run", "mae") / "chosen.json")
     assert chosen["chosen"]["step"] == chosen["last"]["step"] == STEPS
 

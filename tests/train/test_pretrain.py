@@ -89,10 +89,10 @@ def test_killed_anywhere_resumes_bit_for_bit(whole, tmp_path, monkeypatch, at):
     class Killed(BaseException):
         pass
 
-    def dies(plan, method, optimizer, cache, step):
+    def dies(plan, method, optimizer, cache, step, fraction):
         if step == at:
             raise Killed
-        return real(plan, method, optimizer, cache, step)
+        return real(plan, method, optimizer, cache, step, fraction)
 
     monkeypatch.setattr(loop, "train_step", dies)
     with pytest.raises(Killed):
@@ -252,10 +252,10 @@ def test_a_step_that_was_left_out_is_left_out_again_after_a_crash(tmp_path, monk
     poison(monkeypatch, 6)
     run, real = tmp_path / "run", loop.train_step
 
-    def dies(plan, method, optimizer, cache, step):
+    def dies(plan, method, optimizer, cache, step, fraction):
         if step == 7:
             raise KeyboardInterrupt
-        return real(plan, method, optimizer, cache, step)
+        return real(plan, method, optimizer, cache, step, fraction)
 
     monkeypatch.setattr(loop, "train_step", dies)
     with pytest.raises(KeyboardInterrupt):
@@ -409,10 +409,10 @@ def test_a_checkpoint_that_failed_is_not_called_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", full)
     real = loop.train_step
 
-    def learn(plan, method, optimizer, cache, step):
+    def learn(plan, method, optimizer, cache, step, fraction):
         if step == 5:
             signal.raise_signal(signal.SIGTERM)
-        return real(plan, method, optimizer, cache, step)
+        return real(plan, method, optimizer, cache, step, fraction)
 
     monkeypatch.setattr(loop, "train_step", learn)
     console = Quiet()

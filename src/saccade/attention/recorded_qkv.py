@@ -143,8 +143,8 @@ class RecordedQKV:
         self._check(layer, query, 1)
         rows = torch.tensor([query])
         queries, keys = self._heads(self.queries, layer)[:, head : head + 1], self._heads(self.keys, layer)
-        scores = attention_scores(queries[:, :, rows], keys[:, head : head + 1], self._mask(layer, rows))
-        scores = scores[0, 0, 0].numpy().astype(np.float64)
+        computed = attention_scores(queries[:, :, rows], keys[:, head : head + 1], self._mask(layer, rows))
+        scores = computed[0, 0, 0].numpy().astype(np.float64)
         if not np.isfinite(scores[key]):
             raise UsageError(
                 "this key is not visible to the query", got=f"{query} and {key}", hint="this layer attends locally"

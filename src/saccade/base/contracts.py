@@ -211,13 +211,17 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: ``step`` counts optimiser steps done, ``total`` planned; ``epoch`` is a fraction."""
+    """Where a run stands: ``step`` counts optimiser steps done, ``total`` planned; ``epoch`` is a fraction.
+
+    ``used`` is the fraction of its time that a run limited by minutes has used; None: steps are counted.
+    """
 
     step: int
     total: int
     epoch: float
     epochs: float
+    used: float | None = None
 
     @property
     def fraction(self) -> float:
-        return min(1.0, self.step / max(1, self.total))
+        return min(1.0, self.step / max(1, self.total)) if self.used is None else self.used

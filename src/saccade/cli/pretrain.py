@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,7 @@ def pretrain(
 
     SIGINT (Ctrl-C) and SIGTERM save and stop; the exit code is then 130 or 143. SIGUSR1 saves and training continues.
     """
+    started = time.monotonic()  # the minutes of a run count the imports
     from saccade import api
     from saccade.errors import UsageError
 
@@ -82,6 +84,7 @@ def pretrain(
                 recipe=request.recipe,
                 settings=request.settings,
                 console=bar,
+                started=started,
             )
     if is_first_process():
         typer.echo(str(folder) if interruptions.signals else f"{folder}\nnext: {_next_command(folder)}")

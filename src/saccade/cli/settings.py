@@ -119,7 +119,7 @@ def request_run(
         drop += ["model.backbone", "model.slices"]
     settings = merge_settings(flags, options, drop)
     if flags.config is None:
-        return RunRequest(data, method or "dino", backbone, recipe or "microscopy", settings)
+        return RunRequest(data, method or "auto", backbone, recipe or "auto", settings)
     source = settings.pop("data.source", None)
     named_method = settings.pop("train.method", None)
     named_recipe = settings.pop("recipe", None)

@@ -108,7 +108,7 @@ class _Output:
         storage = out.untyped_storage()._cdata
         same = next((i for i, x in enumerate(inputs) if x is out), None)
         base = next((i for i, x in enumerate(inputs) if x.untyped_storage()._cdata == storage), None)
-        return cls(out.shape, out.stride(), out.dtype, out.fake_device, out.storage_offset(), same, base)
+        return cls(out.shape, out.stride(), out.dtype, out.fake_device, int(out.storage_offset()), same, base)
 
     def tensor(self, inputs: Sequence[FakeTensor], mode: FakeTensorMode) -> Tensor:
         if self.same is not None:

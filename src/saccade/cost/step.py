@@ -169,7 +169,7 @@ def make_method(load: Workload) -> Method:
     """The method of a workload around its networks."""
 
     def make_teacher() -> Network:
-        plain = {"drop_path": 0.0} if "drop_path" in load.network.options else {}
+        plain: dict[str, Any] = {"drop_path": 0.0} if "drop_path" in load.network.options else {}
         return build_network(dataclasses.replace(load.network, **plain), load.slices)
 
     student = build_network(load.network, load.slices)

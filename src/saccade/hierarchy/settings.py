@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from saccade.base import config, run_folder
 from saccade.errors import UsageError, unknown
+from saccade.train.settings import AUTO
 
 NAME = "hipt"
 FILE = run_folder.HIERARCHY
@@ -79,6 +80,11 @@ class HierarchyRequest:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def method_and_recipe(method: str, recipe: str) -> tuple[str, str]:
+    """What ``auto`` means for a hierarchy: the method of HIPT (Chen et al. 2022) and the recipe for stained tissue."""
+    return ("dino" if method == AUTO else method), ("microscopy" if recipe == AUTO else recipe)
 
 
 def split_settings(

@@ -148,9 +148,10 @@ def _percent(value: Any) -> str:
 def origin(run: RunFiles) -> Html | None:
     """Says of images that saccade draws itself that they are not real."""
     source = str(run.data.get("source") or run.setting("data", "source") or "")
-    if not source.startswith("synthetic:"):
+    drawn = source if source.startswith("synthetic:") else str(run.notes.get("drawn") or "")
+    if not drawn:
         return None
-    kind = source.removeprefix("synthetic:").partition("?")[0]
+    kind = drawn.removeprefix("synthetic:").partition("?")[0]
     return note(
         h("strong", None, "Drawn, not real. "),
         f"These images ({kind}) are drawn by saccade: no figure on this page says anything about real data.",

@@ -57,7 +57,7 @@ def price(study: StudyConfig, images: Images, backbone: str) -> dict[str, Any]:
         plan = Plan(Path(folder), run.train, run.optim, run.views, spec, device)
         for step in range(STEPS):
             start = time.perf_counter()
-            train_step(plan, method, optimizer, cache, step)
+            train_step(plan, method, optimizer, cache, step, 0.0)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)

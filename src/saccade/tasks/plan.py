@@ -139,7 +139,7 @@ def time_steps(run: ResolvedRun, load: Workload, device: torch.device, rounds: i
         plan = Plan(Path(folder), changed.train, changed.optim, changed.views, spec, device)
         for step in range(1 + rounds):
             began = time.perf_counter()
-            train_step(plan, method, optimizer, cache, step)
+            train_step(plan, method, optimizer, cache, step, 0.0)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - began)

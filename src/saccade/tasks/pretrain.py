@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from saccade.hierarchy import train_levels
 from saccade.reporting.write import write_report
 from saccade.tasks import finetune as finetuning
 from saccade.train import pretrain as training
+from saccade.train.auto import Names, choose
 from saccade.train.loop import Console, Quiet
 from saccade.train.recipes import config_for
-from saccade.train.run_config import absolute_paths
+from saccade.train.run_config import RunConfig, absolute_paths
+from saccade.train.settings import AUTO
 
 
 def pretrain(
     data: str | Path,
     *,
     out: str | Path,
-    method: str = "dino",
+    method: str = AUTO,
     backbone: str | None = None,
-    recipe: str = "microscopy",
+    recipe: str = AUTO,
     settings: Mapping[str, Any] | None = None,
     console: Console | None = None,
+    started: float | None = None,
 ) -> Path:
     """Pretrain a backbone on images without labels.
 
@@ -41,18 +45,20 @@ def pretrain(
     out : str or Path
         New folder for the run.
     method : str
-        Pretext task, e.g. ``dino``.
+        Pretext task, e.g. ``dino``; ``auto``: chosen from the data, the device and the time (docs/studies/auto.md).
     backbone : str, optional
         Architecture, e.g. ``vit_small_patch16``; None: chosen from the data. ``hipt`` trains a hierarchy of tiles,
         regions and slides.
     recipe : str
-        Augmentation recipes, separated by commas.
+        Augmentation recipes, separated by commas; ``auto``: chosen likewise.
     settings : mapping, optional
         Settings by dotted key, e.g. ``{"train.minutes": 5, "model.size_px": 64}``. The others are derived from the
         data. ``model.weights`` names a model to start from; its backbone, input size and normalization are used unless
         they are set as well.
     console : Console, optional
         Receives messages and progress; None: silent.
+    started : float, optional
+        ``time.monotonic()`` from which ``train.minutes`` count; None: now.
 
     Returns
     -------
@@ -75,15 +81,28 @@ def pretrain(
     ['README.md', 'config.json', 'digests.json', 'model.safetensors']
     """
     console = console or Quiet()
+    started = time.monotonic() if started is None else started
     if backbone == hierarchy_settings.NAME:
+        method, recipe = hierarchy_settings.method_and_recipe(method, recipe)
         request = hierarchy_settings.split_settings(str(absolute(data)), method, recipe, settings or {})
         return train_levels.start(request, Path(out), console)
-    explicit = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
-    if weights := str(explicit.pop("model.weights", "")):
+    explicit = dict(settings or {}) | ({} if backbone in (None, AUTO) else {"model.backbone": backbone})
+    if weights := str(explicit.get("model.weights", "")):
+        del explicit["model.weights"]
         explicit = finetuning.named_model(weights, explicit) | explicit
-    run_config = config.override(config_for(method, recipe), {"data.source": str(absolute(data))})
-    run_config = absolute_paths(config.override(run_config, explicit))
-    return write_report_once(training.start(run_config, Path(out), console))
+    device = runtime.pick_device(explicit.get("train.device"))
+    names = choose(Names(method, backbone, recipe), str(absolute(data)), device.type, explicit)
+    if names.chosen:
+        console.say(f"chosen automatically:\n{names.chosen}")
+    run_config = override_all(names, {"data.source": str(absolute(data))} | explicit)
+    return write_report_once(training.start(absolute_paths(run_config), Path(out), console, started=started))
+
+
+def override_all(names: Names, settings: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run: its method and recipe, the chosen backbone, then the user's settings."""
+    chosen = {"model.backbone": names.backbone} if names.backbone else {}
+    run_config = config.override(config_for(names.method, names.recipe), chosen | {"train.chosen": names.chosen})
+    return config.override(run_config, settings)
 
 
 def resume(

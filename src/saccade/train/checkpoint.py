@@ -175,10 +175,13 @@ def load_newest(
     )
 
 
-def restore(run: Path, method: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[str]]:
+def restore(
+    run: Path, method: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, float], list[str]]:
     """Load the newest checkpoint that fits into method and optimiser.
 
-    Returns its step and messages as ``load_newest``; raises TrainingError.
+    Returns its step, the state of the clock (empty for runs of ``--steps``) and messages as ``load_newest``; raises
+    TrainingError.
     """
 
     def load(state: dict[str, Any]) -> None:
@@ -190,7 +193,7 @@ def restore(run: Path, method: torch.nn.Module, optimizer: torch.optim.Optimizer
                     raise DamagedFile(f"{name} of the optimiser does not fit its parameter")
 
     state, messages = load_newest(run, load)
-    return int(state["step"]), messages
+    return int(state["step"]), dict(state.get("clock", {})), messages
 
 
 def check_never_saved(run: Path, save_every: int) -> None:

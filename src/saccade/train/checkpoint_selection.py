@@ -66,10 +66,10 @@ class CheckpointSelector:
         self.first: dict[str, float] | None = first if first and first["step"] <= start else None
         self.last: dict[str, float] | None = None
 
-    def __call__(self, step: int) -> dict[str, float]:
+    def __call__(self, step: int, fraction: float) -> dict[str, float]:
         """The figures of a step; the backbone is saved where it is the best so far."""
-        figures = self.probe(step)
-        self.last = {"step": step, **figures}
+        figures = self.probe(step, fraction)
+        self.last = {"step": step, "fraction": fraction, **figures}
         self.first = self.first or self.last
         if not self._allowed(self.last) or (self.best is not None and quality(self.last) <= quality(self.best)):
             return figures
@@ -85,7 +85,7 @@ class CheckpointSelector:
     def _allowed(self, figures: Mapping[str, float]) -> bool:
         """Whether this step may become the model."""
         if not self.plan.pretrained:
-            return figures["step"] >= EARLY * self.plan.train.steps
+            return figures["fraction"] >= EARLY
         return self.first is None or fell_below(self.first, figures, self.images) is None
 
     def restore_best(self) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from saccade.base import config, run_folder
 from saccade.methods.diagnosis import Diagnosis, FailureMode, Line, Settings
 from saccade.methods.registry import card_of
 from saccade.train.failure_modes import FAILURE_MODES, worse_than_start
+from saccade.train.outcome import examine_outcome
 
 HOLD = 100
 MEMORY = 1000  # lines that are looked at, so that a long run is examined as quickly as a short one
@@ -136,5 +137,8 @@ def examine_run(run: Path) -> list[Diagnosis]:
     metrics = run / "metrics.jsonl"
     lines = run_folder.read_metrics(metrics) if metrics.exists() else []
     images = int(run_folder.read_json(run / "data.json")["used"])
-    doctor = Doctor(settings_of(config.load(run / "config.yaml"), images), [], stop=False)
-    return [diagnosis for line in lines for diagnosis in doctor.look(line)]
+    settings = settings_of(config.load(run / "config.yaml"), images)
+    doctor = Doctor(settings, [], stop=False)
+    diagnoses = [diagnosis for line in lines for diagnosis in doctor.look(line)]
+    ended = bool(lines) and lines[-1]["step"] >= settings.steps
+    return diagnoses + (examine_outcome(lines, settings) if ended else [])

@@ -33,7 +33,7 @@ class Validation:
         if saved is not None and saved["step"] <= start:
             self.best, self.best_step = tuple(saved["score"]), int(saved["step"])
 
-    def __call__(self, step: int) -> dict[str, float]:
+    def __call__(self, step: int, fraction: float) -> dict[str, float]:
         plan, method, everything = self.plan, self.method, np.arange(len(self.images))
         view, precision = full_view(self.images, plan.spec), plan.train.precision
         scores = predict_view(view, method, method.classify, everything, device=plan.device, precision=precision)
@@ -46,7 +46,7 @@ class Validation:
             if runtime.rank() == 0:
                 self._keep()
         waited = (step - self.best_step) // plan.train.evaluate_every
-        if plan.train.patience and waited >= plan.train.patience and step < plan.train.steps:
+        if plan.train.patience and waited >= plan.train.patience and fraction < 1:
             self.stop_reason = (
                 f"stopped early at step {step}: no better validation since step {self.best_step} "
                 f"(balanced accuracy {100 * self.best[0]:.1f} %)"

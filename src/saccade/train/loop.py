@@ -7,12 +7,13 @@ augmentation are functions of (seed, step), so a resumed run continues bit for b
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from saccade.data.cache.image_cache import ImageCache, batch_indices
 from saccade.errors import StorageError
 from saccade.methods.base import Method
 from saccade.train import checkpoint, optim
+from saccade.train.clock import Clock
 from saccade.train.diagnose import Doctor
 from saccade.train.health import Skips
 from saccade.train.settings import ResolvedOptim, ResolvedTrain
@@ -60,7 +62,7 @@ class Evaluator(Protocol):
 
     stop_reason: str | None
 
-    def __call__(self, step: int) -> dict[str, float]: ...
+    def __call__(self, step: int, fraction: float) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,19 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def save_state(plan: Plan, method: Method, optimizer: torch.optim.Optimizer, step: int, console: Console) -> bool:
+def save_state(
+    plan: Plan,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    clock: Mapping[str, float],
+    console: Console,
+) -> bool:
     """Write a checkpoint from the first process; a full disk is reported, training goes on. True if it is there."""
     failed = False
     if runtime.rank() == 0:
         state = {"step": step, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"clock": dict(clock)} if clock else {}
         try:
             checkpoint.save(plan.run, step, state, plan.train.keep)
         except StorageError as error:
@@ -122,10 +132,11 @@ def save_state(plan: Plan, method: Method, optimizer: torch.optim.Optimizer, ste
     return not runtime.any_rank(failed)
 
 
-def keep_skipped(plan: Plan, method: Method, step: int, console: Console) -> None:
+def keep_skipped(plan: Plan, method: Method, step: int, fraction: float, console: Console) -> None:
     """The state that met a step which was left out, for ``saccade doctor --replay``."""
+    state = {"step": step, "fraction": fraction, "method": method.state_dict()}
     try:
-        checkpoint.save_named(plan.run, checkpoint.SKIPPED, {"step": step, "method": method.state_dict()})
+        checkpoint.save_named(plan.run, checkpoint.SKIPPED, state)
     except StorageError as error:
         console.say(f"{error}\n  training goes on")
 
@@ -185,12 +196,12 @@ def update(
 
 
 def train_step(
-    plan: Plan, method: Method, optimizer: torch.optim.Optimizer, cache: ImageCache, step: int
+    plan: Plan, method: Method, optimizer: torch.optim.Optimizer, cache: ImageCache, step: int, fraction: float
 ) -> dict[str, torch.Tensor | float]:
-    """One optimiser step: ``accumulate`` micro-batches of views, then ``update``."""
+    """One optimiser step: ``accumulate`` micro-batches of views, then ``update``; ``fraction`` of the run is done."""
     train, world = plan.train, runtime.world_size()
     images = train.images_per_step
-    progress = Progress(step, train.steps, step * images / len(cache), train.steps * images / len(cache))
+    progress = Progress(step, train.steps, step * images / len(cache), train.steps * images / len(cache), fraction)
     # Stochastic depth draws from the global generator: seed it by step and rank (house rule 11).
     torch.manual_seed(seed_number(train.seed, "step", step, runtime.rank()))
 
@@ -219,16 +230,19 @@ def fit(
     cache: ImageCache,
     *,
     start: int,
+    clock: Clock,
     evaluate: Evaluator,
     doctor: Doctor,
     console: Console,
 ) -> int:
-    """Train from step ``start`` to ``plan.train.steps``. Returns the step reached (earlier if stopped).
+    """Train from step ``start`` until the clock has run out. Returns the step reached (earlier if stopped).
 
     Parameters
     ----------
     start
         Step to begin at; earlier lines of metrics.jsonl are kept.
+    clock
+        Says how much of the run is done, and when to evaluate and to save.
     evaluate
         Measures effective rank, k-NN or validation; its time does not count as training.
     doctor
@@ -243,42 +257,46 @@ def fit(
     first = runtime.rank() == 0
     skips = Skips(plan.run, start, write=first)
     with StopRequest() as stop, _closing(board):
-        for step in range(start, train.steps + 1):
+        for step in itertools.count(start):
             # evaluate
+            fraction = clock.fraction(step)
             figures: dict[str, float] = {}
-            if step % train.evaluate_every == 0 or step == train.steps:
+            if clock.should_evaluate(step, fraction):
                 seconds += time.perf_counter() - mark
-                figures = evaluate(step)
+                mark = time.perf_counter()
+                figures = evaluate(step, fraction)
+                clock.evaluated(time.perf_counter() - mark)
                 mark = time.perf_counter()
 
             # save
             stop_reason = evaluate.stop_reason or doctor.stop_reason
             stopping = runtime.any_rank(stop.requested is not None or stop_reason is not None)
             asked = runtime.any_rank(stop.take_save())
-            should_save = step > start and (step % train.save_every == 0 or step == train.steps or asked)
-            if (should_save or stopping) and save_state(plan, method, optimizer, step, console):
+            should_save = step > start and (clock.should_save(step, fraction) or asked)
+            state = clock.state(fraction)
+            if (should_save or stopping) and save_state(plan, method, optimizer, step, state, console):
                 last_saved = step
 
             # stop
-            if stopping or step == train.steps:
+            if stopping or fraction >= 1:
                 if figures and runtime.rank() == 0:
                     _write(metrics, board, {"step": step, **figures, "seconds": before + seconds}, console)
                 if stop_reason:
                     console.say(stop_reason)
-                elif stopping and step < train.steps:
+                elif stopping and fraction < 1:
                     why = stop.requested or "another process"
-                    state = "saved" if last_saved == step else f"the last checkpoint is of step {last_saved}"
-                    console.say(f"stopped by {why} at step {step}; {state}. Continue with --resume")
+                    saved = "saved" if last_saved == step else f"the last checkpoint is of step {last_saved}"
+                    console.say(f"stopped by {why} at step {step}; {saved}. Continue with --resume")
                 break
 
             # step
-            logs = train_step(plan, method, optimizer, cache, step)
+            logs = train_step(plan, method, optimizer, cache, step, fraction)
             loss = float(logs["loss"])
             values = {k: float(v) for k, v in logs.items()}
             if not math.isfinite(loss):
                 console.say(skips.record(step, ids_at(plan, cache, step), values, last_good=last_saved))
                 if first:
-                    keep_skipped(plan, method, step, console)
+                    keep_skipped(plan, method, step, fraction, console)
                 continue
 
             # log
@@ -288,12 +306,14 @@ def fit(
                 seconds, mark = seconds + now - mark, now
                 line = {"step": step, **values, **figures, "seconds": before + seconds}
                 line["images_per_second"] = (step + 1 - start) * images / seconds
+                if train.minutes:
+                    line["fraction"] = fraction
                 if runtime.rank() == 0:
                     _write(metrics, board, line, console)
                 for diagnosis in doctor.look(line):
                     console.say(f"step {step}: {diagnosis.text()}")
             rate = (step + 1 - start) * images / max(1e-9, seconds + now - mark)
-            console.progress(step + 1, train.steps, {"loss": loss, "images_per_second": rate, **figures})
+            console.progress(*clock.shown(step + 1, fraction), {"loss": loss, "images_per_second": rate, **figures})
     return step
 
 

@@ -60,7 +60,7 @@ class LiveProbe:
             if not self.labelled:
                 self.note = "live k-NN off: too few classes remain when groups are kept apart"
 
-    def __call__(self, step: int) -> dict[str, float]:
+    def __call__(self, step: int, fraction: float) -> dict[str, float]:
         plan = self.plan
         features = embed_cached(
             self.method.backbone,

@@ -36,6 +36,7 @@ from saccade.models.backbones.weights import file_fingerprint, save_model
 from saccade.train import checkpoint
 from saccade.train.checkpoint_selection import CheckpointSelector
 from saccade.train.classifier import save_classifier
+from saccade.train.clock import clock_of
 from saccade.train.data_selection import LoadedData, TrainValSplit, describe_data, files_of
 from saccade.train.diagnose import Doctor, save_diagnoses, settings_of
 from saccade.train.early_stopping import Validation
@@ -113,25 +114,35 @@ def describe_start(run: RunConfig) -> str:
     return f"starting pretrained from {weights} ({file_fingerprint(weights)})"
 
 
+def describe_length(run: ResolvedRun, used_seconds: float) -> str:
+    """How the minutes of a run are spent."""
+    total = 60 * run.train.minutes
+    return (
+        f"{run.train.minutes:g} minutes in all: {used_seconds:.0f} s of start-up are over, the run trains until about "
+        f"{max(0.0, total - used_seconds):.0f} s from now, evaluation and report included; about "
+        f"{run.train.steps:,} steps if the machine stays as fast as it is"
+    )
+
+
 # --- memory and time ----------------------------------------------------------------------------
 
 
 def steps_in(minutes: float, run: ResolvedRun, plan: Plan, cache: ImageCache) -> int:
     """How many steps fit: a throwaway copy of the run is timed for some seconds, then discarded.
 
-    5 % are reserved for evaluation and checkpoints.
+    An estimate for what depends on the length of a run (momenta, intervals of logging); the clock decides its end.
     """
     method = make_method(run, plan.device)
     optimizer = make_optimizer(method, run.optim, plan.device)
     seconds: list[float] = []
-    budget = min(10.0, 2.0 + minutes * 1.5)
+    budget = min(5.0, 0.03 * 60 * minutes)
     # Decided together: every step exchanges gradients, so no process may stop alone.
-    while len(seconds) < 5 or (not runtime.any_rank(sum(seconds) >= budget) and len(seconds) < 60):
+    while len(seconds) < 2 or (not runtime.any_rank(sum(seconds) >= budget) and len(seconds) < 30):
         began = time.perf_counter()
-        train_step(plan, method, optimizer, cache, len(seconds))
+        train_step(plan, method, optimizer, cache, len(seconds), 0.0)
         seconds.append(time.perf_counter() - began)
-    typical = statistics.mean(sorted(seconds[2:])[: max(3, int(0.9 * len(seconds)))])
-    return max(1, int(0.95 * minutes * 60 / runtime.max_over_ranks(typical)))
+    typical = statistics.median(seconds[1:])
+    return max(1, int(0.9 * minutes * 60 / runtime.max_over_ranks(typical)))
 
 
 # --- steps --------------------------------------------------------------------------------------
@@ -139,17 +150,18 @@ def steps_in(minutes: float, run: ResolvedRun, plan: Plan, cache: ImageCache) ->
 
 def _ready(
     run: ResolvedRun, plan: Plan, console: Console, begin: int | None
-) -> tuple[Method, torch.optim.Optimizer, int]:
-    """Method and optimiser at step ``begin``; None: as the newest checkpoint has them."""
+) -> tuple[Method, torch.optim.Optimizer, int, dict[str, Any] | None]:
+    """Method, optimiser, step and state of the clock at step ``begin``; None: as the newest checkpoint has them."""
     method = make_method(run, plan.device, load_weights=begin is not None)
     optimizer = make_optimizer(method, plan.optim, plan.device)
     if begin is not None:
-        return method, optimizer, begin
-    step, messages = checkpoint.restore(plan.run, method, optimizer)
+        return method, optimizer, begin, None
+    step, clock, messages = checkpoint.restore(plan.run, method, optimizer)
     for message in messages:
         console.say(message)
-    console.say(f"continuing from step {step} of {plan.train.steps}")
-    return method, optimizer, step
+    progress = f", {100 * clock['fraction']:.0f} % of its time" if clock else f" of {plan.train.steps}"
+    console.say(f"continuing from step {step}{progress}")
+    return method, optimizer, step, clock
 
 
 def _doctor(out: Path, run: ResolvedRun, images: int, step: int) -> Doctor:
@@ -193,22 +205,47 @@ def _evaluator(
 
 
 def _train(
-    out: Path, run: ResolvedRun, split: TrainValSplit, device: torch.device, console: Console, *, begin: int | None
+    out: Path,
+    run: ResolvedRun,
+    split: TrainValSplit,
+    device: torch.device,
+    console: Console,
+    *,
+    begin: int | None,
+    deadline: float | None,
 ) -> Path:
-    """Train to the end; where the doctor ends it and ``train.on_collapse`` is repair, go back, change, and go on."""
+    """Train to the end; where the doctor ends it and ``train.on_collapse`` is repair, go back, change, and go on.
+
+    ``deadline`` is the reading of ``time.monotonic`` at which a run limited by minutes has to end; None: as its
+    checkpoint says.
+    """
     for repairs_left in reversed(range(1 + REPAIRS)):
         plan = make_plan(out, run, split.train, device)
-        method, optimizer, step = _ready(run, plan, console, begin)
+        method, optimizer, step, saved = _ready(run, plan, console, begin)
+        clock = clock_of(run.train, deadline, saved)
+        deadline = clock.deadline
         evaluator = _evaluator(method, split, plan, step, console)
         doctor = _doctor(out, run, len(split.train), step)
         reached = fit(
-            plan, method, optimizer, split.train, start=step, evaluate=evaluator, doctor=doctor, console=console
+            plan,
+            method,
+            optimizer,
+            split.train,
+            start=step,
+            clock=clock,
+            evaluate=evaluator,
+            doctor=doctor,
+            console=console,
         )
         problem = doctor.problem
         if problem is None or not problem.change or not repairs_left or plan.train.on_collapse != "repair":
             break
         run = _repair(out, run, problem, console)
         begin = None if checkpoint.available(out) else 0
+    if run.train.minutes:  # until now an estimate
+        run = _with_steps(run, reached, len(split.train))
+        if runtime.rank() == 0:
+            save_config(out, run)
     if isinstance(evaluator, Validation):
         runtime.barrier()  # the best state was written by the first process
         reached = evaluator.restore_best()
@@ -223,6 +260,12 @@ def _train(
             save_classifier(out / "model", method)
         save_diagnoses(out)
     return out
+
+
+def _with_steps(run: ResolvedRun, steps: int, images: int) -> ResolvedRun:
+    steps = max(1, steps)
+    epochs = round(steps * run.train.images_per_step / images, 3)
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, steps=steps, epochs=epochs))
 
 
 def _select(out: Path, selector: CheckpointSelector, last: int, console: Console) -> int:
@@ -246,24 +289,41 @@ def lock_run(out: Path) -> contextlib.AbstractContextManager[None]:
     return lock_folder(out) if runtime.launched_rank() == 0 else contextlib.nullcontext()
 
 
-def start(settings: RunConfig, out: Path, console: Console, loaded: LoadedData | None = None) -> Path:
+def start(
+    settings: RunConfig,
+    out: Path,
+    console: Console,
+    loaded: LoadedData | None = None,
+    *,
+    started: float | None = None,
+) -> Path:
     """Begin a run in an empty folder and train it to its end. Returns the folder.
 
     Parameters
     ----------
     loaded
         Images that are decoded already, at a size that ``model.size_px`` fits; None opens ``data.source``.
+    started
+        ``time.monotonic()`` from which ``train.minutes`` count; None: now.
 
     Raises
     ------
     OutputInUse, UsageError, DataError, ModelError, MemoryShort, NonFiniteLoss, StorageError
     """
     with lock_run(out):
-        return begin(settings, out, console, loaded)
+        return begin(settings, out, console, loaded, started=started)
 
 
-def begin(settings: RunConfig, out: Path, console: Console, loaded: LoadedData | None = None) -> Path:
+def begin(
+    settings: RunConfig,
+    out: Path,
+    console: Console,
+    loaded: LoadedData | None = None,
+    *,
+    started: float | None = None,
+) -> Path:
     """As ``start``, for a caller that holds the lock."""
+    started = time.monotonic() if started is None else started
     device = runtime.pick_device(settings.train.device)
     runtime.keep_freed_memory()
     console = console if runtime.launched_rank() == 0 else Quiet()
@@ -285,7 +345,9 @@ def begin(settings: RunConfig, out: Path, console: Console, loaded: LoadedData |
             save_config(out, run)
         console.say(settings_table(run, len(split.train)))
         console.say(start_text)
-        return _train(out, run, split, device, console, begin=0)
+        if run.train.minutes:
+            console.say(describe_length(run, time.monotonic() - started))
+        return _train(out, run, split, device, console, begin=0, deadline=started + 60 * run.train.minutes)
 
 
 def _resolve_checked(settings: RunConfig, split: TrainValSplit, out: Path, device: torch.device) -> ResolvedRun:
@@ -355,10 +417,13 @@ def _continue(out: Path, console: Console, changes: Mapping[str, Any]) -> Path:
         split = reopen(run, console)
         _check_same_images(out, split)
         console.say(str(run_folder.read_json(out / "env.json").get("start", "")))
+        deadline = None
         if not checkpoint.available(out):
             checkpoint.check_never_saved(out, run.train.save_every)
             console.say("the run ended before its first checkpoint; starting again from step 0")
-        return _train(out, run, split, device, console, begin=None if checkpoint.available(out) else 0)
+            deadline = time.monotonic() + 60 * run.train.minutes
+        begin = None if deadline is None else 0
+        return _train(out, run, split, device, console, begin=begin, deadline=deadline)
 
 
 def _check_same_images(out: Path, split: TrainValSplit) -> None:

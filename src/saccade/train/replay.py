@@ -39,7 +39,8 @@ def replay(run: Path) -> dict[str, Any]:
     method = make_method(settings, device, load_weights=False)
     step, images = int(state["step"]), train.images_per_step
     indices = batch_indices(len(split.train), step, images, train.seed)
-    progress = Progress(step, train.steps, step * images / len(split.train), train.steps * images / len(split.train))
+    epochs = [count * images / len(split.train) for count in (step, train.steps)]
+    progress = Progress(step, train.steps, epochs[0], epochs[1], state.get("fraction"))
     names = [split.train.records[int(i)].id for i in indices]
     batch = split.train.batch(indices)
     views = make_views(batch, plan.views, plan.spec, seed=train.seed, step=step, device=device)

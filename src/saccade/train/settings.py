@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 ALL_BUT_TEST = "all but test"
+AUTO = "auto"
+"""A method, backbone or recipe that train/auto.py chooses."""
 NO_TILES: dict[str, Any] = {"mpp": 0.0, "tile_px": 0, "tissue": 0.0, "stream": False, "workers": 0}
 """What the settings of tiles are for images that are not cut out of slides."""
 
@@ -157,6 +159,8 @@ class TrainConfig:
     """Length, speed and bookkeeping."""
 
     method: str = "dino"
+    chosen: str = ""
+    """What was chosen automatically, and why; empty where everything was named."""
     batch: int | None = None
     """Images per micro-batch, over all processes."""
     accumulate: int = 1
