@@ -128,7 +128,7 @@ def test_200_damaged_checkpoints_fall_back_or_are_refused(tmp_path):
     run = two_checkpoints(tmp_path / "run", "a" * 16)
     two_checkpoints(tmp_path / "other", "b" * 16)
     intact = shutil.copytree(run, tmp_path / "intact")
-    assert checkpoint.restore(run, *network()) == (2, [])
+    assert checkpoint.restore(run, *network()) == (2, {}, [])
     first = torch.load(checkpoint.folder_of(intact, 1) / checkpoint.FILE, weights_only=True)["method"]
     for number in range(MUTANTS):
         kind, mutate = list(MUTATIONS.items())[number % len(MUTATIONS)]
@@ -136,7 +136,7 @@ def test_200_damaged_checkpoints_fall_back_or_are_refused(tmp_path):
         shutil.copytree(intact, run)
         mutate(checkpoint.folder_of(run, 2), random.Random(number))
         method, optimizer = network()
-        step, messages = checkpoint.restore(run, method, optimizer)
+        step, _, messages = checkpoint.restore(run, method, optimizer)
         assert step == 1 and "step 2 is damaged" in messages[0], f"{kind}, mutant {number}"
         assert all(torch.equal(method.state_dict()[name], value) for name, value in first.items()), kind
         shutil.rmtree(checkpoint.folder_of(run, 1))
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_0_1_is_used_and_that_is_reported(tmp_path):
     (run / "env.json").write_text("{}")
     for step in (1, 2):
         (checkpoint.folder_of(run, step) / DIGESTS).unlink()
-    step, messages = checkpoint.restore(run, *network())
+    step, _, messages = checkpoint.restore(run, *network())
     assert step == 2 and "no SHA-256" in messages[0]
 
 
@@ -227,7 +227,7 @@ def test_50_flips_of_a_feature_table_are_detected(tmp_path):
     n, path = 30, tmp_path / "table.parquet"
     features = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
     columns = [["a", "b"] * (n // 2), [None] * n, ["train"] * n, ["0" * 64] * n]
-    save_table(path, FeatureTable(features, [str(i) for i in range(n)], *columns, "model", {"spec": {}}))
+    save_table(path, FeatureTable(features, [str(i) for i in range(n)], *columns, model="model", about={"spec": {}}))  # type: ignore[call-arg]
     data = path.read_bytes()
     assert verify(path) == {str(path): "intact"} and np.array_equal(load_table(path).features, features)
     for number in range(FLIPS):

@@ -158,7 +158,7 @@ def quantiles(pixels: np.ndarray, padding: tuple[float, float] | None = None) ->
         Left out are values of ``padding``, constant outer planes (``constant_rim``), and ``padding_of``.
     """
     rim = constant_rim(pixels)
-    values = spread(pixels if rim is None else pixels[(..., *rim[1])])
+    values = spread(pixels if rim is None else pixels[tuple([..., *rim[1]])])
     if padding is not None:
         measured = values[(values < padding[0]) | (values > padding[1])]
         values = measured if measured.size else values
