@@ -55,7 +55,7 @@ class Page:
         self.model = self.catalog.choices()[0].id
 
     def ask(self, path: str) -> bytes:
-        headers = {"Cookie": f"{self.keys.cookie}={self.keys.token}", "Host": f"127.0.0.1:{self.keys.port}"}
+        headers = {"Cookie": f"{self.keys.cookie}={self.keys.session}", "Host": f"127.0.0.1:{self.keys.port}"}
         self.connection.request("GET", path, headers=headers)
         answer = self.connection.getresponse()
         body = answer.read()
@@ -126,7 +126,7 @@ def in_browser(rounds: int, size_px: int) -> dict[str, list[float]]:
         window = play.chromium.launch(executable_path=system, args=["--no-sandbox"]).new_page(
             viewport={"width": WIDTH, "height": HEIGHT}
         )
-        window.goto(served.keys.url)
+        window.goto(served.keys.new_url())
         window.wait_for_selector(".page[data-ready]")
         window.wait_for_timeout(3000)  # the first picture, which loads the network, and its whole layer
         window.evaluate(WATCH)

@@ -266,7 +266,7 @@ class CachedVolume:
         spacing = (1.0, 1.0, 1.0) if cache.spacing_mm is None else tuple(float(v) for v in cache.spacing_mm[index])
         shape = cache.image(index).shape[1:]
         middle: Any = tuple(side * mm / 2 for side, mm in zip(shape, spacing))
-        query = "cls" if has_attention(network) else middle
+        query: Any = "cls" if has_attention(network) else middle
         self.attention = volume_map(network, cache.batch(np.array([index])), model.spec, query=query)
         unit = (cache.image(index).astype(np.float32) - cache.offset) / cache.scale
         self.volume = np.clip(unit.mean(axis=0) if len(unit) == 3 else unit[0], 0, 1)
