@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -158,7 +158,8 @@ def quantiles(pixels: np.ndarray, padding: tuple[float, float] | None = None) ->
         Left out are values of ``padding``, constant outer planes (``constant_rim``), and ``padding_of``.
     """
     rim = constant_rim(pixels)
-    values = spread(pixels if rim is None else pixels[tuple([..., *rim[1]])])
+    inner: Any = ... if rim is None else (..., *rim[1])
+    values = spread(pixels[inner])
     if padding is not None:
         measured = values[(values < padding[0]) | (values > padding[1])]
         values = measured if measured.size else values
