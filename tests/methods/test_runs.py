@@ -46,7 +46,8 @@ def run(out: Path, method: str, backbone: str = "vit_micro_patch8_w32", **settin
     named = {key.replace("__", "."): value for key, value in settings.items()}
     sizes = {"dino.out_dim": 32, "dinov2.out_dim": 32}
     sizes = {key: value for key, value in sizes.items() if key.startswith(method + ".")}
-    return pretrain(DATA, out=out, method=method, backbone=backbone, settings=SMALL | sizes | named)
+    settings = SMALL | sizes | named
+    return pretrain(DATA, out=out, method=method, backbone=backbone, recipe="microscopy", settings=settings)
 
 
 def losses(folder: Path) -> list[float]:
@@ -229,7 +230,9 @@ def test_official_files_without_heads_can_be_gone_on_from(kind, tmp_path):
     file = tmp_path / f"{kind}.pth"
     torch.save({"teacher": {"module.backbone." + k: v for k, v in state.items()}} if kind == "dino" else state, file)
     settings = SMALL | {"model.weights": str(file), "optim.lr": 0.0, "model.size_px": 32, "train.choose": "last"}
-    folder = pretrain(DATA, out=tmp_path / "run", settings=settings | {"dino.out_dim": 32})
+    folder = pretrain(
+        DATA, out=tmp_path / "run", method="dino", recipe="microscopy", settings=settings | {"dino.out_dim": 32}
+    )
     config = json.loads((folder / "model/config.json").read_text())
     assert config["backbone"]["name"] == "vit_tiny_patch16" and config["input"]["mean"][0] == pytest.approx(0.485)
     found = safetensors.torch.load_file(folder / "model/model.safetensors")
@@ -262,7 +265,9 @@ def test_features_that_get_worse_are_taken_back(learned, tmp_path, monkeypatch):
     monkeypatch.setattr(LiveProbe, "__call__", falling)
     console = Quiet()
     settings = SMALL | {"model.weights": str(learned), "optim.lr": 0.01, "dino.out_dim": 32, "train.evaluate_every": 1}
-    folder = pretrain(DATA, out=tmp_path / "run", settings=settings, console=console)
+    folder = pretrain(
+        DATA, out=tmp_path / "run", method="dino", recipe="microscopy", settings=settings, console=console
+    )
     repairs = [json.loads(line) for line in (folder / "repairs.jsonl").read_text().splitlines()]
     assert [one["name"] for one in repairs] == ["features worse than at the start"] * 2
     assert [one["since"] for one in repairs] == [3, 3] and [one["back_to"] for one in repairs] == [2, 2]

@@ -123,12 +123,14 @@ def settings_of(values: Mapping[str, Mapping[str, Any]], images: int) -> Setting
 DIAGNOSES = "doctor.json"
 
 
-def save_diagnoses(run: Path) -> None:
-    """Write RUN/doctor.json at the end of a training: readers then need neither the method nor torch."""
+def save_diagnoses(run: Path) -> list[Diagnosis]:
+    """Write RUN/doctor.json at the end of a training, so that readers need neither the method nor torch; returns it."""
     metrics = run / "metrics.jsonl"
     lines = run_folder.read_metrics(metrics) if metrics.exists() else []
-    diagnoses = [dataclasses.asdict(diagnosis) for diagnosis in examine_run(run)]
-    run_folder.write_json(run / DIAGNOSES, {"step": lines[-1]["step"] if lines else None, "diagnoses": diagnoses})
+    diagnoses = examine_run(run)
+    rows = [dataclasses.asdict(diagnosis) for diagnosis in diagnoses]
+    run_folder.write_json(run / DIAGNOSES, {"step": lines[-1]["step"] if lines else None, "diagnoses": rows})
+    return diagnoses
 
 
 def examine_run(run: Path) -> list[Diagnosis]:

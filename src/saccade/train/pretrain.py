@@ -258,7 +258,9 @@ def _train(
         save_model(out / "model", method.backbone, plan.spec, about=about)
         if isinstance(method, Supervised):
             save_classifier(out / "model", method)
-        save_diagnoses(out)
+        for diagnosis in save_diagnoses(out):
+            if diagnosis.name not in doctor.reported:
+                console.say(diagnosis.text())
     return out
 
 
