@@ -77,12 +77,13 @@ from saccade.methods.lejepa import sigreg as sigreg
 from saccade.methods.moco_v3 import info_nce as info_nce
 from saccade.models.backbones.text import load_text_model as load_text_model
 from saccade.models.backbones.weights import load_model as load_model
+from saccade.models.card import BackboneCard as BackboneCard
 from saccade.models.nn.attention import attention_rows as attention_rows
 from saccade.models.nn.network import Network as Network
+from saccade.models.settings import BackboneSettings as BackboneSettings
 from saccade.models.settings import Capabilities as Capabilities
 from saccade.models.text_tokens import TextOptions as TextOptions
 from saccade.study.design import CompareOptions as CompareOptions
-from saccade.study.design import StudyConfig as StudyConfig
 from saccade.tasks.embed import LabelOptions as LabelOptions
 from saccade.tasks.evaluate import EvaluateOptions as EvaluateOptions
 from saccade.tasks.finetune import FinetuneOptions as FinetuneOptions

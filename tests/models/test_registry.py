@@ -9,12 +9,12 @@ import torch
 from saccade.errors import UsageError
 from saccade.models import registry
 from saccade.models.backbones.build import build
-from saccade.models.card import Card
+from saccade.models.card import BackboneCard
 from saccade.models.nn.attention import AttentiveNetwork, has_attention
 from saccade.models.registry import CARDS, base_of, card_of, configured, for_axes, names, parse, with_width
 
 
-def smallest(card: Card) -> str:
+def smallest(card: BackboneCard) -> str:
     """The narrowest network of a family at its first example."""
     return with_width(card.names[0], 32)
 
@@ -63,12 +63,12 @@ PLUGIN = '''
 from dataclasses import dataclass, replace
 from torch import nn
 from saccade.base.contracts import Features
-from saccade.models.card import Card
+from saccade.models.card import BackboneCard
 from saccade.models.nn.network import Network
-from saccade.models.settings import Capabilities, Settings
+from saccade.models.settings import Capabilities, BackboneSettings
 
 @dataclass(frozen=True)
-class Mean3Settings(Settings):
+class Mean3Settings(BackboneSettings):
     width: int = 16
 
     @property
@@ -89,7 +89,7 @@ class Mean3(Network):
         tokens = x.flatten(2).transpose(1, 2)
         return Features(cls=tokens.mean(dim=1), tokens=tokens, grid=tuple(x.shape[2:]))
 
-CARD = Card("mean3", {"mean3": Mean3Settings("mean3")}, Mean3, widen=lambda s, width: replace(s, width=width))
+CARD = BackboneCard("mean3", {"mean3": Mean3Settings("mean3")}, Mean3, widen=lambda s, width: replace(s, width=width))
 '''
 
 

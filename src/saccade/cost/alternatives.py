@@ -15,7 +15,7 @@ from saccade.cost.step import BatchPrices, Price, Workload, price
 from saccade.errors import SaccadeError
 from saccade.methods.registry import card_of
 from saccade.models.registry import configured, for_axes
-from saccade.models.settings import Settings
+from saccade.models.settings import BackboneSettings
 
 MOST_IMAGES = 65536
 MOST_TOKENS = 2**21
@@ -32,9 +32,9 @@ class Alternative:
     price: Price
 
 
-def _changed(network: Any, **changes: object) -> Settings:
+def _changed(network: Any, **changes: object) -> BackboneSettings:
     """The same network with other settings, of those that its family has."""
-    changed: Settings = dataclasses.replace(network, **changes)
+    changed: BackboneSettings = dataclasses.replace(network, **changes)
     return changed
 
 
@@ -53,7 +53,7 @@ def _fitting(load: Workload, patch: int) -> Workload:
     return load.with_(network=network, local_views=(count, math.ceil(side / network.unit_px) * network.unit_px))
 
 
-def _size_of(network: Settings) -> str:
+def _size_of(network: BackboneSettings) -> str:
     """micro, tiny, small, ... of a transformer's name."""
     words = network.name.split("_")
     return words[1] if len(words) > 1 else ""

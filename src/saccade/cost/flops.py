@@ -21,7 +21,7 @@ from saccade.errors import UsageError
 from saccade.models.nn.network import Network
 from saccade.models.nn.slice_pooling import SlicePooling
 from saccade.models.registry import card_of, configured, with_width
-from saccade.models.settings import Settings
+from saccade.models.settings import BackboneSettings
 
 By = Literal["params", "flops"]
 WIDEST = 8192
@@ -49,7 +49,7 @@ class Cost:
     dim: int
 
 
-def build_network(settings: Settings, slices: int = 0) -> Network:
+def build_network(settings: BackboneSettings, slices: int = 0) -> Network:
     """The network of these settings."""
     network: Network = card_of(settings.name).build(settings)
     return SlicePooling(network, slices) if slices else network
@@ -97,7 +97,7 @@ def cost(
 
 
 @functools.lru_cache(maxsize=512)
-def cost_of(settings: Settings, slices: int = 0) -> Cost:
+def cost_of(settings: BackboneSettings, slices: int = 0) -> Cost:
     """What a network with these settings costs, at the size they are made for. Raises ModelError as ``cost``."""
     cpu = torch.device("cpu")
     recorder, network = without_values(lambda: build_network(settings, slices).eval(), cpu)
@@ -142,7 +142,7 @@ def matched(name: str, target: int, by: By, *, size_px: int, channels: int = 3) 
     return with_width(name, widths[min((low, high), key=lambda index: abs(figure(index) - target))])
 
 
-def _widths(settings: Settings) -> Iterator[int]:
+def _widths(settings: BackboneSettings) -> Iterator[int]:
     """Widths worth trying, in steps of about a thirtieth of the width, so that a cost is met within some per cent.
 
     Steps are powers of two times a unit, because such matrix products run fast. The orientations of a group divide a

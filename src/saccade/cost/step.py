@@ -29,7 +29,7 @@ from saccade.methods.registry import build_method, card_of
 from saccade.models.backbones.build import use_checkpointing
 from saccade.models.nn.attention import attention_path
 from saccade.models.nn.network import Network
-from saccade.models.settings import Settings
+from saccade.models.settings import BackboneSettings
 
 WEIGHTS, FROZEN = "weights", "weights without gradients (teacher)"
 IMAGES, VIEWS = "decoded images of a batch", "views"
@@ -67,7 +67,7 @@ class Workload:
 
     Parameters
     ----------
-    network : Settings
+    network : BackboneSettings
         Of the backbone, with its options and the size it is made for.
     method : str
         Name of the method.
@@ -97,7 +97,7 @@ class Workload:
         Takes the workload and the method. Makes the optimizer and returns the step to record.
     """
 
-    network: Settings
+    network: BackboneSettings
     method: str
     config: Any
     global_views: tuple[int, int]

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from saccade.errors import ModelError
-from saccade.models.settings import Settings
+from saccade.models.settings import BackboneSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from saccade.models.nn.network import Network
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=BackboneSettings)
 
 
 class Inferred(NamedTuple):
@@ -64,7 +64,7 @@ class TimmLayout(Generic[S]):
 
 
 @dataclass(frozen=True)
-class Card(Generic[S]):
+class BackboneCard(Generic[S]):
     """One family of backbones.
 
     Parameters

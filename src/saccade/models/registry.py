@@ -14,17 +14,17 @@ from typing import Any
 from saccade.base.plugins import installed_cards
 from saccade.errors import UsageError, unknown
 from saccade.models.backbones import equivariant, hvt, resnet, swin, vit
-from saccade.models.card import Card
-from saccade.models.settings import Settings
+from saccade.models.card import BackboneCard
+from saccade.models.settings import BackboneSettings
 
-CARDS: tuple[Card[Any], ...] = (vit.CARD, resnet.CARD, equivariant.CARD, swin.CARD, hvt.CARD)
+CARDS: tuple[BackboneCard[Any], ...] = (vit.CARD, resnet.CARD, equivariant.CARD, swin.CARD, hvt.CARD)
 ENTRY_POINTS = "saccade.backbones"
-"""Entry-point group of other packages; each entry refers to a ``Card``."""
+"""Entry-point group of other packages; each entry refers to a ``BackboneCard``."""
 
 
-def cards() -> tuple[Card[Any], ...]:
+def cards() -> tuple[BackboneCard[Any], ...]:
     """The built-in cards, then those of other packages. Raises UsageError for a plug-in that cannot be loaded."""
-    return CARDS + installed_cards(ENTRY_POINTS, Card)
+    return CARDS + installed_cards(ENTRY_POINTS, BackboneCard)
 
 
 def names() -> list[str]:
@@ -38,7 +38,7 @@ def names() -> list[str]:
     return [name for card in cards() for name in card.names]
 
 
-def card_of(name: str) -> Card[Any]:
+def card_of(name: str) -> BackboneCard[Any]:
     """The card of the family that a name belongs to.
 
     Raises
@@ -49,12 +49,12 @@ def card_of(name: str) -> Card[Any]:
     return _lookup(name)[0]
 
 
-def family_of(settings: Settings) -> Card[Any]:
+def family_of(settings: BackboneSettings) -> BackboneCard[Any]:
     """The card whose networks have settings of this type, whatever their name."""
     return next(card for card in cards() if type(settings) in {type(preset) for preset in card.presets.values()})
 
 
-def parse(name: str) -> Settings:
+def parse(name: str) -> BackboneSettings:
     """The settings of a name, options at their defaults.
 
     Parameters
@@ -77,9 +77,9 @@ def parse(name: str) -> Settings:
     return _lookup(name)[1]
 
 
-def _lookup(name: str) -> tuple[Card[Any], Settings]:
+def _lookup(name: str) -> tuple[BackboneCard[Any], BackboneSettings]:
     # Plug-ins are loaded only where no built-in family has the name: they may import torch.
-    for group in (lambda: CARDS, lambda: installed_cards(ENTRY_POINTS, Card)):
+    for group in (lambda: CARDS, lambda: installed_cards(ENTRY_POINTS, BackboneCard)):
         for card in group():
             settings = card.parse(name)
             if settings is not None:
@@ -115,7 +115,7 @@ def families_with(option: str) -> list[str]:
     return sorted(words)
 
 
-def for_axes(settings: Settings, axes: int) -> Settings:
+def for_axes(settings: BackboneSettings, axes: int) -> BackboneSettings:
     """The same network for images (2) or volumes (3); UsageError where its family does not support them."""
     if axes == settings.axes:
         return settings
@@ -136,7 +136,7 @@ def for_axes(settings: Settings, axes: int) -> Settings:
 
 def configured(
     name: str, *, channels: int = 3, size_px: int = 224, axes: int = 2, options: Mapping[str, object] | None = None
-) -> Settings:
+) -> BackboneSettings:
     """The settings of a name with everything decided.
 
     Parameters
@@ -144,7 +144,7 @@ def configured(
     name : str
         Name of a backbone.
     channels, size_px, axes : int
-        Of the input, see ``Settings``.
+        Of the input, see ``BackboneSettings``.
     options : mapping, optional
         Values of the options of the family.
 

@@ -117,7 +117,7 @@ def any_value(name: str, value: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Settings(ABC):
+class BackboneSettings(ABC):
     """Everything that makes one network; a subclass for each family adds its own numbers.
 
     Parameters
@@ -167,11 +167,11 @@ class Settings(ABC):
         return tuple(field.name for field in _options(self))
 
 
-def _options(settings: Settings) -> Iterable[dataclasses.Field[Any]]:
+def _options(settings: BackboneSettings) -> Iterable[dataclasses.Field[Any]]:
     return (field for field in dataclasses.fields(settings) if "check" in field.metadata)
 
 
-def build_arguments(settings: Settings) -> dict[str, object]:
+def build_arguments(settings: BackboneSettings) -> dict[str, object]:
     """The arguments of ``backbones.build.build`` that make this network again, ready for JSON."""
     options = {name: getattr(settings, name) for name in settings.options}
     made_for = {"channels": settings.channels, "size_px": settings.size_px, "axes": settings.axes}

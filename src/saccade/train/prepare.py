@@ -22,7 +22,7 @@ from saccade.models.backbones.build import build, use_checkpointing
 from saccade.models.backbones.weights import load_model, load_timm_state
 from saccade.models.nn.network import Network
 from saccade.models.registry import configured, families_with, parse
-from saccade.models.settings import Settings
+from saccade.models.settings import BackboneSettings
 from saccade.train.data_selection import (
     LoadedData,
     TrainValSplit,
@@ -156,7 +156,7 @@ def model_options(model: ModelConfig) -> dict[str, object]:
     return options
 
 
-def network_settings(run: ResolvedRun) -> Settings:
+def network_settings(run: ResolvedRun) -> BackboneSettings:
     """The settings of the network of a run, without building it."""
     model, data = run.model, run.data
     axes = 2 if model.slices else data.axes

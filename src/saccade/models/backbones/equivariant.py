@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from saccade.errors import UsageError
 from saccade.models.backbones.resnet import PRESETS as RESNETS
 from saccade.models.backbones.resnet import stem_for
-from saccade.models.card import Card
-from saccade.models.settings import ORDER, Capabilities, Group, MapStem, Settings, one_of, option
+from saccade.models.card import BackboneCard
+from saccade.models.settings import ORDER, BackboneSettings, Capabilities, Group, MapStem, one_of, option
 
 if TYPE_CHECKING:
     from saccade.models.nn.network import Network
@@ -24,7 +24,7 @@ PATTERN = re.compile(r"(?P<head>(?P<base>resnet\d+)_(?P<group>c4|d4|c8))(?:_w(?P
 
 
 @dataclass(frozen=True)
-class EquivariantSettings(Settings):
+class EquivariantSettings(BackboneSettings):
     """A ResNet of basic blocks whose channels are fields over a symmetry group.
 
     Parameters
@@ -77,7 +77,7 @@ def _build(settings: EquivariantSettings) -> Network:
     return EquivariantResNet(settings)
 
 
-CARD = Card(
+CARD = BackboneCard(
     "equivariant ResNet",
     PRESETS,
     _build,

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saccade.models.card import Card
-from saccade.models.settings import Capabilities, Settings, heads_for_width, is_rate, option
+from saccade.models.card import BackboneCard
+from saccade.models.settings import BackboneSettings, Capabilities, heads_for_width, is_rate, option
 
 if TYPE_CHECKING:
     from saccade.models.nn.network import Network
@@ -20,7 +20,7 @@ PATTERN = re.compile(r"(?P<head>(?P<base>hvt_[a-z]+)_patch(?P<patch>[1-9]\d*))(?
 
 
 @dataclass(frozen=True)
-class HVTSettings(Settings):
+class HVTSettings(BackboneSettings):
     """Everything that makes one HVT.
 
     Parameters
@@ -77,7 +77,7 @@ def _build(settings: HVTSettings) -> Network:
     return HVT(settings)
 
 
-CARD = Card(
+CARD = BackboneCard(
     "HVT",
     PRESETS,
     _build,

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saccade.models.card import Card, Inferred, TimmLayout, no_counterpart, unknown_size
-from saccade.models.settings import Capabilities, MapStem, Settings, one_of, option
+from saccade.models.card import BackboneCard, Inferred, TimmLayout, no_counterpart, unknown_size
+from saccade.models.settings import BackboneSettings, Capabilities, MapStem, one_of, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ PATTERN = re.compile(r"(?P<head>(?P<base>resnet\d+))(?:_w(?P<width>[1-9]\d*))?(?
 
 
 @dataclass(frozen=True)
-class ResNetSettings(Settings):
+class ResNetSettings(BackboneSettings):
     """Everything that makes one ResNet.
 
     Parameters
@@ -104,7 +104,7 @@ def _export_state(network: Network, state: dict[str, Tensor]) -> dict[str, Tenso
     return state
 
 
-CARD = Card(
+CARD = BackboneCard(
     "ResNet",
     PRESETS,
     _build,

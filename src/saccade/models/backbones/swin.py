@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saccade.models.card import Card, Inferred, TimmLayout, unknown_size
-from saccade.models.settings import Capabilities, Settings, heads_for_width, is_rate, option
+from saccade.models.card import BackboneCard, Inferred, TimmLayout, unknown_size
+from saccade.models.settings import BackboneSettings, Capabilities, heads_for_width, is_rate, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ BIAS_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
 
 
 @dataclass(frozen=True)
-class SwinSettings(Settings):
+class SwinSettings(BackboneSettings):
     """Everything that makes one Swin: windows of ``window`` x ``window`` tokens, shifted in every second layer.
 
     Parameters
@@ -119,7 +119,7 @@ def _import_state(network: Network, state: dict[str, Tensor], axes: int) -> dict
     return {key: value for key, value in state.items() if not key.endswith(BUFFERS)}
 
 
-CARD = Card(
+CARD = BackboneCard(
     "Swin transformer",
     PRESETS,
     _build,

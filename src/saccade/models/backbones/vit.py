@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from saccade.errors import ModelError, UsageError
 from saccade.models.attention_patterns import WITH_REACH
-from saccade.models.card import Card, Inferred, TimmLayout, unknown_size
+from saccade.models.card import BackboneCard, Inferred, TimmLayout, unknown_size
 from saccade.models.settings import (
+    BackboneSettings,
     Capabilities,
     Norm,
     PatchStem,
     Pool,
     Positions,
-    Settings,
     any_value,
     heads_for_width,
     is_count,
@@ -47,7 +47,7 @@ PATTERN = re.compile(
 
 
 @dataclass(frozen=True)
-class ViTSettings(Settings):
+class ViTSettings(BackboneSettings):
     """Everything that makes one ViT.
 
     Parameters
@@ -272,7 +272,7 @@ def _import_state(network: Network, state: dict[str, Tensor], axes: int) -> dict
     return from_timm(network, state, axes)
 
 
-CARD = Card(
+CARD = BackboneCard(
     "vision transformer",
     PRESETS,
     _build,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from saccade.errors import ModelError, UsageError, unknown
 from saccade.models.nn.network import Network
 from saccade.models.nn.positions import Grid
-from saccade.models.settings import Settings
+from saccade.models.settings import BackboneSettings
 
 # Forward and backward on two CPU cores, ms, fused / explicit, 3 heads of 64, about 2000 tokens a batch:
 #   bf16: 17 tokens 17.1 / 2.6   65: 14.9 / 4.3   257: 14.2 / 4.9   577: 25.4 / 9.9   1025: 20.3 / 11.1
@@ -264,7 +264,7 @@ class AttentiveNetwork(Network, ABC):
         Class and register tokens, which come before those of the patches.
     """
 
-    def __init__(self, settings: Settings, *, dim: int, stride_px: int, depth: int, heads: int, prefix: int):
+    def __init__(self, settings: BackboneSettings, *, dim: int, stride_px: int, depth: int, heads: int, prefix: int):
         super().__init__(settings, dim=dim, stride_px=stride_px)
         self.depth, self.heads, self.prefix = depth, heads, prefix
 

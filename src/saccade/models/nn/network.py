@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from saccade.models.settings import Capabilities, Settings, build_arguments
+from saccade.models.settings import BackboneSettings, Capabilities, build_arguments
 
 
 class Network(nn.Module):
@@ -14,7 +14,7 @@ class Network(nn.Module):
 
     Parameters
     ----------
-    settings : Settings
+    settings : BackboneSettings
         What makes this network.
     dim : int
         Width D of the features.
@@ -26,11 +26,11 @@ class Network(nn.Module):
         Arguments of ``build`` where they differ from those of ``settings``.
     """
 
-    settings: Settings
+    settings: BackboneSettings
 
     def __init__(
         self,
-        settings: Settings,
+        settings: BackboneSettings,
         *,
         dim: int,
         stride_px: int,

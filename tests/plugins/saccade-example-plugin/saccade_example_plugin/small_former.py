@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from saccade.base.contracts import Features
-from saccade.models.card import Card
+from saccade.models.card import BackboneCard
 from saccade.models.nn.attention import AttentiveNetwork, Heads
 from saccade.models.nn.blocks import Block
-from saccade.models.settings import Capabilities, Settings
+from saccade.models.settings import BackboneSettings, Capabilities
 
 
 @dataclass(frozen=True)
-class SmallFormerSettings(Settings):
+class SmallFormerSettings(BackboneSettings):
     """Layers and width; heads have a width of 8."""
 
     depth: int = 2
@@ -68,7 +68,7 @@ class SmallFormer(AttentiveNetwork):
         return self
 
 
-CARD = Card(
+CARD = BackboneCard(
     "small transformer",
     {"smallformer": SmallFormerSettings("smallformer")},
     SmallFormer,
