@@ -57,7 +57,7 @@ def train(data: str, backbone: str, steps: int, changes: dict[str, Any], folder:
         "dino.koleo": 0.0,
     } | changes
     try:
-        saccade.pretrain(data, out=folder, backbone=backbone, recipe="short", settings=settings)
+        saccade.pretrain(data, out=folder, method="dino", backbone=backbone, recipe="short", settings=settings)
     except SaccadeError as error:
         print(f"{folder.name}: {error}")
     return run_folder.read_metrics(folder / "metrics.jsonl")

@@ -49,7 +49,14 @@ SETTINGS: dict[str, Any] = {
 def train_ours(images: Path, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         settings = SETTINGS | {"train.steps": steps}
-        run = api.pretrain(images, out=Path(folder) / "run", backbone="vit_tiny_patch8", settings=settings)
+        run = api.pretrain(
+            images,
+            out=Path(folder) / "run",
+            method="dino",
+            backbone="vit_tiny_patch8",
+            recipe="microscopy",
+            settings=settings,
+        )
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["images_per_second"] for line in lines if "images_per_second" in line][-1]
 

@@ -19,8 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from harness import finish, parse
 
 SETTINGS: list[dict[str, Any]] = [
     {"backbone": "vit_tiny_patch8", "size": 64, "batch": 32},
@@ -181,12 +184,11 @@ HEAD = (
 )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="settings whose name has this in it")
     parser.add_argument("--out", type=Path, help="rows are written here as they come; those that are there are kept")
-    parser.add_argument("--json", action="store_true", help="print only the JSON line")
-    given = parser.parse_args()
+    given = parse(parser, {"only": named(SETTINGS[0])}, argv)
     kept = given.out.with_suffix(".jsonl") if given.out else Path(tempfile.mkdtemp()) / "rows.jsonl"
     rows = [json.loads(text) for text in kept.read_text().splitlines()] if kept.exists() else []
     known = {row["setting"] for row in rows}
@@ -203,7 +205,9 @@ def main() -> None:
     worst = {n: max((abs(row["errors"][n]) for row in rows), default=0.0) for n in LIMITS}
     if given.out:
         given.out.write_text("\n".join([HEAD, *map(line, rows)]) + "\n")
-    print(json.dumps({"settings": len(rows), "within": within, "worst": worst, "rows": rows}))
+    ours, peer = rows[0]["peak"]
+    result = {"ours": ours, "peer": peer, "ratio": ours / peer}  # bytes of the first setting, predicted and measured
+    finish(given, result | {"settings": len(rows), "within": within, "worst": worst, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ def train_ours(options: argparse.Namespace, seed: int) -> Curve:
         run = api.pretrain(
             options.data,
             out=Path(folder) / "run",
+            method="dino",
             recipe=options.recipe,
             settings=settings_of(options)
             | {"train.seed": seed, "train.minutes": options.minutes / 2, "train.keep": 1000, "train.log_every": 1},

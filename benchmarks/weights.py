@@ -54,7 +54,7 @@ SMOKE = {
 def learn(out: Path, data: str, backbone: str, settings: dict[str, Any]) -> Path:
     """One run, unless it is there already."""
     if not (out / "model").exists():
-        saccade.pretrain(data, out=out, backbone=backbone, recipe=RECIPE, settings=settings)
+        saccade.pretrain(data, out=out, method="dino", backbone=backbone, recipe=RECIPE, settings=settings)
     return out
 
 

@@ -121,12 +121,12 @@ def test_without_a_split_the_evaluated_part_is_held_out(tmp_path):
         folder, out=tmp_path / "all", backbone="resnet10_w8", settings=SMALL | {"data.split": "all"}
     )
     for path in (everything, everything / "model", everything / "model" / "model.safetensors"):
-        with pytest.raises(ContaminationError, match="pretraining saw"):
+        with pytest.raises(ContaminationError, match="pretraining used"):
             saccade.evaluate([path], folder, options=QUICK)
     heir = saccade.pretrain(
         folder, out=tmp_path / "heir", backbone="resnet10_w8", settings=SMALL | {"model.weights": str(everything)}
     )
-    with pytest.raises(ContaminationError, match="pretraining saw"):
+    with pytest.raises(ContaminationError, match="pretraining used"):
         saccade.evaluate([heir], folder, options=QUICK)
 
 
@@ -166,7 +166,7 @@ def test_two_runs_of_one_name_are_two_rows(run, tmp_path):
 def test_unlabelled_images_cannot_be_evaluated(run, tmp_path):
     for i in range(4):
         Image.fromarray(np.full((32, 32, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    with pytest.raises(DataError, match="no labels"):
+    with pytest.raises(DataError, match="needs labels"):
         saccade.evaluate([run], tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_attend_with_a_mask(run, picture):
     [
         (AttendOptions(query="left"), "cls or Y,X"),
         (AttendOptions(query="500,3"), "outside the image"),
-        (AttendOptions(head="12"), "no head"),
+        (AttendOptions(head="12"), "no such head"),
         (AttendOptions(layer=40), "no such layer"),
     ],
 )

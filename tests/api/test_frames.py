@@ -49,9 +49,9 @@ def test_search(table, tmp_path):
     frame = check(saccade.search(MODEL, tmp_path / "query.png", store=table[0]), 10)
     assert list(frame["rank"]) == list(range(1, 11)) and frame["similarity"].is_monotonic_decreasing
     amap = saccade.attend("random:vit_micro_patch8", tmp_path / "query.png")
-    values = check(amap, amap.chosen().values.size)
+    values = check(amap, amap.selected().values.size)
     row = values.query("head == 1 and row == 2 and column == 3").iloc[0]
-    assert row["weight"] == amap.chosen().values[1, 2, 3]
+    assert row["weight"] == amap.selected().values[1, 2, 3]
 
 
 def test_plan_and_audit():

@@ -13,22 +13,28 @@ from saccade.augment.views import make_views, plain_view
 from saccade.base.contracts import Batch, InputSpec
 
 SPEC = InputSpec(channels=3, size_px=32, offset=0, scale=255, mean=(0.0,) * 3, std=(1.0,) * 3)
-PLAIN = ViewsConfig(
-    global_count=1,
+PLAIN = resolve_views(
+    ViewsConfig(
+        global_count=1,
+        local_count=0,
+        global_px=32,
+        local_px=16,
+        global_scale=(1.0, 1.0),
+        aspect=(1.0, 1.0),
+        hflip=False,
+        vflip=False,
+        turn90=False,
+        jitter_prob=0.0,
+        saturation=0.0,
+        hue=0.0,
+        grey_prob=0.0,
+        stain=0.0,
+        blur_prob=(0.0, 0.0, 0.0),
+    ),
+    size_px=32,
+    channels=3,
+    patch=8,
     local_count=0,
-    global_px=32,
-    local_px=16,
-    global_scale=(1.0, 1.0),
-    aspect=(1.0, 1.0),
-    hflip=False,
-    vflip=False,
-    turn90=False,
-    jitter_prob=0.0,
-    saturation=0.0,
-    hue=0.0,
-    grey_prob=0.0,
-    stain=0.0,
-    blur_prob=(0.0, 0.0, 0.0),
 )
 
 

@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2] / "benchmarks"
 SHARED = {"harness", "peer", "attention_figure"}  # imported by the others
-SLOW = {"collapse", "hierarchy", "methods", "startup", "volumes", "weights"}
+SLOW = {
+    "attention_cost",
+    "attention_kinds",
+    "collapse",
+    "end_to_end",
+    "equivariance",
+    "hierarchy",
+    "methods",
+    "plan",
+    "startup",
+    "volumes",
+    "weights",
+}
 SCRIPTS = sorted({path.stem for path in ROOT.glob("*.py")} - SHARED)
 
 

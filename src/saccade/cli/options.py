@@ -44,7 +44,10 @@ AllowOverlap = Annotated[
 ]
 Size = Annotated[int | None, typer.Option("--size", help="Input size of the network in pixels.")]
 Batch = Annotated[int | None, typer.Option("--batch", help="Images per micro-batch.")]
-Method = Annotated[str | None, typer.Option("--method", help="Pretext task, see below (default dino).")]
+Method = Annotated[
+    str | None,
+    typer.Option("--method", help="Pretext task, see below (default: chosen from the data, the device and the time)."),
+]
 Backbone = Annotated[
     str | None,
     typer.Option("--backbone", help="vit_{micro,tiny,small,base}_patchP[_conv], resnet10|18|50; for slides also hipt."),
@@ -53,8 +56,7 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="Augmentation recipe: microscopy (default), stain, grey, natural, xray, short; "
-        "combine with commas: grey,short.",
+        help="Augmentation recipe: microscopy, stain, grey, natural, xray, short; combine with commas: grey,short.",
     ),
 ]
 
@@ -125,7 +127,7 @@ class TrainingFlags:
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the images.")] = None
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None
     minutes: Annotated[
-        float | None, typer.Option("--minutes", help="Training time in minutes; converted to steps at start.")
+        float | None, typer.Option("--minutes", help="Length of the run in minutes, from start-up to report.")
     ] = None
     batch: Batch = None
     seed: Annotated[int | None, typer.Option("--seed", help="Random seed (default 0).")] = None

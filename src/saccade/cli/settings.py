@@ -127,7 +127,7 @@ def request_run(
         backbone = settings.pop("model.backbone")
     return RunRequest(
         data or source,
-        str(method or named_method or "dino"),
+        str(method or named_method or "auto"),
         backbone,
         str(recipe or named_recipe or "microscopy"),
         settings,
