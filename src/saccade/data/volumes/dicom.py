@@ -147,7 +147,10 @@ def image_spacing_um(data: bytes, name: str) -> tuple[float, float] | None:
     """(y, x) of a single picture, in the patient or else at the detector; None where the file does not say."""
     header = read_header(data, name, ["PixelSpacing", "ImagerPixelSpacing", "Rows"], stop=True)
     spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
-    return (1000 * float(spacing[0]), 1000 * float(spacing[1])) if spacing else None
+    if not spacing:
+        return None
+    rows, columns = _sides(spacing, name)
+    return 1000 * rows, 1000 * columns
 
 
 def read_dicom(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume:
@@ -262,8 +265,7 @@ def _plane(levels: tuple[Dataset, ...], file: str, stored: np.ndarray) -> Plane:
             )
     if spacing is None:
         raise DamagedFile(f"{file}: its pixel spacing is unknown", got="no PixelSpacing")
-    sides = (float(spacing[0]), float(spacing[1]))
-    check_spacing(sides, file)
+    sides = _sides(spacing, file)
     cosines = np.array([float(v) for v in angles]).reshape(2, 3)
     lengths = np.linalg.norm(cosines, axis=1, keepdims=True)
     if not (np.abs(lengths - 1) < 0.01).all() or abs(cosines[0] @ cosines[1]) > 0.01:
@@ -288,6 +290,23 @@ def _plane(levels: tuple[Dataset, ...], file: str, stored: np.ndarray) -> Plane:
             levels[0], 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
         ),
     )
+
+
+def _sides(spacing: Any, file: str) -> tuple[float, float]:
+    """PixelSpacing as numbers, also where it was stored under another value representation than DS."""
+    values = spacing.split("\\") if isinstance(spacing, str) else spacing
+    try:
+        rows, columns = (float(value) for value in values)
+    except (TypeError, ValueError):
+        stored = spacing if isinstance(spacing, (str, float)) else "\\".join(map(str, spacing))
+        raise DamagedFile(
+            f"{file}: its pixel spacing cannot be read",
+            got=f"PixelSpacing {stored}",
+            expected="two numbers in millimetres with decimal points, separated by a backslash",
+            hint="correct the header; spacing is never guessed",
+        ) from None
+    check_spacing((rows, columns), file)
+    return rows, columns
 
 
 def _first(data: Dataset, group: str) -> Dataset:

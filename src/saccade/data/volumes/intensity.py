@@ -95,7 +95,8 @@ def likely_kind(sample: Sample) -> Kind:
         return "window" if sample.modality == "CT" else "robust"
     low, high = quantiles(sample.pixels, sample.padding)
     is_integer = sample.pixels.dtype.kind in "iu" or bool((spread(sample.pixels) % 1 == 0).all())
-    return "window" if is_integer and AIR_HU[0] <= low <= AIR_HU[1] and high > 0 else "robust"
+    has_tissue = high > 0 or padding_of(sample.pixels) is not None  # only CT is padded below every Hounsfield unit
+    return "window" if is_integer and AIR_HU[0] <= low <= AIR_HU[1] and has_tissue else "robust"
 
 
 def spread(pixels: np.ndarray) -> np.ndarray:
