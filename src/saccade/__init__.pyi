@@ -75,15 +75,20 @@ from saccade.methods.diagnosis import Diagnosis as Diagnosis
 from saccade.methods.dino import dino_loss as dino_loss
 from saccade.methods.lejepa import sigreg as sigreg
 from saccade.methods.moco_v3 import info_nce as info_nce
+from saccade.models.attention_patterns import parse_pattern as parse_attention_pattern
+from saccade.models.backbones.build import build as build_backbone
 from saccade.models.backbones.text import load_text_model as load_text_model
 from saccade.models.backbones.weights import load_model as load_model
 from saccade.models.card import BackboneCard as BackboneCard
+from saccade.models.nn.attention import attend as scaled_dot_product_attention
 from saccade.models.nn.attention import attention_rows as attention_rows
 from saccade.models.nn.network import Network as Network
+from saccade.models.nn.sparse_attention import visible as visible_keys
 from saccade.models.settings import BackboneSettings as BackboneSettings
 from saccade.models.settings import Capabilities as Capabilities
 from saccade.models.text_tokens import TextOptions as TextOptions
 from saccade.study.design import CompareOptions as CompareOptions
+from saccade.study.design import StudyConfig as StudyConfig
 from saccade.tasks.embed import LabelOptions as LabelOptions
 from saccade.tasks.evaluate import EvaluateOptions as EvaluateOptions
 from saccade.tasks.finetune import FinetuneOptions as FinetuneOptions
@@ -94,5 +99,6 @@ from saccade.tasks.search import SearchOptions as SearchOptions
 from saccade.tasks.search import SearchResult as SearchResult
 from saccade.train.loop import Console as Console
 from saccade.train.loop import Quiet as Quiet
+from saccade.viz.overlays import colours as apply_colormap
 
 __version__: str

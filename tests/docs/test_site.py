@@ -30,7 +30,8 @@ def site(tmp_path_factory) -> Path:
 
 def test_every_public_name_has_an_entry(site):
     page = (site / "reference" / "api" / "index.html").read_text(encoding="utf-8")
-    missing = [name for name in saccade.__all__ if not re.search(rf'id="saccade\.[\w.]*\b{name}"', page)]
+    names = {name for _, name in saccade._EXPORTS.values()}  # as they are called where they are defined
+    missing = [name for name in names if not re.search(rf'id="saccade\.[\w.]*\b{name}"', page)]
     assert not missing
 
 

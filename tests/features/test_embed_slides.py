@@ -338,7 +338,7 @@ def test_pretraining_reads_slides(folder, tmp_path, stream):
     assert [file["id"] for file in data["files"]] == [f"slide-{n}.tif" for n in range(3)] and data["duplicates"] == []
     losses = [line["loss"] for line in read_metrics(whole / "metrics.jsonl") if "loss" in line]
     assert len(losses) == 4
-    for folder_ in sorted((whole / "checkpoints").iterdir())[1:]:
+    for folder_ in sorted((whole / "checkpoints").glob("step-*"))[1:]:
         for file in folder_.iterdir():
             file.unlink()
         folder_.rmdir()

@@ -285,7 +285,7 @@ def test_one_page_has_the_slides_and_every_level(hierarchy):
 
 
 def test_the_doctor_names_the_level_that_is_ill(hierarchy, tmp_path):
-    assert api.examine(hierarchy) == []
+    assert {one.name.partition(": ")[2] for one in api.examine(hierarchy)} <= {"too few steps to learn anything"}
     ill = tmp_path / "ill"
     shutil.copytree(hierarchy, ill)
     line = json.loads((ill / "region" / "metrics.jsonl").read_text().splitlines()[-1])

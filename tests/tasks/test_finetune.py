@@ -86,8 +86,8 @@ def test_deeper_images_are_measured_with_the_range_of_the_model(tmp_path, monkey
     settings = SMALL | {"train.steps": 2, "train.batch": 4}
     saccade.finetune(NETWORK, tmp_path, out=tmp_path / "run", settings=settings)
     shown = []
-    look = classifying.whole
-    monkeypatch.setattr(classifying, "whole", lambda cache, spec: shown.append(cache) or look(cache, spec))
+    look = classifying.full_view
+    monkeypatch.setattr(classifying, "full_view", lambda cache, spec: shown.append(cache) or look(cache, spec))
     measure(tmp_path / "run", saccade.Quiet())
     classifier, (test,) = load_classifier(tmp_path / "run"), shown
     assert len(test) == 8 and (test.offset, test.scale) == (classifier.spec.offset, classifier.spec.scale)
@@ -152,7 +152,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, monkeypatch):
     from saccade.train import loop
 
     def broken(*args):
-        if args[-1] == 21:
+        if args[4] == 21:  # the step
             raise KeyboardInterrupt
         return learn(*args)
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_trained_is_said(tmp_path, shared_source):
     run = supervised_config("resnet10_w8", FinetuneOptions(), {"data.validation": 0.0, "data.source": DATA})
     with pytest.raises(UsageError, match="needs validation images"):
         check_config(run)
-    with pytest.raises(UsageError, match=r"data.validation has no effect on dino"):
+    with pytest.raises(UsageError, match=r"data.validation has no effect on lejepa"):
         saccade.pretrain(DATA, out=tmp_path / "c", settings={"data.validation": 0.2})
     with pytest.raises(ModelError, match="no classifier in"):
         load_classifier(tmp_path)

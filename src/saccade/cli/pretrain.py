@@ -60,14 +60,17 @@ def pretrain(
     from saccade import api
     from saccade.errors import UsageError
 
-    options = training.settings() | tiling.settings()
-    options |= {
-        "data.size_mm": size_mm,
-        "model.weights": weights,
-        "train.on_collapse": on_collapse,
-        "data.group": group,
-        "data.max_bad": max_bad,
-    }
+    options = (
+        training.settings()
+        | tiling.settings()
+        | {
+            "data.size_mm": size_mm,
+            "model.weights": weights,
+            "train.on_collapse": on_collapse,
+            "data.group": group,
+            "data.max_bad": max_bad,
+        }
+    )
     request = request_run(data, method, backbone, recipe, flags, options)
     with Interruptions() as interruptions, ProgressBar() as bar:
         if resume:
