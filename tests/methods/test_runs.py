@@ -290,7 +290,7 @@ def test_the_start_is_kept_where_nothing_else_helps(learned, tmp_path, monkeypat
 
 
 def test_naive_continuation_is_left_alone_when_asked(learned, tmp_path, monkeypatch):
-    monkeypatch.setattr(LiveProbe, "__call__", lambda self, step: {"agreement": 0.95 - 0.1 * step, "rank": 20.0})
+    monkeypatch.setattr(LiveProbe, "__call__", lambda self, step, _: {"agreement": 0.95 - 0.1 * step, "rank": 20.0})
     named = {"model__weights": str(learned), "train__on_collapse": "warn", "train__choose": "last"}
     folder = run(tmp_path / "run", "dino", "resnet10_w8", **named)
     assert not (folder / "repairs.jsonl").exists() and not (folder / "chosen.json").exists()
@@ -323,7 +323,8 @@ def test_the_best_checkpoint_becomes_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(CheckpointSelector, "__call__", noted)
     folder = run(tmp_path / "run", "dino", "resnet10_w8")
     chosen = run_folder.read_json(folder / "chosen.json")
-    assert chosen["chosen"] == {"step": 3, "agreement": 0.9, "rank": 30.0} and chosen["last"]["step"] == 6
+    assert chosen["chosen"] == {"step": 3, "fraction": 0.5, "agreement": 0.9, "rank": 30.0}
+    assert chosen["last"]["step"] == 6
     weights = safetensors.torch.load_file(folder / "model/model.safetensors")["conv1.weight"]
     assert torch.equal(weights, kept[3]) and not torch.equal(weights, kept[6])
     assert "step 3" in (folder / "report.html").read_text()
