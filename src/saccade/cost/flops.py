@@ -90,7 +90,7 @@ def cost(
     Examples
     --------
     >>> cost("resnet18", size_px=224).flops
-    3628146688
+    3627122688
     """
     settings = configured(name, channels=channels, size_px=size_px, axes=2 if slices else axes, options=options)
     return cost_of(settings, slices)
