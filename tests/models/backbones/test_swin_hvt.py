@@ -298,7 +298,7 @@ def test_pixels_that_do_not_fit():
             net(torch.zeros(1, 1, 32, 32))
     with pytest.raises(ModelError, match=r"patch of 8 px(.|\n)*nearest"):
         hvt(torch.zeros(1, 3, 12, 16))
-    with pytest.raises(ModelError, match="patches of 8 px"):
+    with pytest.raises(ModelError, match="patch of 8 px"):
         build("hvt_micro_patch8", size_px=36)
 
 
