@@ -132,7 +132,7 @@ def test_matching_changes_the_width_only():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ModelError, match="64 x 64"):
         cost("vit_tiny_patch16", size_px=60)
-    with pytest.raises(ModelError, match="multiple of 32"):
+    with pytest.raises(ModelError, match="multiples of 32 px"):
         cost("swin_tiny_patch4_window7", size_px=48)
     with pytest.raises(UsageError, match="did you mean"):
         cost("vit_tiny_patch8", size_px=64, options={"register": 4})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated
@@ -24,33 +25,49 @@ from saccade.cli.progress import ProgressBar, is_first_process
 from saccade.cli.settings import request_run
 
 
-def pretrain(
-    out: NewRun,
-    training: TrainingFlags,
-    tiling: TilingFlags,
-    flags: SettingsFlags,
-    data: OptionalData = None,
-    method: Method = None,
-    backbone: Backbone = None,
-    recipe: Recipe = None,
+@dataclasses.dataclass(frozen=True)
+class PretrainingFlags:
+    """Settings of a run on unlabelled images that only this command has."""
+
     size_mm: Annotated[
         float | None,
         typer.Option("--size-mm", help="Volumes: edge length in mm of the cube each view is cropped from."),
-    ] = None,
-    weights: Annotated[str | None, typer.Option("--weights", metavar="MODEL", help="Start from this model.")] = None,
+    ] = None
+    weights: Annotated[str | None, typer.Option("--weights", metavar="MODEL", help="Start from this model.")] = None
     on_collapse: Annotated[
         str | None,
         typer.Option(
             "--on-collapse",
             help="When training collapses: warn, stop, or repair (restore, change a setting, continue).",
         ),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    group: Group = None,
+    ] = None
+    group: Group = None
     max_bad: Annotated[
         float | None,
         typer.Option("--max-bad", help="Largest fraction of damaged files that is tolerated (default 0.05)."),
-    ] = None,
+    ] = None
+
+    def settings(self) -> dict[str, object]:
+        return {
+            "data.size_mm": self.size_mm,
+            "model.weights": self.weights,
+            "train.on_collapse": self.on_collapse,
+            "data.group": self.group,
+            "data.max_bad": self.max_bad,
+        }
+
+
+def pretrain(
+    out: NewRun,
+    training: TrainingFlags,
+    tiling: TilingFlags,
+    pretraining: PretrainingFlags,
+    flags: SettingsFlags,
+    data: OptionalData = None,
+    method: Method = None,
+    backbone: Backbone = None,
+    recipe: Recipe = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Pretrain a backbone on images without labels. Settings left open are derived from the data and printed.
 
@@ -60,17 +77,7 @@ def pretrain(
     from saccade import api
     from saccade.errors import UsageError
 
-    options = (
-        training.settings()
-        | tiling.settings()
-        | {
-            "data.size_mm": size_mm,
-            "model.weights": weights,
-            "train.on_collapse": on_collapse,
-            "data.group": group,
-            "data.max_bad": max_bad,
-        }
-    )
+    options = training.settings() | tiling.settings() | pretraining.settings()
     request = request_run(data, method, backbone, recipe, flags, options)
     with Interruptions() as interruptions, ProgressBar() as bar:
         if resume:
