@@ -9,6 +9,7 @@ from typing import Any
 from saccade.base.contracts import Source
 from saccade.data import feature_grids
 from saccade.data.formats import by_name, has_suffix, suffixes
+from saccade.data.limits import damage_named
 from saccade.data.slides.detect import find_slides
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiling import Tiling
@@ -104,12 +105,14 @@ def _open_file(path: Path, *, manifest: Path | None, label: str | None, group: s
     """One file that is not a slide."""
     archive, array = by_name(path.name, "archive"), by_name(path.name, "array")
     if archive is not None:
-        source: Source = archive.load()(path, manifest=manifest, label=label, group=group, keep_na=keep_na)
+        with damage_named(str(path)):
+            source: Source = archive.load()(path, manifest=manifest, label=label, group=group, keep_na=keep_na)
         return source
     if array is not None:
         if manifest or label or group:
             raise UsageError("an array file brings its own labels and has no columns", got=path)
-        source = array.load()(path)
+        with damage_named(str(path)):
+            source = array.load()(path)
         return source
     if has_suffix(path.name, "table"):
         if manifest:

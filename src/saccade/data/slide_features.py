@@ -9,6 +9,7 @@ No torch here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +21,12 @@ import pyarrow.parquet as pq
 
 from saccade.base.files import write_file
 from saccade.data.formats import by_name
-from saccade.errors import DataError, first_line, require
+from saccade.data.limits import check_claim, damage_named
+from saccade.data.parquet import read_bounded
+from saccade.errors import DamagedFile, SaccadeError, first_line, require
 
 ABOUT = "saccade_slide"
+FLOAT_BYTES = 4  # of a feature in memory, also where a file has fewer
 MAGNIFICATION_UM = 10.0  # micrometres a pixel times magnification: 20x has 0.5
 
 
@@ -77,7 +81,8 @@ def load_features(path: Path) -> SlideFeatures:
     Raises DataError, naming the file, for anything else.
     """
     card = by_name(path.name, "features")
-    features: SlideFeatures = card.load()(path) if card else load_parquet(path)
+    with damage_named(str(path), "is not a feature file of a slide"):
+        features: SlideFeatures = card.load()(path) if card else load_parquet(path)
     return features
 
 
@@ -94,9 +99,11 @@ def load_parquet(path: Path) -> SlideFeatures:
 def _load(path: Path, read: Callable[[Path], SlideFeatures]) -> SlideFeatures:
     try:
         return read(path)
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+    except SaccadeError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on broken bytes
         reason = first_line(error)
-        raise DataError(
+        raise DamagedFile(
             f"{path} is not a feature file of a slide", got=reason, expected="coords (n, 2) and features (n, D)"
         ) from error
 
@@ -132,6 +139,8 @@ def _write_h5(path: Path, features: SlideFeatures, folder: Path) -> None:
 def _read_h5(path: Path) -> SlideFeatures:
     h5py = require("h5py", "slides", "reading HDF5")
     with h5py.File(path, "r") as file:
+        for name in ("coords", "features"):
+            _check_dataset(h5py, file, name, path)
         coords, features = np.asarray(file["coords"]), np.asarray(file["features"], np.float32)
         attributes = {**file.attrs, **file["coords"].attrs}
     about: dict[str, Any] = {"slide": str(attributes.get("name") or path.stem)}
@@ -149,6 +158,24 @@ def _read_h5(path: Path) -> SlideFeatures:
     return _checked(coords.reshape(-1, 2), features.reshape(-1, features.shape[-1]), about)
 
 
+def _check_dataset(h5py: Any, file: Any, name: str, path: Path) -> None:
+    """Raise DamagedFile for a dataset that is large, or in another file: links out of a file are not followed."""
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise KeyError(name)
+    if isinstance(link, h5py.HardLink):
+        dataset = file[name]
+        if isinstance(dataset, h5py.Dataset) and not dataset.external and not dataset.is_virtual:
+            values = math.prod(dataset.shape or (0,))
+            check_claim(values * max(dataset.dtype.itemsize, FLOAT_BYTES), dataset.id.get_storage_size(), str(path))
+            return
+    raise DamagedFile(
+        f"{path}: {name} is not a dataset of this file",
+        got=type(link).__name__ if not isinstance(link, h5py.HardLink) else "a group, or data in another file",
+        expected="numbers in the file itself; links to other files are not followed",
+    )
+
+
 def _write_parquet(path: Path, features: SlideFeatures) -> None:
     flat = pa.array(np.ascontiguousarray(features.features, dtype=np.float32).reshape(-1))
     data = {
@@ -160,7 +187,7 @@ def _write_parquet(path: Path, features: SlideFeatures) -> None:
 
 
 def _read_parquet(path: Path) -> SlideFeatures:
-    table = pq.read_table(path)
+    table = read_bounded(path, path.stat().st_size, str(path))
     about = json.loads((table.schema.metadata or {})[ABOUT.encode()])
     lists = table["features"].combine_chunks()
     width = table.schema.field("features").type.list_size  # also of a slide without tiles
@@ -182,5 +209,7 @@ def read_about(path: Path) -> dict[str, Any]:
         h5py = require("h5py", "slides", "reading HDF5")
         with h5py.File(path, "r") as file:
             return dict(json.loads(file.attrs[ABOUT]))
-    except (OSError, KeyError, ValueError, pa.ArrowException):
+    except (SaccadeError, MemoryError):
+        raise
+    except Exception:  # decoders raise nearly anything on broken bytes
         return {}

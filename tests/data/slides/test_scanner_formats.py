@@ -67,7 +67,7 @@ def test_a_format_is_read_where_its_pixels_are(folder, pixels, name):
 def test_no_format_shows_its_label_or_macro(folder, name):
     slide = open_slide(folder / name)
     if name != "f.tif":  # the bait is there: OpenSlide would hand it out
-        aside = slide.reader._slide.associated_images
+        aside = slide.reader.inner._slide.associated_images
         assert any(np.abs(np.asarray(one)[5, 5, :3].astype(int) - SECRET).max() < 9 for one in aside.values())
     for level, (rows, columns) in enumerate(slide.reader.sizes_px):
         assert not shows_secret(slide.reader.read(level, 0, 0, (rows, columns), 255).pixels)

@@ -305,7 +305,9 @@ def test_the_error_of_another_thread_is_not_repeated(tmp_path):
     slide = open_slide(path)
     for place in ((0, 0), (300, 300)):
         with pytest.raises(openslide.OpenSlideError):
-            slide.reader._slide.read_region((150, 150), 0, (32, 32))  # as another thread would, before it is noticed
+            slide.reader.inner._slide.read_region(
+                (150, 150), 0, (32, 32)
+            )  # as another thread would, before it is noticed
         assert slide.reduced(*place, 1.0, (64, 64)).std() > 1
     with pytest.raises(DamagedFile, match="cannot be read at 150, 150"):
         slide.reduced(150, 150, 1.0, (32, 32))
@@ -353,7 +355,7 @@ def test_a_damaged_tile_is_met_once(tmp_path, monkeypatch):
     """Another handle of OpenSlide takes as long as many tiles: it is not opened again for what is known."""
     pixels = texture(1024, 1024)
     path = with_holes(write_slide(tmp_path / "whole.tif", pixels), tmp_path / "holes.tif", (9, 10))
-    reader, opened = open_reader(path), []
+    reader, opened = open_reader(path).inner, []
     whole = reader._open
     monkeypatch.setattr(reader, "_open", lambda: opened.append(1) or whole())
     for _ in range(5):

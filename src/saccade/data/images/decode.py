@@ -8,19 +8,21 @@ A JPEG whose inner bytes are wrong but which is whole cannot be told from a good
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from saccade.data.formats import PNG_MAGIC, by_content, by_name
-from saccade.data.images.tiff import main_series, to_samples
-from saccade.errors import DamagedFile, first_line
+from saccade.data.images.coded_size import coded_size, jpeg_2000_pixel_bytes
+from saccade.data.images.tiff import check_pieces, main_series, samples_dtype, to_samples
+from saccade.data.limits import MAX_SCANS, PIXELS, check_claim, check_image, damage_named
+from saccade.errors import DamagedFile
 
-MAX_PIXELS = 178_000_000  # of one channel, Pillow's own bound; more is a lying header or a slide
 PILLOW_FORMATS = (
     "PNG",
     "JPEG",
@@ -30,6 +32,10 @@ PILLOW_FORMATS = (
     "GIF",
     "PPM",
 )  # named, so that no other parser (EPS!) sees the bytes
+PIXEL_BYTES = {"I": 4, "F": 4, "I;16": 2, "I;16B": 2, "P": 3}
+"""Bytes of a pixel, by the mode of Pillow, where that is not the number of channels."""
+SAMPLES_OF_PNG = {0: 1, 2: 3, 4: 2}  # by colour type
+START_OF_SCAN = b"\xff\xda"
 INKS = (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED)
 LAB = (tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB, tifffile.PHOTOMETRIC.ITULAB)
 MISTAKEN = {
@@ -71,22 +77,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
     """
     if not data:
         raise DamagedFile(f"{name}: empty file", hint="copy it again from where it came")
-    try:
+    with damage_named(name, "cannot be decoded", "open it in a viewer, or copy it again"):
         pixels: np.ndarray = _reader(data, name)(data, name)
-    except DamagedFile:
-        raise
-    except MemoryError as error:
-        raise DamagedFile(f"{name}: its header claims more memory than is available") from error
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, "more pixels than an image has") from error
-    except UnidentifiedImageError as error:
-        hint = next((text for start, text in MISTAKEN.items() if data.lstrip().startswith(start)), None)
-        raise DamagedFile(f"{name}: unknown image format", hint=hint) from error
-    except Exception as error:  # decoders raise nearly anything on broken bytes
-        reason = first_line(error)
-        raise DamagedFile(
-            f"{name}: cannot be decoded ({reason})", hint="open it in a viewer, or copy it again"
-        ) from error
     if pixels.dtype.kind not in "uif":
         raise DamagedFile(f"{name}: unsupported pixel type", got=pixels.dtype)
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
@@ -124,19 +116,6 @@ def _dicom_image(data: bytes, name: str) -> np.ndarray:
     return read_image(data, name)
 
 
-def _too_large(name: str, claim: str) -> DamagedFile:
-    return DamagedFile(
-        f"{name}: its header claims {claim}",
-        expected=f"at most {MAX_PIXELS:,} pixels",
-        hint="cut a slide into tiles first",
-    )
-
-
-def _check_size(rows: int, columns: int, name: str) -> None:
-    if rows * columns > MAX_PIXELS or rows < 1 or columns < 1:
-        raise _too_large(name, f"{rows} x {columns} pixels")
-
-
 def _channels_first(pixels: np.ndarray) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
@@ -157,11 +136,10 @@ def read_jpeg2000(data: bytes, name: str) -> np.ndarray:
     """JPEG 2000 of up to 16 bits; the size is read from the SIZ segment before anything is decoded."""
     import imagecodecs
 
-    start = data.find(b"\xff\x4f\xff\x51")
-    if start < 0 or len(data) < start + 24:
+    size = coded_size(data)
+    if size is None:
         raise DamagedFile(f"{name}: no JPEG 2000 code stream", hint="copy it again")
-    columns, rows = (int.from_bytes(data[start + at : start + at + 4], "big") for at in (8, 12))
-    _check_size(rows, columns, name)
+    check_image(*size, jpeg_2000_pixel_bytes(data), len(data), name)
     return _over_white(_channels_first(imagecodecs.jpeg2k_decode(data)))
 
 
@@ -173,10 +151,31 @@ def read_pnm(data: bytes, name: str) -> np.ndarray:
     return read_pillow(data, name)
 
 
+def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
+    """The header of an image. Raises DamagedFile for unknown formats, and for images that take long to decode."""
+    if PIXELS.value > PIXELS.default:
+        Image.MAX_IMAGE_PIXELS = PIXELS.value  # Pillow's own limit; raised where the user raised ours
+    try:
+        image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DamagedFile(
+            f"{name}: its header claims more than {2 * PIXELS.default:,} pixels",
+            expected=f"at most {PIXELS.value:,} pixels",
+            hint=f"cut a slide into tiles first; or set {PIXELS.variable} to the number of its pixels",
+        ) from error
+    except UnidentifiedImageError as error:
+        hint = next((text for start, text in MISTAKEN.items() if data.lstrip().startswith(start)), None)
+        raise DamagedFile(f"{name}: unknown image format", hint=hint) from error
+    scans = data.count(START_OF_SCAN) if image.format == "JPEG" else 0
+    if scans > MAX_SCANS:
+        raise DamagedFile(f"{name}: a JPEG of {scans:,} scans", expected=f"at most {MAX_SCANS}", hint="save it again")
+    return image
+
+
 def _pillow(data: bytes, name: str) -> np.ndarray:
-    image: Image.Image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
-    _check_size(image.height, image.width, name)
-    if image.format == "GIF" and getattr(image, "n_frames", 1) > 1:
+    image: Image.Image = _opened(data, name)
+    check_image(image.height, image.width, PIXEL_BYTES.get(image.mode, len(image.getbands())), len(data), name)
+    if image.format == "GIF" and getattr(image, "is_animated", False):
         raise DamagedFile(f"{name}: an animation, not an image", hint="save one frame as an image")
     image.load()
     image = ImageOps.exif_transpose(image)
@@ -193,7 +192,7 @@ def _png16(data: bytes, name: str) -> np.ndarray:
     import imagecodecs
 
     columns, rows = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
-    _check_size(rows, columns, name)
+    check_image(rows, columns, 2 * SAMPLES_OF_PNG.get(data[25], 4), len(data), name)
     return _channels_first(imagecodecs.png_decode(data))
 
 
@@ -203,14 +202,11 @@ def _png16(data: bytes, name: str) -> np.ndarray:
 def read_tiff(data: bytes, name: str) -> np.ndarray:
     """The first series of a TIFF; its rows, columns and at most one channel axis, alpha resolved."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        if not len(file.pages) or not file.series:
-            raise DamagedFile(f"{name}: no image in this TIFF", hint="copy it again")
         series = main_series(file, name)
         page = cast(Any, series.keyframe)
         channel = _channel_axis(series.axes, series.shape, name)
-        if np.prod(series.shape, dtype=np.float64) > 64 * MAX_PIXELS:
-            raise _too_large(name, f"shape {series.shape}")
-        check_ends(series, len(data), name)
+        check_pieces(series, len(data), name)
+        check_claim(math.prod(series.shape) * samples_dtype(page).itemsize, len(data), name)
         if page.photometric in LAB or _is_subsampled(page):
             raise DamagedFile(
                 f"{name}: unsupported colour space",
@@ -250,7 +246,7 @@ def _is_subsampled(page: Any) -> bool:
 
 def _channel_axis(axes: str, shape: tuple[int, ...], name: str) -> str | None:
     sizes = dict(zip(axes, shape))
-    _check_size(sizes.get("Y", 0), sizes.get("X", 0), name)
+    check_image(sizes.get("Y", 0), sizes.get("X", 0), 0, 0, name)
     others = [axis for axis in axes if axis not in "YX" and sizes[axis] > 1]
     if len(others) > 1 or any(axis not in "CS" for axis in others):
         raise DamagedFile(
@@ -260,21 +256,6 @@ def _channel_axis(axes: str, shape: tuple[int, ...], name: str) -> str | None:
             hint="save one plane as an image, or the channels as OME-TIFF",
         )
     return others[0] if others else None
-
-
-def check_ends(series: tifffile.TiffPageSeries, length: int, name: str) -> None:
-    """A cut strip of JPEG data decodes to grey without an error, so the places in the file are checked first."""
-    for page in series.pages:
-        if page is None:
-            continue
-        ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts)]
-        if max(ends, default=0) > length:
-            raise DamagedFile(
-                f"{name}: the file is cut off",
-                got=f"{length:,} bytes",
-                expected=f"{max(ends):,} bytes",
-                hint="copy it again",
-            )
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -5,13 +5,21 @@ Every reader of TIFF in saccade (images, stacks, slides) goes through this file.
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import numpy as np
 import tifffile
 
+from saccade.data.limits import MAX_PLANES
 from saccade.errors import DamagedFile
 
+DOCUMENT_TYPE = re.compile(r"<!\s*(DOCTYPE|ENTITY)", re.IGNORECASE)
+COUNTS = ("PlaneCount", "NumPlanes", "FirstZ", "FirstC", "FirstT", "IFD")
+"""Attributes of TiffData, of which tifffile takes the numbers as they are."""
 ASIDE = ("label", "macro", "thumbnail", "overview")
 """Words in the name of a series, as Aperio, Ventana and OME files have them, that is never the image."""
 
@@ -19,8 +27,10 @@ ASIDE = ("label", "macro", "thumbnail", "overview")
 def main_series(file: tifffile.TiffFile, name: str) -> Any:
     """The image of a file: of its series that are not reduced copies, labels or overviews, the largest.
 
-    Raises DamagedFile where there is none, and where planes of an OME-TIFF are in other files that are not there.
+    Raises DamagedFile where there is none, where planes of an OME-TIFF are in other files that are not there, and as
+    ``check_text``.
     """
+    check_text(file, name)
     series: list[Any] = [item for item in file.series if not any(word in (item.name or "").lower() for word in ASIDE)]
     full_size = [item for item in series if not item.keyframe.is_reduced] or series
     if not full_size:
@@ -28,6 +38,90 @@ def main_series(file: tifffile.TiffFile, name: str) -> Any:
     main = max(full_size, key=lambda item: item.keyframe.imagewidth * item.keyframe.imagelength)
     check_complete(main, name)
     return main
+
+
+def refuse_document_type(text: str, name: str) -> None:
+    """Raise DamagedFile for XML with a document type definition: it may define entities without end."""
+    if DOCUMENT_TYPE.search(text):
+        raise DamagedFile(f"{name}: its XML has a document type definition, which is not read", hint="remove it")
+
+
+def parse_xml(text: str, name: str) -> Element:
+    """The root of XML. Raises DamagedFile for a document type definition; ParseError."""
+    refuse_document_type(text, name)
+    return ElementTree.fromstring(text)
+
+
+def check_text(file: tifffile.TiffFile, name: str) -> None:
+    """Raise DamagedFile where the text of a file (OME-XML, Micro-Manager) claims more planes than a file can have.
+
+    Without a look before, tifffile makes a list of as many planes as the text says.
+    """
+    if not len(file.pages):
+        raise DamagedFile(f"{name}: no image in this TIFF", hint="copy it again")
+    page = file.pages.first.aspage()
+    refuse_document_type(page.description + page.description1, name)
+    claims = _planes_in_ome(file.ome_metadata, name) if file.is_ome else []
+    if file.is_mmstack:
+        index = (file.micromanager_metadata or {})["IndexMap"][:, :4].astype(np.float64)
+        claims.append(math.prod(index.max(axis=0) + 1))
+    if max(claims, default=0) > MAX_PLANES:
+        raise DamagedFile(
+            f"{name}: its header claims {max(claims):,.0f} planes",
+            expected=f"at most {MAX_PLANES:,}",
+            hint="copy it again",
+        )
+
+
+def _planes_in_ome(xml: str | None, name: str) -> list[float]:
+    """Every number of planes in OME-XML; empty where it cannot be parsed, which tifffile says."""
+    try:
+        root = parse_xml(xml or "", name)
+    except ElementTree.ParseError:
+        return []
+    counts = []
+    for element in root.iter():
+        kind = element.tag.rpartition("}")[2]
+        if kind == "Pixels":
+            counts.append(math.prod(float(element.get(f"Size{axis}", "1")) for axis in "ZCT"))
+        elif kind == "TiffData":
+            counts += [float(value) for key, value in element.attrib.items() if key in COUNTS]
+        elif kind.startswith("Along") and element.get("Start"):
+            span = float(element.get("End", "0")) - float(element.get("Start", "0"))
+            counts.append(span / (float(element.get("Step", "1")) or 1.0))
+    return counts
+
+
+def check_pieces(series: Any, length: int, name: str) -> None:
+    """``check_page`` for the pages of a series in a file of ``length`` bytes."""
+    for page in series.pages:
+        if page is not None:
+            check_page(page, length, name)
+
+
+def check_page(page: Any, length: int, name: str) -> None:
+    """Raise DamagedFile where the tiles or strips of a page are fewer than its size needs, or beyond the end.
+
+    A cut strip of JPEG data decodes to grey without an error, and missing tiles of a huge page are looked for one by
+    one.
+    """
+    ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts)]
+    if max(ends, default=0) > length:
+        raise DamagedFile(
+            f"{name}: the file is cut off",
+            got=f"{length:,} bytes",
+            expected=f"{max(ends):,} bytes",
+            hint="copy it again",
+        )
+    keyframe = page.keyframe
+    needed = math.prod(keyframe.chunked)
+    if needed > len(ends) and not (keyframe.compression == 1 and keyframe.nbytes <= sum(page.databytecounts)):
+        raise DamagedFile(
+            f"{name}: its header claims {keyframe.imagelength:,} x {keyframe.imagewidth:,} pixels",
+            got=f"{len(ends):,} {'tiles' if keyframe.is_tiled else 'strips'}",
+            expected=f"{needed:,}",
+            hint="copy it again",
+        )
 
 
 def check_complete(series: Any, name: str) -> None:

@@ -12,18 +12,22 @@ from typing import Any
 
 from saccade.data.formats import by_name
 
+DEFLATED, LONGEST_META = b"1.2.840.10008.1.2.1.99", 2048
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumns", "TotalPixelMatrixRows"]
 
 
-def _header(path: Path) -> Any:
+def _header(path: Path) -> dict[str, Any] | None:
     """The tags of a file; None where it is no DICOM."""
     import pydicom  # slow to import, and rarely wanted
-    from pydicom.errors import InvalidDicomError
 
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-    except (InvalidDicomError, OSError, EOFError):
+        with path.open("rb") as file:
+            if DEFLATED in file.read(LONGEST_META):  # a slide never is, and pydicom would inflate all of it
+                return None
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+        return {tag: header.get(tag) for tag in TAGS}  # elements are decoded when they are asked for
+    except Exception:  # nearly anything is raised on broken bytes; such a file is named when it is opened
         return None
 
 
@@ -49,11 +53,13 @@ def series_in(root: Path, names: Sequence[str]) -> list[str]:
     largest: dict[str, tuple[int, str]] = {}
     for name in names:
         header = _header(root / name) if may_be_dicom(name) else None
+        if header is None and has_dicom_suffix(name):
+            largest[name] = (0, name)  # damaged: named and counted when it is opened
         if header is None or header.get("SOPClassUID") != WHOLE_SLIDE:
             continue
-        if {"LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER"} & set(header.get("ImageType", [])):
+        if {"LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER"} & set(header["ImageType"] or []):
             continue  # where ImageType is missing or short, the largest picture of the series is the slide
-        pixels = int(header.get("TotalPixelMatrixColumns", 0)) * int(header.get("TotalPixelMatrixRows", 0))
+        pixels = (header["TotalPixelMatrixColumns"] or 0) * (header["TotalPixelMatrixRows"] or 0)
         series = str(header.get("SeriesInstanceUID"))
         if pixels > largest.get(series, (0, ""))[0]:
             largest[series] = (pixels, name)

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from saccade.data.limits import damage_named
+
 
 @dataclass(frozen=True)
 class Region:
@@ -63,3 +65,25 @@ class Reader(Protocol):
         None where the reader does not know the tiles of the file.
         """
         ...
+
+
+class CheckedReader:
+    """A reader whose exceptions, whatever they are, become DamagedFile with the name of the slide."""
+
+    def __init__(self, reader: Reader, name: str):
+        self.inner, self._name = reader, name
+        self.vendor, self.note, self.fluorescent = reader.vendor, reader.note, reader.fluorescent
+        self.sizes_px, self.downsamples = reader.sizes_px, reader.downsamples
+        self.spacing_um, self.dtype, self.channels = reader.spacing_um, reader.dtype, reader.channels
+
+    def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
+        """As ``Reader.read``."""
+        with damage_named(self._name):
+            return self.inner.read(level, left, top, size_px, fill)
+
+    def read_around(
+        self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int
+    ) -> tuple[Region, np.ndarray] | None:
+        """As ``Reader.read_around``."""
+        with damage_named(self._name):
+            return self.inner.read_around(level, left, top, size_px, fill)

@@ -14,7 +14,8 @@ import tifffile
 from PIL import Image
 
 from saccade.data.formats import by_name
-from saccade.data.slides.reader import Reader, Region
+from saccade.data.limits import damage_named
+from saccade.data.slides.reader import CheckedReader, Reader, Region
 from saccade.data.slides.tiff_reader import TiffReader, is_tiff, listening
 from saccade.errors import DamagedFile, require
 
@@ -165,8 +166,9 @@ def open_reader(path: Path) -> Reader:
     if path.stat().st_size == 0:
         raise DamagedFile(f"{path}: empty file", hint="copy it again from where it came")
     card = by_name(path.name, "slide")
-    reader: Reader = card.load()(path) if card else open_scanner_file(path)
-    return reader
+    with damage_named(str(path), "cannot be opened as a slide"):
+        reader: Reader = card.load()(path) if card else open_scanner_file(path)
+        return CheckedReader(reader, str(path))
 
 
 def open_scanner_file(path: Path) -> Reader:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from saccade.data.limits import SLIDE_RATIO, SMALL_SLIDE, check_ratio, damage_named
 from saccade.data.slides.multi_file import parts_of
 from saccade.data.slides.reader import Reader, Region
 from saccade.data.slides.readers import open_reader
@@ -383,8 +384,16 @@ def open_slide(path: str | Path, mpp: float | None = None, *, dark: bool | None 
     Raises
     ------
     DamagedFile
-        No reader can open the file; the message names it and the reason of each reader.
+        No reader can open the file, or its header claims many times what is stored; the message names the file and
+        the reason of each reader.
     UsageError
         ``mpp`` is implausible.
     """
-    return Slide(Path(path), open_reader(Path(path)), mpp, dark)
+    path = Path(path)
+    reader = open_reader(path)
+    with damage_named(str(path)):
+        stored = sum(part.stat().st_size for part in (path, *parts_of(path)))
+        rows, columns = reader.sizes_px[0]
+        claimed = rows * columns * reader.channels * reader.dtype.itemsize
+        check_ratio(claimed, stored, str(path), small=SMALL_SLIDE, times=SLIDE_RATIO)
+        return Slide(path, reader, mpp, dark)

@@ -13,6 +13,7 @@ import numpy as np
 
 from saccade.base.contracts import Sample, Source
 from saccade.base.machine import usable_cores
+from saccade.data.limits import damage_named
 from saccade.data.slides.slide import DARK, FINER, no_resolution, open_slide, some_of
 from saccade.data.slides.slide_pool import SlideEntry, SlidePool, open_entry
 from saccade.data.slides.tiling import TILE_PX, TISSUE, TileGrid, Tiling, tile_grid
@@ -110,9 +111,12 @@ class SlideTiles:
         """The tiles of one slide, or why it cannot be used. The masks are not kept: a thousand of them are 2 GiB."""
         assert self.tiling.min_tissue is not None
         try:
-            slide = open_entry(entry, self.tiling.slide_mpp)
-            mask = find_tissue(slide)
-            grid = tile_grid(slide, mpp=self.mpp, tile_px=self.tile_px, min_tissue=self.tiling.min_tissue, mask=mask)
+            with damage_named(str(entry.path)):
+                slide = open_entry(entry, self.tiling.slide_mpp)
+                mask = find_tissue(slide)
+                grid = tile_grid(
+                    slide, mpp=self.mpp, tile_px=self.tile_px, min_tissue=self.tiling.min_tissue, mask=mask
+                )
             damage = f"{mask.hidden:.1%} of it cannot be read" if mask.hidden else ""
             places = f"{mask.unread} of the regions sampled for focus cannot be read" if mask.unread else ""
             note = "; ".join(filter(None, (slide.note, damage, places)))

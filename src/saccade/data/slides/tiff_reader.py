@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ import tifffile
 from saccade.base.cache import LruCache
 from saccade.data.formats import TIFF_MAGIC
 from saccade.data.images.length_units import length_um
-from saccade.data.images.tiff import main_series, samples_dtype, to_samples
+from saccade.data.images.tiff import check_page, check_text, main_series, parse_xml, samples_dtype, to_samples
+from saccade.data.limits import damage_named
 from saccade.data.slides.reader import Region
-from saccade.errors import DamagedFile, first_line
+from saccade.errors import DamagedFile
 
 CACHE_BYTES = 64 * 2**20
 CUT_OFF = "offset"  # in what tifffile says of a file that points beyond its end
@@ -64,7 +64,7 @@ class TiffReader:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with listening() as messages:
+            with listening() as messages, damage_named(str(path), "not a readable TIFF"):
                 self._file = tifffile.TiffFile(path)
                 series, areas = _main_series(self._file)
                 planes = _planes(self._file, series)
@@ -74,9 +74,6 @@ class TiffReader:
             if any(CUT_OFF in line for line in messages):
                 raise DamagedFile(f"{path}: the file is cut off", hint="copy it again") from error
             raise
-        except Exception as error:  # tifffile raises nearly anything on broken bytes
-            reason = first_line(error)
-            raise DamagedFile(f"{path}: not a readable TIFF ({reason})", hint="copy it again") from error
         first = planes[0]
         self.dtype = samples_dtype(first)
         self.channels = sum(plane.samplesperpixel - (_alpha(plane) is not None) for plane in planes)
@@ -95,15 +92,10 @@ class TiffReader:
         self._segments: LruCache[tuple[int, int, int], np.ndarray] = LruCache(CACHE_BYTES)
 
     def _check(self) -> None:
-        """A cut file opens well and decodes to grey: the places in it are checked first."""
+        """What the pages claim is compared with the file before anything is decoded."""
         for level in self._levels:
             for page in level:
-                ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts)]
-                length = page.parent.filehandle.size
-                if max(ends, default=0) > length:
-                    raise DamagedFile(
-                        f"{self.path}: the file is cut off", got=f"{length:,} bytes", expected=f"{max(ends):,} bytes"
-                    )
+                check_page(page, page.parent.filehandle.size, str(self.path))
                 rows, columns = _segment_px(page)
                 if rows * columns * page.samplesperpixel * page.dtype.itemsize > SEGMENT_BYTES:
                     raise DamagedFile(
@@ -196,11 +188,9 @@ class TiffReader:
         start, count = page.dataoffsets[index], page.databytecounts[index]
         if not count:
             return None
-        try:
+        with damage_named(f"{self.path}: tile {index}"):
             data = os.pread(self._file_of(page).fileno(), count, start)
             decoded, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
-        except Exception as error:  # decoders raise nearly anything on broken bytes
-            raise DamagedFile(f"{self.path}: cannot be read (tile {index}: {error})", hint="copy it again") from error
         if decoded is None:
             return None
         piece: np.ndarray = to_samples(decoded[0, : shape[1], : shape[2]], page)
@@ -243,20 +233,22 @@ def _main_series(file: tifffile.TiffFile) -> tuple[Any, int]:
     A Leica SCN begins with its macro picture, which shows the label: an image that covers the whole glass (as
     OpenSlide tells it) is never taken.
     """
+    name = str(file.filehandle.path)
     if not file.is_scn:
-        return main_series(file, str(file.filehandle.path)), 1
+        return main_series(file, name), 1
+    check_text(file, name)
     series = list(file.series)
-    is_main = [not covers for covers in _covers_glass(file.pages.first.aspage().description)]
+    is_main = [not covers for covers in _covers_glass(file.pages.first.aspage().description, name)]
     series = [candidate for candidate, main in zip(series, is_main) if main] if len(is_main) == len(series) else []
     if not series:
-        raise DamagedFile(f"{file.filehandle.path}: no image in this TIFF")
+        raise DamagedFile(f"{name}: no image in this TIFF")
     return max(series, key=lambda candidate: math.prod(candidate.shape)), len(series)
 
 
-def _covers_glass(description: str) -> list[bool]:
+def _covers_glass(description: str, name: str) -> list[bool]:
     """Of every image in the text of a Leica SCN: whether its view is the whole glass."""
     covers = []
-    for collection in ElementTree.fromstring(description).iterfind("{*}collection"):
+    for collection in parse_xml(description, name).iterfind("{*}collection"):
         for image in collection.iterfind("{*}image"):
             view = image.find("{*}view")
             covers.append(
@@ -309,7 +301,8 @@ def _spacing(file: tifffile.TiffFile, plane: Any) -> tuple[float, float] | None:
     None where none has a unit.
     """
     if file.is_ome and file.ome_metadata:
-        pixels = next((e for e in ElementTree.fromstring(file.ome_metadata).iter() if e.tag.endswith("}Pixels")), None)
+        root = parse_xml(file.ome_metadata, str(file.filehandle.path))
+        pixels = next((element for element in root.iter() if element.tag.endswith("}Pixels")), None)
         if pixels is not None and pixels.get("PhysicalSizeX") and pixels.get("PhysicalSizeY"):
             unit = [length_um(pixels.get(f"PhysicalSize{axis}Unit", "µm")) or 0.0 for axis in "YX"]
             sides = [float(pixels.get(f"PhysicalSize{axis}", "0")) * u for axis, u in zip("YX", unit)]

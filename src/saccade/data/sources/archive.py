@@ -8,28 +8,30 @@ import gzip
 import lzma
 import os
 import posixpath
-import shutil
 import tarfile
 import tempfile
 import threading
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
 from saccade.base.contracts import Sample
+from saccade.data.limits import check_claim, check_ratio, check_table, damage_named
 from saccade.data.sources.names import by_normal_name
 from saccade.data.sources.source import choose_records
 from saccade.data.sources.tables import MANIFESTS, Table, read_rows, read_table
 from saccade.data.sources.volume_files import Contents, visible
 from saccade.errors import DamagedFile, DataError
 
-MAX_BYTES = 4 * 2**30  # of one member; a small archive can claim any size
+XZ_MEMORY = 256 * 2**20  # bytes of a dictionary; xz -9 uses 64 MiB
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError)
 
 
 class _Members(Protocol):
     sizes: dict[str, int]
+    stored: dict[str, int]
 
     def read(self, name: str, most: int | None = None) -> bytes: ...
 
@@ -43,6 +45,7 @@ class _Zip:
         infos = {info.filename: info for info in self._handle().infolist() if not info.is_dir()}
         self.infos = {name: infos[stored] for name, stored in by_normal_name(infos).items()}
         self.sizes = {name: info.file_size for name, info in self.infos.items()}
+        self.stored = {name: info.compress_size for name, info in self.infos.items()}
 
     def _handle(self) -> zipfile.ZipFile:
         if getattr(self._local, "process", None) != os.getpid():
@@ -60,7 +63,11 @@ class _Tar:
     A compressed one is unpacked to an unnamed file first.
     """
 
-    OPENERS: ClassVar[dict[bytes, Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}
+    OPENERS: ClassVar[dict[bytes, Callable[..., Any]]] = {
+        b"\x1f\x8b": gzip.GzipFile,
+        b"\xfd7zXZ\0": lzma.LZMAFile,
+        b"BZh": bz2.BZ2File,
+    }
 
     def __init__(self, path: Path):
         with path.open("rb") as file:
@@ -71,13 +78,13 @@ class _Tar:
             self.file = path.open("rb")
         else:
             self.file = tempfile.TemporaryFile(prefix="saccade-")  # noqa: SIM115
-            with opener(path, "rb") as packed:
-                shutil.copyfileobj(packed, self.file, 2**20)
+            _unpack(path, opener, self.file)
             self.file.seek(0)
         with tarfile.open(fileobj=self.file, mode="r:") as index:
             places = {member.name: (member.offset_data, member.size) for member in index if member.isreg()}
         self.places = {name: places[stored] for name, stored in by_normal_name(places).items()}
         self.sizes = {name: size for name, (_, size) in self.places.items()}
+        self.stored = self.sizes
 
     def read(self, name: str, most: int | None = None) -> bytes:
         start, size = self.places[name]
@@ -86,6 +93,16 @@ class _Tar:
         if len(data) != size:
             raise OSError(f"the archive ends inside {name}")
         return data
+
+
+def _unpack(path: Path, opener: Callable[..., Any], target: BinaryIO) -> None:
+    """Unpack a file, as long as what is written is no more than the limits allow for what was read."""
+    total = 0
+    with path.open("rb") as stored, opener(fileobj=stored) if opener is gzip.GzipFile else opener(stored) as packed:
+        while piece := packed.read(2**20):
+            total += len(piece)
+            check_ratio(total, stored.tell(), str(path))
+            target.write(piece)
 
 
 def _open(path: Path) -> _Members:
@@ -147,6 +164,7 @@ class ArchiveSource:
                 inside = posixpath.join(base, table)
                 if inside in sizes:
                     name = f"{self.name}:{inside}"
+                    check_table(sizes[inside], name)
                     return Table(name, read_rows(self._bytes(inside), name), base)
         return None
 
@@ -156,16 +174,10 @@ class ArchiveSource:
     def _bytes(self, name: str, most: int | None = None) -> bytes:
         if name not in self._members.sizes:
             raise DamagedFile(f"{self.name}:{name}: not in the archive")
-        if self._members.sizes[name] > MAX_BYTES:
-            raise DamagedFile(
-                f"{self.name}:{name}: too large for one image",
-                got=f"{self._members.sizes[name]:,} bytes",
-                expected=f"at most {MAX_BYTES:,}",
-            )
-        try:
+        size = self._members.sizes[name] if most is None else min(most, self._members.sizes[name])
+        check_claim(size, self._members.stored[name], f"{self.name}:{name}")
+        with damage_named(f"{self.name}:{name}"):
             return self._members.read(name, most)
-        except (*BROKEN, RuntimeError, NotImplementedError) as error:  # the last two: encrypted, unknown packing
-            raise DamagedFile(f"{self.name}:{name}: cannot be read ({error})") from error
 
     def read(self, index: int) -> Sample:
         return self._contents.read(self.records[index], self.axes)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import shutil
 import tempfile
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from saccade.base.contracts import Record, Sample
-from saccade.errors import DataError, StorageError, first_line
+from saccade.data.limits import check_ratio, check_table
+from saccade.data.volumes.volume import LONGEST_HEADER, npy_header
+from saccade.errors import DamagedFile, DataError, StorageError, first_line
 
 PARTS = ("train", "val", "test")
 Layout = Literal["grey", "colour", "volume"]
@@ -46,10 +50,9 @@ class ArraySource:
             )
         self._layout, self.axes = layouts[0], 3 if layouts[0] == "volume" else 2
         for split, images, labels in parts:
-            _check_labels(images, labels, f"{path}:{split or 'images'}")
             self._stacks.append(images)
             for i in range(len(images)):
-                label = _label(labels[i].item()) if labels is not None and labels[i].size == 1 else None
+                label = _label(labels[i].item()) if labels is not None else None
                 self.records.append(Record(id=f"{split or 'images'}/{i:06d}", label=label, split=split))
                 self._place.append((len(self._stacks) - 1, i))
         if not self.records:
@@ -75,35 +78,50 @@ class ArraySource:
         return hashlib.sha256(f"{pixels.shape}{pixels.dtype}".encode() + pixels.tobytes()).hexdigest()
 
 
-def _load(path: Path) -> Any:
-    """What numpy reads, after a look at the first bytes: numpy calls any unknown file a pickle."""
-    with path.open("rb") as file:
-        start = file.read(6)
-    if start != b"\x93NUMPY" and start[:2] != b"PK":
-        raise ValueError("the file does not begin like a numpy file")
-    return np.load(path, allow_pickle=False, mmap_mode="r" if start[:2] != b"PK" else None)
+@dataclass(frozen=True)
+class _Header:
+    """What an array of an .npz claims: shape, order, number type, and bytes before its numbers."""
+
+    shape: tuple[int, ...]
+    by_columns: bool
+    dtype: np.dtype
+    start: int
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _member(path: Path, key: str) -> np.ndarray:
-    """One array of an .npz. A large one is unpacked to an unnamed file and mapped: beside the reduced images of the
+def _header(archive: zipfile.ZipFile, key: str, path: Path) -> _Header:
+    """The header of one array, compared with what is stored. Raises ValueError, DamagedFile."""
+    info = archive.getinfo(f"{key}.npy")
+    with archive.open(info) as member:
+        header = _Header(*npy_header(member.read(LONGEST_HEADER)))
+    if header.dtype.hasobject:
+        raise ValueError("Object arrays hold Python objects (pickle)")
+    if header.start + header.bytes != info.file_size:
+        raise ValueError(f"{key}: its header claims {header.bytes:,} bytes and there are {info.file_size:,}")
+    check_ratio(header.bytes, info.compress_size, f"{path}:{key}")
+    return header
+
+
+def _images(archive: zipfile.ZipFile, key: str, path: Path) -> np.ndarray:
+    """An array of images. A large one is unpacked to an unnamed file and mapped: beside the reduced images of the
     cache, no second copy is held in memory. Raises ValueError when the bytes are not those the header declares."""
-    with zipfile.ZipFile(path) as archive, archive.open(archive.getinfo(f"{key}.npy")) as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, kind = read(member)
-        needed, stored = math.prod(shape) * kind.itemsize, archive.getinfo(f"{key}.npy").file_size
-        if kind.hasobject:
-            raise ValueError("Object arrays hold Python objects (pickle)")
-        if not 0 <= stored - needed < 2**16:
-            raise ValueError(f"{key}: its header claims {needed:,} bytes and there are {stored:,}")
-        order: Literal["F", "C"] = "F" if by_columns else "C"
-        if needed <= MAPPED_ABOVE:
+    header = _header(archive, key, path)
+    order: Literal["F", "C"] = "F" if header.by_columns else "C"
+    with archive.open(f"{key}.npy") as member:
+        member.read(header.start)
+        if header.bytes <= MAPPED_ABOVE:
             data = member.read()
-            if len(data) != needed:
+            if len(data) != header.bytes:
                 raise EOFError(f"{key} is cut off")
-            return np.frombuffer(data, kind).reshape(shape, order=order)
+            return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
         with tempfile.TemporaryFile(prefix="saccade-npz-") as file:
+            free = shutil.disk_usage(tempfile.gettempdir()).free
             try:
+                if header.bytes > free:
+                    raise OSError(errno.ENOSPC, f"{header.bytes:,} bytes are needed and {free:,} are free")
                 shutil.copyfileobj(member, file, 2**20)
                 file.flush()
             except OSError as error:
@@ -112,26 +130,43 @@ def _member(path: Path, key: str) -> np.ndarray:
                     got=error.strerror,
                     hint="set TMPDIR to a larger disk",
                 ) from error
-            return np.memmap(file, kind, "r", shape=shape, order=order)
+            return np.memmap(file, header.dtype, "r", shape=header.shape, order=order)
+
+
+def _labels(archive: zipfile.ZipFile, key: str, images: np.ndarray, path: Path) -> np.ndarray | None:
+    """The labels of these images; None where there are none, or several for each image, which are left out."""
+    if f"{key}.npy" not in archive.namelist():
+        return None
+    header = _header(archive, key, path)
+    name = f"{path}:{key.removesuffix('labels')}images"
+    if not header.shape or header.shape[0] != len(images):
+        count = header.shape[0] if header.shape else "a single value"
+        raise DataError(f"{name}: labels and images differ in number", got=f"{count} and {len(images)}")
+    if math.prod(header.shape[1:]) != 1:
+        return None
+    check_table(header.bytes, f"{path}:{key}")
+    with archive.open(f"{key}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _parts(path: Path) -> list[Part]:
+    with path.open("rb") as file:
+        start = file.read(6)
     try:
-        loaded = _load(path)
-        if isinstance(loaded, np.ndarray):
-            return [(None, loaded, None)]
-        with loaded:
-            keys = set(loaded.files)
-            parts: list[Part] = [
-                (part, _member(path, f"{part}_images"), loaded[f"{part}_labels"] if f"{part}_labels" in keys else None)
-                for part in PARTS
-                if f"{part}_images" in keys
-            ]
-            if not parts and "images" in keys:
-                parts = [(None, _member(path, "images"), loaded["labels"] if "labels" in keys else None)]
+        if start == b"\x93NUMPY":
+            return [(None, np.load(path, allow_pickle=False, mmap_mode="r"), None)]
+        if start[:2] != b"PK":  # numpy calls any unknown file a pickle
+            raise ValueError("the file does not begin like a numpy file")
+        with zipfile.ZipFile(path) as archive:
+            keys = {name.removesuffix(".npy") for name in archive.namelist()}
+            named: list[tuple[str | None, str]] = [(part, f"{part}_") for part in PARTS if f"{part}_images" in keys]
+            parts: list[Part] = []
+            for split, prefix in named or ([(None, "")] if "images" in keys else []):
+                images = _images(archive, f"{prefix}images", path)
+                parts.append((split, images, _labels(archive, f"{prefix}labels", images, path)))
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
         pickled = "pickle" in str(error).lower() or "Python objects" in str(error)
-        raise DataError(
+        raise DamagedFile(
             f"{path}: " + ("holds pickled objects, which can run code" if pickled else "incomplete array file"),
             got=first_line(error),
             hint="save plain number arrays with numpy.savez" if pickled else "copy it again",
@@ -150,6 +185,8 @@ def _layout(images: Any, name: str) -> Layout:
     if not isinstance(images, np.ndarray) or images.ndim not in (3, 4) or images.dtype.kind not in "uif":
         got = f"shape {images.shape}, {images.dtype}" if isinstance(images, np.ndarray) else type(images).__name__
         raise DataError(f"{name}: not a stack of images", got=got, expected="numbers, [N Y X], [N Y X 3] or [N T Y X]")
+    if 0 in images.shape[1:]:
+        raise DataError(f"{name}: images without pixels", got=f"shape {images.shape}")
     if images.ndim == 3 or images.shape[-1] == 1:
         return "grey"
     if images.shape[-1] == 3:
@@ -172,9 +209,3 @@ def _label(value: Any) -> str | None:
         value = int(value) if value.is_integer() else value
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
     return text.strip() or None
-
-
-def _check_labels(images: np.ndarray, labels: np.ndarray | None, name: str) -> None:
-    if labels is not None and (not labels.ndim or len(labels) != len(images)):
-        count = len(labels) if labels.ndim else "a single value"
-        raise DataError(f"{name}: labels and images differ in number", got=f"{count} and {len(images)}")

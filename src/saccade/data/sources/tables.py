@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow
-import pyarrow.parquet
 
 from saccade.data.formats import by_name
+from saccade.data.limits import check_table, damage_named
+from saccade.data.parquet import read_bounded
 from saccade.data.sources.names import normal_name
 from saccade.errors import DataError, first_line
 
@@ -59,6 +60,7 @@ class Table:
 def read_table(path: Path) -> Table:
     """A table on disk. Raises DataError when it is absent or cannot be read."""
     try:
+        check_table(path.stat().st_size, str(path))
         return Table(str(path), read_rows(path.read_bytes(), str(path)))
     except OSError as error:
         raise DataError("table cannot be read", got=f"{path} ({error.strerror})") from error
@@ -72,16 +74,15 @@ def table_in(folder: Path) -> Path | None:
 def read_rows(data: bytes, name: str) -> list[dict[str, str]]:
     """Rows of a table, CSV where the name says nothing else; column names in lower case, everything as text."""
     card = by_name(name, "table")
-    try:
-        rows: list[dict[str, str]] = (card.load() if card else read_csv)(data, name)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}: the text of the table is not in UTF-8",
-            got=first_line(error),
-            hint='save it as "CSV UTF-8" in the spreadsheet, or convert it: iconv -f WINDOWS-1252 -t UTF-8',
-        ) from error
-    except (csv.Error, pyarrow.ArrowException) as error:
-        raise DataError(f"{name}: not a readable table", got=first_line(error)) from error
+    with damage_named(name, "not a readable table"):
+        try:
+            rows: list[dict[str, str]] = (card.load() if card else read_csv)(data, name)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}: the text of the table is not in UTF-8",
+                got=first_line(error),
+                hint='save it as "CSV UTF-8" in the spreadsheet, or convert it: iconv -f WINDOWS-1252 -t UTF-8',
+            ) from error
     rows = [row for row in rows if any(row.values())]  # spreadsheets write empty ones below their last
     if not rows:
         raise DataError(f"{name}: the table has no rows")
@@ -98,7 +99,7 @@ def read_csv(data: bytes, name: str) -> list[dict[str, str]]:
 
 def read_parquet(data: bytes, name: str) -> list[dict[str, str]]:
     """Rows of a Parquet file."""
-    table = pyarrow.parquet.read_table(io.BytesIO(data))
+    table = read_bounded(pyarrow.BufferReader(data), len(data), name)
     # A number that is missing is NaN in some tables and null in others.
     return [{k.lower(): "" if v is None or v != v else str(v) for k, v in r.items()} for r in table.to_pylist()]
 

@@ -19,6 +19,7 @@ import numpy as np
 from saccade.base.contracts import Record, Sample
 from saccade.data.formats import TEXT_SUFFIXES, has_suffix, is_tiff
 from saccade.data.images.decode import decode
+from saccade.data.limits import damage_named
 from saccade.data.volumes.dicom import image_spacing_um, read_series
 from saccade.data.volumes.dicom_series import find_series, is_dicom
 from saccade.data.volumes.tiff_stack import is_stack
@@ -134,8 +135,12 @@ class Contents:
         return self.cases.get(name) or Case((name,))  # a table may name a file outside the folder
 
     def read(self, record: Record, axes: int) -> Sample:
-        """One image or volume."""
+        """One image or volume. Raises DamagedFile, naming it, whatever its reader raises."""
         where = f"{self.source}:{record.id}"
+        with damage_named(where):
+            return self._read(record, axes, where)
+
+    def _read(self, record: Record, axes: int, where: str) -> Sample:
         if axes == 2:
             data = self.fetch(record.id)
             spacing = image_spacing_um(data, where) if record.id in self.dicom_images else None

@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,13 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from saccade.data.volumes.dicom_pixels import padding_range, stored_pixels
+from saccade.data.limits import MAX_CHANNELS, SMALL_VOLUME, check_claim, check_image, check_voxels, damage_named
+from saccade.data.slides.dicom_reader import DEFLATED, LONGEST_META
+from saccade.data.volumes.dicom_pixels import padding_range, pixel_bytes, stored_pixels
 from saccade.data.volumes.orientation import Volume, check_spacing, to_lps
-from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels
+from saccade.data.volumes.safe_decompress import check_deflate
 from saccade.data.volumes.slices import Plane, affine_of, check_alike, check_gaps, rescaled
-from saccade.errors import DamagedFile, SaccadeError, first_line
+from saccade.errors import DamagedFile
 
 TAGS = [
     "TransferSyntaxUID",
@@ -54,6 +55,7 @@ TAGS = [
     "PixelPaddingRangeLimit",
     "PixelData",
 ]
+META_START = 144  # after the length of the meta header, its first element (PS3.10 7.1)
 PARTED_BY = (
     ("MRDiffusionSequence", "DiffusionBValue"),
     ("MREchoSequence", "EffectiveEchoTime"),
@@ -134,7 +136,7 @@ def read_image(data: bytes, name: str) -> np.ndarray:
         rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
         if rows < 1 or columns < 1 or "PixelData" not in header:
             raise DamagedFile(f"{name}: a DICOM file without pixels", hint="leave it out")
-        check_voxels((rows, columns), np.dtype(np.uint16), name)
+        check_image(rows, columns, pixel_bytes(header), len(header.PixelData), name)
         stored = stored_pixels(header, name)
         if stored.ndim == 3:
             return stored.transpose(2, 0, 1)
@@ -146,10 +148,11 @@ def read_image(data: bytes, name: str) -> np.ndarray:
 def image_spacing_um(data: bytes, name: str) -> tuple[float, float] | None:
     """(y, x) of a single picture, in the patient or else at the detector; None where the file does not say."""
     header = read_header(data, name, ["PixelSpacing", "ImagerPixelSpacing", "Rows"], stop=True)
-    spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
-    if not spacing:
-        return None
-    rows, columns = _sides(spacing, name)
+    with damage_named(name):
+        spacing = header.get("PixelSpacing") or header.get("ImagerPixelSpacing")
+        if not spacing:
+            return None
+        rows, columns = _sides(spacing, name)
     return 1000 * rows, 1000 * columns
 
 
@@ -158,20 +161,11 @@ def read_dicom(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume
     return read_series([posixpath.basename(name)], lambda _: data, posixpath.dirname(name) or name)
 
 
-@contextmanager
-def damage_named(file: str) -> Iterator[None]:
-    """Elements are decoded when they are asked for, and broken ones raise nearly anything: DamagedFile instead."""
-    try:
-        yield
-    except SaccadeError:
-        raise
-    except Exception as error:
-        raise DamagedFile(f"{file}: its header cannot be read ({first_line(error)})", hint="copy it again") from error
-
-
 def read_header(data: bytes, file: str, tags: Sequence[str], *, stop: bool) -> Dataset:
     """The tags asked for, and no others. Raises DamagedFile when the bytes are no DICOM."""
     marked = data[128:132] == b"DICM"
+    if marked and DEFLATED in data[132:LONGEST_META]:
+        check_deflate(data[META_START + int.from_bytes(data[META_START - 4 : META_START], "little") :], file)
     try:
         header = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop, force=not marked, specific_tags=list(tags))
     except Exception as error:  # broken elements raise nearly anything
@@ -197,6 +191,7 @@ def _planes(data: Dataset, file: str, *, slices: int) -> list[Plane]:
     if data.get("SamplesPerPixel", 1) != 1:
         raise DamagedFile(f"{file}: a colour image, not a slice", hint="leave it out of the series")
     check_voxels((max(frames, slices), rows, columns), np.dtype(np.uint16), file)
+    check_claim(frames * rows * columns * pixel_bytes(data), len(data.PixelData), file, small=SMALL_VOLUME)
     stored = stored_pixels(data, file).reshape(frames, rows, columns)
     shared = _first(data, "SharedFunctionalGroupsSequence")
     each = data.get("PerFrameFunctionalGroupsSequence") or _frames_by_offset(data, frames, file)

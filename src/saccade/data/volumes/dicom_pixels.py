@@ -9,6 +9,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_modality_lut, get_decoder
 
+from saccade.data.images.coded_size import coded_size
 from saccade.errors import DamagedFile, MissingDependency, SaccadeError, first_line
 
 OWN_DECODERS = {  # of imagecodecs, where pydicom has no plugin: scanners' usual packing can always be read
@@ -42,7 +43,10 @@ def padding_range(data: Dataset, slope: float, intercept: float) -> tuple[float,
 def stored_pixels(data: Dataset, file: str) -> np.ndarray:
     """The numbers as they are stored; dark is low also where the header says it is the other way round."""
     syntax = data.file_meta.get("TransferSyntaxUID") if "file_meta" in data.__dict__ else None
-    decoder = _own_decoder(syntax, file) if syntax is not None and syntax.is_compressed else None
+    decoder = None
+    if syntax is not None and syntax.is_compressed:
+        decoder = _own_decoder(syntax, file)
+        _check_frames(data, file)
     try:
         stored = data.pixel_array if decoder is None else _unpacked(data, decoder)
     except SaccadeError:
@@ -56,6 +60,25 @@ def stored_pixels(data: Dataset, file: str) -> np.ndarray:
     if data.get("ModalityLUTSequence") and data.get("RescaleSlope") is None:
         stored = apply_modality_lut(stored, data)  # PS3.3 C.11.1: a table in place of slope and intercept
     return stored
+
+
+def pixel_bytes(data: Dataset) -> int:
+    """Bytes of a pixel after decompression, all samples."""
+    return int(data.get("SamplesPerPixel") or 1) * -(-int(data.get("BitsAllocated") or 8) // 8)
+
+
+def _check_frames(data: Dataset, file: str) -> None:
+    """Raise DamagedFile where a packed frame claims another size than the header: it would be decoded at that size."""
+    size = (int(data.Rows), int(data.Columns))
+    for frame in generate_frames(data.PixelData, number_of_frames=int(data.get("NumberOfFrames") or 1)):
+        claimed = coded_size(frame)
+        if claimed is not None and claimed[0] and claimed != size:
+            raise DamagedFile(
+                f"{file}: its pixels cannot be read",
+                got=f"a frame of {claimed[0]:,} x {claimed[1]:,} pixels",
+                expected=f"{size[0]:,} x {size[1]:,}",
+                hint="copy it again",
+            )
 
 
 def _own_decoder(syntax: Any, file: str) -> str | None:

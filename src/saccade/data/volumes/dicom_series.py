@@ -15,7 +15,8 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from saccade.data.formats import by_name
-from saccade.data.volumes.dicom import damage_named, read_header
+from saccade.data.limits import damage_named
+from saccade.data.volumes.dicom import read_header
 from saccade.errors import DamagedFile
 
 START = 2**16  # bytes in which most headers end

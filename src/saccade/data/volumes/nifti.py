@@ -8,8 +8,9 @@ from collections.abc import Callable
 import nibabel
 import numpy as np
 
+from saccade.data.limits import MAX_CHANNELS, check_voxels
 from saccade.data.volumes.orientation import Volume, check_spacing, to_lps
-from saccade.data.volumes.safe_decompress import MAX_CHANNELS, MAX_VOXELS, check_voxels, fits, gunzip
+from saccade.data.volumes.safe_decompress import fits, gunzip
 from saccade.errors import DamagedFile
 
 HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
@@ -20,7 +21,7 @@ LONGEST_QUATERNION = 1.01
 
 
 def read_nifti(
-    data: bytes, name: str, beside: Callable[[str], bytes] | None = None, *, most_voxels: int = MAX_VOXELS
+    data: bytes, name: str, beside: Callable[[str], bytes] | None = None, *, most_voxels: int | None = None
 ) -> Volume:
     """Read a NIfTI-1 or NIfTI-2 file, packed with gzip or not.
 
@@ -32,8 +33,8 @@ def read_nifti(
         File name for messages.
     beside : callable, optional
         Not used; part of the signature of volume readers.
-    most_voxels : int
-        Larger claims of a header are refused.
+    most_voxels : int, optional
+        Larger claims of a header are refused; None stands for the limit of ``saccade.data.limits``.
 
     Returns
     -------

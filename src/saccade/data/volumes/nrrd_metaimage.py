@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from saccade.data.limits import MAX_CHANNELS, check_voxels
 from saccade.data.volumes.orientation import Volume, check_spacing, to_lps, unplaced
-from saccade.data.volumes.safe_decompress import MAX_CHANNELS, bunzip, check_voxels, fits, gunzip, inflate
+from saccade.data.volumes.safe_decompress import bunzip, fits, gunzip, inflate
 from saccade.errors import DamagedFile
 
 Beside = Callable[[str], bytes]

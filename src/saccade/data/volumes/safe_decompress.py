@@ -1,4 +1,4 @@
-"""What a header may claim: sizes are compared with the bytes that are there before memory is asked for."""
+"""Decompression of as many bytes as a header declares, after these were compared with the bytes that are stored."""
 
 from __future__ import annotations
 
@@ -7,27 +7,11 @@ import gzip
 import io
 import zlib
 
-import numpy as np
-
+from saccade.data.limits import SMALL_VOLUME, check_claim
 from saccade.errors import DamagedFile
 
-MAX_VOXELS = 2**30  # of all channels: 1024 x 1024 x 1024
-MAX_CHANNELS = 16
+PIECE = 2**15  # bytes that are inflated at once: 32 MiB at most
 MOST_PACKED = 1032  # deflate writes at least one byte for so many
-
-
-def check_voxels(shape: tuple[int, ...], dtype: np.dtype, name: str, most: int = MAX_VOXELS) -> None:
-    """Raise DamagedFile for a shape that no volume we read has; nothing is allocated."""
-    voxels = 1
-    for side in shape:
-        voxels *= int(side)
-    if min(shape) < 1 or voxels > most:
-        raise DamagedFile(
-            f"{name}: its header claims {' x '.join(f'{int(side):,}' for side in shape)} voxels",
-            got=f"{voxels * dtype.itemsize:,} bytes",
-            expected=f"at most {most:,} voxels",
-            hint="cut it into blocks, if it is really so large",
-        )
 
 
 def fits(have: int, needed: int, slice_bytes: int, name: str) -> None:
@@ -71,9 +55,21 @@ def inflate(data: bytes, most: int, name: str) -> bytes:
 
 def bunzip(data: bytes, most: int, name: str) -> bytes:
     """The same for bzip2 data."""
+    check_claim(most, len(data), name, small=SMALL_VOLUME)
     try:
         return bz2.BZ2Decompressor().decompress(data, most)
     except (OSError, EOFError, ValueError) as error:
+        raise _broken(name, error) from error
+
+
+def check_deflate(data: bytes, name: str) -> None:
+    """Raise DamagedFile where raw deflate data become more than the limits allow; what is unpacked is not held."""
+    stream, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    try:
+        for start in range(0, len(data), PIECE):
+            total += len(stream.decompress(data[start : start + PIECE]))
+            check_claim(total, start + PIECE, name)
+    except zlib.error as error:
         raise _broken(name, error) from error
 
 
@@ -85,6 +81,7 @@ def _check_claim(data: bytes, most: int, name: str) -> None:
             expected=f"{most:,} bytes unpacked",
             hint="copy it again",
         )
+    check_claim(most, len(data), name, small=SMALL_VOLUME)
 
 
 def _broken(name: str, error: Exception) -> DamagedFile:

@@ -6,17 +6,16 @@ import io
 import math
 from collections.abc import Callable
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree.ElementTree import ParseError
 
 import numpy as np
 import tifffile
 
 from saccade.data.formats import is_tiff
-from saccade.data.images.decode import check_ends
 from saccade.data.images.length_units import length_um
-from saccade.data.images.tiff import main_series, to_samples
+from saccade.data.images.tiff import check_pieces, main_series, parse_xml, samples_dtype, to_samples
+from saccade.data.limits import MAX_CHANNELS, SMALL_VOLUME, check_claim, check_voxels
 from saccade.data.volumes.orientation import Volume, check_spacing, unplaced
-from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels
 from saccade.errors import DamagedFile
 
 DEPTH = "ZIQ"  # z, or pages of which the file says nothing
@@ -42,11 +41,13 @@ def read_stack(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume
         series = main_series(file, name)
         order = _order(series.axes, series.shape, name)
         check_voxels(tuple(series.shape), np.dtype(series.dtype or np.uint8), name)
-        check_ends(series, len(data), name)
+        check_pieces(series, len(data), name)
+        claimed = math.prod(series.shape) * samples_dtype(series.keyframe).itemsize
+        check_claim(claimed, len(data), name, small=SMALL_VOLUME)
         pixels = series.asarray().transpose(order)
         pixels = pixels.reshape([n for position, n in enumerate(pixels.shape) if position < 4])
         pixels = to_samples(pixels, series.keyframe)
-        spacing = _ome_spacing(file.ome_metadata) if file.is_ome else _imagej_spacing(file)
+        spacing = _ome_spacing(file.ome_metadata, name) if file.is_ome else _imagej_spacing(file)
     if pixels.dtype.kind not in "uif":
         raise DamagedFile(f"{name}: unsupported voxel type", got=pixels.dtype)
     if spacing is not None:
@@ -75,11 +76,11 @@ def _order(axes: str, shape: tuple[int, ...], name: str) -> list[int]:
     return [axes.index(axis) for axis in names_in_order]
 
 
-def _ome_spacing(xml: str | None) -> tuple[float, float, float] | None:
+def _ome_spacing(xml: str | None, name: str) -> tuple[float, float, float] | None:
     """(z, y, x) in mm; None unless all three are given in a unit of length."""
     try:
-        pixels = next(e for e in ElementTree.fromstring(xml or "").iter() if e.tag.endswith("Pixels"))
-    except (ElementTree.ParseError, StopIteration):
+        pixels = next(e for e in parse_xml(xml or "", name).iter() if e.tag.endswith("Pixels"))
+    except (ParseError, StopIteration):
         return None
     sides = []
     for axis in "ZYX":

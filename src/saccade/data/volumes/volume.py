@@ -9,27 +9,35 @@ from collections.abc import Callable
 import numpy as np
 
 from saccade.data.formats import by_name, suffixes
+from saccade.data.limits import MAX_CHANNELS, check_voxels, damage_named
 from saccade.data.volumes.orientation import Volume, unplaced
-from saccade.data.volumes.safe_decompress import MAX_CHANNELS, check_voxels, fits
-from saccade.errors import DamagedFile, SaccadeError, first_line
+from saccade.data.volumes.safe_decompress import fits
+from saccade.errors import DamagedFile
 
+LONGEST_HEADER = 2**16  # bytes; NumPy writes 128
 Beside = Callable[[str], bytes]  # name of a file beside this one -> its bytes
+
+
+def npy_header(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether columns come first, number type and length of the header of a NumPy array."""
+    file = io.BytesIO(start)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read(file)
+    return shape, by_columns, dtype, file.tell()
 
 
 def read_npy(data: bytes, name: str, beside: Beside) -> Volume:
     """A plain array [T Y X], or [C T Y X] with few channels: no spacing, no orientation."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = header(file)
+    shape, by_columns, dtype, start = npy_header(data[:LONGEST_HEADER])
     if dtype.kind not in "uif":
         raise DamagedFile(f"{name}: unsupported voxel type", got=dtype)
     if len(shape) not in (3, 4) or min(shape) < 1 or shape[-3] < 2 or (len(shape) == 4 and shape[0] > MAX_CHANNELS):
         raise DamagedFile(f"{name}: not a volume", got=f"shape {shape}", expected="[T Y X] or [C T Y X]")
     check_voxels(shape, dtype, name)
     needed = math.prod(shape) * dtype.itemsize
-    fits(len(data) - file.tell(), needed, needed // shape[-3], name)
-    values = np.frombuffer(data, dtype, math.prod(shape), file.tell())
+    fits(len(data) - start, needed, needed // shape[-3], name)
+    values = np.frombuffer(data, dtype, math.prod(shape), start)
     return unplaced(values.reshape(shape, order="F" if by_columns else "C"))
 
 
@@ -60,13 +68,6 @@ def read_volume(data: bytes, name: str, beside: Beside) -> Volume:
     card = by_name(name, "volume")
     if card is None:
         raise DamagedFile(f"{name}: not a volume", expected="a file ending in " + ", ".join(suffixes("volume")))
-    try:
+    with damage_named(name, hint="open it in a viewer, or copy it again"):
         volume: Volume = card.load()(data, name, beside)
-        return volume
-    except SaccadeError:
-        raise
-    except MemoryError as error:
-        raise DamagedFile(f"{name}: its header claims more memory than is available") from error
-    except Exception as error:  # readers raise nearly anything on broken bytes
-        reason = first_line(error)
-        raise DamagedFile(f"{name}: cannot be read ({reason})", hint="open it in a viewer, or copy it again") from error
+    return volume
