@@ -16,7 +16,7 @@ from PIL import Image
 from saccade.data.formats import by_name
 from saccade.data.limits import damage_named
 from saccade.data.slides.reader import CheckedReader, Reader, Region
-from saccade.data.slides.tiff_reader import TiffReader, is_tiff, listening
+from saccade.data.slides.tiff_reader import TiffReader, check_tile, is_tiff, listening
 from saccade.errors import DamagedFile, require
 
 CACHE_BYTES = 32 * 2**20
@@ -43,6 +43,8 @@ class OpenSlideReader:
         x, y = properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
         self.spacing_um = (float(y), float(x)) if x and y else None
         self._sides_px = [_tile_px(properties, level) for level in range(len(self.sizes_px))]
+        for sides in self._sides_px:
+            check_tile(sides or (0, 0), 4, str(path))  # OpenSlide ends the process where memory is short
 
     def _open(self) -> Any:
         slide = self.module.OpenSlide(str(self.path))

@@ -58,6 +58,16 @@ def listening() -> Iterator[list[str]]:
         log.removeFilter(take)
 
 
+def check_tile(size_px: tuple[int, int], pixel_bytes: int, name: str) -> None:
+    """Raise DamagedFile where the tiles or strips of a slide are too large to be decoded one by one."""
+    if size_px[0] * size_px[1] * pixel_bytes > SEGMENT_BYTES:
+        raise DamagedFile(
+            f"{name}: its tiles or strips are too large to be read in parts",
+            got=f"pieces of {size_px[0]:,} x {size_px[1]:,} pixels",
+            hint="save it with tiles, for example with vips tiffsave --tile --pyramid",
+        )
+
+
 class TiffReader:
     """Levels of a TIFF; pixels [Y X C] in the file's own type. Threads may share one; processes may not."""
 
@@ -96,13 +106,7 @@ class TiffReader:
         for level in self._levels:
             for page in level:
                 check_page(page, page.parent.filehandle.size, str(self.path))
-                rows, columns = _segment_px(page)
-                if rows * columns * page.samplesperpixel * page.dtype.itemsize > SEGMENT_BYTES:
-                    raise DamagedFile(
-                        f"{self.path}: its strips are too large to be read in parts",
-                        got=f"pieces of {rows:,} x {columns:,} pixels",
-                        hint="save it with tiles, for example with vips tiffsave --tile --pyramid",
-                    )
+                check_tile(_segment_px(page), page.samplesperpixel * page.dtype.itemsize, str(self.path))
 
     def read(self, level: int, left: int, top: int, size_px: tuple[int, int], fill: int) -> Region:
         planes = [self._plane(level, number, left, top, size_px, fill) for number in range(len(self._levels[level]))]

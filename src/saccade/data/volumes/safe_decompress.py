@@ -10,7 +10,7 @@ import zlib
 from saccade.data.limits import SMALL_VOLUME, check_claim
 from saccade.errors import DamagedFile
 
-PIECE = 2**15  # bytes that are inflated at once: 32 MiB at most
+PIECE, SMALL_DATASET = 2**14, 2**24  # bytes inflated at once (16 MiB at most), and those allowed at any ratio
 MOST_PACKED = 1032  # deflate writes at least one byte for so many
 
 
@@ -68,7 +68,7 @@ def check_deflate(data: bytes, name: str) -> None:
     try:
         for start in range(0, len(data), PIECE):
             total += len(stream.decompress(data[start : start + PIECE]))
-            check_claim(total, start + PIECE, name)
+            check_claim(total, start + PIECE, name, small=SMALL_DATASET)
     except zlib.error as error:
         raise _broken(name, error) from error
 
