@@ -71,6 +71,8 @@ from saccade.hierarchy.evaluate_slides import HeadOptions as HeadOptions
 from saccade.methods.base import Method as Method
 from saccade.methods.base import MethodCard as MethodCard
 from saccade.methods.base import PeakLR as PeakLR
+from saccade.methods.base import SingleNetworkMethod as SingleNetworkMethod
+from saccade.methods.base import TeacherMethod as TeacherMethod
 from saccade.methods.diagnosis import Diagnosis as Diagnosis
 from saccade.methods.dino import dino_loss as dino_loss
 from saccade.methods.lejepa import sigreg as sigreg

@@ -22,7 +22,7 @@ from saccade.cost.recorder import ATTENTION, FLOPS, IN_FLIGHT, OPTIMIZER, Block
 from saccade.cost.step import FRAGMENTATION, BatchPrices, Workload, make_method, price, trace
 from saccade.cost.worked_examples import lookup_table_size, region_costs
 from saccade.errors import MemoryShort, UnknownCost, UsageError
-from saccade.methods.base import Method
+from saccade.methods.base import SingleNetworkMethod
 from saccade.methods.registry import card_of, method_names
 from saccade.methods.supervised import SupervisedConfig
 from saccade.models.backbones.build import build
@@ -164,34 +164,17 @@ class TwoLayers(nn.Module):
         return Features(cls=tokens.mean(dim=1), tokens=tokens, grid=(pixels.shape[-2] // 8, pixels.shape[-1] // 8))
 
 
-class Norm(Method):
+class Norm(SingleNetworkMethod):
     """A third party's method: image vectors of length 1."""
 
     def __init__(self, network, config, *, seed):
         super().__init__()
         self.network, self.head = network, nn.Linear(network.dim, 64)
 
-    @property
-    def backbone(self):
-        return self.network
-
-    @property
-    def student_network(self):
-        return self.network
-
-    def parameters_to_train(self):
-        return self.named_parameters()
-
     def step(self, views, progress):
         vectors = self.head(self.network(torch.cat([view.pixels for view in views])).cls)
         chosen = vectors[vectors.norm(dim=1) > 1]
         return StepOutput((vectors.norm(dim=1) - 1).square().mean() + 0 * chosen.sum(), {})
-
-    def before_update(self, progress):
-        pass
-
-    def after_update(self, progress):
-        pass
 
 
 class Undecided(Norm):

@@ -80,10 +80,6 @@ class Method(nn.Module, ABC):
         """The backbone that gradients reach; ``backbone`` itself where there is no teacher."""
 
     @abstractmethod
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters for the optimizer."""
-
-    @abstractmethod
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         """Loss of one micro-batch; global views come first."""
 
@@ -94,6 +90,45 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def after_update(self, progress: Progress) -> None:
         """Update what the optimizer does not: teachers, centers."""
+
+    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters for the optimizer: all that take gradients, in the order of registration."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+
+class SingleNetworkMethod(Method):
+    """A method without a teacher: ``network`` learns, and is evaluated and saved."""
+
+    network: nn.Module
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.network
+
+    @property
+    def student_network(self) -> nn.Module:
+        return self.network
+
+    def before_update(self, progress: Progress) -> None:
+        """Nothing: gradients are used as they are."""
+
+    def after_update(self, progress: Progress) -> None:
+        """Nothing: there is no teacher."""
+
+
+class TeacherMethod(Method):
+    """A method whose ``teacher`` follows the ``student`` (heads_and_ema.StudentTeacher); it is evaluated and saved."""
+
+    student: nn.Module
+    teacher: nn.Module
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.teacher
+
+    @property
+    def student_network(self) -> nn.Module:
+        return self.student
 
 
 @dataclass(frozen=True)

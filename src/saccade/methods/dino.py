@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import DatasetFacts, MethodCard, PeakLR, TeacherMethod
 from saccade.methods.diagnosis import PROTOTYPE_FAILURES, ChanceLoss
 from saccade.methods.heads_and_ema import StudentTeacher, image_vectors, mlp_head, seeded, width_of
 from saccade.runtime import gather_over_ranks, mean_over_ranks, rank, sum_over_ranks
@@ -271,7 +271,15 @@ def entropy(probs: Float[Tensor, "... K"]) -> Float[Tensor, "..."]:
     return terms.sum(dim=-1)
 
 
-class Dino(Method):
+def freeze_last_layers(heads: Sequence[Head], fraction: float | None, progress: Progress) -> None:
+    """Drop the gradients of the prototypes in the first ``fraction`` of the run: they must not decay either."""
+    assert fraction is not None
+    if progress.fraction < fraction:
+        for parameter in (p for head in heads for p in head.last_layer()):
+            parameter.grad = None
+
+
+class Dino(TeacherMethod):
     """Student and teacher (backbone and head each), and the running center.
 
     student and teacher are two backbones of the same shape; the teacher starts as a copy of the student.
@@ -301,18 +309,6 @@ class Dino(Method):
         self.register_buffer("pending_center", torch.zeros(config.out_dim))
         self.register_buffer("pending_count", torch.zeros(()))
 
-    @property
-    def backbone(self) -> nn.Module:
-        return self.teacher
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.student
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.student.named_parameters(prefix="student")
-        yield from self.student_head.named_parameters(prefix="student_head")
-
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         global_views = [v for v in views if v.role == "global"]
         batch, count = len(views[0].pixels), len(global_views)
@@ -335,10 +331,7 @@ class Dino(Method):
         return StepOutput(loss + self.config.koleo * koleo, logs | {"loss": loss.detach(), "koleo": koleo.detach()})
 
     def before_update(self, progress: Progress) -> None:
-        assert self.config.freeze_last_fraction is not None
-        if progress.fraction < self.config.freeze_last_fraction:
-            for parameter in self.student_head.last_layer():
-                parameter.grad = None
+        freeze_last_layers([self.student_head], self.config.freeze_last_fraction, progress)
 
     @torch.no_grad()
     def after_update(self, progress: Progress) -> None:

@@ -9,7 +9,6 @@ masked patches (Zhou et al. 2022, iBOT, arXiv:2111.07832). Sinkhorn-Knopp replac
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +19,14 @@ from torch import Tensor, nn
 from saccade.augment.masks import hidden_blocks
 from saccade.base.contracts import Hidden, Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import DatasetFacts, MethodCard, PeakLR, TeacherMethod
 from saccade.methods.diagnosis import PROTOTYPE_FAILURES
 from saccade.methods.dino import (
     DinoConfig,
     Head,
     dino_loss,
     entropy,
+    freeze_last_layers,
     koleo_over_views,
     resolve_dino,
     sinkhorn,
@@ -107,7 +107,7 @@ def patch_loss(
     return (cross_entropies * weights).sum()
 
 
-class DinoV2(Method):
+class DinoV2(TeacherMethod):
     """Student and teacher (ViTs with their heads), and the mask token."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, config: DinoV2Config, *, seed: int):
@@ -132,21 +132,6 @@ class DinoV2(Method):
     def _heads(self) -> list[Head]:
         """Of the student."""
         return [head for head in (self.student_head, self.student_patch_head) if head is not None]
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.teacher
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.student
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield "mask_token", self.mask_token
-        yield from self.student.named_parameters(prefix="student")
-        yield from self.student_head.named_parameters(prefix="student_head")
-        if self.student_patch_head is not None:
-            yield from self.student_patch_head.named_parameters(prefix="student_patch_head")
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         config, batch = self.config, len(views[0].pixels)
@@ -213,11 +198,7 @@ class DinoV2(Method):
         return patch_loss(student, probs, world / (counts * images), self.config.student_temp)
 
     def before_update(self, progress: Progress) -> None:
-        assert self.config.freeze_last_fraction is not None
-        if progress.fraction < self.config.freeze_last_fraction:
-            for head in self._heads():
-                for parameter in head.last_layer():
-                    parameter.grad = None
+        freeze_last_layers(self._heads(), self.config.freeze_last_fraction, progress)
 
     def after_update(self, progress: Progress) -> None:
         self.ema.update(progress)

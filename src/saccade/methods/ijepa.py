@@ -8,7 +8,6 @@ sees the full image, gives the targets.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from saccade.augment.masks import context_and_targets, first_of
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import ONE_CROP, DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import ONE_CROP, DatasetFacts, MethodCard, PeakLR, TeacherMethod
 from saccade.methods.heads_and_ema import StudentTeacher, feature_std, seeded, width_of
 from saccade.models.nn.blocks import NORM_EPS, Block
 from saccade.models.nn.positions import sincos_table
@@ -82,7 +81,7 @@ class Predictor(nn.Module):
         return predicted
 
 
-class Ijepa(Method):
+class Ijepa(TeacherMethod):
     """Student and teacher (ViTs), and the predictor."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, config: IjepaConfig, *, seed: int):
@@ -92,18 +91,6 @@ class Ijepa(Method):
             self.student, self.teacher = student, teacher
             self.predictor = Predictor(width_of(student), config)
         self.ema = StudentTeacher((student,), (teacher,), momentum=config.momentum, momentum_end=config.momentum_end)
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.teacher
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.student
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.student.named_parameters(prefix="student")
-        yield from self.predictor.named_parameters(prefix="predictor")
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         losses, vectors = [], []

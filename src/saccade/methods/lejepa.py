@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import DatasetFacts, MethodCard, PeakLR, SingleNetworkMethod
 from saccade.methods.diagnosis import Diagnosis, FailureMode, Line, Settings, always, first_step
 from saccade.methods.heads_and_ema import HeadNorm, feature_std, image_vectors, mlp_head, seeded, width_of
 from saccade.runtime import gather_with_gradient, torch_generator, world_size
@@ -100,7 +100,7 @@ def _mean(x: Tensor) -> Tensor:
     return gather_with_gradient(x[None]).mean(dim=0)
 
 
-class Lejepa(Method):
+class Lejepa(SingleNetworkMethod):
     """A backbone and a projection head."""
 
     def __init__(self, network: nn.Module, config: LejepaConfig, *, seed: int):
@@ -111,18 +111,6 @@ class Lejepa(Method):
         with seeded(seed):
             self.network = network
             self.head = mlp_head([dim, config.hidden, config.hidden, config.out_dim], config.head_norm)
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.network
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.network
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.network.named_parameters(prefix="network")
-        yield from self.head.named_parameters(prefix="head")
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         global_count = sum(view.role == "global" for view in views)
@@ -143,12 +131,6 @@ class Lejepa(Method):
         loss = (1 - self.config.weight) * invariance + self.config.weight * normality
         logs = {"invariance": invariance.detach(), "sigreg": normality.detach(), "feature_std": feature_std(features)}
         return StepOutput(loss, logs)
-
-    def before_update(self, progress: Progress) -> None:
-        """Nothing: gradients are used as they are."""
-
-    def after_update(self, progress: Progress) -> None:
-        """Nothing: there is no teacher."""
 
 
 POINT = math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3))

@@ -7,7 +7,6 @@ every other one, the targets are the normalised pixels of each patch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from saccade.augment.masks import random_parts
 from saccade.base.contracts import Features, Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import ONE_CROP, DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import ONE_CROP, DatasetFacts, MethodCard, PeakLR, SingleNetworkMethod
 from saccade.methods.heads_and_ema import feature_std, seeded, width_of
 from saccade.models.nn.blocks import NORM_EPS, Block
 from saccade.models.nn.positions import sincos_table
@@ -89,7 +88,7 @@ def mae_loss(
     return error.mean() if present is None else (error.mean(dim=-1) * present).sum() / present.sum().clamp_min(1)
 
 
-class Mae(Method):
+class Mae(SingleNetworkMethod):
     """A ViT, and a decoder that is used in pretraining only."""
 
     def __init__(self, network: nn.Module, config: MaeConfig, *, seed: int):
@@ -110,17 +109,6 @@ class Mae(Method):
                 if isinstance(module, nn.Linear):
                     nn.init.xavier_uniform_(module.weight)
                     nn.init.zeros_(module.bias)
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.network
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.network
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.named_parameters()
 
     def decode(
         self, features: Features, visible: Int[Tensor, "B K"], hidden: Int[Tensor, "B M"]
@@ -156,12 +144,6 @@ class Mae(Method):
             losses.append(mae_loss(predicted, targets, normalise=self.config.normalise, present=present))
             vectors.append(features.cls)
         return StepOutput(torch.stack(losses).mean(), {"feature_std": feature_std(torch.cat(vectors))})
-
-    def before_update(self, progress: Progress) -> None:
-        """Nothing: gradients are used as they are."""
-
-    def after_update(self, progress: Progress) -> None:
-        """Nothing: there is no teacher."""
 
 
 CARD = MethodCard(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import TWO_GLOBAL_VIEWS, DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import TWO_GLOBAL_VIEWS, DatasetFacts, MethodCard, PeakLR, TeacherMethod
 from saccade.methods.diagnosis import ChanceLoss, guessing
 from saccade.methods.heads_and_ema import (
     HeadNorm,
@@ -89,7 +88,7 @@ def info_nce(
     return 2 * temperature * F.cross_entropy(queries @ keys.T / temperature, positives)
 
 
-class MocoV3(Method):
+class MocoV3(TeacherMethod):
     """Student (backbone, projection, predictor) and teacher (backbone, projection)."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, config: MocoV3Config, *, seed: int):
@@ -108,19 +107,6 @@ class MocoV3(Method):
             momentum=config.momentum,
             momentum_end=config.momentum_end,
         )
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.teacher
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.student
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.student.named_parameters(prefix="student")
-        yield from self.student_head.named_parameters(prefix="student_head")
-        yield from self.predictor.named_parameters(prefix="predictor")
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         if len(views) < 2 or any(view.role != "global" for view in views):

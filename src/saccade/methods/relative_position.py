@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.base.random import uniforms
 from saccade.errors import UsageError
-from saccade.methods.base import ONE_CROP, DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import ONE_CROP, DatasetFacts, MethodCard, PeakLR, SingleNetworkMethod
 from saccade.methods.diagnosis import ChanceLoss, guessing
 from saccade.methods.heads_and_ema import feature_std, mlp_head, seeded, width_of
 
@@ -76,7 +75,7 @@ def one_channel(x: Float[Tensor, "B C s s"], channel: Int[Tensor, "B"]) -> Float
     return x * F.one_hot(channel, x.shape[1]).to(x)[:, :, None, None]
 
 
-class RelativePosition(Method):
+class RelativePosition(SingleNetworkMethod):
     """A backbone and a classifier of the vectors of two tiles."""
 
     def __init__(self, network: nn.Module, config: RelativePositionConfig, *, seed: int):
@@ -85,18 +84,6 @@ class RelativePosition(Method):
         with seeded(seed):
             self.network = network
             self.head = mlp_head([2 * width_of(network), config.hidden, config.hidden, 8], "layer")
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.network
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.network
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.network.named_parameters(prefix="network")
-        yield from self.head.named_parameters(prefix="head")
 
     def tiles(self, view: View, step: int) -> tuple[Float[Tensor, "M C s s"], Int[Tensor, "B"]]:
         """The middle tile of every image and a neighbour of it, and which of the eight that is."""
@@ -131,12 +118,6 @@ class RelativePosition(Method):
             "feature_std": feature_std(torch.cat(vectors_of_views)),
         }
         return StepOutput(torch.stack(losses).mean(), logs)
-
-    def before_update(self, progress: Progress) -> None:
-        """Nothing: gradients are used as they are."""
-
-    def after_update(self, progress: Progress) -> None:
-        """Nothing: there is no teacher."""
 
 
 CARD = MethodCard(

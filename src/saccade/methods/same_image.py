@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.base.random import numpy_generator
 from saccade.errors import UsageError
-from saccade.methods.base import TWO_GLOBAL_VIEWS, DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import TWO_GLOBAL_VIEWS, DatasetFacts, MethodCard, PeakLR, SingleNetworkMethod
 from saccade.methods.diagnosis import ChanceLoss, guessing
 from saccade.methods.heads_and_ema import feature_std, image_vectors, mlp_head, seeded, width_of
 from saccade.runtime import gather_with_gradient, rank, world_size
@@ -65,7 +64,7 @@ def same_image_loss(same: Float[Tensor, "B"], mixed: Float[Tensor, "B"]) -> Floa
     return 0.5 * (F.softplus(-same).mean() + F.softplus(mixed).mean())
 
 
-class SameImage(Method):
+class SameImage(SingleNetworkMethod):
     """A backbone and a binary classifier of pairs."""
 
     def __init__(self, network: nn.Module, config: SameImageConfig, *, seed: int):
@@ -75,18 +74,6 @@ class SameImage(Method):
         with seeded(seed):
             self.network = network
             self.head = mlp_head([2 * width_of(network), config.hidden, 1], "none")
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.network
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.network
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.network.named_parameters(prefix="network")
-        yield from self.head.named_parameters(prefix="head")
 
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         if len(views) != 2:
@@ -107,12 +94,6 @@ class SameImage(Method):
         loss = same_image_loss(same_score, mixed_score)
         accuracy = torch.cat([same_score > 0, mixed_score < 0]).float().mean()
         return StepOutput(loss, {"accuracy": accuracy, "feature_std": feature_std(vectors)})
-
-    def before_update(self, progress: Progress) -> None:
-        """Nothing: gradients are used as they are."""
-
-    def after_update(self, progress: Progress) -> None:
-        """Nothing: there is no teacher."""
 
 
 CARD = MethodCard(

@@ -9,7 +9,6 @@ fine-tune. A frozen backbone gets batch norm without scale before the classifier
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import DataError, UsageError
-from saccade.methods.base import DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import DatasetFacts, MethodCard, PeakLR, SingleNetworkMethod
 from saccade.methods.heads_and_ema import seeded, width_of
 
 
@@ -51,7 +50,7 @@ def resolve_supervised(config: SupervisedConfig, facts: DatasetFacts) -> Supervi
     return dataclasses.replace(config, classes=tuple(classes))
 
 
-class Supervised(Method):
+class Supervised(SingleNetworkMethod):
     """A backbone and a linear classifier of its image vector."""
 
     def __init__(self, network: nn.Module, config: SupervisedConfig, *, seed: int):
@@ -65,19 +64,6 @@ class Supervised(Method):
             self.head = nn.Linear(dim, len(config.classes))
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
-
-    @property
-    def backbone(self) -> nn.Module:
-        return self.network
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.network
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        if not self.config.frozen:
-            yield from self.network.named_parameters(prefix="network")
-        yield from self.head.named_parameters(prefix="head")
 
     def classify(self, pixels: Float[Tensor, "B C *size"]) -> Float[Tensor, "B K"]:
         """Scores of the classes before the softmax, float32."""
@@ -98,12 +84,6 @@ class Supervised(Method):
         scores = self.classify(torch.cat([view.pixels for view in views]))
         loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
         return StepOutput(loss, {"accuracy": (scores.argmax(dim=1) == labels).float().mean()})
-
-    def before_update(self, progress: Progress) -> None:
-        """Nothing: gradients are used as they are."""
-
-    def after_update(self, progress: Progress) -> None:
-        """Nothing: there is no teacher."""
 
 
 CARD = MethodCard(

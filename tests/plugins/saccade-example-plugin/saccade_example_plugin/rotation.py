@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import DatasetFacts, Method, MethodCard, PeakLR
+from saccade.methods.base import DatasetFacts, MethodCard, PeakLR, SingleNetworkMethod
 from saccade.methods.diagnosis import ChanceLoss, guessing
 from saccade.methods.heads_and_ema import feature_std, mlp_head, seeded, width_of
 
@@ -39,7 +38,7 @@ def resolve(config: RotationConfig, facts: DatasetFacts) -> RotationConfig:
     return dataclasses.replace(config, hidden=hidden)
 
 
-class Rotation(Method):
+class Rotation(SingleNetworkMethod):
     """A backbone and a classifier of four rotations; every image is shown in all of them."""
 
     def __init__(self, network: nn.Module, config: RotationConfig, *, seed: int):
@@ -49,17 +48,6 @@ class Rotation(Method):
             self.network = network
             self.head = mlp_head([width_of(network), config.hidden, TURNS], "layer")
 
-    @property
-    def backbone(self) -> nn.Module:
-        return self.network
-
-    @property
-    def student_network(self) -> nn.Module:
-        return self.network
-
-    def parameters_to_train(self) -> Iterator[tuple[str, nn.Parameter]]:
-        yield from self.named_parameters()
-
     def step(self, views: list[View], progress: Progress) -> StepOutput:
         pixels = torch.cat([torch.rot90(views[0].pixels, turns, (2, 3)) for turns in range(TURNS)])
         labels = torch.arange(TURNS, device=pixels.device).repeat_interleave(len(views[0].pixels))
@@ -67,12 +55,6 @@ class Rotation(Method):
         scores = self.head(vectors).float()
         accuracy = (scores.argmax(dim=1) == labels).float().mean()
         return StepOutput(F.cross_entropy(scores, labels), {"accuracy": accuracy, "feature_std": feature_std(vectors)})
-
-    def before_update(self, progress: Progress) -> None:
-        """Nothing: gradients are used as they are."""
-
-    def after_update(self, progress: Progress) -> None:
-        """Nothing: there is no teacher."""
 
 
 CARD = MethodCard(
