@@ -81,9 +81,9 @@ def prepared(setting: dict[str, Any]) -> tuple[Any, Any, Any]:
     given = {"model.backbone": setting["backbone"], "model.size_px": setting["size"], "train.batch": setting["batch"]}
     given |= {"train.precision": setting.get("precision", "fp32"), "train.device": "cpu"} | setting.get("set", {})
     run = config.override(config_for(setting.get("method", "dino"), "microscopy"), given)
-    images, channels, item, run = plan.inspect_data(None, run, device, setting.get("axes", 2))
-    run = plan.resolve_assumed(run, images, channels, device)
-    return run, workload(run, device, image_item=item), device
+    facts, run = plan.inspect_data(None, run, device, setting.get("axes", 2))
+    run = plan.resolve_assumed(run, facts.images, facts.channels, device)
+    return run, workload(run, device, image_item=facts.item), device
 
 
 def predict(setting: dict[str, Any]) -> dict[str, Any]:

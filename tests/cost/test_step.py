@@ -19,7 +19,7 @@ from saccade.cost import system_memory
 from saccade.cost.allocator import PIECE, Heap, sums_in_place
 from saccade.cost.alternatives import alternatives, largest_batch, smallest_patch
 from saccade.cost.recorder import ATTENTION, FLOPS, IN_FLIGHT, OPTIMIZER, Block
-from saccade.cost.step import FRAGMENTATION, BatchPrices, Workload, make_method, price, trace
+from saccade.cost.step import FRAGMENTATION, IMAGES, BatchPrices, Workload, make_method, price, trace
 from saccade.cost.worked_examples import lookup_table_size, region_costs
 from saccade.errors import MemoryShort, UnknownCost, UsageError
 from saccade.methods.base import SingleNetworkMethod
@@ -40,9 +40,9 @@ def settled(method: str = "dino", *, backbone: str = "vit_micro_patch8_w32", siz
     """The run as ``plan`` resolves it, and the workload."""
     given = {"model.backbone": backbone, "model.size_px": size, "train.batch": batch, "train.device": "cpu"}
     run = config.override(config_for(method, "microscopy"), given | {"train.precision": "fp32"} | more)
-    images, channels, item, run = plan.inspect_data(None, run, CPU, 2)
-    run = plan.resolve_assumed(run, images, channels, CPU)
-    return run, workload(run, CPU, image_item=item)
+    facts, run = plan.inspect_data(None, run, CPU, 2)
+    run = plan.resolve_assumed(run, facts.images, facts.channels, CPU)
+    return run, workload(run, CPU, image_item=facts.item)
 
 
 def live_peak(load) -> int:
@@ -441,3 +441,16 @@ def test_plan_of_volumes():
 def test_plan_wants_a_size():
     with pytest.raises(UsageError, match="--size"):
         plan.plan(None, "dino", "microscopy", {}, plan.PlanOptions(measure=False))
+
+
+def test_the_plan_knows_that_narrow_images_pad_a_batch(tmp_path):
+    """One wide and one tall image: a batch is padded to 8 times the shorter side on both axes, and not more."""
+    for number, sides in enumerate([(24, 24), (24, 24), (24, 3000), (3000, 24)]):
+        Image.new("RGB", sides, (number, 0, 0)).save(tmp_path / f"{number}.png")
+    settings = {"model.backbone": "vit_micro_patch8_w8", "model.size_px": 16, "train.batch": 4, "train.device": "cpu"}
+    found = plan.plan(tmp_path, "dino", "microscopy", settings, plan.PlanOptions(measure=False))
+    side = 8 * found.load.image_px
+    assert found.load.padded_px == (side, side) and found.to_dict()["padded_px"] == [side, side]
+    assert f"a batch is padded to {side} x {side} px" in found.text()
+    even = price(found.load.with_(image_sides=()))
+    assert found.price.memory[IMAGES] == 64 * even.memory[IMAGES]

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from saccade.attention import volume
-from saccade.attention.maps import AttentionMap, Query, attention_map, jaccard, threshold_mask, upsample
+from saccade.attention.maps import AttentionMap, Query, attention_map, threshold_mask
+from saccade.attention.mask_scores import KEEP, agreement, check_fits
 from saccade.attention.options import AttendOptions, check_options, facts_of, numbers_of, words_of
 from saccade.augment.color import to_grey
 from saccade.augment.views import normalise
@@ -21,6 +22,8 @@ from saccade.base.files import write_bytes, write_text
 from saccade.data.cache.image_cache import ImageCache, fit_range, input_spec
 from saccade.data.images.decode import decode, decode_mask
 from saccade.data.images.downsample import convert_channels, finite
+from saccade.data.sources.masks import masks_for
+from saccade.data.sources.volume_files import union_of_masks
 from saccade.errors import DataError, UsageError
 from saccade.features.embed_images import Decoded, random_twin
 from saccade.features.table import FeatureTable, nearest
@@ -202,7 +205,14 @@ def attend(model: str | Path, image: str | Path, options: AttendOptions) -> Imag
     amap = attention_map(loaded.backbone, inputs.x, query=query, layer=layer, rollout=options.rollout)
     scores = {}
     if options.mask is not None:
-        scores = mask_agreement(amap, options.mask, 0.6 if options.threshold is None else options.threshold)
+        files = masks_for(Path(image), options.mask)
+        truth = (
+            decode_mask(_bytes_of(files[0]), str(files[0]))
+            if len(files) == 1
+            else union_of_masks({str(file): _bytes_of(file) for file in files})
+        )
+        check_fits(truth, pixels, str(files[0]))
+        scores = agreement(amap, truth, KEEP if options.threshold is None else options.threshold)
     return ImageAttention(inputs.image, amap, options, loaded.name, scores)
 
 
@@ -210,17 +220,6 @@ def normalised(pixels: np.ndarray, spec: InputSpec) -> torch.Tensor:
     """[C Y X] in the file's range to the network's input [1 C Y X], without resizing."""
     x = (torch.from_numpy(pixels.astype(np.float32))[None] - spec.offset) / spec.scale
     return normalise(to_grey(x) if spec.grey else x, spec)
-
-
-def mask_agreement(amap: AttentionMap, mask_file: Path, keep: float) -> dict[str, float]:
-    """Jaccard index of the thresholded maps with a true mask: of the mean map, and of the best single head."""
-    truth = decode_mask(_bytes_of(mask_file), str(mask_file))
-    scores = {}
-    heads = [jaccard(upsample(threshold_mask(head, keep), truth.shape), truth) for head in amap.values]
-    scores["mean of heads"] = jaccard(upsample(threshold_mask(amap.mean, keep), truth.shape), truth)
-    if len(heads) > 1:
-        scores[f"best head ({int(np.argmax(heads))})"] = max(heads)
-    return scores
 
 
 # --- the panels of a report -----------------------------------------------------------------------

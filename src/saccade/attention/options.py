@@ -31,8 +31,9 @@ class AttendOptions:
         Shorter side of the network's input; None is the size of the model's training.
     threshold : float, optional
         Fraction of the attention mass to keep, such as 0.6; patches outside are hidden.
-    mask : Path, optional
-        File with the true mask (non-zero is inside) for the Jaccard index; the threshold is then 0.6 unless given.
+    mask : str or Path, optional
+        True mask (non-zero is inside) for the Jaccard index: a file, a folder of masks called as the image, or "auto",
+        the masks recognised beside the image (docs/reference/formats.md); the threshold is then 0.6 unless given.
     stretch : bool
         Colours from the smallest to the largest value, instead of multiples of the even share from 0.
     """
@@ -43,7 +44,7 @@ class AttendOptions:
     rollout: bool = False
     size_px: int | None = None
     threshold: float | None = None
-    mask: Path | None = None
+    mask: str | Path | None = None
     stretch: bool = False
 
 

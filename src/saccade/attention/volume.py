@@ -19,6 +19,7 @@ from saccade.base.files import write_bytes, write_file, write_text
 from saccade.data.cache.image_cache import ImageCache, build_cache, input_spec
 from saccade.data.formats import has_suffix
 from saccade.data.open import open_source
+from saccade.data.sources.masks import masks_for
 from saccade.data.volumes.intensity import decide_intensity, intensity_of, to_unit
 from saccade.errors import ModelError, UsageError
 from saccade.models.backbones.weights import LoadedModel, load_model
@@ -208,7 +209,7 @@ def attend(model: str | Path, path: str | Path, options: AttendOptions) -> Volum
         loaded.backbone, cache.batch(np.array([0])), spec, query=query, layer=layer, rollout=options.rollout
     )
     unit = _for_the_eye(to_unit(sample.pixels, how, sample.record.id, sample.padding))
-    scores = {} if options.mask is None else _mask_agreement(volume, sample, options)
+    scores = {} if options.mask is None else _mask_agreement(volume, sample, options, Path(path))
     return VolumeAttention(sample, unit, volume, options, loaded.name, scores)
 
 
@@ -241,10 +242,10 @@ def _millimetres(query: str, sample: Sample) -> Any:
     return tuple((int(at) + 0.5) * mm for at, mm in zip(point, spacing))
 
 
-def _mask_agreement(volume: VolumeMap, sample: Sample, options: AttendOptions) -> dict[str, float]:
+def _mask_agreement(volume: VolumeMap, sample: Sample, options: AttendOptions, path: Path) -> dict[str, float]:
     """Jaccard index of the thresholded maps with a true mask: of the mean map, and of the best head."""
     assert options.mask is not None
-    truth = open_source(options.mask).read(0).pixels[0] > 0
+    truth = open_source(masks_for(path, options.mask)[0]).read(0).pixels[0] > 0
     if truth.shape != sample.pixels.shape[1:]:
         raise UsageError("mask and volume differ in shape", got=truth.shape, expected=sample.pixels.shape[1:])
     keep = 0.6 if options.threshold is None else options.threshold

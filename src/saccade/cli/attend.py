@@ -45,8 +45,15 @@ class ImageFlags:
             "--threshold", help="Also save a mask of the fewest patches that hold this fraction of the attention."
         ),
     ] = None
-    mask: Annotated[
-        Path | None, typer.Option("--mask", help="Ground-truth mask; prints the Jaccard index with the attention.")
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            "--masks",
+            "--mask",
+            metavar="FILE|FOLDER|auto",
+            help="Ground-truth mask for the Jaccard index with the attention: a file, a folder, or auto, those "
+            "recognised beside the image.",
+        ),
     ] = None
 
     stretch: Annotated[
@@ -59,7 +66,7 @@ class ImageFlags:
             "--stretch": self.stretch or None,
             "--size": self.size,
             "--threshold": self.threshold,
-            "--mask": self.mask,
+            "--masks": self.masks,
             "--rollout": self.rollout or None,
         }
 
@@ -158,7 +165,7 @@ def _attend_image(
         rollout=flags.rollout,
         size_px=flags.size,
         threshold=flags.threshold,
-        mask=flags.mask,
+        mask=flags.masks,
         stretch=flags.stretch,
     )
     target = out or Path(f"{Path(image.name.removesuffix('.gz')).stem}-attention.png")

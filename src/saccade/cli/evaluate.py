@@ -30,6 +30,14 @@ def evaluate(
         bool,
         typer.Option("--baselines/--no-baselines", help="Add random weights, raw pixels and a color histogram."),
     ] = True,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            "--masks",
+            metavar="FOLDER|auto",
+            help="Also compare the attention with the masks of a folder, or auto: those recognised beside the images.",
+        ),
+    ] = None,
     allow_overlap: AllowOverlap = False,
     max_bad: MaxBad = 0.05,
     as_json: Json = False,
@@ -54,6 +62,7 @@ def evaluate(
         keep_na=keep_na,
         grey=grey,
         baselines=baselines,
+        masks=masks,
         allow_overlap=allow_overlap,
         max_bad=max_bad,
         tiling=tiling.tiling(),

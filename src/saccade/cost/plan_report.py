@@ -113,6 +113,7 @@ class Planned:
             },
             "dominating": sentence(found, load),
             "images": self.images,
+            "padded_px": list(load.padded_px),
             "seconds": None
             if self.speed is None
             else {"step": self.speed.seconds, "epoch": epoch * self.speed.seconds, "measured": self.speed.how},
@@ -160,6 +161,11 @@ class Planned:
         )
         lines.append(f"tokens        {tokens}")
         lines.append(f"parameters    {found.parameters:,} in the backbone, {found.learned:,} learned in all")
+        if max(load.image_sides, default=0) > load.image_px:
+            sides = " x ".join(map(str, load.image_sides))
+            lines.append(
+                f"images        a batch is padded to {sides} px, the largest rows and columns that it may hold"
+            )
         epoch = self.steps_per_epoch
         of = f"{'each ' if self.assumed else ''}{self.images:,} images"
         lines.append(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,9 @@ class Workload:
     slices : int
         Slices that stand for one volume; 0: none.
     image_px, image_item : int
-        Side of the decoded images, and bytes per value.
+        Shorter side of the decoded images, and bytes per value.
+    image_sides : tuple of int
+        Sides that a batch is padded to; empty: ``image_px`` on every axis.
     axes : int
         2 for images, 3 for volumes.
     make_step : callable
@@ -111,12 +114,18 @@ class Workload:
     slices: int = 0
     image_px: int = 0
     image_item: int = 1
+    image_sides: tuple[int, ...] = ()
     axes: int = 2
     make_step: Callable[[Workload, Method], Step] = field(default=adamw_step, repr=False)
 
     def with_(self, **changes: Any) -> Workload:
         """The same with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    @property
+    def padded_px(self) -> tuple[int, ...]:
+        """Rows and columns (of volumes also slices) of the decoded images of a batch."""
+        return self.image_sides or (self.image_px or self.global_views[1],) * self.axes
 
 
 @dataclass(frozen=True)
@@ -287,7 +296,7 @@ def _tokens(
 
 def _batches(load: Workload, count: int, recorder: Recorder, device: torch.device) -> Iterator[list[View]]:
     """The views of every micro-batch, as the loop makes them."""
-    image = (load.batch, load.network.channels, *(load.image_px or load.global_views[1],) * load.axes)
+    image = (load.batch, load.network.channels, *load.padded_px)
     for _ in range(count):
         recorder.label = IMAGES
         dtype = torch.uint8 if load.image_item == 1 else torch.float32
@@ -320,7 +329,7 @@ def _augmentation_bytes(load: Workload) -> int:
     at_once = load.batch
     if load.device != "cuda":
         at_once = min(load.batch, max(1, CACHE_ELEMENTS // (largest * channels)))
-    image = channels * (load.image_px or load.global_views[1]) ** axes
+    image = channels * math.prod(load.padded_px)
     return FP32 * at_once * round(2.5 * image + (axes + 3 * channels) * largest)
 
 

@@ -6,10 +6,14 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+
 from saccade.base.contracts import Sample, Source
+from saccade.data.images.downsample import shrunk_sides
 from saccade.errors import DamagedFile, DataError
 
 LOOKED_AT = 16  # a volume takes a second to read
+SPREAD = 64  # images whose sides are looked at
 
 
 def _readable(source: Source) -> Iterator[Sample]:
@@ -50,6 +54,18 @@ def typical_px(source: Source, size_mm: float = 0.0) -> int:
     if not sides:
         raise DataError(f"{source.name}: none of the first images can be read", hint="saccade show lists the reasons")
     return int(statistics.median(sides))
+
+
+def padded_sides(source: Source, cache_px: int) -> tuple[int, int]:
+    """Largest rows and largest columns of images spread over the source, reduced as for a batch, which is padded."""
+    largest = [1, 1]
+    for index in np.unique(np.linspace(0, len(source) - 1, min(SPREAD, len(source))).astype(int)).tolist():
+        try:
+            sides = shrunk_sides(source.read(index).pixels.shape[1:], cache_px)
+        except DamagedFile:
+            continue
+        largest = [max(pair) for pair in zip(largest, sides)]
+    return largest[0], largest[1]
 
 
 def check_spacing_known(source: Source) -> None:

@@ -18,7 +18,7 @@ from saccade.errors import EvaluationError, UsageError, unknown
 from saccade.evaluation.backbone_roles import couples, default_columns
 from saccade.evaluation.findings import conclude
 from saccade.evaluation.metrics import METRICS
-from saccade.evaluation.resampling import FEW_SEEDS, Chance, Estimate, Values, combine, judge
+from saccade.evaluation.resampling import FEW_SEEDS, Chance, Estimate, Values, combine, judge, weighted
 from saccade.evaluation.small_samples import FEW_UNITS
 
 PROBES = ("dino-logistic", "dino-knn")
@@ -134,7 +134,7 @@ def effect_rows(grid: Grid, after: str, before: str) -> dict[str, Any]:
 
 def _difference(a: Estimate, b: Estimate) -> Estimate:
     """Difference of two sizes: the test groups are the same, the draws of the seeds are not."""
-    return Estimate(a.mean - b.mean, a.spread - b.spread, min(a.seeds, b.seeds), 1, a.enough and b.enough, (-2.0, 2.0))
+    return weighted([a, b], (1.0, -1.0), (-2.0, 2.0))
 
 
 def robustness(grid: Grid) -> list[dict[str, Any]]:
@@ -237,8 +237,7 @@ def table(grid: Grid, columns: tuple[str, str], differences: Mapping[tuple[str, 
 
 def _mean(along: Sequence[Estimate]) -> Estimate:
     """Over sizes."""
-    mean, spread = float(np.mean([e.mean for e in along])), np.mean([e.spread for e in along], axis=0)
-    return Estimate(mean, spread, min(e.seeds for e in along), 1, all(e.enough for e in along), (-1.0, 1.0))
+    return weighted(along, [1 / len(along)] * len(along), (-1.0, 1.0))
 
 
 # --- all of it ----------------------------------------------------------------------------------
@@ -337,8 +336,10 @@ def _protocol(grid: Grid, summary: Mapping[str, Any], images: int) -> dict[str, 
     words = [
         f"95 % intervals over test groups ({units} units, {images:,} test images, {summary['resamples']:,} bootstrap "
         f"resamples of whole groups) and seeds (at most {seeds}).",
-        "The spread between seeds enters by Student's t, its variance pooled over the backbones of a series and size "
-        "and never below a backbone's own.",
+        "The standard error of the groups is that of the bootstrap times sqrt(G / (G - 1)) for G groups, its quantile "
+        "that of Student's t with G - 1 degrees of freedom.",
+        "The spread between seeds enters by Student's t, its variance pooled over the backbones of a series and size, "
+        "without what seeds differ by on single groups, which the bootstrap has.",
         "Differences are paired: same test groups, same seeds.",
         "A difference is called clear when its interval excludes zero at 1 − 0.05/m (Bonferroni), m being the "
         f"comparisons made at once: all pairs of backbones of one series and size (here up to {at_once}), all "

@@ -98,6 +98,14 @@ def figure(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def margin(resampled: np.ndarray, units: int, level: float = 0.95) -> float:
+    """Half the interval of ``interval`` at any level, before it is clipped; NaN where all of ``resampled`` are."""
+    if np.isnan(resampled).all():
+        return math.nan
+    freedom = max(1, units - 1)
+    return float(stdtrit(freedom, 0.5 + level / 2) * np.nanstd(resampled) * math.sqrt(units / freedom))
+
+
 def interval(
     mean: float, resampled: np.ndarray, units: int, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[float, float]:
@@ -133,10 +141,9 @@ def interval(
     >>> round(low, 3), round(high, 3)
     (0.376, 0.624)
     """
-    if np.isnan(resampled).all() or math.isnan(mean):
+    half = margin(resampled, units)
+    if math.isnan(half) or math.isnan(mean):
         return math.nan, math.nan
-    freedom = max(1, units - 1)
-    half = float(stdtrit(freedom, 0.975) * np.nanstd(resampled) * math.sqrt(units / freedom))
     low, high = np.clip([mean - half, mean + half], *bounds)
     return float(low), float(high)
 

@@ -87,14 +87,17 @@ class EvalReport:
         One per model, probe, fraction and metric.
     differences
         Between the first model and each other, paired.
+    masks
+        Agreement of the attention with masks, where it was asked for.
     """
 
     protocol: dict[str, Any]
     rows: list[dict[str, Any]]
     differences: list[dict[str, Any]]
+    masks: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
     def to_pandas(self) -> pandas.DataFrame:
         """The rows as a pandas.DataFrame. Raises MissingDependency without pandas."""

@@ -98,7 +98,11 @@ def to_text(report: EvalReport) -> str:
         blocks.append("\n".join([f"{title}, accuracy in %, 95 % intervals", *lines]))
     if report.protocol.get("overlap"):
         blocks.append("* part of the test part was seen in pretraining")
-    return "\n\n".join([*blocks, *_doubt(report), headline(report), report.protocol["text"]])
+    return "\n\n".join([*blocks, *_masks(report), *_doubt(report), headline(report), report.protocol["text"]])
+
+
+def _masks(report: EvalReport) -> list[str]:
+    return [report.masks["text"]] if report.masks else []
 
 
 def _doubt(report: EvalReport) -> list[str]:
@@ -112,7 +116,8 @@ def to_markdown(report: EvalReport) -> str:
         header, body = _cells(report, probe)
         lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]
         blocks.append("\n".join([f"**{title}**, accuracy in %, 95 % intervals", "", *lines]))
-    return "\n\n".join([*blocks, *_doubt(report), headline(report), report.protocol["text"]]) + "\n"
+    masks = [block.replace("\n", "  \n") for block in _masks(report)]
+    return "\n\n".join([*blocks, *masks, *_doubt(report), headline(report), report.protocol["text"]]) + "\n"
 
 
 def to_csv(report: EvalReport) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from saccade import runtime
 from saccade.attention import image
+from saccade.attention.mask_scores import mask_reader, mask_scores
 from saccade.base import config, run_folder
 from saccade.base.files import check_writable, make_folder, write_text
 from saccade.data.cache.image_cache import ImageCache
@@ -60,6 +61,8 @@ class EvaluateOptions:
         Convert the images to greyscale.
     baselines : bool
         Add random weights, raw pixels and a color histogram.
+    masks : str or Path, optional
+        Also measure how well the attention agrees with masks: "auto" (those recognised beside the images) or a folder.
     allow_overlap : bool
         Continue although test images were seen in pretraining; all results are marked.
     max_bad : float
@@ -76,6 +79,7 @@ class EvaluateOptions:
     keep_na: bool = False
     grey: bool = False
     baselines: bool = True
+    masks: str | Path | None = None
     allow_overlap: bool = False
     max_bad: float = 0.05
     tiling: Tiling | None = None
@@ -143,6 +147,8 @@ def evaluate(
     )
     for note in filter(None, (left_aside(source), skipped_note(source))):
         console.say(note)
+    if options.masks is not None:
+        mask_reader(source, options.masks)  # fails before work where the data have no masks
     decoded = embed_images.Decoded(source, max_bad=options.max_bad, report=None)
     loaded: dict[str, LoadedModel] = {}
     for name, model in _names(names).items():
@@ -165,6 +171,8 @@ def evaluate(
     report = report.with_context(
         data=_absolute_or_as_given(data), split=parts.text, overlap=overlap, grey=options.grey, warnings=warnings
     )
+    if options.masks is not None:
+        report = dataclasses.replace(report, masks=_mask_scores(loaded, decoded, parts.test.tolist(), options))
     if folder is not None:
         _write_evaluation(folder, report, options.grey)
         if (folder / "config.yaml").exists():
@@ -197,6 +205,17 @@ def _tables(
     if options.baselines:
         tables |= embed_images.embed_baselines(decoded, first.spec.size_px, grey=options.grey or first.spec.grey)
     return tables
+
+
+def _mask_scores(
+    loaded: Mapping[str, LoadedModel], decoded: embed_images.Decoded, test: Sequence[int], options: EvaluateOptions
+) -> dict[str, Any]:
+    """Agreement of the attention with masks, of the models and of random weights in the first one's place."""
+    assert options.masks is not None
+    seed = options.protocol.seed
+    twin = embed_images.random_twin(next(iter(loaded.values())), seed + 1)
+    models = dict(loaded) | ({twin.name: twin} if options.baselines else {})
+    return mask_scores(models, decoded, test, options.masks, bootstrap=options.protocol.bootstrap, seed=seed)
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:

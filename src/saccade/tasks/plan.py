@@ -26,7 +26,8 @@ from saccade.cost.alternatives import alternatives, largest_batch, smallest_patc
 from saccade.cost.plan_report import Planned, Speed
 from saccade.cost.step import Workload, price
 from saccade.data.cache.image_cache import ImageCache, input_spec
-from saccade.data.probe import first_sample, usual_channels
+from saccade.data.probe import first_sample, padded_sides, usual_channels
+from saccade.data.slides.slide_source import tiles_in
 from saccade.errors import UsageError
 from saccade.train.data_selection import open_subset
 from saccade.train.loop import Plan, train_step
@@ -68,24 +69,38 @@ def of_side(run: RunConfig, side: int, device: torch.device, axes: int) -> RunCo
     return resolve_size(run, side, device, axes)
 
 
+@dataclass(frozen=True)
+class DataFacts:
+    """What a plan needs of the images: how many, channels, bytes per value, and the sides that a batch is padded to."""
+
+    images: int
+    channels: int
+    item: int
+    sides: tuple[int, ...] = ()
+    assumed: bool = False
+
+
 def inspect_data(
     data: str | Path | None, run: RunConfig, device: torch.device, axes: int
-) -> tuple[int, int, int, RunConfig]:
-    """Images, channels, bytes per value, and the configuration with its sizes, from the first few images."""
+) -> tuple[DataFacts, RunConfig]:
+    """What some of the images say of all, and the configuration with its sizes."""
     if data is None:
         size = run.model.size_px
         if size is None:
             raise UsageError("plan needs DATA or --size", hint="for example --size 224")
         channels = run.data.channels or (3 if axes == 2 else 1)
         images = max(ASSUMED_IMAGES, run.train.batch or 0)
-        return images, channels, 1, of_side(run, round(1.5 * size), device, axes)
+        return DataFacts(images, channels, 1, assumed=True), of_side(run, round(1.5 * size), device, axes)
     run = config.override(run, {"data.source": str(data)})
     source = open_subset(run.data, run.model.weights).source
     run = resolve_data(run, source, device)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, axes=source.axes))
     channels = run.data.channels or usual_channels(source)
     item = 1 if first_sample(source).pixels.dtype == np.uint8 else 4
-    return min(len(source), run.data.limit or len(source)), channels, item, run
+    images = min(len(source), run.data.limit or len(source))
+    of_files = source.axes == 2 and tiles_in(source) is None
+    sides = padded_sides(source, run.data.cache_px) if of_files and run.data.cache_px else ()
+    return DataFacts(images, channels, item, sides), run
 
 
 def resolve_assumed(run: RunConfig, images: int, channels: int, device: torch.device) -> ResolvedRun:
@@ -153,7 +168,7 @@ def bare_process(run: ResolvedRun, load: Workload, device: torch.device) -> int:
     count, local = load.local_views
     network = dataclasses.replace(load.network, size_px=tiny)
     least = load.with_(network=network, global_views=(load.global_views[0], tiny), batch=2, accumulate=1)
-    least = least.with_(local_views=(count, min(local, tiny)), image_px=tiny, explicit=None)
+    least = least.with_(local_views=(count, min(local, tiny)), image_px=tiny, image_sides=(), explicit=None)
     before = price(least).peak
     time_steps(run, least, device, rounds=0)
     return max(0, system_memory.resident() - before)
@@ -184,7 +199,7 @@ def _measured_smaller(load: Workload, run: ResolvedRun, device: torch.device) ->
             local_views=(count, local),
             batch=2,
             accumulate=1,
-        ).with_(image_px=min(load.image_px, round(1.5 * side)), explicit=None)
+        ).with_(image_px=min(load.image_px, round(1.5 * side)), image_sides=(), explicit=None)
         if price(small).total_flops <= QUICK_FLOPS and not _too_large(small, device):
             break
     seconds = time_steps(run, small, device)
@@ -232,22 +247,20 @@ def plan(
         given["model.attention"] = options.attention
     run = config.override(config_for(method, recipe), given)
     check_config(run)
-    images, channels, item, run = inspect_data(data, run, device, options.axes)
-    return priced(run, images, channels, item, options, assumed=data is None)
+    facts, run = inspect_data(data, run, device, options.axes)
+    return priced(run, facts, options)
 
 
-def priced(
-    asked: RunConfig, images: int, channels: int, item: int, options: PlanOptions, *, assumed: bool = False
-) -> Planned:
-    """The price of a run whose sizes are decided, on so many images of so many channels, ``item`` bytes a number."""
+def priced(asked: RunConfig, facts: DataFacts, options: PlanOptions) -> Planned:
+    """The price of a run whose sizes are decided, on such images."""
     device = runtime.pick_device(asked.train.device)
-    run = resolve_assumed(asked, images, channels, device)
-    load = workload(run, device, image_item=item)
+    run = resolve_assumed(asked, facts.images, facts.channels, device)
+    load = workload(run, device, image_item=facts.item, image_sides=facts.sides)
     load = load.with_(explicit=PATHS.get(options.attention))
     found = price(load)
     bare = bare_process(run, load, device)
     speed = measured(load, run, device) if options.measure else None
-    pixels = images * item * channels * run.data.cache_px**load.axes
+    pixels = facts.images * facts.item * facts.channels * run.data.cache_px**load.axes
     held = 0 if run.data.stream else min(pixels, run.data.cache_mib * 2**20)
     free = free_memory(device)
     memory = options.memory if options.memory is not None else None if free is None else free + bare
@@ -255,8 +268,8 @@ def priced(
     return Planned(
         load,
         found,
-        images,
-        assumed,
+        facts.images,
+        facts.assumed,
         bare if device.type == "cpu" else 0,
         held if device.type == "cpu" else 0,
         0 if run.data.stream else pixels,

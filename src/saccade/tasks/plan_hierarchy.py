@@ -84,8 +84,8 @@ def plan_hierarchy(
     if not hipt.tile:
         run = config.override(config_of("tile", wanted, wanted.data), {"data.split": "all"})
         device = runtime.pick_device(run.train.device)
-        images, channels, item, run = plan.inspect_data(wanted.data, run, device, 2)
-        found["tile"] = plan.priced(run, images, channels, item, options)
+        facts, run = plan.inspect_data(wanted.data, run, device, 2)
+        found["tile"] = plan.priced(run, facts, options)
         network = found["tile"].load.network
     else:
         network = load_model(hipt.tile).backbone.settings
@@ -107,7 +107,7 @@ def _upper(
     run = config_of(level, wanted, "")
     device = runtime.pick_device(run.train.device)
     run = plan.of_side(run, side, device, 2)
-    return plan.priced(run, count, channels, FLOAT, dataclasses.replace(options, axes=2))
+    return plan.priced(run, plan.DataFacts(count, channels, FLOAT), dataclasses.replace(options, axes=2))
 
 
 def _typical_side(tiles: SlideTiles, side: int, hipt: HiptConfig) -> int:

@@ -24,8 +24,18 @@ from saccade.train.run_config import ResolvedRun
 OFFERED = 7
 
 
-def workload(run: ResolvedRun, device: torch.device, *, image_item: int = 1) -> Workload:
-    """What one step of a run asks of one process. ``image_item``: bytes per value of the decoded images."""
+def workload(
+    run: ResolvedRun, device: torch.device, *, image_item: int = 1, image_sides: tuple[int, ...] = ()
+) -> Workload:
+    """What one step of a run asks of one process.
+
+    Parameters
+    ----------
+    image_item
+        Bytes per value of the decoded images.
+    image_sides
+        Largest side of the decoded images on each axis, which a batch is padded to.
+    """
     train, views = run.train, run.views
     return Workload(
         network_settings(run),
@@ -41,6 +51,7 @@ def workload(run: ResolvedRun, device: torch.device, *, image_item: int = 1) -> 
         slices=run.model.slices,
         image_px=run.data.cache_px,
         image_item=image_item,
+        image_sides=image_sides,
         axes=run.data.axes,
         make_step=functools.partial(_loop_step, run),
     )

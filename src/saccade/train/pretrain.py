@@ -368,7 +368,8 @@ def _resolve_checked(settings: RunConfig, split: TrainValSplit, out: Path, devic
         )
 
     run = resolved()
-    check_memory(workload(run, device, image_item=np.dtype(cache.flat.dtype).itemsize), device)
+    item, sides = np.dtype(cache.flat.dtype).itemsize, tuple(cache.shapes[:, 1:].max(axis=0).tolist())
+    check_memory(workload(run, device, image_item=item, image_sides=sides), device)
     if not run.train.minutes or settings.train.steps is not None:
         return run
     return resolved(steps_in(run.train.minutes, run, make_plan(out, run, cache, device), cache))

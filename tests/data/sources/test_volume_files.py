@@ -23,9 +23,10 @@ def test_masks_beside_images_are_not_images(tmp_path):
             save(tmp_path / label / f"{label} ({number})_mask.png", 255)
     save(tmp_path / "benign" / "benign (1)_mask_1.png", 255)
     source = open_source(tmp_path)
-    assert len(source) == 4 and len(source.image_masks) == 5
-    assert source.image_masks["benign/benign (1).png"] == "benign/benign (1)_mask.png"
-    assert "5 files are masks of other images" in render(audit(source))
+    assert len(source) == len(source.image_masks) == 4
+    assert source.image_masks["benign/benign (1).png"] == ("benign/benign (1)_mask.png", "benign/benign (1)_mask_1.png")
+    assert source.read_mask(0).all() and source.read_mask(0).shape == (8, 9)
+    assert "5 files are masks of other images, and not images" in render(audit(source))
 
 
 def test_masks_in_a_folder_beside_the_images_are_not_images(tmp_path):

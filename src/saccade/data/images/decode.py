@@ -84,10 +84,10 @@ def decode(data: bytes, name: str) -> np.ndarray:
     return np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
 
 
-def decode_mask(data: bytes, name: str) -> np.ndarray:
+def decode_mask(data: bytes, name: str, *, constant: bool = False) -> np.ndarray:
     """Decode a mask file as bool [Y X]: true where any colour is above 0 and, with an alpha channel, not transparent.
 
-    Raises DamagedFile like ``decode``, and for a mask that is the same everywhere.
+    Raises DamagedFile like ``decode``, and, unless ``constant``, for a mask that is the same everywhere.
     """
     pixels = decode(data, name)
     if _reader(data, name) in (read_png, read_pillow):
@@ -95,7 +95,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
         if len(raw) in (2, 4):  # some draw the mask into the alpha channel; laid over white it would be gone
             pixels = raw[:-1] * (raw[-1:] > 0)
     inside: np.ndarray = np.any(pixels > 0, axis=0)
-    if inside.all() or not inside.any():
+    if not constant and (inside.all() or not inside.any()):
         raise DamagedFile(f"{name}: the mask is the same everywhere", hint="a mask is 0 outside and above 0 inside")
     return inside
 

@@ -54,10 +54,20 @@ def shrink(pixels: np.ndarray, shorter_px: int) -> np.ndarray:
 
     The longer side is at most MAX_ASPECT times ``shorter_px``; of longer images it alone is reduced.
     """
-    rows, columns = pixels.shape[-2:]
-    factor = min(1.0, shorter_px / min(rows, columns))
-    sides = [min(max(1, round(side * factor)), MAX_ASPECT * shorter_px) for side in (rows, columns)]
-    return _planes(pixels, (sides[0], sides[1]))
+    return _planes(pixels, shrunk_sides(pixels.shape[-2:], shorter_px))
+
+
+def shrunk_sides(sides: Sequence[int], shorter_px: int) -> tuple[int, int]:
+    """Rows and columns to which ``shrink`` reduces an image.
+
+    Examples
+    --------
+    >>> shrunk_sides((200, 100), 50), shrunk_sides((24, 4000), 50)
+    ((100, 50), (24, 400))
+    """
+    factor = min(1.0, shorter_px / min(sides))
+    rows, columns = (min(max(1, round(side * factor)), MAX_ASPECT * shorter_px) for side in sides)
+    return rows, columns
 
 
 def even_sides(shape: Sequence[int], spacing_mm: Sequence[float], voxel_mm: float) -> tuple[int, ...]:

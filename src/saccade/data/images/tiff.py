@@ -5,8 +5,10 @@ Every reader of TIFF in saccade (images, stacks, slides) goes through this file.
 
 from __future__ import annotations
 
+import io
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -22,6 +24,7 @@ COUNTS = ("PlaneCount", "NumPlanes", "FirstZ", "FirstC", "FirstT", "IFD")
 """Attributes of TiffData, of which tifffile takes the numbers as they are."""
 ASIDE = ("label", "macro", "thumbnail", "overview")
 """Words in the name of a series, as Aperio, Ventana and OME files have them, that is never the image."""
+SHORT = 60  # characters of a name; descriptions in XML and of scanners are longer and may hold any word
 
 
 def main_series(file: tifffile.TiffFile, name: str) -> Any:
@@ -31,7 +34,7 @@ def main_series(file: tifffile.TiffFile, name: str) -> Any:
     ``check_text``.
     """
     check_text(file, name)
-    series: list[Any] = [item for item in file.series if not any(word in (item.name or "").lower() for word in ASIDE)]
+    series: list[Any] = [item for item in file.series if _word_of(item) is None]
     full_size = [item for item in series if not item.keyframe.is_reduced] or series
     if not full_size:
         raise DamagedFile(f"{name}: no image in this TIFF", hint="copy it again")
@@ -122,6 +125,36 @@ def check_page(page: Any, length: int, name: str) -> None:
             expected=f"{needed:,}",
             hint="copy it again",
         )
+
+
+def series_left_aside(series: Iterable[Any], main: Any) -> list[str]:
+    """What the other images of a file are: label, macro, thumbnail, overview, or name and size; no reduced copies."""
+    aside: list[str] = []
+    for item in series:
+        word = _word_of(item)
+        if item is main or (word is None and item.keyframe.is_reduced):
+            continue
+        rows, columns = item.keyframe.imagelength, item.keyframe.imagewidth
+        aside.append(word or f"{item.name or 'series'} of {rows:,} x {columns:,} px")
+    return aside
+
+
+def images_left_aside(data: bytes) -> list[str]:
+    """``series_left_aside`` of the bytes of a TIFF; nothing for what cannot be read, which is named elsewhere."""
+    try:
+        with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
+            return series_left_aside(file.series, main_series(file, ""))
+    except Exception:  # tifffile raises nearly anything on broken bytes
+        return []
+
+
+def _word_of(series: Any) -> str | None:
+    """Which of ASIDE the name of a series, its PageName or a short ImageDescription holds; None for an image."""
+    page = series.keyframe
+    page_name = page.tags.get("PageName")
+    texts = [series.name or "", str(page_name.value) if page_name else "", page.description]
+    text = " ".join(text for text in texts if len(text) <= SHORT).lower()
+    return next((word for word in ASIDE if re.search(rf"(?<![a-z]){word}(?![a-z])", text)), None)
 
 
 def check_complete(series: Any, name: str) -> None:

@@ -31,12 +31,14 @@ class OpenSlideReader:
     """
 
     def __init__(self, path: Path, module: Any):
-        self.path, self.module, self.note = path, module, ""
+        self.path, self.module = path, module
         self.dtype, self.channels, self.fluorescent = np.dtype(np.uint8), 3, False
         self._lock = threading.Lock()
         self._damaged: set[Tile] = set()
         self._slide = self._open()
         properties = self._slide.properties
+        aside = sorted(self._slide.associated_images)  # they may show names, and are never opened
+        self.note = f"left aside: {', '.join(aside)}" if aside else ""
         self.vendor = str(properties.get("openslide.vendor", "unknown"))
         self.sizes_px = [(rows, columns) for columns, rows in self._slide.level_dimensions]
         self.downsamples = list(self._slide.level_downsamples)

@@ -21,7 +21,15 @@ import tifffile
 from saccade.base.cache import LruCache
 from saccade.data.formats import TIFF_MAGIC
 from saccade.data.images.length_units import length_um
-from saccade.data.images.tiff import check_page, check_text, main_series, parse_xml, samples_dtype, to_samples
+from saccade.data.images.tiff import (
+    check_page,
+    check_text,
+    main_series,
+    parse_xml,
+    samples_dtype,
+    series_left_aside,
+    to_samples,
+)
 from saccade.data.limits import damage_named
 from saccade.data.slides.reader import Region
 from saccade.errors import DamagedFile
@@ -80,6 +88,7 @@ class TiffReader:
                 planes = _planes(self._file, series)
                 self._levels = _levels(self._file, series, planes)
                 self.spacing_um = _spacing(self._file, planes[0])
+                aside = _left_aside(self._file, series, self._levels)
         except DamagedFile as error:
             if any(CUT_OFF in line for line in messages):
                 raise DamagedFile(f"{path}: the file is cut off", hint="copy it again") from error
@@ -91,6 +100,8 @@ class TiffReader:
         self.fluorescent = bool(grey) and self.channels not in (1, 3)
         self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
         self.note = "read by tifffile" + ("" if first.is_tiled else "; not tiled, which is slow")
+        if aside:
+            self.note += f"; left aside: {', '.join(aside)}"
         if areas > 1:
             self.note += f"; only the largest of {areas} scanned areas is read"
         if self._file.is_bif:
@@ -247,6 +258,15 @@ def _main_series(file: tifffile.TiffFile) -> tuple[Any, int]:
     if not series:
         raise DamagedFile(f"{name}: no image in this TIFF")
     return max(series, key=lambda candidate: math.prod(candidate.shape)), len(series)
+
+
+def _left_aside(file: tifffile.TiffFile, main: Any, levels: list[list[Any]]) -> list[str]:
+    """The other images of the file, but those that are its levels, and those of SCN and BIF, which have other notes."""
+    if file.is_scn or file.is_bif:
+        return []
+    used = {page.index for level in levels for page in level}
+    others = [item for item in file.series if item is main or item.keyframe.index not in used]
+    return series_left_aside(others, main)
 
 
 def _covers_glass(description: str, name: str) -> list[bool]:

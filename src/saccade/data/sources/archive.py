@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
+import numpy as np
+
 from saccade.base.contracts import Sample
 from saccade.data.limits import check_claim, check_ratio, check_table, damage_named
 from saccade.data.sources.names import by_normal_name
@@ -181,6 +183,14 @@ class ArchiveSource:
 
     def read(self, index: int) -> Sample:
         return self._contents.read(self.records[index], self.axes)
+
+    def read_mask(self, index: int) -> np.ndarray | None:
+        """The mask of an image as bool [Y X]; None where it has none."""
+        return self._contents.read_mask(self.records[index].id)
+
+    def images_left_aside(self, index: int) -> list[str]:
+        """The other images in the file of an image: label, macro and so on."""
+        return self._contents.images_left_aside(self.records[index].id)
 
     def content_hash(self, index: int) -> str:
         return self._contents.content_hash(self.records[index])

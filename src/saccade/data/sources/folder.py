@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from saccade.base.contracts import Sample
 from saccade.data.sources.names import by_normal_name
 from saccade.data.sources.source import choose_records
@@ -20,7 +22,7 @@ class FolderSource:
     only      names of files to look at, relative to ``root``; None looks at all
     manifest  a table whose paths are relative to ``root`` or to its own folder; None uses one that lies in ``root``
     label, group  columns of the table to use; ``keep_na`` as in ``open_source``
-    ``image_masks`` has the mask of each image that has one, ``others`` the files in formats that are not read,
+    ``image_masks`` has the mask files of each image that has any, ``others`` the files in formats that are not read,
     ``unlisted`` counts the images that lie there but are not in the table; ``aside`` says why a table that lies in
     ``root`` is not used.
     """
@@ -72,6 +74,14 @@ class FolderSource:
 
     def read(self, index: int) -> Sample:
         return self._contents.read(self.records[index], self.axes)
+
+    def read_mask(self, index: int) -> np.ndarray | None:
+        """The mask of an image as bool [Y X]; None where it has none."""
+        return self._contents.read_mask(self.records[index].id)
+
+    def images_left_aside(self, index: int) -> list[str]:
+        """The other images in the file of an image: label, macro and so on."""
+        return self._contents.images_left_aside(self.records[index].id)
 
     def content_hash(self, index: int) -> str:
         return self._contents.content_hash(self.records[index])

@@ -1,15 +1,13 @@
 """The files of a folder or archive: images, or volumes with the files each consists of, and their masks.
 
-A volume may have a mask of the same name in a folder beside it: ``images/`` and ``labels/``, or ``imagesTr/`` and
-``labelsTr/`` as in the Medical Segmentation Decathlon.
+Both may have masks: ``saccade.data.sources.masks`` has the layouts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import posixpath
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Protocol
@@ -18,22 +16,16 @@ import numpy as np
 
 from saccade.base.contracts import Record, Sample
 from saccade.data.formats import TEXT_SUFFIXES, has_suffix, is_tiff
-from saccade.data.images.decode import decode
+from saccade.data.images.decode import decode, decode_mask
+from saccade.data.images.tiff import images_left_aside
 from saccade.data.limits import damage_named
+from saccade.data.sources.masks import masks_of
 from saccade.data.volumes.dicom import image_spacing_um, read_series
 from saccade.data.volumes.dicom_series import find_series, is_dicom
 from saccade.data.volumes.tiff_stack import is_stack
 from saccade.data.volumes.volume import read_volume
 from saccade.errors import DamagedFile, DataError
 
-MASKS = {
-    "images": ("labels", "masks", "segmentations"),
-    "imagestr": ("labelstr",),
-    "imagests": ("labelsts",),
-}
-"""Folder of images or volumes -> folders that may hold their masks, in lower case."""
-MASK_ENDINGS = ("_mask", "_masks", "_seg", "_segmentation", "-mask", "-seg")
-"""Endings of the stem of a mask beside its image; several masks of one image may be numbered (``_mask_1``)."""
 DETACHED = (".nhdr", ".mhd")  # headers whose voxels are in a file of the same stem
 
 
@@ -59,7 +51,7 @@ class Contents:
     images   names of the image files
     cases    files of every volume, by its id
     dicom_images  those of the images that are DICOM; ``reports`` DICOM files without an image
-    image_masks  mask file of each image that has one; masks are no images of the source
+    image_masks  mask files of each image that has any; masks are no images of the source
     others   files in formats that are not read
     """
 
@@ -70,7 +62,7 @@ class Contents:
     cases: dict[str, Case] = field(default_factory=dict)
     dicom_images: list[str] = field(default_factory=list)
     reports: list[str] = field(default_factory=list)
-    image_masks: dict[str, str] = field(default_factory=dict)
+    image_masks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -79,12 +71,12 @@ class Contents:
         volumes = [name for name in names if has_suffix(name, "volume", shared=False)]
         if self.images and not any(has_suffix(name, "image", shared=False) for name in self.images) and self._stacked():
             volumes, self.images = volumes + self.images, []
-        self.image_masks = _masks_of_images(self.images)
-        of_images = set(self.image_masks.values())
+        self.image_masks = masks_of(self.images)
+        of_images = {mask for masks in self.image_masks.values() for mask in masks}
         self.images = [name for name in self.images if name not in of_images]
-        masks = _masks(volumes)
-        taken = set(masks.values())
-        self.cases = {name: Case((name,), masks.get(name)) for name in volumes if name not in taken}
+        masks = masks_of(volumes)
+        taken = {mask for several in masks.values() for mask in several}
+        self.cases = {name: Case((name,), masks.get(name, (None,))[0]) for name in volumes if name not in taken}
         rest = [name for name in names if not (has_suffix(name, "image") or has_suffix(name, "volume", shared=False))]
         rest = [name for name in rest if not (has_suffix(name, "table") or name.lower().endswith(TEXT_SUFFIXES))]
         dicom = [name for name in rest if is_dicom(name, self.fetch)]
@@ -171,6 +163,15 @@ class Contents:
             padding=volume.padding,
         )
 
+    def read_mask(self, name: str) -> np.ndarray | None:
+        """The union of the masks of an image as bool [Y X]; None where it has none. Raises DamagedFile."""
+        files = self.image_masks.get(name, ())
+        return union_of_masks({f"{self.source}:{file}": self.fetch(file) for file in files}) if files else None
+
+    def images_left_aside(self, name: str) -> list[str]:
+        """The other images in a TIFF: label, macro and so on; empty for files in other formats."""
+        return images_left_aside(self.fetch(name)) if has_suffix(name, "image") and is_tiff(self.fetch(name, 8)) else []
+
     def content_hash(self, record: Record) -> str:
         """SHA-256 of the files of one image or volume; its mask is not part of it."""
         digest = hashlib.sha256()
@@ -187,35 +188,15 @@ def visible(name: str) -> bool:
     return not any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
-def _masks(names: Sequence[str]) -> dict[str, str]:
-    """The mask of each volume that has one: same name, in the folder of masks beside the folder of volumes."""
-    by_lower_name = {name.lower(): name for name in names}
-    masks: dict[str, str] = {}
-    for name in names:
-        parts = PurePosixPath(name).parts
-        for depth, part in enumerate(parts[:-1]):
-            for other in MASKS.get(part.lower(), ()):
-                mask = by_lower_name.get("/".join((*parts[:depth], other, *parts[depth + 1 :])).lower())
-                if mask is not None:
-                    masks.setdefault(name, mask)
-    return masks
-
-
-def _masks_of_images(names: Sequence[str]) -> dict[str, str]:
-    """The mask of each image that has one: in a folder of masks, or beside it with one of MASK_ENDINGS.
-
-    Of several masks of one image (``x_mask.png``, ``x_mask_1.png``) all are masks, under keys ``x.png``, ``x.png#1``.
-    """
-    masks = _masks(names)
-    by_stem = {posixpath.splitext(name)[0]: name for name in names}
-    for name in names:
-        stem = posixpath.splitext(name)[0]
-        base, number = re.fullmatch(r"(.*?)(?:_([0-9]+))?", stem, re.DOTALL).groups()  # type: ignore[union-attr]
-        ending = next((ending for ending in MASK_ENDINGS if base.lower().endswith(ending)), None)
-        image = by_stem.get(base[: -len(ending)]) if ending else None
-        if image is not None:
-            masks.setdefault(image if number is None else f"{image}#{number}", name)
-    return masks
+def union_of_masks(files: Mapping[str, bytes]) -> np.ndarray:
+    """Mask files of one image, by name, as one bool mask [Y X], which may be empty. Raises DamagedFile."""
+    masks = {name: decode_mask(data, name, constant=True) for name, data in files.items()}
+    first = next(iter(masks.values()))
+    for name, mask in masks.items():
+        if mask.shape != first.shape:
+            raise DamagedFile(f"{name}: the masks of an image differ in size", got=mask.shape, expected=first.shape)
+    union: np.ndarray = np.logical_or.reduce(list(masks.values()))
+    return union
 
 
 def _as_mask(pixels: np.ndarray, name: str) -> np.ndarray:
