@@ -55,6 +55,7 @@ def train(data: str, backbone: str, steps: int, changes: dict[str, Any], folder:
         "train.steps": steps,
         "train.evaluate_every": max(1, steps // 20),
         "dino.koleo": 0.0,
+        "dino.coding_rate": 0.0,
     } | changes
     try:
         saccade.pretrain(data, out=folder, method="dino", backbone=backbone, recipe="short", settings=settings)

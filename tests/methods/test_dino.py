@@ -17,7 +17,7 @@ from saccade import runtime
 from saccade.augment.settings import ViewsConfig, resolve_views
 from saccade.augment.views import make_views
 from saccade.base.contracts import Batch, Features, InputSpec, Progress, View
-from saccade.methods import dino
+from saccade.methods import dino, regularizers
 from saccade.methods.base import DatasetFacts
 from saccade.methods.dino import Dino, DinoConfig, Head, center_and_sharpen, dino_loss, entropy, resolve_dino, sinkhorn
 from saccade.methods.heads_and_ema import image_vectors
@@ -34,6 +34,7 @@ CONFIG = DinoConfig(
     momentum=0.9,
     freeze_last_fraction=0.1,
     koleo=0.0,
+    coding_rate=0.0,
 )
 
 
@@ -148,6 +149,7 @@ def test_step_is_the_loss_of_its_parts():
         "marginal_entropy": entropy(probs.mean(dim=(0, 1))),
         "center_norm": method.center.norm(),
         "momentum": torch.tensor(0.9),
+        "loss": out.loss.detach(),
     }
     assert set(out.logs) == set(expected)
     for name, value in expected.items():
@@ -340,6 +342,25 @@ def test_paper_values_at_the_papers_size():
     found = resolve_dino(DinoConfig(), DatasetFacts(images=1_281_167, batch=1024, steps=125_000))
     assert (found.out_dim, found.head_hidden, found.bottleneck, found.momentum) == (65536, 2048, 256, 0.996)
     assert (found.student_temp, found.teacher_temp, found.center_momentum) == (0.1, 0.04, 0.9)
+    assert (found.head_norm, found.koleo, found.coding_rate) == ("none", 0.0, 0.0)
+    assert dino.CARD.lr_at(125_000, transformer=True, pretrained=False) == pytest.approx(5e-4)
+
+
+def test_short_runs_spread_their_vectors_and_follow_the_student():
+    facts = DatasetFacts(images=4000, batch=64, steps=200)
+    resolved = resolve_dino(DinoConfig(), facts)
+    assert (resolved.head_norm, resolved.momentum) == ("batch", 0.95)
+    assert (resolved.coding_rate, resolved.koleo) == (1.0, 0.0)
+    assert resolve_dino(DinoConfig(coding_rate=0.0), facts).koleo == 0.1
+    from_weights = resolve_dino(DinoConfig(), dataclasses.replace(facts, pretrained=True))
+    assert (from_weights.head_norm, from_weights.momentum, from_weights.coding_rate) == ("none", 0.99, 0.0)
+
+
+def test_the_learning_rate_falls_with_the_length_of_the_run():
+    rates = [dino.CARD.lr_at(steps, transformer=True, pretrained=False) for steps in (1, 1000, 5000, 20_000, 10**6)]
+    assert rates[0] == rates[1] == pytest.approx(4e-3) and rates[3] == rates[4] == pytest.approx(5e-4)
+    assert rates[1] > rates[2] > rates[3]
+    assert dino.CARD.lr_at(200, transformer=True, pretrained=True) == pytest.approx(5e-4)
 
 
 @pytest.mark.parametrize("images", [4, 500, 6000, 100_000])
@@ -360,33 +381,33 @@ def test_koleo_is_the_mean_log_distance_to_the_nearest_other():
     unit = nn.functional.normalize(x, dim=1)
     distances = torch.cdist(unit, unit) + 10 * torch.eye(9)
     expected = -torch.log(distances.min(dim=1).values).mean()
-    assert float(dino.koleo_loss(x, x, 0)) == pytest.approx(float(expected), abs=1e-3)
+    assert float(regularizers.koleo_loss(x, x, 0)) == pytest.approx(float(expected), abs=1e-3)
 
 
 def test_koleo_is_the_same_in_one_process_or_in_parts():
     x = torch.randn(12, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    whole = dino.koleo_loss(x, x.detach(), 0)
-    parts = torch.stack([dino.koleo_loss(x[at : at + 4], x.detach(), at) for at in (0, 4, 8)]).mean()
+    whole = regularizers.koleo_loss(x, x.detach(), 0)
+    parts = torch.stack([regularizers.koleo_loss(x[at : at + 4], x.detach(), at) for at in (0, 4, 8)]).mean()
     torch.testing.assert_close(whole, parts)
     torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (whole, parts)))
 
 
 def test_koleo_of_identical_vectors_is_finite_and_pulls_nothing():
     x = torch.ones(4, 5, requires_grad=True)
-    loss = dino.koleo_loss(x, x.detach(), 0)
+    loss = regularizers.koleo_loss(x, x.detach(), 0)
     loss.backward()
     assert loss.isfinite() and (x.grad == 0).all()
     alone = torch.ones(1, 5, requires_grad=True)
-    assert dino.koleo_loss(alone, alone.detach(), 0).item() == 0
+    assert regularizers.koleo_loss(alone, alone.detach(), 0).item() == 0
 
 
 def test_koleo_spreads_vectors():
     x = (torch.ones(16, 8) + 0.1 * torch.randn(16, 8, generator=torch.Generator().manual_seed(2))).requires_grad_()
-    before = dino.koleo_loss(x, x.detach(), 0).item()
+    before = regularizers.koleo_loss(x, x.detach(), 0).item()
     for _ in range(50):
-        (gradient,) = torch.autograd.grad(dino.koleo_loss(x, x.detach(), 0), x)
+        (gradient,) = torch.autograd.grad(regularizers.koleo_loss(x, x.detach(), 0), x)
         x = (x - 0.5 * gradient).detach().requires_grad_()
-    assert dino.koleo_loss(x, x.detach(), 0).item() < before - 0.5
+    assert regularizers.koleo_loss(x, x.detach(), 0).item() < before - 0.5
 
 
 def test_koleo_adds_to_the_loss_but_not_to_what_is_logged_as_the_loss():
@@ -443,3 +464,29 @@ if __name__ == "__main__":
     found = {c: [round(x, 6) for x in twenty_losses(c)] for c in ("mean", "sinkhorn")}
     found["bf16"] = [round(x, 6) for x in twenty_losses("mean", "bf16")]
     GOLDEN.write_text(json.dumps(found, indent=1))
+
+
+# --- coding rate -------------------------------------------------------------------------------
+
+
+def test_coding_rate_is_the_log_determinant():
+    for count, width in ((3, 5), (7, 4)):
+        z = nn.functional.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(count)), dim=1)
+        matrix = torch.eye(width) + width / (count * regularizers.CODING_ERROR) * z.T @ z
+        expected = 0.5 * torch.logdet(matrix) * (count + width) / (count * width)
+        torch.testing.assert_close(regularizers.coding_rate(z), expected)
+
+
+def test_the_coding_rate_spreads_vectors():
+    x = (torch.randn(8, 5, generator=torch.Generator().manual_seed(2)) * 0.1 + 1).requires_grad_()
+    rate = regularizers.coding_rate(nn.functional.normalize(x, dim=1))
+    (gradient,) = torch.autograd.grad(rate, x)
+    assert regularizers.coding_rate(nn.functional.normalize(x + gradient, dim=1)) > rate + 0.1
+
+
+def test_coding_rate_adds_to_the_loss_but_not_to_what_is_logged_as_the_loss():
+    plain, spread = (method_of(dataclasses.replace(CONFIG, coding_rate=weight)) for weight in (0.0, 0.5))
+    one, other = plain.step(views_of(6), at(0)), spread.step(views_of(6), at(0))
+    assert "coding_rate" not in one.logs
+    assert float(other.logs["loss"]) == pytest.approx(float(one.loss))
+    assert float(other.loss) == pytest.approx(float(one.loss - 0.5 * other.logs["coding_rate"]))

@@ -168,7 +168,7 @@ def test_what_compares_images_wants_two_in_a_micro_batch(method, tmp_path):
 def test_collapse_is_named(method, settings, names, tmp_path):
     settings = {"train.steps": 60, "optim.lr": 0.01, "train.precision": "fp32"} | settings
     if method == "dino":
-        settings |= {"dino.koleo": 0.0}
+        settings |= {"dino.koleo": 0.0, "dino.coding_rate": 0.0}
     folder = run(tmp_path / "run", method, "resnet10_w8", **{k.replace(".", "__"): v for k, v in settings.items()})
     found = {one.name: one for one in saccade.examine(folder)}
     assert names & set(found), found

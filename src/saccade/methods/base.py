@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from torch import nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.methods.diagnosis import ChanceLoss, FailureMode
+
+SHORT_STEPS, SHORTEST_STEPS = 20_000, 1_000
+"""Runs under SHORT_STEPS steps are short: the values of papers, which are for long ones, do not suit them."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,9 @@ class MethodCard:
     cls
         Makes the method: ``cls(student, config, seed=...)``, or ``cls(student, teacher, config, seed=...)``.
     peak_lr
-        Peak learning rates from random weights; ``finetuning_lr`` from pretrained ones, where they differ.
+        Peak learning rates from random weights; ``finetuning_lr`` from pretrained ones, where they differ, and
+        ``short_lr`` from random weights in runs of up to SHORTEST_STEPS steps. In between the rate falls with the
+        logarithm of the steps, until it is ``peak_lr`` at SHORT_STEPS.
     has_teacher
         A second network of the same shape follows the student.
     needs_masking
@@ -177,6 +183,7 @@ class MethodCard:
     cls: Callable[..., Method]
     peak_lr: PeakLR
     finetuning_lr: PeakLR | None = None
+    short_lr: PeakLR | None = None
     has_teacher: bool = False
     needs_masking: bool = False
     supports_volumes: bool = True
@@ -185,6 +192,14 @@ class MethodCard:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     chance_loss: Callable[[Any, int], ChanceLoss | None] | None = None
     failure_modes: tuple[FailureMode, ...] = ()
+
+    def lr_at(self, steps: int, *, transformer: bool, pretrained: bool) -> float:
+        """Peak learning rate at 256 images per step for a run of this length."""
+        long = self.finetuning_lr if pretrained and self.finetuning_lr else self.peak_lr
+        short = long if pretrained or self.short_lr is None else self.short_lr
+        begin, end = (rates.transformer if transformer else rates.cnn for rates in (short, long))
+        position = math.log(max(steps, 1) / SHORTEST_STEPS) / math.log(SHORT_STEPS / SHORTEST_STEPS)
+        return float(begin * (end / begin) ** min(1.0, max(0.0, position)))
 
     def config_from(self, values: Mapping[str, Any]) -> Any:
         """The configuration that a saved run has; keys of other versions are left out."""

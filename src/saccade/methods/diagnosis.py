@@ -51,6 +51,7 @@ class Settings:
     center_momentum: float | None = None
     centering: str | None = None
     koleo: float | None = None
+    coding_rate: float | None = None
     pretrained: bool = False
     micro_batch: int | None = None
     chance: ChanceLoss | None = None

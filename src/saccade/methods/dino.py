@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
-from saccade.methods.base import DatasetFacts, MethodCard, PeakLR, TeacherMethod
+from saccade.methods.base import SHORT_STEPS, DatasetFacts, MethodCard, PeakLR, TeacherMethod
 from saccade.methods.diagnosis import PROTOTYPE_FAILURES, ChanceLoss
 from saccade.methods.heads_and_ema import StudentTeacher, image_vectors, mlp_head, seeded, width_of
-from saccade.runtime import gather_over_ranks, mean_over_ranks, rank, sum_over_ranks
-
-SHORT_STEPS = 20_000
+from saccade.methods.regularizers import coding_rate_over_views, koleo_over_views
+from saccade.runtime import mean_over_ranks, sum_over_ranks
 
 Reduce = Callable[[Tensor], Tensor]
 
@@ -40,7 +39,8 @@ class DinoConfig:
     head_hidden: int | None = None
     bottleneck: int | None = None
     head_norm: Literal["none", "batch"] | None = None
-    """Batch norm between the layers of the head; default: for CNNs, whose pooled features are all alike at first."""
+    """Batch norm between the layers of the head; default: for CNNs, whose pooled features are all alike at first, and
+    in short runs."""
     student_temp: float = 0.1
     teacher_temp_start: float | None = None
     teacher_temp: float | None = None
@@ -57,6 +57,8 @@ class DinoConfig:
     """Keep the prototypes at length 1."""
     koleo: float | None = None
     """Weight of the KoLeo regularizer, which keeps the image vectors of a batch apart; 0: plain DINO."""
+    coding_rate: float | None = None
+    """Weight of the coding rate of the head's bottleneck vectors, which is maximised; 0: plain DINO."""
 
 
 def resolve_dino(config: DinoConfig, facts: DatasetFacts) -> DinoConfig:
@@ -64,31 +66,39 @@ def resolve_dino(config: DinoConfig, facts: DatasetFacts) -> DinoConfig:
 
     out_dim       about one prototype for 8 images, a power of two from 256 to the paper's 65,536
     head          the paper's 2,048 and 256 from 8,192 prototypes on; 512 and 128 below
-    momentum      the paper's 0.996 (a memory of 250 steps) for long runs; 0.99 for runs under 5,000 steps, so
-                  that the teacher can follow. 0.9 collapsed (docs/log.md)
+    momentum      the paper's 0.996 (a memory of 250 steps) for long runs; a memory of a tenth of a run under 1,000
+                  steps (0.95 for 200), so that the teacher can follow. 0.9 collapsed (docs/log.md)
     temperatures  0.02 for runs under 20,000 steps: with small batches 0.04 ended at ln K (docs/log.md); longer runs
                   rise from there to the paper's 0.04
-    koleo         DINOv2's 0.1 for runs under 20,000 steps: small batches otherwise use ever fewer directions
-                  (docs/log.md); none in longer runs, as in the paper
+    head_norm     batch for CNNs and for runs under 20,000 steps
+    coding_rate   SimDINO's 1 for runs under 20,000 steps: without it a few prototypes win for all images and a ViT
+                  learns nothing in 200 steps (docs/log.md); none in longer runs, as in the paper
+    koleo         DINOv2's 0.1 for runs under 20,000 steps without the coding rate; none in longer runs
+
+    From pretrained weights, which are not to be changed fast, head, momentum and KoLeo are as before the coding rate.
     """
     _check(config)
-    images, steps = facts.images, facts.steps
+    images, steps, short = facts.images, facts.steps, facts.steps < SHORT_STEPS
     power = 2 ** math.floor(math.log2(max(1, images / 8)))
     out_dim = config.out_dim or min(65536, max(256, power))
-    memory_steps = min(250.0, max(100.0, steps / 50))
-    end = (0.02 if steps < SHORT_STEPS else 0.04) if config.teacher_temp is None else config.teacher_temp
+    fast = short and not facts.pretrained
+    shortest_memory = min(100.0, max(20.0, steps / 10)) if fast else 100.0
+    memory_steps = min(250.0, max(shortest_memory, steps / 50))
+    end = (0.02 if short else 0.04) if config.teacher_temp is None else config.teacher_temp
     begin = min(0.02, end) if config.teacher_temp_start is None else config.teacher_temp_start
+    coding_rate = (1.0 if fast else 0.0) if config.coding_rate is None else config.coding_rate
     return dataclasses.replace(
         config,
         out_dim=out_dim,
-        head_norm=config.head_norm or ("batch" if facts.batch_norm else "none"),
+        head_norm=config.head_norm or ("batch" if facts.batch_norm or fast else "none"),
         head_hidden=config.head_hidden or (2048 if out_dim >= 8192 else 512),
         bottleneck=config.bottleneck or (256 if out_dim >= 8192 else 128),
         teacher_temp_start=begin,
         teacher_temp=end,
         momentum=round(1 - 1 / memory_steps, 5) if config.momentum is None else config.momentum,
         freeze_last_fraction=0.02 if config.freeze_last_fraction is None else config.freeze_last_fraction,
-        koleo=(0.1 if steps < SHORT_STEPS else 0.0) if config.koleo is None else config.koleo,
+        koleo=(0.1 if short and not coding_rate else 0.0) if config.koleo is None else config.koleo,
+        coding_rate=coding_rate,
     )
 
 
@@ -98,8 +108,10 @@ def _check(config: DinoConfig) -> None:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise UsageError(f"dino.{name} must be above 0", got=value)
-    if config.koleo is not None and config.koleo < 0:
-        raise UsageError("dino.koleo must not be negative", got=config.koleo)
+    for name in ("koleo", "coding_rate"):
+        weight = getattr(config, name)
+        if weight is not None and weight < 0:
+            raise UsageError(f"dino.{name} must not be negative", got=weight)
     for name in ("momentum", "momentum_end", "center_momentum", "temp_warmup_fraction", "freeze_last_fraction"):
         value = getattr(config, name)
         if value is not None and not 0 <= value <= 1:
@@ -125,13 +137,22 @@ class Head(nn.Module):
     def last_layer(self) -> list[nn.Parameter]:
         return [self.prototypes] if self.length is None else [self.prototypes, self.length]
 
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+    def bottleneck(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """The vectors that are compared with the prototypes: length 1, float32."""
         x = self.mlp(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.normalize(x.float(), dim=1)
+
+    def cosines(self, vectors: Float[Tensor, "B C"]) -> Float[Tensor, "B K"]:
+        """Cosines of bottleneck vectors and prototypes."""
         prototypes = F.normalize(self.prototypes, dim=1)
         if self.length is not None:
             prototypes = prototypes * self.length
-        with torch.autocast(x.device.type, enabled=False):
-            return F.normalize(x.float(), dim=1) @ prototypes.T
+        with torch.autocast(vectors.device.type, enabled=False):
+            return vectors @ prototypes.T
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        return self.cosines(self.bottleneck(x))
 
 
 def center_and_sharpen(
@@ -219,39 +240,6 @@ def dino_loss(
     return (same_view - all_pairs) / (batch * global_views * (views - 1))
 
 
-def koleo_loss(features: Float[Tensor, "B D"], all_features: Float[Tensor, "M D"], first: int) -> Float[Tensor, ""]:
-    """KoLeo: minus the mean log distance to the nearest other vector, all scaled to length 1, float32.
-
-    Sablayrolles et al. 2019, as in DINOv2. Identical vectors give a finite loss and no gradient between them.
-
-    Parameters
-    ----------
-    all_features
-        The vectors of all processes, no gradient, with ``features`` from row ``first`` on: a batch has the same loss
-        on one process and on many.
-
-    Examples
-    --------
-    >>> x = torch.eye(3)
-    >>> round(float(koleo_loss(x, x, 0)), 4)  # -ln of the distance sqrt(2)
-    -0.3466
-    """
-    x, others = F.normalize(features.float(), dim=1), F.normalize(all_features.float(), dim=1)
-    if len(others) < 2:
-        return x.sum() * 0.0
-    with torch.no_grad():
-        similarity = x @ others.T
-        similarity[torch.arange(len(x)), first + torch.arange(len(x))] = -2.0
-        nearest = similarity.argmax(dim=1)
-    return -torch.log((x - others[nearest]).norm(dim=1) + 1e-4).mean()
-
-
-def koleo_over_views(features: Float[Tensor, "G B D"]) -> Float[Tensor, ""]:
-    """Mean KoLeo loss of the global views, over the batches of all processes."""
-    first = rank() * features.shape[1]
-    return torch.stack([koleo_loss(view, gather_over_ranks(view), first) for view in features]).mean()
-
-
 def teacher_temperature(config: DinoConfig, progress: Progress) -> float:
     """Linear warm-up from ``teacher_temp_start`` to ``teacher_temp``."""
     start, end = config.teacher_temp_start, config.teacher_temp
@@ -317,18 +305,22 @@ class Dino(TeacherMethod):
             teacher_logits = self.teacher_head(teacher_out)
             probs = self._targets(teacher_logits, progress).view(count, batch, -1)
         features = image_vectors(self.student, views)
-        student_logits = self.student_head(features).view(len(views), batch, -1)
+        vectors = self.student_head.bottleneck(features)
+        student_logits = self.student_head.cosines(vectors).view(len(views), batch, -1)
         loss = dino_loss(student_logits, probs, self.config.student_temp)
         with torch.no_grad():
             self.pending_center += teacher_logits.mean(dim=0)
             self.pending_count += 1
             logs = self._logs(loss.detach(), student_logits[:count].detach(), probs)
-        logs |= {"momentum": self.ema.momentum(progress)}
-        if not self.config.koleo:
-            return StepOutput(loss, logs)
-        koleo = koleo_over_views(features[: count * batch].view(count, batch, -1))
-        # "loss" stays the cross-entropy: it is read beside ln K.
-        return StepOutput(loss + self.config.koleo * koleo, logs | {"loss": loss.detach(), "koleo": koleo.detach()})
+        # What is logged as the loss is the cross-entropy: it is read beside ln K.
+        logs |= {"momentum": self.ema.momentum(progress), "loss": loss.detach()}
+        if self.config.koleo:
+            koleo = koleo_over_views(features[: count * batch].view(count, batch, -1))
+            loss, logs = loss + self.config.koleo * koleo, logs | {"koleo": koleo.detach()}
+        if self.config.coding_rate:
+            rate = coding_rate_over_views(vectors[: count * batch].view(count, batch, -1))
+            loss, logs = loss - self.config.coding_rate * rate, logs | {"coding_rate": rate.detach()}
+        return StepOutput(loss, logs)
 
     def before_update(self, progress: Progress) -> None:
         freeze_last_layers([self.student_head], self.config.freeze_last_fraction, progress)
@@ -375,6 +367,7 @@ CARD = MethodCard(
     resolve=resolve_dino,
     cls=Dino,
     peak_lr=PeakLR(transformer=5e-4, cnn=8e-3),
+    short_lr=PeakLR(transformer=4e-3, cnn=8e-3),
     has_teacher=True,
     chance_loss=chance_loss,
     failure_modes=PROTOTYPE_FAILURES,

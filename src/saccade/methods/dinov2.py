@@ -27,12 +27,12 @@ from saccade.methods.dino import (
     dino_loss,
     entropy,
     freeze_last_layers,
-    koleo_over_views,
     resolve_dino,
     sinkhorn,
     teacher_temperature,
 )
 from saccade.methods.heads_and_ema import StudentTeacher, image_vectors, seeded, width_of
+from saccade.methods.regularizers import koleo_over_views
 from saccade.runtime import sum_over_ranks
 
 

@@ -83,7 +83,7 @@ def _dimensions(stretch: Sequence[Line], lines: Sequence[Line], settings: Settin
     if settings.momentum is not None and settings.momentum < 0.95:
         cause = f"the teacher follows the student at once (momentum {settings.momentum:g})"
         change = {f"{settings.method}.momentum": 0.99}
-    elif settings.koleo == 0.0:
+    elif settings.koleo == 0.0 and not settings.coding_rate:
         change = {f"{settings.method}.koleo": 0.1}
         cause = "nothing keeps vectors apart (koleo is 0)"
     else:

@@ -185,7 +185,7 @@ def resolve(
         model=resolve_section(ResolvedModel, run.model, drop_path=run.model.drop_path or 0.0),
         views=_resolve_views(run, channels, axes, local_count=4 if device.type == "cpu" else 8),
         method=run.method,
-        optim=_resolve_optim(run, batch * train.accumulate),
+        optim=_resolve_optim(run, batch * train.accumulate, steps),
         train=resolve_section(
             ResolvedTrain,
             train,
@@ -264,13 +264,12 @@ def _without_defaults_for_images(views: ViewsConfig, method: str) -> ViewsConfig
     return dataclasses.replace(views, **reset)
 
 
-def _resolve_optim(run: RunConfig, images_per_step: int) -> ResolvedOptim:
-    """DINO's 5e-4 for transformers; CNNs with batch norm bear more, and labels bear more than DINO. Scaled by the
-    square root of the batch, which suits AdamW at batches of 16 to 256 (Malladi et al. 2022)."""
+def _resolve_optim(run: RunConfig, images_per_step: int, steps: int) -> ResolvedOptim:
+    """The method's rate for this kind of network and length of run, scaled by the square root of the batch, which
+    suits AdamW at batches of 16 to 256 (Malladi et al. 2022)."""
     optim, weights = run.optim, run.model.weights
     card, transformer = card_of(run.train.method), parse(run.model.backbone).capabilities.transformer
-    rates = card.finetuning_lr if weights and card.finetuning_lr else card.peak_lr
-    peak = rates.transformer if transformer else rates.cnn
+    peak = card.lr_at(steps, transformer=transformer, pretrained=bool(weights))
     decays = weights and transformer and not (card.uses_labels and run.frozen)
     decided = {
         "lr": round(peak * math.sqrt(images_per_step / 256), 6),
