@@ -350,6 +350,7 @@ FLAT = SMALL | {
     "dino.koleo": 0.0,
     "dino.coding_rate": 0.0,
     "dino.head_norm": "none",
+    "dino.momentum": 0.99,
 }
 
 

@@ -11,7 +11,7 @@ import { showLoading } from "./loading.js";
 const TITLES = {
   loss: "Loss", knn: "k-NN accuracy, live probe", rank: "Effective rank of the features", agreement: "Cosine similarity of two views",
   teacher_entropy: "Entropy of the teacher, nats", kl: "KL(teacher ‖ student), nats", feature_std: "Standard deviation of the features", spread: "Standard deviation of the features",
-  grad_norm: "Gradient norm", koleo: "KoLeo term", marginal_entropy: "Entropy of the mean output, nats", center_norm: "Centre norm",
+  grad_norm: "Gradient norm", koleo: "KoLeo term", coding_rate: "Coding rate", marginal_entropy: "Entropy of the mean output, nats", center_norm: "Centre norm",
   invariance: "Distance between views of an image", sigreg: "SIGReg: distance from a normal distribution", accuracy: "Accuracy", found: "Positive ranked first",
   lr: "Learning rate", images_per_second: "Images per second", wait: "Data-loading wait",
 };
