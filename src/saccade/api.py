@@ -42,7 +42,7 @@ from saccade.tasks.pretrain import pretrain, resume, write_report_once
 from saccade.tasks.quickstart import quickstart
 from saccade.tasks.search import SearchOptions, SearchResult
 from saccade.tasks.verify import verify
-from saccade.train.auto import Names, choose
+from saccade.train.auto import Names, choose, open_named
 from saccade.train.loop import Console, Quiet
 from saccade.train.replay import replay as replay_step
 
@@ -160,17 +160,19 @@ def plan(
     64
     """
     runtime.keep_freed_memory()
-    source = None if data is None else absolute(data)
+    path = None if data is None else absolute(data)
     if backbone == hierarchy_settings.NAME:
         explicit = {key: value for key, value in (settings or {}).items() if key != "model.backbone"}
-        return plan_hierarchy(source, *hierarchy_settings.method_and_recipe(method, recipe), explicit, options)
+        return plan_hierarchy(path, *hierarchy_settings.method_and_recipe(method, recipe), explicit, options)
     explicit = dict(settings or {}) | ({} if backbone is None else {"model.backbone": backbone})
-    axes = {"data.axes": options.axes} if options and source is None else {}
+    axes = {"data.axes": options.axes} if options and path is None else {}
     device = runtime.pick_device(explicit.get("train.device")).type
-    names = choose(Names(method, backbone, recipe), None if source is None else str(source), device, explicit | axes)
+    names = Names(method, backbone, recipe).with_settings(explicit)
+    source = open_named(str(path), explicit) if names.open and path is not None else None
+    names = choose(names, source, device, explicit | axes)
     if names.backbone:
         explicit = {"model.backbone": names.backbone} | explicit
-    return planning.plan(source, names.method, names.recipe, explicit, options)
+    return planning.plan(path, names.method, names.recipe, explicit, options, source)
 
 
 def finetune(

@@ -19,7 +19,7 @@ from saccade.train.auto import (
     differs_from_mirror,
 )
 
-FACTS = DataFacts(2000, 3, 2, grid=False, upright=False, handed=False, device="cpu", minutes=3.0)
+FACTS = DataFacts(2000, 2, grid=False, upright=False, handed=False, device="cpu", minutes=3.0)
 
 
 def with_(**changes) -> DataFacts:
@@ -46,8 +46,8 @@ def test_false_alarms_are_rare():
     [
         (FACTS, "lejepa", "resnet10_w32", "microscopy,short"),
         (with_(upright=True), "lejepa", "resnet10_w32", "natural,short"),
-        (with_(upright=True, handed=True, channels=1), "lejepa", "resnet10_w32", "xray,short"),
-        (with_(axes=3, channels=1), "lejepa", "resnet10_w32", "microscopy,short"),
+        (with_(upright=True, handed=True), "lejepa", "resnet10_w32", "xray,short"),
+        (with_(axes=3), "lejepa", "resnet10_w32", "microscopy,short"),
         (with_(minutes=None), "lejepa", "resnet10_w32", "microscopy,short"),
         (with_(minutes=600.0), "lejepa", "resnet10_w32", "microscopy"),
         (with_(grid=True), "dino", "grid_micro", "microscopy"),
@@ -88,16 +88,18 @@ def test_the_choice_is_printed_kept_and_names_stay(upright, tmp_path):
     said = "\n".join(console.messages)
     for text in ("method lejepa", "backbone resnet10_w32", "recipe natural,short", "runner-up"):
         assert text in said and text in config["train"]["chosen"]
-    named = choose(Names("mae", "vit_micro_patch8", "grey"), str(upright), "cpu", {})
+    named = choose(Names("mae", "vit_micro_patch8", "grey"), None, "cpu", {})
     assert named == Names("mae", "vit_micro_patch8", "grey")
     # Settings of a method name it.
-    assert choose(Names("auto", None, "auto"), str(upright), "cpu", {"dino.out_dim": 64}).method == "dino"
+    source = saccade.open_source(upright)
+    assert choose(Names("auto", None, "auto"), source, "cpu", {"dino.out_dim": 64}).method == "dino"
 
 
 def test_cifar_is_upright_and_tissue_is_not(shared_data):
-    cifar = choose(Names("lejepa", "resnet10_w32", "auto"), str(shared_data / "natural/cifar10-jpeg.tar.xz"), "cpu", {})
-    assert cifar.recipe == "natural,short"
-    lung = shared_data / "histology/lc25000-lung-224.zip"
-    assert choose(Names("lejepa", "resnet10_w32", "auto"), str(lung), "cpu", {}).recipe == "microscopy,short"
-    xray = shared_data / "xray/pneumoniamnist-28-balanced.npz"
-    assert choose(Names("lejepa", "resnet10_w32", "auto"), str(xray), "cpu", {}).recipe == "xray,short"
+    def recipe_of(name: str) -> str:
+        source = saccade.open_source(shared_data / name)
+        return choose(Names("lejepa", "resnet10_w32", "auto"), source, "cpu", {}).recipe
+
+    assert recipe_of("natural/cifar10-jpeg.tar.xz") == "natural,short"
+    assert recipe_of("histology/lc25000-lung-224.zip") == "microscopy,short"
+    assert recipe_of("xray/pneumoniamnist-28-balanced.npz") == "xray,short"

@@ -17,12 +17,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saccade.base.contracts import InputSpec
+from saccade.data.images.downsample import LUMINANCE as BT601
 
 BLUR_ELEMENTS = 2**18  # float32 numbers blurred together: a megabyte, which the cache of a core holds
 DEVICE_BLUR_ELEMENTS = 2**26  # on a GPU, where each call has its price
 
-LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
-TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+LUMINANCE = torch.tensor(BT601)
+TO_YIQ = torch.tensor([[*BT601], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 FROM_YIQ = torch.linalg.inv(TO_YIQ)
 # Rows: optical density of haematoxylin, eosin, and a residual (DAB) in red, green, blue.
 STAINS = F.normalize(torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]), dim=1)

@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from saccade.base.contracts import Grid
 from saccade.base.random import numpy_generator, uniforms
-
-Grid = tuple[int, ...]
 
 
 def random_parts(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Role = Literal["global", "local"]
+Grid = tuple[int, ...]
+"""Rows and columns of the tokens of an image; of volumes (slices, rows, columns)."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Line = Mapping[str, float | int]
+SAME_VECTOR = "all images have the same vector"
+"""Name of a failure mode that has several signs."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,51 @@ def always(stretch: Sequence[Line], keys: Sequence[str], holds: Callable[[Line],
     return all(all(key in line for key in keys) and holds(line) for line in stretch)
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """Evidence, likely cause and remedy of a failure mode; the fields are those of ``Diagnosis``."""
+
+    evidence: str
+    cause: str
+    change: Mapping[str, float | str] = field(default_factory=dict)
+    advice: str = ""
+
+
+def lasting(
+    name: str,
+    keys: Sequence[str],
+    holds: Callable[[Line, Settings], bool],
+    explain: Callable[[Line, Settings], Explanation],
+    *,
+    fatal: bool = False,
+    begin: float = 0.0,
+) -> FailureMode:
+    """A condition that every line of the stretch meets.
+
+    Parameters
+    ----------
+    keys
+        Logged figures that the condition needs; the failure mode is not looked for where a line lacks one.
+    holds
+        Whether a line meets the condition.
+    explain
+        Called with the last line.
+    begin
+        Fraction of the run before which the condition means nothing.
+    """
+
+    def detect(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
+        def meets(line: Line) -> bool:
+            return holds(line, settings)
+
+        if stretch[0]["step"] < begin * settings.steps or not always(stretch, keys, meets):
+            return None
+        explanation = explain(stretch[-1], settings)
+        return Diagnosis(name, first_step(lines, meets), int(stretch[-1]["step"]), **vars(explanation))
+
+    return FailureMode(name, detect, fatal=fatal)
+
+
 def guessing(cause: str, advice: str = "--recipe short, a higher --set optim.lr, more steps") -> FailureMode:
     """The loss still equals that of guessing in the second half of the run."""
     name = "no better than guessing"
@@ -140,27 +187,27 @@ def guessing(cause: str, advice: str = "--recipe short, a higher --set optim.lr,
 # --- teachers that answer with prototypes (DINO, DINOv2) ------------------------------------------
 
 
-def _uniform(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
-    if settings.out_dim is None:
-        return None
-    flat = math.log(settings.out_dim)
+def _largest_entropy(settings: Settings) -> float:
+    """ln K; infinite for methods without prototypes."""
+    return math.log(settings.out_dim) if settings.out_dim else math.inf
 
-    def holds(line: Line) -> bool:
-        # Information of an output about its image: entropy of the mean output less the mean entropy of the outputs.
-        information = line["marginal_entropy"] - line["teacher_entropy"]
-        flatness = line["teacher_entropy"] / flat
-        return line["kl"] < 0.1 and (flatness > 0.97 or (flatness > 0.5 and information < 0.005 * flat))
 
-    if not always(stretch, ("teacher_entropy", "marginal_entropy", "kl"), holds):
-        return None
-    last, cause = stretch[-1], _why_flat(settings)
-    change = _sharper(settings) if settings.teacher_temp else {}
+def _is_uniform(line: Line, settings: Settings) -> bool:
+    # Information of an output about its image: entropy of the mean output less the mean entropy of the outputs.
+    information = line["marginal_entropy"] - line["teacher_entropy"]
+    largest = _largest_entropy(settings)
+    flatness = line["teacher_entropy"] / largest
+    return line["kl"] < 0.1 and (flatness > 0.97 or (flatness > 0.5 and information < 0.005 * largest))
+
+
+def _explain_uniform(last: Line, settings: Settings) -> Explanation:
     evidence = (
-        f"the teacher's entropy is {last['teacher_entropy']:.3f} of at most ln {settings.out_dim} = {flat:.3f}, and "
-        f"student and teacher agree on it (KL {last['kl']:.4f}); the loss of {last['loss']:.3f} is nothing but that"
+        f"the teacher's entropy is {last['teacher_entropy']:.3f} of at most ln {settings.out_dim} = "
+        f"{_largest_entropy(settings):.3f}, and student and teacher agree on it (KL {last['kl']:.4f}); the loss of "
+        f"{last['loss']:.3f} is nothing but that"
     )
-    advice = "or a larger batch, or fewer prototypes"
-    return Diagnosis("uniform collapse", first_step(lines, holds), int(last["step"]), evidence, cause, change, advice)
+    change = _sharper(settings) if settings.teacher_temp else {}
+    return Explanation(evidence, _why_flat(settings), change, "or a larger batch, or fewer prototypes")
 
 
 def _sharper(settings: Settings) -> dict[str, float]:
@@ -182,17 +229,13 @@ def _why_flat(settings: Settings) -> str:
     return f"the teacher's temperature {teacher:g} is too high for a batch of {settings.batch}"
 
 
-def _one_prototype(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
-    if settings.out_dim is None:
-        return None
-    flat = math.log(settings.out_dim)
+def _is_one_prototype(line: Line, settings: Settings) -> bool:
+    return settings.out_dim is not None and (
+        line["marginal_entropy"] < 0.1 * math.log(settings.out_dim) and line["kl"] < 0.1
+    )
 
-    def holds(line: Line) -> bool:
-        return line["marginal_entropy"] < 0.1 * flat and line["kl"] < 0.1
 
-    if not always(stretch, ("marginal_entropy", "kl"), holds):
-        return None
-    last = stretch[-1]
+def _explain_one_prototype(last: Line, settings: Settings) -> Explanation:
     change: dict[str, float | str]
     if settings.centering == "none":
         cause, change = "no centring: one answer may win for all images", {f"{settings.method}.centering": "mean"}
@@ -205,52 +248,50 @@ def _one_prototype(stretch: Sequence[Line], lines: Sequence[Line], settings: Set
         cause, change = f"the learning rate {settings.lr:g} is high for this start", {"optim.lr": settings.lr / 2}
     evidence = (
         f"nearly all images get one answer: the entropy of the mean answer is {last['marginal_entropy']:.3f} of at "
-        f"most ln {settings.out_dim} = {flat:.3f}"
+        f"most ln {settings.out_dim} = {_largest_entropy(settings):.3f}"
     )
-    since = first_step(lines, holds)
-    return Diagnosis("one-prototype collapse", since, int(last["step"]), evidence, cause, change, "")
+    return Explanation(evidence, cause, change)
 
 
-def _flat_teacher(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
-    if settings.out_dim is None or not settings.teacher_temp:
-        return None
-    flat = math.log(settings.out_dim)
+def _is_flat_teacher(line: Line, settings: Settings) -> bool:
+    if not settings.teacher_temp:
+        return False
+    return line["teacher_entropy"] > 0.9 * _largest_entropy(settings) and line["kl"] >= 0.1
 
-    def holds(line: Line) -> bool:
-        return line["teacher_entropy"] > 0.9 * flat and line["kl"] >= 0.1
 
-    late = stretch[0]["step"] >= 0.5 * settings.steps
-    if not late or not always(stretch, ("teacher_entropy", "kl"), holds):
-        return None
-    last = stretch[-1]
-    return Diagnosis(
-        "teacher temperature too high",
-        first_step(lines, holds),
-        int(last["step"]),
-        f"after half of the run its entropy is {last['teacher_entropy']:.3f} of at most ln K = {flat:.3f}",
+def _explain_flat_teacher(last: Line, settings: Settings) -> Explanation:
+    return Explanation(
+        f"after half of the run its entropy is {last['teacher_entropy']:.3f} of at most ln K = "
+        f"{_largest_entropy(settings):.3f}",
         _why_flat(settings),
         _sharper(settings),
         "or more steps: an unsure teacher teaches slowly",
     )
 
 
-def _koleo(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
-    def holds(line: Line) -> bool:
-        return not line["koleo"] < 8.0  # -ln(1e-4) = 9.2 for identical vectors; NaN counts as well
-
-    if not always(stretch, ("koleo",), holds):
-        return None
-    last = stretch[-1]
-    evidence = f"the KoLeo term is {last['koleo']:.2f}: vectors of different images are identical"
-    change = {f"{settings.method}.koleo": 0.0}
-    cause = "the same image many times in a batch, or a network that answers alike to all"
-    since = first_step(lines, holds)
-    return Diagnosis("KoLeo infinite", since, int(last["step"]), evidence, cause, change, "saccade show")
+def _explain_koleo(last: Line, settings: Settings) -> Explanation:
+    return Explanation(
+        f"the KoLeo term is {last['koleo']:.2f}: vectors of different images are identical",
+        "the same image many times in a batch, or a network that answers alike to all",
+        {f"{settings.method}.koleo": 0.0},
+        "saccade show",
+    )
 
 
 PROTOTYPE_FAILURES = (
-    FailureMode("uniform collapse", _uniform, fatal=True),
-    FailureMode("one-prototype collapse", _one_prototype, fatal=True),
-    FailureMode("teacher temperature too high", _flat_teacher),
-    FailureMode("KoLeo infinite", _koleo),
+    lasting(
+        "uniform collapse",
+        ("teacher_entropy", "marginal_entropy", "kl"),
+        _is_uniform,
+        _explain_uniform,
+        fatal=True,
+    ),
+    lasting(
+        "one-prototype collapse", ("marginal_entropy", "kl"), _is_one_prototype, _explain_one_prototype, fatal=True
+    ),
+    lasting(
+        "teacher temperature too high", ("teacher_entropy", "kl"), _is_flat_teacher, _explain_flat_teacher, begin=0.5
+    ),
+    # -ln(1e-4) = 9.2 for identical vectors; NaN counts as well
+    lasting("KoLeo infinite", ("koleo",), lambda line, _: not line["koleo"] < 8.0, _explain_koleo),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from saccade.base.contracts import Progress, StepOutput, View
 from saccade.errors import UsageError
 from saccade.methods.base import DatasetFacts, MethodCard, PeakLR, SingleNetworkMethod
-from saccade.methods.diagnosis import Diagnosis, FailureMode, Line, Settings, always, first_step
+from saccade.methods.diagnosis import SAME_VECTOR, Explanation, Line, Settings, lasting
 from saccade.methods.heads_and_ema import HeadNorm, feature_std, image_vectors, mlp_head, seeded, width_of
 from saccade.runtime import gather_with_gradient, torch_generator, world_size
 
@@ -137,20 +137,16 @@ POINT = math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3))
 """``sigreg`` of vectors that are all the same, divided by their number."""
 
 
-def _same_vector(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
-    collapsed = POINT * settings.n_compared
+def _is_one_point(line: Line, settings: Settings) -> bool:
+    return line["sigreg"] > 0.9 * POINT * settings.n_compared and line["invariance"] < 0.01
 
-    def holds(line: Line) -> bool:
-        return line["sigreg"] > 0.9 * collapsed and line["invariance"] < 0.01
 
-    if not always(stretch, ("sigreg", "invariance"), holds):
-        return None
-    last = stretch[-1]
-    evidence = f"the test of normality gives {last['sigreg']:.1f}, and {collapsed:.1f} is one point"
-    cause = "the test of normality has too little weight beside agreement"
-    change = {"lejepa.weight": 0.05}
-    since = first_step(lines, holds)
-    return Diagnosis("all images have the same vector", since, int(last["step"]), evidence, cause, change, "")
+def _explain_one_point(last: Line, settings: Settings) -> Explanation:
+    return Explanation(
+        f"the test of normality gives {last['sigreg']:.1f}, and {POINT * settings.n_compared:.1f} is one point",
+        "the test of normality has too little weight beside agreement",
+        {"lejepa.weight": 0.05},
+    )
 
 
 CARD = MethodCard(
@@ -159,5 +155,5 @@ CARD = MethodCard(
     resolve=resolve_lejepa,
     cls=Lejepa,
     peak_lr=PeakLR(transformer=6e-3, cnn=1.2e-2),
-    failure_modes=(FailureMode("all images have the same vector", _same_vector, fatal=True),),
+    failure_modes=(lasting(SAME_VECTOR, ("sigreg", "invariance"), _is_one_point, _explain_one_point, fatal=True),),
 )

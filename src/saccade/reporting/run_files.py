@@ -133,6 +133,7 @@ def last(run: RunFiles, key: str) -> float:
 
 
 def uniform_entropy(run: RunFiles) -> float:
-    """ln K, loss and entropy of a DINO head with uniform output; NaN for other methods."""
-    k = number(run.setting("dino", "out_dim")) if run.setting("train", "method") == "dino" else math.nan
+    """ln K, loss and entropy of a head with K prototypes and uniform output; NaN for methods without prototypes."""
+    prototypes = any("teacher_entropy" in line for line in run.metrics)
+    k = number(run.setting(str(run.setting("train", "method")), "out_dim")) if prototypes else math.nan
     return math.log(k) if k > 1 else math.nan

@@ -20,7 +20,7 @@ import torch
 
 from saccade import runtime
 from saccade.base import config
-from saccade.base.contracts import Record
+from saccade.base.contracts import Record, Source
 from saccade.cost import system_memory
 from saccade.cost.alternatives import alternatives, largest_batch, smallest_patch
 from saccade.cost.plan_report import Planned, Speed
@@ -81,9 +81,12 @@ class DataFacts:
 
 
 def inspect_data(
-    data: str | Path | None, run: RunConfig, device: torch.device, axes: int
+    data: str | Path | None, run: RunConfig, device: torch.device, axes: int, source: Source | None = None
 ) -> tuple[DataFacts, RunConfig]:
-    """What some of the images say of all, and the configuration with its sizes."""
+    """What some of the images say of all, and the configuration with its sizes.
+
+    source   all images of ``data``, where they are open already
+    """
     if data is None:
         size = run.model.size_px
         if size is None:
@@ -92,7 +95,7 @@ def inspect_data(
         images = max(ASSUMED_IMAGES, run.train.batch or 0)
         return DataFacts(images, channels, 1, assumed=True), of_side(run, round(1.5 * size), device, axes)
     run = config.override(run, {"data.source": str(data)})
-    source = open_subset(run.data, run.model.weights).source
+    source = open_subset(run.data, run.model.weights, source).source
     run = resolve_data(run, source, device)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, axes=source.axes))
     channels = run.data.channels or usual_channels(source)
@@ -233,11 +236,17 @@ def measured(load: Workload, run: ResolvedRun, device: torch.device) -> Speed:
 
 
 def plan(
-    data: str | Path | None, method: str, recipe: str, settings: Mapping[str, Any], options: PlanOptions | None = None
+    data: str | Path | None,
+    method: str,
+    recipe: str,
+    settings: Mapping[str, Any],
+    options: PlanOptions | None = None,
+    source: Source | None = None,
 ) -> Planned:
     """The price of the run that ``pretrain`` would start with these settings; nothing is trained or decoded.
 
-    data   None: 1,000 images that are half as large again as the input are assumed
+    data     None: 1,000 images that are half as large again as the input are assumed
+    source   all images of ``data``, where they are open already
     Raises UsageError, ModelError, DataError.
     """
     options = options or PlanOptions()
@@ -247,7 +256,7 @@ def plan(
         given["model.attention"] = options.attention
     run = config.override(config_for(method, recipe), given)
     check_config(run)
-    facts, run = inspect_data(data, run, device, options.axes)
+    facts, run = inspect_data(data, run, device, options.axes, source)
     return priced(run, facts, options)
 
 

@@ -15,13 +15,14 @@ from saccade.base import config
 from saccade.data.open import absolute
 from saccade.hierarchy import settings as hierarchy_settings
 from saccade.hierarchy import train_levels
+from saccade.methods.registry import card_of
 from saccade.reporting.write import write_report
 from saccade.tasks import finetune as finetuning
 from saccade.train import pretrain as training
-from saccade.train.auto import Names, choose
+from saccade.train.auto import Names, choose, open_named
 from saccade.train.loop import Console, Quiet
 from saccade.train.recipes import config_for
-from saccade.train.run_config import RunConfig, absolute_paths
+from saccade.train.run_config import RunConfig, absolute_paths, load_config
 from saccade.train.settings import AUTO
 
 
@@ -91,11 +92,14 @@ def pretrain(
         del explicit["model.weights"]
         explicit = finetuning.named_model(weights, explicit) | explicit
     device = runtime.pick_device(explicit.get("train.device"))
-    names = choose(Names(method, backbone, recipe), str(absolute(data)), device.type, explicit)
+    names = Names(method, backbone, recipe).with_settings(explicit)
+    source = open_named(str(absolute(data)), explicit) if names.open else None
+    names = choose(names, source, device.type, explicit)
     if names.chosen:
         console.say(f"chosen automatically:\n{names.chosen}")
     run_config = override_all(names, {"data.source": str(absolute(data))} | explicit)
-    return write_report_once(training.start(absolute_paths(run_config), Path(out), console, started=started))
+    folder = training.start(absolute_paths(run_config), Path(out), console, source=source, started=started)
+    return write_report_once(folder)
 
 
 def override_all(names: Names, settings: Mapping[str, Any]) -> RunConfig:
@@ -140,7 +144,7 @@ def resume(
         return train_levels.resume(Path(run), None if data is None else str(absolute(data)), explicit, console)
     explicit = dict(settings or {}) | ({} if data is None else {"data.source": str(absolute(data))})
     folder = training.resume(Path(run), console, explicit)
-    if config.load(folder / "config.yaml")["train"]["method"] == "supervised":
+    if card_of(load_config(folder).train.method).uses_labels:
         # Overlap was refused before the first step, or allowed then: here it is marked.
         finetuning.measure(folder, console, allow=True)
     return write_report_once(folder)

@@ -16,7 +16,6 @@ import numpy as np
 from saccade.base.config import override_section
 from saccade.base.contracts import Source
 from saccade.base.random import numpy_generator
-from saccade.data.probe import usual_channels
 from saccade.errors import DamagedFile
 from saccade.methods.registry import card_of, method_names
 from saccade.models.registry import parse
@@ -37,7 +36,7 @@ class DataFacts:
     """What the rules look at.
 
     images          number of images (or volumes, or grids of vectors)
-    channels, axes  3 and 2 for colour images; axes 3 for volumes
+    axes            2 for images, 3 for volumes
     grid            vectors of another network instead of pixels
     upright         images and their mirror images top to bottom differ on average: up means something
     handed          likewise left to right
@@ -46,7 +45,6 @@ class DataFacts:
     """
 
     images: int
-    channels: int
     axes: int
     grid: bool
     upright: bool
@@ -171,15 +169,19 @@ def _thumbnails(source: Source) -> np.ndarray:
     return np.array(pictures).reshape(-1, GRID, GRID)
 
 
-def facts_of(data: str | None, device: str, settings: Mapping[str, Any]) -> DataFacts:
+def open_named(data: str, settings: Mapping[str, Any]) -> Source:
+    """The images that a run with these settings, by dotted key, reads. Raises DataError, UsageError."""
+    named = {key: value for key, value in settings.items() if key.startswith("data.")}
+    data_config = override_section("data", DataConfig(), {"data.source": data, **named})
+    return open_all(data_config, str(settings.get("model.weights", "")))
+
+
+def facts_of(source: Source | None, device: str, settings: Mapping[str, Any]) -> DataFacts:
     """What the rules look at, from a sample of the images. Raises DataError where none can be read."""
     minutes = None if settings.get("train.minutes") is None else float(settings["train.minutes"])
-    if data is None:
+    if source is None:
         axes = int(settings.get("data.axes") or 2)
-        return DataFacts(1000, 3, axes, grid=False, upright=False, handed=False, device=device, minutes=minutes)
-    sections = {key: value for key, value in settings.items() if key.startswith("data.")}
-    data_config = override_section("data", DataConfig(), {"data.source": data, **sections})
-    source = open_all(data_config, str(settings.get("model.weights", "")))
+        return DataFacts(1000, axes, grid=False, upright=False, handed=False, device=device, minutes=minutes)
     grid = bool(source.read(0).grid)
     upright = handed = False
     if source.axes == 2 and not grid:
@@ -188,7 +190,6 @@ def facts_of(data: str | None, device: str, settings: Mapping[str, Any]) -> Data
             upright, handed = differs_from_mirror(thumbnails, 1), differs_from_mirror(thumbnails, 2)
     return DataFacts(
         images=len(source),
-        channels=usual_channels(source),
         axes=source.axes,
         grid=grid,
         upright=upright,
@@ -199,6 +200,12 @@ def facts_of(data: str | None, device: str, settings: Mapping[str, Any]) -> Data
 
 
 # --- the choice ----------------------------------------------------------------------------------
+
+
+def method_of_settings(settings: Mapping[str, Any]) -> str | None:
+    """The method whose section a setting names (``dino.out_dim``), if any: nobody else could use it."""
+    sections = {str(key).partition(".")[0] for key in settings if "." in str(key)}
+    return next((name for name in method_names() if name in sections), None)
 
 
 @dataclass(frozen=True)
@@ -214,22 +221,22 @@ class Names:
     def open(self) -> bool:
         return AUTO in (self.method, self.backbone, self.recipe) or self.backbone is None
 
+    def with_settings(self, settings: Mapping[str, Any]) -> Names:
+        """The names that settings by dotted key give instead of ``auto``."""
+        method = (method_of_settings(settings) or AUTO) if self.method == AUTO else self.method
+        backbone = self.backbone if self.backbone not in (None, AUTO) else settings.get("model.backbone")
+        return dataclasses.replace(self, method=method, backbone=backbone)
 
-def method_of_settings(settings: Mapping[str, Any]) -> str | None:
-    """The method whose section a setting names (``dino.out_dim``), if any: nobody else could use it."""
-    sections = {str(key).partition(".")[0] for key in settings if "." in str(key)}
-    return next((name for name in method_names() if name in sections), None)
 
-
-def choose(names: Names, data: str | None, device: str, settings: Mapping[str, Any]) -> Names:
+def choose(names: Names, source: Source | None, device: str, settings: Mapping[str, Any]) -> Names:
     """Replace every ``auto`` by a name.
 
     Parameters
     ----------
     names
         Method, backbone (None: auto) and recipe as the user gave them.
-    data
-        DATA, opened to look at a sample of the images; None: some colour images, or volumes for ``data.axes`` 3.
+    source
+        A sample of its images is looked at; None: some colour images, or volumes for ``data.axes`` 3.
     device
         Type of the device: cpu, cuda or mps.
     settings
@@ -239,14 +246,10 @@ def choose(names: Names, data: str | None, device: str, settings: Mapping[str, A
     ------
     UsageError, DataError
     """
-    method = names.method
-    if method == AUTO:
-        method = method_of_settings(settings) or AUTO
-    backbone = names.backbone if names.backbone not in (None, AUTO) else settings.get("model.backbone")
-    names = dataclasses.replace(names, method=method, backbone=backbone)
+    names = names.with_settings(settings)
     if not names.open:
         return names
-    facts = facts_of(data, device, settings)
+    facts = facts_of(source, device, settings)
     choices: list[str] = []
     if names.method == AUTO:
         choice = choose_method(facts, bool(settings.get("model.weights")))

@@ -77,9 +77,9 @@ def open_all(data: DataConfig, weights: str) -> Source:
     return open_data(settings, as_trained(weights, tiling_in(settings)) if weights and data.tile_px != 0 else None)
 
 
-def open_subset(data: DataConfig, weights: str) -> DataSubset:
-    """The source a run names, limited to its part; see ``open_all`` and ``subset_of``."""
-    return subset_of(open_all(data, weights), data)
+def open_subset(data: DataConfig, weights: str, source: Source | None = None) -> DataSubset:
+    """The source a run names, limited to its part; ``source`` is what ``open_all`` gives, where it is open already."""
+    return subset_of(open_all(data, weights) if source is None else source, data)
 
 
 def subset_of(source: Source, data: DataConfig) -> DataSubset:

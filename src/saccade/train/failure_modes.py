@@ -9,7 +9,17 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from saccade.methods.diagnosis import Diagnosis, FailureMode, Line, Settings, always, first_step
+from saccade.methods.diagnosis import (
+    SAME_VECTOR,
+    Diagnosis,
+    Explanation,
+    FailureMode,
+    Line,
+    Settings,
+    always,
+    first_step,
+    lasting,
+)
 
 # --- runs that start from weights ----------------------------------------------------------------
 
@@ -53,20 +63,16 @@ def worse_than_start(first: Line | None, lines: Sequence[Line], settings: Settin
 # --- all methods --------------------------------------------------------------------------------
 
 
-def _one_vector(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
-    key = "feature_std" if "feature_std" in stretch[-1] else "spread"  # its name in runs of saccade 0.1
+def _direction_std(line: Line) -> float:
+    """``feature_std``, or its name in runs of saccade 0.1; infinite where it is not logged."""
+    return line.get("feature_std", line.get("spread", math.inf))
 
-    def holds(line: Line) -> bool:
-        return line[key] < 0.02
 
-    if not always(stretch, (key,), holds):
-        return None
-    last = stretch[-1]
-    evidence = f"vectors of different images point the same way ({key} {last[key]:.4f} of 1)"
-    cause = f"the learning rate {settings.lr:g} threw the network into one point"
-    change = {"optim.lr": settings.lr / 3}
-    return Diagnosis(
-        "all images have the same vector", first_step(lines, holds), int(last["step"]), evidence, cause, change, ""
+def _explain_one_vector(last: Line, settings: Settings) -> Explanation:
+    return Explanation(
+        f"vectors of different images point the same way (feature_std {_direction_std(last):.4f} of 1)",
+        f"the learning rate {settings.lr:g} threw the network into one point",
+        {"optim.lr": settings.lr / 3},
     )
 
 
@@ -91,22 +97,11 @@ def _dimensions(stretch: Sequence[Line], lines: Sequence[Line], settings: Settin
     return Diagnosis("dimensional collapse", low[0], ranks[-1][0], evidence, cause, change, "")
 
 
-def _no_learning(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
-    def holds(line: Line) -> bool:
-        return line["grad_norm"] < 1e-5
-
-    if not always(stretch, ("grad_norm",), holds):
-        return None
-    last = stretch[-1]
-    evidence = f"the norm of the gradient is {last['grad_norm']:.1e}: nothing changes any more"
-    return Diagnosis(
-        "no learning",
-        first_step(lines, holds),
-        int(last["step"]),
-        evidence,
+def _explain_no_learning(last: Line, settings: Settings) -> Explanation:
+    return Explanation(
+        f"the norm of the gradient is {last['grad_norm']:.1e}: nothing changes any more",
         "everything that learns is at rest, frozen or dead",
-        {},
-        "start again with other weights or a lower --set optim.lr",
+        advice="start again with other weights or a lower --set optim.lr",
     )
 
 
@@ -127,30 +122,19 @@ def _diverged(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings
     return Diagnosis("diverged", since, int(stretch[-1]["step"]), evidence, cause, {"optim.lr": settings.lr / 3}, "")
 
 
-def _starving(stretch: Sequence[Line], lines: Sequence[Line], settings: Settings) -> Diagnosis | None:
-    def holds(line: Line) -> bool:
-        return line["wait"] > 0.5
-
-    if not always(stretch, ("wait",), holds):
-        return None
-    last = stretch[-1]
-    evidence = f"{100 * last['wait']:.0f} % of the time goes into reading images and making views"
-    return Diagnosis(
-        "the data loader starves the device",
-        first_step(lines, holds),
-        int(last["step"]),
-        evidence,
+def _explain_starving(last: Line, settings: Settings) -> Explanation:
+    return Explanation(
+        f"{100 * last['wait']:.0f} % of the time goes into reading images and making views",
         "images are larger than the network needs, or there are too few cores for this device",
-        {},
-        "fewer local crops (views.local_count), or a smaller data.cache_px",
+        advice="fewer local crops (views.local_count), or a smaller data.cache_px",
     )
 
 
 FAILURE_MODES = (
     FailureMode("diverged", _diverged, fatal=True),
-    FailureMode("all images have the same vector", _one_vector, fatal=True),
+    lasting(SAME_VECTOR, (), lambda line, _: _direction_std(line) < 0.02, _explain_one_vector, fatal=True),
     FailureMode("dimensional collapse", _dimensions, fatal=True),
-    FailureMode("no learning", _no_learning, fatal=True),
-    FailureMode("the data loader starves the device", _starving),
+    lasting("no learning", ("grad_norm",), lambda line, _: line["grad_norm"] < 1e-5, _explain_no_learning, fatal=True),
+    lasting("the data loader starves the device", ("wait",), lambda line, _: line["wait"] > 0.5, _explain_starving),
 )
 """By severity."""

@@ -100,9 +100,14 @@ def resolve_data(run: RunConfig, source: Source, device: torch.device) -> RunCon
     return dataclasses.replace(run, data=resolve_stream(run.data, source))
 
 
-def open_images(run: RunConfig, device: torch.device, console: Console) -> tuple[RunConfig, LoadedData]:
-    """Open and decode the images that ``data`` names; returns the configuration with the sizes that follow."""
-    subset = open_subset(run.data, run.model.weights)
+def open_images(
+    run: RunConfig, device: torch.device, console: Console, source: Source | None = None
+) -> tuple[RunConfig, LoadedData]:
+    """Open the images that ``data`` names, unless ``source`` is they, and decode them.
+
+    Returns the configuration with the sizes that follow.
+    """
+    subset = open_subset(run.data, run.model.weights, source)
     if aside := left_aside(subset.source):
         console.say(aside)
     if subset.held_out:
@@ -114,8 +119,7 @@ def open_images(run: RunConfig, device: torch.device, console: Console) -> tuple
     run = dataclasses.replace(run, model=_size_of_weights(run.model, subset.source.axes))
     run = resolve_data(run, subset.source, device)
     cache = _decode(subset.source, run.data, console)
-    source = subset.source
-    return run, LoadedData(source.name, len(source), subset.held_out, cache, slides_of(source))
+    return run, LoadedData(subset.source.name, len(subset.source), subset.held_out, cache, slides_of(subset.source))
 
 
 def split_images(cache: ImageCache, run: RunConfig) -> TrainValSplit:

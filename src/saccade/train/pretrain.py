@@ -25,6 +25,7 @@ import torch
 
 from saccade import runtime
 from saccade.base import config, run_folder
+from saccade.base.contracts import Source
 from saccade.base.locks import lock_folder
 from saccade.data.audit.slides import describe_slides
 from saccade.data.cache.image_cache import ImageCache
@@ -297,6 +298,7 @@ def start(
     console: Console,
     loaded: LoadedData | None = None,
     *,
+    source: Source | None = None,
     started: float | None = None,
 ) -> Path:
     """Begin a run in an empty folder and train it to its end. Returns the folder.
@@ -304,7 +306,9 @@ def start(
     Parameters
     ----------
     loaded
-        Images that are decoded already, at a size that ``model.size_px`` fits; None opens ``data.source``.
+        Images that are decoded already, at a size that ``model.size_px`` fits.
+    source
+        All images that ``data.source`` names, where they are open already; None opens them.
     started
         ``time.monotonic()`` from which ``train.minutes`` count; None: now.
 
@@ -313,7 +317,7 @@ def start(
     OutputInUse, UsageError, DataError, ModelError, MemoryShort, NonFiniteLoss, StorageError
     """
     with lock_run(out):
-        return begin(settings, out, console, loaded, started=started)
+        return begin(settings, out, console, loaded, source=source, started=started)
 
 
 def begin(
@@ -322,6 +326,7 @@ def begin(
     console: Console,
     loaded: LoadedData | None = None,
     *,
+    source: Source | None = None,
     started: float | None = None,
 ) -> Path:
     """As ``start``, for a caller that holds the lock."""
@@ -336,7 +341,7 @@ def begin(
             run_folder.prepare(out, resume=False)
         runtime.barrier()
         if loaded is None:
-            settings, loaded = open_images(settings, device, console)
+            settings, loaded = open_images(settings, device, console, source)
         split = split_images(loaded.cache, settings)
         run = _resolve_checked(inherit(settings, split.train), split, out, device)
         start_text = describe_start(run)

@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from saccade.base.contracts import Grid
 from saccade.errors import ModelError, unknown
 from saccade.models.attention_patterns import FULL, Pattern
 from saccade.models.nn.attention import attend
-from saccade.models.nn.positions import Grid, Rotation, rotate
+from saccade.models.nn.positions import Rotation, rotate
 from saccade.models.nn.sparse_attention import attend_local
 from saccade.models.settings import Norm
 

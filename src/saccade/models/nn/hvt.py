@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saccade.base.contracts import Features
+from saccade.base.contracts import Features, Grid
 from saccade.models.backbones.hvt import HVTSettings
 from saccade.models.nn.blocks import NORM_EPS, Block, drop_rates, initialise_linear, through
 from saccade.models.nn.network import Network
 from saccade.models.nn.patch_embed import PatchEmbed
-from saccade.models.nn.positions import Grid, Positions
+from saccade.models.nn.positions import Positions
 
 MLP_RATIO = 4
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from saccade.base.contracts import Grid
 from saccade.errors import ModelError, unknown
-from saccade.models.nn.positions import Grid
 from saccade.models.settings import PatchStem as Stem
 
 

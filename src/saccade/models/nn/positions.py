@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from saccade.base.contracts import Grid
 from saccade.errors import ModelError, unknown
 from saccade.models.settings import Positions as Kind
 
-Grid = tuple[int, ...]
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines, [N Dk/2] each."""
 

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saccade.base.contracts import Grid
 from saccade.models.attention_patterns import Pattern, Segment, nearest_start, parts
 from saccade.models.nn.attention import attend
-from saccade.models.nn.positions import Grid, coordinates
+from saccade.models.nn.positions import coordinates
 
 # --- the definition ------------------------------------------------------------------------------
 

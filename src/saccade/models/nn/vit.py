@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from saccade.base.contracts import Features, Hidden
+from saccade.base.contracts import Features, Grid, Hidden
 from saccade.models.attention_patterns import parse_pattern
 from saccade.models.backbones.vit import ViTSettings
 from saccade.models.nn.attention import AttentiveNetwork, Heads
 from saccade.models.nn.blocks import NORM_EPS, Block, drop_rates, initialise_linear, through
 from saccade.models.nn.patch_embed import PatchEmbed
-from saccade.models.nn.positions import Grid, Positions, Rotation
+from saccade.models.nn.positions import Positions, Rotation
 from saccade.models.nn.sparse_attention import visible
 
 

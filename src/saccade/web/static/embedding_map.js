@@ -4,7 +4,8 @@ import { floats, json, link, post } from "./server_api.js";
 import { legend, looks, named, NAMED } from "./embedding_map_legend.js";
 import { Neighbours } from "./embedding_map_neighbours.js";
 import { MapPlot } from "./embedding_map_plot.js";
-import { csv, download, drawing, picture } from "./embedding_map_save.js";
+import { drawing, picture } from "./embedding_map_save.js";
+import { csv, download } from "./files.js";
 import { el, field, replace, say, select } from "./dom.js";
 import { latest } from "./latest_request.js";
 import { showLoading, loadingText } from "./loading.js";
@@ -349,7 +350,8 @@ class EmbeddingMap {
     columns[free("map_x")] = (row) => places[2 * row].toPrecision(6);
     columns[free("map_y")] = (row) => places[2 * row + 1].toPrecision(6);
     columns[free("map_selected")] = (row) => (chosen?.[row] ? 1 : 0);
-    download(csv(rows, columns), `${this.name.replace(/[^A-Za-z0-9._-]+/g, "-")}-${word}.csv`, "text/csv");
+    const lines = rows.map((row) => Object.values(columns).map((value) => value(row)));
+    download(csv([Object.keys(columns), ...lines]), `${this.name.replace(/[^A-Za-z0-9._-]+/g, "-")}-${word}.csv`, "text/csv");
   }
 }
 

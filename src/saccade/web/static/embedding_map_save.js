@@ -1,31 +1,9 @@
 // Exactly what is shown, as a file: PNG and SVG of the map with its legend, CSV of the points in view.
 
-import { el, say } from "./dom.js";
+import { escaped } from "./files.js";
 import { SHAPES } from "./scatter.js";
 
-const escaped = (text) => String(text).replace(/[&<>"]/g, (one) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[one]);
 const LINE = 22, HEAD = 40, FOOT = 30, SIDE = 240;
-
-export function download(data, name, type) {
-  const url = URL.createObjectURL(data instanceof Blob ? data : new Blob([data], { type }));
-  el("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
-  say(`${name} saved`);
-}
-
-export function cell(value) {
-  const text = String(value ?? "");
-  // A name that begins like a formula would be one in a spreadsheet.
-  const safe = /^[=+\-@\t\r]/.test(text) && !/^-?[\d.]+(e-?\d+)?$/i.test(text) ? `'${text}` : text;
-  return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-}
-
-// rows: numbers of points; columns: name -> function from a row to its value.
-export function csv(rows, columns) {
-  const names = Object.keys(columns);
-  const lines = rows.map((row) => names.map((name) => cell(columns[name](row))).join(","));
-  return `${[names.map(cell).join(","), ...lines].join("\n")}\n`;
-}
 
 function key(legend, x, y) {
   return legend.map(({ look, text }, n) =>

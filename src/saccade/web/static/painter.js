@@ -1,6 +1,8 @@
 // One drawing, two grounds: a canvas to look at and an SVG to keep. Both know the same few strokes, so what is
 // exported is what is shown.
 
+import { escaped } from "./files.js";
+
 // The page's colours as they are now, light or dark.
 export function colours() {
   const style = getComputedStyle(document.documentElement);
@@ -85,14 +87,6 @@ export function widthOf(words, size) {
   return measuring.known.get(key);
 }
 
-const XML = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
-
-// Text for XML: marked characters escaped, and those that XML forbids even escaped left out.
-function plain(words) {
-  // eslint-disable-next-line no-control-regex
-  return String(words).toWellFormed().replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, "").replace(/[&<>"']/g, (c) => XML[c]);
-}
-
 const at = (value) => Math.round(value * 100) / 100;
 
 export class SvgPainter {
@@ -100,13 +94,13 @@ export class SvgPainter {
     this.wide = wide;
     this.tall = tall;
     this.title = title;
-    this.parts = [`<rect width="${at(wide)}" height="${at(tall)}" fill="${plain(ground)}"/>`];
+    this.parts = [`<rect width="${at(wide)}" height="${at(tall)}" fill="${escaped(ground)}"/>`];
   }
 
   rect(x, y, wide, tall, colour, alpha = 1, edge = 0) {
     const place = `x="${at(x)}" y="${at(y)}" width="${at(wide)}" height="${at(tall)}"`;
-    const paint = edge ? `fill="none" stroke="${plain(colour)}" stroke-width="${edge}" stroke-opacity="${at(alpha)}"`
-      : `fill="${plain(colour)}" fill-opacity="${at(alpha)}"`;
+    const paint = edge ? `fill="none" stroke="${escaped(colour)}" stroke-width="${edge}" stroke-opacity="${at(alpha)}"`
+      : `fill="${escaped(colour)}" fill-opacity="${at(alpha)}"`;
     this.parts.push(`<rect ${place} ${paint}/>`);
   }
 
@@ -114,13 +108,13 @@ export class SvgPainter {
     const first = direction === "rtl" ? "right" : "left"; // a line starts where its reading does
     const anchor = align === "center" ? "middle" : align === first ? "start" : "end";
     const turned = turn ? ` transform="rotate(${at(turn * 180 / Math.PI)} ${at(x)} ${at(y)})"` : "";
-    this.parts.push(`<text x="${at(x)}" y="${at(y)}" font-size="${size}" text-anchor="${anchor}" fill="${plain(colour)}"` +
-      `${bold ? ' font-weight="600"' : ""}${direction === "rtl" ? ' direction="rtl"' : ""}${turned}>${plain(words)}</text>`);
+    this.parts.push(`<text x="${at(x)}" y="${at(y)}" font-size="${size}" text-anchor="${anchor}" fill="${escaped(colour)}"` +
+      `${bold ? ' font-weight="600"' : ""}${direction === "rtl" ? ' direction="rtl"' : ""}${turned}>${escaped(words)}</text>`);
   }
 
   curve(points, colour, width, alpha = 1) {
     const [a, b, c, d] = points.map(([x, y]) => `${at(x)} ${at(y)}`);
-    this.parts.push(`<path d="M${a}C${b} ${c} ${d}" fill="none" stroke="${plain(colour)}" stroke-width="${at(width)}"` +
+    this.parts.push(`<path d="M${a}C${b} ${c} ${d}" fill="none" stroke="${escaped(colour)}" stroke-width="${at(width)}"` +
       ` stroke-opacity="${at(alpha)}" stroke-linecap="round"/>`);
   }
 
@@ -131,29 +125,9 @@ export class SvgPainter {
 
   toString() {
     return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${at(this.wide)} ${at(this.tall)}" width="${at(this.wide)}"` +
-      ` height="${at(this.tall)}" role="img" font-family="${plain(FONT)}"><title>${plain(this.title)}</title>` +
+      ` height="${at(this.tall)}" role="img" font-family="${escaped(FONT)}"><title>${escaped(this.title)}</title>` +
       `${this.parts.join("")}</svg>\n`;
   }
-}
-
-// Hands a file to the person: text, or a blob.
-export function keep(name, content, type) {
-  const blob = content instanceof Blob ? content : new Blob([content], { type });
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-}
-
-// A table as CSV; a spreadsheet would take a cell that begins like a formula for one.
-export function csv(rows) {
-  const cell = (value) => {
-    let words = String(value);
-    if (typeof value === "string" && /^[=+\-@\t\r]/.test(words)) words = `'${words}`;
-    return /[",\n\r]/.test(words) ? `"${words.replaceAll('"', '""')}"` : words;
-  };
-  return rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
 }
 
 // #rrggbb to three numbers, for pixels.

@@ -1,6 +1,7 @@
 // Exactly what is shown, as a file: SVG (one rectangle a patch), PNG (that drawing) or CSV (its numbers).
 
-import { el, say } from "./dom.js";
+import { el } from "./dom.js";
+import { csv, download, escaped } from "./files.js";
 import { colour, cover, evenAt, evenText, percent, scaleEnds } from "./patch_maps.js";
 
 const GAP = 24, HEAD = 64, FOOT = 56, BAR = 96;
@@ -20,43 +21,30 @@ export function fileName(image, ending, beside = "") {
   return `${image.name.replace(/[^A-Za-z0-9._-]+/g, "-").replace(/(\.nii)?\.[a-z]+$/i, "")}-attention${beside}.${ending}`;
 }
 
-export function download(data, name) {
-  const url = URL.createObjectURL(data);
-  el("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
-  say(`${name} saved`);
-}
-
 async function save(page, kind) {
   const shown = page.panels.filter((panel) => panel.look && panel.shown && !panel.node.hidden);
   if (!shown.length) return;
-  const data = kind === "csv" ? new Blob([csv(page, shown)], { type: "text/csv" })
+  const data = kind === "csv" ? new Blob([csv(table(page, shown))], { type: "text/csv" })
     : kind === "svg" ? new Blob([drawing(shown)], { type: "image/svg+xml" }) : await picture(shown);
   download(data, fileName(shown[0].shown.view.image, kind));
 }
 
-export function cell(text) {
-  // A name that begins like a formula would be one in a spreadsheet.
-  const safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
-  return `"${safe.replaceAll('"', '""')}"`;
-}
+const COLUMNS = ["panel", "model", "kind", "layer", "head", "row", "column", "patch", "value", "shown", "times_even_share", "query", "image", "label"];
 
-function csv(page, shown) {
-  const lines = ["panel,model,kind,layer,head,row,column,patch,value,shown,times_even_share,query,image,label"];
+function table(page, shown) {
+  const rows = [COLUMNS];
   shown.forEach((panel) => {
     const { look, shown: { map, kind, head, inside, view, even, place: query } } = panel, side = page.panels.indexOf(panel);
     const named = head === "mean" ? "mean" : head;
     const layer = kind === "attention" ? look.layerName(view.layer) : "all";
-    map.forEach((value, place) => lines.push([
-      "AB"[side], cell(look.name), kind, layer, named, Math.floor(place / look.grid[1]), place % look.grid[1],
+    map.forEach((value, place) => rows.push([
+      "AB"[side], look.name, kind, layer, named, Math.floor(place / look.grid[1]), place % look.grid[1],
       look.patchAt(place), value.toPrecision(8), inside && !inside[place] ? 0 : 1,
       kind === "similarity" ? "" : (value / even).toPrecision(6), query === null ? (kind === "similarity" ? "whole image" : "class token") : `${Math.floor(query / look.grid[1])}/${query % look.grid[1]}`,
-      cell(view.image.name), cell(view.image.label ?? "")].join(",")));
+      view.image.name, view.image.label]));
   });
-  return lines.join("\n") + "\n";
+  return rows;
 }
-
-const escaped = (text) => String(text).replace(/[&<>"]/g, (one) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[one]);
 
 function asPng(picture) {
   const canvas = document.createElement("canvas");

@@ -3,7 +3,8 @@
 
 import { blob } from "./server_api.js";
 import { evenAt, evenText, mapPixels, percent, scaleEnds } from "./patch_maps.js";
-import { cell, fileName, download, imageText, saveButtons } from "./save_map.js";
+import { csv, download } from "./files.js";
+import { fileName, imageText, saveButtons } from "./save_map.js";
 
 const GAP = 16, LINE = 22, RAMP = 256;
 
@@ -15,7 +16,7 @@ export function volumeSaver(page, complain) {
 async function save(page, kind) {
   const shown = page.sides.filter((side) => side.map);
   if (!shown.length) return;
-  if (kind === "csv") download(new Blob([table(shown)], { type: "text/csv" }), fileName(page.of, "csv"));
+  if (kind === "csv") download(csv(table(shown)), fileName(page.of, "csv"), "text/csv");
   else if (kind === "png") download(await picture(shown, page.of), fileName(page.of, "png"));
   else for (const side of shown) {
     const { view, look } = side, beside = shown.length > 1 ? `-${side.letter}` : "";
@@ -26,14 +27,14 @@ async function save(page, kind) {
 }
 
 function table(shown) {
-  const lines = ["panel,model,kind,layer,head,slice,row,column,value,shown"];
+  const table = [["panel", "model", "kind", "layer", "head", "slice", "row", "column", "value", "shown"]];
   for (const { letter, look, map, inside, view } of shown) {
     const [, rows, columns] = look.grid;
-    map.forEach((value, place) => lines.push([letter, cell(look.name), view.kind, view.kind === "attention" ? view.layer : "all", view.head,
+    map.forEach((value, place) => table.push([letter, look.name, view.kind, view.kind === "attention" ? view.layer : "all", view.head,
       Math.floor(place / (rows * columns)), Math.floor(place / columns) % rows, place % columns, value.toPrecision(8),
-      inside && !inside[place] ? 0 : 1].join(",")));
+      inside && !inside[place] ? 0 : 1]));
   }
-  return `${lines.join("\n")}\n`;
+  return table;
 }
 
 // The pixels of the planes, a row a model, with their captions, who asks, and the scale.

@@ -9,8 +9,9 @@
 //                                                   which the pair is strongest
 
 import { el, field, replace, say, select } from "./dom.js";
+import { csv, download } from "./files.js";
 import { latest } from "./latest_request.js";
-import { CanvasPainter, colours, csv, keep, SvgPainter } from "./painter.js";
+import { CanvasPainter, colours, SvgPainter } from "./painter.js";
 import { apart, directionOf } from "./text_direction.js";
 import {
   cellAt, drawHeads, drawLines, drawMatrix, headAt, largest, merge, part, percent, placeHeads, placeMatrix, layoutWords,
@@ -331,7 +332,7 @@ export class SentenceView {
   save(kind) {
     const { info } = this.source, { state } = this;
     const name = `attention-layer${state.layer}-${state.head === "mean" ? "mean" : `head${state.head}`}`;
-    if (kind === "CSV") { keep(`${name}.csv`, csv(this.rows()), "text/csv"); return; }
+    if (kind === "CSV") { download(csv(this.rows()), `${name}.csv`, "text/csv"); return; }
     const { wide, tall } = this.linesAt, below = this.matrixAt, ground = colours();
     const size = [Math.max(wide, below.wide) + 32, tall + below.tall + 84];
     const painted = (painter) => {
@@ -343,13 +344,13 @@ export class SentenceView {
     if (kind === "SVG") {
       const painter = new SvgPainter(...size, ground.page, `${this.title.textContent}: ${info.text}`);
       painted(painter);
-      keep(`${name}.svg`, painter.toString(), "image/svg+xml");
+      download(painter.toString(), `${name}.svg`, "image/svg+xml");
       return;
     }
     const canvas = document.createElement("canvas"), painter = new CanvasPainter(canvas, ...size, 3);
     painter.rect(0, 0, ...size, ground.page);
     painted(painter);
-    canvas.toBlob((blob) => keep(`${name}.png`, blob), "image/png");
+    canvas.toBlob((blob) => download(blob, `${name}.png`), "image/png");
   }
 
   // The matrix that is on the page, special tokens included, with the words' numbers.
