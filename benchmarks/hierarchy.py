@@ -31,6 +31,7 @@ import harness
 from saccade import api
 from saccade.data.synthetic.slides import Drawing, draw_slides
 from saccade.evaluation.nested_cv import NestedConfig
+from saccade.evaluation.protocol import EvalReport
 from saccade.hierarchy.evaluate_slides import HIERARCHY, HeadOptions, to_markdown
 from saccade.hierarchy.settings import FILE
 from saccade.hierarchy.train_levels import finished
@@ -149,13 +150,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for label in options.sets.split(","):
         out = options.out / f"result-{label}"
         if (out / "slides.json").exists():
-            result = json.loads((out / "slides.json").read_text())
+            report = EvalReport(**json.loads((out / "slides.json").read_text()))
         else:
             data = slides(options.out, f"slides-{label}", options.labelled, options.size, SETS[label])
             table = table_of(data, label)
-            result = api.finetune_slides(run, table, out=out, options=choices, console=console)
-        results[label] = result["rows"]
-        lines.append(f"\n## {label}\n\n{to_markdown(result)}")
+            report = api.finetune_slides(run, table, out=out, options=choices, console=console)
+        results[label] = report.rows
+        lines.append(f"\n## {label}\n\n{to_markdown(report)}")
     rows = [row for row in next(iter(results.values())) if row["metric"] == "auroc" and row["fraction"] == 1.0]
     ours = max(row["mean"] for row in rows if row["model"].startswith(HIERARCHY))
     peer = max(row["mean"] for row in rows if not row["model"].startswith(HIERARCHY))

@@ -15,7 +15,7 @@ from typing import Any
 # many times as long (docs/concepts/speed.md). This has to be set before torch is imported; a user's own value stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def _exports() -> dict[str, tuple[str, str]]:

@@ -68,6 +68,7 @@ from saccade.features.table import FeatureTable as FeatureTable
 from saccade.features.table import Neighbours as Neighbours
 from saccade.features.table import load_table as load_table
 from saccade.hierarchy.evaluate_slides import HeadOptions as HeadOptions
+from saccade.hierarchy.heads import HeadConfig as HeadConfig
 from saccade.methods.base import Method as Method
 from saccade.methods.base import MethodCard as MethodCard
 from saccade.methods.base import PeakLR as PeakLR
@@ -94,6 +95,7 @@ from saccade.study.design import StudyConfig as StudyConfig
 from saccade.tasks.embed import LabelOptions as LabelOptions
 from saccade.tasks.evaluate import EvaluateOptions as EvaluateOptions
 from saccade.tasks.finetune import FinetuneOptions as FinetuneOptions
+from saccade.tasks.finetune import FinetuneReport as FinetuneReport
 from saccade.tasks.plan import PlanOptions as PlanOptions
 from saccade.tasks.plan_hierarchy import PlannedHierarchy as PlannedHierarchy
 from saccade.tasks.quickstart import QuickstartResult as QuickstartResult

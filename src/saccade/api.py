@@ -20,6 +20,7 @@ from saccade.data.audit.show import show_source
 from saccade.data.audit.slides import SlideAudit
 from saccade.data.open import absolute, open_source
 from saccade.data.slides.tiling import Tiling
+from saccade.evaluation.protocol import EvalReport
 from saccade.hierarchy import evaluate_slides
 from saccade.hierarchy import settings as hierarchy_settings
 from saccade.hierarchy.evaluate_slides import HeadOptions
@@ -35,7 +36,7 @@ from saccade.tasks.attend import attend, attend_hierarchy, attend_slide, attend_
 from saccade.tasks.doctor import doctor, examine
 from saccade.tasks.embed import embed
 from saccade.tasks.evaluate import evaluate
-from saccade.tasks.finetune import FinetuneOptions
+from saccade.tasks.finetune import FinetuneOptions, FinetuneReport
 from saccade.tasks.plan import PlanOptions
 from saccade.tasks.plan_hierarchy import PlannedHierarchy, plan_hierarchy
 from saccade.tasks.pretrain import pretrain, resume, write_report_once
@@ -183,7 +184,7 @@ def finetune(
     options: FinetuneOptions | None = None,
     settings: Mapping[str, Any] | None = None,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> FinetuneReport | None:
     """Train with labels and measure on the test split.
 
     Parameters
@@ -203,17 +204,27 @@ def finetune(
 
     Returns
     -------
-    dict
-        Accuracy, balanced accuracy and AUROC with 95 % intervals: the content of ``out/classifier.json``.
+    FinetuneReport or None
+        Accuracy, balanced accuracy and AUROC with 95 % intervals, as in ``out/classifier.json``; None where all images
+        are trained on (``data.split=all``).
 
     Raises
     ------
     UsageError, DataError, ContaminationError, NonFiniteLoss, StorageError
+
+    Examples
+    --------
+    >>> import saccade
+    >>> small = {"train.steps": 2, "train.batch": 8, "model.size_px": 32}
+    >>> data = "synthetic:tissue?n=48&size=32"
+    >>> report = saccade.finetune("random:resnet10_w8", data, out="tuned", settings=small)
+    >>> [row["metric"] for row in report.rows]
+    ['accuracy', 'balanced_accuracy', 'auroc']
     """
     explicit = {"data.source": str(absolute(data))} | dict(settings or {})
-    result = finetuning.finetune(model, Path(out), options or FinetuneOptions(), explicit, console or Quiet())
+    report = finetuning.finetune(model, Path(out), options or FinetuneOptions(), explicit, console or Quiet())
     write_report_once(Path(out))
-    return result
+    return report
 
 
 def finetune_slides(
@@ -224,7 +235,7 @@ def finetune_slides(
     options: HeadOptions | None = None,
     settings: Mapping[str, Any] | None = None,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> EvalReport:
     """Train slide heads on a frozen hierarchy, by nested cross-validation grouped by patient.
 
     Parameters
@@ -244,12 +255,20 @@ def finetune_slides(
 
     Returns
     -------
-    dict
-        AUROC and balanced accuracy with 95 % intervals: the content of ``out/slides.json``.
+    EvalReport
+        AUROC and balanced accuracy with 95 % intervals, as in ``out/slides.json``.
 
     Raises
     ------
     UsageError, DataError, EvaluationError, ContaminationError
+
+    Examples
+    --------
+    ``hipt`` is a run of ``pretrain`` with ``backbone="hipt"``; the table has the columns path, label and patient.
+
+    >>> options = saccade.HeadOptions(heads=("abmil",), nested=saccade.NestedConfig(folds=5))  # doctest: +SKIP
+    >>> report = saccade.finetune_slides("hipt", "slides.csv", out="heads", options=options)  # doctest: +SKIP
+    >>> report.to_pandas()  # doctest: +SKIP
     """
     return evaluate_slides.finetune(
         Path(hierarchy), str(absolute(data)), Path(out), options or HeadOptions(), settings or {}, console or Quiet()
@@ -292,6 +311,16 @@ def compare(
     Raises
     ------
     UsageError, DataError, TrainingError
+
+    Examples
+    --------
+    Four trainings, half a minute:
+
+    >>> options = saccade.CompareOptions(regimes=("supervised",), seeds=1)  # doctest: +SKIP
+    >>> names = ["resnet10_w8", "vit_micro_patch8_w32"]  # doctest: +SKIP
+    >>> data = "synthetic:tissue?n=200&size=32"  # doctest: +SKIP
+    >>> saccade.compare(data, out="study", backbones=names, sizes=[30, 60], options=options)  # doctest: +SKIP
+    PosixPath('study/study.html')
     """
     options = options or CompareOptions()
     names = tuple(backbones)

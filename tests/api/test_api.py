@@ -87,7 +87,7 @@ def test_what_a_run_held_out_says_nothing_of_other_images_of_the_same_names(tmp_
     assert "drawn as test part" in found.protocol["split"] and not found.protocol["overlap"]
     settings = {"train.steps": 1, "train.batch": 4, "model.size_px": 32, "data.validation": 0.0}
     tuned = saccade.finetune(run, tmp_path / "other", out=tmp_path / "tuned", settings=settings)
-    assert not tuned["protocol"]["overlap"]
+    assert not tuned.protocol["overlap"]
 
 
 @ONE

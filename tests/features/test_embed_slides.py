@@ -378,7 +378,7 @@ def test_slides_are_cut_alike_for_training_measuring_and_pictures(tmp_path):
     cut = {"data.mpp": CUT.mpp, "data.tile_px": CUT.tile_px, "model.size_px": 32}
     settings = cut | {"data.group": "patient", "train.steps": 1, "train.batch": 4}
     run = tmp_path / "run"
-    assert api.finetune(model, data, out=run, settings=settings)["n_test"] == test_part
+    assert api.finetune(model, data, out=run, settings=settings).n_test == test_part
     options = EvaluateOptions(group="patient", tiling=CUT, baselines=False, protocol=ProtocolConfig(fractions=(1.0,)))
     assert api.evaluate([model], data, options=options).protocol["n_test"] == test_part
     other = tmp_path / "other"

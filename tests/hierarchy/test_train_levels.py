@@ -335,19 +335,18 @@ def finetuned(hierarchy, slide_table, tmp_path_factory):
 
 def test_heads_are_compared_with_mean_pooling_and_random_weights(finetuned):
     out, found = finetuned
-    models = {row["model"] for row in found["rows"]}
+    models = {row["model"] for row in found.rows}
     assert {"hierarchy, abmil", "hierarchy, transformer", "hierarchy, mean", "mean of tiles"} <= models
     assert {"random second level, abmil", "random second level, mean"} <= models
-    assert all(0 <= row["low"] <= row["mean"] + 1e-9 <= row["high"] + 1e-9 <= 1 + 1e-8 for row in found["rows"])
+    assert all(0 <= row["low"] <= row["mean"] + 1e-9 <= row["high"] + 1e-9 <= 1 + 1e-8 for row in found.rows)
     page = api.report(out).read_text(encoding="utf-8")
     assert (
         page.count("<svg") == 2
         and "AUROC" in page
-        and found["protocol"]["text"] in html.unescape(page.replace("\u00a0", " "))
+        and found.protocol["text"] in html.unescape(page.replace("\u00a0", " "))
     )
     assert (
-        "AUROC" in (out / "slides.md").read_text()
-        and run_folder.read_json(out / "slides.json")["rows"] == found["rows"]
+        "AUROC" in (out / "slides.md").read_text() and run_folder.read_json(out / "slides.json")["rows"] == found.rows
     )
 
 
@@ -368,7 +367,7 @@ def test_the_region_level_trained_on_stands_beside_the_resting_one(hierarchy, sl
     console = Counting()
     kept = (hierarchy / "region" / "model" / "model.safetensors").read_bytes()
     found = api.finetune_slides(hierarchy, slide_table, out=tmp_path / "out", options=options, console=console)
-    names = list(dict.fromkeys(row["model"] for row in found["rows"]))
+    names = list(dict.fromkeys(row["model"] for row in found.rows))
     assert names == ["hierarchy, abmil", "hierarchy, mean", "hierarchy, region level fine-tuned, abmil"]
     assert (hierarchy / "region" / "model" / "model.safetensors").read_bytes() == kept
     assert [line for line in console.messages if line.startswith("training ")] == [f"training {name}" for name in names]
@@ -485,7 +484,7 @@ def test_slides_that_were_learned_from_are_not_tested_on(slide_table, tmp_path):
         api.finetune_slides(run, slide_table, out=tmp_path / "a", options=HeadOptions(nested=nested))
     options = HeadOptions(heads=("abmil",), head=QUICK, nested=nested, allow_overlap=True, baselines=False)
     found = api.finetune_slides(run, slide_table, out=tmp_path / "b", options=options)
-    assert all(row["overlap"] for row in found["rows"]) and "WARNING" in found["protocol"]["text"]
+    assert all(row["overlap"] for row in found.rows) and "WARNING" in found.protocol["text"]
 
 
 def test_a_hierarchy_is_no_network(hierarchy, slide_table):

@@ -3,6 +3,7 @@
 import pytest
 
 from saccade.base.run_folder import write_json
+from saccade.evaluation.protocol import EvalReport
 from saccade.hierarchy.evaluate_slides import to_markdown, to_text
 from saccade.reporting.slide_report import finding, render, write_slide_report
 
@@ -46,12 +47,15 @@ def test_few_patients_are_told_beside_every_figure():
     found = results()
     many = found | {"protocol": found["protocol"] | {"units": 16}}
     few = found | {"protocol": found["protocol"] | {"units": 4}}
-    for told in (render(many, "heads"), to_text(many), to_markdown(many)):
+    many_report, few_report = EvalReport(**many), EvalReport(**few)
+    for told in (render(many, "heads"), to_text(many_report), to_markdown(many_report)):
         assert "means nothing" not in told and ") ?" not in told and "] ?" not in told
     page = render(few, "heads").replace("\u00a0", " ")
     assert page.count("(0.800 to 0.950) ?") == 4 and page.count("(+0.200 to +0.600) ?") == 4
     assert "? The test part is 4 patients: an interval over so few means nothing." in page
     assert page.count("mean and 95 % interval, over 4 patients only") == 2
     assert finding(few).count("The interval rests on 4 patients: too few to conclude.") == 1
-    assert to_text(few).count("[0.800, 0.950] ?") == 2 and "? The test part is 4 patients" in to_text(few)
-    assert to_markdown(few).count("[0.800, 0.950] ?") == 2 and "? The test part is 4 patients" in to_markdown(few)
+    assert to_text(few_report).count("[0.800, 0.950] ?") == 2 and "? The test part is 4 patients" in to_text(few_report)
+    assert to_markdown(few_report).count("[0.800, 0.950] ?") == 2 and "? The test part is 4 patients" in to_markdown(
+        few_report
+    )

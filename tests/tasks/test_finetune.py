@@ -18,7 +18,7 @@ from saccade.errors import ContaminationError, DataError, ModelError, StorageErr
 from saccade.methods.base import DatasetFacts
 from saccade.methods.supervised import SupervisedConfig, resolve_supervised
 from saccade.reporting.section_classifier import classifier_finding, classifier_section
-from saccade.tasks.finetune import FinetuneOptions, measure, supervised_config, to_text
+from saccade.tasks.finetune import FinetuneOptions, FinetuneReport, measure, score, supervised_config
 from saccade.train import checkpoint
 from saccade.train import classifier as classifying
 from saccade.train.classifier import load_classifier
@@ -193,8 +193,8 @@ def test_weights_that_saw_the_test_part_are_refused_before_training(tmp_path):
         saccade.finetune(seen, DATA, out=tmp_path / "f", settings=SMALL)
     assert not (tmp_path / "f").exists()
     options = FinetuneOptions(allow_overlap=True)
-    found = saccade.finetune(seen, DATA, out=tmp_path / "f", options=options, settings=SMALL | {"train.steps": 2})
-    assert found["protocol"]["overlap"] and "WARNING" in found["protocol"]["text"]
+    report = saccade.finetune(seen, DATA, out=tmp_path / "f", options=options, settings=SMALL | {"train.steps": 2})
+    assert report.protocol["overlap"] and "WARNING" in report.protocol["text"]
 
 
 def test_what_cannot_be_trained_is_said(tmp_path, shared_source):
@@ -332,8 +332,8 @@ def test_copies_on_both_sides_of_a_split_are_refused(tmp_path):
     with pytest.raises(ContaminationError, match="share images or groups"):
         saccade.finetune(NETWORK, tmp_path / "tiles", out=tmp_path / "a", settings=settings)
     options = FinetuneOptions(allow_overlap=True)
-    found = saccade.finetune(NETWORK, tmp_path / "tiles", out=tmp_path / "a", options=options, settings=settings)
-    assert found["protocol"]["overlap"] and "WARNING" in (tmp_path / "a" / "report.html").read_text()
+    report = saccade.finetune(NETWORK, tmp_path / "tiles", out=tmp_path / "a", options=options, settings=settings)
+    assert report.protocol["overlap"] and "WARNING" in (tmp_path / "a" / "report.html").read_text()
     study = CompareOptions(study=StudyConfig(size_px=32, batch=4, steps=1))
     names = ("resnet10_w8", "vit_micro_patch8_w32")
     with pytest.raises(ContaminationError, match="share images or groups"):
@@ -367,10 +367,10 @@ def write_images(folder, splits):
 def test_no_image_that_was_learned_from_is_measured_on(tmp_path, splits):
     folder = write_images(tmp_path / "tiles", splits)
     settings = SMALL | {"train.steps": 1, "train.batch": 4}
-    found = saccade.finetune(NETWORK, folder, out=tmp_path / "run", settings=settings)
+    report = saccade.finetune(NETWORK, folder, out=tmp_path / "run", settings=settings)
     learned = {file["id"] for file in json.loads((tmp_path / "run" / "data.json").read_text())["files"]}
     measured = {row["path"] for row in csv.DictReader((tmp_path / "run" / "predictions.csv").open())}
-    assert len(measured) >= 6 and not learned & measured and not found["protocol"]["overlap"]
+    assert len(measured) >= 6 and not learned & measured and not report.protocol["overlap"]
     if "test" in splits:
         assert measured == {f"{i}.png" for i in range(18, 24)} and len(learned) == 18
     if "?" in splits:
@@ -386,8 +386,8 @@ def test_a_part_by_name_that_holds_test_images_is_refused(tmp_path):
         saccade.finetune(NETWORK, folder, out=tmp_path / "a", settings=settings)
     assert not (tmp_path / "a").exists()
     options = FinetuneOptions(allow_overlap=True)
-    found = saccade.finetune(NETWORK, folder, out=tmp_path / "a", options=options, settings=settings)
-    assert found["protocol"]["overlap"]
+    report = saccade.finetune(NETWORK, folder, out=tmp_path / "a", options=options, settings=settings)
+    assert report.protocol["overlap"]
     with pytest.raises(ContaminationError, match="test split are also training data"):
         finetune.measure(tmp_path / "a", saccade.api.Quiet())
 
@@ -395,15 +395,16 @@ def test_a_part_by_name_that_holds_test_images_is_refused(tmp_path):
 def test_a_test_part_of_one_class_has_no_auroc():
     from types import SimpleNamespace
 
-    from saccade.tasks.finetune import score_report
-
     scores = np.random.default_rng(0).dirichlet((1, 1), 12).astype(np.float32)
-    found = score_report(scores, ["a"] * 12, [None] * 12, SimpleNamespace(classes=("a", "b")))
-    row = next(row for row in found["rows"] if row["metric"] == "auroc")
+    values = score(scores, ["a"] * 12, [None] * 12, SimpleNamespace(classes=("a", "b")))
+    report = FinetuneReport(**values, protocol={"text": ""})
+    row = next(row for row in report.rows if row["metric"] == "auroc")
     assert row == {"metric": "auroc", "mean": None, "low": None, "high": None}
+    found = report.to_dict()
     json.dumps(found, allow_nan=False)
-    found["protocol"] = {"text": ""}
-    shown = [to_text(found), str(classifier_section(found)), str(classifier_finding("run", found))]
+    assert report.to_pandas()["metric"].tolist() == ["accuracy", "balanced_accuracy", "auroc"]
+    assert "<caption>Test metrics</caption>" in report._repr_html_()
+    shown = [report.text(), str(classifier_section(found)), str(classifier_finding("run", found))]
     assert "auroc                  –" in shown[0] and "–" in shown[1]
     assert not any("nan" in text or "None" in text for text in shown)
 
@@ -413,7 +414,8 @@ def test_figures_over_few_groups_are_marked():
     found = {"rows": rows, "n_test": 8, "majority": 0.5, "classes": ["a", "b"], "confusion": [[2, 2], [2, 2]]}
     for units, few in ((4, True), (6, False)):
         told = found | {"units_test": units, "protocol": {"text": ""}}
-        assert ("[25.0, 75.0] ?" in to_text(told)) == ("means nothing" in to_text(told)) == few
+        text = FinetuneReport(**told).text()
+        assert ("[25.0, 75.0] ?" in text) == ("means nothing" in text) == few
         page = str(classifier_section(told)).replace("\u00a0", " ")
         assert ("25.0 to 75.0 % ?" in page) == ("means nothing" in page) == few
         assert ("too few to conclude" in str(classifier_finding("run", told))) == few

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +33,9 @@ from saccade.viz.overlays import Neighbour, attention_panel, neighbours_panel, o
 from saccade.viz.patch_maps import colour_scales
 from saccade.viz.save import map_csv, save_by_suffix
 
-if TYPE_CHECKING:
-    import pandas
-    import polars
-
 
 @dataclasses.dataclass(frozen=True)
-class ImageAttention:
+class ImageAttention(frames.Tabular):
     """One image with its attention map and Jaccard indices."""
 
     image: np.ndarray
@@ -86,19 +82,11 @@ class ImageAttention:
         }
         return save_by_suffix(path, writers, "picture format")
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def frame_columns(self) -> dict[str, np.ndarray]:
         """One row per head and patch: head, row, column, weight."""
         values = self.selected().values
         head, row, column = np.indices(values.shape).reshape(3, -1)
         return {"head": head, "row": row, "column": column, "weight": values.ravel()}
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per head and patch as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(self.columns())
-
-    def to_polars(self) -> polars.DataFrame:
-        """One row per head and patch as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(self.columns())
 
     def _repr_html_(self) -> str:
         return frames.text_to_html(self.text())

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,10 +25,6 @@ from saccade.models.nn.attention import has_attention
 from saccade.viz.heatmap import TileScores, extremes, picture, save_tiff
 from saccade.viz.qupath import save_geojson
 from saccade.viz.save import save_by_suffix
-
-if TYPE_CHECKING:
-    import pandas
-    import polars
 
 Level = Literal["tile", "patch", "region", "composed"]
 LEVELS: tuple[Level, ...] = ("tile", "patch")  # of one network; the others need a hierarchy
@@ -91,7 +87,7 @@ class SlideOptions:
 
 
 @dataclass(frozen=True)
-class SlideAttention:
+class SlideAttention(frames.Tabular):
     """A slide with scores; ``save`` writes one file by suffix, or all of them into a folder."""
 
     slide: Slide
@@ -139,23 +135,15 @@ class SlideAttention:
             files.append(write_file(out / "extremes.png", extremes(self.slide, self.heat).save))
         return [*files, self._one(out / "heatmap.tif")]
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def frame_columns(self) -> dict[str, np.ndarray]:
         """One row per tile: x and y of its upper left corner in pixels of level 0, its sides, its score."""
         x, y = np.asarray(self.heat.coords).T
         down, across = self.heat.sides_px
         side_x, side_y = np.full(len(x), across), np.full(len(x), down)
         return {"x": x, "y": y, "side_x": side_x, "side_y": side_y, "score": np.asarray(self.heat.scores)}
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per tile as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(self.columns())
-
-    def to_polars(self) -> polars.DataFrame:
-        """One row per tile as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(self.columns())
-
     def _repr_html_(self) -> str:
-        return frames.to_html(self.text(), self.columns())
+        return frames.to_html(self.text(), self.frame_columns())
 
     def _one(self, path: Path) -> Path:
         writers: dict[str, Callable[[Path], object]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +20,9 @@ from saccade.viz.quantised import lost, quantise
 from saccade.viz.save import csv_text, save_by_suffix
 from saccade.viz.sentence import SentenceMap, draw, lines
 
-if TYPE_CHECKING:
-    import pandas
-    import polars
-
 
 @dataclass(frozen=True)
-class TextAttention:
+class TextAttention(frames.Tabular):
     """The attention between the words of one sentence."""
 
     reading: Reading
@@ -82,7 +78,7 @@ class TextAttention:
         }
         return save_by_suffix(path, writers, "picture format")
 
-    def columns(self) -> dict[str, list[Any]]:
+    def frame_columns(self) -> dict[str, list[Any]]:
         """One row per head, query and key: head, query, key, query_word, key_word, weight; with special tokens."""
         names, query = self.sentence.names, self.sentence.query
         queries = range(len(names)) if query is None else [query]
@@ -93,14 +89,6 @@ class TextAttention:
             for k, weight in enumerate(weights[q])
         ]
         return frames.columns_of(rows)
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per head, query and key as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(self.columns())
-
-    def to_polars(self) -> polars.DataFrame:
-        """One row per head, query and key as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(self.columns())
 
     def _repr_html_(self) -> str:
         return frames.text_to_html(self.text())

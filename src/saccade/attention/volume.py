@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -27,10 +27,6 @@ from saccade.models.nn.attention import has_attention
 from saccade.viz.orthoview import Scene, planes_panel
 from saccade.viz.patch_maps import ColourScale, colour_scales, jaccard, query_text, threshold_mask
 from saccade.viz.save import map_csv, save_by_suffix
-
-if TYPE_CHECKING:
-    import pandas
-    import polars
 
 RANDOM_PX = 64  # side of the input cube for random weights
 
@@ -61,7 +57,7 @@ def nifti_of(values: np.ndarray, sample: Sample) -> nibabel.Nifti1Image:
 
 
 @dataclasses.dataclass(frozen=True)
-class VolumeAttention:
+class VolumeAttention(frames.Tabular):
     """One volume with its attention map and Jaccard indices."""
 
     sample: Sample
@@ -152,18 +148,10 @@ class VolumeAttention:
         [scale] = colour_scales([self.amap], stretch=self.options.stretch)
         return panel(scene, self.amap, self.map(), {head: self.map(head) for head in heads}, scale)
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def frame_columns(self) -> dict[str, np.ndarray]:
         """One row per head and patch: head, slice, row, column, weight."""
         head, z, y, x = np.indices(self.amap.values.shape).reshape(4, -1)
         return {"head": head, "slice": z, "row": y, "column": x, "weight": self.amap.values.ravel()}
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per head and patch as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(self.columns())
-
-    def to_polars(self) -> polars.DataFrame:
-        """One row per head and patch as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(self.columns())
 
     def _repr_html_(self) -> str:
         return frames.text_to_html(self.text())

@@ -6,6 +6,7 @@ pandas and polars are optional (extra ``frames``) and are imported only here, wh
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +30,25 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def to_pandas(columns: Mapping[str, Any]) -> pandas.DataFrame:
-    """The columns as a pandas.DataFrame. Raises MissingDependency."""
-    frame: pandas.DataFrame = require("pandas", "frames", "to_pandas").DataFrame(dict(columns))
-    return frame
+class Tabular(ABC):
+    """A result with a table for pandas, polars and notebooks."""
 
+    @abstractmethod
+    def frame_columns(self) -> Mapping[str, Any]:
+        """Values by column."""
 
-def to_polars(columns: Mapping[str, Any]) -> polars.DataFrame:
-    """The columns as a polars.DataFrame. Raises MissingDependency."""
-    frame: polars.DataFrame = require("polars", "frames", "to_polars").DataFrame(dict(columns))
-    return frame
+    @abstractmethod
+    def _repr_html_(self) -> str: ...
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """The table as a pandas.DataFrame. Raises MissingDependency without pandas."""
+        frame: pandas.DataFrame = require("pandas", "frames", "to_pandas").DataFrame(dict(self.frame_columns()))
+        return frame
+
+    def to_polars(self) -> polars.DataFrame:
+        """The table as a polars.DataFrame. Raises MissingDependency without polars."""
+        frame: polars.DataFrame = require("polars", "frames", "to_polars").DataFrame(dict(self.frame_columns()))
+        return frame
 
 
 def to_html(title: str, columns: Mapping[str, Any]) -> str:

@@ -180,8 +180,7 @@ def _finetune_network(
     as_json: bool,
 ) -> None:
     from saccade import api
-    from saccade.base import run_folder
-    from saccade.tasks.finetune import FinetuneOptions, to_text
+    from saccade.tasks.finetune import FinetuneOptions, read_report
 
     drop = ["data.source", "train.method", "model.backbone", "model.weights", "model.slices"]
     if network.augment is not None or network.recipe is not None:
@@ -193,10 +192,13 @@ def _finetune_network(
     with Interruptions() as interruptions, ProgressBar() as bar:
         if network.resume:
             api.resume(out, console=bar)
-            result = run_folder.read_json(out / "classifier.json")
+            report = read_report(out)
         else:
-            result = api.finetune(model, data, out=out, options=finetuning, settings=settings, console=bar)
-    print_json(result) if as_json else typer.echo(f"{to_text(result)}\n{out / 'report.html'}")
+            report = api.finetune(model, data, out=out, options=finetuning, settings=settings, console=bar)
+    if as_json:
+        print_json({} if report is None else report.to_dict())
+    else:
+        typer.echo(f"{'' if report is None else report.text()}\n{out / 'report.html'}")
     interruptions.check()
 
 
@@ -226,5 +228,5 @@ def _finetune_slides(
     from saccade.hierarchy.evaluate_slides import to_text
 
     with ProgressBar() as bar:
-        result = api.finetune_slides(model, data, out=out, options=options, settings=settings, console=bar)
-    print_json(result) if as_json else typer.echo(f"{to_text(result)}\n{out / 'report.html'}")
+        report = api.finetune_slides(model, data, out=out, options=options, settings=settings, console=bar)
+    print_json(report.to_dict()) if as_json else typer.echo(f"{to_text(report)}\n{out / 'report.html'}")

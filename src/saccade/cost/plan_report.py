@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saccade.base import frames
 from saccade.cost import system_memory
@@ -11,10 +11,6 @@ from saccade.cost.alternatives import Alternative
 from saccade.cost.explain import sentence
 from saccade.cost.step import Price, Workload
 from saccade.cost.worked_examples import lookup_table_size
-
-if TYPE_CHECKING:
-    import pandas
-    import polars
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ def said_time(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Planned(frames.Tabular):
     """The price of a run; ``text`` for people, ``to_dict`` for programs.
 
     images   that an epoch has (``assumed`` where no data say it)      bare   bytes of a process without a network
@@ -137,13 +133,9 @@ class Planned:
         setting = {"name": self.load.network.name, "how": "", "flops": self.price.total_flops, "peak": self.peak}
         return [setting, *alternatives]
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """The setting and its alternatives as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(frames.columns_of(self.rows()))
-
-    def to_polars(self) -> polars.DataFrame:
-        """The setting and its alternatives as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(frames.columns_of(self.rows()))
+    def frame_columns(self) -> dict[str, list[Any]]:
+        """The setting and its alternatives."""
+        return frames.columns_of(self.rows())
 
     def _repr_html_(self) -> str:
         return frames.text_to_html(self.text())

@@ -29,7 +29,7 @@ from saccade.evaluation.metrics import (
     resampling_weights,
     summarise_models,
 )
-from saccade.evaluation.protocol import draw_fraction
+from saccade.evaluation.protocol import EvalReport, draw_fraction
 from saccade.evaluation.small_samples import FEW_UNITS, few_units
 
 TRIALS = 20
@@ -234,8 +234,8 @@ def nested(
     config: NestedConfig,
     *,
     progress: Callable[[str, int, int], None] = lambda learner, done, total: None,
-) -> dict[str, Any]:
-    """Every learner by the same folds, draws and resamples: ``protocol``, ``rows``, ``differences`` from the first.
+) -> EvalReport:
+    """Every learner by the same folds, draws and resamples; differences are those from the first.
 
     progress   called with the learner's name, folds that are done and folds of all learners and draws
     """
@@ -259,7 +259,7 @@ def summarise(
     folds: Sequence[tuple[np.ndarray, np.ndarray]],
     every: Sequence[Draw],
     config: NestedConfig,
-) -> dict[str, Any]:
+) -> EvalReport:
     """Rows and paired differences with 95 % intervals by bootstrap over patients; a resample also picks a draw."""
     tests = [test for _, test in folds]
     weights = resampling_weights(cohort.groups, config.bootstrap, config.seed)
@@ -295,7 +295,7 @@ def summarise(
         "unmeasured": float(unmeasured.mean()),
         "text": _text(cohort, folds, units, float(unmeasured.mean()), config),
     }
-    return {"protocol": protocol, "rows": rows, "differences": differences}
+    return EvalReport(protocol, rows, differences)
 
 
 def _rarest(cohort: Cohort) -> tuple[str, int]:

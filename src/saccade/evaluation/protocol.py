@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +24,6 @@ from saccade.evaluation.metrics import METRICS, Metric, Row, bootstrap, resampli
 from saccade.evaluation.probes import C_GRID, CV_IMAGES, logistic_scores
 from saccade.evaluation.small_samples import FEW_UNITS, few_units
 from saccade.features.table import FeatureTable
-
-if TYPE_CHECKING:
-    import pandas
-    import polars
 
 Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]
 Key = tuple[str, int | None]  # probe and, for k-NN, k as asked for
@@ -76,7 +72,7 @@ class ProtocolConfig:
 
 
 @dataclass(frozen=True)
-class EvalReport:
+class EvalReport(frames.Tabular):
     """Result of an evaluation, as in evaluation.json (docs/reference/files.md).
 
     Parameters
@@ -99,16 +95,12 @@ class EvalReport:
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """The rows as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(frames.columns_of(self.rows))
-
-    def to_polars(self) -> polars.DataFrame:
-        """The rows as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(frames.columns_of(self.rows))
+    def frame_columns(self) -> dict[str, list[Any]]:
+        """The rows."""
+        return frames.columns_of(self.rows)
 
     def _repr_html_(self) -> str:
-        return frames.to_html("Evaluation", frames.columns_of(self.rows))
+        return frames.to_html("Evaluation", self.frame_columns())
 
     def with_context(
         self, *, data: str, split: str, overlap: bool, grey: bool, warnings: Sequence[str] = ()

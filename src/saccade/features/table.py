@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +23,6 @@ from saccade.base.machine import usable_cores
 from saccade.errors import DamagedFile, DataError, first_line
 from saccade.features.filters import Condition, mask
 
-if TYPE_CHECKING:
-    import pandas
-    import polars
-
 ROWS, QUERIES = 4096, 512  # of one product: 8 MiB of similarities
 GROUP = 32
 COLUMNS = ("id", "label", "group", "split", "sha256")
@@ -34,7 +30,7 @@ FEATURES = "features"
 
 
 @dataclass(frozen=True)
-class FeatureTable:
+class FeatureTable(frames.Tabular):
     """Feature vectors with ids, labels, groups, splits and content hashes.
 
     Attributes
@@ -70,20 +66,12 @@ class FeatureTable:
         fixed: list[Any] = [self.ids, self.labels, self.groups, self.splits, self.hashes]
         return dict(zip(COLUMNS, fixed)) | self.extras
 
-    def wide(self) -> dict[str, Any]:
+    def frame_columns(self) -> dict[str, Any]:
         """All columns, and one per feature: ``feature_0``, ``feature_1``, ..."""
         return self.columns | {f"feature_{i}": self.features[:, i] for i in range(self.features.shape[1])}
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """Columns and features as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(self.wide())
-
-    def to_polars(self) -> polars.DataFrame:
-        """Columns and features as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(self.wide())
-
     def _repr_html_(self) -> str:
-        return frames.to_html(f"Features of {self.model}", self.wide())
+        return frames.to_html(f"Features of {self.model}", self.frame_columns())
 
     def select(self, indices: Iterable[int]) -> FeatureTable:
         """The rows at ``indices``, in that order."""

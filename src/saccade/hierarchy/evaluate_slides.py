@@ -25,6 +25,7 @@ from saccade.data.splits import patients_of
 from saccade.errors import ContaminationError, DataError, UsageError, unknown
 from saccade.evaluation.contamination import canonical_id, seen_in_pretraining
 from saccade.evaluation.nested_cv import Cohort, Learner, NestedConfig, choose, nested
+from saccade.evaluation.protocol import EvalReport
 from saccade.evaluation.small_samples import few_words, mark
 from saccade.features.embed_slides import told_to
 from saccade.features.table import FeatureTable
@@ -201,7 +202,7 @@ def cohort_of(tiles: SlideTiles, slides: Sequence[int], run: Path, allow: bool) 
     classes = tuple(sorted({str(records[i].label) for i in rows}))
     if len(classes) < 2:
         raise DataError(
-            "slides need labels of at min_tissue two classes",
+            "slides need labels of at least two classes",
             got=f"{len(rows)} labelled slides, {len(classes)} classes",
             hint="name a table with --labels CSV (columns path,label,patient)",
         )
@@ -270,7 +271,7 @@ def unfrozen_of(
 
 def finetune(
     run: Path, data: str, out: Path, options: HeadOptions, settings: Mapping[str, Any], console: Console
-) -> dict[str, Any]:
+) -> EvalReport:
     """Train slide heads on a frozen hierarchy and compare them.
 
     Parameters
@@ -290,8 +291,8 @@ def finetune(
 
     Returns
     -------
-    dict
-        The content of slides.json: protocol, rows, differences.
+    EvalReport
+        The content of slides.json.
 
     Raises
     ------
@@ -322,26 +323,24 @@ def finetune(
         means = np.stack([load_parquet(file).features.mean(axis=0) for file in some(embedded.tiles)])
         learners.append(MeanLearner(TILES, means, classes))
     console.say(f"{len(rows)} labelled slides, {len(learners)} learners")
-    result = nested(learners, cohort, options.nested, progress=_progress_of(console))
+    report = nested(learners, cohort, options.nested, progress=_progress_of(console))
     if marked:
-        result = _marked(result)
+        report = _marked(report)
     files = recorded(tiles, [embedded.slides[i] for i in rows])
     run_folder.write_json(out / "data.json", {"source": data, "files": files, "ancestors": []})
     slide_settings = {"data.source": data} | {key: str(value) for key, value in settings.items()}
     _keep_first(learners[0], cohort, out, options, hierarchy, slide_settings)
-    run_folder.write_json(out / "slides.json", result)
-    write_text(out / "slides.md", to_markdown(result))
+    run_folder.write_json(out / "slides.json", report.to_dict())
+    write_text(out / "slides.md", to_markdown(report))
     write_slide_report(out)
-    return result
+    return report
 
 
-def _marked(result: dict[str, Any]) -> dict[str, Any]:
-    text = "WARNING: slides of the test folds were seen in pretraining. " + result["protocol"]["text"]
-    return {
-        "protocol": result["protocol"] | {"overlap": True, "text": text},
-        "rows": [row | {"overlap": True} for row in result["rows"]],
-        "differences": [row | {"overlap": True} for row in result["differences"]],
-    }
+def _marked(report: EvalReport) -> EvalReport:
+    text = "WARNING: slides of the test folds were seen in pretraining. " + report.protocol["text"]
+    mark = {"overlap": True}
+    rows, differences = ([row | mark for row in rows] for rows in (report.rows, report.differences))
+    return EvalReport(report.protocol | mark | {"text": text}, rows, differences)
 
 
 def _keep_first(
@@ -355,9 +354,9 @@ def _keep_first(
     save_head(out / "head", head, learner.config, cohort.classes, hierarchy.run, slides)
 
 
-def to_markdown(result: Mapping[str, Any], metric: str = "auroc") -> str:
+def to_markdown(report: EvalReport, metric: str = "auroc") -> str:
     """Table of AUROC: one row per learner, one column per fraction of labels, with differences to the first row."""
-    rows = [row for row in result["rows"] if row["metric"] == metric]
+    rows = [row for row in report.rows if row["metric"] == metric]
     shares = list(dict.fromkeys((row["fraction"], row["n_train"]) for row in rows))
     first = rows[0]["model"]
     lines = ["| " + " | ".join(["AUROC", *(f"{f:.0%} of the labels (n={n})" for f, n in shares)]) + " |"]
@@ -366,10 +365,10 @@ def to_markdown(result: Mapping[str, Any], metric: str = "auroc") -> str:
         cells = []
         for fraction, _ in shares:
             row = next(r for r in rows if r["model"] == name and r["fraction"] == fraction)
-            text = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{mark(result['protocol'])}"
+            text = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{mark(report.protocol)}"
             gap = [
                 d
-                for d in result["differences"]
+                for d in report.differences
                 if d["against"] == name and d["fraction"] == fraction and d["metric"] == metric
             ]
             if gap:
@@ -377,17 +376,17 @@ def to_markdown(result: Mapping[str, Any], metric: str = "auroc") -> str:
                 text += f"; {first} less this: {gap[0]['difference']:+.3f}{sure}"
             cells.append(text)
         lines.append("| " + " | ".join([name, *cells]) + " |")
-    doubt = [few_words(result["protocol"]), ""] if mark(result["protocol"]) else []
-    return "\n".join([*lines, "", *doubt, result["protocol"]["text"], ""])
+    doubt = [few_words(report.protocol), ""] if mark(report.protocol) else []
+    return "\n".join([*lines, "", *doubt, report.protocol["text"], ""])
 
 
-def to_text(result: Mapping[str, Any]) -> str:
+def to_text(report: EvalReport) -> str:
     """The table for a terminal."""
-    rows = [row for row in result["rows"] if row["metric"] == "auroc"]
+    rows = [row for row in report.rows if row["metric"] == "auroc"]
     width = max(len(row["model"]) for row in rows)
-    lines = [result["protocol"]["text"], "", "AUROC, 95 % interval"]
+    lines = [report.protocol["text"], "", "AUROC, 95 % interval"]
     for row in rows:
         label = f"{row['fraction']:4.0%}  {row['model']:{width}s}"
-        between = f"[{row['low']:.3f}, {row['high']:.3f}]{mark(result['protocol'])}"
+        between = f"[{row['low']:.3f}, {row['high']:.3f}]{mark(report.protocol)}"
         lines.append(f"{label}  {row['mean']:.3f} {between}  n={row['n_train']}")
-    return "\n".join([*lines, *filter(None, [few_words(result["protocol"])])])
+    return "\n".join([*lines, *filter(None, [few_words(report.protocol)])])

@@ -72,6 +72,15 @@ def attend_slide(
     -------
     SlideAttention
         ``.save(path)`` writes PNG, pyramidal TIFF, GeoJSON for QuPath or CSV by suffix, or a folder with all of them.
+
+    Examples
+    --------
+    >>> import saccade
+    >>> slide = "synthetic:slide?n=1&size=768&region=128&folder=slide"
+    >>> options = saccade.SlideOptions(tiling=saccade.Tiling(mpp=1.0, tile_px=64))
+    >>> scores = saccade.attend_slide("random:vit_micro_patch8_w32", slide, options=options)
+    >>> scores.heat.scores.shape  # one score per tile with tissue
+    (64,)
     """
     options, console = options or SlideOptions(), console or Quiet()
     source = open_source(slide, tiling=as_trained(model, options.tiling))
@@ -110,6 +119,14 @@ def attend_hierarchy(
     Returns
     -------
     list of SlideAttention
+        One per level.
+
+    Examples
+    --------
+    ``hipt`` is a run of ``pretrain`` with ``backbone="hipt"``.
+
+    >>> maps = saccade.attend_hierarchy("hipt", "slide.svs")  # doctest: +SKIP
+    >>> paths = [path for level in maps for path in level.save("maps")]  # doctest: +SKIP
     """
     runtime.keep_freed_memory()
     settings = {} if slide_mpp is None else {"data.slide_mpp": slide_mpp}

@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from saccade import runtime
-from saccade.base import config, run_folder
+from saccade.base import config, frames, run_folder
 from saccade.base.contracts import Source
 from saccade.base.files import check_writable, write_text
 from saccade.data.cache.image_cache import build_cache
@@ -107,6 +107,66 @@ class FinetuneOptions:
     allow_overlap: bool = False
 
 
+FILE = "classifier.json"
+
+
+@dataclass(frozen=True)
+class FinetuneReport(frames.Tabular):
+    """Test metrics of a network trained with labels: the content of ``classifier.json``.
+
+    Parameters
+    ----------
+    classes : list of str
+        In the order of the outputs and of ``confusion``.
+    n_test, units_test : int
+        Test images, and groups (or single images) that the intervals are over.
+    majority : float
+        Accuracy of predicting the most frequent class.
+    rows : list of dict
+        ``metric``, ``mean``, ``low`` and ``high`` of accuracy, balanced accuracy and AUROC; None where undefined.
+    confusion : list of list of int
+        [K K] counts, rows are true classes.
+    protocol : dict
+        ``split``, ``overlap`` and ``text``.
+    """
+
+    classes: list[str]
+    n_test: int
+    units_test: int
+    majority: float
+    rows: list[dict[str, Any]]
+    confusion: list[list[int]]
+    protocol: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def frame_columns(self) -> dict[str, list[Any]]:
+        """The rows."""
+        return frames.columns_of(self.rows)
+
+    def _repr_html_(self) -> str:
+        return frames.to_html("Test metrics", self.frame_columns())
+
+    def text(self) -> str:
+        """The metrics as text for a terminal."""
+        about = self.to_dict()
+        lines = [self.protocol["text"], ""]
+        for row in self.rows:
+            name = str(row["metric"]).replace("_", " ")
+            if row["mean"] is None:
+                lines.append(f"{name:18s}     –")
+                continue
+            limits = f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{mark(about)}" if self.units_test > 1 else ""
+            lines.append(f"{name:18s} {100 * row['mean']:5.1f} %{limits}")
+        return "\n".join([*lines, *filter(None, [few_words(about)])])
+
+
+def read_report(run: Path) -> FinetuneReport | None:
+    """The test metrics of a finished run; None where it was trained on all images. Raises StorageError."""
+    return FinetuneReport(**run_folder.read_json(run / FILE)) if (run / FILE).exists() else None
+
+
 def supervised_config(
     backbone: str, options: FinetuneOptions, settings: Mapping[str, Any], usual: Mapping[str, Any] = USUAL
 ) -> RunConfig:
@@ -134,8 +194,8 @@ def named_model(model: str | Path, settings: Mapping[str, Any]) -> dict[str, Any
 
 def finetune(
     model: str | Path, out: Path, options: FinetuneOptions, settings: Mapping[str, Any], console: Console
-) -> dict[str, Any]:
-    """Train with labels and measure on the test split. Returns the content of ``classifier.json``.
+) -> FinetuneReport | None:
+    """Train with labels and measure on the test split; None where all images are trained on (``data.split=all``).
 
     settings   by dotted key, including ``data.source``
     """
@@ -193,8 +253,8 @@ def _refuse_learned(overlap: Overlap, data: DataConfig, allow: bool) -> bool:
 # --- measuring ----------------------------------------------------------------------------------
 
 
-def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, Any]:
-    """Test metrics of a finished run, written to ``classifier.json`` and ``predictions.csv``.
+def measure(run: Path, console: Console, *, allow: bool = False) -> FinetuneReport | None:
+    """Test metrics of a finished run, written to ``classifier.json`` and ``predictions.csv``; None without a test part.
 
     Raises ContaminationError where test images were training images, unless ``allow`` marks the results.
     """
@@ -202,7 +262,7 @@ def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, An
     data, record = settings.data, run_folder.read_json(run / "data.json")
     if data.split == "all":
         console.say("trained on all images (data.split=all): no test split to measure on")
-        return {}
+        return None
     source = open_all(data, "")
     parts, hashes = _parts(source, set(record["held_out"]))
     learned = check_overlap(seen_in_pretraining(record), source.records, hashes, parts.test.tolist())
@@ -227,18 +287,16 @@ def measure(run: Path, console: Console, *, allow: bool = False) -> dict[str, An
         console.say(f"warning: {warning}")
     device = runtime.pick_device(settings.train.device)
     scores = classifier.scores(cache, np.arange(len(cache)), device, settings.train.precision)
-    report = score_report(scores, [str(r.label) for r in cache.records], [r.group for r in cache.records], classifier)
-    text = " ".join([*(f"WARNING: {warning}" for warning in warnings), _text(report, parts, overlap)])
-    report["protocol"] = {"split": parts.text, "overlap": overlap, "text": text}
-    run_folder.write_json(run / "classifier.json", report)
+    figures = score(scores, [str(r.label) for r in cache.records], [r.group for r in cache.records], classifier)
+    text = " ".join([*(f"WARNING: {warning}" for warning in warnings), _text(figures, parts, overlap)])
+    report = FinetuneReport(**figures, protocol={"split": parts.text, "overlap": overlap, "text": text})
+    run_folder.write_json(run / FILE, report.to_dict())
     write_text(run / "predictions.csv", _predictions(scores, cache.records, classifier.classes))
     return report
 
 
-def score_report(
-    scores: np.ndarray, labels: list[str], groups: list[str | None], classifier: Classifier
-) -> dict[str, Any]:
-    """Accuracy, balanced accuracy and AUROC with 95 % intervals over groups, and the confusion matrix."""
+def score(scores: np.ndarray, labels: list[str], groups: list[str | None], classifier: Classifier) -> dict[str, Any]:
+    """The fields of ``FinetuneReport`` but for ``protocol``; intervals are 95 % over groups."""
     unseen = sorted(set(labels) - set(classifier.classes))
     if unseen:
         raise UsageError("the test split has classes that the training split lacks", got=", ".join(unseen[:5]))
@@ -285,20 +343,3 @@ def _predictions(scores: np.ndarray, records: Sequence[Any], classes: tuple[str,
     for row, record in zip(scores, records):
         writer.writerow([record.id, record.label, classes[int(row.argmax())], *(f"{p:.5f}" for p in row)])
     return file.getvalue()
-
-
-def to_text(report: Mapping[str, Any]) -> str:
-    """The test metrics as text."""
-    if not report:
-        return ""
-    lines = [report["protocol"]["text"], ""]
-    for row in report["rows"]:
-        name = str(row["metric"]).replace("_", " ")
-        if row["mean"] is None:
-            lines.append(f"{name:18s}     –")
-            continue
-        between = (
-            f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]{mark(report)}" if report["units_test"] > 1 else ""
-        )
-        lines.append(f"{name:18s} {100 * row['mean']:5.1f} %{between}")
-    return "\n".join([*lines, *filter(None, [few_words(report)])])

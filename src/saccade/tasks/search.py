@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +29,6 @@ from saccade.features.table import Neighbours, Store
 from saccade.features.thumbnails import SLIDES, Pictures
 from saccade.models.backbones.weights import LoadedModel, fingerprint, load_model
 from saccade.viz.overlays import Neighbour, hits_panel
-
-if TYPE_CHECKING:
-    import pandas
-    import polars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +101,7 @@ class Query:
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchResult:
+class SearchResult(frames.Tabular):
     """The neighbours of one query.
 
     Attributes
@@ -171,16 +167,12 @@ class SearchResult:
             "hits": self.rows(),
         }
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """The neighbours as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(frames.columns_of(self.rows()))
-
-    def to_polars(self) -> polars.DataFrame:
-        """The neighbours as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(frames.columns_of(self.rows()))
+    def frame_columns(self) -> dict[str, list[Any]]:
+        """The neighbours."""
+        return frames.columns_of(self.rows())
 
     def _repr_html_(self) -> str:
-        return frames.to_html(f"Most similar to {self.query}", frames.columns_of(self.rows()))
+        return frames.to_html(f"Most similar to {self.query}", self.frame_columns())
 
     def save_sheet(self, path: Path) -> list[str]:
         """Write a contact sheet (PNG) of the query and its neighbours. Returns a message for each missing image."""

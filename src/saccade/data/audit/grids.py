@@ -6,17 +6,13 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from saccade.base import frames
 from saccade.data.feature_grids import GridSource
 from saccade.data.slide_features import load_features
-
-if TYPE_CHECKING:
-    import pandas
-    import polars
 
 MOST = 40  # slides that are listed
 ADVICE = "one network reads vectors of one length"
@@ -41,7 +37,7 @@ class GridLine:
 
 
 @dataclass(frozen=True)
-class GridAudit:
+class GridAudit(frames.Tabular):
     """What ``saccade show`` prints of a folder of features.
 
     side    tiles along a region; 0: a slide is one grid
@@ -65,16 +61,12 @@ class GridAudit:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per slide as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(frames.columns_of([vars(slide) for slide in self.slides]))
-
-    def to_polars(self) -> polars.DataFrame:
-        """One row per slide as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(frames.columns_of([vars(slide) for slide in self.slides]))
+    def frame_columns(self) -> dict[str, list[Any]]:
+        """One row per slide."""
+        return frames.columns_of([vars(slide) for slide in self.slides])
 
     def _repr_html_(self) -> str:
-        return frames.to_html(self.name, frames.columns_of([vars(slide) for slide in self.slides]))
+        return frames.to_html(self.name, self.frame_columns())
 
     def text(self) -> str:
         """What they are together, then one line a slide."""

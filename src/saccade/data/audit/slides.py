@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -19,10 +19,6 @@ from saccade.data.cache.image_cache import check_damage
 from saccade.data.slides.slide import Slide, some_of
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tissue_mask import Tissue, find_tissue
-
-if TYPE_CHECKING:
-    import pandas
-    import polars
 
 THUMB_PX, COLUMNS, MOST = 300, 4, 24
 DRAWN = 8
@@ -51,7 +47,7 @@ class SlideLine:
 
 
 @dataclass(frozen=True)
-class SlideAudit:
+class SlideAudit(frames.Tabular):
     """What ``saccade show`` prints of slides, and of the tiles that a training would see.
 
     skipped     slides without a resolution that are left out
@@ -75,16 +71,12 @@ class SlideAudit:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row per slide as a pandas.DataFrame. Raises MissingDependency without pandas."""
-        return frames.to_pandas(frames.columns_of([vars(slide) for slide in self.slides]))
-
-    def to_polars(self) -> polars.DataFrame:
-        """One row per slide as a polars.DataFrame. Raises MissingDependency without polars."""
-        return frames.to_polars(frames.columns_of([vars(slide) for slide in self.slides]))
+    def frame_columns(self) -> dict[str, list[Any]]:
+        """One row per slide."""
+        return frames.columns_of([vars(slide) for slide in self.slides])
 
     def _repr_html_(self) -> str:
-        return frames.to_html(self.name, frames.columns_of([vars(slide) for slide in self.slides]))
+        return frames.to_html(self.name, self.frame_columns())
 
     def text(self) -> str:
         """One line a slide, then what they are together."""
