@@ -50,7 +50,7 @@ def test_no_patient_trains_and_is_tested(seed):
         assert np.array_equal(labels, found.labels[train])
     tested = np.concatenate([test for _, test in outer_folds(found, 4, 0)])
     assert sorted(tested) == list(range(len(groups)))
-    assert {row["fraction"] for row in result["rows"]} == {1.0, 0.5}
+    assert {row["fraction"] for row in result.rows} == {1.0, 0.5}
 
 
 class Knowing:
@@ -72,13 +72,13 @@ def test_resamples_that_cannot_be_measured_say_nothing(patients, positive):
     labels = (np.arange(patients) < positive).astype(np.int64)
     found = Cohort(labels, [f"p{i}" for i in range(patients)], CLASSES, np.ones(patients, bool))
     result = nested([Knowing(labels)], found, NestedConfig(fractions=(1.0,), bootstrap=2000))
-    row = next(row for row in result["rows"] if row["metric"] == "auroc")
+    row = next(row for row in result.rows if row["metric"] == "auroc")
     assert (row["mean"], row["low"], row["high"]) == (1.0, 1.0, 1.0)
-    share = result["protocol"]["unmeasured"]
+    share = result.protocol["unmeasured"]
     expected = (1 - positive / patients) ** patients + (positive / patients) ** patients
     assert expected - 0.02 < share  # and those in which no fold has both
-    assert f"left out ({share:.1%})" in result["protocol"]["text"]
-    assert "Only 3 patients tested are of class" in result["protocol"]["text"]
+    assert f"left out ({share:.1%})" in result.protocol["text"]
+    assert "Only 3 patients tested are of class" in result.protocol["text"]
 
 
 def test_patients_with_slides_of_both_classes_leave_none_out():
@@ -199,12 +199,12 @@ def test_differences_are_paired_and_marked():
     good = found.labels[:, None] + 0.1 * rng.normal(size=(60, 3))
     learners = [MeanLearner("good", good, 2), MeanLearner("noise", rng.normal(size=(60, 3)), 2)]
     result = nested(learners, found, NestedConfig(bootstrap=100, repeats=2))
-    rows = {(r["model"], r["fraction"], r["metric"]): r for r in result["rows"]}
+    rows = {(r["model"], r["fraction"], r["metric"]): r for r in result.rows}
     assert rows["good", 1.0, "auroc"]["mean"] > 0.95
     assert all(r["low"] <= r["mean"] + 0.02 and r["mean"] - 0.02 <= r["high"] for r in rows.values())
-    clear = [d for d in result["differences"] if d["metric"] == "auroc"]
+    clear = [d for d in result.differences if d["metric"] == "auroc"]
     assert all(d["clear"] and d["difference"] > 0.2 for d in clear)
-    assert "whole patients apart" in result["protocol"]["text"]
+    assert "whole patients apart" in result.protocol["text"]
 
 
 # --- the region level trained on -----------------------------------------------------------------
