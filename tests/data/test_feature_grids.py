@@ -14,7 +14,7 @@ from saccade.base.contracts import InputSpec
 from saccade.data.cache.image_cache import build_cache
 from saccade.data.feature_grids import open_grids, write_grids
 from saccade.data.open import open_source
-from saccade.errors import DataError, UsageError
+from saccade.errors import DataError, TooManyDamaged, UsageError
 from saccade.features.embed_images import Decoded, embed_baselines
 
 
@@ -248,3 +248,19 @@ def test_networks_and_data_of_different_kinds_are_refused(folder, tmp_path):
         pretrain(folder, out=tmp_path / "a", backbone="vit_micro_patch1", settings=settings | {"data.split": "all"})
     with pytest.raises(UsageError, match="reads grids"):
         pretrain("synthetic:tissue?n=32&size=32", out=tmp_path / "b", backbone="grid_micro", settings=settings)
+
+
+def test_a_damaged_file_of_features_is_counted(tmp_path):
+    folder = trident(tmp_path / "features", slides=3)
+    (folder / "slide-1.h5").write_bytes((folder / "slide-1.h5").read_bytes()[:900])
+    source = open_source(folder)
+    assert {record.group for record in source.records} == {"slide-0", "slide-2"}
+    with pytest.raises(TooManyDamaged, match=r"1 of 3 files cannot be used[\s\S]*slide-1\.h5"):
+        show(folder)
+    assert "UNREADABLE  slide-1.h5" in show(folder, max_bad=0.5).text()
+    with pytest.raises(TooManyDamaged, match=r"slide-1\.h5"):
+        pretrain(folder, out=tmp_path / "run", settings={"train.steps": 1})
+    for file in folder.iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="none of 3 files of features can be read"):
+        open_source(folder)

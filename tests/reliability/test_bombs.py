@@ -137,11 +137,12 @@ BOMBS = [
     # --- slides
     Bomb("million.svs", lambda path: bombs.lying_slide(path, bombs.svs, ImageWidth=10**6, ImageLength=10**6), ""),
     Bomb("two-billion.svs", lambda path: bombs.lying_slide(path, bombs.svs, ImageWidth=2**31, ImageLength=2**31), ""),
-    Bomb("wide.svs", lambda path: bombs.lying_slide(path, bombs.svs, ImageWidth=8_389_632)),
-    Bomb("wide.tif", lambda path: bombs.lying_slide(path, bombs.pyramid, ImageWidth=8_389_632)),
+    Bomb("wide.svs", lambda path: bombs.lying_slide(path, bombs.svs, ImageWidth=8_389_632), ""),
+    Bomb("wide.tif", lambda path: bombs.lying_slide(path, bombs.pyramid, ImageWidth=8_389_632), ""),
     Bomb(
         "large-tiles.tif", lambda path: bombs.lying_slide(path, bombs.pyramid, TileWidth=2**30), "", "large-tiles.tif"
     ),
+    Bomb("empty-tiles.tif", lambda path: bombs.sparse_tiff(path, 40_960, 2048)),
     Bomb("matrix.dcm", bombs.dicom_slide),
     # --- features and tables
     Bomb(
@@ -178,7 +179,7 @@ def read(path: Path) -> None:
 
         return read_table(path) if path.stem == "labels" else load_features(path)
     alone = path.is_file() and path.suffix in (".svs", ".npz", ".npy", ".zip", ".gz", ".xz", ".bz2")
-    slide = path.suffix == ".svs" or path.name in ("wide.tif", "large-tiles.tif", "matrix.dcm")
+    slide = path.suffix == ".svs" or path.name in ("wide.tif", "large-tiles.tif", "empty-tiles.tif", "matrix.dcm")
     source = open_source(path if alone or slide else path.parent, tiling=Tiling(mpp=1.0) if slide else None)
     return source.read(0)
 

@@ -112,16 +112,16 @@ def tiff(path: Path, shape: tuple[int, ...], compression: str = "zlib", packed: 
     return path
 
 
-def sparse_tiff(path: Path) -> Path:
+def sparse_tiff(path: Path, side: int = SIDE, tile: int = 1024) -> Path:
     """Tiles that are not stored at all."""
-    tiles = math.ceil(SIDE / 1024) ** 2
+    tiles = math.ceil(side / tile) ** 2
     tifffile.imwrite(
         path,
         (b"0" for _ in range(tiles)),
-        shape=(SIDE, SIDE),
+        shape=(side, side),
         dtype=np.uint8,
         compression="zlib",
-        tile=(1024, 1024),
+        tile=(tile, tile),
         photometric="minisblack",
     )
     with tifffile.TiffFile(path) as file:

@@ -9,6 +9,7 @@ A folder of HDF5 files of features (of TRIDENT, CLAM or ``saccade embed --out FO
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ import numpy as np
 from saccade.base.contracts import Record, Sample
 from saccade.base.run_folder import read_json, write_json
 from saccade.data.formats import TEXT_SUFFIXES, has_suffix, suffixes
-from saccade.data.slide_features import SlideFeatures, load_features, step_of
+from saccade.data.limits import check_claim, damage_named
+from saccade.data.slide_features import FLOAT_BYTES, SlideFeatures, load_features, step_of
 from saccade.data.sources.source import records_from_rows
 from saccade.data.sources.tables import read_table, table_in
-from saccade.errors import DataError, UsageError
+from saccade.errors import DamagedFile, DataError, UsageError
 
 FILE = "grids.json"
 SIDE, MIN_FRACTION = 16, 0.25  # of features that no hierarchy has cut into regions: HIPT's 4,096 pixels in tiles of 256
@@ -43,7 +45,10 @@ class Block:
 
 def cells_of(features: SlideFeatures) -> np.ndarray:
     """[n 2] int64 (row, column) of each tile on the lattice that starts at (0, 0)."""
-    return np.rint(features.coords[:, ::-1] / step_of(features.about)).astype(np.int64)
+    step = step_of(features.about)
+    if not (np.isfinite(step).all() and min(step) > 0):
+        raise DamagedFile("the side of its tiles is not a length", got=f"{step[0]:g} x {step[1]:g} pixels of level 0")
+    return np.rint(features.coords[:, ::-1] / step).astype(np.int64)
 
 
 def cut_blocks(file: Path, cells: np.ndarray, side: int, min_fraction: float) -> list[Block]:
@@ -79,7 +84,9 @@ class GridSource:
     side    tiles along each side of a block; 0: every slide is one grid
     min_fraction   minimum fraction of a block's tiles
     records_by_file  what a table says of the slides, by file; None: what the files themselves say
-    Label, group and split are those of the slide. ``files``: each file, also without a block, and its slide's record.
+    unreadable  (name, reason) of damaged files
+    files   each file, also without a block, and its slide's record
+    Label, group and split are those of the slide.
     ``places`` [N 2] int64: (x, y) of each block at level 0.
     """
 
@@ -98,24 +105,18 @@ class GridSource:
         self.blocks: list[Block] = []
         self.slides: list[str] = []
         self._hashes: list[str] = []
-        places = []
+        self.unreadable: list[tuple[str, str]] = []
+        self._corners: list[tuple[int, int]] = []
         for file in files:
-            features = _features(file)
-            about, (down, across) = dict(features.about), step_of(features.about)
-            if records_by_file is not None:
-                about |= {name: getattr(records_by_file[file], name) for name in ("label", "group", "split")}
-            content = about.get("slide_sha256") or _sha256(file)
-            self.files[file] = _record(str(about["slide"]), str(about["slide"]), about)
-            for block in cut_blocks(file, cells_of(features), side, min_fraction):
-                x, y = round(block.left * across), round(block.top * down)
-                words = (content, about.get("model_sha256"), side, block.top, block.left)
-                slide = str(about["slide"])
-                self.blocks.append(block)
-                self.slides.append(slide)
-                self._hashes.append(hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest())
-                self.records.append(_record(f"{slide}#{x},{y}" if side else slide, slide, about))
-                places.append((x, y))
-        self.places = np.array(places, np.int64).reshape(-1, 2)
+            try:
+                with damage_named(str(file)):
+                    self._add(file, None if records_by_file is None else records_by_file[file])
+            except DamagedFile as error:
+                self.unreadable.append((file.name, error.in_one_line().removeprefix(f"{file}: ")))
+        self.places = np.array(self._corners, np.int64).reshape(-1, 2)
+        if len(self.unreadable) == len(files) > 0:
+            listed = "\n".join(f"    {name}: {reason}" for name, reason in self.unreadable[:20])
+            raise DamagedFile(f"{name}: none of {len(files):,} files of features can be read\n{listed}")
         if not self.blocks:
             raise DataError(
                 f"{name}: no grids",
@@ -123,6 +124,28 @@ class GridSource:
                 expected=f"blocks of {side} x {side} tiles, {min_fraction:.0%} of them there",
                 hint=f"smaller regions or less tissue: hipt.region_px, hipt.min_tissue; side, least in {FILE}",
             )
+
+    def _add(self, file: Path, record: Record | None) -> None:
+        """The blocks of one slide."""
+        features = _features(file)
+        about, (down, across) = dict(features.about), step_of(features.about)
+        if record is not None:
+            about |= {name: getattr(record, name) for name in ("label", "group", "split")}
+        content = about.get("slide_sha256") or _sha256(file)
+        blocks = cut_blocks(file, cells_of(features), self.side, self.min_fraction)
+        for block in blocks:
+            claimed = math.prod(block.size) * (features.features.shape[1] + 1) * FLOAT_BYTES
+            check_claim(claimed, features.features.nbytes, str(file))
+        slide = str(about["slide"])
+        self.files[file] = _record(slide, slide, about)
+        for block in blocks:
+            x, y = round(block.left * across), round(block.top * down)
+            words = (content, about.get("model_sha256"), self.side, block.top, block.left)
+            self.blocks.append(block)
+            self.slides.append(slide)
+            self._hashes.append(hashlib.sha256(" ".join(map(str, words)).encode()).hexdigest())
+            self.records.append(_record(f"{slide}#{x},{y}" if self.side else slide, slide, about))
+            self._corners.append((x, y))
 
     def __len__(self) -> int:
         return len(self.records)

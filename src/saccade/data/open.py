@@ -156,6 +156,20 @@ def left_aside(source: Source) -> str:
     return source.aside if isinstance(source, (FolderSource, ArchiveSource, SlideTiles)) else ""
 
 
+def unreadable_files(source: Source) -> tuple[list[tuple[str, str]], int]:
+    """(id, reason) of the slides, or files of features, that cannot be read, and how many there are in all.
+
+    Both are empty for other images, whose damage is met when they are decoded.
+    """
+    if isinstance(source, Selection):
+        return unreadable_files(source.source)
+    if isinstance(source, SlideTiles):
+        return source.unreadable, len(source.unreadable) + len(source.entries)
+    if isinstance(source, feature_grids.GridSource):
+        return source.unreadable, len(source.unreadable) + len(source.files)
+    return [], 0
+
+
 def _synthetic(text: str, tiling: Tiling) -> Source:
     kind, _, query = text.removeprefix("synthetic:").partition("?")
     pairs = {key: value for key, _, value in (pair.partition("=") for pair in query.split("&") if pair)}

@@ -9,10 +9,15 @@ import pyarrow.parquet as pq
 
 from saccade.data.limits import check_claim, check_memory
 
-WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
-"""Bytes of a value by its physical type; of others the length is only known once it is decoded."""
-OFFSET_BYTES = 8
 BATCH_ROWS = 4096
+
+
+def _row_bytes(kind: pa.DataType) -> int | None:
+    """Bytes of a value in memory; None where only decoding tells, as for texts."""
+    if pa.types.is_fixed_size_list(kind):
+        inner = _row_bytes(kind.value_type)
+        return None if inner is None else kind.list_size * inner
+    return -(-kind.bit_width // 8) if pa.types.is_primitive(kind) else None
 
 
 def read_bounded(source: Path | pa.NativeFile, stored: int, name: str) -> pa.Table:
@@ -36,15 +41,10 @@ def read_bounded(source: Path | pa.NativeFile, stored: int, name: str) -> pa.Tab
         Its header, or what was decoded of it, passes the limits of ``saccade.data.limits``.
     """
     with pq.ParquetFile(source) as file:
-        metadata, claimed, all_fixed = file.metadata, 0, True
-        for group in range(metadata.num_row_groups):
-            for index in range(metadata.num_columns):
-                column = metadata.row_group(group).column(index)
-                width = WIDTHS.get(column.physical_type)
-                all_fixed &= width is not None
-                claimed += column.num_values * (width or OFFSET_BYTES)
-        check_claim(max(claimed, metadata.num_rows), stored, name)
-        if all_fixed:
+        # Sizes are those of the schema: asking pyarrow for the columns of a damaged row group ends the process.
+        rows, sizes = file.metadata.num_rows, [_row_bytes(field.type) for field in file.schema_arrow]
+        check_claim(rows * sum(size or 1 for size in sizes), stored, name)
+        if None not in sizes:
             return file.read()
         batches, total = [], 0
         for batch in file.iter_batches(batch_size=BATCH_ROWS):

@@ -11,9 +11,9 @@ import torch
 from saccade.base.contracts import Source
 from saccade.data.cache.image_cache import ImageCache, build_cache, check_damage, input_spec
 from saccade.data.cache.slide_cache import must_stream, stream_tiles, usual_workers
-from saccade.data.open import left_aside
+from saccade.data.open import left_aside, unreadable_files
 from saccade.data.probe import typical_px
-from saccade.data.slides.slide_source import skipped_note, tiles_in
+from saccade.data.slides.slide_source import skipped_note
 from saccade.data.volumes.intensity import make_intensity
 from saccade.errors import UsageError
 from saccade.methods.base import Method
@@ -47,11 +47,9 @@ OPTIONS = ("positions", "norm", "registers", "layer_scale", "drop_path", "attent
 def _decode(source: Source, data: DataConfig, console: Console) -> ImageCache:
     """Decode the images, or prepare to stream tiles; the sizes in ``data`` are decided."""
     cache_px = int(data.cache_px or 0)
-    slide_tiles = tiles_in(source)
-    if slide_tiles is not None and slide_tiles[0].unreadable:
-        unreadable = slide_tiles[0].unreadable
-        total = len(unreadable) + len(slide_tiles[0].entries)
-        check_damage(slide_tiles[0].name, unreadable, total, data.max_bad, what="slides")
+    unreadable, total = unreadable_files(source)
+    if unreadable:
+        check_damage(source.name, unreadable, total, data.max_bad, what="slides")
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in unreadable[:20])
         console.say(f"slides that cannot be read are left out:\n{reasons}")
     if note := skipped_note(source):

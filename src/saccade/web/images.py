@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from PIL import Image
 
 from saccade.data.formats import PNG_MAGIC, is_tiff
+from saccade.data.images.tiff import main_series
 from saccade.errors import DataError
 from saccade.web.catalog import UPLOAD_PIXELS, Catalog, CatalogImage, Upload, read_upload
 from saccade.web.discover import encodable, named
@@ -68,7 +69,7 @@ def shown(key: str, image: CatalogImage | Upload) -> dict[str, Any]:
 def check_pixels(data: bytes, name: str) -> None:
     """Raise DataError, before decoding, for an image whose header exceeds the limits of an upload."""
     try:
-        pixels, decoded = _claimed(data)
+        pixels, decoded = _claimed(data, name)
     except Exception:  # unknown formats are left to the decoder, which has a limit of its own
         return
     if pixels > UPLOAD_PIXELS:
@@ -87,11 +88,11 @@ def check_pixels(data: bytes, name: str) -> None:
         )
 
 
-def _claimed(data: bytes) -> tuple[int, int]:
+def _claimed(data: bytes, name: str) -> tuple[int, int]:
     """Pixels of one channel, and bytes of all, according to the header."""
     if is_tiff(data):  # Pillow does not report all channels of a TIFF
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            series = file.series[0]
+            series = main_series(file, name)
             sizes = dict(zip(series.axes, series.shape))
             return sizes["Y"] * sizes["X"], math.prod(series.shape) * series.dtype.itemsize
     with Image.open(io.BytesIO(data)) as image:

@@ -121,3 +121,15 @@ def test_an_ome_set_without_its_other_files_is_refused(tmp_path):
     (tmp_path / "b.ome.tif").unlink()
     with pytest.raises(DamagedFile, match="1 of its 2 planes are in other files"):
         TiffReader(tmp_path / "a.ome.tif")
+
+
+def test_planes_of_an_ome_set_outside_its_folder_are_refused(tmp_path):
+    (tmp_path / "set").mkdir()
+    write_ome_set(tmp_path / "set")
+    path = tmp_path / "set" / "a.ome.tif"
+    for name in (b"../b.ome.x", b"/b.ome.tif", b"..\\b.tif0"):  # as long as the name they replace
+        name = name[:9]
+        path.write_bytes(path.read_bytes().replace(b'FileName="b.ome.tif"', b'FileName="' + name + b'"'))
+        with pytest.raises(DamagedFile, match="planes outside its folder"):
+            TiffReader(path)
+        write_ome_set(tmp_path / "set")

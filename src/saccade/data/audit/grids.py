@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from saccade.base import frames
+from saccade.data.cache.image_cache import check_damage
 from saccade.data.feature_grids import GridSource
 from saccade.data.slide_features import load_features
 
@@ -45,6 +46,7 @@ class GridAudit(frames.Tabular):
     unit    what a vector is of: tiles, or regions where another level has read the tiles
     copies  slides of the same content under several names
     bad     slides with vectors that are no numbers
+    unreadable  (name, reason) of damaged files
     """
 
     name: str
@@ -57,6 +59,7 @@ class GridAudit(frames.Tabular):
     groups: int
     copies: list[list[str]]
     bad: list[str]
+    unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -90,6 +93,7 @@ class GridAudit(frames.Tabular):
         lines.append(f"  groups      {self.groups:,}")
         lines += [f"  COPIES      {', '.join(ids)} are the same slide" for ids in self.copies]
         lines += [f"  NO REGION   {_slides(len(without))}: {', '.join(without[:5])}"] if without else []
+        lines += [f"  UNREADABLE  {name}: {reason}" for name, reason in self.unreadable[:20]]
         lines += [f"  DAMAGED     {name}: NaN or infinite values" for name in self.bad[:20]]
         return "\n".join(lines + self._listed())
 
@@ -121,8 +125,9 @@ def _size(line: GridLine) -> str:
     return f"{line.tile_px:,} px at {line.mpp:g} um/px ({line.tile_px * line.mpp:,.4g} um a side, {side})"
 
 
-def audit_grids(source: GridSource) -> GridAudit:
-    """Read every file once. Raises DataError, naming the file, for one that holds no features."""
+def audit_grids(source: GridSource, *, max_bad: float = 0.05) -> GridAudit:
+    """Read every file once. Raises TooManyDamaged, with the files named, above the fraction ``max_bad``."""
+    check_damage(source.name, source.unreadable, len(source.unreadable) + len(source.files), max_bad, what="files")
     lines, bad = [], []
     regions = Counter(block.file for block in source.blocks)
     units = set()
@@ -158,6 +163,7 @@ def audit_grids(source: GridSource) -> GridAudit:
         groups=len({line.group for line in lines}),
         copies=_copies(source),
         bad=bad,
+        unreadable=source.unreadable,
     )
 
 

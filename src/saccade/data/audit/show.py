@@ -44,7 +44,7 @@ def show_source(source: Source, *, max_bad: float, sheet: Path | None) -> Audit 
     if isinstance(source, GridSource):
         if sheet is not None:
             raise UsageError("--sheet has no effect on features: vectors have no picture", hint="show the slides")
-        return audit_grids(source)
+        return audit_grids(source, max_bad=max_bad)
     report = audit(source, max_bad=max_bad)
     if sheet is not None:
         contact_sheet(source, sheet)

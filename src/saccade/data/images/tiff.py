@@ -9,6 +9,7 @@ import io
 import math
 import re
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -56,7 +57,8 @@ def parse_xml(text: str, name: str) -> Element:
 
 
 def check_text(file: tifffile.TiffFile, name: str) -> None:
-    """Raise DamagedFile where the text of a file (OME-XML, Micro-Manager) claims more planes than a file can have.
+    """Raise DamagedFile where the text of a file (OME-XML, Micro-Manager) claims more planes than a file can have, or
+    planes in files of other folders.
 
     Without a look before, tifffile makes a list of as many planes as the text says.
     """
@@ -87,6 +89,10 @@ def _planes_in_ome(xml: str | None, name: str) -> list[float]:
         kind = element.tag.rpartition("}")[2]
         if kind == "Pixels":
             counts.append(math.prod(float(element.get(f"Size{axis}", "1")) for axis in "ZCT"))
+        elif kind == "UUID" and element.text != root.get("UUID"):
+            path = element.get("FileName", "")
+            if PurePosixPath(path.replace("\\", "/")).name != path:
+                raise DamagedFile(f"{name}: planes outside its folder", got=path, expected="names of files beside it")
         elif kind == "TiffData":
             counts += [float(value) for key, value in element.attrib.items() if key in COUNTS]
         elif kind.startswith("Along") and element.get("Start"):
@@ -116,12 +122,17 @@ def check_page(page: Any, length: int, name: str) -> None:
             expected=f"{max(ends):,} bytes",
             hint="copy it again",
         )
-    keyframe = page.keyframe
+    check_count(page, name)
+
+
+def check_count(page: Any, name: str) -> None:
+    """Raise DamagedFile where a page has fewer tiles or strips than its size needs."""
+    keyframe, count = page.keyframe, len(page.dataoffsets)
     needed = math.prod(keyframe.chunked)
-    if needed > len(ends) and not (keyframe.compression == 1 and keyframe.nbytes <= sum(page.databytecounts)):
+    if needed > count and not (keyframe.compression == 1 and keyframe.nbytes <= sum(page.databytecounts)):
         raise DamagedFile(
             f"{name}: its header claims {keyframe.imagelength:,} x {keyframe.imagewidth:,} pixels",
-            got=f"{len(ends):,} {'tiles' if keyframe.is_tiled else 'strips'}",
+            got=f"{count:,} {'tiles' if keyframe.is_tiled else 'strips'}",
             expected=f"{needed:,}",
             hint="copy it again",
         )

@@ -14,10 +14,11 @@ import tifffile
 from PIL import Image
 
 from saccade.data.formats import by_name
+from saccade.data.images.tiff import check_count
 from saccade.data.limits import damage_named
 from saccade.data.slides.reader import CheckedReader, Reader, Region
 from saccade.data.slides.tiff_reader import TiffReader, check_tile, is_tiff, listening
-from saccade.errors import DamagedFile, require
+from saccade.errors import DamagedFile, SaccadeError, require
 
 CACHE_BYTES = 32 * 2**20
 Tile = tuple[int, int, int]  # level, row, column
@@ -152,13 +153,20 @@ def _tile_px(properties: Any, level: int) -> tuple[int, int] | None:
 
 
 def _beyond(path: Path, module: Any) -> bool:
-    """Whether OpenSlide would open a TIFF and lose something: more than 8 bits, channels, the levels of OME-TIFF."""
-    if module.OpenSlide.detect_format(str(path)) != "generic-tiff":
-        return False
+    """Whether OpenSlide would open a TIFF and lose something: more than 8 bits, channels, the levels of OME-TIFF.
+
+    Raises DamagedFile where a page has fewer tiles than its size needs: OpenSlide looks for each of them.
+    """
     try:
         with listening(), tifffile.TiffFile(path) as file:
-            page = file.pages.first.aspage()
-            return file.is_ome or page.dtype != np.uint8 or page.samplesperpixel not in (1, 3, 4)
+            for page in (item.aspage() for item in file.pages):
+                if page.is_tiled:
+                    check_count(page, str(path))
+            first = file.pages.first.aspage()
+            other = file.is_ome or first.dtype != np.uint8 or first.samplesperpixel not in (1, 3, 4)
+            return other and module.OpenSlide.detect_format(str(path)) == "generic-tiff"
+    except SaccadeError:
+        raise
     except Exception:  # nearly anything is raised on broken bytes; OpenSlide says what is wrong
         return False
 

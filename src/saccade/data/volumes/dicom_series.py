@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from saccade.data.formats import by_name
 from saccade.data.limits import damage_named
@@ -142,6 +143,8 @@ def _head(file: str, fetch: Fetch) -> _Head | None:
     if not complete:
         data = read_header(fetch(file), file, SORTED_BY, stop=True)
     if "Rows" not in data:
+        if "Image Storage" in UID(str(data.get("SOPClassUID", ""))).name:  # else a directory or a report
+            raise DamagedFile(f"{file}: a DICOM image without its size", hint="copy it again")
         return None
     position = data.get("ImagePositionPatient") or ()
     several = int(data.get("NumberOfFrames") or 1) > 1
