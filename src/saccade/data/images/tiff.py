@@ -154,7 +154,8 @@ def images_left_aside(data: bytes) -> list[str]:
     """``series_left_aside`` of the bytes of a TIFF; nothing for what cannot be read, which is named elsewhere."""
     try:
         with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
-            return series_left_aside(file.series, main_series(file, ""))
+            main = main_series(file, "")  # before file.series, which takes the numbers of its text as they are
+            return series_left_aside(file.series, main)
     except Exception:  # tifffile raises nearly anything on broken bytes
         return []
 
