@@ -6,6 +6,7 @@ What is offered depends on the cards of the method and the backbone, not on thei
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -119,24 +120,34 @@ def alternatives(load: Workload) -> list[Alternative]:
 
 
 def largest_batch(load: Workload, limit: int) -> int:
-    """The most images of a micro-batch whose step stays within ``limit`` bytes; 0: not even the smallest fits."""
-    prices = BatchPrices(load)
+    """The most images of a micro-batch whose step stays within ``limit`` bytes; 0: not even the smallest fits.
 
-    def fits(batch: int) -> bool:
-        return prices(batch).peak <= limit
-
-    smallest = card_of(load.method).min_batch
-    if not fits(smallest):
+    The peak is nearly linear in the batch, so the line through two known peaks says where to look next.
+    """
+    prices = functools.cache(BatchPrices(load))
+    smallest = low = card_of(load.method).min_batch
+    if prices(low).peak > limit:
         return 0
-    low, high = smallest, 2 * smallest
-    while high <= MOST_IMAGES and fits(high):
-        low, high = high, 2 * high
+    high = max(2 * load.batch, low + 1)
+    while prices(high).peak <= limit:
+        if high >= MOST_IMAGES:
+            return high
+        low, high = high, min(MOST_IMAGES, max(2 * high, 2 + _meets(prices, limit, low, high)))
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        guess = _meets(prices, limit, low, high)
+        # The guess and the next one enclose the limit of a straight line; the middle is for all others.
+        for batch in (guess, guess + 1, (low + high) // 2):
+            if low < batch < high:
+                low, high = (batch, high) if prices(batch).peak <= limit else (low, batch)
     while low > smallest and price(load.with_(batch=low)).peak > limit:  # fragmentation is not linear
         low = max(smallest, low - max(1, low // 32))
     return low
+
+
+def _meets(prices: Callable[[int], Price], limit: int, low: int, high: int) -> int:
+    """The batch at which the line through the peaks of two batches reaches the limit."""
+    slope = (prices(high).peak - prices(low).peak) / (high - low)
+    return low + int((limit - prices(low).peak) / max(slope, 1.0))
 
 
 def smallest_patch(load: Workload, limit: int) -> int | None:

@@ -8,12 +8,14 @@ real: the shapes of masked tensors depend on those, and tables that networks cac
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -307,9 +309,19 @@ class Recorder(TorchDispatchMode):
         self.events.append((self._blocks.pop(key), False))
 
     def take_events(self) -> list[Event]:
-        """What was recorded since the last call."""
+        """What was recorded since the last call; blocks that are freed together, the oldest first.
+
+        Autocast frees its copies of the weights in the order of their addresses, which is another one every time.
+        """
         events, self.events = self.events, []
-        return events
+        age = {block: number for number, (block, allocated) in enumerate(events) if allocated}
+        result: list[Event] = []
+        for allocated, group in itertools.groupby(events, key=itemgetter(1)):
+            together = list(group)
+            if not allocated:
+                together.sort(key=lambda event: age.get(event[0], -1))
+            result += together
+        return result
 
     def _place(self) -> str:
         """Where the code runs that is recorded now: the innermost module that is not one of torch's own."""

@@ -97,7 +97,8 @@ class Workload:
     axes : int
         2 for images, 3 for volumes.
     make_step : callable
-        Takes the workload and the method. Makes the optimizer and returns the step to record.
+        Takes the workload and the method. Makes the optimizer and returns the step to record. Hashable: workloads
+        that are equal are traced once.
     """
 
     network: BackboneSettings
@@ -235,7 +236,7 @@ def trace(load: Workload) -> Trace:
         ) from error
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=32)
 def _trace(load: Workload) -> Trace:
     with runtime.single_process(), attention_path(load.explicit), torch.random.fork_rng(devices=[]):
         return _traced(load, torch.device(load.device if torch.cuda.is_available() else "cpu"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from saccade import runtime
+from saccade.augment.settings import ResolvedViews
 from saccade.base.contracts import InputSpec
 from saccade.cost import system_memory
 from saccade.cost.alternatives import accumulated, alternatives, largest_batch
@@ -20,6 +21,7 @@ from saccade.train.loop import Plan, update
 from saccade.train.optim import make_optimizer
 from saccade.train.prepare import network_settings
 from saccade.train.run_config import ResolvedRun
+from saccade.train.settings import ResolvedOptim, ResolvedTrain
 
 OFFERED = 7
 
@@ -53,19 +55,29 @@ def workload(
         image_item=image_item,
         image_sides=image_sides,
         axes=run.data.axes,
-        make_step=functools.partial(_loop_step, run),
+        make_step=LoopStep(run.optim, train, views),
     )
 
 
-def _loop_step(run: ResolvedRun, load: Workload, method: Method) -> Step:
-    """The step of the training loop, with the optimizer of a run."""
-    device = torch.device(load.device)
-    train = dataclasses.replace(run.train, batch=load.batch, accumulate=load.accumulate)
-    values = (0.5,) * load.network.channels
-    spec = InputSpec(load.network.channels, load.network.size_px, 0.0, 255.0, values, values, axes=load.axes)
-    plan = Plan(Path(), train, run.optim, run.views, spec, device)
-    optimizer = make_optimizer(method, run.optim, device)
-    return lambda batches, progress: update(plan, method, optimizer, batches, progress)
+@dataclass(frozen=True)
+class LoopStep:
+    """Makes the step of the training loop, with the optimizer of a run, for ``Workload.make_step``.
+
+    Equal for runs whose steps cost the same: whatever else of ``train`` decides the cost is in the workload.
+    """
+
+    optim: ResolvedOptim
+    train: ResolvedTrain = field(compare=False)
+    views: ResolvedViews = field(compare=False)
+
+    def __call__(self, load: Workload, method: Method) -> Step:
+        device = torch.device(load.device)
+        train = dataclasses.replace(self.train, batch=load.batch, accumulate=load.accumulate)
+        values = (0.5,) * load.network.channels
+        spec = InputSpec(load.network.channels, load.network.size_px, 0.0, 255.0, values, values, axes=load.axes)
+        plan = Plan(Path(), train, self.optim, self.views, spec, device)
+        optimizer = make_optimizer(method, self.optim, device)
+        return lambda batches, progress: update(plan, method, optimizer, batches, progress)
 
 
 def free_memory(device: torch.device) -> int | None:

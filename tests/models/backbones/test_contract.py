@@ -60,12 +60,17 @@ def sides(name: str) -> tuple[int, int]:
     return 2 * unit, 3 * unit
 
 
+def training_side(net) -> int:
+    """Half of the pixels where each of them is a token: attention is quadratic."""
+    return SIZE if net.stride_px > 1 else SIZE // 2
+
+
 def trained(net, steps: int) -> list[float]:
     """Losses of supervised steps, five of them to warm up, on one small batch of four classes."""
     torch.manual_seed(0)
     head = nn.Linear(net.dim, 4)
     optimizer = torch.optim.AdamW([*net.parameters(), *head.parameters()], lr=1e-3, weight_decay=0)
-    x, labels, losses = images(8), torch.arange(8) % 4, []
+    x, labels, losses = images(8, *(training_side(net),) * 2), torch.arange(8) % 4, []
     net.train()
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -192,7 +197,8 @@ def test_dino_training(name):
     net = network(name)
     method = Dino(net, copy.deepcopy(net), config, seed=0)
     optimizer = torch.optim.AdamW([p for _, p in method.parameters_to_train()], lr=1e-3)
-    crops = [("global", 32), ("global", 32), ("local", 16), ("local", 16)]
+    side = training_side(net)
+    crops = [("global", side), ("global", side), ("local", side // 2), ("local", side // 2)]
     views = [View(role, images(8, side, side, seed=i), torch.zeros(8, 4)) for i, (role, side) in enumerate(crops)]
     found = []
     for step in range(12):
