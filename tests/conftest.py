@@ -7,11 +7,10 @@ import pytest
 from jaxtyping import config, install_import_hook
 from threadpoolctl import threadpool_limits
 
-# Beside other workers, more threads only wait for each other. The variable is for torch and for processes that tests
+# The tests are small: more threads only wait for each other. The variable is for torch and for processes that tests
 # start; numpy is there already.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    threadpool_limits(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))
 
 # Shapes and types of the tensor functions are checked wherever a test calls them (house rule 6).
 install_import_hook(
