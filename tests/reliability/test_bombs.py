@@ -239,6 +239,10 @@ def test_plausible_files_stay_readable(tmp_path):
     path = bombs.nifti(tmp_path / "mask.nii.gz", (512, 512, 300), 512 * 512 * 300)
     with pytest.raises(DamagedFile, match="cut off or damaged"):  # by its checksum alone, at the end
         read_volume(path.read_bytes(), path.name, lambda _: b"")
+    header = bombs.npy_header((100, 1024, 1024), "|u1")
+    path = bombs.write_zip(tmp_path / "masks.zip", "mask.npy", header, 100 * MIB)
+    with pytest.raises(DamagedFile, match="Bad CRC-32"):
+        open_source(path).read(0)
     write_nifti(tmp_path / "whole.nii.gz", np.zeros((64, 64, 64), np.float64), np.eye(4))
     assert (
         read_volume((tmp_path / "whole.nii.gz").read_bytes(), "whole.nii.gz", lambda _: b"").pixels.shape[1:]

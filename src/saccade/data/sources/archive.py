@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 import numpy as np
 
 from saccade.base.contracts import Sample
-from saccade.data.limits import check_claim, check_ratio, check_table, damage_named
+from saccade.data.formats import has_suffix
+from saccade.data.limits import SMALL_IMAGE, SMALL_VOLUME, check_claim, check_ratio, check_table, damage_named
 from saccade.data.sources.names import by_normal_name
 from saccade.data.sources.source import choose_records
 from saccade.data.sources.tables import MANIFESTS, Table, read_rows, read_table
@@ -177,7 +178,8 @@ class ArchiveSource:
         if name not in self._members.sizes:
             raise DamagedFile(f"{self.name}:{name}: not in the archive")
         size = self._members.sizes[name] if most is None else min(most, self._members.sizes[name])
-        check_claim(size, self._members.stored[name], f"{self.name}:{name}")
+        small = SMALL_VOLUME if has_suffix(name, "volume", shared=False) else SMALL_IMAGE
+        check_claim(size, self._members.stored[name], f"{self.name}:{name}", small=small)
         with damage_named(f"{self.name}:{name}"):
             return self._members.read(name, most)
 
