@@ -101,7 +101,8 @@ def test_collapsed_features_know_nothing_and_break_nothing(value):
 @pytest.mark.filterwarnings("error")
 def test_a_test_part_of_one_class_has_no_auroc(tmp_path):
     from saccade.base import run_folder
-    from saccade.reporting.section_evaluation import evaluation_blocks, every_number, low_label_table, read_evaluation
+    from saccade.reporting.evaluation_results import read_evaluation
+    from saccade.reporting.section_evaluation import evaluation_blocks, every_number, low_label_table
 
     train, labels = blobs(30)
     test = train[labels == 1]

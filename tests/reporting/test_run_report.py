@@ -15,10 +15,11 @@ import yaml
 
 import fake_run
 from saccade.errors import UsageError
+from saccade.reporting.evaluation_results import clear, finding, read_evaluation, undecided
 from saccade.reporting.html import duration, h, join, number, percent
 from saccade.reporting.run_files import read_run
 from saccade.reporting.run_report import headline, warnings
-from saccade.reporting.section_evaluation import clear, evaluation_blocks, finding, read_evaluation, undecided
+from saccade.reporting.section_evaluation import evaluation_blocks
 from saccade.reporting.write import write_report
 from strict_html import parse
 

@@ -34,7 +34,7 @@ RANDOM_PX = 64  # side of the input cube for random weights
 def is_volume(path: str | Path) -> bool:
     """Whether a path is a volume: by suffix, or for a folder by its contents. A TIFF counts as an image."""
     path = Path(path)
-    # A TIFF stack cannot be told from an image: it needs a folder of its own, or NIfTI.
+    # A TIFF stack cannot be distinguished from an image: it needs a folder of its own, or NIfTI.
     if not path.exists() or has_suffix(path.name, "image"):
         return False
     return open_source(path).axes == 3

@@ -1,4 +1,4 @@
-"""Changes of intensity for volumes: what differs between scanners and says nothing of the patient.
+"""Changes of intensity for volumes: differences between scanners that do not depend on the patient.
 
 Brightness and contrast as for images; gamma, bias field, blur, low resolution and noise as in nnU-Net (Isensee et al.
 2021) and TorchIO (Perez-Garcia et al. 2021), on values of 0 to 1. Numbers of a sample lie on the CPU.

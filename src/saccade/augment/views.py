@@ -2,7 +2,7 @@
 
 Every sample's numbers come from (seed, step, item): views do not depend on workers, batches or processes.
 The few numbers are drawn and decided on the CPU; pixels are only touched on the device, without waiting for it.
-The defaults suit the microscope, where up is no direction: flips and quarter turns are on.
+The defaults suit the microscope, where orientation has no meaning: flips and quarter turns are on.
 """
 
 from __future__ import annotations

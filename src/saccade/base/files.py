@@ -135,7 +135,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
 
 
 def discard(temporary: Path) -> None:
-    """Remove a temporary file; one that was never made, or cannot be removed, is no error."""
+    """Remove a temporary file; a missing file, or one that cannot be removed, is not an error."""
     with contextlib.suppress(OSError, UnicodeEncodeError):
         temporary.unlink()
 

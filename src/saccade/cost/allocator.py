@@ -23,7 +23,7 @@ PIECE = 64
 SLACK = 64  # a free chunk must be larger than the tensor by this, so that it contains an aligned address
 LARGEST = 2**30
 """Bytes of a tensor up to which the pieces have been compared with real processes. For larger ones they would turn
-every freed tensor into terabytes that cannot be used again, which nobody has measured: they are left out."""
+every freed tensor into terabytes that cannot be used again, which no measurement shows: they are left out."""
 STEPS = 3
 """Steps to play: the first one allocates the state of the optimizer, and after the third the heap hardly grows."""
 

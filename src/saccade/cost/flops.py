@@ -2,7 +2,7 @@
 
 Operations are those of one more image in a batch: two for every multiply-add of a matrix product or a convolution,
 padding included. Not counted is what a batch needs once, whatever its size (rotating the kernels of group convolutions,
-resizing position embeddings), and what is no product: norms, activations, sums.
+resizing position embeddings), and operations other than products: norms, activations, sums.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import yaml
 from saccade.base import run_folder
 from saccade.base.run_folder import not_a_run
 from saccade.base.version_0_1 import with_current_names
+from saccade.reporting.evaluation_results import Evaluation, read_evaluation
 from saccade.reporting.html import number, sequence
-from saccade.reporting.section_evaluation import Evaluation, read_evaluation
 from saccade.train.diagnose import DIAGNOSES
 
 FILES = ("config.yaml", "env.json", "data.json", "metrics.jsonl", "evaluation.json", run_folder.HIERARCHY)

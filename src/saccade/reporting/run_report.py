@@ -13,6 +13,7 @@ from typing import Any
 
 from saccade.errors import UsageError
 from saccade.methods.diagnosis import Diagnosis
+from saccade.reporting.evaluation_results import finding, points
 from saccade.reporting.html import (
     Html,
     breakable,
@@ -34,7 +35,7 @@ from saccade.reporting.run_files import RunFiles, last, mapping
 from saccade.reporting.section_classifier import classifier_finding, classifier_numbers, classifier_section
 from saccade.reporting.section_curves import curves
 from saccade.reporting.section_data import data_audit
-from saccade.reporting.section_evaluation import evaluation_blocks, finding, points
+from saccade.reporting.section_evaluation import evaluation_blocks
 from saccade.reporting.section_figures import pictures
 from saccade.train.diagnose import Doctor, settings_of
 

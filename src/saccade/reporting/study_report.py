@@ -16,6 +16,7 @@ from saccade.base import run_folder
 from saccade.base.files import write_text
 from saccade.evaluation.findings import named
 from saccade.reporting import study_tables as tables
+from saccade.reporting.evaluation_results import points
 from saccade.reporting.html import (
     Html,
     breakable,
@@ -34,7 +35,6 @@ from saccade.reporting.html import (
 )
 from saccade.reporting.html import table as plain_table
 from saccade.reporting.run_files import mapping
-from saccade.reporting.section_evaluation import points
 from saccade.reporting.study_charts import (
     cost_charts,
     curve_charts,

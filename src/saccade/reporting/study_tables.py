@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from saccade.evaluation.findings import SERIES, between, rounded, series_words
+from saccade.reporting.evaluation_results import points
 from saccade.reporting.html import Html, breakable, count, h, number, score_table, sequence
 from saccade.reporting.run_files import mapping
-from saccade.reporting.section_evaluation import points
 
 Row = Mapping[str, Any]
 

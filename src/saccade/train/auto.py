@@ -203,7 +203,7 @@ def facts_of(source: Source | None, device: str, settings: Mapping[str, Any]) ->
 
 
 def method_of_settings(settings: Mapping[str, Any]) -> str | None:
-    """The method whose section a setting names (``dino.out_dim``), if any: nobody else could use it."""
+    """The method whose section a setting names (``dino.out_dim``), if any: only that method can use it."""
     sections = {str(key).partition(".")[0] for key in settings if "." in str(key)}
     return next((name for name in method_names() if name in sections), None)
 

@@ -27,7 +27,7 @@ from saccade.methods.diagnosis import (
 def fell_below(first: Line, now: Line, images: int) -> str | None:
     """The live figure that is lower than at the start by more than noise: k-NN where there are labels, else agreement.
 
-    Noise is two standard errors of a share of the images that the live probe asks about (see train/live.py).
+    Noise is two standard errors of a proportion of the images that the live probe uses (train/monitor.py).
     """
     figure, asked = ("knn", min(500.0, images / 3)) if "knn" in first else ("agreement", min(256.0, images))
     if figure not in first or figure not in now:

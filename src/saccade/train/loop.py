@@ -319,7 +319,7 @@ def fit(
 
 @contextlib.contextmanager
 def _closing(board: Any) -> Iterator[None]:
-    """Close the event file whatever happens; what a full disk kept from it is no reason to fail."""
+    """Close the event file whatever happens; an incomplete file on a full disk is not an error."""
     try:
         yield
     finally:

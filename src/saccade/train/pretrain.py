@@ -9,14 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import secrets
-import shlex
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +28,13 @@ from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
 from saccade.methods.diagnosis import Diagnosis, shown
 from saccade.methods.supervised import Supervised
-from saccade.models.backbones.weights import file_fingerprint, save_model
+from saccade.models.backbones.weights import save_model
 from saccade.train import checkpoint
 from saccade.train.checkpoint_selection import CheckpointSelector
 from saccade.train.classifier import save_classifier
 from saccade.train.clock import clock_of
 from saccade.train.data_selection import LoadedData, TrainValSplit, describe_data, files_of
+from saccade.train.description import describe_length, describe_start, environment, settings_table
 from saccade.train.diagnose import Doctor, save_diagnoses, settings_of
 from saccade.train.early_stopping import Validation
 from saccade.train.loop import Console, Plan, Quiet, fit, train_step
@@ -62,67 +58,7 @@ CHANGEABLE = (
 """What --resume may set anew: ways out of trouble that leave schedules and data as they are."""
 
 REPAIRS = 3
-"""How often a run is repaired before it ends ill."""
-
-
-# --- what a run says of itself ------------------------------------------------------------------
-
-
-def _git_commit() -> str | None:
-    """Commit of saccade's own checkout, where it runs from one."""
-    try:
-        result = subprocess.run(
-            ["git", "-C", os.fspath(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() or None
-
-
-def _command(words: Sequence[str]) -> str:
-    return shlex.join([Path(words[0]).name, *words[1:]])
-
-
-def _environment(device: torch.device, seed: int) -> dict[str, Any]:
-    facts = {"id": secrets.token_hex(8), "seed": seed, "command": _command(sys.argv), "git": _git_commit()}
-    return runtime.environment(device) | facts
-
-
-def _short(value: object) -> str:
-    if isinstance(value, list) and len(value) > 16:
-        return f"[{len(value)} numbers]"
-    return json.dumps(value) if isinstance(value, (list, Mapping)) else str(value)
-
-
-def settings_table(run: ResolvedRun, images: int) -> str:
-    """Every setting, one line per section; printed before the first step."""
-    lines = [f"settings, resolved for {images:,} images"]
-    for name, values in config.to_dict(run).items():
-        text = ", ".join(f"{key}={_short(value)}" for key, value in values.items() if value not in ("", None, []))
-        lines.append(f"  {name:7s} {text}")
-    return "\n".join(lines)
-
-
-def describe_start(run: RunConfig) -> str:
-    """Where the weights of a run come from; always printed, because random weights look like any others."""
-    weights = run.model.weights
-    if not weights:
-        return f"starting from random weights (seed {run.train.seed})"
-    return f"starting pretrained from {weights} ({file_fingerprint(weights)})"
-
-
-def describe_length(run: ResolvedRun, used_seconds: float) -> str:
-    """How the minutes of a run are spent."""
-    total = 60 * run.train.minutes
-    return (
-        f"{run.train.minutes:g} minutes in all: {used_seconds:.0f} s of start-up are over, the run trains until about "
-        f"{max(0.0, total - used_seconds):.0f} s from now, evaluation and report included; about "
-        f"{run.train.steps:,} steps if the machine stays as fast as it is"
-    )
+"""Repairs of a run before it stops."""
 
 
 # --- memory and time ----------------------------------------------------------------------------
@@ -348,7 +284,7 @@ def begin(
         if runtime.rank() == 0:
             # config.yaml last: where it is, everything that --resume needs is there.
             run_folder.write_json(out / "data.json", describe_data(loaded, split, run) | _slides(loaded, out))
-            run_folder.write_json(out / "env.json", _environment(device, run.train.seed) | {"start": start_text})
+            run_folder.write_json(out / "env.json", environment(device, run.train.seed) | {"start": start_text})
             save_config(out, run)
         console.say(settings_table(run, len(split.train)))
         console.say(start_text)

@@ -186,7 +186,7 @@ def _line(frame: Frame, curve: IntervalCurve) -> str:
 
 
 def svg_mark(kind: str, x: float, y: float, r: float = 3.2) -> str:
-    """The mark of a style, so that lines can be told apart in grey print."""
+    """The mark of a style, so that lines differ in grey print."""
     if kind in ("circle", "ring"):
         fill = ' style="fill:var(--page,#fff)"' if kind == "ring" else ""
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"{fill}/>'

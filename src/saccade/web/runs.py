@@ -19,10 +19,10 @@ from starlette.exceptions import HTTPException
 from saccade.base.cache import LruCache
 from saccade.errors import UsageError
 from saccade.evaluation.small_samples import few_units
+from saccade.reporting.evaluation_results import Evaluation
 from saccade.reporting.html import number
 from saccade.reporting.run_files import RunFiles, last, mapping
 from saccade.reporting.run_report import diagnoses, headline, title_of
-from saccade.reporting.section_evaluation import Evaluation
 from saccade.web import discover
 from saccade.web.catalog import Catalog, CatalogRun
 from saccade.web.live import Tail, Watch, plain, said

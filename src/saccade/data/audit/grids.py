@@ -45,7 +45,7 @@ class GridAudit(frames.Tabular):
     min_fraction  minimum fraction of a region's tiles
     unit    what a vector is of: tiles, or regions where another level has read the tiles
     copies  slides of the same content under several names
-    bad     slides with vectors that are no numbers
+    bad     slides with NaN or infinite vectors
     unreadable  (name, reason) of damaged files
     """
 

@@ -51,7 +51,7 @@ class SlideAudit(frames.Tabular):
     """What ``saccade show`` prints of slides, and of the tiles that a training would see.
 
     skipped     slides without a resolution that are left out
-    not_taken   files of the folder that are no slides; ``aside`` says why a table among them is not used
+    not_taken   files of the folder that are not slides; ``aside`` says why a table among them is not used
     """
 
     name: str

@@ -34,7 +34,7 @@ def convert_channels(pixels: np.ndarray, channels: int, name: str) -> np.ndarray
 
 
 def finite(pixels: np.ndarray, name: str) -> np.ndarray:
-    """The same pixels. Raises DamagedFile, naming the image, where some are no numbers in float32."""
+    """The same pixels. Raises DamagedFile, naming the image, where some are not finite in float32."""
     with np.errstate(over="ignore"):
         numbers = pixels.dtype.kind != "f" or np.isfinite(pixels.astype(np.float32, copy=False)).all()
     if not numbers:

@@ -24,7 +24,7 @@ from saccade.data.sources.tables import Table, finder, no_paths, read_table, tab
 from saccade.errors import DataError, UsageError
 
 PROBED = 3  # TIFF files of a folder that are opened to see what they are
-LARGE_PX = 178_000_000  # more is no image that is decoded whole
+LARGE_PX = 178_000_000  # larger images are not decoded as a whole
 
 
 def is_slide_name(name: str) -> bool:
@@ -48,7 +48,7 @@ def is_pyramid(path: Path) -> bool:
             smaller = len(series.levels) > 1 or 0.02 < second.imagewidth / first.imagewidth < 0.9
             smaller = smaller or any(CUT_OFF in line for line in messages)
             return bool(first.is_tiled and (smaller or first.imagewidth * first.imagelength > LARGE_PX))
-    except Exception:  # nearly anything is raised on broken bytes; such a file is no pyramid
+    except Exception:  # nearly anything is raised on broken bytes; such a file is not a pyramid
         return False
 
 

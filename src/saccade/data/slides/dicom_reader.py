@@ -18,7 +18,7 @@ TAGS = ["SOPClassUID", "SeriesInstanceUID", "ImageType", "TotalPixelMatrixColumn
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """The tags of a file; None where it is no DICOM."""
+    """The tags of a file; None where it is not DICOM."""
     import pydicom  # slow to import, and rarely wanted
 
     try:

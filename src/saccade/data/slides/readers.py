@@ -114,7 +114,7 @@ class OpenSlideReader:
     def _twin(self) -> TiffReader | None:
         """tifffile on the same levels and tiles, to look at single tiles of a damaged file; None where it sees others.
 
-        NDPI and the formats that are no TIFF have none.
+        NDPI and formats other than TIFF have none.
         """
         if not is_tiff(self.path):
             return None

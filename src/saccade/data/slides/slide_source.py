@@ -62,7 +62,7 @@ class SlideTiles:
     slides      ``slides[k]`` opens the k-th, ``tilings[k]`` has its tiles and their statistics
     slide_of    [n] number of each tile's slide; ``coords`` [n 2] (x, y) in pixels of level 0
     tiling      resolved: resolution, side and minimum tissue
-    beside      files of the folder that are no slides; ``aside`` says why a table among them is not used
+    beside      files of the folder that are not slides; ``aside`` says why a table among them is not used
     Raises DataError for slides without resolution and where no slide can be read or none has tissue, UsageError.
     """
 

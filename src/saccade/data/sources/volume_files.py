@@ -51,7 +51,7 @@ class Contents:
     images   names of the image files
     cases    files of every volume, by its id
     dicom_images  those of the images that are DICOM; ``reports`` DICOM files without an image
-    image_masks  mask files of each image that has any; masks are no images of the source
+    image_masks  mask files of each image that has any; masks are not images of the source
     others   files in formats that are not read
     """
 

@@ -1,7 +1,7 @@
 """Drawing H&E-like tissue: amounts of haematoxylin and eosin from simple anatomy, then Beer-Lambert colour.
 
 Eight patterns differ in structure: how nuclei lie, what shape they have, what lies between. The mean amount of
-each stain in a tile is drawn independently of the pattern: mean colour says nothing, a histogram little.
+each stain in a tile is drawn independently of the pattern: mean colour carries no information, a histogram little.
 Lengths are in micrometres; one pixel is one micrometre times the tile's own scale.
 """
 

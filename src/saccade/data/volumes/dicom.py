@@ -162,7 +162,7 @@ def read_dicom(data: bytes, name: str, beside: Callable[[str], bytes]) -> Volume
 
 
 def read_header(data: bytes, file: str, tags: Sequence[str], *, stop: bool) -> Dataset:
-    """The tags asked for, and no others. Raises DamagedFile when the bytes are no DICOM."""
+    """The tags asked for, and no others. Raises DamagedFile when the bytes are not DICOM."""
     marked = data[128:132] == b"DICM"
     if marked and DEFLATED in data[132:LONGEST_META]:
         check_deflate(data[META_START + int.from_bytes(data[META_START - 4 : META_START], "little") :], file)

@@ -1,4 +1,4 @@
-// The attention explorer: where does this patch look, in which layer, which head, of which model.
+// The attention explorer: the attention map of one patch, by model, layer and head.
 
 import { json, live } from "./server_api.js";
 import { addressOf, firstImage } from "./page_address.js";
@@ -14,7 +14,7 @@ import { saver } from "./save_map.js";
 import { showLoading, loadingText } from "./loading.js";
 
 const SEED = 1, HEADING = "Attention explorer";
-const rolls = (look) => look.wholeDepth === look.depth; // a page of one file may keep some layers only
+const rolls = (look) => look.wholeDepth === look.depth; // a single-file page may hold some layers only
 const planar = ({ axes }) => (axes ?? 2) === 2; // neither volumes nor grids of vectors
 const HELP = [["arrow keys", "move the asking patch"], ["C", "the class token asks"], ["[ ]", "layer before, after"],
   [", .", "head before, after"], ["M", "mean of the heads"], ["R", "rollout on, off"], ["Shift + arrows", "move the answering patch"]];
@@ -48,7 +48,7 @@ class Explorer {
     this.kind = words.get("kind") === "rollout" ? "rollout" : "attention";
     this.view = { keep: Number(words.get("keep") ?? 1), smooth: words.has("smooth"), colour: words.has("colour"), same: !words.has("own"), stretch: words.has("stretch"),
       size: words.has("size") ? Number(words.get("size")) : null };
-    // Where in the whole image the query lies, in 0..1; null: the class token. Shuffling moves the patch, not this.
+    // Position of the query in the image, in 0..1; null: the class token. Shuffling moves the patch, not this.
     const [y, x] = (words.get("asked") ?? "").split(",").map(Number);
     this.asked = x === undefined ? null : { y, x };
     this.pinned = this.asked !== null;
@@ -60,7 +60,7 @@ class Explorer {
 
   get two() { return this.sides[1].model !== ""; }
   get looks() { return this.panels.map((panel) => panel.look); }
-  // Whose layers and heads the controls have: the first with attention.
+  // The panel whose layers and heads the controls list: the first with attention.
   get leading() { return this.looks.find((look) => look?.kind === "attention") ?? this.looks.find(Boolean); }
 
   // --- what is on the page ------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class Explorer {
     if (!this.image || !this.sides[0].model) return;
     const still = this.openings(), { image } = this;
     this.boxes.setAttribute("aria-busy", "true");
-    // The first answer loads the network; later ones keep the picture before until they are there.
+    // The first request loads the network; later ones show the previous picture until they are answered.
     if (!this.leading) replace(this.wait, loadingText("Running the network on the image."));
     const answers = await Promise.allSettled(this.sides.map((side) => side.model === "" ? null : ModelView.open({
       model: side.model, image: image.id, size: this.view.size, shuffle: side.shuffle ? SEED : null,
@@ -193,7 +193,7 @@ class Explorer {
     replace(this.trouble, el("strong", null, error.message), error.said?.hint ? el("p", null, error.said.hint) : null);
   }
 
-  // Every panel gets its look, or says why there is none.
+  // Every panel gets its model view, or the reason why there is none.
   settle(answers, image) {
     this.trouble.hidden = true;
     this.painted = null;
@@ -207,7 +207,7 @@ class Explorer {
     });
     this.root.classList.toggle("two", this.two);
     const first = this.leading;
-    if (first?.kind === "attention") { // a network without it leaves layer and head for the next that has
+    if (first?.kind === "attention") { // a network without attention leaves layer and head to the next one that has it
       this.layer = Math.min(this.layer ?? first.depth - 1, first.depth - 1);
       if (this.head !== "mean" && this.head >= first.heads) this.head = "mean";
     }
@@ -227,7 +227,7 @@ class Explorer {
       look?.order ? ", patches shuffled" : "", same && !this.sides[side].positions ? ", without positions" : ""].join("");
   }
 
-  // The patch of the whole image under a place of one panel, as a point in 0..1.
+  // The patch of the image at a position of one panel, as a point in 0..1.
   pointAt(side, place) {
     const { look } = this.panels[side];
     const patch = look.patchAt(place), [rows, columns] = look.grid;
@@ -271,13 +271,13 @@ class Explorer {
   setAnswer(point) { this.answer = point; this.refresh(true); }
   setHead(head) { this.head = head; this.named(); this.refresh(); }
 
-  // What they say; the numbers that are painted were asked for with it.
+  // The current settings; the painted numbers were requested with them.
   get controls() {
     const { layer, head, kind, asked, pinned, answer, view } = this;
     return { layer, head, kind, asked, pinned, answer, view: { ...view } };
   }
 
-  // `light`: only what follows the pointer. Where the numbers do not come, the reason is said and the controls go back.
+  // `light`: only what follows the pointer. If the request fails, the reason is shown and the controls are reset.
   async refresh(light = false) {
     const still = this.drawings();
     try {
@@ -286,7 +286,7 @@ class Explorer {
       if (!still() || this.signal.aborted) return;
       this.complain(error);
       if (!this.painted) return;
-      Object.assign(this, this.painted, { view: { ...this.painted.view, size: this.view.size } }); // a size is asked of the look
+      Object.assign(this, this.painted, { view: { ...this.painted.view, size: this.view.size } }); // the size is part of the model view
       this.tools();
     }
   }
@@ -392,7 +392,7 @@ class Explorer {
     event.preventDefault();
   }
 
-  // The address names what is shown, so that it can be opened again; ids hold while the server runs.
+  // The address holds the current state, so that it can be opened again; ids are valid while the server runs.
   remember() {
     if (!live) return;
     history.replaceState(null, "", `${location.pathname}#/attention?${addressOf(this)}`);

@@ -1,4 +1,4 @@
-// The only way to make elements. Children become text nodes, so a name from the data can never become markup.
+// All elements are made here. Children become text nodes, so that a name from the data cannot become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -35,7 +35,7 @@ export function replace(node, ...children) {
   return node;
 }
 
-// Draws a part again; what had the keyboard in it gets it back, found by its name.
+// Redraws a part; the element with the keyboard focus, identified by its name, gets it back.
 export function redraw(root, draw) {
   const name = (node) => `${node.tagName} ${node.getAttribute("aria-label") ?? node.labels?.[0]?.textContent ?? node.textContent}`;
   const held = root.contains(document.activeElement) ? name(document.activeElement) : null;
@@ -45,13 +45,13 @@ export function redraw(root, draw) {
   if (held !== null) alike()[number]?.focus();
 }
 
-// Said to screen readers; what changes on a canvas would be silent otherwise.
+// Announced by screen readers, which cannot see changes on a canvas.
 export function say(text) {
   const place = document.getElementById("said");
   if (place) place.textContent = text;
 }
 
-// A labelled control: the label is text beside it, never a placeholder alone.
+// A control with a visible label, not only a placeholder.
 export function field(label, control, hint) {
   const labelled = control.matches("input, select, textarea, button") ? control : control.querySelector("input, select, textarea");
   const id = labelled.id || `f${(field.count = (field.count ?? 0) + 1)}`;

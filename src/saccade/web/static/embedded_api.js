@@ -1,4 +1,4 @@
-// In the place of server_api.js where there is no server: the same questions about images, answered from the page's own block.
+// Replaces server_api.js in single-file pages: the same requests, answered from data inside the page.
 
 import { block, bytes, inflated, unpacked, dequantiseRow } from "./embedded_data.js";
 
@@ -21,7 +21,7 @@ function refuse(what, hint) {
 
 const opened = new Map();
 
-// A look with its codes unpacked, once; rows are worked out when they are asked for.
+// A model view, unpacked once; rows are computed on request.
 async function look({ model, image }) {
   const key = `${model}/${image}`;
   if (!opened.has(key)) {
@@ -95,7 +95,7 @@ export async function blob(path, query) {
   return png((await look(query)).picture);
 }
 
-// Of pictures only: a thumbnail is the picture itself.
+// Images only: the thumbnail is the image itself.
 export function link(path) {
   const [, image] = path.split("/");
   return `data:image/png;base64,${looks[`${models[0].id}/${image}`].picture}`;

@@ -1,4 +1,4 @@
-// Numbers that lie inside the page, in the place of a server: see reporting/standalone.py and viz/quantised.py.
+// Numbers stored inside the page instead of a server: see reporting/standalone.py and viz/quantised.py.
 
 export function block() {
   return JSON.parse(document.getElementById("data").textContent);
@@ -17,7 +17,7 @@ export async function inflated(text) {
 
 const numbers = async (text) => new Float32Array((await inflated(text)).buffer);
 
-// One layer's rows, unpacked but still a byte a weight.
+// Rows of one layer, decompressed, one byte per weight.
 export async function unpacked({ codes, largest, smallest }) {
   return { codes: await inflated(codes), largest: await numbers(largest), smallest: await numbers(smallest) };
 }

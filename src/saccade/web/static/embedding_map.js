@@ -1,4 +1,4 @@
-// The map of embeddings: images that a model finds alike lie together.
+// The map of embeddings: images with similar feature vectors are close.
 
 import { floats, json, link, post } from "./server_api.js";
 import { legend, looks, named, NAMED } from "./embedding_map_legend.js";
@@ -50,7 +50,7 @@ function missing(tables, some, context) {
     el("p", null, "A map shows one vector an image. Compute them here, or with the command; they are kept in the folder of the run."), el("ul", { class: "commands" }, rows));
 }
 
-// The button that computes the vectors of a run; then how far they are, also where the page is opened again meanwhile.
+// The button that computes the vectors of a run, then its progress, also after the page is reopened.
 function maker(table, context) {
   const place = el("div", { class: "job", role: "status" }), asked = `map/embed/${table.run}`;
   const begin = el("button", { type: "button", onclick: async () => {
@@ -69,7 +69,7 @@ function maker(table, context) {
   return place;
 }
 
-// Shows how far something is in `place` until it has ended; the state it ended in.
+// Shows the progress of a job in `place` until it ends; returns its final state.
 async function follow(place, name, stop, ask) {
   const bar = el("progress", { max: 1, value: 0 }), text = el("span");
   replace(place, name, bar, text, stop);
@@ -162,7 +162,7 @@ class EmbeddingMap {
         await this.setKind(kind);
         return;
       }
-      // Where another map is being made, this is refused, and that one is still what is waited for.
+      // While another map is computed this is refused, and the page keeps waiting for that one.
       await post(`map/${this.table}/job`, { kind }, this.signal);
       this.wanted = kind;
       if (this.following !== kind) await this.follow(kind);
@@ -248,7 +248,7 @@ class EmbeddingMap {
 
   // --- points -----------------------------------------------------------------------------------------
 
-  // What is known of rows, asked for once.
+  // Descriptions of rows, requested once.
   async known(rows) {
     const missing = rows.filter((row) => !this.known_.has(row));
     if (missing.length) {

@@ -1,4 +1,4 @@
-// Colours, shapes and the legend of the map: every value can be told without colour, hidden, or shown alone.
+// Colours, shapes and the legend of the map: values differ by shape too, and can be hidden or shown alone.
 
 import { el, svg } from "./dom.js";
 import { SHAPES } from "./scatter.js";
@@ -12,7 +12,7 @@ export const NAMED = LIGHT.length;
 const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 export const isDark = () => getComputedStyle(document.documentElement).colorScheme.trim() === "dark";
 
-// What the first values look like; all others share the last look.
+// Colour and shape of the first values; all others share the last.
 export function looks(count) {
   const palette = isDark() ? DARK : LIGHT, rest = rgb(isDark() ? REST.dark : REST.light);
   const named = palette.slice(0, Math.min(count, NAMED)).map((hex, n) => ({ rgb: rgb(hex), shape: SHAPE[n] }));

@@ -1,4 +1,4 @@
-// What is like one image: its neighbours, the label they vote for, filters, a file to ask with.
+// Nearest neighbours of one image, their vote for a label, filters, and a file as query.
 
 import { json, link, post, upload } from "./server_api.js";
 import { named } from "./embedding_map_legend.js";
@@ -115,7 +115,7 @@ export class Neighbours {
       : el("span", { class: "no-picture", "aria-hidden": "true" });
   }
 
-  // where: the filters of the question, which limit who votes
+  // where: the filters of the query, which restrict the votes
   bars({ guess, hits, rows }, where) {
     const voters = hits.filter((hit) => !hit.same_file && hit.label).length;
     const filters = where.map((one) => `${one.column} ${one.negated ? "is not" : "is"} ${named(one.values[0])}`).join(", ");

@@ -1,4 +1,4 @@
-// The map itself: a canvas of points, above it one for what is pointed at; mouse, touch and keys.
+// The map: a canvas of points, and one above it for the highlighted points; mouse, touch and keys.
 
 import { el, replace, say } from "./dom.js";
 import { Scatter } from "./scatter.js";
@@ -67,7 +67,7 @@ export class MapPlot {
     });
   }
 
-  // Only what is pointed at: neighbours, the picked and the hovered point, the lasso.
+  // Highlights only: neighbours, the selected and the hovered point, the lasso.
   mark() {
     const { scatter, above } = this, context = above.getContext("2d"), { dots } = scatter;
     context.setTransform(dots, 0, 0, dots, 0, 0);
@@ -135,7 +135,7 @@ export class MapPlot {
     this.mark();
   }
 
-  // Bring a point into view, where it lies outside.
+  // Scroll a point into view if it is outside.
   reveal(i) {
     const [x, y] = this.scatter.toScreen(i), { width, height } = this.scatter;
     if (x > 20 && y > 20 && x < width - 20 && y < height - 20) return;

@@ -1,4 +1,4 @@
-// Exactly what is shown, as a file: PNG and SVG of the map with its legend, CSV of the points in view.
+// The map as a file: PNG and SVG with its legend.
 
 import { escaped } from "./files.js";
 import { SHAPES } from "./scatter.js";

@@ -54,7 +54,7 @@ export function chooser(context, runs, chosen, onchoose) {
 
   function other(run) {
     Object.assign(state, { run, start: 0 });
-    earlier.disabled = later.disabled = true; // until it is known how many there are
+    earlier.disabled = later.disabled = true; // until their number is known
     hide();
     show().catch(complain);
   }

@@ -1,4 +1,4 @@
-// Answers can overtake one another: only what was asked last may be painted.
+// Responses can arrive out of order: only the latest request may be painted.
 
 // const ask = latest(); const still = ask(); … await …; if (!still()) return;
 export function latest() {

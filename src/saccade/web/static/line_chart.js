@@ -1,4 +1,4 @@
-// A line chart of several runs: axes with whole steps, lines told apart by colour and by dashes, a reading under the pointer.
+// A line chart of several runs: axes with whole steps, lines distinguished by colour and dashes, values at the pointer.
 
 import { el, svg } from "./dom.js";
 import { compact } from "./patch_maps.js";
@@ -14,7 +14,7 @@ function steps(low, high, count) {
   return found;
 }
 
-// Every n-th point, the last one always: more than the screen has columns is not seen.
+// Every n-th point and the last one: more points than the screen has columns are invisible.
 function thinned(points) {
   const by = Math.max(1, Math.ceil(points.length / MOST));
   return points.filter((_, i) => i % by === 0 || i === points.length - 1);

@@ -1,8 +1,8 @@
-// What stands on a page until its answers are there: the heading at once, and in words what is waited for.
+// The content of a page while it loads: its heading, and what it is waiting for.
 
 import { el, replace, say } from "./dom.js";
 
-// A line that says what is waited for; whoever waits takes it away, or draws over it.
+// A line that says what is being loaded; the caller removes it.
 export function loadingText(words) {
   say(words);
   return el("span", { class: "soft waiting", role: "status" }, words);

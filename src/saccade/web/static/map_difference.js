@@ -3,7 +3,7 @@
 import { el } from "./dom.js";
 import { compact, correlation, percent } from "./patch_maps.js";
 
-// Two maps of one size, patch by patch of the whole image, however they are laid out; nothing where there is only one.
+// Two maps of one size, compared patch by patch of the image; nothing for a single map.
 // asked: [{look, kind}, ...]
 export function difference(asked, maps, sameModel) {
   const [a, b] = asked;

@@ -1,4 +1,4 @@
-// One look on the screen: the picture with the map of the asking patch, its scale in words, and a small map of every head.
+// One model view: the image with the map of the query patch, its scale, and a small map of every head.
 
 import { el, replace } from "./dom.js";
 import { asks, imageText } from "./save_map.js";
@@ -28,7 +28,7 @@ export class Panel {
 
   setLook(look, name) {
     this.look = look;
-    this.shown = null; // the numbers are those of the look before
+    this.shown = null; // the numbers are those of the previous model view
     for (const part of [this.context, this.scale, this.words]) replace(part);
     this.trouble.hidden = true;
     this.canvas.hidden = false;
@@ -48,7 +48,7 @@ export class Panel {
     replace(this.heads, this.buttons);
   }
 
-  // What stood here is of another model or image: it goes, and the reason stands in its place.
+  // The content belongs to another model or image: replaced by the reason.
   refuse(error, name) {
     this.look = this.shown = null;
     this.canvas.hidden = true;
@@ -73,7 +73,7 @@ export class Panel {
     const { look } = this;
     const head = kind === "attention" ? view.head : "mean";
     const map = selectHead(values, look.tokens, look.prefix, head);
-    // Of a region, places without a tile have nothing to show.
+    // In a region, positions without a tile are empty.
     const own = range(look.has_tile ? map.filter((_, i) => look.has_tile[i]) : map), even = this.even(kind, view);
     const limits = view.limits ?? scaleLimits(kind, own, even, view.stretch);
     const inside = view.keep < 1 ? mask(map, view.keep) : null;
@@ -85,7 +85,7 @@ export class Panel {
     this.say(map, values, kind, head, own, inside, view);
   }
 
-  // The even share of the query, of what all keys that it sees get together.
+  // The uniform weight of the query: 1 over the number of keys it attends to.
   even(kind, { layer, place }) { return this.look.evenShare(kind, layer, place === null ? 0 : this.look.prefix + place); }
 
   paint(view) {
@@ -101,7 +101,7 @@ export class Panel {
     }
   }
 
-  // Rollout goes by the mean over the heads: it has one map and none a head.
+  // Rollout uses the mean over heads: one map, none per head.
   drawHeads(values, kind, view) {
     const { look } = this;
     this.heads.hidden = kind !== "attention";

@@ -1,11 +1,11 @@
-// One image as one network sees it: asks the server, keeps what came, answers from memory where it can.
+// One image in one network: requests from the server, with a cache.
 
 import { blob, floats, json } from "./server_api.js";
 
-const WHOLE = 2 ** 20; // numbers of one layer that are fetched at once, so that moving the mouse asks nobody
+const WHOLE = 2 ** 20; // numbers of one layer that are fetched at once, so that moving the mouse needs no request
 
 export class ModelView {
-  // query: {model, image, size, shuffle, positions} as the server takes them; base: whom it is asked of
+  // query: {model, image, size, shuffle, positions} as the server takes them; base: path of the request
   constructor(query, about, picture, grey, base = "attention") {
     Object.assign(this, about);
     this.query = query;
@@ -60,11 +60,11 @@ export class ModelView {
     return found;
   }
 
-  // What a layer is called, counted from 1; a page of one file may keep some layers only.
+  // The name of a layer, counted from 1; a single-file page may hold some layers only.
   layerName(layer) { return this.layers?.[layer] ?? layer; }
   get wholeDepth() { return this.whole ?? this.depth; }
 
-  // An even share of what a query gives away in a layer: each of the keys that it sees has as much. Rollout sees all.
+  // The uniform weight of a query in a layer: 1 over the number of keys it attends to; of rollout, of all.
   evenShare(kind, layer, token) {
     return this.even ?? 1 / ((kind === "attention" && this.visible?.[this.layerName(layer)]?.[token]) || this.tokens);
   }
@@ -77,14 +77,14 @@ export class ModelView {
     return json("attention/pair", { ...this.query, layer, head, query, key }, signal);
   }
 
-  // The head in which a key has most; rows [heads, tokens].
+  // The head with the largest weight of a key; rows [heads, tokens].
   headOf(rows, key) {
     let best = 0;
     for (let head = 1; head < this.heads; head++) if (rows[head * this.tokens + key] > rows[best * this.tokens + key]) best = head;
     return best;
   }
 
-  // Patches of the image and places on the screen; the same unless the patches are shuffled.
+  // Patches of the image and positions on the screen, which are the same unless patches are shuffled.
   placeOf(patch) { return this.places ? this.places[patch] : patch; }
   patchAt(place) { return this.order ? this.order[place] : place; }
 }
@@ -95,7 +95,7 @@ function inverse(order) {
   return places;
 }
 
-// Below a map the picture is grey, so that its own colours are not read as attention.
+// Below a map the image is grey, so that its colours are not mistaken for attention.
 function greyed(picture) {
   const canvas = document.createElement("canvas");
   canvas.width = picture.width;
@@ -115,7 +115,7 @@ export function selectHead(values, tokens, prefix, head) {
   return found;
 }
 
-// What does not go to patches, but to class and register tokens.
+// The weight of class and register tokens.
 export function prefixMass(values, tokens, prefix, head) {
   const heads = values.length / tokens;
   let sum = 0;

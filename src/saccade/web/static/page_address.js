@@ -1,10 +1,10 @@
-// The address of what the attention page shows, and back: the image that it names is in its run, was opened from a file, or is no
-// longer there, which is said rather than passed over.
+// The state of the attention page as an address, and back. The image is in its run, was opened from a file, or no longer
+// exists, which is reported.
 
 import { json } from "./server_api.js";
 import { A_PAGE } from "./image_chooser.js";
 
-// What the chooser begins with: {image, run, start}, {image, held} of one that is in no run of the list, or {lost}: why not.
+// The initial choice: {image, run, start}, {image, held} for an image of no listed run, or {lost}: the reason.
 export async function firstImage(query, runs, signal) {
   const image = query.get("image");
   if (!image) return { run: runs.find(({ id }) => id === query.get("run"))?.id };

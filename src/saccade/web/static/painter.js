@@ -1,5 +1,4 @@
-// One drawing, two grounds: a canvas to look at and an SVG to keep. Both know the same few strokes, so what is
-// exported is what is shown.
+// The same drawing commands on a canvas and in an SVG, so that exports equal the page.
 
 import { escaped } from "./files.js";
 
@@ -73,7 +72,7 @@ export class CanvasPainter {
   }
 }
 
-// Widths are measured on a canvas that is never shown.
+// Widths are measured on a hidden canvas.
 const measuring = { to: null, known: new Map() };
 
 export function widthOf(words, size) {

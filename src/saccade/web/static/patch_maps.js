@@ -18,7 +18,7 @@ export function colour(strength) {
   return [TABLE[at], TABLE[at + 1], TABLE[at + 2]];
 }
 
-// How much a map of 0..1 covers the picture: the picture stays visible everywhere.
+// Opacity of a map of 0..1: the image stays visible everywhere.
 export function cover(strength) {
   return 0.35 + 0.45 * strength;
 }
@@ -53,7 +53,7 @@ export function evenText(even) { return `1 × is the even share, ${percent(even)
 
 export function almostUniform(kind, own, even) { return kind !== "similarity" && own.high < 2 * even; }
 
-// Where the even share lies on a scale, in 0..1; null where it lies outside.
+// Position of the uniform weight on a scale, in 0..1; null outside.
 export function evenAt(kind, { low, high }, even) {
   const at = (even - low) / (high - low);
   return kind === "similarity" || !(at >= 0 && at <= 1) ? null : at;
@@ -82,7 +82,7 @@ export function mask(values, keep) {
   return inside;
 }
 
-// Colours and covers of one map, one a patch. `shown` null shows all.
+// Colours and opacities of one map, one per patch. `shown` null shows all.
 export function mapPixels(values, { low, high }, shown = null) {
   const data = new Uint8ClampedArray(4 * values.length);
   const width = high > low ? high - low : 1;

@@ -1,4 +1,4 @@
-// Query, key and value in words, with every number between one asking patch and one answering patch.
+// Query, key and value: all numbers of one query patch and one key patch.
 
 import { el, replace, svg } from "./dom.js";
 import { compact, percent } from "./patch_maps.js";

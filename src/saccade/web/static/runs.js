@@ -1,4 +1,4 @@
-// Runs: how they go while they go, what the doctor says, what they are worth, and how they differ.
+// Runs: progress, diagnoses, evaluation and comparison.
 
 import { json, link } from "./server_api.js";
 import { chart, key } from "./line_chart.js";
@@ -7,7 +7,7 @@ import { compact } from "./patch_maps.js";
 import { latest } from "./latest_request.js";
 import { showLoading } from "./loading.js";
 
-// Figures in the order in which they tell most; what is not named here follows by name.
+// Figures in order of importance; others follow by name.
 const TITLES = {
   loss: "Loss", knn: "k-NN accuracy, live probe", rank: "Effective rank of the features", agreement: "Cosine similarity of two views",
   teacher_entropy: "Entropy of the teacher, nats", kl: "KL(teacher ‖ student), nats", feature_std: "Standard deviation of the features", spread: "Standard deviation of the features",
@@ -59,7 +59,7 @@ class Runs {
     return node;
   }
 
-  // What a card says of its run now; the events of a running run change it.
+  // The text of a card, updated by the events of a running run.
   tell(run, place = this.cards.querySelector(`[data-run="${run.id}"] .told`)) {
     if (run.gone) { replace(place, el("p", { class: "soft" }, "No longer there: its folder was moved or deleted.")); return; }
     const steps = run.steps ? `${run.step.toLocaleString("en")} of ${run.steps.toLocaleString("en")} steps` : "";
@@ -107,16 +107,16 @@ class Runs {
       this.drawSoon();
     });
     this.stream.addEventListener("card", (event) => this.hear(JSON.parse(event.data)));
-    // The browser asks again by itself after a break; the server then sends everything from the start.
+    // The browser reconnects by itself; the server then sends everything from the start.
     this.stream.addEventListener("open", () => { this.lines.clear(); this.doctor.clear(); });
   }
 
-  // What was heard while the page is open, else what the list of runs said.
+  // Lines received while the page is open, else those of the list of runs.
   doctorOf(run) { return this.doctor.get(run.id)?.length ? this.doctor.get(run.id) : this.lines.has(run.id) ? [] : run.doctor ?? []; }
 
   name(id) { return this.runs.find((run) => run.id === id).name; }
 
-  // A card that has changed. At its end, or once it is measured, a run has more to show than its curves.
+  // A changed card. A run that has ended or was evaluated shows more than its curves.
   hear(card) {
     const at = this.runs.findIndex((run) => run.id === card.id), before = this.runs[at];
     this.runs[at] = { doctor: before.doctor, ...card };
@@ -141,7 +141,7 @@ class Runs {
     const figures = [...found].filter((figure) => !LEFT_OUT.has(figure)).sort((a, b) =>
       (order.indexOf(a) + 1 || 99) - (order.indexOf(b) + 1 || 99) || a.localeCompare(b));
     const index = (id) => this.runs.findIndex((run) => run.id === id);
-    // Runs of before this was noticed can have a k-NN that is never right: no class that was tested could be voted for.
+    // Old runs can have a k-NN of 0: none of the tested classes was among the voters.
     const charts = figures.map((figure) => {
       const series = ids.map((id) => ({ name: this.name(id), index: index(id),
         points: this.lines.get(id).filter((line) => Number.isFinite(line[figure])).map((line) => [line.step, line[figure]]) }))
@@ -185,7 +185,7 @@ function cellOf(evaluation, model, probe, fraction) {
 
 const PROBES = { knn: "k-NN", logistic: "logistic regression" };
 
-// The models of several runs under one heading; only where they were measured with the same figure.
+// The models of several runs in one table, if they were evaluated with the same metric.
 function sideBySide(found) {
   const measured = found.filter((one) => one.evaluation);
   if (measured.length < 2) return null;

@@ -1,4 +1,4 @@
-// Exactly what is shown, as a file: SVG (one rectangle a patch), PNG (that drawing) or CSV (its numbers).
+// The attention map as a file: SVG (one rectangle per patch), PNG (the same drawing) or CSV (its numbers).
 
 import { el } from "./dom.js";
 import { csv, download, escaped } from "./files.js";
@@ -10,7 +10,7 @@ export function saver(page) {
   return saveButtons({ svg: "SVG", png: "PNG", csv: "CSV" }, (kind) => save(page, kind));
 }
 
-// A button a kind of file; kinds: {kind: its name}.
+// One button per file type; kinds: {type: label}.
 export function saveButtons(kinds, onsave) {
   return el("div", { class: "field" }, el("span", { class: "label", id: "save-label" }, "Save"),
     el("div", { class: "group", role: "group", "aria-labelledby": "save-label" }, Object.entries(kinds).map(([kind, name]) =>

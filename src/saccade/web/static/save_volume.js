@@ -1,5 +1,5 @@
-// What is shown of a volume, as a file: PNG (the planes as they are), CSV (a line a patch), NIfTI (the map at every voxel of the
-// volume, which the server writes as `saccade attend` does).
+// The map of a volume as a file: PNG (the planes), CSV (one line per patch), NIfTI (the map at every voxel of the volume,
+// written by the server as `saccade attend` does).
 
 import { blob } from "./server_api.js";
 import { evenAt, evenText, mapPixels, percent, scaleEnds } from "./patch_maps.js";

@@ -43,7 +43,7 @@ export function largest(values) {
 
 // --- words in lines ---------------------------------------------------------------------------------
 
-// Where every word stands: {boxes: [{x, y, wide}], tall, room}. Few lines have high arcs, many have low ones. Words run in the
+// Positions of all words: {boxes: [{x, y, wide}], tall, room}. Few lines have high arcs, many have low ones. Words run in the
 // order of reading; direction: of the text.
 export function layoutWords(names, wide, direction) {
   const widths = names.map((name) => widthOf(name, SIZE));

@@ -28,7 +28,7 @@ export class SentenceNumbers {
     this.showOrder(null);
   }
 
-  // Another word asks or answers, or another layer or head is shown.
+  // Another query or key word, layer or head was selected.
   async chosen() {
     const { view } = this, { state, source, signal } = view, units = view.units();
     const still = this.questions();
@@ -119,7 +119,7 @@ export class SentenceNumbers {
   }
 }
 
-// A vector as bars about a middle line: up is positive, down is negative; no colour is needed to tell.
+// A vector as bars about a centre line: up is positive, down is negative.
 function strip(label, values) {
   const canvas = el("canvas", { class: "inked", role: "img", "aria-label": `${label}: ${values.slice(0, 6).map(short).join(", ")} …` });
   const most = Math.max(1e-9, ...values.map(Math.abs));

@@ -1,6 +1,6 @@
-// A sentence to look into: choose the word that asks, see which words it looks at, per layer and head.
+// Attention in a sentence: choose a query word, see its attention per layer and head.
 //
-// Where the numbers come from is the source's business (a server, or a block inside the page):
+// The numbers come from a source (a server, or data inside the page):
 //   source.info                                     what sentences.facts says
 //   source.layer(layer)          -> [H N N]         all heads of a layer, for up to WHOLE_TOKENS tokens
 //   source.head(layer, head)     -> [N N]           one head, or "mean"
@@ -25,7 +25,7 @@ export class SentenceView {
   constructor(root, signal) {
     this.signal = signal;
     this.state = { layer: 0, head: "mean", tokens: false, special: false, asks: -1, answers: -1, hover: -1 };
-    this.next = {}; // what was chosen and has no numbers yet: {source, layer, head, tokens, special}
+    this.next = {}; // selected, but not loaded yet: {source, layer, head, tokens, special}
     this.cache = new Map();
     this.loads = latest();
     this.lines = el("canvas", { tabindex: 0, role: "application", class: "sentence-lines inked" });
@@ -56,7 +56,7 @@ export class SentenceView {
     await this.load();
   }
 
-  // What the controls say: the state, and what was chosen since.
+  // The values of the controls: the state and later selections.
   get chosen() { return { source: this.source, ...this.state, ...this.next }; }
 
   // Which way the text runs: by its first letter.
@@ -203,7 +203,7 @@ export class SentenceView {
     this.frame ??= requestAnimationFrame(() => { this.frame = null; if (this.whole) this.paint(); });
   }
 
-  // The same in words: for people who do not see the canvas, and for everybody the strongest answers.
+  // The strongest weights as text, also for people who cannot see the canvas.
   tell() {
     const { state } = this, units = this.units(), row = this.row(state.asks), { info } = this.source;
     const asks = apart(units[state.asks].text), head = state.head === "mean" ? `mean of ${info.heads} heads` : `head ${state.head}`;
@@ -327,7 +327,7 @@ export class SentenceView {
     say(`${this.units()[this.state.asks].text} looks at ${this.units()[next].text}: ${percent(this.row(this.state.asks)[this.shown.indexOf(next)])}`);
   }
 
-  // --- keeping ---------------------------------------------------------------------------------------
+  // --- files ---------------------------------------------------------------------------------------
 
   save(kind) {
     const { info } = this.source, { state } = this;

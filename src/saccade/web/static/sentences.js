@@ -1,4 +1,4 @@
-// Sentences: type one, choose a word, see which words it looks at.
+// Sentences: type one, choose a word, see its attention.
 
 import { floats, json, post } from "./server_api.js";
 import { el, field, replace, select } from "./dom.js";
@@ -8,7 +8,7 @@ import { showLoading, loadingText } from "./loading.js";
 
 const LECTURE = "This GitHub page contains all the general information about the course and the study materials.";
 
-// A reading on the server, as sentence_view.js wants it.
+// A sentence on the server as a source of sentence_view.js.
 function server(info, model, signal) {
   const of = (what, query) => [`sentences/${info.id}/${what}`, query, signal];
   return {

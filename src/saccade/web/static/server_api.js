@@ -1,4 +1,4 @@
-// Questions to the server. Errors carry what the command line would say. embedded_api.js answers where there is none.
+// Requests to the server. Errors have the messages of the command line. embedded_api.js replaces it without a server.
 
 export const live = true;
 
@@ -44,7 +44,7 @@ export async function post(path, value, signal) {
   return (await checked(await fetch(`/api/${path}`, { method: "POST", headers, body, signal }))).json();
 }
 
-// A file goes as its plain bytes; the name travels beside it.
+// A file is sent as raw bytes, its name in a header.
 export async function upload(file, signal) {
   const headers = { "content-type": "application/octet-stream", "x-name": encodeURIComponent(file.name) };
   try {

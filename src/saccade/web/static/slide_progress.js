@@ -1,10 +1,10 @@
-// Waiting for the server to look at all tiles of a slide.
+// Waiting for the features of all tiles of a slide.
 
 import { json, post } from "./server_api.js";
 
 const POLL = 500;
 
-// Asks the server to look at a slide and waits until it has; `working` hears how far it is. Throws what went wrong.
+// Starts the computation for a slide and waits for it; `working` receives the progress. Throws its error.
 export async function waitForSlide(path, query, signal, working) {
   const asked = new URLSearchParams(query).toString();
   let state = await post(`${path}${asked ? `?${asked}` : ""}`, {}, signal);
@@ -17,7 +17,7 @@ export async function waitForSlide(path, query, signal, working) {
   if (state.error) throw new Error(state.error);
 }
 
-// Tiles that the file could not give are named where the slide is shown; they are blank in the heatmap.
+// Unreadable tiles are listed beside the slide and blank in the heatmap.
 export function unreadableNote(count, name) {
   if (!count) return "";
   return count === 1 ? ` One tile cannot be read in ${name}: it is left blank, with stripes in the picture.`

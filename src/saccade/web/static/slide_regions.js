@@ -44,7 +44,7 @@ export class Regions {
       el("nav", { class: "crumbs", "aria-label": "Where this is" }, this.crumbs), this.stage.node, this.scale, this.words, this.under,
       el("details", { class: "keys noprint" }, el("summary", null, "Keys"), el("dl", null, KEYS.map(([key, what]) => el("div", null, el("dt", null, key), el("dd", null, what)))))),
     this.right);
-    // Wherever the focus is; the stage itself has been asked before.
+    // Wherever the focus is; the stage itself has handled the key before.
     addEventListener("keydown", (event) => {
       if (event.key === "Escape" && !event.defaultPrevented && this.up()) event.preventDefault();
     }, { signal });
@@ -57,7 +57,7 @@ export class Regions {
 
   async open(slide) {
     const still = this.openings();
-    this.drawings(); // what was being drawn is of no use any more
+    this.drawings(); // cancel drawings in progress
     if (this.slide?.run !== slide.run) this.wish = null;
     Object.assign(this, { slide, found: null, region: null, tile: null, cursor: null, look: null });
     replace(this.scale);
@@ -79,7 +79,7 @@ export class Regions {
     if (!still()) return;
     Object.assign(this, { found, weights, tiles, composed, layer: this.layer === null || this.layer >= found.depth ? found.depth - 1 : this.layer });
     if (this.head !== "mean" && this.head >= found.heads) this.head = "mean";
-    // Where nobody weighs the regions, their weights have nothing to show.
+    // Without weights of regions there is nothing to show.
     const usual = this.weighed() ? "regions" : "tiles";
     this.map = this.wish === null || this.wish === "regions" ? usual : this.wish;
     this.atRegion = new Map(found.regions.map(([row, column], i) => [`${row}/${column}`, i]));
@@ -137,7 +137,7 @@ export class Regions {
     else if (tile !== undefined) this.go(region, tile);
   }
 
-  // What lies at a place of level 0.
+  // Region or tile at a position of level 0.
   at(x, y) {
     const [down, across] = this.about.step_px, row = Math.floor(y / down), column = Math.floor(x / across), { side } = this.found;
     const cell = `${row}/${column}`;
@@ -190,7 +190,7 @@ export class Regions {
 
   // --- what is drawn ---------------------------------------------------------------------------------
 
-  // Whether anybody weighs the regions: with neither slide level nor head all count alike.
+  // Whether regions have weights: without slide level and head all count equally.
   weighed() {
     const { low, high } = range(this.weights);
     return high > low;
@@ -252,7 +252,7 @@ export class Regions {
   }
 
   drawMarks() {
-    // The slide shows where its regions lie.
+    // The slide shows its regions.
     const marks = this.region === null ? this.found.regions.map((_, region) => ({ box: this.boxOf(region), thin: true })) : [];
     if (this.region !== null) marks.push({ box: this.boxOf(this.region) });
     if (this.tile !== null) marks.push({ box: this.boxOfTile(this.tile) });

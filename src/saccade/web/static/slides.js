@@ -32,7 +32,7 @@ export async function show(root, context) {
   async function open(id) {
     const slide = slides.find((one) => one.id === id), still = openings();
     if (view?.kind !== slide.kind) {
-      own?.abort(); // what the other view still waits for is of no use
+      own?.abort(); // cancel requests of the previous view
       own = new AbortController();
       signal.addEventListener("abort", () => own.abort());
       const pick = field("Slide", select(names, id, (other) => open(other)));
@@ -49,7 +49,7 @@ export async function show(root, context) {
   await open(slides[0].id);
 }
 
-// Slides that cannot be shown are named, never left out in silence.
+// Slides that cannot be shown are listed.
 function absent(missing) {
   if (!missing.length) return null;
   const count = missing.length === 1 ? "One slide" : `${missing.length.toLocaleString("en")} slides`;
@@ -73,7 +73,7 @@ class Tiles {
     this.node = el("div", { class: "slides-grid" }, el("div", null, tools, this.stage.node, this.scale, this.words), this.inside.node);
   }
 
-  // Nothing of another model or slide stays beside the reason.
+  // Remove everything of another model or slide.
   complain(error) {
     this.questions();
     this.stage.show(null, []);
@@ -98,7 +98,7 @@ class Tiles {
     await this.look();
   }
 
-  // Features of all tiles are made once; until then the page says how far they are.
+  // Features of all tiles are computed once; until then the page shows the progress.
   async look() {
     const still = this.looks();
     this.questions();

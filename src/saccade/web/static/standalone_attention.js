@@ -1,4 +1,4 @@
-// Chosen images that were kept with their attention: the explorer of saccade view, without a server.
+// Selected images with their attention: the explorer of saccade view, without a server.
 
 import { el } from "./dom.js";
 import { said } from "./embedded_api.js";

@@ -1,4 +1,4 @@
-// A sentence that was kept with its numbers: the same view as in saccade view, without a server.
+// A sentence with its numbers: the view of saccade view, without a server.
 
 import { el } from "./dom.js";
 import { block, weights } from "./embedded_data.js";
@@ -8,7 +8,7 @@ import { themes } from "./theme.js";
 const { info, layers, look, orders, note, asked } = block();
 const signal = new AbortController().signal;
 
-// One layer at a time is unpacked; the view keeps what it asked for.
+// One layer is unpacked at a time; the view caches what it requested.
 const layer = (number) => weights(layers[number], info.tokens.length);
 const source = {
   info,

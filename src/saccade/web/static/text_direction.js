@@ -1,4 +1,4 @@
-// In which direction words run: canvas and SVG do not find out by themselves.
+// Direction of words: canvas and SVG do not detect it.
 
 const LETTER = /\p{L}/u;
 const LEFTWARDS = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}\p{Script=Samaritan}\p{Script=Mandaic}\p{Script=Adlam}\p{Script=Hanifi_Rohingya}]/u;

@@ -1,4 +1,4 @@
-// Light or dark: as the system has it, until a person says otherwise.
+// Light or dark: the setting of the system unless changed here.
 
 export function themes(button) {
   const dark = matchMedia("(prefers-color-scheme: dark)");

@@ -19,7 +19,7 @@ export class TileView {
     });
   }
 
-  // What stands here while no tile is chosen.
+  // Content while no tile is selected.
   wait(...words) {
     this.tile = null;
     delete this.node.dataset.drawn;

@@ -25,7 +25,7 @@ function nifti(values, [z, y, x], voxel, kind) {
   return file.buffer;
 }
 
-let able = null; // whether the browser has WebGL 2: asking takes a context, of which there are few
+let able = null; // whether the browser has WebGL 2: the test needs a context, and their number is limited
 
 export class Volume3D {
   // On a canvas of its own; `close` lets go of it. Throws where the browser has no WebGL 2.
@@ -46,7 +46,7 @@ export class Volume3D {
     return Object.assign(solid, { view, canvas });
   }
 
-  // Listeners, observers and the memory of the card: left alone, NiiVue keeps every volume that was ever shown.
+  // Releases listeners, observers and GPU memory: NiiVue would keep every volume ever shown.
   close() {
     this.view.cleanup();
     this.view.gl?.getExtension("WEBGL_lose_context")?.loseContext();

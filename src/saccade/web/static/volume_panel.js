@@ -30,7 +30,7 @@ export class VolumePanel {
   patchOf(voxel) { return voxel.map((value, axis) => Math.floor((value * this.look.grid[axis]) / this.look.size_px[axis])); }
   token(asked) { return asked === null ? 0 : this.look.prefix + this.placeOf(asked); }
 
-  // Where things lie in a volume is told in millimetres, as models see it through cubes of their own.
+  // Positions in a volume are given in millimetres, because each model has its own cube.
   toMm(voxel) {
     const { start, side } = this.look.cube_mm;
     return voxel.map((value, axis) => start[axis] + ((value + 0.5) * side) / this.look.size_px[axis]);
@@ -88,7 +88,7 @@ export class VolumePanel {
     if (this.letter === "A") say(`${this.who}: most in ${this.name(most)}`);
   }
 
-  // What stood here is of another model or volume: it goes, and the reason stands in its place.
+  // The content belongs to another model or volume: replaced by the reason.
   refuse(error) {
     this.clear();
     this.trouble.hidden = false;

@@ -44,7 +44,7 @@ class Volumes {
 
   get two() { return this.sides[1].model !== ""; }
   get seen() { return this.sides.filter((side) => side.look); }
-  // Whose layers and heads the controls have: the first with attention.
+  // The panel whose layers and heads the controls list: the first with attention.
   get leading() { return (this.seen.find(({ look }) => look.kind === "attention") ?? this.seen[0])?.look; }
 
   build(images) {
@@ -120,7 +120,7 @@ class Volumes {
     this.openSolid(still);
   }
 
-  // Every side gets its look, or says why there is none. The voxels that were chosen stay where they are in the volume.
+  // Every side gets its model view, or the reason why there is none. Selected voxels keep their position in the volume.
   settle(answers) {
     const anew = this.of?.id !== this.image.id, before = anew ? this.seen[0]?.look.cube_mm ?? null : null;
     this.of = this.image;
@@ -138,7 +138,7 @@ class Volumes {
       if (this.head !== "mean" && this.head >= leading.heads) this.head = "mean";
     }
     const [first] = this.seen;
-    // In another volume the same place is that of the cube.
+    // In another volume the position in the cube is kept.
     const along = (mm) => mm && before && mm.map((at, axis) => first.look.cube_mm.start[axis]
       + ((at - before.start[axis]) / before.side) * first.look.cube_mm.side);
     if (anew) [this.mm, this.asked] = [along(this.mm), along(this.asked)];
@@ -189,14 +189,14 @@ class Volumes {
     event.preventDefault();
   }
 
-  // What a side shows: networks without attention their similarity, others what was chosen, as far as they have it.
+  // The map of a side: similarity for networks without attention, else the selected one, if available.
   viewOf({ look }) {
     const kind = look.kind === "similarity" ? "similarity" : this.kind;
     const head = kind !== "attention" || (this.head !== "mean" && this.head >= look.heads) ? "mean" : this.head;
     return { kind, head, layer: kind === "similarity" ? 0 : Math.min(this.layer, look.depth - 1), keep: this.keep, smooth: this.smooth, stretch: this.stretch };
   }
 
-  // Where the numbers do not come, the reason is said and the controls go back to what is shown.
+  // If the request fails, the reason is shown and the controls are reset.
   async refresh() {
     const still = this.drawings();
     try {
@@ -219,7 +219,7 @@ class Volumes {
     this.painted = { layer, head, kind, keep, smooth, stretch, asked: asking };
     this.trouble.hidden = true;
     seen.forEach((side, i) => side.set(rows[i], views[i], asked[i]));
-    if (new Set(views.map((view) => view.kind)).size === 1) { // pictures side by side have one scale
+    if (new Set(views.map((view) => view.kind)).size === 1) { // maps side by side share a scale
       sharedLimits(views[0].kind, seen, stretch).forEach((limits, i) => { seen[i].limits = limits; });
     }
     this.paint();
