@@ -27,7 +27,7 @@ class ViewsConfig:
     global_px: int | None = None
     local_px: int | None = None
     global_scale: tuple[float, float] = (0.4, 1.0)
-    """Share of the image's area; of volumes, of the cube that is looked at."""
+    """Fraction of the image's area; for volumes, of the sampled cube."""
     local_scale: tuple[float, float] = (0.1, 0.4)
     aspect: tuple[float, float] = USUAL_ASPECT
     """Width by height; views of volumes are cubes."""
@@ -45,7 +45,7 @@ class ViewsConfig:
     contrast: float = 0.4
     saturation: float | None = None
     hue: float | None = None
-    """Share of a full turn."""
+    """Fraction of a full turn."""
     grey_prob: float | None = None
     stain: float | None = None
     """Strength of the jitter of haematoxylin and eosin; 0: off."""
@@ -64,9 +64,9 @@ class ViewsConfig:
     solarise_prob: float = 0.0
     """In the global views after the first. DINO has 0.2; stained tissue loses its white background by it."""
     tile_dropout: float = 0.0
-    """Share of the tiles of a grid that is left out of each view; grids of vectors only."""
+    """Fraction of the tiles of a grid that each view leaves out; grids of vectors only."""
     vector_dropout: float = 0.0
-    """Share of the channels of a grid that is left out of each view; grids of vectors only."""
+    """Fraction of the channels of a grid that each view leaves out; grids of vectors only."""
     vector_jitter: float = 0.0
     """Shift of every channel of a view of a grid, in its standard deviations; grids of vectors only."""
 

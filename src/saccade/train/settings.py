@@ -166,11 +166,11 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches per optimiser step."""
     steps: int | None = None
-    """Optimiser steps; decided from ``epochs``, or from ``minutes`` by a short measurement."""
+    """Optimiser steps; decided from ``epochs``. With ``minutes`` an estimate until the run has ended."""
     epochs: float | None = None
     """Passes over the images; decided: 100 unless steps or minutes are given."""
     minutes: float = 0.0
-    """Training time in minutes, converted to steps at the start, so that a resumed run ends alike; 0: not limited."""
+    """Length in minutes, from start-up to report; schedules follow the time used (train/clock.py). 0: not limited."""
     seed: int = 0
     device: str | None = None
     precision: Literal["bf16", "fp32"] | None = None

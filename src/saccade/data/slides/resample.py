@@ -55,7 +55,7 @@ def resample(pixels: np.ndarray, box: Box, size_px: tuple[int, int]) -> np.ndarr
 
 
 def weights(length: int, start: float, stop: float, count: int) -> np.ndarray:
-    """[count length] float32: share of every source pixel in every target pixel; rows sum to 1."""
+    """[count length] float32: weight of every source pixel in every target pixel; rows sum to 1."""
     scale = (stop - start) / count
     width = max(scale, 1.0)
     centres = start + (np.arange(count) + 0.5) * scale
