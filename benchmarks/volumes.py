@@ -26,7 +26,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 import harness
 from saccade.api import pretrain
-from saccade.augment.cubes import sample_cubes, whole_cubes
+from saccade.augment.cubes import full_cubes, sample_cubes
 from saccade.augment.views import plain_view
 from saccade.augment.volume_views import spacing_of
 from saccade.base.random import numpy_generator
@@ -75,7 +75,7 @@ def patch_classes(source: Any, index: int, cache: Any, spec: Any, patch: int) ->
     """[N] class that fills most of each patch; -1 where most of the patch lies outside the volume."""
     mask = torch.from_numpy(source.read(index).mask.astype(np.int64))
     batch = cache.batch(np.array([index]))
-    cube = whole_cubes(batch.sizes_px, spacing_of(batch), spec.size_mm)
+    cube = full_cubes(batch.sizes_px, spacing_of(batch), spec.size_mm)
     spacing = spacing_of(batch)[0] * batch.sizes_px[0] / torch.tensor(mask.shape)
     layers = torch.stack([mask == c for c in range(3)]).float()
     shares = patchify(sample_cubes(layers, spacing, cube, spec.size_px), patch)

@@ -79,11 +79,11 @@ def test_shrinking_does_not_alias():
     for axis in range(3):
         volume = stripes.view([64 if a == axis else 1 for a in range(3)]).expand(64, 64, 64)[None]
         found = cubes.sample_cubes(
-            volume, torch.ones(3), cubes.whole_cubes(torch.tensor([[64, 64, 64]]), torch.ones(1, 3), 0.0), 16
+            volume, torch.ones(3), cubes.full_cubes(torch.tensor([[64, 64, 64]]), torch.ones(1, 3), 0.0), 16
         )
         assert (found - 0.5).abs().max() < 1e-5
     thick = cubes.choose_levels(
-        cubes.whole_cubes(torch.tensor([[16, 64, 64]]), torch.tensor([[4.0, 1.0, 1.0]]), 0.0),
+        cubes.full_cubes(torch.tensor([[16, 64, 64]]), torch.tensor([[4.0, 1.0, 1.0]]), 0.0),
         torch.tensor([16, 64, 64]),
         torch.tensor([4.0, 1.0, 1.0]),
         16,

@@ -69,10 +69,10 @@ def saved(page, kind: str) -> bytes:
 
 def test_the_numbers_are_those_of_the_library(words, known):
     row = known.mean[known.query]
-    ranked = sorted(known.shown(), key=lambda i: -row[i])[:8]
+    ranked = sorted(known.drawn_words(), key=lambda i: -row[i])[:8]
     assert [line.split()[0] for line in best(words)] == [known.names[i] for i in ranked]
     assert all(f"{100 * row[i]:.1f} %" in line for i, line in zip(ranked, best(words)))
-    assert known.unseen() in words.locator(".page-sentences").inner_text()
+    assert known.hidden_note() in words.locator(".page-sentences").inner_text()
 
 
 def test_it_is_used_by_keyboard(words):

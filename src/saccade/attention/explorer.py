@@ -20,7 +20,7 @@ import torch
 from saccade.attention.image import ModelInput, input_size, to_model_input
 from saccade.attention.recorded_qkv import RecordedQKV
 from saccade.attention.volume import keep_mass, nifti_of
-from saccade.attention.volume_map import SeenCube, seen_cube
+from saccade.attention.volume_map import SampledCube, sampled_cube
 from saccade.augment.views import plain_view
 from saccade.base.cache import LruCache
 from saccade.base.contracts import Sample
@@ -86,7 +86,7 @@ class ModelView:
         Queries, keys and values; None for networks without attention.
     vectors : ndarray, optional
         [1 + N D] of unit length, the image vector and every token, of networks without attention.
-    cube : SeenCube, optional
+    cube : SampledCube, optional
         Position of the input in a volume.
     unread : ndarray, optional
         bool [Y X], pixels that the slide file could not deliver; None where all are there.
@@ -99,7 +99,7 @@ class ModelView:
     order: np.ndarray | None
     qkv: RecordedQKV | None
     vectors: np.ndarray | None
-    cube: SeenCube | None = None
+    cube: SampledCube | None = None
     unread: np.ndarray | None = None
 
     @property
@@ -223,7 +223,7 @@ class Explorer:
 
 def _input_of(
     loaded: LoadedModel, request: ViewRequest, sample: Sample
-) -> tuple[ModelInput, np.ndarray | None, SeenCube | None]:
+) -> tuple[ModelInput, np.ndarray | None, SampledCube | None]:
     """The input, the order of its patches where they are shuffled, and where it lies in a volume."""
     axes = sample.pixels.ndim - 1
     if loaded.spec.axes != axes or loaded.spec.grid:
@@ -249,7 +249,7 @@ def _cube_side(loaded: LoadedModel, size_px: int | None) -> int:
     return max(unit, round((size_px or loaded.spec.size_px) / unit) * unit)
 
 
-def cube(loaded: LoadedModel, sample: Sample, size_px: int | None) -> tuple[ModelInput, SeenCube]:
+def cube(loaded: LoadedModel, sample: Sample, size_px: int | None) -> tuple[ModelInput, SampledCube]:
     """The cube of a volume that the model was trained on: x [1 C S S S], and uint8 [T Y X] of its first channel."""
     side = _cube_side(loaded, size_px)
     spec = dataclasses.replace(loaded.spec, size_px=side)
@@ -258,7 +258,7 @@ def cube(loaded: LoadedModel, sample: Sample, size_px: int | None) -> tuple[Mode
     batch = dataclasses.replace(cache, offset=spec.offset, scale=spec.scale).batch(np.arange(1))
     x = plain_view(batch, spec)
     grey = (x[0, 0] * spec.std[0] + spec.mean[0]) * 255
-    return ModelInput(x, grey.round().clamp(0, 255).to(torch.uint8).numpy()), seen_cube(batch, spec)
+    return ModelInput(x, grey.round().clamp(0, 255).to(torch.uint8).numpy()), sampled_cube(batch, spec)
 
 
 def volume_file(view: ModelView, sample: Sample, values: np.ndarray, keep: float | None) -> bytes:

@@ -33,7 +33,7 @@ class TextAttention(frames.Tabular):
 
     def text(self) -> str:
         """The result as text for a terminal, readable without colour."""
-        notes = [s for s in (self.sentence.unseen(), self.cut()) if s]
+        notes = [s for s in (self.sentence.hidden_note(), self.cut()) if s]
         return "\n".join([self.sentence.title, *lines(self.sentence), *notes])
 
     def cut(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from saccade.attention.maps import AttentionMap, Query, attention_map
-from saccade.augment.cubes import whole_cubes
+from saccade.augment.cubes import full_cubes
 from saccade.augment.views import plain_view
 from saccade.augment.volume_views import spacing_of
 from saccade.base.contracts import Batch, InputSpec
@@ -24,7 +24,7 @@ Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class SeenCube:
+class SampledCube:
     """The cube of a volume that is the network's input; millimetres from the volume's corner.
 
     Parameters
@@ -65,7 +65,7 @@ class VolumeMap:
     """A map of one query over the input cube; the values of ``amap`` are [H T' Y' X']."""
 
     amap: AttentionMap
-    cube: SeenCube
+    cube: SampledCube
 
     def box(self, shape: tuple[int, ...]) -> tuple[float, ...] | None:
         """The query patch in voxels of a volume of this shape: front, top, left, depth, height, width."""
@@ -77,12 +77,12 @@ class VolumeMap:
         return (*starts, *(self.amap.query_box[3 + a] * input_mm * scale[a] for a in range(3)))
 
 
-def seen_cube(batch: Batch, spec: InputSpec) -> SeenCube:
+def sampled_cube(batch: Batch, spec: InputSpec) -> SampledCube:
     """The cube of the one volume of ``batch`` that the model's input ``spec`` takes."""
     spacing, sizes = spacing_of(batch), batch.sizes_px.cpu()
-    cube = whole_cubes(sizes, spacing, spec.size_mm)
+    cube = full_cubes(sizes, spacing, spec.size_mm)
     start, extent = cube.start[0].tolist(), (sizes * spacing)[0].tolist()
-    return SeenCube((start[0], start[1], start[2]), float(cube.side[0]), (extent[0], extent[1], extent[2]))
+    return SampledCube((start[0], start[1], start[2]), float(cube.side[0]), (extent[0], extent[1], extent[2]))
 
 
 def volume_map(
@@ -108,7 +108,7 @@ def volume_map(
     UsageError
         The point lies outside the input cube; and what ``attention_map`` raises.
     """
-    cube = seen_cube(batch, spec)
+    cube = sampled_cube(batch, spec)
     start, side = cube.start_mm, cube.side_mm
     asked: Query = "cls"
     if query != "cls":

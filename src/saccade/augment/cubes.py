@@ -47,7 +47,7 @@ class Placing:
     rotate_degrees: float
 
 
-def whole_cubes(sizes: Int[Tensor, "B 3"], spacing_mm: Float[Tensor, "B 3"], size_mm: float) -> Cubes:
+def full_cubes(sizes: Int[Tensor, "B 3"], spacing_mm: Float[Tensor, "B 3"], size_mm: float) -> Cubes:
     """The cube that a volume is seen through: of ``size_mm`` about its middle, or around all of it (0)."""
     extent = sizes * spacing_mm
     side = torch.full((len(sizes),), float(size_mm)) if size_mm else extent.amax(dim=1)
@@ -67,7 +67,7 @@ def draw_cubes(
     """
     extent = sizes * spacing_mm
     fraction = what.scale[0] + (what.scale[1] - what.scale[0]) * u[:, 0]
-    side = whole_cubes(sizes, spacing_mm, size_mm).side * fraction ** (1 / 3)
+    side = full_cubes(sizes, spacing_mm, size_mm).side * fraction ** (1 / 3)
     return Cubes((extent - side[:, None]) * u[:, 1:4], side, draw_turns(u[:, 4:], what))
 
 

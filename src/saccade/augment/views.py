@@ -208,7 +208,7 @@ def plain_view(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C *S"]:
     Of a volume the cube around all of it, or the one of ``spec.size_mm`` about its middle; of grids, everything.
     """
     if spec.axes == 3:
-        return normalise(volume_views.whole(batch, spec), spec)
+        return normalise(volume_views.full_view(batch, spec), spec)
     pixels = batch.to_unit_range(slice(None), batch.pixels.device)
     if spec.grid:
         return normalise(pixels, spec)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saccade.augment.color import factor, normalise
-from saccade.augment.cubes import DRAWS, Cubes, Placing, draw_cubes, sample_cubes, whole_cubes
+from saccade.augment.cubes import DRAWS, Cubes, Placing, draw_cubes, full_cubes, sample_cubes
 from saccade.augment.scanner import FIELDS, Changes, change
 from saccade.augment.settings import ResolvedViews, ViewGroup, view_groups
 from saccade.base.contracts import Batch, InputSpec, Role, View
@@ -25,10 +25,10 @@ def spacing_of(batch: Batch) -> Float[Tensor, "B 3"]:
     return torch.ones(len(batch.pixels), 3) if batch.spacing_mm is None else batch.spacing_mm.cpu().float()
 
 
-def whole(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C S S S"]:
+def full_view(batch: Batch, spec: InputSpec) -> Float[Tensor, "B C S S S"]:
     """The cube of every volume that ``spec`` selects, in 0..1."""
     spacing, sizes = spacing_of(batch), batch.sizes_px.cpu()
-    cubes = whole_cubes(sizes, spacing, spec.size_mm)
+    cubes = full_cubes(sizes, spacing, spec.size_mm)
     inputs = [
         sample_cubes(_one(batch, index, batch.pixels.device), spacing[index], cubes.part(slice(index, index + 1)), side)
         for index, side in enumerate([spec.size_px] * len(sizes))

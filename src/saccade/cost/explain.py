@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saccade.cost.recorder import ATTENTION, GRADIENTS, IN_FLIGHT, LOSS, OPTIMIZER, RECOMPUTED
 from saccade.cost.step import FRAGMENTATION, FROZEN, IMAGES, VIEWS, WEIGHTS, Price, Workload
-from saccade.cost.system_memory import said
+from saccade.cost.system_memory import format_bytes
 
 PARAMETERS = "grows with the network, not with the images"
 GROWS = {
@@ -26,7 +26,7 @@ ACTIVATIONS = "stored for the backward pass; grows with the batch and the tokens
 def sentence(cost: Price, load: Workload) -> str:
     """The dominating label: its bytes, what it grows with, and for attention the product of its factors."""
     label = cost.dominating
-    text = f"{label}, {said(cost.memory.get(label, 0))} ({GROWS.get(label, ACTIVATIONS)})"
+    text = f"{label}, {format_bytes(cost.memory.get(label, 0))} ({GROWS.get(label, ACTIVATIONS)})"
     if label == ATTENTION and cost.attention:
         side, item = load.global_views[1], 2 if load.bf16 else 4
         heads = getattr(load.network, "heads", 1)

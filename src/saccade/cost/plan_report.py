@@ -31,7 +31,7 @@ def _shown_views(load: Workload) -> str:
     return " and ".join(shown)
 
 
-def said_operations(count: float) -> str:
+def format_operations(count: float) -> str:
     """12.3 TFLOP."""
     for unit, size in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)):
         if count >= size:
@@ -39,7 +39,7 @@ def said_operations(count: float) -> str:
     return f"{count / 1e6:,.3g} MFLOP"
 
 
-def said_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """3.4 min."""
     for unit, size in (("days", 86400), ("hours", 3600), ("min", 60)):
         if seconds >= 2 * size:
@@ -161,20 +161,25 @@ class Planned(frames.Tabular):
         epoch = self.steps_per_epoch
         of = f"{'each ' if self.assumed else ''}{self.images:,} images"
         lines.append(
-            f"operations    {said_operations(found.total_flops)} a step, "
-            f"{said_operations(epoch * found.total_flops)} for {of}"
+            f"operations    {format_operations(found.total_flops)} a step, "
+            f"{format_operations(epoch * found.total_flops)} for {of}"
         )
         if self.speed is not None:
             lines.append(
-                f"time          {said_time(self.speed.seconds)} a step, {said_time(epoch * self.speed.seconds)} "
+                f"time          {format_duration(self.speed.seconds)} a step, "
+                f"{format_duration(epoch * self.speed.seconds)} "
                 f"for {of}\n              ({self.speed.how})"
             )
         lines.append(
-            f"disk          {system_memory.said(self.checkpoints)} for checkpoints and model"
-            + (f", {system_memory.said(self.cache - self.held)} for decoded images" if self.cache > self.held else "")
+            f"disk          {system_memory.format_bytes(self.checkpoints)} for checkpoints and model"
+            + (
+                f", {system_memory.format_bytes(self.cache - self.held)} for decoded images"
+                if self.cache > self.held
+                else ""
+            )
         )
-        lines.append(f"memory        {system_memory.said(self.peak)} at the fullest moment")
-        lines += [f"  {system_memory.said(count):>9s}  {name}" for name, count in self._parts()]
+        lines.append(f"memory        {system_memory.format_bytes(self.peak)} at the fullest moment")
+        lines += [f"  {system_memory.format_bytes(count):>9s}  {name}" for name, count in self._parts()]
         lines += ["", f"Most of a step's memory: {sentence(found, load)}.", *self._limits(), "", *self._others()]
         if network.capabilities.any_patch:
             lines += [
@@ -195,7 +200,7 @@ class Planned(frames.Tabular):
         fits = "fits into" if self.peak <= self.memory else "DOES NOT FIT into"
         batch = f"the largest batch that fits is {self.batch}" if self.batch else "not even the smallest batch fits"
         patch = f", the smallest patch {self.patch}" if self.patch else ""
-        return [f"It {fits} {system_memory.said(self.memory)}; {batch}{patch}."]
+        return [f"It {fits} {system_memory.format_bytes(self.memory)}; {batch}{patch}."]
 
     def _others(self) -> list[str]:
         if not self.others:
@@ -205,5 +210,7 @@ class Planned(frames.Tabular):
             ratio = one.price.total_flops / max(1, self.price.total_flops)
             peak = self.bare + self.held + one.price.peak
             mark = "" if self.memory is None or peak <= self.memory else "  does not fit"
-            lines.append(f"  {ratio:6.3g} x operations  {system_memory.said(peak):>9s}  {one.name}: {one.how}{mark}")
+            lines.append(
+                f"  {ratio:6.3g} x operations  {system_memory.format_bytes(peak):>9s}  {one.name}: {one.how}{mark}"
+            )
         return lines

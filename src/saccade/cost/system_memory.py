@@ -60,7 +60,7 @@ def parse_size(text: str) -> int:
     return found
 
 
-def said(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes for people, three digits."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1000:

@@ -144,9 +144,9 @@ class Embedder:
     def about_table(self) -> dict[str, Any]:
         """Metadata of a table of all tiles: how to cut them again, and how to embed another one."""
         self.cache()  # settles the input
-        return self.asked() | {"spec": dataclasses.asdict(self.model.spec)}
+        return self.identity() | {"spec": dataclasses.asdict(self.model.spec)}
 
-    def asked(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """The part of ``about_table`` that is known before a tile is read."""
         return {
             "rows": "tiles",
@@ -224,7 +224,7 @@ def as_trained(model: str | Path, requested: Tiling | None) -> Tiling:
         tile_px,
         tissue,
         requested.slide_mpp,
-        told_to(model, data["slide_mpp"]),
+        assumed_mpp_of(model, data["slide_mpp"]),
         from_model=not requested.asked,
         skip_unknown_mpp=requested.skip_unknown_mpp,
     )
@@ -235,7 +235,7 @@ def _recorded(tiling: Tiling) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(tiling).items() if value or key != "skip_unknown_mpp"}
 
 
-def told_to(run: str | Path, slide_mpp: float | None) -> tuple[float, frozenset[str]] | None:
+def assumed_mpp_of(run: str | Path, slide_mpp: float | None) -> tuple[float, frozenset[str]] | None:
     """``Tiling.assumed_mpp`` of a run whose settings have this ``slide_mpp``."""
     record = run_folder.data_record(run) if slide_mpp else None
     return (float(slide_mpp), frozenset(item["sha256"] for item in record["files"])) if slide_mpp and record else None
@@ -336,7 +336,7 @@ def embed_table(
     return EmbeddedSlides([out], len(tiles.entries), 0, rows, embedder.model.backbone.dim)
 
 
-def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | None]) -> int | None:
+def existing_rows(embedder: Embedder, out: str | Path, origin: Mapping[str, str | None]) -> int | None:
     """Number of rows of the table ``out`` if it is up to date, otherwise None.
 
     It is when weights, input, tiling, origin, the contents of the slides and their labels are the same. Tiles that
@@ -348,7 +348,7 @@ def rows_there(embedder: Embedder, out: str | Path, origin: Mapping[str, str | N
     stored, columns = metadata
     about, spec = dict(stored.get("about", {})), embedder.model.spec
     had = about.pop("spec", {})
-    expected = json.loads(json.dumps({"model": embedder.model.name, "about": embedder.asked() | dict(origin)}))
+    expected = json.loads(json.dumps({"model": embedder.model.name, "about": embedder.identity() | dict(origin)}))
     if {"model": stored.get("model"), "about": about} != expected:
         return None
     if (had.get("grey"), had.get("size_px")) != (spec.grey, spec.size_px):
@@ -382,7 +382,7 @@ def write_features(
     path, tiles = Path(out), embedder.tiles
     check_unreadable(tiles, embedder.max_bad, embedder.say)
     if stores.is_lance(out) or path.suffix == ".parquet":
-        rows = rows_there(embedder, out, origin)
+        rows = existing_rows(embedder, out, origin)
         if rows is not None:
             embedder.say(f"{out} is up to date and is skipped")
             if stores.is_lance(out):

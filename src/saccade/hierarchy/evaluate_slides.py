@@ -27,7 +27,7 @@ from saccade.evaluation.contamination import canonical_id, seen_in_pretraining
 from saccade.evaluation.nested_cv import Cohort, Learner, NestedConfig, choose, nested
 from saccade.evaluation.protocol import EvalReport
 from saccade.evaluation.small_samples import few_words, mark
-from saccade.features.embed_slides import told_to
+from saccade.features.embed_slides import assumed_mpp_of
 from saccade.features.table import FeatureTable
 from saccade.features.thumbnails import SLIDES
 from saccade.hierarchy.embed_regions import embed_grids
@@ -110,7 +110,7 @@ def slides_of(run: Path, data: str, settings: Mapping[str, Any]) -> SlideTiles:
     """The slides of ``data``, tiled as in the training of the hierarchy; ``settings`` name table and columns."""
     tile_settings = settings_of(read_request(run).levels["tile"])
     cut = {k: v for k, v in tile_settings.items() if k in ("data.mpp", "data.tile_px", "data.tissue")}
-    assumed_mpp = told_to(run, float(tile_settings.get("data.slide_mpp") or 0))
+    assumed_mpp = assumed_mpp_of(run, float(tile_settings.get("data.slide_mpp") or 0))
     return open_tiles(data, cut | dict(settings), assumed_mpp)
 
 

@@ -134,7 +134,7 @@ class RegionViews:
             raise out_of_range("region", region, len(regions.blocks) - 1)
         view = self._looks.get((asked.key, region))
         if view is None:
-            view = _seen(regions, asked, regions.blocks[region])
+            view = _model_view(regions, asked, regions.blocks[region])
             self._looks.put((asked.key, region), view, view.nbytes)
         return view
 
@@ -174,7 +174,7 @@ def look(hierarchy: Hierarchy, asked: SlideRequest, done: TilesDone) -> Regions:
     return Regions(hierarchy, below, cells, places, len(number_of), blocks, weights)
 
 
-def _seen(regions: Regions, asked: SlideRequest, block: Block) -> ModelView:
+def _model_view(regions: Regions, asked: SlideRequest, block: Block) -> ModelView:
     reader = regions.hierarchy.region
     network = reader.model.backbone
     assert has_attention(network)

@@ -83,12 +83,12 @@ class Diagnosis:
     advice: str
 
     def text(self) -> str:
-        what = ", ".join(f"--set {key}={shown(value)}" for key, value in self.change.items()) or self.advice
+        what = ", ".join(f"--set {key}={format_value(value)}" for key, value in self.change.items()) or self.advice
         hint = f"{what} ({self.advice})" if self.change and self.advice else what
         return f"{self.name} since step {self.since}: {self.evidence}\n  likely cause: {self.cause}\n  change: {hint}"
 
 
-def shown(value: float | str) -> str:
+def format_value(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 

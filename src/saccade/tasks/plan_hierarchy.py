@@ -14,7 +14,7 @@ import numpy as np
 from saccade import runtime
 from saccade.base import config, frames
 from saccade.cost.flops import cost_of
-from saccade.cost.plan_report import Planned, said_operations, said_time
+from saccade.cost.plan_report import Planned, format_duration, format_operations
 from saccade.data.feature_grids import cut_blocks
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import UsageError
@@ -59,8 +59,10 @@ class PlannedHierarchy:
                 lines += ["", f"--- {level} level, {self.levels[level].images:,} {WHAT[level]} ---", ""]
                 lines.append(self.levels[level].text())
             if level == "tile":
-                time = "" if self.seconds is None else f", about {said_time(self.seconds)} beside reading the slides"
-                lines += ["", f"Then every tile is looked at once: {said_operations(self.flops)}{time}."]
+                time = (
+                    "" if self.seconds is None else f", about {format_duration(self.seconds)} beside reading the slides"
+                )
+                lines += ["", f"Then every tile is looked at once: {format_operations(self.flops)}{time}."]
         if "slide" not in self.levels:
             lines += ["", f"No slide level is trained: below {FEWEST_SLIDES} slides, or as it was asked for."]
         return "\n".join(lines)

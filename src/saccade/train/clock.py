@@ -46,7 +46,7 @@ class Clock(Protocol):
         """What a checkpoint of this step needs; empty where the step number says everything."""
         ...
 
-    def shown(self, step: int, fraction: float) -> tuple[int, int]:
+    def bar_position(self, step: int, fraction: float) -> tuple[int, int]:
         """Done and total for a progress bar."""
         ...
 
@@ -74,7 +74,7 @@ class StepClock:
     def state(self, fraction: float) -> dict[str, float]:
         return {}
 
-    def shown(self, step: int, fraction: float) -> tuple[int, int]:
+    def bar_position(self, step: int, fraction: float) -> tuple[int, int]:
         return step, self.train.steps
 
 
@@ -159,7 +159,7 @@ class TimeClock:
             "evaluations": self.evaluations,
         }
 
-    def shown(self, step: int, fraction: float) -> tuple[int, int]:
+    def bar_position(self, step: int, fraction: float) -> tuple[int, int]:
         if self.began is None:
             return 0, 1
         total = round(self._available() / max(1e-9, 1 - self.first))

@@ -313,7 +313,9 @@ def fit(
                 for diagnosis in doctor.look(line):
                     console.say(f"step {step}: {diagnosis.text()}")
             rate = (step + 1 - start) * images / max(1e-9, seconds + now - mark)
-            console.progress(*clock.shown(step + 1, fraction), {"loss": loss, "images_per_second": rate, **figures})
+            console.progress(
+                *clock.bar_position(step + 1, fraction), {"loss": loss, "images_per_second": rate, **figures}
+            )
     return step
 
 

@@ -113,7 +113,9 @@ def refusal(load: Workload, cost: Price, free: int, where: str) -> MemoryShort:
     for option in alternatives(load):
         if option.price.peak <= free and len(lines) < OFFERED:
             ratio = option.price.total_flops / max(1, cost.total_flops)
-            lines.append(f"{option.how}  ({system_memory.said(option.price.peak)}, {ratio:.2g} times the operations)")
+            lines.append(
+                f"{option.how}  ({system_memory.format_bytes(option.price.peak)}, {ratio:.2g} times the operations)"
+            )
     batch = largest_batch(load, free)
     if batch:
         lines.append(f"--batch {batch}  (the largest that fits)")
@@ -123,7 +125,7 @@ def refusal(load: Workload, cost: Price, free: int, where: str) -> MemoryShort:
     hint = "what fits instead:\n        " + "\n        ".join(lines) if lines else "a smaller network or --size"
     return MemoryShort(
         "this run does not fit into memory",
-        got=f"{system_memory.said(cost.peak)} for one step; most of it: {sentence(cost, load)}",
-        expected=f"at most {system_memory.said(free)}, which is {where}",
+        got=f"{system_memory.format_bytes(cost.peak)} for one step; most of it: {sentence(cost, load)}",
+        expected=f"at most {system_memory.format_bytes(free)}, which is {where}",
         hint=f"{hint}\n        saccade plan shows the price of every setting",
     )

@@ -26,7 +26,7 @@ from saccade.data.audit.slides import describe_slides
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import DataError, UsageError
 from saccade.methods.base import Method
-from saccade.methods.diagnosis import Diagnosis, shown
+from saccade.methods.diagnosis import Diagnosis, format_value
 from saccade.methods.supervised import Supervised
 from saccade.models.backbones.weights import save_model
 from saccade.train import checkpoint
@@ -121,7 +121,7 @@ def _repair(out: Path, run: ResolvedRun, problem: Diagnosis, console: Console) -
         record = dataclasses.asdict(problem) | {"change": dict(problem.change), "back_to": back}
         with (out / "repairs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        what = ", ".join(f"{key}={shown(value)}" for key, value in problem.change.items())
+        what = ", ".join(f"{key}={format_value(value)}" for key, value in problem.change.items())
         console.say(f"{problem.name}: back to step {back}, with {what}")
     runtime.barrier()
     return changed

@@ -48,16 +48,16 @@ class SentenceMap:
     def mean(self) -> np.ndarray:
         return self.weights.mean(axis=0)
 
-    def shown(self) -> list[int]:
+    def drawn_words(self) -> list[int]:
         """Indices of the drawn words; a special token that is the query is drawn."""
         return [i for i, s in enumerate(self.special) if not (s and self.hidden) or i == self.query]
 
-    def unseen(self) -> str:
+    def hidden_note(self) -> str:
         """How much attention is not drawn, in words; empty where all is."""
-        left = [i for i in range(len(self.names)) if i not in self.shown()]
+        left = [i for i in range(len(self.names)) if i not in self.drawn_words()]
         if not left:
             return ""
-        rows = self.shown() if self.query is None else [self.query]
+        rows = self.drawn_words() if self.query is None else [self.query]
         share = float(self.mean[np.ix_(rows, left)].sum(axis=1).mean())
         who = " and ".join(dict.fromkeys(self.names[i] for i in left))
         return f"{percent(share)} goes to {who}, not drawn"
@@ -83,7 +83,7 @@ def lines(sentence: SentenceMap, bar: int = 32) -> list[str]:
     """The words with their weights and bars of text characters; without a query, each word's strongest keys."""
     if sentence.query is None:
         return _strongest(sentence)
-    row, drawn = sentence.mean[sentence.query], sentence.shown()
+    row, drawn = sentence.mean[sentence.query], sentence.drawn_words()
     names = [printable(sentence.names[i]) for i in drawn]
     room = max(columns(name) for name in names)
     most = max(float(row[drawn].max()), 1e-12)
@@ -102,7 +102,7 @@ def lines(sentence: SentenceMap, bar: int = 32) -> list[str]:
 
 
 def _strongest(sentence: SentenceMap, most: int = 3) -> list[str]:
-    drawn, mean = sentence.shown(), sentence.mean
+    drawn, mean = sentence.drawn_words(), sentence.mean
     names = {i: printable(sentence.names[i]) for i in drawn}
     room = max(columns(name) for name in names.values())
     text_lines = ["strongest keys of each word:"]
@@ -119,7 +119,7 @@ def _strongest(sentence: SentenceMap, most: int = 3) -> list[str]:
 def draw(sentence: SentenceMap) -> Drawing:
     """Arcs from the query word, if there is one; below, the attention matrix, and the matrix of every head."""
     shapes: list[Shape] = [TextLine(0, 18, sentence.title, 15, bold=True)]
-    notes = [s for s in (_query_text(sentence), sentence.unseen()) if s]
+    notes = [s for s in (_query_text(sentence), sentence.hidden_note()) if s]
     shapes.append(TextLine(0, 38, " · ".join(notes), 12.5, "soft"))
     y = 52.0
     if sentence.query is not None:
@@ -144,14 +144,14 @@ def _best(sentence: SentenceMap) -> list[str]:
     if sentence.query is None:
         return []
     row = sentence.mean[sentence.query]
-    best = sorted(sentence.shown(), key=lambda i: -row[i])[:5]
+    best = sorted(sentence.drawn_words(), key=lambda i: -row[i])[:5]
     return [f"{sentence.names[i]} {percent(float(row[i]))}" for i in best]
 
 
 def _arcs(sentence: SentenceMap, top: float) -> tuple[list[Shape], float]:
     """The sentence in lines, and a curve from the query to every word, as thick as its weight."""
     assert sentence.query is not None
-    drawn, row = sentence.shown(), sentence.mean[sentence.query]
+    drawn, row = sentence.drawn_words(), sentence.mean[sentence.query]
     positions, bottom = _set_in_lines([sentence.names[i] for i in drawn], top)
     most = max(float(row[drawn].max()), 1e-12)
     asking = positions[drawn.index(sentence.query)]
@@ -197,7 +197,7 @@ def _curve(start: Place, end: Place, strength: float) -> Bezier:
 
 
 def _matrix(sentence: SentenceMap, top: float) -> tuple[list[Shape], float]:
-    drawn = sentence.shown()
+    drawn = sentence.drawn_words()
     weights = sentence.mean[np.ix_(drawn, drawn)]
     count, most = len(drawn), max(float(weights.max()), 1e-12)
     labelled = count <= MOST_LABELS
@@ -235,7 +235,7 @@ def _key(x: float, y: float, most: float) -> list[Shape]:
 
 def _heads(sentence: SentenceMap, top: float) -> tuple[list[Shape], float]:
     """A small matrix for every head, each scaled to its own largest cell."""
-    drawn = sentence.shown()
+    drawn = sentence.drawn_words()
     side, gap, across = 122.0, 24.0, 6
     shapes: list[Shape] = [TextLine(0, top + 12, "Heads", 13, bold=True)]
     y = top + 30

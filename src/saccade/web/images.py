@@ -32,12 +32,12 @@ def router(catalog: Catalog) -> APIRouter:
         run: str, start: Annotated[int, Query(ge=0)] = 0, count: Annotated[int, Query(ge=1, le=200)] = 48
     ) -> dict[str, Any]:
         total, images = catalog.images(catalog.run(run), start, count)
-        return {"total": total, "images": [shown(image.id, image) for image in images]}
+        return {"total": total, "images": [describe_image(image.id, image) for image in images]}
 
     @api.get("/images/{key}")
     def one(key: str) -> dict[str, Any]:
         """The image of an id of this session; HTTP 404 if the server no longer has it."""
-        return shown(key, catalog.image(key))
+        return describe_image(key, catalog.image(key))
 
     @api.get("/images/{key}/small")
     def small(key: str, side: Annotated[int, Query(ge=16, le=1024)] = 96) -> Response:
@@ -58,7 +58,7 @@ def _take(catalog: Catalog, name: str, data: bytes) -> dict[str, Any]:
     return {"id": catalog.uploads.add(name, data), "name": name, "upload": True, "size_px": list(pixels.shape[1:])}
 
 
-def shown(key: str, image: CatalogImage | Upload) -> dict[str, Any]:
+def describe_image(key: str, image: CatalogImage | Upload) -> dict[str, Any]:
     """An image as the page lists it."""
     if isinstance(image, Upload):
         return {"id": key, "name": image.name, "label": None, "split": None, "upload": True}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.errors import UsageError
-from saccade.methods.diagnosis import Diagnosis, shown
+from saccade.methods.diagnosis import Diagnosis, format_value
 from saccade.reporting.html import number
 from saccade.reporting.run_files import RunFiles, mapping
 from saccade.train.diagnose import Doctor, settings_of
@@ -76,7 +76,7 @@ class Watch:
         return self._doctor.look({key: number(value) for key, value in line.items()})
 
 
-def said(diagnosis: Diagnosis) -> dict[str, Any]:
+def diagnosis_record(diagnosis: Diagnosis) -> dict[str, Any]:
     """A finding for the page: name, first step, evidence, likely cause and change."""
     return {
         "name": diagnosis.name,
@@ -84,6 +84,6 @@ def said(diagnosis: Diagnosis) -> dict[str, Any]:
         "step": diagnosis.step,
         "evidence": diagnosis.evidence,
         "cause": diagnosis.cause,
-        "change": ", ".join(f"--set {key}={shown(value)}" for key, value in diagnosis.change.items()),
+        "change": ", ".join(f"--set {key}={format_value(value)}" for key, value in diagnosis.change.items()),
         "advice": diagnosis.advice,
     }

@@ -25,7 +25,7 @@ from saccade.reporting.run_files import RunFiles, last, mapping
 from saccade.reporting.run_report import diagnoses, headline, title_of
 from saccade.web import discover
 from saccade.web.catalog import Catalog, CatalogRun
-from saccade.web.live import Tail, Watch, plain, said
+from saccade.web.live import Tail, Watch, diagnosis_record, plain
 from saccade.web.security import REPORT_POLICY
 from saccade.web.shell_commands import evaluate_command
 
@@ -44,7 +44,7 @@ class Findings:
         key = run.folder, discover.stamp(run.folder / "metrics.jsonl")
         findings = self._findings.get(key)
         if findings is None:
-            findings = [] if files is None else [said(diagnosis) for diagnosis in diagnoses(files)]
+            findings = [] if files is None else [diagnosis_record(diagnosis) for diagnosis in diagnoses(files)]
             self._findings.put(key, findings)
         return findings
 
@@ -224,7 +224,7 @@ class RunFollower:
         if not lines and not anew:
             return None
         ill = (
-            [said(diagnosis) for line in lines for diagnosis in self._watch.look(line)]
+            [diagnosis_record(diagnosis) for line in lines for diagnosis in self._watch.look(line)]
             if self._watch is not None
             else []
         )

@@ -39,7 +39,7 @@ def create_app(catalog: Catalog, keys: Keys) -> ASGIApp:
     for router in ROUTERS:
         app.include_router(router(catalog), prefix="/api")
     app.include_router(_files())
-    app.add_exception_handler(SaccadeError, _said)
+    app.add_exception_handler(SaccadeError, _error_response)
     return Gate(app, keys)
 
 
@@ -65,7 +65,7 @@ def _files() -> APIRouter:
     return router
 
 
-def _said(request: Request, error: Exception) -> JSONResponse:
+def _error_response(request: Request, error: Exception) -> JSONResponse:
     """An error as JSON, with the parts of the message."""
     assert isinstance(error, SaccadeError)
     parts = {"what": error.what, "got": error.got, "expected": error.expected, "hint": error.hint}

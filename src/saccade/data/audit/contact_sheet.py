@@ -79,13 +79,13 @@ def _mark(pixels: np.ndarray) -> str:
 
 def _tile(pixels: np.ndarray, tile_px: int) -> Image.Image:
     """One image as large as the tile allows; enlarged without smoothing, so that real pixels are seen."""
-    picture = Image.fromarray(_shown(pixels))
+    picture = Image.fromarray(_displayable(pixels))
     factor = tile_px / max(picture.size)
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     return picture.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BOX)
 
 
-def _shown(pixels: np.ndarray) -> np.ndarray:
+def _displayable(pixels: np.ndarray) -> np.ndarray:
     """[C Y X] as uint8 [Y X 3] for the eye."""
     plane = pixels[:3] if pixels.shape[0] >= 3 else np.repeat(pixels[:1], 3, axis=0)
     if plane.dtype != np.uint8:
