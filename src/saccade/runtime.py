@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import datetime
 import importlib
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import constants
 
 from saccade.base.random import seed_number
 from saccade.errors import UsageError, first_line
@@ -99,6 +101,11 @@ def torch_generator(*words: int | str) -> torch.Generator:
 # --- processes ---------------------------------------------------------------------------------
 
 
+VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+"""By which torchrun tells a process of its group."""
+RENDEZVOUS_S = {"torchrun": 600, "alone": 60}
+"""Seconds that a process waits for the others."""
+
 _single: ContextVar[bool] = ContextVar("single_process", default=False)
 
 
@@ -155,6 +162,28 @@ def _launched_size() -> int:
     return size
 
 
+def _meet() -> dist.Store:
+    """The store of the group, once all processes are there. Raises UsageError, naming the variables.
+
+    Processes that torchrun starts may come minutes apart, on several machines; without torchrun all four variables may
+    be left over from another program, and the other processes never come.
+    """
+    seconds = RENDEZVOUS_S["torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "alone"]
+    store: dist.Store
+    try:
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=seconds))))
+    except (RuntimeError, ValueError, OSError) as error:  # torch.distributed raises several kinds of RuntimeError
+        variables = ", ".join(f"{name}={os.environ.get(name)}" for name in VARIABLES)
+        raise UsageError(
+            "the other processes of this run did not come",
+            got=f"{variables}; {first_line(error)}",
+            expected=f"{os.environ['WORLD_SIZE']} processes within {seconds} s",
+            hint=f"for a single process: unset {' '.join(VARIABLES)}; for several: start them with torchrun",
+        ) from error
+    store.set_timeout(constants.default_pg_timeout)
+    return store
+
+
 @contextlib.contextmanager
 def processes(device: torch.device) -> Iterator[None]:
     """Join the group that ``torchrun`` describes in the environment; a single process needs no port."""
@@ -167,7 +196,12 @@ def processes(device: torch.device) -> Iterator[None]:
     # past its end, and its threads could abort the process on the way out.
     importlib.import_module("torch.distributed.nn.functional")
     # Numbers for people are averaged on the CPU, gradients where they are.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=_meet(),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
     try:
         yield
     finally:

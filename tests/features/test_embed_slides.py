@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,6 +24,7 @@ from saccade.data.cache.slide_cache import stream_tiles
 from saccade.data.feature_grids import GridSource, cells_of
 from saccade.data.open import open_source
 from saccade.data.slide_features import SlideFeatures, about_step, load_features, load_h5, save_features, step_of
+from saccade.data.slides import streaming
 from saccade.data.slides.streaming import TileSpec, TileStore
 from saccade.data.slides.tiling import Tiling
 from saccade.errors import DataError, StorageError, TooManyDamaged, UsageError
@@ -177,6 +181,21 @@ def test_what_the_processes_read_is_what_the_source_reads(tiles):
     store.close()
     with pytest.raises(StorageError, match="process that reads slides ended"):
         store.images(np.array([7]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the state of a process is read from /proc")
+def test_a_process_that_was_stopped_is_noticed_and_can_go_on(tiles, monkeypatch):
+    monkeypatch.setattr(streaming, "STOPPED_S", 1)
+    store = TileStore(tiles, TileSpec(32, 3, np.dtype(np.uint8)), workers=1, max_bad=0, say=print)
+    store.images(np.array([0]))
+    pid = store._children[0].process.pid
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(StorageError, match="a process that reads slides is stopped") as caught:
+        store.images(np.array([3]))
+    assert f"kill -CONT {pid}" in str(caught.value)
+    os.kill(pid, signal.SIGCONT)
+    assert np.array_equal(store.images(np.array([3]))[0], tiles.read(3).pixels)
+    store.close()
 
 
 @pytest.fixture(scope="module")

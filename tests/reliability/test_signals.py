@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,24 @@ def test_variables_left_over_from_torchrun_are_named(monkeypatch, variables, nam
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=named), runtime.processes(runtime.pick_device("cpu")):
         pass
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_all_variables_left_over_from_torchrun_are_named_after_a_timeout(monkeypatch, rank):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setitem(runtime.RENDEZVOUS_S, "alone", 1)
+    values = {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="did not come") as caught, runtime.processes(runtime.pick_device("cpu")):
+        pass
+    assert time.monotonic() - began < 60
+    assert all(f"{name}={value}" in str(caught.value) for name, value in values.items())
+    assert "unset WORLD_SIZE RANK MASTER_ADDR MASTER_PORT" in str(caught.value)
 
 
 @pytest.mark.parametrize("locked", ["run", "checkpoints"])

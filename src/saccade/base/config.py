@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import yaml
 
+from saccade.base.places import with_places
 from saccade.base.version_0_1 import with_current_names
 from saccade.errors import UsageError, first_line, unknown
 
@@ -196,14 +197,14 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Values of a YAML file; names of saccade 0.1 become those of today."""
+    """Values of a YAML file, paths from ``data.json`` beside it; names of saccade 0.1 become those of today."""
     if not path.exists():
         raise UsageError("configuration file not found", got=path, hint="is this a saccade run folder?")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, Mapping):
             raise UsageError(f"{path} does not hold settings", got=type(values).__name__, expected="sections with keys")
-        return with_current_names(values)
+        return with_places(with_current_names(values), path.parent)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line} is not valid YAML", got=error.problem) from error

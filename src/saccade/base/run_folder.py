@@ -136,5 +136,5 @@ def data_record(model: str | Path) -> dict[str, Any] | None:
         is_run = any((folder / name).is_file() for name in ("config.yaml", HIERARCHY))
         if is_run and (folder / "data.json").is_file():
             record: dict[str, Any] = read_json(folder / "data.json")
-            return record
+            return record if set(record) != {"places"} else None
     return None

@@ -41,6 +41,9 @@ class PretrainingFlags:
             help="When training collapses: warn, stop, or repair (restore, change a setting, continue).",
         ),
     ] = None
+    moved: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="With --resume: where the images lie now.")
+    ] = None
     group: Group = None
     max_bad: Annotated[
         float | None,
@@ -77,8 +80,10 @@ def pretrain(
     from saccade import api
     from saccade.errors import UsageError
 
+    if pretraining.moved is not None and (data is not None or not resume):
+        raise UsageError("--data goes with --resume", hint="saccade pretrain DATA --out RUN")
     options = training.settings() | tiling.settings() | pretraining.settings()
-    request = request_run(data, method, backbone, recipe, flags, options)
+    request = request_run(data or pretraining.moved, method, backbone, recipe, flags, options)
     with Interruptions() as interruptions, ProgressBar() as bar:
         if resume:
             settings = request.settings | ({} if backbone is None else {"model.backbone": backbone})

@@ -33,6 +33,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    from saccade.base.places import with_places
     from saccade.base.version_0_1 import with_current_names
 
     try:
@@ -45,7 +46,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} holds no settings", expected="sections with KEY: VALUE, as in the config.yaml of a run"
         )
-    values = with_current_names(values)
+    values = with_places(with_current_names(values), path.parent)
     return _hierarchy(values) if "levels" in values else _flatten(values)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from saccade.base import run_folder
+from saccade.base import places, run_folder
 from saccade.base.files import write_bytes
 from saccade.errors import ModelError
 from saccade.hierarchy.heads import HEADS, FittedHead, HeadConfig
@@ -44,8 +44,12 @@ def save_head(
     """
     state = {f"network.{key}": value.detach().contiguous() for key, value in head.network.state_dict().items()}
     state |= {"mean": torch.from_numpy(head.mean), "std": torch.from_numpy(head.std)}
-    about = {"config": dataclasses.asdict(config), "classes": list(classes), "hierarchy": str(hierarchy.resolve())}
-    about["slides"] = dict(slides)
+    about = {
+        "config": dataclasses.asdict(config),
+        "classes": list(classes),
+        "hierarchy": places.relative(str(hierarchy.resolve()), folder),
+    }
+    about["slides"] = {key: places.relative(value, folder) for key, value in slides.items()}
     write_bytes(folder / WEIGHTS, safetensors.torch.save(state))
     run_folder.write_json(folder / CONFIG, about)
 
@@ -61,4 +65,4 @@ def load_head(run: Path) -> SavedHead:
     config, classes = HeadConfig(**about["config"]), tuple(about["classes"])
     network = HEADS[config.kind](len(mean), len(classes), config)
     network.load_state_dict({key.removeprefix("network."): value for key, value in state.items()})
-    return SavedHead(FittedHead(network.eval(), mean, std), classes, about["hierarchy"])
+    return SavedHead(FittedHead(network.eval(), mean, std), classes, places.absolute(about["hierarchy"], folder))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saccade.base import config, run_folder
+from saccade.base import config, places, run_folder
 from saccade.base.contracts import InputSpec, Source
 from saccade.base.files import write_text
 from saccade.base.locks import lock_folder
@@ -98,7 +98,9 @@ def start(request: HierarchyRequest, out: Path, console: Console) -> Path:
             raise UsageError("this folder already holds a hierarchy", got=out, hint="--resume continues it")
         run_folder.prepare(out, resume=False)
         tiles = _open_checked(request, console)  # before anything is written: what is refused leaves no folder
-        write_text(out / FILE, config.to_yaml(request.to_dict()))
+        values = request.to_dict()
+        places.write_places(out / places.FILE, places.places_of(values, out))
+        write_text(out / FILE, config.to_yaml(places.without_places(values)))
         return train(out, request, tiles, console)
 
 
@@ -316,8 +318,9 @@ def _note_slides(out: Path, tiles: SlideTiles, learned: Sequence[int], tile: str
     before = [
         item for item in seen_in_pretraining(run_folder.data_record(tile)) if item["sha256"] not in learned_hashes
     ]
-    record = {"source": tiles.name, "files": files, "ancestors": _unique(before)}
-    run_folder.write_json(out / "data.json", record | {"slides": describe_slides(tiles, learned, out)})
+    record: dict[str, Any] = {places.KEY: places.read_places(out / places.FILE), "source": places.base_name(tiles.name)}
+    record |= {"files": files, "ancestors": _unique(before), "slides": describe_slides(tiles, learned, out)}
+    run_folder.write_json(out / places.FILE, record)
 
 
 def _unique(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

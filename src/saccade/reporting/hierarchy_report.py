@@ -6,6 +6,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+from saccade.base.places import base_name
 from saccade.reporting.html import (
     Html,
     breakable,
@@ -49,7 +50,12 @@ def render(folder: Path) -> str:
         h(
             "header",
             None,
-            h("p", {"class": "eyebrow"}, "saccade", h("span", None, f" · {hierarchy.data.get('source', 'hierarchy')}")),
+            h(
+                "p",
+                {"class": "eyebrow"},
+                "saccade",
+                h("span", None, f" · {base_name(str(hierarchy.data.get('source', 'hierarchy')))}"),
+            ),
             h("h1", None, breakable(name)),
             h("p", {"class": "finding"}, finding(hierarchy, levels, given)),
             [

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saccade.base.places import base_name
 from saccade.errors import UsageError
 from saccade.methods.diagnosis import Diagnosis
 from saccade.reporting.evaluation_results import finding, points
@@ -160,7 +161,7 @@ def origin(run: RunFiles) -> Html | None:
 
 
 def head_blocks(run: RunFiles, sections: Sequence[tuple[str, str]]) -> list[object]:
-    source = run.data.get("source") or run.setting("data", "source")
+    source = base_name(str(run.data.get("source") or run.setting("data", "source") or ""))
     links = [h("a", {"href": f"#{key}"}, name) for key, name in sections]
     return [
         h("p", {"class": "eyebrow"}, "saccade", h("span", None, f" · {source}") if source else None),

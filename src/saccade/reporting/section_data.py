@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saccade.base import run_folder
+from saccade.base.places import base_name
 from saccade.reporting.html import (
     Html,
     breakable,
@@ -34,7 +35,7 @@ def data_audit(run: RunFiles) -> Html:
     duplicates = [ids for ids in sequence(data.get("duplicates")) if isinstance(ids, list)]
     damaged = [d for d in sequence(data.get("damaged")) if isinstance(d, Mapping)]
     items: list[tuple[object, object]] = [
-        ("source", breakable(data.get("source", "–"))),
+        ("source", breakable(base_name(str(data.get("source", "–"))))),
         ("images", count(data.get("images"))),
         ("used", count(data.get("used")) + (f" ({data['split']})" if data.get("split") else "")),
         ("size, rows × columns", _sizes(data.get("size_px"))),

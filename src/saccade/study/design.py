@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saccade.base import config
+from saccade.base import config, places
 from saccade.base.files import make_folder, write_text
 from saccade.base.locks import is_lock
 from saccade.cost import flops as cost
@@ -157,7 +157,9 @@ def write_settings(out: Path, study: StudyConfig) -> None:
         if out.exists() and (not out.is_dir() or not all(map(is_lock, out.iterdir()))):
             raise UsageError("--out is neither empty nor the folder of a study", got=out, hint="choose a new folder")
         make_folder(out)
-        write_text(path, config.to_yaml({"study": config.section_to_dict(study)}))
+        values = {"study": config.section_to_dict(study)}
+        places.write_places(out / places.FILE, places.places_of(values, out))
+        write_text(path, config.to_yaml(places.without_places(values)))
         return
     stored = read_settings(out)
     differ = [f.name for f in dataclasses.fields(study) if getattr(stored, f.name) != getattr(study, f.name)]

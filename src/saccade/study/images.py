@@ -16,6 +16,7 @@ import numpy as np
 
 from saccade.base import run_folder
 from saccade.base.contracts import Record
+from saccade.base.places import base_name, without_folders
 from saccade.data.cache.image_cache import ImageCache, build_cache, with_statistics
 from saccade.data.open import open_source
 from saccade.data.splits import choose_parts
@@ -62,7 +63,7 @@ def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -
     if study.test_limit and study.test_limit < len(test):
         test = draw_nested(cache.records, test, study.test_limit, 0)
     described = {
-        "name": source.name,
+        "name": base_name(source.name),
         "text": parts.text + (". WARNING: training and test data share images or groups" if shared else ""),
         "train": parts.train.tolist(),
         "test": np.sort(test).tolist(),
@@ -70,7 +71,7 @@ def prepare(out: Path, study: StudyConfig, report: Callable[[int, int], None]) -
         "scale": cache.scale,
         "records": [dataclasses.asdict(record) for record in cache.records],
         "hashes": cache.hashes,
-        "damaged": cache.damaged,
+        "damaged": [(name, without_folders(reason)) for name, reason in cache.damaged],
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)

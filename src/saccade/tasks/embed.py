@@ -10,6 +10,7 @@ from typing import Any
 
 from saccade import runtime
 from saccade.base.locks import lock_file
+from saccade.base.places import origin_of_table
 from saccade.data.open import absolute, open_source
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiling import Tiling
@@ -77,19 +78,21 @@ def _embed_hierarchy(
     table = evaluate_slides.embed(
         run, evaluate_slides.slides_of(run, str(absolute(data)), settings), console, max_bad=max_bad
     )
-    table = dataclasses.replace(table, about=table.about | _origin(run, data, where))
+    table = dataclasses.replace(table, about=table.about | _origin(run, data, where, out))
     if out is not None:
         stores.write(out, table)
     return table
 
 
-def _origin(model: str | Path, data: str | Path, where: LabelOptions) -> dict[str, str | None]:
-    """Model, data and label table, as the metadata of a feature table hold them."""
-    return {
+def _origin(model: str | Path, data: str | Path, where: LabelOptions, out: str | Path | None) -> dict[str, str | None]:
+    """Model, data and label table, as the metadata of a feature table hold them; absolute paths where none is made."""
+    paths = {
         "made_by": str(model) if str(model).startswith(("random:", "timm:")) else str(Path(model).resolve()),
         "data": str(absolute(data)),
         "labels": str(Path(where.labels).resolve()) if where.labels else None,
     }
+    is_table = out is not None and (stores.is_lance(out) or str(out).endswith(".parquet"))
+    return paths if out is None else origin_of_table(paths, out) if is_table else {}
 
 
 def _slide_embedder(model: str | Path, tiles: SlideTiles, *, grey: bool, max_bad: float, console: Console) -> Embedder:
@@ -195,7 +198,7 @@ def _embed(
         embedder = _slide_embedder(model, source, grey=grey, max_bad=max_bad, console=console)
         report = console.progress
         return write_features(
-            embedder, out, origin=_origin(model, data, where), report=lambda done, total: report(done, total, {})
+            embedder, out, origin=_origin(model, data, where, out), report=lambda done, total: report(done, total, {})
         )
     _check_name(out, "features of images", folders=False)
     if out is not None:
@@ -213,7 +216,7 @@ def _embed(
         grey=grey,
         report=lambda done, total: progress(done, total, {"features": done}),
     )
-    about = table.about | {"weights": fingerprint(loaded.backbone)} | _origin(model, data, where)
+    about = table.about | {"weights": fingerprint(loaded.backbone)} | _origin(model, data, where, out)
     table = dataclasses.replace(table, about=about)
     if out is not None:
         stores.write(out, table)

@@ -11,9 +11,11 @@ from saccade import runtime
 from saccade.attention import image
 from saccade.attention.mask_scores import mask_reader, mask_scores
 from saccade.base import config, run_folder
+from saccade.base.contracts import Source
 from saccade.base.files import check_writable, make_folder, write_text
+from saccade.base.places import base_name
 from saccade.data.cache.image_cache import ImageCache
-from saccade.data.open import left_aside, open_source
+from saccade.data.open import absolute, left_aside, open_source
 from saccade.data.slides.slide_source import skipped_note
 from saccade.data.slides.tiling import Tiling
 from saccade.data.splits import Parts, choose_parts
@@ -136,19 +138,7 @@ def evaluate(
     folder = out or _run_folder(names)
     if folder is not None:
         check_writable(folder)
-    tiling = as_trained(names[0], options.tiling)
-    source = open_source(
-        data,
-        manifest=options.labels,
-        label=options.label,
-        group=options.group,
-        keep_na=options.keep_na,
-        tiling=tiling,
-    )
-    for note in filter(None, (left_aside(source), skipped_note(source))):
-        console.say(note)
-    if options.masks is not None:
-        mask_reader(source, options.masks)  # fails before work where the data have no masks
+    source = _open_labelled(data, options, names[0], console)
     decoded = embed_images.Decoded(source, max_bad=options.max_bad, report=None)
     loaded: dict[str, LoadedModel] = {}
     for name, model in _names(names).items():
@@ -169,7 +159,11 @@ def evaluate(
     console.say("fitting probes")
     report = run_protocol(embed_images.split_tables(tables, parts.train, parts.test), options.protocol)
     report = report.with_context(
-        data=_absolute_or_as_given(data), split=parts.text, overlap=overlap, grey=options.grey, warnings=warnings
+        data=base_name(str(absolute(data))),
+        split=parts.text,
+        overlap=overlap,
+        grey=options.grey,
+        warnings=warnings,
     )
     if options.masks is not None:
         report = dataclasses.replace(report, masks=_mask_scores(loaded, decoded, parts.test.tolist(), options))
@@ -182,9 +176,22 @@ def evaluate(
     return report
 
 
-def _absolute_or_as_given(data: str | Path) -> str:
-    """An absolute path where DATA is a file or folder, otherwise DATA itself, as in the settings of a run."""
-    return str(Path(data).resolve()) if Path(data).exists() else str(data)
+def _open_labelled(data: str | Path, options: EvaluateOptions, model: str, console: Console) -> Source:
+    """The images as the options say, slides cut as for the model; notes about the data are printed."""
+    tiling = as_trained(model, options.tiling)
+    source = open_source(
+        data,
+        manifest=options.labels,
+        label=options.label,
+        group=options.group,
+        keep_na=options.keep_na,
+        tiling=tiling,
+    )
+    for note in filter(None, (left_aside(source), skipped_note(source))):
+        console.say(note)
+    if options.masks is not None:
+        mask_reader(source, options.masks)  # fails before work where the data have no masks
+    return source
 
 
 def _tables(

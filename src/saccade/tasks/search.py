@@ -17,6 +17,7 @@ from saccade import runtime
 from saccade.base import frames
 from saccade.base.contracts import InputSpec, Record, Sample
 from saccade.base.files import write_bytes
+from saccade.base.places import located_origin
 from saccade.data.formats import has_suffix
 from saccade.data.images.decode import decode
 from saccade.data.open import open_source
@@ -225,6 +226,6 @@ def find_neighbours(store: Store, vector: np.ndarray, query: Query, options: Sea
         for hit, s, is_query in zip(neighbours.hits, neighbours.similarities, same)
         if not is_query
     ]
-    pictures = Pictures(store.about, data=options.data)
+    pictures = Pictures(located_origin(store.about, store.place), data=options.data)
     pixels = pictures.eight_bit(query.pixels)
     return SearchResult(query.name, pixels, store, options, neighbours, same, vote_label(voters), pictures)

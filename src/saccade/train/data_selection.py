@@ -11,6 +11,7 @@ import numpy as np
 
 from saccade.base import run_folder
 from saccade.base.contracts import Record, Source
+from saccade.base.places import base_name, without_folders
 from saccade.base.random import numpy_generator
 from saccade.data.cache.image_cache import ImageCache, with_statistics
 from saccade.data.open import open_data, tiling_in
@@ -222,7 +223,7 @@ def describe_data(loaded: LoadedData, split: TrainValSplit, run: ResolvedRun) ->
         by_hash.setdefault(file["sha256"], []).append(str(file["id"]))
     label_counts = Counter(record.label for record in records if record.label is not None)
     return {
-        "source": loaded.name,
+        "source": base_name(loaded.name),
         "images": loaded.images,
         "used": len(records),
         "validation": 0 if split.validation is None else len(split.validation),
@@ -239,7 +240,7 @@ def describe_data(loaded: LoadedData, split: TrainValSplit, run: ResolvedRun) ->
         "labels": dict(sorted(label_counts.items())),
         "groups": len({record.group for record in records if record.group is not None}),
         "duplicates": [ids for ids in by_hash.values() if len(ids) > 1],
-        "damaged": [{"id": name, "reason": reason} for name, reason in cache.damaged],
+        "damaged": [{"id": name, "reason": without_folders(reason)} for name, reason in cache.damaged],
         "files": files,
         "ancestors": seen_in_pretraining(run_folder.data_record(weights)) if weights else [],
     }

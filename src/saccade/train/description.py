@@ -16,6 +16,7 @@ import torch
 
 from saccade import runtime
 from saccade.base import config
+from saccade.base.places import without_folders
 from saccade.models.backbones.weights import file_fingerprint
 from saccade.train.run_config import ResolvedRun, RunConfig
 
@@ -36,7 +37,7 @@ def _git_commit() -> str | None:
 
 
 def _command(words: Sequence[str]) -> str:
-    return shlex.join([Path(words[0]).name, *words[1:]])
+    return shlex.join([Path(words[0]).name, *map(without_folders, words[1:])])
 
 
 def environment(device: torch.device, seed: int) -> dict[str, Any]:
@@ -65,7 +66,16 @@ def describe_start(run: RunConfig) -> str:
     weights = run.model.weights
     if not weights:
         return f"starting from random weights (seed {run.train.seed})"
-    return f"starting pretrained from {weights} ({file_fingerprint(weights)})"
+    return f"starting pretrained from {_last_parts(weights)} ({file_fingerprint(weights)})"
+
+
+def _last_parts(weights: str) -> str:
+    """The base name of weights, with that of the run where they are a part of one."""
+    path = Path(weights)
+    if not path.is_absolute():
+        return weights
+    inside = 1 + (path.name == "model") + 2 * (path.parent.name == "model")
+    return "/".join(path.parts[-inside:])
 
 
 def describe_length(run: ResolvedRun, used_seconds: float) -> str:

@@ -22,6 +22,7 @@ from saccade import runtime
 from saccade.base import config, run_folder
 from saccade.base.contracts import Source
 from saccade.base.locks import lock_folder
+from saccade.base.places import without_places
 from saccade.data.audit.slides import describe_slides
 from saccade.data.cache.image_cache import ImageCache
 from saccade.errors import DataError, UsageError
@@ -57,6 +58,8 @@ CHANGEABLE = (
 )
 """What --resume may set anew: ways out of trouble that leave schedules and data as they are."""
 
+MOVED = ("data.source", "data.manifest")
+"""Paths that --resume takes where the same images lie elsewhere now: their hashes are compared."""
 REPAIRS = 3
 """Repairs of a run before it stops."""
 
@@ -191,7 +194,10 @@ def _train(
         if isinstance(evaluator, CheckpointSelector):
             reached = _select(out, evaluator, reached, console)
         about = {"method": plan.train.method, "step": reached, "images": len(split.train)}
-        about |= {"start": run_folder.read_json(out / "env.json").get("start"), "config": config.to_dict(run)}
+        about |= {
+            "start": run_folder.read_json(out / "env.json").get("start"),
+            "config": without_places(config.to_dict(run)),
+        }
         save_model(out / "model", method.backbone, plan.spec, about=about)
         if isinstance(method, Supervised):
             save_classifier(out / "model", method)
@@ -342,7 +348,7 @@ def resume(out: Path, console: Console, changes: Mapping[str, Any]) -> Path:
 def _continue(out: Path, console: Console, changes: Mapping[str, Any]) -> Path:
     run_folder.prepare(out, resume=True)
     saved = load_config(out)
-    run = config.override(saved, {key: value for key, value in changes.items() if key in CHANGEABLE})
+    run = config.override(saved, {key: value for key, value in changes.items() if key in (*CHANGEABLE, *MOVED)})
     different = [key for key, value in changes.items() if config.override(run, {key: value}) != run]
     if different:
         raise UsageError(
@@ -351,15 +357,15 @@ def _continue(out: Path, console: Console, changes: Mapping[str, Any]) -> Path:
             hint=f"leave them out, or start a new run with --weights {out}; only these may change: "
             + ", ".join(CHANGEABLE),
         )
-    if run != saved:
-        save_config(out, run)
     device = runtime.pick_device(run.train.device)
     runtime.keep_freed_memory()
     console = console if runtime.launched_rank() == 0 else Quiet()
     check_config(run)
     with runtime.processes(device):
-        split = reopen(run, console)
+        split = _reopen_moved(out, run, console)
         _check_same_images(out, split)
+        if run != saved and runtime.rank() == 0:
+            save_config(out, run)
         console.say(str(run_folder.read_json(out / "env.json").get("start", "")))
         deadline = None
         if not checkpoint.available(out):
@@ -368,6 +374,17 @@ def _continue(out: Path, console: Console, changes: Mapping[str, Any]) -> Path:
             deadline = time.monotonic() + 60 * run.train.minutes
         begin = None if deadline is None else 0
         return _train(out, run, split, device, console, begin=begin, deadline=deadline)
+
+
+def _reopen_moved(out: Path, run: ResolvedRun, console: Console) -> TrainValSplit:
+    """The images of a run. Raises DataError, with the remedy, where they are not where they were."""
+    if not run.data.source.startswith("synthetic:") and not Path(run.data.source).exists():
+        raise DataError(
+            "the data of this run are not where they were",
+            got=run.data.source,
+            hint=f"saccade pretrain --resume --out {out} --data NEW continues where the images are the same",
+        )
+    return reopen(run, console)
 
 
 def _check_same_images(out: Path, split: TrainValSplit) -> None:

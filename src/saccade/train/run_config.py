@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from saccade.augment.settings import ResolvedViews, ViewsConfig
-from saccade.base import config
+from saccade.base import config, places
 from saccade.base.config import resolve_section, section_from_dict
 from saccade.base.files import write_text
 from saccade.errors import UsageError, unknown
@@ -101,8 +101,10 @@ def absolute_paths(run: RunConfig) -> RunConfig:
 
 
 def save_config(folder: Path, run: ResolvedRun) -> None:
-    """Write config.yaml. Raises StorageError."""
-    write_text(folder / FILE, config.to_yaml(config.to_dict(run)))
+    """Write config.yaml with base names of data and weights, and their places to data.json. Raises StorageError."""
+    values = config.to_dict(run)
+    places.write_places(folder / places.FILE, places.places_of(values, folder))
+    write_text(folder / FILE, config.to_yaml(places.without_places(values)))
 
 
 def load_config(folder: Path) -> ResolvedRun:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from saccade.base import config, run_folder
+from saccade.base import config, places, run_folder
 from saccade.base.contracts import Source
 from saccade.data.open import open_data
 from saccade.data.slides.slide_source import SlideTiles
@@ -80,7 +80,9 @@ def read_layered(folder: Path) -> HierarchyFolder:
     head = None if is_hierarchy(folder) else folder
     root = folder
     if head is not None:
-        root = Path(str(run_folder.read_json(folder / HEAD).get("hierarchy", "")))
+        root = Path(
+            places.absolute(str(run_folder.read_json(folder / HEAD).get("hierarchy", "")), (folder / HEAD).parent)
+        )
         if not is_hierarchy(root):
             raise UsageError(
                 f"the hierarchy that the head in {folder.name} reads is gone", got=root.name, expected=f"{FILE} in it"
@@ -104,7 +106,8 @@ def open_layered(folder: Path, head: Path | None = None) -> SlideTiles:
     overrides["data.source"] = settings.data
     if head is not None:
         overrides |= {
-            key: config.TypedText(text) for key, text in run_folder.read_json(head / HEAD).get("slides", {}).items()
+            key: config.TypedText(places.absolute(text, (head / HEAD).parent))
+            for key, text in run_folder.read_json(head / HEAD).get("slides", {}).items()
         }
     source = open_data(dataclasses.asdict(config.override_section("data", DataConfig(), overrides)))
     if not isinstance(source, SlideTiles):
@@ -116,7 +119,7 @@ def open_run(folder: Path) -> Source:
     """The training images of a run. Raises DataError if they are missing, UsageError."""
     if not is_run(folder):
         raise _gone(folder)
-    data_settings = (yaml.safe_load((folder / RUN).read_text(encoding="utf-8")) or {}).get("data") or {}
+    data_settings = config.load(folder / RUN).get("data") or {}
     if not data_settings.get("source"):
         raise UsageError("the run does not record its data", got=folder.name)
     return open_data(data_settings)

@@ -16,6 +16,7 @@ import numpy as np
 
 from saccade.base.contracts import Record, Sample
 from saccade.base.jobs import NONE, Job, State
+from saccade.base.places import located_origin
 from saccade.base.random import numpy_generator
 from saccade.data.images.decode import decode
 from saccade.errors import UsageError, out_of_range, unknown
@@ -54,7 +55,9 @@ class OpenedTable:
         else:
             chosen = numpy_generator(0, "map").permutation(self.store.rows)[:SHOWN]
             self.table = self.store.load(chosen.tolist())
-        self.pictures = Pictures(self.store.about)
+        origin = located_origin(self.store.about, path)
+        self.pictures = Pictures(origin)
+        self._made_by = origin.get("made_by")
         self._models = models
         self._columns: dict[str, list[str | None]] = dict(self.table.columns)
         self._rows = {name: row for row, name in enumerate(self.table.ids)}
@@ -188,7 +191,7 @@ class OpenedTable:
         from saccade.tasks.search import Searcher
 
         faults = []
-        for model in dict.fromkeys([*self._models, *filter(None, [self.store.about.get("made_by")])]):
+        for model in dict.fromkeys([*self._models, *filter(None, [self._made_by])]):
             try:
                 return Searcher(model, self.store)
             except SaccadeError as error:

@@ -17,6 +17,7 @@ from fastapi.responses import FileResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from saccade.base.cache import LruCache
+from saccade.base.places import base_name
 from saccade.errors import UsageError
 from saccade.evaluation.small_samples import few_units
 from saccade.reporting.evaluation_results import Evaluation
@@ -144,7 +145,8 @@ def summary(run: CatalogRun, files: RunFiles) -> dict[str, Any]:
 def _measured_on(files: RunFiles) -> str | None:
     """The data of the evaluation if they differ from the training data; None if not recorded."""
     other = files.evaluation.protocol.get("data") if files.evaluation is not None else None
-    source = str(files.setting("data", "source") or "")
+    source = base_name(str(files.setting("data", "source") or ""))
+    other = base_name(other) if isinstance(other, str) else other  # runs of 0.1 have paths
     if not isinstance(other, str) or other == source:
         return None
     return discover.distinct_names([other, source])[0]

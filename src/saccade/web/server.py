@@ -18,6 +18,7 @@ from saccade.web import embedding_map, explorer, images, regions, runs, slides, 
 from saccade.web.catalog import Catalog
 from saccade.web.discover import encodable
 from saccade.web.security import Gate, Keys
+from saccade.web.work_queue import WorkQueue
 
 STATIC = Path(__file__).parent / "static"
 DEFAULT_PORT = 8420
@@ -40,7 +41,7 @@ def create_app(catalog: Catalog, keys: Keys) -> ASGIApp:
         app.include_router(router(catalog), prefix="/api")
     app.include_router(_files())
     app.add_exception_handler(SaccadeError, _error_response)
-    return Gate(app, keys)
+    return Gate(WorkQueue(app), keys)
 
 
 def _files() -> APIRouter:

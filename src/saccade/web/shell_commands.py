@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from saccade.base.places import with_places
 from saccade.reporting.run_files import RunFiles, mapping
 from saccade.web import discover
 
@@ -16,7 +17,8 @@ def learned_from(run: Path) -> tuple[str, Columns]:
     """DATA of a run as a command takes it (empty if not recorded), and its label and group columns."""
     files = discover.files_of(run)
     columns = {"labels": "manifest", "label": "label", "group": "group"}
-    return _source(files), {word: files.setting("data", key) or None for word, key in columns.items()}
+    data = mapping(with_places(files.config, run).get("data"))
+    return _source(files), {word: data.get(key) or None for word, key in columns.items()}
 
 
 def embed_command(run: Path, out: Path) -> str:
@@ -43,7 +45,7 @@ def _source(files: RunFiles) -> str:
     recorded = files.folder.parent / "grids" / files.folder.name
     if discover.is_hierarchy(files.folder.parent) and recorded.is_dir():
         return str(recorded)
-    source = str(files.setting("data", "source") or "")
+    source = str(mapping(with_places(files.config, files.folder).get("data")).get("source") or "")
     return str(Path(source).resolve()) if source and Path(source).exists() else source
 
 

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from saccade.base import frames, run_folder
 from saccade.base.files import write_file
+from saccade.base.places import without_folders
 from saccade.data.cache.image_cache import check_damage
 from saccade.data.slides.slide import Slide, some_of
 from saccade.data.slides.slide_source import SlideTiles
@@ -217,7 +218,7 @@ def describe_slides(tiles: SlideTiles, numbers: Sequence[int], run: Path) -> dic
         "mpp": tiles.mpp,
         "tile_px": tiles.tile_px,
         "slides": [dataclasses.asdict(line_of(tiles, int(number))) for number in numbers],
-        "unreadable": [{"id": name, "reason": reason} for name, reason in tiles.unreadable],
+        "unreadable": [{"id": name, "reason": without_folders(reason)} for name, reason in tiles.unreadable],
         "without_resolution": tiles.skipped,
     }
 

@@ -17,6 +17,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -25,6 +26,7 @@ from saccade.data.slides.slide_source import SlideTiles
 from saccade.errors import DamagedFile, StorageError, TooManyDamaged
 
 Say = Callable[[str], None]
+STOPPED_S, SILENT_S = 20, 600  # seconds without a tile: from a stopped process, from any
 PIPE_BYTES = 2**20  # the usual 64 KiB hold a third of a tile: the process would wait for the reader within each
 
 
@@ -56,6 +58,7 @@ class _ReadyTiles:
         self.ready: OrderedDict[int, np.ndarray | str] = OrderedDict()
         self.news = threading.Condition()
         self.broken = ""
+        self.answered = 0
 
     def listen(self, child: _Child, spec: TileSpec) -> None:
         """Runs in a thread, one a child, until the child ends."""
@@ -71,6 +74,7 @@ class _ReadyTiles:
                 tile = stream.readline().decode(errors="replace").strip()
             with self.news:
                 self.ready[child.asked.popleft()] = tile
+                self.answered += 1
                 self.news.notify_all()
         with self.news:
             self.broken = f"a process that reads slides ended (exit code {child.process.wait()})"
@@ -137,18 +141,37 @@ class TileStore:
         self._room = max(self._room, 4 * len(requested))
         self.expect(requested)
         tiles: dict[int, np.ndarray | str] = {}
+        silence = 0  # seconds, counted in waits: a run that was suspended itself has not waited
         with self._board.news:
             while missing := [n for n in requested if n not in tiles]:
                 tiles |= {n: self._board.ready[n] for n in missing if n in self._board.ready}
                 if len(tiles) < len(set(requested)):
                     if self._board.broken:
                         raise StorageError(self._board.broken, hint="if memory ran out, lower data.workers")
+                    self._refuse_silence(silence)
+                    answered = self._board.answered
                     self._board.news.wait(timeout=1.0)
+                    silence = silence + 1 if self._board.answered == answered else 0
             for number in requested:
                 self._board.ready.move_to_end(number)
             while len(self._board.ready) > self._room:
                 self._board.ready.popitem(last=False)
         return self._stacked(requested, tiles)
+
+    def _refuse_silence(self, silence: int) -> None:
+        """Raise StorageError where the processes have read nothing for too long: one is stopped, or the disk hangs."""
+        late = [child.process.pid for child in self._children if child.asked]
+        stopped = [pid for pid in late if silence > STOPPED_S and _is_stopped(pid)]
+        if stopped or silence > SILENT_S:
+            pids = ", ".join(map(str, stopped or late))
+            what = "a process that reads slides is stopped" if stopped else "no tile was read"
+            raise StorageError(
+                f"{self.tiles.name}: {what}",
+                got=f"no answer from process {pids} for {silence} s",
+                hint=f"kill -CONT {pids} and --resume continue the run"
+                if stopped
+                else "is the disk of the slides there?",
+            )
 
     def _stacked(self, requested: list[int], tiles: dict[int, np.ndarray | str]) -> np.ndarray:
         substitute = next((tile for tile in tiles.values() if not isinstance(tile, str)), None)
@@ -186,6 +209,15 @@ class TileStore:
                 expected=f"at most {self.max_bad:.1%}",
                 hint="repair or remove these slides, or raise --max-bad",
             )
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal; False where the system does not say."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in "Tt"
 
 
 def _start(request: str) -> subprocess.Popen[bytes]:
