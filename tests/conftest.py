@@ -24,19 +24,6 @@ install_import_hook(
 )
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """A worker runs whole files: what the tests of a file share is made once. Pages of the docs share little."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByFile(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file: str = super()._split_scope(nodeid)
-            return nodeid if file.endswith("test_docs.py") else file
-
-    return ByFile(config, log)
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real images described in docs/guides/data.md; skips where it is absent."""
