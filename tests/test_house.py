@@ -20,7 +20,7 @@ VAGUE = {
     "found", "one", "own", "place", "seen", "known", "shown", "kept", "whole", "wanted", "named", "said", "told"
 }  # fmt: skip
 """Local names that say what happened to a value instead of what it holds."""
-VAGUE_FUNCTIONS = 60
+VAGUE_FUNCTIONS = 20
 """Functions that may still use them."""
 
 AWKWARD_MESSAGES = 0

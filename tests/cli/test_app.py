@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from saccade.cli import app, progress
+from saccade.cli import app, attend, finetune, options, progress
 
 
 def run(*words: str) -> subprocess.CompletedProcess:
@@ -129,3 +130,17 @@ def test_progress_in_a_pipe_is_plain_lines_now_and_then(capsys, monkeypatch):
         "reading: 2 of 3",
     ]
     assert said.out == "" and "\x1b" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("command", "groups"),
+    [
+        ("attend", (attend.ImageFlags, attend.TextFlags, attend.SlideFlags, options.TilingFlags)),
+        ("finetune", (finetune.NetworkFlags, finetune.HeadFlags)),
+    ],
+)
+def test_values_of_a_group_have_the_names_of_the_options(command, groups):
+    names = {name for parameter in get_command(app.app).commands[command].params for name in parameter.opts}
+    for group in groups:
+        values = options.option_values(group())
+        assert values.keys() <= names and set(values.values()) == {None}

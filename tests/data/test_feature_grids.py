@@ -14,7 +14,8 @@ from saccade.base.contracts import InputSpec
 from saccade.data.cache.image_cache import build_cache
 from saccade.data.feature_grids import open_grids, write_grids
 from saccade.data.open import open_source
-from saccade.errors import DataError, TooManyDamaged, UsageError
+from saccade.data.slide_features import SlideFeatures, load_features, read_about, save_h5
+from saccade.errors import DamagedFile, DataError, TooManyDamaged, UsageError
 from saccade.features.embed_images import Decoded, embed_baselines
 
 
@@ -264,3 +265,18 @@ def test_a_damaged_file_of_features_is_counted(tmp_path):
         file.write_bytes(b"")
     with pytest.raises(DataError, match="none of 3 files of features can be read"):
         open_source(folder)
+
+
+@pytest.mark.timeout(60)
+def test_a_damaged_text_in_hdf5_does_not_hang(tmp_path):
+    """HDF5 reads a heap object by object, and one without a length is never passed."""
+    path = tmp_path / "a.h5"
+    save_h5(path, SlideFeatures(np.zeros((4, 2), np.int64), np.zeros((4, 3), np.float32), {"slide": "a"}))
+    assert load_features(path).about["slide"] == read_about(path)["slide"] == "a"
+    data = bytearray(path.read_bytes())
+    heap = data.find(b"GCOL")
+    data[heap + 16 : heap + 40] = bytes(24)
+    path.write_bytes(data)
+    with pytest.raises(DamagedFile, match=r"a\.h5: the texts of its attributes are damaged"):
+        load_features(path)
+    assert read_about(path) == {}

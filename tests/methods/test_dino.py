@@ -351,7 +351,8 @@ def test_short_runs_spread_their_vectors_and_follow_the_student():
     resolved = resolve_dino(DinoConfig(), facts)
     assert (resolved.head_norm, resolved.momentum) == ("batch", 0.95)
     assert (resolved.coding_rate, resolved.koleo) == (1.0, 0.0)
-    assert resolve_dino(DinoConfig(coding_rate=0.0), facts).koleo == 0.1
+    plain = resolve_dino(DinoConfig(coding_rate=0.0), facts)
+    assert (plain.head_norm, plain.momentum, plain.koleo) == ("none", 0.99, 0.1)
     from_weights = resolve_dino(DinoConfig(), dataclasses.replace(facts, pretrained=True))
     assert (from_weights.head_norm, from_weights.momentum, from_weights.coding_rate) == ("none", 0.99, 0.0)
 

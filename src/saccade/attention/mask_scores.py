@@ -135,9 +135,9 @@ def _jaccard(model: LoadedModel, decoded: Decoded, index: int, sample: Sample, t
     network = model.backbone.cpu().eval()
     if sample.pixels.ndim == 4:
         cache = decoded.at(model.spec.size_px, model.spec.channels, model.spec)
-        found = volume.volume_map(network, cache.batch(np.array([index])), model.spec, query="cls")
-        chosen = threshold_mask(found.amap.mean, KEEP).astype(np.float32)
-        return jaccard(found.cube.at_voxels(chosen, truth.shape) > 0.5, truth)
+        attention = volume.volume_map(network, cache.batch(np.array([index])), model.spec, query="cls")
+        chosen = threshold_mask(attention.amap.mean, KEEP).astype(np.float32)
+        return jaccard(attention.cube.at_voxels(chosen, truth.shape) > 0.5, truth)
     check_fits(truth, sample.pixels, sample.record.id)
     amap = attention_map(network, to_model_input(model, sample.pixels, sample.record.id).x, query="cls")
     return agreement(amap, truth, KEEP)["mean of heads"]

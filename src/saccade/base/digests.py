@@ -27,8 +27,8 @@ class Digests:
 
     def text(self) -> str:
         values = {"about": self.about, "sha256": self.files}
-        own = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-        return json.dumps(values | {"sha256 of this record": own}, indent=1, sort_keys=True) + "\n"
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return json.dumps(values | {"sha256 of this record": digest}, indent=1, sort_keys=True) + "\n"
 
 
 def sha256_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from saccade.base.files import check_writable
-from saccade.cli.options import Json, TilingFlags, refuse
+from saccade.cli.options import Json, TilingFlags, option_values, refuse
 from saccade.cli.progress import ProgressBar, print_json
 from saccade.errors import UsageError, unknown
 
@@ -61,15 +61,6 @@ class ImageFlags:
         typer.Option("--stretch", help="Colours from smallest to largest value, not in multiples of the even share."),
     ] = False
 
-    def by_option(self) -> dict[str, object]:
-        return {
-            "--stretch": self.stretch or None,
-            "--size": self.size,
-            "--threshold": self.threshold,
-            "--masks": self.masks,
-            "--rollout": self.rollout or None,
-        }
-
 
 @dataclasses.dataclass(frozen=True)
 class TextFlags:
@@ -80,9 +71,6 @@ class TextFlags:
         bool,
         typer.Option("--special", help="Sentence: also draw [CLS] and [SEP]; their fraction is always printed."),
     ] = False
-
-    def by_option(self) -> dict[str, object]:
-        return {"--tokens": self.tokens or None, "--special": self.special or None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +88,6 @@ class SlideFlags:
         float | None,
         typer.Option("--max-bad", help="Slide: largest fraction of unreadable tiles that is tolerated (default 0.05)."),
     ] = None
-
-    def by_option(self) -> dict[str, object]:
-        return {"--level": self.level, "--max-bad": self.max_bad}
 
 
 def attend(
@@ -129,24 +114,24 @@ def attend(
     of highest and lowest score; --query Y,X is in pixels of full resolution.
     """
     if text is not None:
-        refuse({"IMAGE": image} | of_image.by_option(), "with --text")
-        refuse(of_slide.by_option() | tiling.by_option(), "on sentences")
+        refuse({"IMAGE": image} | option_values(of_image), "with --text")
+        refuse(option_values(of_slide) | option_values(tiling), "on sentences")
         _attend_text(model, text, which, of_text, out, as_json)
         return
     if image is None:
         raise UsageError("MODEL and IMAGE are missing", expected='saccade attend MODEL IMAGE, or --text "..."')
-    refuse(of_text.by_option(), "on images, only on sentences (--text)")
+    refuse(option_values(of_text), "on images, only on sentences (--text)")
     if _is_slide(image, tiling):
-        refuse(of_image.by_option() | {"--head": None if which.head == "all" else which.head}, "on a slide")
+        refuse(option_values(of_image) | {"--head": None if which.head == "all" else which.head}, "on a slide")
         if model is not None and _is_hierarchy(model):
             refuse({"--query": which.query, "--layer": which.layer}, "on a hierarchy")
-            refuse(tiling.by_option() | {"--slide-mpp": None}, "on a hierarchy, which cuts tiles as in training")
+            refuse(option_values(tiling) | {"--slide-mpp": None}, "on a hierarchy, which cuts tiles as in training")
             _attend_hierarchy(model, image, of_slide, tiling.slide_mpp, out, as_json)
             return
         _attend_slide(model, image, which, of_slide, tiling, out, as_json)
         return
     _refuse_several(image, tiling)
-    refuse(of_slide.by_option() | tiling.by_option(), "on images, only on slides")
+    refuse(option_values(of_slide) | option_values(tiling), "on images, only on slides")
     if model is None:
         raise UsageError("MODEL is missing", expected="saccade attend MODEL IMAGE")
     _attend_image(model, image, which, of_image, out, as_json)
@@ -178,7 +163,7 @@ def _attend_image(
 def _is_slide(image: Path, tiling: TilingFlags) -> bool:
     from saccade.data.slides.detect import is_slide
 
-    return is_slide(image, asked=any(value is not None for value in tiling.by_option().values()))
+    return is_slide(image, asked=any(value is not None for value in option_values(tiling).values()))
 
 
 def _refuse_several(image: Path, tiling: TilingFlags) -> None:
@@ -189,7 +174,7 @@ def _refuse_several(image: Path, tiling: TilingFlags) -> None:
     hint = "name one file; for a slide without resolution, add --slide-mpp"
     if image.is_file() and has_suffix(image.name, "table"):
         raise UsageError(f"attend takes one slide or image, and {image} is a table", hint=hint)
-    if image.is_dir() and holds_slides(image, asked=any(value is not None for value in tiling.by_option().values())):
+    if image.is_dir() and holds_slides(image, asked=any(value is not None for value in option_values(tiling).values())):
         raise UsageError(f"attend takes one slide, and {image} is a folder of slides", hint=hint)
 
 

@@ -17,6 +17,7 @@ from saccade.cli.options import (
     NewRun,
     SettingsFlags,
     TrainingFlags,
+    option_values,
     refuse,
     split_floats,
     split_words,
@@ -80,17 +81,6 @@ class NetworkFlags:
             "supervised.frozen": self.frozen or None,
         }
 
-    def by_option(self) -> dict[str, object]:
-        return {
-            "--augment": self.augment,
-            "--frozen": self.frozen or None,
-            "--layer-decay": self.layer_decay,
-            "--validation": self.validation,
-            "--patience": self.patience,
-            "--recipe": self.recipe,
-            "--resume": self.resume or None,
-        }
-
 
 @dataclasses.dataclass(frozen=True)
 class HeadFlags:
@@ -111,15 +101,6 @@ class HeadFlags:
     repeats: Annotated[
         int | None, typer.Option("--repeats", help="Hierarchies: draws per label fraction below 1 (default 3).")
     ] = None
-
-    def by_option(self) -> dict[str, object]:
-        return {
-            "--heads": self.heads,
-            "--unfrozen": self.unfrozen or None,
-            "--folds": self.folds,
-            "--fractions": self.fractions,
-            "--repeats": self.repeats,
-        }
 
     def options(self, *, allow_overlap: bool, seed: int) -> HeadOptions:
         from saccade.evaluation.nested_cv import NestedConfig
@@ -159,13 +140,13 @@ def finetune(
 
     if is_hierarchy(model):
         of_length = {f"--{name}": value for name, value in vars(training).items() if name != "seed"}
-        refuse(network.by_option() | of_length, "on the heads of a hierarchy", expected=SLIDE_OPTIONS)
+        refuse(option_values(network) | of_length, "on the heads of a hierarchy", expected=SLIDE_OPTIONS)
         settings = _slide_settings(flags, labels.settings() | {"train.seed": training.seed})
         _finetune_slides(
             model, data, out, heads.options(allow_overlap=allow_overlap, seed=_seed(settings)), settings, as_json
         )
         return
-    refuse(heads.by_option(), "on a single network, only on a hierarchy")
+    refuse(option_values(heads), "on a single network, only on a hierarchy")
     _finetune_network(model, data, out, network, training.settings() | labels.settings(), flags, allow_overlap, as_json)
 
 

@@ -19,6 +19,8 @@ import typer
 from saccade.errors import UsageError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from saccade.data.slides.tiling import Tiling
 
 Data = Annotated[
@@ -94,15 +96,6 @@ class TilingFlags:
             "data.skip_unknown_mpp": self.skip_unknown_mpp or None,
         }
 
-    def by_option(self) -> dict[str, object]:
-        return {
-            "--mpp": self.mpp,
-            "--tile": self.tile,
-            "--tissue": self.tissue,
-            "--slide-mpp": self.slide_mpp,
-            "--skip-unknown-mpp": self.skip_unknown_mpp or None,
-        }
-
 
 @dataclasses.dataclass(frozen=True)
 class LabelFlags:
@@ -159,6 +152,11 @@ class SettingsFlags:
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.yaml, e.g. train.keep=3; repeatable."),
     ] = None
+
+
+def option_values(flags: DataclassInstance) -> dict[str, object]:
+    """Values of a group by the names of its options; None for those that are not given."""
+    return {f"--{name.replace('_', '-')}": None if value is False else value for name, value in vars(flags).items()}
 
 
 def expand_groups(command: Callable[..., None]) -> Callable[..., None]:

@@ -123,7 +123,7 @@ def play(steps: Sequence[Sequence[Event]]) -> Footprint:
     What the first step leaves behind (the state of the optimizer) is allocated once.
     """
     steps = [sums_in_place(step) for step in steps]
-    kept = _never_freed(steps[0])
+    permanent = _never_freed(steps[0])
     heap = Heap()
     chunks: dict[Block, tuple[int, int]] = {}
     by_label: Counter[str] = Counter()
@@ -136,7 +136,7 @@ def play(steps: Sequence[Sequence[Event]]) -> Footprint:
                 heap.free(*chunks.pop(block))
                 by_label[block.label] -= block.size
                 total -= block.size
-            elif not (number and block in kept):
+            elif not (number and block in permanent):
                 if backward and not block.backward and not block.recomputed:
                     heap.free_pieces()
                 backward = block.backward or block.recomputed

@@ -24,11 +24,11 @@ class Speed:
 
 def _shown_views(load: Workload) -> str:
     side = " x ".join
-    shown = []
+    views = []
     for name, (count, px) in (("global", load.global_views), ("local", load.local_views)):
         if count:
-            shown.append(f"{count} {name} of {side([str(px)] * load.axes)}")
-    return " and ".join(shown)
+            views.append(f"{count} {name} of {side([str(px)] * load.axes)}")
+    return " and ".join(views)
 
 
 def format_operations(count: float) -> str:
@@ -83,7 +83,7 @@ class Planned(frames.Tabular):
         return (self.keep + 1) * self.price.state + 4 * self.price.parameters
 
     def to_dict(self) -> dict[str, Any]:
-        found, load = self.price, self.load
+        price, load = self.price, self.load
         epoch = self.steps_per_epoch
         return {
             "backbone": load.network.name,
@@ -93,21 +93,21 @@ class Planned(frames.Tabular):
             "batch": load.batch,
             "accumulate": load.accumulate,
             "precision": "bf16" if load.bf16 else "fp32",
-            "tokens": {"global": found.tokens[0], "local": found.tokens[1]},
-            "parameters": found.parameters,
-            "learned": found.learned,
-            "flops": {"step": found.total_flops, "epoch": round(epoch * found.total_flops), "by": dict(found.flops)},
+            "tokens": {"global": price.tokens[0], "local": price.tokens[1]},
+            "parameters": price.parameters,
+            "learned": price.learned,
+            "flops": {"step": price.total_flops, "epoch": round(epoch * price.total_flops), "by": dict(price.flops)},
             "memory": {
                 "peak": self.peak,
-                "step": found.peak,
+                "step": price.peak,
                 "bare_process": self.bare,
                 "decoded_images": self.held,
-                "by": dict(found.memory),
-                "attention_matrices_if_written_out": found.attention,
+                "by": dict(price.memory),
+                "attention_matrices_if_written_out": price.attention,
                 "limit": self.memory,
                 "fits": None if self.memory is None else self.peak <= self.memory,
             },
-            "dominating": sentence(found, load),
+            "dominating": sentence(price, load),
             "images": self.images,
             "padded_px": list(load.padded_px),
             "seconds": None
@@ -141,18 +141,18 @@ class Planned(frames.Tabular):
         return frames.text_to_html(self.text())
 
     def text(self) -> str:
-        found, load = self.price, self.load
+        price, load = self.price, self.load
         network = load.network
         lines = [
             f"{network.name}, {load.method}, {_shown_views(load)}, batch {load.batch}, "
             f"{'bf16' if load.bf16 else 'fp32'} on {load.device}",
             "",
         ]
-        tokens = f"{found.tokens[0]:,} a global view" + (
-            f", {found.tokens[1]:,} a local one" if found.tokens[1] else ""
+        tokens = f"{price.tokens[0]:,} a global view" + (
+            f", {price.tokens[1]:,} a local one" if price.tokens[1] else ""
         )
         lines.append(f"tokens        {tokens}")
-        lines.append(f"parameters    {found.parameters:,} in the backbone, {found.learned:,} learned in all")
+        lines.append(f"parameters    {price.parameters:,} in the backbone, {price.learned:,} learned in all")
         if max(load.image_sides, default=0) > load.image_px:
             sides = " x ".join(map(str, load.image_sides))
             lines.append(
@@ -161,8 +161,8 @@ class Planned(frames.Tabular):
         epoch = self.steps_per_epoch
         of = f"{'each ' if self.assumed else ''}{self.images:,} images"
         lines.append(
-            f"operations    {format_operations(found.total_flops)} a step, "
-            f"{format_operations(epoch * found.total_flops)} for {of}"
+            f"operations    {format_operations(price.total_flops)} a step, "
+            f"{format_operations(epoch * price.total_flops)} for {of}"
         )
         if self.speed is not None:
             lines.append(
@@ -180,7 +180,7 @@ class Planned(frames.Tabular):
         )
         lines.append(f"memory        {system_memory.format_bytes(self.peak)} at the fullest moment")
         lines += [f"  {system_memory.format_bytes(count):>9s}  {name}" for name, count in self._parts()]
-        lines += ["", f"Most of a step's memory: {sentence(found, load)}.", *self._limits(), "", *self._others()]
+        lines += ["", f"Most of a step's memory: {sentence(price, load)}.", *self._limits(), "", *self._others()]
         if network.capabilities.any_patch:
             lines += [
                 "",
@@ -190,9 +190,9 @@ class Planned(frames.Tabular):
 
     def _parts(self) -> list[tuple[str, int]]:
         parts = [*self.price.memory.items(), ("the bare process", self.bare), ("all decoded images", self.held)]
-        shown = sorted(((n, c) for n, c in parts if c >= 0.005 * self.peak), key=lambda item: -item[1])
-        rest = self.peak - sum(count for _, count in shown)
-        return [*shown, *([("all the rest", rest)] if rest > 0 else [])]
+        entries = sorted(((n, c) for n, c in parts if c >= 0.005 * self.peak), key=lambda item: -item[1])
+        rest = self.peak - sum(count for _, count in entries)
+        return [*entries, *([("all the rest", rest)] if rest > 0 else [])]
 
     def _limits(self) -> list[str]:
         if self.memory is None:
@@ -206,11 +206,12 @@ class Planned(frames.Tabular):
         if not self.others:
             return []
         lines = ["alternatives, by operations:"]
-        for one in self.others:
-            ratio = one.price.total_flops / max(1, self.price.total_flops)
-            peak = self.bare + self.held + one.price.peak
+        for option in self.others:
+            ratio = option.price.total_flops / max(1, self.price.total_flops)
+            peak = self.bare + self.held + option.price.peak
             mark = "" if self.memory is None or peak <= self.memory else "  does not fit"
             lines.append(
-                f"  {ratio:6.3g} x operations  {system_memory.format_bytes(peak):>9s}  {one.name}: {one.how}{mark}"
+                f"  {ratio:6.3g} x operations  {system_memory.format_bytes(peak):>9s}  "
+                f"{option.name}: {option.how}{mark}"
             )
         return lines

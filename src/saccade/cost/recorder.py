@@ -278,9 +278,9 @@ class Recorder(TorchDispatchMode):
         key: list[Any] = [func]
         tensors: list[FakeTensor] = []
         repeatable = _describe((args, kwargs), key, tensors) and torch.Tag.inplace_view not in func.tags
-        known = self._known.get(tuple(key)) if repeatable else None
-        if known is not None:
-            return known.result(tensors, self.fake), known.flops
+        recorded = self._known.get(tuple(key)) if repeatable else None
+        if recorded is not None:
+            return recorded.result(tensors, self.fake), recorded.flops
         with self.fake:
             out = func(*args, **kwargs)
         flops = _flops(func, args, kwargs, out)
@@ -333,15 +333,15 @@ class Recorder(TorchDispatchMode):
         return LOSS
 
     def _label(self, func: Any, tensor: Tensor) -> str:
-        place = self._place()
-        if place == IN_FLIGHT:
-            return place
+        label = self._place()
+        if label == IN_FLIGHT:
+            return label
         if func is aten._softmax.default and tensor.ndim > 2:
             self._attention_elements = tensor.numel()
             return ATTENTION
         # Matrices in another number type.
         same = func is aten._to_copy.default and tensor.ndim > 2 and tensor.numel() == self._attention_elements
-        return ATTENTION if same else place
+        return ATTENTION if same else label
 
 
 def _without_masks(indices: Iterable[Tensor | None]) -> Iterator[Tensor | None]:

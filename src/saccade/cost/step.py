@@ -268,7 +268,7 @@ def _traced(load: Workload, device: torch.device) -> Trace:
             break
     # Every micro-batch costs the same, and the second one meets the gradients of the first.
     times = load.accumulate / min(load.accumulate, PLAYED) / len(flops)
-    kept = sum(block.size for block, allocated in steps[0] if allocated and block.label == OPTIMIZER)
+    optimizer_bytes = sum(block.size for block, allocated in steps[0] if allocated and block.label == OPTIMIZER)
     tokens = [
         _tokens(load, recorder, method.backbone, views, device) for views in (load.global_views, load.local_views)
     ]
@@ -279,7 +279,7 @@ def _traced(load: Workload, device: torch.device) -> Trace:
         (tokens[0], tokens[1]),
         sum(p.numel() for p in method.backbone.parameters()),
         sum(p.numel() for p in optimized),
-        sum(weights.values()) + kept,
+        sum(weights.values()) + optimizer_bytes,
     )
 
 
@@ -388,8 +388,8 @@ class BatchPrices:
     def __init__(self, load: Workload):
         self.load = load
         self._traces = (trace(load), trace(load.with_(batch=2 * load.batch)))
-        one, two = ([_order(step) for step in t.steps] for t in self._traces)
-        self._alike = one == two
+        first, second = ([_order(step) for step in t.steps] for t in self._traces)
+        self._alike = first == second
 
     def __call__(self, batch: int) -> Price:
         load = self.load.with_(batch=batch)

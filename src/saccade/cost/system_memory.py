@@ -29,13 +29,13 @@ def available(
         return None
     if match is None:
         return None
-    found = [1024 * int(match[1])]
+    limits = [1024 * int(match[1])]
     for limit, used, stat in groups:
         with contextlib.suppress(OSError, ValueError):
             allowed, taken = int(limit.read_text()), int(used.read_text())
             cached = re.search(r"^(?:total_)?inactive_file (\d+)", stat.read_text(), re.MULTILINE)
-            found.append(allowed - taken + (int(cached[1]) if cached else 0))
-    return max(0, min(found))
+            limits.append(allowed - taken + (int(cached[1]) if cached else 0))
+    return max(0, min(limits))
 
 
 def resident() -> int:
@@ -52,12 +52,12 @@ def parse_size(text: str) -> int:
     match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     try:
         assert match is not None
-        found = round(float(match[1]) * UNITS[match[2].upper()])
+        size = round(float(match[1]) * UNITS[match[2].upper()])
     except (AssertionError, ValueError):
         raise UsageError("not an amount of memory", got=text, expected="for example 12GB or 800MB") from None
-    if found <= 0:
+    if size <= 0:
         raise UsageError("memory must be above 0", got=text)
-    return found
+    return size
 
 
 def format_bytes(count: float) -> str:

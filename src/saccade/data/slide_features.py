@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 
 from saccade.base.files import write_file
 from saccade.data.formats import by_name
+from saccade.data.hdf5_heap import check_global_heaps
 from saccade.data.limits import check_claim, damage_named
 from saccade.data.parquet import read_bounded
-from saccade.errors import DamagedFile, SaccadeError, first_line, require
+from saccade.errors import DamagedFile, MissingDependency, SaccadeError, first_line, require
 
 ABOUT = "saccade_slide"
 FLOAT_BYTES = 4  # of a feature in memory, also where a file has fewer
@@ -138,6 +139,7 @@ def _write_h5(path: Path, features: SlideFeatures, folder: Path) -> None:
 
 def _read_h5(path: Path) -> SlideFeatures:
     h5py = require("h5py", "slides", "reading HDF5")
+    check_global_heaps(path)
     with h5py.File(path, "r") as file:
         for name in ("coords", "features"):
             _check_dataset(h5py, file, name, path)
@@ -207,9 +209,10 @@ def read_about(path: Path) -> dict[str, Any]:
         if path.suffix == ".parquet":
             return dict(json.loads((pq.read_schema(path).metadata or {})[ABOUT.encode()]))
         h5py = require("h5py", "slides", "reading HDF5")
+        check_global_heaps(path)
         with h5py.File(path, "r") as file:
             return dict(json.loads(file.attrs[ABOUT]))
-    except (SaccadeError, MemoryError):
+    except MissingDependency:
         raise
     except Exception:  # decoders raise nearly anything on broken bytes
         return {}

@@ -156,7 +156,7 @@ def check_overlap(
     pictures = {item["pixels_sha256"] for item in pretraining_files if item.get("pixels_sha256")}
     same = [digest in digests or bool(pixels and pixels[i] in pictures) for i, digest in enumerate(hashes)]
     groups = {canonical_id(str(item["group"])) for item in pretraining_files if item["group"] is not None}
-    groups |= {canonical_id(r.group) for r, seen in zip(records, same) if r.group is not None and seen}
+    groups |= {canonical_id(r.group) for r, overlaps in zip(records, same) if r.group is not None and overlaps}
     ids = [records[i].id for i in test if same[i]]
     return Overlap(ids, [group for group in _groups(records, test) if canonical_id(group) in groups])
 

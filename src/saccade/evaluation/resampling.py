@@ -190,11 +190,11 @@ def judge(
     """
     family = {key: values for key, values in family.items() if values.measured}
     variances = {key: _seed_variance(v, chance.units) for key, v in family.items() if len(v.measured) > 1}
-    among = sum(one.freedom for one in variances.values())
+    among = sum(variance.freedom for variance in variances.values())
     free = len(variances) if free is None else max(1, free)
     freedom = max(1, round(free * among / len(variances))) if variances else 0
     pooled, on_groups = (
-        sum(one.freedom * getattr(one, name) for one in variances.values()) / among if among else 0.0
+        sum(variance.freedom * getattr(variance, name) for variance in variances.values()) / among if among else 0.0
         for name in ("between", "on_groups")
     )
     of_seeds = max(0.0, pooled - on_groups) if freedom > 1 else pooled

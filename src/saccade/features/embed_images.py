@@ -21,7 +21,7 @@ from saccade.data.probe import typical_px, usual_channels
 from saccade.data.volumes.intensity import intensity_of
 from saccade.errors import ModelError
 from saccade.features.baselines import histogram_features, pixel_features
-from saccade.features.table import COLUMNS, FEATURES, FeatureTable
+from saccade.features.table import COLUMNS, FEATURES, FeatureTable, table_of_records
 from saccade.models.backbones.build import rebuild
 from saccade.models.backbones.weights import LoadedModel
 
@@ -86,17 +86,9 @@ def predict_view(
 
 
 def _table(cache: ImageCache, features: np.ndarray, model: str, about: dict[str, object]) -> FeatureTable:
-    return FeatureTable(
-        features=features,
-        ids=[r.id for r in cache.records],
-        labels=[r.label for r in cache.records],
-        groups=[r.group for r in cache.records],
-        splits=[r.split for r in cache.records],
-        hashes=list(cache.hashes),
-        model=model,
-        about=about,
-        extras={name: [r.extra.get(name) or None for r in cache.records] for name in _extra_columns(cache)},
-    )
+    extras = {name: [r.extra.get(name) or None for r in cache.records] for name in _extra_columns(cache)}
+    table = table_of_records(cache.records, features, cache.hashes, model, about)
+    return dataclasses.replace(table, extras=extras)
 
 
 def _extra_columns(cache: ImageCache) -> list[str]:

@@ -36,7 +36,7 @@ from saccade.features import stores
 from saccade.features.embed_images import predict_view
 from saccade.features.lancedb_store import complete, save_lance_from
 from saccade.features.slide_files import name_files, read_if_current, update_labels
-from saccade.features.table import COLUMNS, FeatureTable, TableWriter, storable
+from saccade.features.table import COLUMNS, TableWriter, storable, table_of_records
 from saccade.models.backbones.weights import LoadedModel, fingerprint, load_model
 
 Say = Callable[[str], None]
@@ -319,17 +319,8 @@ def embed_table(
                 continue
             features, readable = embedder.features(number)
             records = list(tiles.records.take(indices[readable]))
-            rows_of_slide = FeatureTable(
-                features=features,
-                ids=[r.id for r in records],
-                labels=[r.label for r in records],
-                groups=[r.group for r in records],
-                splits=[r.split for r in records],
-                hashes=[tiles.hashes[number]] * len(records),
-                model=embedder.model.name,
-                about=about,
-            )
-            writer.add(rows_of_slide)
+            hashes = [tiles.hashes[number]] * len(records)
+            writer.add(table_of_records(records, features, hashes, embedder.model.name, about))
             rows, done = rows + len(records), done + len(indices)
             if report is not None:
                 report(done, len(tiles))

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
 from saccade.base import frames, parquet_seal
+from saccade.base.contracts import Record
 from saccade.base.files import cannot_write, discard, make_folder, replace_file, temporary_name
 from saccade.base.machine import usable_cores
 from saccade.errors import DamagedFile, DataError, first_line
@@ -78,6 +79,22 @@ class FeatureTable(frames.Tabular):
         chosen = [int(i) for i in indices]
         columns = {name: [values[i] for i in chosen] for name, values in self.columns.items()}
         return table_of(self.features[chosen], columns, self.model, self.about)
+
+
+def table_of_records(
+    records: Sequence[Record], features: np.ndarray, hashes: Sequence[str | None], model: str, about: dict[str, Any]
+) -> FeatureTable:
+    """A table with one row per record."""
+    return FeatureTable(
+        features,
+        [record.id for record in records],
+        [record.label for record in records],
+        [record.group for record in records],
+        [record.split for record in records],
+        list(hashes),
+        model,
+        about,
+    )
 
 
 def table_of(

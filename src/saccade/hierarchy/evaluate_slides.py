@@ -28,7 +28,7 @@ from saccade.evaluation.nested_cv import Cohort, Learner, NestedConfig, choose, 
 from saccade.evaluation.protocol import EvalReport
 from saccade.evaluation.small_samples import few_words, mark
 from saccade.features.embed_slides import assumed_mpp_of
-from saccade.features.table import FeatureTable
+from saccade.features.table import FeatureTable, table_of_records
 from saccade.features.thumbnails import SLIDES
 from saccade.hierarchy.embed_regions import embed_grids
 from saccade.hierarchy.end_to_end import regions_of
@@ -170,22 +170,15 @@ def embed(run: Path, tiles: SlideTiles, console: Console, *, max_bad: float = 0.
     embedded = embed_levels(hierarchy, tiles, console, max_bad=max_bad)
     records = [tiles.entries[k].record for k in embedded.slides]
     name = f"{run.name} ({'slide level' if hierarchy.slide else 'mean of regions'})"
-    return FeatureTable(
-        features=embedded.vectors.astype(np.float32),
-        ids=[r.id for r in records],
-        labels=[r.label for r in records],
-        groups=[r.group for r in records],
-        splits=[r.split for r in records],
-        hashes=[tiles.hashes[k] for k in embedded.slides],
-        model=name,
-        about={
-            "rows": SLIDES,
-            "weights": weights_of(hierarchy, embedded.tiles[0]),
-            "tiling": dataclasses.asdict(tiles.tiling),
-            "side": hierarchy.side,
-            "least": hierarchy.min_tissue,
-        },
-    )
+    about = {
+        "rows": SLIDES,
+        "weights": weights_of(hierarchy, embedded.tiles[0]),
+        "tiling": dataclasses.asdict(tiles.tiling),
+        "side": hierarchy.side,
+        "least": hierarchy.min_tissue,
+    }
+    hashes = [tiles.hashes[k] for k in embedded.slides]
+    return table_of_records(records, embedded.vectors.astype(np.float32), hashes, name, about)
 
 
 # --- heads ---------------------------------------------------------------------------------------

@@ -75,18 +75,19 @@ def resolve_dino(config: DinoConfig, facts: DatasetFacts) -> DinoConfig:
                   learns nothing in 200 steps (docs/log.md); none in longer runs, as in the paper
     koleo         DINOv2's 0.1 for runs under 20,000 steps without the coding rate; none in longer runs
 
-    From pretrained weights, which are not to be changed fast, head, momentum and KoLeo are as before the coding rate.
+    Without the coding rate, and from pretrained weights, which are not to be changed fast, a ViT has no norm in the
+    head, and the teacher a memory of at least 100 steps.
     """
     _check(config)
     images, steps, short = facts.images, facts.steps, facts.steps < SHORT_STEPS
     power = 2 ** math.floor(math.log2(max(1, images / 8)))
     out_dim = config.out_dim or min(65536, max(256, power))
-    fast = short and not facts.pretrained
+    coding_rate = (0.0 if facts.pretrained or not short else 1.0) if config.coding_rate is None else config.coding_rate
+    fast = short and coding_rate > 0
     shortest_memory = min(100.0, max(20.0, steps / 10)) if fast else 100.0
     memory_steps = min(250.0, max(shortest_memory, steps / 50))
     end = (0.02 if short else 0.04) if config.teacher_temp is None else config.teacher_temp
     begin = min(0.02, end) if config.teacher_temp_start is None else config.teacher_temp_start
-    coding_rate = (1.0 if fast else 0.0) if config.coding_rate is None else config.coding_rate
     return dataclasses.replace(
         config,
         out_dim=out_dim,

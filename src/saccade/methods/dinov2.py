@@ -63,7 +63,7 @@ class DinoV2Config:
 
 def _as_dino(config: DinoV2Config) -> DinoConfig:
     names = {field.name for field in dataclasses.fields(DinoConfig)} & {f.name for f in dataclasses.fields(config)}
-    return DinoConfig(**{name: getattr(config, name) for name in names}, centering="sinkhorn")
+    return DinoConfig(**{name: getattr(config, name) for name in names}, centering="sinkhorn", coding_rate=0.0)
 
 
 def resolve_dinov2(config: DinoV2Config, facts: DatasetFacts) -> DinoV2Config:

@@ -216,18 +216,18 @@ def measured(load: Workload, run: ResolvedRun, device: torch.device) -> Speed:
     small = load.with_(batch=least, accumulate=1, explicit=None)
     if price(small).total_flops > QUICK_FLOPS or _too_large(small, device):
         return _measured_smaller(load, run, device)
-    one = time_steps(run, small, device)
-    images = _more_images(load, least, one)
+    small_seconds = time_steps(run, small, device)
+    images = _more_images(load, least, small_seconds)
     if images <= least:
         flops = price(small).total_flops
-        rate = flops / one
+        rate = flops / small_seconds
         return Speed(price(load).total_flops / rate, rate, f"measured here with {least} images a step")
     more = small.with_(batch=images)
     while _too_large(more, device) and more.batch > least + 1:
         more = more.with_(batch=(least + more.batch) // 2)
-    two = time_steps(run, more, device)
-    each = max((two - one) / (more.batch - least), 0.2 * two / more.batch)
-    seconds = load.accumulate * (two + (load.batch - more.batch) * each)
+    more_seconds = time_steps(run, more, device)
+    each = max((more_seconds - small_seconds) / (more.batch - least), 0.2 * more_seconds / more.batch)
+    seconds = load.accumulate * (more_seconds + (load.batch - more.batch) * each)
     how = f"measured here with {least} and {more.batch} images a step"
     return Speed(seconds, price(load).total_flops / seconds, how)
 
@@ -266,7 +266,7 @@ def priced(asked: RunConfig, facts: DataFacts, options: PlanOptions) -> Planned:
     run = resolve_assumed(asked, facts.images, facts.channels, device)
     load = workload(run, device, image_item=facts.item, image_sides=facts.sides)
     load = load.with_(explicit=PATHS.get(options.attention))
-    found = price(load)
+    cost = price(load)
     bare = bare_process(run, load, device)
     speed = measured(load, run, device) if options.measure else None
     pixels = facts.images * facts.item * facts.channels * run.data.cache_px**load.axes
@@ -276,7 +276,7 @@ def priced(asked: RunConfig, facts: DataFacts, options: PlanOptions) -> Planned:
     left = None if memory is None else memory - bare - (held if device.type == "cpu" else 0)
     return Planned(
         load,
-        found,
+        cost,
         facts.images,
         facts.assumed,
         bare if device.type == "cpu" else 0,

@@ -45,7 +45,7 @@ class PlannedHierarchy:
     def to_dict(self) -> dict[str, Any]:
         counts = {"slides": self.slides, "tiles": self.tiles, "regions": self.regions}
         look = {"flops": self.flops, "seconds": self.seconds}
-        return counts | {"levels": {level: one.to_dict() for level, one in self.levels.items()}, "embedding": look}
+        return counts | {"levels": {level: plan.to_dict() for level, plan in self.levels.items()}, "embedding": look}
 
     def _repr_html_(self) -> str:
         return frames.text_to_html(self.text())
@@ -78,28 +78,30 @@ def plan_hierarchy(
     options = options or PlanOptions()
     if data is None or options.attention:
         raise UsageError("the plan of a hierarchy needs slides, and takes no --attention", hint="saccade plan SLIDES")
-    wanted = split_settings(str(data), method, recipe, settings)
-    tiles = open_tiles(wanted.data, settings_of(wanted.levels["tile"]))
-    hipt, side = wanted.hipt, wanted.hipt.side(tiles.tile_px)
+    request = split_settings(str(data), method, recipe, settings)
+    tiles = open_tiles(request.data, settings_of(request.levels["tile"]))
+    hipt, side = request.hipt, request.hipt.side(tiles.tile_px)
     regions, slides = count_regions(tiles, side, hipt.min_tissue), len(tiles.entries)
-    found: dict[Level, Planned] = {}
+    plans: dict[Level, Planned] = {}
     if not hipt.tile:
-        run = config.override(config_of("tile", wanted, wanted.data), {"data.split": "all"})
+        run = config.override(config_of("tile", request, request.data), {"data.split": "all"})
         device = runtime.pick_device(run.train.device)
-        facts, run = plan.inspect_data(wanted.data, run, device, 2)
-        found["tile"] = plan.priced(run, facts, options)
-        network = found["tile"].load.network
+        facts, run = plan.inspect_data(request.data, run, device, 2)
+        plans["tile"] = plan.priced(run, facts, options)
+        network = plans["tile"].load.network
     else:
         network = load_model(hipt.tile).backbone.settings
     each = cost_of(network)
     if not hipt.region and regions >= FEWEST_REGIONS:
-        found["region"] = _upper("region", wanted, regions, each.dim + 1, side, options)
-    if "region" in found and not hipt.slide and slides >= FEWEST_SLIDES:
+        plans["region"] = _upper("region", request, regions, each.dim + 1, side, options)
+    if "region" in plans and not hipt.slide and slides >= FEWEST_SLIDES:
         across = _typical_side(tiles, side, hipt)
-        found["slide"] = _upper("slide", wanted, slides, cost_of(found["region"].load.network).dim + 1, across, options)
+        plans["slide"] = _upper(
+            "slide", request, slides, cost_of(plans["region"].load.network).dim + 1, across, options
+        )
     flops = len(tiles) * each.flops
-    speed = found["tile"].speed if "tile" in found else None
-    return PlannedHierarchy(slides, len(tiles), regions, found, flops, None if speed is None else flops / speed.rate)
+    speed = plans["tile"].speed if "tile" in plans else None
+    return PlannedHierarchy(slides, len(tiles), regions, plans, flops, None if speed is None else flops / speed.rate)
 
 
 def _upper(
@@ -114,9 +116,9 @@ def _upper(
 
 def _typical_side(tiles: SlideTiles, side: int, hipt: HiptConfig) -> int:
     """Median over slides of the regions across, along the shorter side."""
-    found = []
+    sides = []
     for cut in tiles.tilings:
         corners = np.array([(b.top, b.left) for b in cut_blocks(Path(), cut.grid.cells, side, hipt.min_tissue)]) // side
         if len(corners):
-            found.append(int((np.ptp(corners, axis=0) + 1).min()))
-    return max(1, round(float(np.median(found)))) if found else 1
+            sides.append(int((np.ptp(corners, axis=0) + 1).min()))
+    return max(1, round(float(np.median(sides)))) if sides else 1

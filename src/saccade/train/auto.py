@@ -171,8 +171,8 @@ def _thumbnails(source: Source) -> np.ndarray:
 
 def open_named(data: str, settings: Mapping[str, Any]) -> Source:
     """The images that a run with these settings, by dotted key, reads. Raises DataError, UsageError."""
-    named = {key: value for key, value in settings.items() if key.startswith("data.")}
-    data_config = override_section("data", DataConfig(), {"data.source": data, **named})
+    data_settings = {key: value for key, value in settings.items() if key.startswith("data.")}
+    data_config = override_section("data", DataConfig(), {"data.source": data, **data_settings})
     return open_all(data_config, str(settings.get("model.weights", "")))
 
 
