@@ -7,15 +7,18 @@ folder, fsync, rename, fsync of the folder. Two writers of one path cannot destr
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from saccade.errors import StorageError
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 TEMPORARY = ".tmp-"
 """How temporary names begin; what a killed process leaves behind is recognised by it."""
 
@@ -78,9 +81,12 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         for path in temporary.rglob("*"):
             if path.is_file():
                 _flush(path)
-        if folder.exists():
-            folder.rename(older)
-        temporary.rename(folder)
+        if folder.exists() and _exchange(temporary, folder):
+            older = temporary
+        else:
+            if folder.exists():
+                folder.rename(older)
+            temporary.rename(folder)
         _flush_folder(folder.parent)
         shutil.rmtree(older, ignore_errors=True)
     except BaseException as error:
@@ -90,6 +96,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         if not isinstance(error, (OSError, UnicodeEncodeError)):
             raise
         raise cannot_write(folder, error) from error
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step, so that neither name is ever missing; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    return bool(rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)
 
 
 def replace_file(temporary: Path, path: Path) -> None:
