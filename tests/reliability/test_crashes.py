@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saccade.api import pretrain, resume
+from killed_runs import DATA, SMALL, train_or_resume
 from saccade.base import files, run_folder
 from saccade.errors import StorageError
 from saccade.train import checkpoint
@@ -22,18 +23,7 @@ from saccade.train import checkpoint
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 OPERATIONS = ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
 DIED, KILLS, DEATHS, OFFSETS = 9, 100, 10, 10
-DATA, STEPS = "synthetic:tissue?n=24&size=16", 12
-SMALL = {
-    "model.size_px": 16,
-    "views.local_count": 2,
-    "train.batch": 8,
-    "train.log_every": 1,
-    "train.save_every": 2,
-    "train.precision": "fp32",
-    "dino.out_dim": 16,
-    "dino.head_hidden": 16,
-    "dino.bottleneck": 8,
-}
+STEPS = 12
 
 
 def in_child(work) -> int:
@@ -142,45 +132,45 @@ def test_a_disk_that_is_full_at_any_offset_leaves_the_last_checkpoint(tmp_path):
 
 
 def losses(run: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in run_folder.read_metrics(run / "metrics.jsonl") if "loss" in line}
-
-
-def train_alone(run: str, steps: int) -> None:
-    torch.set_num_threads(1)
-    if (Path(run) / "config.yaml").exists():
-        resume(run)
-    else:
-        pretrain(DATA, out=run, backbone="vit_micro_patch8_w8", settings=SMALL | {"train.steps": steps})
+    path = run / "metrics.jsonl"
+    lines = run_folder.read_metrics(path) if path.exists() else []
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 @pytest.mark.slow
 def test_100_kills_lose_nothing(tmp_path):
     """Each kill comes at a random moment after the process has begun to train; the run then goes on from there."""
     context, draw, steps, kills = multiprocessing.get_context("forkserver"), random.Random(0), 200, 0
-    context.set_forkserver_preload(["saccade.api", "saccade.train.pretrain"])
+    context.set_forkserver_preload(["killed_runs", "saccade.train.pretrain"])
 
     def start(out):
-        process = context.Process(target=train_alone, args=(str(out), steps))
+        process = context.Process(target=train_or_resume, args=(str(out), steps))
         process.start()
         return process
 
     whole, run, rounds = tmp_path / "whole", tmp_path / "run", 0
     start(whole).join()
     while kills < KILLS:
-        process, before = start(run), max(losses(run), default=-1) if (run / "metrics.jsonl").exists() else -1
-        while process.is_alive() and (not (run / "metrics.jsonl").exists() or max(losses(run), default=-1) <= before):
+        if run.exists() and not (run / "config.yaml").exists():  # killed before there was anything to resume
+            shutil.rmtree(run)
+        before = max(losses(run), default=-1)
+        process = start(run)
+        while process.is_alive() and max(losses(run), default=-1) <= before:
             time.sleep(0.005)
         time.sleep(draw.random() * 0.1)
         if process.is_alive():
             process.kill()
             kills += 1
         process.join()
-        if (run / "report.html").exists() or max(losses(run)) == steps - 1:
+        if process.exitcode not in (0, -signal.SIGKILL):
+            pytest.fail(f"the run ended with exit code {process.exitcode}")
+        if max(losses(run), default=-1) == steps - 1:
             start(run).join()
             assert losses(run) == losses(whole)
-            run, rounds = tmp_path / f"run{rounds}", rounds + 1
+            rounds += 1
+            run = tmp_path / f"run{rounds}"
     start(run).join()
-    assert losses(run) == losses(whole)
+    assert losses(run) == losses(whole) and set(losses(whole)) == set(range(steps))
     print(f"{kills} kills, {rounds + 1} runs of {steps} steps, 0 losses differ")
 
 
