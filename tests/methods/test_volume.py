@@ -159,7 +159,7 @@ def test_from_arrays_to_a_table(balls, tmp_path):
     figures = json.loads((run / "figures" / "index.json").read_text())
     assert {one["kind"] for one in figures} == {"neighbours", "attention"}
     answer = finetune(run, balls, out=tmp_path / "tuned", settings={"train.steps": 4, "train.batch": 6})
-    assert {row["metric"] for row in answer["rows"]} >= {"accuracy", "auroc"}
+    assert {row["metric"] for row in answer.rows} >= {"accuracy", "auroc"}
 
 
 def test_a_resumed_run_is_the_same(balls, tmp_path):

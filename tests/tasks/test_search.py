@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import saccade
+from saccade.base.places import located_origin
 from saccade.cli.app import app
 from saccade.data.synthetic.images import TissueSource
 from saccade.errors import DataError, MissingDependency, ModelError, StorageError, UsageError
@@ -239,7 +240,8 @@ def test_names_that_are_no_text_are_spelt_out(tmp_path):
     saccade.embed(MODEL, tmp_path, out=tmp_path / "f.parquet")
     table = store.load_table(tmp_path / "f.parquet")
     assert table.ids == ["b.png", "caf\\udce9.png"]
-    assert Pictures(table.about).pixels(table.ids[1], table.hashes[1])[0, 0, 0] == 90
+    origin = located_origin(table.about, tmp_path / "f.parquet")
+    assert Pictures(origin).pixels(table.ids[1], table.hashes[1])[0, 0, 0] == 90
 
 
 def test_votes():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -64,7 +66,9 @@ def coding_rate(vectors: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
         # Z Z^T and Z^T Z give the same determinant; the smaller one is cheaper.
         gram = vectors @ vectors.T if count <= width else vectors.T @ vectors
         matrix = torch.eye(len(gram), device=gram.device) + width / (count * CODING_ERROR) * gram
-        half_log_det: Tensor = torch.linalg.cholesky(matrix).diagonal().log().sum()
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        # Vectors that are not finite have no factor; the loss says so, and the step is left out.
+        half_log_det = torch.where(failed == 0, factor.diagonal().log().sum(), math.nan)
     return half_log_det * (1 / count + 1 / width)
 
 
