@@ -13,7 +13,7 @@ from saccade.data.limits import damage_named
 from saccade.data.slides.detect import find_slides
 from saccade.data.slides.slide_source import SlideTiles
 from saccade.data.slides.tiling import Tiling
-from saccade.data.sources.archive import ArchiveSource
+from saccade.data.sources.files import FileSource
 from saccade.data.sources.folder import FolderSource
 from saccade.data.sources.source import Selection
 from saccade.data.volumes.tiff_stack import is_stack
@@ -153,7 +153,7 @@ def left_aside(source: Source) -> str:
     """Why a table beside the images is not used; "" where there is none or it is used."""
     if isinstance(source, Selection):
         return left_aside(source.source)
-    return source.aside if isinstance(source, (FolderSource, ArchiveSource, SlideTiles)) else ""
+    return source.aside if isinstance(source, (FileSource, SlideTiles)) else ""
 
 
 def unreadable_files(source: Source) -> tuple[list[tuple[str, str]], int]:

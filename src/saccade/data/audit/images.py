@@ -27,8 +27,7 @@ from saccade.data.audit.volumes import (
 )
 from saccade.data.cache.image_cache import check_damage
 from saccade.data.open import left_aside
-from saccade.data.sources.archive import ArchiveSource
-from saccade.data.sources.folder import FolderSource
+from saccade.data.sources.files import FileSource
 from saccade.data.sources.masks import USE_OF_MASKS
 from saccade.errors import DamagedFile, UsageError
 
@@ -109,7 +108,7 @@ def _look(source: Source, index: int) -> _ImageFacts | str:
         if not np.isfinite([low, high]).all():
             return f"{source.records[index].id}: contains NaN or infinite values"
         volume = describe_volume(sample) if source.axes == 3 else None
-        aside = source.images_left_aside(index) if isinstance(source, (FolderSource, ArchiveSource)) else ()
+        aside = source.images_left_aside(index) if isinstance(source, FileSource) else ()
         digest = source.content_hash(index)
         return _ImageFacts(pixels.shape, pixels.dtype, low, high, sample.spacing_um, digest, volume, tuple(aside))
     except DamagedFile as error:
@@ -168,7 +167,7 @@ def _summary(source: Source, readable: list[tuple[Record, _ImageFacts]], damaged
     low, high = min(item.low for item in facts), max(item.high for item in facts)
     groups = Counter(record.group for record in records if record.group is not None)
     copies, leaks = _copies(readable)
-    files = source if isinstance(source, (FolderSource, ArchiveSource)) else None
+    files = source if isinstance(source, FileSource) else None
     return Audit(
         name=source.name,
         images=len(records),
@@ -190,7 +189,7 @@ def _summary(source: Source, readable: list[tuple[Record, _ImageFacts]], damaged
         duplicates=copies,
         leaks=leaks + _groups_in_two_splits(records),
         damaged=damaged,
-        unlisted=source.unlisted if isinstance(source, (FolderSource, ArchiveSource)) else 0,
+        unlisted=files.unlisted if files else 0,
         aside=left_aside(source),
         hashes={record.id: item.sha256 for record, item in readable},
         axes=source.axes,

@@ -17,11 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
-import numpy as np
-
-from saccade.base.contracts import Sample
 from saccade.data.formats import has_suffix
 from saccade.data.limits import SMALL_IMAGE, SMALL_VOLUME, check_claim, check_ratio, check_table, damage_named
+from saccade.data.sources.files import FileSource
 from saccade.data.sources.names import by_normal_name
 from saccade.data.sources.source import choose_records
 from saccade.data.sources.tables import MANIFESTS, Table, read_rows, read_table
@@ -121,8 +119,8 @@ def _open(path: Path) -> _Members:
         raise DataError(f"{path}: incomplete archive", got=str(error), hint="copy it again") from error
 
 
-class ArchiveSource:
-    """The images or volumes in one archive; satisfies contracts.Source. Folder rules are those of FolderSource.
+class ArchiveSource(FileSource):
+    """The images or volumes in one archive. Folder rules are those of FolderSource.
 
     A table is also found in the one top folder that many archives have.
     """
@@ -139,9 +137,9 @@ class ArchiveSource:
         self.name = str(path)
         self._members = _open(path)
         self._refuse_escapes()
-        self._contents = Contents(str(path), self._bytes, list(self._members.sizes))
+        contents = Contents(str(path), self._bytes, list(self._members.sizes))
         chosen = choose_records(
-            self._contents,
+            contents,
             read_table(manifest) if manifest is not None else self._own_table(),
             explicit=manifest is not None,
             locate=lambda _: None,
@@ -149,9 +147,7 @@ class ArchiveSource:
             group=group,
             keep_na=keep_na,
         )
-        self.records, self.unlisted, self.aside = chosen.records, chosen.unlisted, chosen.aside
-        self.image_masks, self.others = self._contents.image_masks, self._contents.others
-        self.axes = self._contents.axes(self.records)
+        super().__init__(contents, chosen)
 
     def _refuse_escapes(self) -> None:
         for name in self._members.sizes:
@@ -171,9 +167,6 @@ class ArchiveSource:
                     return Table(name, read_rows(self._bytes(inside), name), base)
         return None
 
-    def __len__(self) -> int:
-        return len(self.records)
-
     def _bytes(self, name: str, most: int | None = None) -> bytes:
         if name not in self._members.sizes:
             raise DamagedFile(f"{self.name}:{name}: not in the archive")
@@ -182,17 +175,3 @@ class ArchiveSource:
         check_claim(size, self._members.stored[name], f"{self.name}:{name}", small=small)
         with damage_named(f"{self.name}:{name}"):
             return self._members.read(name, most)
-
-    def read(self, index: int) -> Sample:
-        return self._contents.read(self.records[index], self.axes)
-
-    def read_mask(self, index: int) -> np.ndarray | None:
-        """The mask of an image as bool [Y X]; None where it has none."""
-        return self._contents.read_mask(self.records[index].id)
-
-    def images_left_aside(self, index: int) -> list[str]:
-        """The other images in the file of an image: label, macro and so on."""
-        return self._contents.images_left_aside(self.records[index].id)
-
-    def content_hash(self, index: int) -> str:
-        return self._contents.content_hash(self.records[index])

@@ -6,9 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from saccade.base.contracts import Sample
+from saccade.data.sources.files import FileSource
 from saccade.data.sources.names import by_normal_name
 from saccade.data.sources.source import choose_records
 from saccade.data.sources.tables import read_table, table_in
@@ -16,15 +14,12 @@ from saccade.data.sources.volume_files import Contents
 from saccade.errors import DamagedFile, DataError
 
 
-class FolderSource:
-    """Every image or volume below ``root``; satisfies contracts.Source.
+class FolderSource(FileSource):
+    """Every image or volume below ``root``.
 
     only      names of files to look at, relative to ``root``; None looks at all
     manifest  a table whose paths are relative to ``root`` or to its own folder; None uses one that lies in ``root``
     label, group  columns of the table to use; ``keep_na`` as in ``open_source``
-    ``image_masks`` has the mask files of each image that has any, ``others`` the files in formats that are not read,
-    ``unlisted`` counts the images that lie there but are not in the table; ``aside`` says why a table that lies in
-    ``root`` is not used.
     """
 
     def __init__(
@@ -40,7 +35,7 @@ class FolderSource:
         self.name = str(root)
         self.root = root
         self._stored = by_normal_name(files_below(root) if only is None else only)
-        self._contents = Contents(str(root), self._fetch, list(self._stored))
+        contents = Contents(str(root), self._fetch, list(self._stored))
         table_path = manifest or table_in(root)
 
         def locate(path: str) -> str | None:
@@ -49,7 +44,7 @@ class FolderSource:
             return Path(os.path.relpath(file, root)).as_posix() if file and file.is_file() else None
 
         chosen = choose_records(
-            self._contents,
+            contents,
             read_table(table_path) if table_path else None,
             explicit=manifest is not None,
             locate=locate,
@@ -57,12 +52,7 @@ class FolderSource:
             group=group,
             keep_na=keep_na,
         )
-        self.records, self.unlisted, self.aside = chosen.records, chosen.unlisted, chosen.aside
-        self.image_masks, self.others = self._contents.image_masks, self._contents.others
-        self.axes = self._contents.axes(self.records)
-
-    def __len__(self) -> int:
-        return len(self.records)
+        super().__init__(contents, chosen)
 
     def _fetch(self, name: str, most: int | None = None) -> bytes:
         path = self.root / self._stored.get(name, name)
@@ -71,20 +61,6 @@ class FolderSource:
                 return file.read(-1 if most is None else most)
         except OSError as error:
             raise DamagedFile(f"{path}: cannot be read ({error.strerror})") from error
-
-    def read(self, index: int) -> Sample:
-        return self._contents.read(self.records[index], self.axes)
-
-    def read_mask(self, index: int) -> np.ndarray | None:
-        """The mask of an image as bool [Y X]; None where it has none."""
-        return self._contents.read_mask(self.records[index].id)
-
-    def images_left_aside(self, index: int) -> list[str]:
-        """The other images in the file of an image: label, macro and so on."""
-        return self._contents.images_left_aside(self.records[index].id)
-
-    def content_hash(self, index: int) -> str:
-        return self._contents.content_hash(self.records[index])
 
 
 def files_below(root: Path) -> list[str]:
