@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from saccade.attention.mask_scores import agreement, check_fits
 from saccade.cli.app import app
 from saccade.data.open import open_source
-from saccade.data.sources.masks import masks_beside, masks_in, masks_of
+from saccade.data.sources.masks import MaskFolder, masks_beside, masks_of
 from saccade.errors import DataError
 from saccade.viz.patch_maps import AttentionMap
 
@@ -79,7 +79,7 @@ def test_agreement_with_a_mask_is_1_for_the_mask_itself():
 def test_masks_of_one_image(folder):
     image = folder / "a" / "images" / "3.png"
     assert masks_beside(image) == [folder / "a" / "masks" / "3.png"]
-    assert masks_in(folder / "a" / "masks", "a/images/3.png") == [folder / "a" / "masks" / "3.png"]
+    assert MaskFolder(folder / "a" / "masks").masks_of("a/images/3.png") == [folder / "a" / "masks" / "3.png"]
     assert masks_beside(folder / "a" / "masks" / "3.png") == []
 
 

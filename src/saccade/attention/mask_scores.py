@@ -11,11 +11,11 @@ import numpy as np
 from saccade.attention import volume
 from saccade.attention.maps import AttentionMap, attention_map, jaccard, threshold_mask, upsample
 from saccade.base.contracts import Sample, Source
-from saccade.data.sources.archive import ArchiveSource
-from saccade.data.sources.folder import FolderSource
-from saccade.data.sources.masks import AUTO, masks_in
+from saccade.data.sources.files import FileSource
+from saccade.data.sources.masks import AUTO, MaskFolder
 from saccade.data.sources.source import Selection
 from saccade.data.sources.volume_files import union_of_masks
+from saccade.data.splits import unit_names
 from saccade.errors import DataError, UsageError
 from saccade.evaluation.metrics import Resampled, resampling_weights, summarise_models
 from saccade.evaluation.small_samples import few_words
@@ -55,15 +55,14 @@ def mask_reader(source: Source, masks: str | Path) -> Callable[[int, Sample], np
             raise UsageError(
                 "masks of volumes are those beside them", got=f"--masks {masks}", expected=f"--masks {AUTO}"
             )
-        folder = Path(masks)
-        masks_in(folder, "")
+        folder = MaskFolder(Path(masks))
 
         def of_folder(index: int, _: Sample) -> np.ndarray | None:
-            files = masks_in(folder, source.records[index].id)
+            files = folder.masks_of(source.records[index].id)
             return union_of_masks({str(file): file.read_bytes() for file in files}) if files else None
 
         return of_folder
-    if not isinstance(source, (FolderSource, ArchiveSource)):
+    if not isinstance(source, FileSource):
         raise UsageError("these data have no masks", got=source.name, expected="images or volumes with masks")
     if source.axes == 3:
         return lambda _, sample: None if sample.mask is None else sample.mask > 0
@@ -153,7 +152,7 @@ def _summary(
     seed: int,
 ) -> dict[str, Any]:
     weights = resampling_weights(groups, bootstrap, seed)
-    units = len({str(group) for group in groups if group is not None}) + sum(group is None for group in groups)
+    units = len(set(unit_names(groups)))
     estimates = {
         name: Resampled(float(np.mean(scores)), weights @ np.array(scores) / weights.sum(axis=1))
         for name, scores in values.items()

@@ -87,34 +87,49 @@ def _image_stems(stem: str) -> list[str]:
     return stems
 
 
-def masks_in(folder: Path, name: str) -> list[Path]:
-    """The masks of an image in a folder of masks: called like the image, with or without an ending.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder.
-    name : str
-        Path of the image, or its id in a source. Of several files the masks are those below the same folders.
+class MaskFolder:
+    """A folder of masks; each folder in it is listed once.
 
     Raises
     ------
     UsageError
         The folder does not exist.
     """
-    if not folder.is_dir():
-        raise UsageError("the folder of masks does not exist", got=folder, hint=f"--masks FOLDER or --masks {AUTO}")
-    stem = PurePosixPath(stem_of(PurePosixPath(name).as_posix()))
-    # ids have folders in common with the masks, such as CLASS/x.png; try the longest such path first
-    for start in range(len(stem.parts)):
-        below = PurePosixPath(*stem.parts[start:])
-        parent = folder.joinpath(*PurePosixPath(name).parts[start:-1])
-        if parent.is_dir():
-            files = [path for path in sorted(parent.iterdir()) if path.is_file() and not path.name.startswith(".")]
-            matches = [path for path in files if below.name in (s := stem_of(path.name), without_ending(s))]
-            if matches:
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise UsageError("the folder of masks does not exist", got=folder, hint=f"--masks FOLDER or --masks {AUTO}")
+        self.folder = folder
+        self._by_stem: dict[Path, dict[str, list[Path]]] = {}
+
+    def masks_of(self, name: str) -> list[Path]:
+        """The masks of an image: called like it, with or without an ending.
+
+        Parameters
+        ----------
+        name : str
+            Path of the image, or its id in a source. Of several files the masks are those below the same folders.
+        """
+        stem = PurePosixPath(stem_of(PurePosixPath(name).as_posix()))
+        # ids have folders in common with the masks, such as CLASS/x.png; try the longest such path first
+        for start in range(len(stem.parts)):
+            parent = self.folder.joinpath(*PurePosixPath(name).parts[start:-1])
+            if matches := self._listed(parent).get(stem.name):
                 return matches
-    return []
+        return []
+
+    def _listed(self, parent: Path) -> dict[str, list[Path]]:
+        """The files of a folder by their stems, with and without the ending of a mask."""
+        if parent not in self._by_stem:
+            by_stem: dict[str, list[Path]] = defaultdict(list)
+            files = sorted(parent.iterdir()) if parent.is_dir() else []
+            for path in files:
+                if path.is_file() and not path.name.startswith("."):
+                    stem = stem_of(path.name)
+                    for key in {stem, without_ending(stem)}:
+                        by_stem[key].append(path)
+            self._by_stem[parent] = by_stem
+        return self._by_stem[parent]
 
 
 def masks_beside(image: Path) -> list[Path]:
@@ -142,7 +157,7 @@ def masks_for(image: Path, masks: str | Path) -> Sequence[Path]:
     path = Path(masks)
     if path.is_file():
         return [path]
-    files = masks_beside(image) if str(masks) == AUTO else masks_in(path, image.name)
+    files = masks_beside(image) if str(masks) == AUTO else MaskFolder(path).masks_of(image.name)
     if not files:
         where = "beside the image" if str(masks) == AUTO else f"in {path}"
         raise UsageError(f"{image.name} has no mask {where}", hint="name the file: --mask FILE")
