@@ -176,15 +176,18 @@ def open_named(data: str, settings: Mapping[str, Any]) -> Source:
     return open_all(data_config, str(settings.get("model.weights", "")))
 
 
-def facts_of(source: Source | None, device: str, settings: Mapping[str, Any]) -> DataFacts:
-    """What the rules look at, from a sample of the images. Raises DataError where none can be read."""
+def facts_of(source: Source | None, device: str, settings: Mapping[str, Any], *, orientation: bool = True) -> DataFacts:
+    """What the rules look at, from a sample of the images. Raises DataError where none can be read.
+
+    Without ``orientation``, which reads EXAMINED images, none counts as upright or handed.
+    """
     minutes = None if settings.get("train.minutes") is None else float(settings["train.minutes"])
     if source is None:
         axes = int(settings.get("data.axes") or 2)
         return DataFacts(1000, axes, grid=False, upright=False, handed=False, device=device, minutes=minutes)
     grid = bool(source.read(0).grid)
     upright = handed = False
-    if source.axes == 2 and not grid:
+    if orientation and source.axes == 2 and not grid:
         thumbnails = _thumbnails(source)
         if len(thumbnails) >= GRID:
             upright, handed = differs_from_mirror(thumbnails, 1), differs_from_mirror(thumbnails, 2)
@@ -249,7 +252,7 @@ def choose(names: Names, source: Source | None, device: str, settings: Mapping[s
     names = names.with_settings(settings)
     if not names.open:
         return names
-    facts = facts_of(source, device, settings)
+    facts = facts_of(source, device, settings, orientation=names.recipe == AUTO)
     choices: list[str] = []
     if names.method == AUTO:
         choice = choose_method(facts, bool(settings.get("model.weights")))
