@@ -95,6 +95,15 @@ def test_the_choice_is_printed_kept_and_names_stay(upright, tmp_path):
     assert choose(Names("auto", None, "auto"), source, "cpu", {"dino.out_dim": 64}).method == "dino"
 
 
+@pytest.mark.parametrize(("recipe", "looked_at"), [("short", 1), ("auto", 40)])
+def test_images_are_read_for_their_orientation_only_where_a_recipe_is_chosen(recipe, looked_at, monkeypatch):
+    source = saccade.open_source("synthetic:tissue?n=40&size=32")
+    read, real = [], source.read
+    monkeypatch.setattr(source, "read", lambda index: read.append(index) or real(index))
+    assert choose(Names("auto", None, recipe), source, "cpu", {}).backbone == "resnet10_w32"
+    assert len(set(read)) == looked_at
+
+
 def test_cifar_is_upright_and_tissue_is_not(shared_data):
     def recipe_of(name: str) -> str:
         source = saccade.open_source(shared_data / name)
